@@ -1,0 +1,47 @@
+# One-word commands. `make serve` and `make test` do all the set-up on a fresh machine.
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+PORT ?= 8000
+
+.PHONY: help serve test lint format bench clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make serve   install, and serve a real model (Google's Magika) on port $(PORT)"
+	@echo "make test    install, and run every check"
+	@echo "make lint    the static checks alone"
+	@echo "make bench   compare with mosec (needs wrk)"
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/serve.stamp: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[examples,http2]'
+	@touch $@
+
+$(VENV)/test.stamp: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test]'
+	-$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[compare]' || echo "no mosec wheel here; the side-by-side tests are skipped"
+	@touch $@ $(VENV)/serve.stamp
+
+serve: $(VENV)/serve.stamp
+	$(BIN)/python examples/filetype/server.py --port $(PORT)
+
+test: $(VENV)/test.stamp lint
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/test.stamp
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/test.stamp
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/test.stamp
+	$(BIN)/python benchmarks/run.py
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis

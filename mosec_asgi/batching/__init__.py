@@ -1,0 +1,1 @@
+"""Waiting and grouping: tasks in, batches to workers, answers out."""

@@ -1,0 +1,331 @@
+"""Which tasks of a stage go to which worker, and when. Pure: time comes in as `now`, decisions come out as data.
+
+One `Scheduler` for a stage holds its queue and what is known of its workers. The coordinator tells it what has happened
+(`enqueue`, `answered`, `add_worker`, ...) and asks `assign(now)` what to do: a list of assignments to send, and the time
+at which to ask again if nothing happens before.
+
+Theory of operation
+-------------------
+Tasks start in order of arrival. One central queue: a worker is chosen when the task leaves it, not when it comes.
+
+*Without batching* (`max_batch_size` 1) a worker is sent several tasks ahead, a **window**: as many as it does in
+`WINDOW_SECONDS` by its own measured time. Then the pipe is never empty between two quick tasks and one write serves many,
+while a slow model has a window of one and no task waits behind another as long as some worker is free. Among workers
+with room, the one with the least measured work ahead gets the task.
+
+*With batching* one central former fills batches, so a burst of `max_batch_size` tasks is one batch and not one bit for
+every idle worker. A batch leaves when it is full, or when its oldest task has waited `max_wait`, counted from that task's
+arrival at the stage. A busy worker is sent one batch ahead (**prefetch**), but only if that batch is already full: a part
+of a batch can still grow while it waits here, and cannot once it has been sent.
+
+*Waiting must pay.* Where `max_wait` was not set for the stage, an idle worker does not wait for a batch that the measured
+rate of arrivals would not fill in time.
+
+*After a crash* a task comes back to the head of the queue and is run alone, on a worker that has nothing else, so that
+if it is the one that kills workers, it kills alone.
+
+A task that is settled while it waits is dropped when the queue is next read past it; `discard` keeps the count of live
+ones true, and the queue compacts itself when more than half of it is dead.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Hashable, Iterable
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from mosec_asgi.batching.task import Event, State, Task
+
+WINDOW_SECONDS = 0.0015
+MAX_WINDOW = 128
+# Weight of the newest measurement in the moving averages.
+SMOOTHING = 0.2
+
+WorkerKey = TypeVar("WorkerKey", bound=Hashable)
+
+
+@dataclass(slots=True)
+class Assignment(Generic[WorkerKey]):
+    """A decision: send these tasks to this worker, as one frame.
+
+    Attributes:
+        worker: the key that `add_worker` was given.
+        tasks: in order; already marked as sent.
+    """
+
+    worker: WorkerKey
+    tasks: list[Task]
+
+
+class _Load:
+    """What one worker has and how quick it is."""
+
+    __slots__ = ("alone", "batches", "order", "seconds_per_item", "sent", "window")
+
+    def __init__(self, order: int) -> None:
+        # Tasks that it has not answered, by number, in the order in which they were sent.
+        self.sent: dict[int, Task] = {}
+        # For each batch that it has, how many answers are missing; without batching, unused.
+        self.batches: deque[int] = deque()
+        self.seconds_per_item: float | None = None
+        self.window = 1
+        # It runs a task that must be alone.
+        self.alone = False
+        # Breaks ties between idle workers in favour of the one that was used longest ago.
+        self.order = order
+
+    @property
+    def work(self) -> float:
+        """Seconds of work ahead of it, by its own measured time."""
+        return len(self.sent) * (self.seconds_per_item or 0.0)
+
+
+class Scheduler(Generic[WorkerKey]):
+    """The queue of one stage, and the loads of its workers."""
+
+    def __init__(self, max_batch_size: int, max_wait: float, *, adaptive: bool = False) -> None:
+        """Begin with an empty queue and no workers.
+
+        Args:
+            max_batch_size: the most tasks in a batch; 1 turns batching off.
+            max_wait: seconds that a task may wait for its batch to fill.
+            adaptive: let an idle worker start before `max_wait` where the batch would not fill in time.
+        """
+        self.max_batch_size = max_batch_size
+        self.max_wait = max_wait
+        self.adaptive = adaptive
+        self._queue: deque[Task] = deque()
+        self._live = 0
+        self._loads: dict[WorkerKey, _Load] = {}
+        self._used = 0
+        self._gap: float | None = None
+        self._last_arrival: float | None = None
+
+    def __repr__(self) -> str:
+        return f"<Scheduler queued={self._live} sent={self.in_flight} workers={len(self._loads)}>"
+
+    @property
+    def queued(self) -> int:
+        """Live tasks that wait."""
+        return self._live
+
+    @property
+    def in_flight(self) -> int:
+        """Tasks that workers have and have not answered."""
+        return sum(len(load.sent) for load in self._loads.values())
+
+    def waiting(self) -> Iterable[Task]:
+        """Return the live tasks that wait, in order."""
+        return [task for task in self._queue if task.state is State.QUEUED]
+
+    def sent_to(self, worker: WorkerKey) -> list[Task]:
+        """Return the tasks that `worker` has and has not answered, in the order in which they were sent."""
+        return list(self._loads[worker].sent.values())
+
+    # -- what has happened -------------------------------------------------------------------------------------------
+
+    def add_worker(self, worker: WorkerKey) -> None:
+        """Take a worker into use; it has nothing yet."""
+        self._used += 1
+        self._loads[worker] = _Load(self._used)
+
+    def remove_worker(self, worker: WorkerKey) -> tuple[list[Task], list[Task]]:
+        """Forget a worker.
+
+        Returns:
+            the tasks that it had not answered, in the order in which they were sent: those that it may have begun, and
+            those that it was sent ahead. Without batching all may be begun: answers of quick tasks are gathered.
+        """
+        load = self._loads.pop(worker)
+        tasks = list(load.sent.values())
+        begun = load.batches[0] if load.batches else len(tasks)
+        return tasks[:begun], tasks[begun:]
+
+    def enqueue(self, task: Task, now: float) -> None:
+        """Put a task that has arrived at this stage at the end of the queue."""
+        self._queue.append(task)
+        self._live += 1
+        if self.adaptive:
+            self._note_arrival(now)
+
+    def requeue(self, tasks: Iterable[Task]) -> None:
+        """Put tasks that a dead worker had back at the head of the queue, in their order, each to be run alone."""
+        for task in sorted(tasks, key=lambda task: (task.queued, task.id), reverse=True):
+            task.step(Event.REQUEUE)
+            task.alone = True
+            self._queue.appendleft(task)
+            self._live += 1
+
+    def discard(self, task: Task) -> None:
+        """Note that `task`, which waits here, is being settled; to be called once, before it is."""
+        self._live -= 1
+        if len(self._queue) > 2 * self._live + 64:
+            self._queue = deque(t for t in self._queue if t.state is State.QUEUED and t is not task)
+
+    def answered(self, worker: WorkerKey, ids: Iterable[int], seconds: float) -> list[Task]:
+        """Note a worker's answers.
+
+        Args:
+            worker: who answers.
+            ids: the numbers of the tasks.
+            seconds: the time that it was at work on them.
+
+        Returns:
+            the tasks, in the order of `ids`.
+
+        Raises:
+            KeyError: it has no such task, or has answered it already; nothing is changed.
+        """
+        load = self._loads[worker]
+        sent = load.sent
+        tasks: list[Task] = []
+        try:
+            for task_id in ids:
+                tasks.append(sent.pop(task_id))
+        except KeyError:
+            sent.update((task.id, task) for task in tasks)
+            raise
+        if not sent:
+            load.alone = False
+        if tasks and self.max_batch_size == 1:
+            self._measure(load, seconds / len(tasks))
+        elif tasks:
+            self._close_batches(load, len(tasks))
+        return tasks
+
+    # -- what to do --------------------------------------------------------------------------------------------------
+
+    def assign(self, now: float) -> tuple[list[Assignment[WorkerKey]], float | None]:
+        """Decide which tasks go to which worker now.
+
+        Args:
+            now: the time, in the seconds in which tasks carry theirs.
+
+        Returns:
+            the assignments, whose tasks are marked as sent, and the time at which to ask again even if nothing happens
+            until then, or None.
+        """
+        if not self._live or not self._loads:
+            return [], None
+        if self.max_batch_size == 1:
+            return self._assign_window(), None
+        return self._assign_batches(now)
+
+    def _assign_window(self) -> list[Assignment[WorkerKey]]:
+        given: dict[WorkerKey, list[Task]] = {}
+        while (task := self._head()) is not None:
+            worker = self._least_loaded_with_room(alone=task.alone)
+            if worker is None:
+                break
+            self._take(worker, [task])
+            given.setdefault(worker, []).append(task)
+        return [Assignment(worker, tasks) for worker, tasks in given.items()]
+
+    def _least_loaded_with_room(self, *, alone: bool) -> WorkerKey | None:
+        best: WorkerKey | None = None
+        best_rank = (0.0, 0, 0)
+        for worker, load in self._loads.items():
+            ahead = len(load.sent)
+            if load.alone or ahead >= load.window or (alone and ahead):
+                continue
+            rank = (load.work, ahead, load.order)
+            if best is None or rank < best_rank:
+                best, best_rank = worker, rank
+        return best
+
+    def _assign_batches(self, now: float) -> tuple[list[Assignment[WorkerKey]], float | None]:
+        assignments: list[Assignment[WorkerKey]] = []
+        while (oldest := self._head()) is not None:
+            alone = oldest.alone
+            full = alone or self._live >= self.max_batch_size
+            worker = self._idle_worker()
+            if worker is None:
+                # Only a full batch goes ahead to a busy worker, and one that must be alone never does.
+                worker = self._prefetching_worker() if full and not alone else None
+                if worker is None:
+                    break
+            elif not full and now < oldest.queued + self.max_wait and not self._waiting_is_vain(oldest, now):
+                return assignments, oldest.queued + self.max_wait
+            batch = self._form_batch()
+            self._take(worker, batch)
+            self._loads[worker].batches.append(len(batch))
+            assignments.append(Assignment(worker, batch))
+        return assignments, None
+
+    def _idle_worker(self) -> WorkerKey | None:
+        idle = [(load.order, worker) for worker, load in self._loads.items() if not load.sent]
+        return min(idle, key=lambda pair: pair[0])[1] if idle else None
+
+    def _prefetching_worker(self) -> WorkerKey | None:
+        """Return the busy worker with one batch only that will be free first."""
+        ready = [
+            ((load.work, len(load.sent), load.order), worker)
+            for worker, load in self._loads.items()
+            if len(load.batches) == 1 and not load.alone
+        ]
+        return min(ready, key=lambda pair: pair[0])[1] if ready else None
+
+    def _form_batch(self) -> list[Task]:
+        """Return the next batch: live tasks from the head of the queue, which stay there until they are taken."""
+        batch: list[Task] = []
+        for task in self._queue:
+            if task.state is not State.QUEUED:
+                continue
+            if task.alone:
+                return batch or [task]
+            batch.append(task)
+            if len(batch) == self.max_batch_size:
+                break
+        return batch
+
+    def _waiting_is_vain(self, oldest: Task, now: float) -> bool:
+        """Whether the measured rate of arrivals would not fill the batch before the oldest task has waited enough."""
+        if not self.adaptive:
+            return False
+        missing = self.max_batch_size - self._live
+        return self._gap is None or now + missing * self._gap > oldest.queued + self.max_wait
+
+    # -- book-keeping ------------------------------------------------------------------------------------------------
+
+    def _head(self) -> Task | None:
+        """Return the first live task, and drop the settled ones before it."""
+        queue = self._queue
+        while queue and queue[0].state is not State.QUEUED:
+            queue.popleft()
+        return queue[0] if queue else None
+
+    def _take(self, worker: WorkerKey, tasks: list[Task]) -> None:
+        """Move tasks from the head of the queue to a worker."""
+        load = self._loads[worker]
+        self._used += 1
+        load.order = self._used
+        for task in tasks:
+            while self._queue.popleft() is not task:
+                pass
+            task.step(Event.DISPATCH)
+            load.sent[task.id] = task
+            load.alone = load.alone or task.alone
+        self._live -= len(tasks)
+
+    def _measure(self, load: _Load, seconds_per_item: float) -> None:
+        before = load.seconds_per_item
+        load.seconds_per_item = seconds_per_item if before is None else before + SMOOTHING * (seconds_per_item - before)
+        quick = WINDOW_SECONDS / max(load.seconds_per_item, 1e-7)
+        load.window = max(1, min(MAX_WINDOW, int(quick)))
+
+    @staticmethod
+    def _close_batches(load: _Load, answers: int) -> None:
+        """Count answers off the batches that a worker has; it runs them in order."""
+        while answers:
+            counted = min(answers, load.batches[0])
+            answers -= counted
+            load.batches[0] -= counted
+            if not load.batches[0]:
+                load.batches.popleft()
+
+    def _note_arrival(self, now: float) -> None:
+        if self._last_arrival is not None:
+            gap = now - self._last_arrival
+            self._gap = gap if self._gap is None else self._gap + SMOOTHING * (gap - self._gap)
+        self._last_arrival = now

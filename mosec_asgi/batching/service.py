@@ -1,0 +1,87 @@
+"""What `web` may ask of the coordinator: three calls and the messages that they pass.
+
+Nothing mutable is shared, and only numbers, text and bytes cross, so that one day several HTTP processes can speak to
+one coordinator over a socket.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+from mosec_asgi.errors import Failure
+
+# The outcome of a task whose client has left; 499 is nginx's number for it, and nobody is there to read it.
+CLIENT_LEFT = Failure(499, "the client left")
+
+
+class Ticket(NamedTuple):
+    """An admitted task.
+
+    Attributes:
+        id: its number, for `Service.cancel`.
+        outcome: the encoded result, or what went wrong. It never raises.
+    """
+
+    id: int
+    outcome: asyncio.Future[bytes | Failure]
+
+
+@dataclass(frozen=True, slots=True)
+class StageStatistics:
+    """A stage at one moment.
+
+    Attributes:
+        name: the stage's name.
+        queued: tasks that wait.
+        in_flight: tasks that its workers have and have not answered.
+        ready: workers that can be given tasks.
+        workers: workers that there should be.
+        down: no worker is alive, and the last try to start one failed.
+    """
+
+    name: str
+    queued: int
+    in_flight: int
+    ready: int
+    workers: int
+    down: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Statistics:
+    """A service at one moment.
+
+    Attributes:
+        admitted: tasks admitted and not yet answered.
+        closing: the service is shutting down and admits no more.
+        stages: in the order of the service's list.
+    """
+
+    admitted: int
+    closing: bool
+    stages: tuple[StageStatistics, ...]
+
+
+class Service(Protocol):
+    """The batching side of a service, as HTTP sees it."""
+
+    def submit(
+        self, route: int, body: bytes, request_id: str, timeout: float | None = None, *, example: bool = False
+    ) -> Ticket | Failure:
+        """Admit a request, or say why not.
+
+        Args:
+            route: the place of its route in the service's list.
+            body: the encoded input.
+            request_id: what the logs call it.
+            timeout: seconds until it is answered 408; None for the service's own.
+            example: run the first worker's example in place of `body`.
+        """
+
+    def cancel(self, task_id: int) -> None:
+        """Drop a task whose client has left; its outcome is `CLIENT_LEFT`. One that has its answer is left alone."""
+
+    def statistics(self) -> Statistics:
+        """Return how things stand."""

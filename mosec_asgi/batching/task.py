@@ -1,0 +1,140 @@
+"""A task: one request on its way through its pipeline, and its lifecycle as a table. Pure.
+
+              ┌────────┐  DISPATCH   ┌──────┐
+    submit ──►│ QUEUED ├────────────►│ SENT │
+              └─┬──────┘◄────────────┴─┬──┬─┘
+                │     ADVANCE, REQUEUE │  │
+                │                      │  │
+         SETTLE │               SETTLE │  │
+                ▼                      ▼  │
+              ┌───────────────────────────┴─┐
+              │           SETTLED           │
+              └─────────────────────────────┘
+
+ADVANCE: a stage has answered and there is another; the task goes to the end of that one's queue. REQUEUE: the worker
+died; the task goes back to the head of the same stage's queue. SETTLE happens exactly once, whatever the cause: the
+result, an error, the deadline, the client's leaving. A task that is settled while it is SENT is still on its worker;
+whatever that worker answers is dropped.
+"""
+
+from __future__ import annotations
+
+import enum
+
+
+class State(enum.Enum):
+    """Where a task is in its life."""
+
+    QUEUED = "queued"
+    SENT = "sent"
+    SETTLED = "settled"
+
+
+class Event(enum.Enum):
+    """What happens to a task."""
+
+    DISPATCH = "dispatch"
+    ADVANCE = "advance"
+    REQUEUE = "requeue"
+    SETTLE = "settle"
+
+
+class TaskError(Exception):
+    """An event that cannot happen in the task's state."""
+
+
+TRANSITIONS: dict[tuple[State, Event], State] = {
+    (State.QUEUED, Event.DISPATCH): State.SENT,
+    (State.QUEUED, Event.SETTLE): State.SETTLED,
+    (State.SENT, Event.ADVANCE): State.QUEUED,
+    (State.SENT, Event.REQUEUE): State.QUEUED,
+    (State.SENT, Event.SETTLE): State.SETTLED,
+}
+
+
+class Task:
+    """One request on its way.
+
+    Attributes:
+        id: its number in this process, from 1; never used twice.
+        request_id: what the logs and the client call it.
+        route: the place of its route in the service's list.
+        stages: the stages of its pipeline, by their place in the service's list.
+        position: which of `stages` it is at, from 0.
+        payload: the encoded input of the stage that it is at; empty once it is settled.
+        arrived: when it was admitted, in seconds of the coordinator's clock.
+        deadline: when it is answered 408.
+        queued: when it came to the queue of the stage that it is at.
+        attempts: workers of this stage that died while they ran it, or may have.
+        alone: its worker died; it is to be run with nothing else on the worker.
+        example: a dry run: the first worker's own example takes the place of the payload.
+        state: see the table.
+    """
+
+    __slots__ = (
+        "alone", "arrived", "attempts", "deadline", "example", "id", "payload", "position", "queued", "request_id", "route",
+        "stages", "state",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        id: int,
+        request_id: str,
+        route: int,
+        stages: tuple[int, ...],
+        payload: bytes,
+        now: float,
+        deadline: float,
+        *,
+        example: bool = False,
+    ) -> None:
+        self.id = id
+        self.request_id = request_id
+        self.route = route
+        self.stages = stages
+        self.position = 0
+        self.payload = payload
+        self.arrived = self.queued = now
+        self.deadline = deadline
+        self.attempts = 0
+        self.alone = False
+        self.example = example
+        self.state = State.QUEUED
+
+    def __repr__(self) -> str:
+        return f"<Task {self.id} {self.state.value} stage={self.position} attempts={self.attempts}>"
+
+    @property
+    def stage(self) -> int:
+        """The stage that it is at, by its place in the service's list."""
+        return self.stages[self.position]
+
+    @property
+    def at_last_stage(self) -> bool:
+        """Whether the stage that it is at is its pipeline's last."""
+        return self.position + 1 == len(self.stages)
+
+    def step(self, event: Event) -> None:
+        """Go to the state after `event`.
+
+        Raises:
+            TaskError: the table has no such step.
+        """
+        try:
+            self.state = TRANSITIONS[self.state, event]
+        except KeyError:
+            raise TaskError(f"{self!r} cannot see the event {event.value}") from None
+
+    def advance(self, payload: bytes, now: float) -> None:
+        """Go on to the next stage with what this one has answered."""
+        self.step(Event.ADVANCE)
+        self.position += 1
+        self.payload = payload
+        self.queued = now
+        self.attempts = 0
+        self.alone = False
+
+    def settle(self) -> None:
+        """End its life; the payload's memory is free from here on."""
+        self.step(Event.SETTLE)
+        self.payload = b""

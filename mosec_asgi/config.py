@@ -1,0 +1,183 @@
+"""The settings of a service: keyword < `MOSEC_*` environment < command line, read and checked in one place.
+
+One table, the fields of `Settings`, drives the three sources, the checks and `--help`. Only `resolve` reads the
+environment and only `parse_command_line` looks at arguments; nothing else in the package does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from mosec_asgi.errors import DefinitionError
+
+ENV_PREFIX = "MOSEC_"
+LOG_LEVELS = ("debug", "info", "warning", "error")
+_TRUE = {"1", "true", "yes", "on"}
+_FALSE = {"0", "false", "no", "off", ""}
+
+
+def _setting(default: Any, text: str, *, least: int | None = None, choices: tuple[str, ...] | None = None) -> Any:
+    return field(default=default, metadata={"help": text, "least": least, "choices": choices})
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """The settings of a service. Each is also an environment variable and a command line flag."""
+
+    capacity: int = _setting(1024, "requests admitted and not yet answered; beyond it the answer is 429", least=1)
+    timeout: int = _setting(
+        3000, "milliseconds that a request may take from its arrival; then the answer is 408", least=1
+    )
+    wait: int = _setting(
+        10,
+        "milliseconds that a batch may wait to fill where a stage sets no max_wait_time of its own",
+        least=0,
+    )
+    address: str = _setting("0.0.0.0", "address to listen on")
+    port: int = _setting(8000, "port to listen on", least=0)
+    namespace: str = _setting("mosec_service", "prefix of the metrics' names")
+    log_level: str = _setting("info", "least level to log", choices=LOG_LEVELS)
+    debug: bool = _setting(False, "log at level debug, as coloured text instead of JSON lines")
+    dry_run: bool = _setting(
+        False, "start one worker a stage, send each pipeline its first worker's example once, report and exit"
+    )
+    compression: bool = _setting(False, "reserved: compressed requests and responses")
+    max_request_size: int = _setting(
+        10 * 1024 * 1024, "bytes of a request's body; beyond it the answer is 413", least=1
+    )
+    path: str = _setting("", "accepted for mosec's sake and not used: workers are reached over unnamed socket pairs")
+
+    @property
+    def timeout_seconds(self) -> float:
+        """The service timeout in seconds."""
+        return self.timeout / 1000
+
+    @property
+    def effective_log_level(self) -> str:
+        """`log_level`, or debug where `debug` is set."""
+        return "debug" if self.debug else self.log_level
+
+
+FIELDS = {f.name: f for f in dataclasses.fields(Settings)}
+# Said once here rather than guessed from annotations, which are text under `from __future__ import annotations`.
+_TYPES: dict[str, type] = {name: type(f.default) for name, f in FIELDS.items()}
+
+
+def _checked(name: str, value: Any, source: str) -> Any:
+    """Return `value` as the type of setting `name`; raise `DefinitionError` naming `source` and the remedy."""
+    wanted = _TYPES[name]
+    if isinstance(value, str) and wanted is not str:
+        value = _parsed(name, value, wanted, source)
+    if isinstance(value, bool) != (wanted is bool) or not isinstance(value, wanted):
+        raise DefinitionError(f"{source} must be {wanted.__name__}, not {value!r} ({type(value).__name__})")
+    meta = FIELDS[name].metadata
+    if meta["least"] is not None and value < meta["least"]:
+        raise DefinitionError(f"{source} must be at least {meta['least']}, not {value}")
+    if meta["choices"] is not None and value not in meta["choices"]:
+        raise DefinitionError(f"{source} must be one of {', '.join(meta['choices'])}, not {value!r}")
+    return value
+
+
+def _parsed(name: str, text: str, wanted: type, source: str) -> Any:
+    if wanted is bool:
+        if text.lower() not in _TRUE | _FALSE:
+            raise DefinitionError(f"{source} must be true or false, not {text!r}")
+        return text.lower() in _TRUE
+    try:
+        return wanted(text)
+    except ValueError:
+        raise DefinitionError(f"{source} must be a whole number, not {text!r}") from None
+
+
+def check_keywords(keywords: Mapping[str, Any]) -> dict[str, Any]:
+    """Check the settings that were passed as keywords.
+
+    Raises:
+        DefinitionError: a name is no setting, or a value does not fit.
+    """
+    unknown = sorted(set(keywords) - set(FIELDS))
+    if unknown:
+        raise DefinitionError(f"unknown setting {', '.join(unknown)}; the settings are {', '.join(FIELDS)}")
+    return {name: _checked(name, value, f"Server({name}=...)") for name, value in keywords.items()}
+
+
+def resolve(
+    keywords: Mapping[str, Any],
+    environment: Mapping[str, str] | None = None,
+    command_line: Mapping[str, Any] | None = None,
+) -> Settings:
+    """Combine the sources into the settings of a service.
+
+    Args:
+        keywords: from the program; the weakest.
+        environment: variables by name; None reads the process's own.
+        command_line: what `parse_command_line` returned; the strongest.
+
+    Raises:
+        DefinitionError: a value does not fit; the text names its source.
+    """
+    environment = os.environ if environment is None else environment
+    values = check_keywords(keywords)
+    for name in FIELDS:
+        variable = ENV_PREFIX + name.upper()
+        if variable in environment:
+            values[name] = _checked(name, environment[variable], f"the environment variable {variable}")
+    for name, value in (command_line or {}).items():
+        values[name] = _checked(name, value, f"the argument --{name.replace('_', '-')}")
+    return Settings(**values)
+
+
+def build_parser(settings: Settings, program: str | None = None) -> argparse.ArgumentParser:
+    """Build the parser of a service's command line; `settings` are the defaults that `--help` shows."""
+    parser = argparse.ArgumentParser(
+        prog=program,
+        description="Serve the models of this program.",
+        epilog="Each setting is also an environment variable: MOSEC_PORT=8080 MOSEC_TIMEOUT=5000 python server.py. "
+        "The command line wins over the environment, and the environment over the program.",
+        allow_abbrev=False,
+    )
+    for name, f in FIELDS.items():
+        flag = "--" + name.replace("_", "-")
+        text = f"{f.metadata['help']} (default: {getattr(settings, name)!r})"
+        if _TYPES[name] is bool:
+            parser.add_argument(flag, action="store_true", default=argparse.SUPPRESS, help=text)
+        else:
+            parser.add_argument(
+                flag,
+                type=_TYPES[name],
+                default=argparse.SUPPRESS,
+                choices=f.metadata["choices"],
+                help=text,
+                metavar=None if f.metadata["choices"] else name.upper(),
+            )
+    return parser
+
+
+def parse_command_line(settings: Settings, arguments: Sequence[str] | None = None) -> dict[str, Any]:
+    """Read the server's own flags and leave all others to the user's program.
+
+    Args:
+        settings: the defaults to show in `--help`.
+        arguments: the command line; None reads the process's own.
+
+    Returns:
+        the settings that were given, by name.
+    """
+    known, _ = build_parser(settings).parse_known_args(arguments)
+    return vars(known)
+
+
+def from_command_line(keywords: Mapping[str, Any]) -> Settings:
+    """Return the settings of a program that is run by hand; a wrong one ends it with status 2 and the reason."""
+    parser = build_parser(Settings())
+    try:
+        below = resolve(keywords)
+        parser = build_parser(below)
+        return resolve(keywords, command_line=parse_command_line(below))
+    except DefinitionError as error:
+        parser.error(str(error))

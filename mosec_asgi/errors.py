@@ -1,0 +1,123 @@
+"""The errors of the house, and what a client sees of them.
+
+    MosecError                      500  "mosec error"
+    ├── ClientError                 400  "bad request"
+    │   └── DecodingError           400  "decoding error"
+    ├── ValidationError             422  "request validation error"
+    └── ServerError                 500  "internal error"
+        └── EncodingError           500  "encoding error"
+    MosecTimeoutError               408  "timeout error"         (a BaseException: see there)
+    DefinitionError (ValueError)         a service was written down wrongly
+    StartupError (RuntimeError)          a service could not be started
+
+A worker raises the first group from `deserialize`, `forward` or `serialize`; the client receives the status and the
+text `"<msg>: <details>"`. Any other exception is a bug in the worker: the client receives 500 "inference internal
+error" and nothing of its text, which may hold secrets; the log holds the traceback.
+
+Inside the house an error travels as data, as a `Failure`: nothing is raised across a process or a queue.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from http import HTTPStatus
+
+INTERNAL_ERROR_TEXT = "inference internal error"
+
+
+class MosecError(Exception):
+    """Base of the errors that a worker may raise to answer a request.
+
+    Attributes:
+        code: the HTTP status that the client receives. A subclass may set its own.
+        msg: what stands before the details in the response's text.
+    """
+
+    code: int = HTTPStatus.INTERNAL_SERVER_ERROR
+    msg: str = "mosec error"
+
+
+class ClientError(MosecError):
+    """The request cannot be served through a fault of the client: 400 with the details."""
+
+    code = HTTPStatus.BAD_REQUEST
+    msg = "bad request"
+
+
+class DecodingError(ClientError):
+    """The request's bytes cannot be decoded: 400 with the details."""
+
+    msg = "decoding error"
+
+
+class ValidationError(MosecError):
+    """The request was decoded, but its values are not acceptable: 422 with the details."""
+
+    code = HTTPStatus.UNPROCESSABLE_ENTITY
+    msg = "request validation error"
+
+
+class ServerError(MosecError):
+    """The request cannot be served through a fault of the server: 500 with the details.
+
+    The details reach the client. To keep them from it, raise an exception that is no `MosecError`.
+    """
+
+    msg = "internal error"
+
+
+class EncodingError(ServerError):
+    """The result cannot be encoded: 500 with the details."""
+
+    msg = "encoding error"
+
+
+class MosecTimeoutError(BaseException):
+    """Raised inside `forward` when the stage's timeout has passed: 408.
+
+    A `BaseException`, so that an `except Exception` around a retry loop in `forward` does not swallow it. `forward` may
+    catch it to clean up, and should raise it again.
+    """
+
+    code: int = HTTPStatus.REQUEST_TIMEOUT
+    msg: str = "timeout error"
+
+
+class DefinitionError(ValueError):
+    """A worker, a stage, a route or a setting was written down wrongly; the text says what to change."""
+
+
+class StartupError(RuntimeError):
+    """The service could not be started; the text holds the reason, and a worker's traceback where there is one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """An error on its way to the client, as data.
+
+    Attributes:
+        code: the HTTP status.
+        text: the response's text.
+        retry_after: seconds after which the client may try again, or None where trying again is no remedy.
+    """
+
+    code: int
+    text: str
+    retry_after: int | None = None
+
+
+def describe(error: BaseException) -> Failure:
+    """Turn an exception that a worker raised into the failure that its client is told.
+
+    Args:
+        error: what `deserialize`, `forward` or `serialize` raised, or what `forward` put into its result list.
+
+    Returns:
+        the status and `"<msg>: <details>"`, on one line; an exception that is no error of this module tells nothing.
+    """
+    if not isinstance(error, (MosecError, MosecTimeoutError)):
+        return Failure(HTTPStatus.INTERNAL_SERVER_ERROR, INTERNAL_ERROR_TEXT)
+    details = str(error).replace("\n", " - ") or error.msg
+    # A subclass may set any code; one that says success, or nothing, would hide the error.
+    code = int(error.code) if 400 <= error.code < 600 else HTTPStatus.INTERNAL_SERVER_ERROR
+    return Failure(code, f"{error.msg}: {details}")

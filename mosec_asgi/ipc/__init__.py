@@ -1,0 +1,1 @@
+"""Bytes between the event loop and the worker processes."""

@@ -1,0 +1,133 @@
+"""The event loop's end of a worker's pipe: a socket pair, non-blocking, one callback a frame.
+
+It talks to the socket through `add_reader` and `add_writer` rather than through a transport: a frame that fits into the
+socket's buffer, as nearly all do, is then one system call with nothing queued, and reading goes into one buffer that
+all channels of the process share.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable
+
+from mosec_asgi.ipc.frames import Decoder, Frame, FrameError
+
+READ_SIZE = 256 * 1024
+_scratch = bytearray(READ_SIZE)
+_scratch_view = memoryview(_scratch)
+
+
+class Channel:
+    """A duplex pipe to one worker, as the event loop sees it."""
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        on_frame: Callable[[Frame], None],
+        on_closed: Callable[[str], None],
+    ) -> None:
+        """Take over a socket; nothing is read before `open`.
+
+        Args:
+            sock: the server's end of the socket pair.
+            on_frame: called with each frame that arrives.
+            on_closed: called once, with the reason, when the other side has closed, broken or garbled the pipe. Not
+                called after `close`.
+        """
+        sock.setblocking(False)
+        self._sock = sock
+        self._on_frame = on_frame
+        self._on_closed = on_closed
+        self._decoder = Decoder()
+        self._unsent: list[memoryview] = []
+        self._open = False
+        self._loop: asyncio.AbstractEventLoop
+
+    def open(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Begin to read."""
+        self._loop = loop
+        self._open = True
+        loop.add_reader(self._sock.fileno(), self._readable)
+
+    def send(self, data: bytes) -> None:
+        """Send a frame: at once where the pipe has room, and the rest as soon as it has; order is kept.
+
+        After the pipe has closed this does nothing: the worker's end is reported through `on_closed`.
+        """
+        if not self._open:
+            return
+        if self._unsent:
+            self._unsent.append(memoryview(data))
+            return
+        try:
+            sent = self._sock.send(data)
+        except (BlockingIOError, InterruptedError):
+            sent = 0
+        except OSError as error:
+            self._fail(f"writing to it failed: {error.strerror}")
+            return
+        if sent < len(data):
+            self._unsent.append(memoryview(data)[sent:])
+            self._loop.add_writer(self._sock.fileno(), self._writable)
+
+    @property
+    def unsent(self) -> int:
+        """Bytes that wait for room in the pipe."""
+        return sum(len(piece) for piece in self._unsent)
+
+    def finish(self) -> None:
+        """Tell the worker that nothing more comes, which asks it to stop; its last frames are still read."""
+        if self._open:
+            try:
+                self._sock.shutdown(socket.SHUT_WR)
+            except OSError as error:
+                self._fail(f"closing it failed: {error.strerror}")
+
+    def close(self) -> None:
+        """Let go of the pipe. Idempotent."""
+        if self._open and not self._loop.is_closed():
+            self._loop.remove_reader(self._sock.fileno())
+            self._loop.remove_writer(self._sock.fileno())
+        self._open = False
+        self._unsent.clear()
+        self._sock.close()
+
+    def _readable(self) -> None:
+        try:
+            size = self._sock.recv_into(_scratch)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError as error:
+            self._fail(f"reading from it failed: {error.strerror}")
+            return
+        if not size:
+            pending = self._decoder.pending
+            self._fail(f"it was closed in the middle of a frame, {pending} bytes in" if pending else "it was closed")
+            return
+        self._decoder.receive_data(bytes(_scratch_view[:size]))
+        try:
+            while self._open and (frame := self._decoder.next_frame()) is not None:
+                self._on_frame(frame)
+        except FrameError as error:
+            self._fail(f"garbage came from it: {error}")
+
+    def _writable(self) -> None:
+        try:
+            while self._unsent:
+                sent = self._sock.send(self._unsent[0])
+                if sent < len(self._unsent[0]):
+                    self._unsent[0] = self._unsent[0][sent:]
+                    return
+                del self._unsent[0]
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError as error:
+            self._fail(f"writing to it failed: {error.strerror}")
+            return
+        self._loop.remove_writer(self._sock.fileno())
+
+    def _fail(self, reason: str) -> None:
+        if self._open:
+            self.close()
+            self._on_closed(reason)

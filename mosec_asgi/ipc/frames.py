@@ -1,0 +1,249 @@
+"""Bytes <-> messages between the event loop and a worker process. No I/O, as in h11.
+
+A frame carries all that one side has ready for the other in one turn, so that a busy pipe costs one write and one read
+for many tasks. All numbers are little-endian.
+
+    frame    = header, body
+    header   = magic u16, kind u8, pad u8, count u32, body length u64, seconds f64              (24 bytes)
+    TASKS    = count x (task u64, payload length u64, flags u16, request id length u16), request ids, payloads
+    RESULTS  = count x (task u64, payload length u64, status u16), payloads; seconds = time the worker was at work on them
+    READY    = nothing: the worker has loaded and warmed up
+    FAILED   = text: the traceback of a worker that could not start
+
+The table comes first, as one block of numbers, so that a frame is written by one `pack` and one `join` and read by one
+`unpack`, however many tasks it holds. The end of the stream asks a worker to stop, and tells the server that it has.
+
+The reading side trusts nothing: a frame with another magic, an unknown kind or lengths that do not add up raises
+`FrameError`, after which the stream has no meaning and the peer is to be treated as dead.
+"""
+
+from __future__ import annotations
+
+import enum
+import functools
+import itertools
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+MAGIC = 0x6D61
+MAX_BODY = 1 << 34
+HEADER = struct.Struct("<HBxIQd")
+
+TASK_ENTRY = "QQHH"
+RESULT_ENTRY = "QQH"
+
+
+class FrameError(Exception):
+    """The bytes are no frame; the stream has no meaning from here on."""
+
+
+class Kind(enum.IntEnum):
+    """What a frame carries."""
+
+    TASKS = 1
+    RESULTS = 2
+    READY = 3
+    FAILED = 4
+
+
+class Flag(enum.IntFlag):
+    """Where a task stands in its pipeline, which decides how the worker decodes and encodes it."""
+
+    INGRESS = 1
+    EGRESS = 2
+    # The input is the worker's own example, not the payload: a dry run.
+    EXAMPLE = 4
+
+
+@dataclass(slots=True)
+class Tasks:
+    """Work for a worker: four columns of equal length, a task at each place.
+
+    Attributes:
+        ids: the tasks' numbers.
+        flags: a `Flag` each.
+        request_ids: what the logs call the requests.
+        payloads: the encoded inputs.
+    """
+
+    ids: Sequence[int]
+    flags: Sequence[int]
+    request_ids: Sequence[str]
+    payloads: Sequence[bytes]
+
+
+@dataclass(slots=True)
+class Results:
+    """Answers of a worker: three columns of equal length, and the time it was at work on them.
+
+    Attributes:
+        ids: the tasks' numbers.
+        codes: an HTTP status each; 200 means that the payload is the encoded result, else it is the error's text.
+        payloads: the encoded results, or texts.
+        seconds: time from decoding the first to encoding the last, waiting not included.
+    """
+
+    ids: Sequence[int]
+    codes: Sequence[int]
+    payloads: Sequence[bytes]
+    seconds: float
+
+
+@dataclass(slots=True)
+class Ready:
+    """The worker has loaded and warmed up."""
+
+
+@dataclass(slots=True)
+class Failed:
+    """The worker could not start; `text` is its traceback."""
+
+    text: str
+
+
+Frame = Tasks | Results | Ready | Failed
+
+
+@functools.lru_cache(maxsize=1024)
+def _table(entry: str, count: int) -> struct.Struct:
+    return struct.Struct("<" + entry * count)
+
+
+def _frame(kind: Kind, count: int, seconds: float, parts: list[bytes]) -> bytes:
+    parts[0] = HEADER.pack(MAGIC, kind, count, sum(map(len, parts)), seconds)
+    return b"".join(parts)
+
+
+def encode_tasks(tasks: Tasks) -> bytes:
+    """Return `tasks` as a frame."""
+    request_ids = [request_id.encode() for request_id in tasks.request_ids]
+    rows = zip(tasks.ids, map(len, tasks.payloads), tasks.flags, map(len, request_ids), strict=True)
+    count = len(request_ids)
+    table = _table(TASK_ENTRY, count).pack(*itertools.chain.from_iterable(rows))
+    return _frame(Kind.TASKS, count, 0.0, [b"", table, *request_ids, *tasks.payloads])
+
+
+def encode_results(results: Results) -> bytes:
+    """Return `results` as a frame."""
+    rows = zip(results.ids, map(len, results.payloads), results.codes, strict=True)
+    count = len(results.ids)
+    table = _table(RESULT_ENTRY, count).pack(*itertools.chain.from_iterable(rows))
+    return _frame(Kind.RESULTS, count, results.seconds, [b"", table, *results.payloads])
+
+
+def encode_ready() -> bytes:
+    """Return the frame that says: the worker has loaded and warmed up."""
+    return _frame(Kind.READY, 0, 0.0, [b""])
+
+
+def encode_failed(text: str) -> bytes:
+    """Return the frame of a worker that could not start; `text` is its traceback."""
+    return _frame(Kind.FAILED, 0, 0.0, [b"", text.encode(errors="backslashreplace")])
+
+
+class Decoder:
+    """Bytes in, frames out: feed `receive_data`, then take `next_frame` until it returns None."""
+
+    def __init__(self, max_body: int = MAX_BODY) -> None:
+        """Start at a frame's boundary.
+
+        Args:
+            max_body: the longest body, in bytes, that is believed; a longer one is garbage.
+        """
+        self._max_body = max_body
+        self._buffer: bytes | bytearray = b""
+        self._position = 0
+        self._needed = HEADER.size
+
+    def receive_data(self, data: bytes) -> None:
+        """Take in bytes as they came, cut anywhere."""
+        if self._position == len(self._buffer):
+            # The usual case, and the quick one: nothing is left over, so `data` is parsed where it lies.
+            self._buffer = data
+        else:
+            if not isinstance(self._buffer, bytearray):
+                self._buffer = bytearray(memoryview(self._buffer)[self._position :])
+            elif self._position:
+                del self._buffer[: self._position]
+            self._buffer += data
+        self._position = 0
+
+    def next_frame(self) -> Frame | None:
+        """Return the next whole frame, or None when more bytes are needed.
+
+        Raises:
+            FrameError: the bytes are no frame.
+        """
+        available = len(self._buffer) - self._position
+        if available < self._needed:
+            return None
+        magic, kind, count, length, seconds = HEADER.unpack_from(self._buffer, self._position)
+        if magic != MAGIC or length > self._max_body:
+            raise FrameError(f"no frame: magic {magic:#06x}, kind {kind}, body of {length} bytes")
+        if available < HEADER.size + length:
+            self._needed = HEADER.size + length
+            return None
+        start = self._position + HEADER.size
+        self._position = start + length
+        self._needed = HEADER.size
+        body = memoryview(self._buffer)[start : self._position]
+        try:
+            if kind == Kind.RESULTS:
+                return _decode_results(body, count, seconds)
+            if kind == Kind.TASKS:
+                return _decode_tasks(body, count)
+            return _decode_notice(kind, count, body)
+        finally:
+            # A bytearray cannot grow while a view of it lives.
+            body.release()
+
+    @property
+    def pending(self) -> int:
+        """Bytes taken in that are not yet part of a whole frame."""
+        return len(self._buffer) - self._position
+
+
+def _read_table(entry: str, count: int, body: memoryview) -> tuple[list[tuple[int, ...]], int]:
+    size = struct.calcsize("<" + entry) * count
+    if size > len(body):
+        raise FrameError(f"no frame: a table of {count} rows in a body of {len(body)} bytes")
+    numbers = _table(entry, count).unpack_from(body)
+    width = len(entry)
+    return [numbers[column::width] for column in range(width)], size
+
+
+def _cut(body: memoryview, position: int, lengths: Sequence[int]) -> list[bytes]:
+    pieces = []
+    for length in lengths:
+        end = position + length
+        pieces.append(bytes(body[position:end]))
+        position = end
+    return pieces
+
+
+def _decode_results(body: memoryview, count: int, seconds: float) -> Results:
+    (ids, lengths, codes), position = _read_table(RESULT_ENTRY, count, body)
+    if position + sum(lengths) != len(body):
+        raise FrameError(f"no frame: {count} results do not add up to a body of {len(body)} bytes")
+    return Results(ids, codes, _cut(body, position, lengths), seconds)
+
+
+def _decode_tasks(body: memoryview, count: int) -> Tasks:
+    (ids, lengths, flags, name_lengths), position = _read_table(TASK_ENTRY, count, body)
+    names_end = position + sum(name_lengths)
+    if names_end + sum(lengths) != len(body):
+        raise FrameError(f"no frame: {count} tasks do not add up to a body of {len(body)} bytes")
+    try:
+        request_ids = [name.decode() for name in _cut(body, position, name_lengths)]
+    except UnicodeDecodeError as error:
+        raise FrameError("no frame: a request id is not UTF-8") from error
+    return Tasks(ids, flags, request_ids, _cut(body, names_end, lengths))
+
+
+def _decode_notice(kind: int, count: int, body: memoryview) -> Ready | Failed:
+    if kind == Kind.READY and not body and not count:
+        return Ready()
+    if kind == Kind.FAILED and not count:
+        return Failed(bytes(body).decode(errors="replace"))
+    raise FrameError(f"no frame: kind {kind} with {count} rows and a body of {len(body)} bytes")

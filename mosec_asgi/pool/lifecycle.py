@@ -1,0 +1,107 @@
+"""The life of a worker as a table, and when a dead one is replaced. No clock, no processes: time comes in as `now`.
+
+             ┌──────────┐  READY   ┌───────┐
+   launch ──►│ STARTING ├─────────►│ READY │
+             └─┬───┬────┘          └─┬───┬─┘
+          STOP │   │ LOST       STOP │   │ LOST
+               ▼   │                 ▼   │
+           ┌──────────┐              │   │
+           │ STOPPING │◄─────────────┘   │
+           └─┬────┬───┘                  │
+             │    │ LOST                 │
+             │    └───────►┌───────┐◄────┘
+             │             │ LOST  │   its pipe is gone: it gets no more tasks, and is being killed
+        EXIT │             └──┬────┘
+             ▼                │ EXIT
+          ┌──────┐◄───────────┘
+          │ DEAD │   its process has been reaped; only now may another take its place (a GPU's memory is free again)
+          └──────┘
+
+A worker may EXIT from any state. Whatever the order in which the end of its pipe and the end of its process are
+noticed, its tasks are given back once, on leaving READY.
+"""
+
+from __future__ import annotations
+
+import enum
+
+
+class State(enum.Enum):
+    """Where a worker is in its life."""
+
+    STARTING = "starting"
+    READY = "ready"
+    STOPPING = "stopping"
+    LOST = "lost"
+    DEAD = "dead"
+
+
+class Event(enum.Enum):
+    """What happens to a worker."""
+
+    READY = "ready"
+    STOP = "stop"
+    LOST = "lost"
+    EXIT = "exit"
+
+
+class LifecycleError(Exception):
+    """An event that cannot happen in the worker's state."""
+
+
+TRANSITIONS: dict[tuple[State, Event], State] = {
+    (State.STARTING, Event.READY): State.READY,
+    (State.STARTING, Event.STOP): State.STOPPING,
+    (State.STARTING, Event.LOST): State.LOST,
+    (State.STARTING, Event.EXIT): State.DEAD,
+    (State.READY, Event.STOP): State.STOPPING,
+    (State.READY, Event.LOST): State.LOST,
+    (State.READY, Event.EXIT): State.DEAD,
+    # A worker that was told to stop while it was starting may still say that it is ready.
+    (State.STOPPING, Event.READY): State.STOPPING,
+    (State.STOPPING, Event.STOP): State.STOPPING,
+    (State.STOPPING, Event.LOST): State.LOST,
+    (State.STOPPING, Event.EXIT): State.DEAD,
+    (State.LOST, Event.STOP): State.LOST,
+    (State.LOST, Event.EXIT): State.DEAD,
+}
+
+
+def transition(state: State, event: Event) -> State:
+    """Return the state after `event`; raise `LifecycleError` where the table has no such step."""
+    try:
+        return TRANSITIONS[state, event]
+    except KeyError:
+        raise LifecycleError(f"a worker that is {state.value} cannot see the event {event.value}") from None
+
+
+class Backoff:
+    """How long to wait before a dead worker is replaced: exponential, forgotten after a healthy spell.
+
+    A worker that served for `healthy` seconds is replaced at once. One that died sooner waits `first` seconds, and
+    each further early death in a row doubles the wait, up to `most`.
+    """
+
+    def __init__(self, first: float = 0.1, most: float = 30.0, healthy: float = 10.0) -> None:
+        self._first = first
+        self._most = most
+        self._healthy = healthy
+        self._early_deaths = 0
+
+    def delay(self, ready_at: float | None, now: float) -> float:
+        """Note a death and return the seconds to wait.
+
+        Args:
+            ready_at: when the worker became ready; None if it never did.
+            now: the time of its death.
+        """
+        if ready_at is not None and now - ready_at >= self._healthy:
+            self._early_deaths = 0
+            return 0.0
+        if ready_at is not None and self._early_deaths == 0:
+            # The first crash after a start that worked: one bad request, most likely. The stage is short of a worker.
+            self._early_deaths = 1
+            return 0.0
+        self._early_deaths += 1
+        exponent = min(self._early_deaths - 1, 32)
+        return min(self._most, self._first * 2.0**exponent)

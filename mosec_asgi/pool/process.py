@@ -1,0 +1,290 @@
+"""A worker as an operating system process: launched with its pipe and environment, watched, killed, reaped.
+
+The rest of the house knows a worker only as a `Handle` and a channel, made by a `Launcher`, so that something else can
+stand in for the process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import multiprocessing
+import os
+import pickle
+import socket
+import stat
+import sys
+import types
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from multiprocessing.process import BaseProcess
+from typing import Protocol
+
+from mosec_asgi import log
+from mosec_asgi.errors import StartupError
+from mosec_asgi.ipc.channel import Channel
+from mosec_asgi.ipc.frames import Frame
+from mosec_asgi.pool.child import WorkerSpec, main
+
+logger = log.internal_logger(__name__)
+
+
+class Handle(Protocol):
+    """A running worker, as its supervisor knows it."""
+
+    @property
+    def pid(self) -> int | None:
+        """The process's number, for the logs."""
+
+    def kill(self) -> None:
+        """End it now, without asking. Idempotent."""
+
+    def reap(self, timeout: float) -> None:
+        """Wait for it to end, without a loop; kill it after `timeout` seconds."""
+
+    def describe_exit(self) -> str:
+        """Say how it ended, once it has."""
+
+
+class Pipe(Protocol):
+    """A worker's pipe, as its supervisor knows it; see `ipc.channel.Channel`."""
+
+    def send(self, data: bytes) -> None:
+        """Send a frame."""
+
+    def finish(self) -> None:
+        """Ask the worker to stop by ending the stream towards it."""
+
+    def close(self) -> None:
+        """Let go of the pipe."""
+
+
+class Launcher(Protocol):
+    """Starts workers."""
+
+    def launch(
+        self,
+        spec: WorkerSpec,
+        variables: Mapping[str, str],
+        on_frame: Callable[[Frame], None],
+        on_closed: Callable[[str], None],
+        on_exit: Callable[[], None],
+    ) -> tuple[Handle, Pipe]:
+        """Start a worker.
+
+        Args:
+            spec: what it is to run.
+            variables: environment variables to set before it starts.
+            on_frame: called with each frame from it.
+            on_closed: called once, with the reason, if its pipe ends by its doing.
+            on_exit: called once when it has ended and left nothing behind.
+
+        Raises:
+            StartupError: it cannot be started; the text names the cause and the remedy.
+        """
+
+
+class ProcessLauncher:
+    """Starts workers as processes by `multiprocessing`, on one event loop."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, start_method: str, *, import_main: bool = False) -> None:
+        """Prepare; nothing is started.
+
+        Args:
+            loop: the loop that watches the processes.
+            start_method: "spawn" or "fork".
+            import_main: let spawned workers import the program's main module even where their class is defined
+                elsewhere. Right for a user's script, which may set things up there; wrong for `uvicorn` and the like,
+                where it would load a web server into every worker.
+        """
+        self._loop = loop
+        self._start_method = start_method
+        self._import_main = import_main
+
+    def launch(
+        self,
+        spec: WorkerSpec,
+        variables: Mapping[str, str],
+        on_frame: Callable[[Frame], None],
+        on_closed: Callable[[str], None],
+        on_exit: Callable[[], None],
+    ) -> tuple[WorkerProcess, Channel]:
+        """Start a worker process; see `Launcher.launch`."""
+        ours, theirs = socket.socketpair()
+        context = multiprocessing.get_context(self._start_method)
+        name = f"mosec_asgi {spec.stage} {spec.worker_id}"
+        if self._start_method == "spawn":
+            _check_importable(spec)
+            process = context.Process(target=main, args=(spec, theirs), name=name)  # type: ignore[attr-defined]
+        else:
+            process = context.Process(target=_main_after_fork, args=(spec, theirs), name=name)  # type: ignore[attr-defined]
+        hide_main = self._start_method == "spawn" and not self._import_main and spec.worker.__module__ != "__main__"
+        try:
+            with _environment(variables), _main_hidden(hide_main):
+                process.start()
+        except Exception as error:
+            ours.close()
+            raise StartupError(f"worker {spec.worker_id} of {spec.stage} cannot be started: {error}") from error
+        finally:
+            theirs.close()
+        handle = WorkerProcess(process, self._loop, on_exit)
+        channel = Channel(ours, on_frame, on_closed)
+        channel.open(self._loop)
+        return handle, channel
+
+
+class WorkerProcess:
+    """A worker's process: a `Handle` that notices its exit through the event loop and reaps it."""
+
+    def __init__(self, process: BaseProcess, loop: asyncio.AbstractEventLoop, on_exit: Callable[[], None]) -> None:
+        self._process = process
+        self._loop = loop
+        self._on_exit = on_exit
+        self._watched = _exit_descriptor(process)
+        loop.add_reader(self._watched, self._exited)
+        _running.add(self)
+
+    @property
+    def pid(self) -> int | None:
+        """The process's number."""
+        return self._process.pid
+
+    def kill(self) -> None:
+        """Kill the process. Idempotent; its exit is noticed as any other."""
+        if self in _running:
+            self._process.kill()
+
+    def describe_exit(self) -> str:
+        """Say how the process ended."""
+        code = self._process.exitcode
+        if code is None:
+            return "is still running"
+        return f"was killed by signal {-code}" if code < 0 else f"exited with status {code}"
+
+    def reap(self, timeout: float) -> None:
+        """Wait for the process to end, without a loop; kill it after `timeout` seconds."""
+        self._process.join(timeout)
+        if self._process.exitcode is None:
+            self._process.kill()
+            self._process.join()
+        self._forget()
+
+    def _exited(self) -> None:
+        self._process.join(0)
+        if self._process.exitcode is not None:
+            self._loop.remove_reader(self._watched)
+            self._forget()
+            self._on_exit()
+
+    def _forget(self) -> None:
+        if self in _running:
+            _running.discard(self)
+            if self._watched != self._process.sentinel:
+                os.close(self._watched)
+
+
+# A process that runs must be found by `_reap_all`, whoever has forgotten it.
+_running: set[WorkerProcess] = set()
+
+
+def _reap_all() -> None:
+    """End the workers of a server that nobody shut down, before `multiprocessing` waits for them for ever."""
+    for worker in list(_running):
+        worker.kill()
+    for worker in list(_running):
+        worker.reap(1.0)
+
+
+# After the import of `multiprocessing`, whose own exit function joins all children: the last registered runs first.
+atexit.register(_reap_all)
+
+
+def _exit_descriptor(process: BaseProcess) -> int:
+    """Return a descriptor that turns readable when the process ends.
+
+    `multiprocessing`'s sentinel is a pipe that the worker's own children inherit and may keep open after its death; a
+    pidfd (Linux) is not fooled by them.
+    """
+    if hasattr(os, "pidfd_open") and process.pid is not None:
+        try:
+            return os.pidfd_open(process.pid)
+        except OSError:
+            logger.debug("no pidfd for process %s, using its sentinel", process.pid)
+    return process.sentinel
+
+
+def _check_importable(spec: WorkerSpec) -> None:
+    """Raise `StartupError` where a spawned process could not find the worker's class."""
+    worker = spec.worker
+    try:
+        pickle.dumps(worker)
+    except Exception as error:
+        raise StartupError(
+            f"the worker class {worker.__qualname__} of stage {spec.stage} cannot be sent to a spawned process: {error}. "
+            f"Define it at the top level of a module, under its own name, or use start_method='fork'"
+        ) from error
+
+
+@contextmanager
+def _environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """Set environment variables for the time of a block, then put back what was there."""
+    before = {key: os.environ.get(key) for key in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for key, value in before.items():
+            if value is None:
+                del os.environ[key]
+            else:
+                os.environ[key] = value
+
+
+@contextmanager
+def _main_hidden(hidden: bool) -> Iterator[None]:
+    """Keep `multiprocessing` from importing the main module in the child, for the time of a block.
+
+    `spawn` sends the child the main module's name or file and knows no option against it. It finds neither in an empty
+    module, and goes on without.
+    """
+    main_module = sys.modules.get("__main__")
+    if not hidden or main_module is None:
+        yield
+        return
+    sys.modules["__main__"] = types.ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main_module
+
+
+def _main_after_fork(spec: WorkerSpec, sock: socket.socket) -> None:
+    """Let go of the server's sockets that a forked worker has inherited, then run it.
+
+    Kept open, they would hold the server's port after its death, its clients' connections after it has closed them, and
+    the other workers' pipes, which could then not notice the server's end. Each is replaced rather than closed: objects
+    in the copied memory still own the numbers, and would close whatever took them next.
+    """
+    null = os.open(os.devnull, os.O_RDWR)
+    for descriptor in _open_descriptors():
+        if descriptor > 2 and descriptor not in (sock.fileno(), null):
+            _replace_if_socket(descriptor, null)
+    os.close(null)
+    _running.clear()
+    main(spec, sock)
+
+
+def _open_descriptors() -> list[int]:
+    for folder in ("/proc/self/fd", "/dev/fd"):
+        if os.path.isdir(folder):
+            return [int(name) for name in os.listdir(folder)]
+    return list(range(3, os.sysconf("SC_OPEN_MAX")))
+
+
+def _replace_if_socket(descriptor: int, null: int) -> None:
+    try:
+        if stat.S_ISSOCK(os.fstat(descriptor).st_mode):
+            os.dup2(null, descriptor, inheritable=False)
+    except OSError:
+        # Closed meanwhile: the listing's own descriptor is among those it lists.
+        return

@@ -1,0 +1,134 @@
+"""A service that runs: what was defined, made into plans, a coordinator, an app and its metrics, on one event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+from collections.abc import Callable, Mapping, Sequence
+from multiprocessing.process import BaseProcess
+from typing import Any
+
+from mosec_asgi.batching.coordinator import Coordinator, RoutePlan, StagePlan
+from mosec_asgi.batching.service import Ticket
+from mosec_asgi.config import Settings
+from mosec_asgi.errors import Failure
+from mosec_asgi.metrics import ServiceMetrics, StageMetrics
+from mosec_asgi.pool.child import WorkerSpec
+from mosec_asgi.pool.process import Launcher, ProcessLauncher
+from mosec_asgi.runtime import Runtime, stage_names
+from mosec_asgi.version import SERVER
+from mosec_asgi.web.app import App
+
+DAEMON_CHECK_SECONDS = 0.2
+
+
+class RunningService:
+    """A service on the event loop on which it was made."""
+
+    def __init__(self, routes: Mapping[str, Sequence[Runtime]], settings: Settings, *, import_main: bool) -> None:
+        """Put the parts together; nothing is started.
+
+        Args:
+            routes: the stages by route.
+            settings: of the service.
+            import_main: let spawned workers import the program's main module in any case; see `ProcessLauncher`.
+        """
+        self.loop = asyncio.get_running_loop()
+        self._settings = settings
+        self._import_main = import_main
+        runtimes, names = _stages(routes)
+        methods = {names[runtime]: runtime.start_method for runtime in runtimes}
+        stages = [plan_stage(runtime, names[runtime], settings) for runtime in runtimes]
+        metrics = ServiceMetrics(
+            settings.namespace, [StageMetrics(plan.name, batched=plan.max_batch_size > 1) for plan in stages]
+        )
+        self._coordinator = Coordinator(
+            stages,
+            [RoutePlan(path, tuple(map(runtimes.index, pipeline))) for path, pipeline in routes.items()],
+            lambda plan, loop: self._launcher(methods[plan.name], loop),
+            metrics,
+            capacity=settings.capacity,
+            timeout=settings.timeout_seconds,
+        )
+        self.app = App(
+            {path: pipeline[-1].worker.resp_mime_type for path, pipeline in routes.items()},
+            self._coordinator,
+            metrics,
+            max_request_size=settings.max_request_size,
+            server=SERVER,
+        )
+        self._daemon_watches: list[asyncio.Task[None]] = []
+
+    async def start(self) -> None:
+        """Start all workers and wait until the service can serve; raise `StartupError` where it never will."""
+        await self._coordinator.start()
+
+    async def stop(self) -> None:
+        """Finish what was admitted, within the service's timeout, and end all workers."""
+        for watch in self._daemon_watches:
+            watch.cancel()
+        await self._coordinator.stop(self._settings.timeout_seconds)
+
+    def close(self) -> None:
+        """Admit no more requests."""
+        self._coordinator.close()
+
+    def abandon(self) -> None:
+        """End all workers at once: the event loop is closed and nothing can be waited for."""
+        self._coordinator.abandon()
+
+    def submit_example(self, route: int, request_id: str) -> Ticket | Failure:
+        """Run the example of a route's first worker; see `Service.submit`."""
+        return self._coordinator.submit(route, b"", request_id, example=True)
+
+    def watch_daemon(
+        self, name: str, process: subprocess.Popen[Any] | BaseProcess, on_exit: Callable[[str, int], None]
+    ) -> None:
+        """Call `on_exit` with the name and the exit code once `process` has ended."""
+        self._daemon_watches.append(self.loop.create_task(_watch_daemon(name, process, on_exit)))
+
+    def _launcher(self, start_method: str, loop: asyncio.AbstractEventLoop) -> Launcher:
+        return ProcessLauncher(loop, start_method, import_main=self._import_main)
+
+
+def plan_stage(runtime: Runtime, name: str, settings: Settings) -> StagePlan:
+    """Return a stage as it is to be run: the user's values, and the settings where there are none."""
+    specs = [
+        WorkerSpec(
+            worker=runtime.worker,
+            stage=name,
+            worker_id=worker_id,
+            max_batch_size=runtime.max_batch_size,
+            timeout=runtime.timeout or settings.timeout_seconds,
+            isolation_calls=runtime.isolation_calls,
+            log_level=settings.effective_log_level,
+            log_text=settings.debug,
+        )
+        for worker_id in range(1, runtime.num + 1)
+    ]
+    return StagePlan(
+        specs,
+        runtime.env,
+        max_wait=(runtime.max_wait_time or settings.wait) / 1000,
+        adaptive=not runtime.max_wait_time,
+        max_attempts=runtime.max_attempts,
+    )
+
+
+def _stages(routes: Mapping[str, Sequence[Runtime]]) -> tuple[list[Runtime], dict[Runtime, str]]:
+    """Return all stages in the order of their names' numbers, each once, and the names."""
+    names = stage_names([runtime for pipeline in routes.values() for runtime in pipeline])
+    return list(names), names
+
+
+async def _watch_daemon(
+    name: str, process: subprocess.Popen[Any] | BaseProcess, on_exit: Callable[[str, int], None]
+) -> None:
+    # Asked now and then: a process that somebody else has started, and may reap, can be watched in no other way.
+    while (code := _exit_code(process)) is None:
+        await asyncio.sleep(DAEMON_CHECK_SECONDS)
+    on_exit(name, code)
+
+
+def _exit_code(process: subprocess.Popen[Any] | BaseProcess) -> int | None:
+    return process.exitcode if isinstance(process, BaseProcess) else process.poll()

@@ -1,0 +1,313 @@
+"""Stages and routes -> the ASGI app, its lifespan, and `run()`."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import multiprocessing.process
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable
+from multiprocessing.process import BaseProcess
+from typing import TYPE_CHECKING, Any
+
+from mosec_asgi import config, log
+from mosec_asgi.errors import DefinitionError, StartupError
+from mosec_asgi.runtime import Runtime
+from mosec_asgi.worker import Worker
+
+if TYPE_CHECKING:
+    from starlette.types import Receive, Scope, Send
+
+    from mosec_asgi.running import RunningService
+
+DEFAULT_ROUTE = "/inference"
+# The server's own paths; user routes must keep off them.
+RESERVED_ROUTES = frozenset(
+    {
+        "/",
+        "/livez",
+        "/readyz",
+        "/metrics",
+        "/openapi",
+        "/openapi/metadata.json",
+        "/openapi/swagger",
+        "/openapi/swagger/",
+    }
+)
+
+logger = log.internal_logger(__name__)
+
+
+class Server:
+    """A model server: the stages that were appended, served on their routes, as an ASGI app.
+
+        server = Server()
+        server.append_worker(Preprocess, num=2)
+        server.append_worker(Inference, max_batch_size=32)
+
+    Run it with `uvicorn app:server`, mount it into another app (with `lifespan=server.lifespan` there), call it through
+    `httpx.ASGITransport(server)`, or run this program itself: `server.run()`.
+
+    Constructing one has no side effect, so a module that defines one can be imported anywhere.
+    """
+
+    def __init__(self, **settings: Any) -> None:
+        """Begin with no stages.
+
+        Args:
+            **settings: see `config.Settings`: capacity, timeout (milliseconds), wait (milliseconds), address, port,
+                namespace, log_level, debug, dry_run, compression, max_request_size (bytes), path. The environment's
+                `MOSEC_<NAME>` wins over them, and `run()`'s command line over both.
+
+        Raises:
+            DefinitionError: a name is no setting, or a value does not fit.
+        """
+        self._keywords = config.check_keywords(settings)
+        self._routes: dict[str, list[Runtime]] = {}
+        self._daemons: dict[str, subprocess.Popen[Any] | BaseProcess] = {}
+        self._running: RunningService | None = None
+        self._starting: asyncio.Task[RunningService] | None = None
+        # Called with the name and the exit code of a daemon process that has ended.
+        self.on_daemon_exit: Callable[[str, int], None] | None = None
+        # Set by `run()`, which alone looks at the command line.
+        self._settings: config.Settings | None = None
+
+    def __repr__(self) -> str:
+        return f"<Server {self._routes}>"
+
+    # -- defining ----------------------------------------------------------------------------------------------------
+
+    def append_worker(
+        self,
+        worker: type[Worker],
+        num: int = 1,
+        max_batch_size: int = 1,
+        max_wait_time: int = 0,
+        start_method: str = "spawn",
+        env: list[dict[str, str]] | None = None,
+        timeout: float = 0,
+        route: str | list[str] = DEFAULT_ROUTE,
+        *,
+        max_attempts: int = 2,
+        isolation_calls: int | None = None,
+    ) -> None:
+        """Append a stage to the pipeline of one route, or of several that then share its workers.
+
+        Args:
+            worker: a subclass of `Worker`.
+            num: processes that run it, at least 1.
+            max_batch_size: the most items that `forward` receives at once; 1 turns batching off.
+            max_wait_time: milliseconds that a task may wait for its batch to fill, from its arrival at the stage. 0
+                leaves it to the scheduler, within the setting `wait`.
+            start_method: "spawn" or "fork".
+            env: for each of the `num` workers, the environment variables to set before its process starts.
+            timeout: seconds that one call of `forward` may take; 0 means the setting `timeout`.
+            route: the path, or a list of paths.
+            max_attempts: workers that a task may be given to before it is answered 500, because each of them died.
+            isolation_calls: the most extra calls of `forward` to find which items of a batch made it fail; see
+                `Runtime`.
+
+        Raises:
+            DefinitionError: an argument does not fit; the text says what to change.
+        """
+        runtime = Runtime(
+            worker,
+            num,
+            max_batch_size,
+            max_wait_time,
+            timeout,
+            start_method,
+            env,
+            max_attempts=max_attempts,
+            isolation_calls=isolation_calls,
+        )
+        routes = [route] if isinstance(route, str) else list(route)
+        if not routes:
+            raise DefinitionError("route is an empty list; name at least one path, or leave it out for /inference")
+        for path in routes:
+            _check_route(path)
+        for path in routes:
+            self._routes.setdefault(path, []).append(runtime)
+
+    def register_runtime(self, routes: dict[str, list[Runtime]]) -> None:
+        """Define all pipelines at once: `{"/path": [Runtime(...), ...], ...}`.
+
+        A `Runtime` that stands on several routes is one stage whose workers are shared.
+
+        Raises:
+            DefinitionError: a route or a runtime does not fit, or stages have been defined before.
+        """
+        if self._routes:
+            raise DefinitionError("register_runtime defines all routes at once; call it alone, and once")
+        for path, runtimes in routes.items():
+            _check_route(path)
+            if not runtimes or not all(isinstance(runtime, Runtime) for runtime in runtimes):
+                raise DefinitionError(f"the route {path} needs a list of one or more Runtime objects, not {runtimes!r}")
+        self._routes = {path: list(runtimes) for path, runtimes in routes.items()}
+
+    def register_daemon(self, name: str, proc: subprocess.Popen[Any] | BaseProcess) -> None:
+        """Watch a process that the service cannot do without.
+
+        When it ends, whatever its exit code, `run()` stops the service and exits with a non-zero code; under another
+        ASGI server its end is logged as an error.
+
+        Args:
+            name: what the logs call it.
+            proc: a `subprocess.Popen` or a `multiprocessing.Process` that has been started.
+
+        Raises:
+            DefinitionError: `proc` is no process.
+        """
+        if not isinstance(name, str):
+            raise DefinitionError(f"a daemon's name is text, not {name!r}")
+        if not isinstance(proc, (subprocess.Popen, BaseProcess)):
+            raise DefinitionError(
+                f"daemon {name}: {proc!r} is no process; pass a subprocess.Popen or a multiprocessing.Process"
+            )
+        self._daemons[name] = proc
+
+    # -- serving -----------------------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Serve until SIGTERM or SIGINT, as `python server.py --port 8000` does; `--help` lists the settings.
+
+        Returns after a graceful stop. Exits with a non-zero code when the port is taken, a stage cannot start or a
+        daemon process ends.
+
+        Raises:
+            DefinitionError: there is no stage to serve.
+            RuntimeError: a worker process is importing this module: the call lacks its `__main__` guard.
+        """
+        if getattr(multiprocessing.process.current_process(), "_inheriting", False):
+            raise RuntimeError(
+                "server.run() was called while a worker process imported this module. "
+                'Put the call under `if __name__ == "__main__":`, so that only the program itself runs it'
+            )
+        self._check_defined()
+        from mosec_asgi import dry_run, serving
+
+        self._settings = settings = config.from_command_line(self._keywords)
+        log.configure(settings.effective_log_level, text=settings.debug, others=("uvicorn",))
+        code = dry_run.run(self._routes, settings) if settings.dry_run else serving.run(self, settings)
+        if code:
+            sys.exit(code)
+
+    def close(self) -> None:
+        """Admit no more requests: `/readyz` and new requests answer 503 from here on, and admitted ones finish."""
+        if self._starting is not None and not self._starting.done():
+            self._starting.cancel()
+        if self._running is not None:
+            self._running.close()
+
+    @contextlib.asynccontextmanager
+    async def lifespan(self, app: object = None) -> AsyncIterator[None]:
+        """Start the workers, and stop them at the end: `FastAPI(lifespan=server.lifespan)`.
+
+        Args:
+            app: the app that this server is mounted in; not used.
+
+        Raises:
+            StartupError: a stage could not be started.
+        """
+        await self._ensure_started()
+        try:
+            yield
+        finally:
+            await self._stop()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request, or follow the life of the app; ASGI's entry point."""
+        if scope["type"] == "http":
+            running = self._running
+            if running is None or running.loop is not asyncio.get_running_loop():
+                running = await self._start_late(send)
+                if running is None:
+                    return
+            await running.app(scope, receive, send)
+        elif scope["type"] == "lifespan":
+            await self._follow_lifespan(receive, send)
+        elif scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1000})
+
+    # -- its life ----------------------------------------------------------------------------------------------------
+
+    async def _follow_lifespan(self, receive: Receive, send: Send) -> None:
+        await receive()
+        try:
+            await self._ensure_started()
+        except (StartupError, DefinitionError, asyncio.CancelledError) as error:
+            await send({"type": "lifespan.startup.failed", "message": str(error) or "the start was interrupted"})
+            return
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+        await self._stop()
+        await send({"type": "lifespan.shutdown.complete"})
+
+    async def _start_late(self, send: Send) -> RunningService | None:
+        """Start at the first request, for an app whose lifespan nobody runs."""
+        if self._starting is None:
+            logger.warning(
+                "starting the workers at the first request, because the server's lifespan is not run; pass "
+                "`lifespan=server.lifespan` to the app in which it is mounted, and they are ready before"
+            )
+        try:
+            return await self._ensure_started()
+        except (StartupError, DefinitionError) as error:
+            from mosec_asgi.web.responses import NOT_STARTED, send_failure
+
+            logger.error("the service could not be started: %s", error)
+            await send_failure(send, NOT_STARTED, [])
+            return None
+
+    async def _ensure_started(self) -> RunningService:
+        """Start the service on this event loop, once; wait for a start that is under way."""
+        loop = asyncio.get_running_loop()
+        if self._running is not None and self._running.loop is not loop:
+            # Left over from a loop that ended without a shutdown, as under a row of `asyncio.run` calls.
+            self._running.abandon()
+            self._running = self._starting = None
+        if self._starting is None or self._starting.get_loop() is not loop:
+            self._starting = loop.create_task(self._start())
+        try:
+            return await asyncio.shield(self._starting)
+        except BaseException:
+            if self._starting is not None and self._starting.done():
+                self._starting = None
+            raise
+
+    async def _start(self) -> RunningService:
+        from mosec_asgi.running import RunningService
+
+        self._check_defined()
+        settings = self._settings or config.resolve(self._keywords)
+        log.configure(settings.effective_log_level, text=settings.debug)
+        running = RunningService(self._routes, settings, import_main=self._settings is not None)
+        await running.start()
+        for name, process in self._daemons.items():
+            running.watch_daemon(name, process, self._on_daemon_exit)
+        self._running = running
+        return running
+
+    async def _stop(self) -> None:
+        running, self._running, self._starting = self._running, None, None
+        if running is not None:
+            await running.stop()
+
+    def _on_daemon_exit(self, name: str, code: int) -> None:
+        logger.error("the daemon process %s has ended with code %d", name, code)
+        if self.on_daemon_exit is not None:
+            self.on_daemon_exit(name, code)
+
+    def _check_defined(self) -> None:
+        if not self._routes:
+            raise DefinitionError("the server has no stage to serve: call append_worker(YourWorker) first")
+
+
+def _check_route(path: Any) -> None:
+    if not isinstance(path, str) or not path.startswith("/"):
+        raise DefinitionError(f"a route is a path that begins with a slash, not {path!r}")
+    if path in RESERVED_ROUTES:
+        raise DefinitionError(
+            f"the route {path} is the server's own ({', '.join(sorted(RESERVED_ROUTES))}); use another"
+        )

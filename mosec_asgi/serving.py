@@ -1,0 +1,136 @@
+"""`server.run()`: the service under uvicorn, from the port to the exit code."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib.util
+import math
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Iterator
+from types import FrameType
+from typing import TYPE_CHECKING
+
+import uvicorn
+
+from mosec_asgi import log
+from mosec_asgi.config import Settings
+
+if TYPE_CHECKING:
+    from mosec_asgi.server import Server
+
+DAEMON_DIED = 1
+
+logger = log.internal_logger(__name__)
+
+
+def run(server: Server, settings: Settings) -> int:
+    """Serve until a signal ends it.
+
+    Returns:
+        the exit code: 0 after SIGTERM or SIGINT, else what went wrong.
+    """
+    sock = _listen(settings.address, settings.port)
+    runner = _Runner(_uvicorn_config(server, settings), server)
+    server.on_daemon_exit = runner.daemon_ended
+    address, port = sock.getsockname()[:2]
+    logger.info(
+        "serving on http://%s:%d once the workers are ready",
+        f"[{address}]" if ":" in address else address,
+        port,
+    )
+    code = 0
+    with _signals_recorded():
+        try:
+            runner.run(sockets=[sock])
+        except SystemExit as stop:
+            code = stop.code if isinstance(stop.code, int) else 1
+        finally:
+            sock.close()
+    if runner.signalled:
+        code = 0
+    logger.info("the service has stopped")
+    return runner.failure or code
+
+
+class _Runner(uvicorn.Server):
+    """uvicorn's server, which lets the service know at once that the end is near."""
+
+    def __init__(self, config: uvicorn.Config, server: Server) -> None:
+        super().__init__(config)
+        self._service = server
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self.signalled = False
+        self.failure = 0
+
+    async def _serve(self, sockets: list[socket.socket] | None = None) -> None:
+        self._loop = asyncio.get_running_loop()
+        await super()._serve(sockets)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Record the signal; the loop does the rest."""
+        self.signalled = True
+        super().handle_exit(sig, frame)
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self._service.close)
+
+    def daemon_ended(self, name: str, code: int) -> None:
+        """Stop, and exit with a code that says why."""
+        self.failure = DAEMON_DIED
+        self.should_exit = True
+        self._service.close()
+
+
+def _uvicorn_config(server: Server, settings: Settings) -> uvicorn.Config:
+    options: dict[str, object] = {"http": "httptools"}
+    if importlib.util.find_spec("zttp") is not None:
+        # The extra `http2`: HTTP/1.1 and prior-knowledge HTTP/2 on one port.
+        options = {"http": "zttp", "http2": True}
+    return uvicorn.Config(
+        server,
+        interface="asgi3",
+        loop="uvloop",
+        lifespan="on",
+        ws="none",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        timeout_graceful_shutdown=math.ceil(settings.timeout_seconds) + 1,
+        **options,  # type: ignore[arg-type]
+    )
+
+
+def _listen(address: str, port: int) -> socket.socket:
+    """Bind the port before anything else is started; end the program where that fails, with the reason."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        sock.bind((address, port))
+        # Listening makes the port taken for good: two sockets can be bound to it, but only one can listen.
+        sock.listen(2048)
+    except OSError as error:
+        sock.close()
+        sys.exit(
+            f"error: cannot listen on {address}:{port}: {error.strerror}. "
+            "Choose another port with --port or MOSEC_PORT, or end the program that uses this one"
+        )
+    return sock
+
+
+@contextlib.contextmanager
+def _signals_recorded() -> Iterator[None]:
+    """Keep uvicorn's parting raise of the signal that ended it from ending the program: the exit code is ours."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,101 @@
+"""Routes -> handlers. A request to an inference route takes the short way; all others go through Starlette."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from starlette.applications import Starlette
+from starlette.datastructures import MutableHeaders
+from starlette.middleware import Middleware
+from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from mosec_asgi.batching.service import Service
+from mosec_asgi.metrics import ServiceMetrics
+from mosec_asgi.web.health import Health
+from mosec_asgi.web.inference import DisconnectWatch, InferenceEndpoint, RequestIds
+
+
+class App:
+    """The ASGI app of a running service."""
+
+    def __init__(
+        self,
+        routes: Mapping[str, str],
+        service: Service,
+        metrics: ServiceMetrics,
+        *,
+        max_request_size: int,
+        server: str,
+    ) -> None:
+        """Build the routes.
+
+        Args:
+            routes: content type of the results by path, in the order of the service's list.
+            service: runs the tasks.
+            metrics: what to count into, and show.
+            max_request_size: bytes of a request's body.
+            server: what the `server` header says.
+        """
+        health = Health(service, metrics)
+        header = (b"server", server.encode("latin-1"))
+        request_ids, watch = RequestIds(), DisconnectWatch(service.cancel)
+        self._inference: dict[str, InferenceEndpoint] = {
+            path: InferenceEndpoint(
+                path,
+                place,
+                content_type,
+                service,
+                metrics,
+                max_request_size=max_request_size,
+                server=header,
+                request_ids=request_ids,
+                watch=watch,
+            )
+            for place, (path, content_type) in enumerate(routes.items())
+        }
+        self._rest = Starlette(
+            routes=[
+                Route("/", health.root),
+                Route("/livez", health.livez),
+                Route("/readyz", health.readyz),
+                Route("/metrics", health.metrics),
+                # Here as well, for the answers to a wrong method.
+                *(Route(path, endpoint, methods=["POST"]) for path, endpoint in self._inference.items()),
+            ],
+            middleware=[Middleware(_ServerHeader, server=server)],
+        )
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        if scope["method"] == "POST":
+            endpoint = self._inference.get(_path_below_mount(scope))
+            if endpoint is not None:
+                await endpoint(scope, receive, send)
+                return
+        await self._rest(scope, receive, send)
+
+
+def _path_below_mount(scope: Scope) -> str:
+    """Return the path as the routes name it: without the prefix under which a parent app has mounted this one."""
+    path: str = scope["path"]
+    root: str = scope.get("root_path", "")
+    if not root or not path.startswith(root) or path[len(root) : len(root) + 1] not in ("", "/"):
+        return path
+    return path[len(root) :]
+
+
+class _ServerHeader:
+    """Adds the `server` header to what Starlette answers; the inference routes do it themselves."""
+
+    def __init__(self, app: ASGIApp, server: str) -> None:
+        self._app = app
+        self._server = server
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_with_header(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message)["server"] = self._server
+            await send(message)
+
+        await self._app(scope, receive, send_with_header)

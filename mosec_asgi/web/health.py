@@ -1,0 +1,44 @@
+"""Is the service alive, is it ready, and what do its numbers say: `/`, `/livez`, `/readyz`, `/metrics`."""
+
+from __future__ import annotations
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+
+from mosec_asgi.batching.service import Service
+from mosec_asgi.metrics import ServiceMetrics
+
+
+class Health:
+    """The endpoints that probes and Prometheus ask."""
+
+    def __init__(self, service: Service, metrics: ServiceMetrics) -> None:
+        self._service = service
+        self._metrics = metrics
+
+    async def root(self, request: Request) -> Response:
+        """Say that the service is there, as mosec does."""
+        return PlainTextResponse("mosec-asgi service")
+
+    async def livez(self, request: Request) -> Response:
+        """Answer 200 as long as the event loop turns."""
+        return PlainTextResponse("ok")
+
+    async def readyz(self, request: Request) -> Response:
+        """Answer 200 when every stage has a worker, else 503 with the stages that have none."""
+        now = self._service.statistics()
+        waiting = {
+            stage.name: "its workers do not start" if stage.down else "no worker is ready"
+            for stage in now.stages
+            if stage.ready == 0
+        }
+        if now.closing:
+            return JSONResponse({"status": "shutting down", "stages": waiting}, status_code=503)
+        if waiting:
+            return JSONResponse({"status": "not ready", "stages": waiting}, status_code=503)
+        return JSONResponse({"status": "ready", "stages": {}})
+
+    async def metrics(self, request: Request) -> Response:
+        """Show the metrics as Prometheus text, or OpenMetrics where the Accept header asks for it."""
+        body, content_type = self._metrics.render(request.headers.get("accept", ""))
+        return Response(body, headers={"content-type": content_type})

@@ -1,0 +1,39 @@
+"""Outcome -> status, headers, body: the only place where an answer gets its HTTP form."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from typing import Any
+
+from starlette.types import Send
+
+from mosec_asgi.errors import Failure
+
+TEXT = (b"content-type", b"text/plain; charset=utf-8")
+
+Header = tuple[bytes, bytes]
+
+NOT_STARTED = Failure(HTTPStatus.SERVICE_UNAVAILABLE, "the service could not be started", retry_after=5)
+
+
+def headers_of(failure: Failure, common: list[Header]) -> list[Header]:
+    """Return the headers of a failure's response; `common` are those that every response has."""
+    headers = [TEXT, *common]
+    if failure.retry_after is not None:
+        headers.append((b"retry-after", b"%d" % failure.retry_after))
+    return headers
+
+
+async def send_success(send: Send, body: bytes, content_type: Header, common: list[Header]) -> None:
+    """Send a result."""
+    headers = [content_type, (b"content-length", b"%d" % len(body)), *common]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+async def send_failure(send: Send, failure: Failure, common: list[Header]) -> None:
+    """Send what went wrong: its status, and its text for a person to read."""
+    body = failure.text.encode()
+    headers: list[Any] = [(b"content-length", b"%d" % len(body)), *headers_of(failure, common)]
+    await send({"type": "http.response.start", "status": failure.code, "headers": headers})
+    await send({"type": "http.response.body", "body": body})

@@ -1,0 +1,148 @@
+"""What a user subclasses: `Worker`, a model behind `forward`."""
+
+from __future__ import annotations
+
+import abc
+import json
+import math
+import pickle
+from collections.abc import Sequence
+from typing import Any
+
+import orjson
+
+from mosec_asgi.errors import DecodingError, EncodingError
+
+
+class Worker(abc.ABC):
+    """A model, or any step of work, that runs in a process of its own as one stage of a pipeline.
+
+    A request passes `deserialize` -> `forward` -> `serialize` when the pipeline has one stage. With several, the first
+    stage calls `deserialize`, the last one `serialize`, and between two stages data passes `serialize_ipc` and
+    `deserialize_ipc`. The default format towards the client is JSON.
+
+    Load models in `__init__`: it runs once in each worker process, where `worker_id`, `stage` and `max_batch_size` are
+    already set. Raise the errors of `mosec_asgi` to answer a request with a client's or a server's error.
+
+    Attributes:
+        example: an input of `forward` (for a stage with batching, a list of inputs: one batch) that is run before the
+            worker is ready, so that the first request does not pay for lazy allocation.
+        multi_examples: several such inputs, run one after the other; wins over `example`.
+        req_mime_type: the content type that `deserialize` reads.
+        resp_mime_type: the content type that `serialize` writes.
+    """
+
+    example: Any = None
+    multi_examples: Sequence[Any] = ()
+    req_mime_type: str = "application/json"
+    resp_mime_type: str = "application/json"
+
+    _worker_id: int = 0
+    _stage: str = ""
+    _max_batch_size: int = 1
+
+    @property
+    def worker_id(self) -> int:
+        """The number of this worker among the `num` of its stage, from 1."""
+        return self._worker_id
+
+    @property
+    def stage(self) -> str:
+        """The stage's name: the class and its place, like `Inference_2`."""
+        return self._stage
+
+    @property
+    def max_batch_size(self) -> int:
+        """The most items that `forward` receives at once."""
+        return self._max_batch_size
+
+    @abc.abstractmethod
+    def forward(self, data: Any) -> Any:
+        """Do the work.
+
+        Args:
+            data: one decoded item; with `max_batch_size` > 1, a list of 1 to `max_batch_size` items.
+
+        Returns:
+            the result; with `max_batch_size` > 1, a sequence with one result per item, in the same order. An exception
+            at an item's place answers that item with that error.
+
+        Raises:
+            MosecError: to answer the request, or the whole batch, with that error.
+        """
+
+    def deserialize(self, data: bytes) -> Any:
+        """Decode the body of a request. Default: JSON.
+
+        Args:
+            data: the body, never empty.
+
+        Raises:
+            DecodingError: the body is not JSON.
+        """
+        try:
+            return orjson.loads(data)
+        except orjson.JSONDecodeError as error:
+            raise DecodingError(f"the body is not JSON: {error}") from error
+
+    def serialize(self, data: Any) -> bytes:
+        """Encode the body of a response. Default: JSON, numpy arrays and scalars included, NaN as null.
+
+        Args:
+            data: what `forward` returned for the request.
+
+        Raises:
+            EncodingError: a value has no form in JSON; the text names its type.
+        """
+        try:
+            return orjson.dumps(data, option=orjson.OPT_SERIALIZE_NUMPY)
+        except TypeError:
+            return _dumps_rare(data)
+
+    def serialize_ipc(self, data: Any) -> bytes:
+        """Encode what goes to the next stage. Default: pickle.
+
+        Args:
+            data: what `forward` returned for the request.
+        """
+        return pickle.dumps(data, protocol=pickle.HIGHEST_PROTOCOL)
+
+    def deserialize_ipc(self, data: bytes) -> Any:
+        """Decode what came from the stage before. Default: pickle.
+
+        Args:
+            data: what that stage's `serialize_ipc` returned.
+        """
+        return pickle.loads(data)
+
+    def close(self) -> None:
+        """Release what `__init__` took. Called once when the worker stops in good order; the default does nothing."""
+
+
+def _dumps_rare(data: Any) -> bytes:
+    """Encode what orjson's quick way refuses: keys that are no strings, arrays that are not contiguous, huge integers."""
+    try:
+        return orjson.dumps(data, default=_plain, option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS)
+    except TypeError as error:
+        try:
+            return json.dumps(_without_nan(data), default=_plain, separators=(",", ":")).encode()
+        except (TypeError, ValueError, RecursionError):
+            raise EncodingError(f"the result has no form in JSON: {error}") from error
+
+
+def _plain(value: Any) -> Any:
+    """Return a numpy array or scalar that orjson cannot read as plain Python; refuse anything else by its type."""
+    if type(value).__module__ == "numpy" and hasattr(value, "tolist"):
+        return value.tolist()
+    raise TypeError(f"a value of type {type(value).__module__}.{type(value).__qualname__} has no form in JSON")
+
+
+def _without_nan(value: Any) -> Any:
+    """Return `value` with NaN and infinities as None, as orjson writes them."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_nan(item) for item in value]
+    return value
