@@ -2,11 +2,10 @@
 
 General layout; each floor imports only from those below it:
 
-    cli.py, __main__.py     F7  the command line
     server.py               F6  Server: stages and routes -> the ASGI app, its lifespan, run()
     running.py              F6  a service that runs: plans, coordinator, app, metrics on one event loop
     serving.py, dry_run.py  F6  what run() does: uvicorn and signals; each pipeline once
-    web/                    F5  HTTP in, HTTP out: app, inference, body, responses, health
+    web/                    F5  HTTP in, HTTP out: app, inference, body, responses, health, gathering
     batching/               F4  waiting and grouping: coordinator; pure: scheduler, task; service: what web may ask
     pool/                   F3  worker processes: supervisor, process, child; pure: lifecycle, isolation
     ipc/                    F2  bytes between the two: channel; pure: frames

@@ -126,7 +126,7 @@ async def _watch_daemon(
 ) -> None:
     # Asked now and then: a process that somebody else has started, and may reap, can be watched in no other way.
     while (code := _exit_code(process)) is None:
-        await asyncio.sleep(DAEMON_CHECK_SECONDS)
+        await asyncio.sleep(DAEMON_CHECK_SECONDS)  # noqa: ASYNC110 - it sets no event
     on_exit(name, code)
 
 

@@ -121,6 +121,7 @@ def _checked_env(env: Any, num: int) -> list[dict[str, str]] | None:
         for key, value in variables.items():
             if not isinstance(key, str) or not isinstance(value, str):
                 raise DefinitionError(
-                    f"env of worker {place}: {key!r}: {value!r} must be text on both sides; write {str(key)!r}: {str(value)!r}"
+                    f"env of worker {place}: {key!r}: {value!r} must be text on both sides; "
+                    f"write {str(key)!r}: {str(value)!r}"
                 )
     return env

@@ -115,12 +115,12 @@ class Worker(abc.ABC):
         """
         return pickle.loads(data)
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027 - a hook that most workers do not need
         """Release what `__init__` took. Called once when the worker stops in good order; the default does nothing."""
 
 
 def _dumps_rare(data: Any) -> bytes:
-    """Encode what orjson's quick way refuses: keys that are no strings, arrays that are not contiguous, huge integers."""
+    """Encode what orjson's quick way refuses: keys that are no text, arrays that are not contiguous, huge integers."""
     try:
         return orjson.dumps(data, default=_plain, option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS)
     except TypeError as error:

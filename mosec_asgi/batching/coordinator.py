@@ -3,10 +3,11 @@
 All state of the tasks lives on one event loop. The coordinator decides nothing about batches and nothing about
 processes: it tells each stage's `Scheduler` and `Supervisor` what has happened, and carries out what they say.
 
-It works in turns. Whatever happens in one turn of the loop (requests that arrive, results that come back) only marks the
-stages that it touches; at the turn's end each marked stage is asked once for its assignments. So all that is ready for
-one worker goes out as one frame and one write, however it came. One timer stands for all deadlines, at the earliest of
-them, and one for each stage whose batch waits to fill.
+It works in turns. Whatever happens in one turn of the loop (requests that arrive, results that come back) only marks
+the stages that it touches; at the turn's end each marked stage is asked once for its assignments. So all that is
+ready for one worker goes out as one frame and one write, however it came. Only a task that finds its stage idle does
+not wait for the turn's end, which spares a lonely request a round of the loop. One timer stands for all deadlines, at
+the earliest of them, and one for each stage whose batch waits to fill.
 """
 
 from __future__ import annotations
@@ -267,8 +268,9 @@ class Coordinator:
             return CLOSING
         if len(self._admitted) >= self._capacity:
             return TOO_MANY
-        if any(self._stages[stage].pool.down for stage in stages):
-            return STAGE_DOWN
+        for stage in stages:
+            if self._stages[stage].pool.down:
+                return STAGE_DOWN
         return None
 
     # -- heard from the pools ----------------------------------------------------------------------------------------
@@ -291,14 +293,15 @@ class Coordinator:
         for task, code, payload in zip(tasks, results.codes, results.payloads, strict=True):
             if task.state is State.SETTLED:
                 continue
-            if code != HTTPStatus.OK:
+            if code != 200:
                 self._settle(task, Failure(code, payload.decode(errors="replace")))
             elif task.at_last_stage:
                 self._settle(task, payload)
             else:
                 task.advance(payload, now)
                 self._enqueue(task, now)
-        self._mark(stage)
+        if stage.scheduler.queued:
+            self._mark(stage)
 
     def _worker_gone(self, stage: _Stage, worker: PoolWorker) -> None:
         """Take back what a worker had: once more for each, alone, unless it has been on too many dying workers."""
@@ -331,7 +334,10 @@ class Coordinator:
         stage = self._stages[task.stages[task.position]]
         stage.scheduler.enqueue(task, now)
         if not stage.marked:
-            self._mark(stage)
+            if stage.scheduler.starts_at_once:
+                self._dispatch(stage, now)
+            else:
+                self._mark(stage)
 
     def _mark(self, stage: _Stage) -> None:
         """Have `stage` asked for its assignments at the end of this turn of the loop."""
@@ -347,11 +353,14 @@ class Coordinator:
         now = self._clock()
         for stage in marked:
             stage.marked = False
-            assignments, wake_at = stage.scheduler.assign(now)
-            for assignment in assignments:
-                self._send(stage, assignment, now)
-            if wake_at != stage.wake_at:
-                self._set_wake(stage, wake_at, now)
+            self._dispatch(stage, now)
+
+    def _dispatch(self, stage: _Stage, now: float) -> None:
+        assignments, wake_at = stage.scheduler.assign(now)
+        for assignment in assignments:
+            self._send(stage, assignment, now)
+        if wake_at != stage.wake_at:
+            self._set_wake(stage, wake_at, now)
 
     def _send(self, stage: _Stage, assignment: Assignment[PoolWorker], now: float) -> None:
         tasks = assignment.tasks
@@ -433,5 +442,5 @@ def _flags(task: Task) -> int:
     """Return where a task stands in its pipeline, for the worker."""
     flags = 0
     if task.position == 0:
-        flags = int(frames.Flag.EXAMPLE if task.example else frames.Flag.INGRESS)
-    return flags | frames.Flag.EGRESS.value if task.at_last_stage else flags
+        flags = frames.EXAMPLE if task.example else frames.INGRESS
+    return flags | frames.EGRESS if task.at_last_stage else flags

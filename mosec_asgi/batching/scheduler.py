@@ -1,31 +1,31 @@
 """Which tasks of a stage go to which worker, and when. Pure: time comes in as `now`, decisions come out as data.
 
-One `Scheduler` for a stage holds its queue and what is known of its workers. The coordinator tells it what has happened
-(`enqueue`, `answered`, `add_worker`, ...) and asks `assign(now)` what to do: a list of assignments to send, and the time
-at which to ask again if nothing happens before.
+One `Scheduler` for a stage holds its queue and what is known of its workers. The coordinator tells it what has
+happened (`enqueue`, `answered`, `add_worker`, ...) and asks `assign(now)` what to do: a list of assignments to send,
+and the time at which to ask again if nothing happens before.
 
 Theory of operation
 -------------------
 Tasks start in order of arrival. One central queue: a worker is chosen when the task leaves it, not when it comes.
 
 *Without batching* (`max_batch_size` 1) a worker is sent several tasks ahead, a **window**: as many as it does in
-`WINDOW_SECONDS` by its own measured time. Then the pipe is never empty between two quick tasks and one write serves many,
-while a slow model has a window of one and no task waits behind another as long as some worker is free. Among workers
-with room, the one with the least measured work ahead gets the task.
+`WINDOW_SECONDS` by its own measured time. Then the pipe is never empty between two quick tasks and one write serves
+many, while a slow model has a window of one and no task waits behind another as long as some worker is free. Among
+workers with room, the one with the least measured work ahead gets the task.
 
-*With batching* one central former fills batches, so a burst of `max_batch_size` tasks is one batch and not one bit for
-every idle worker. A batch leaves when it is full, or when its oldest task has waited `max_wait`, counted from that task's
-arrival at the stage. A busy worker is sent one batch ahead (**prefetch**), but only if that batch is already full: a part
-of a batch can still grow while it waits here, and cannot once it has been sent.
+*With batching* one central former fills batches, so a burst of `max_batch_size` tasks is one batch and not one bit
+for every idle worker. A batch leaves when it is full, or when its oldest task has waited `max_wait`, counted from
+that task's arrival at the stage. A busy worker is sent one batch ahead (**prefetch**), but only if that batch is
+already full: a part of a batch can still grow while it waits here, and cannot once it has been sent.
 
-*Waiting must pay.* Where `max_wait` was not set for the stage, an idle worker does not wait for a batch that the measured
-rate of arrivals would not fill in time.
+*Waiting must pay.* Where `max_wait` was not set for the stage, an idle worker does not wait for a batch that the
+measured rate of arrivals would not fill in time.
 
-*After a crash* a task comes back to the head of the queue and is run alone, on a worker that has nothing else, so that
-if it is the one that kills workers, it kills alone.
+*After a crash* a task comes back to the head of the queue and is run alone, on a worker that has nothing else, so
+that if it is the one that kills workers, it kills alone.
 
-A task that is settled while it waits is dropped when the queue is next read past it; `discard` keeps the count of live
-ones true, and the queue compacts itself when more than half of it is dead.
+A task that is settled while it waits is dropped when the queue is next read past it; `discard` keeps the count of
+live ones true, and the queue compacts itself when more than half of it is dead.
 """
 
 from __future__ import annotations
@@ -97,6 +97,7 @@ class Scheduler(Generic[WorkerKey]):
         self.adaptive = adaptive
         self._queue: deque[Task] = deque()
         self._live = 0
+        self._in_flight = 0
         self._loads: dict[WorkerKey, _Load] = {}
         self._used = 0
         self._gap: float | None = None
@@ -113,7 +114,12 @@ class Scheduler(Generic[WorkerKey]):
     @property
     def in_flight(self) -> int:
         """Tasks that workers have and have not answered."""
-        return sum(len(load.sent) for load in self._loads.values())
+        return self._in_flight
+
+    @property
+    def starts_at_once(self) -> bool:
+        """Whether a single waiting task has nothing to wait for: no batch to fill, and workers with nothing to do."""
+        return self._live == 1 and self._in_flight == 0 and self.max_batch_size == 1
 
     def waiting(self) -> Iterable[Task]:
         """Return the live tasks that wait, in order."""
@@ -139,6 +145,7 @@ class Scheduler(Generic[WorkerKey]):
         """
         load = self._loads.pop(worker)
         tasks = list(load.sent.values())
+        self._in_flight -= len(tasks)
         begun = load.batches[0] if load.batches else len(tasks)
         return tasks[:begun], tasks[begun:]
 
@@ -186,6 +193,7 @@ class Scheduler(Generic[WorkerKey]):
         except KeyError:
             sent.update((task.id, task) for task in tasks)
             raise
+        self._in_flight -= len(tasks)
         if not sent:
             load.alone = False
         if tasks and self.max_batch_size == 1:
@@ -307,6 +315,7 @@ class Scheduler(Generic[WorkerKey]):
             load.sent[task.id] = task
             load.alone = load.alone or task.alone
         self._live -= len(tasks)
+        self._in_flight += len(tasks)
 
     def _measure(self, load: _Load, seconds_per_item: float) -> None:
         before = load.seconds_per_item

@@ -204,7 +204,7 @@ class Executor:
             except Exception as error:
                 answers[place] = self._failure(error, tasks.request_ids[place : place + 1])
                 continue
-            if flags & frames.Flag.EXAMPLE and isinstance(data, list):
+            if flags & frames.EXAMPLE and isinstance(data, list):
                 # An example of a worker with batching is a batch; a dry run has one task to show for it.
                 items.append(data[0])
             else:
@@ -273,14 +273,14 @@ class Executor:
         return results if isinstance(results, (list, tuple)) else list(results)
 
     def _decode(self, flags: int, payload: bytes) -> Any:
-        if flags & frames.Flag.INGRESS:
+        if flags & frames.INGRESS:
             return self._worker.deserialize(payload)
-        if flags & frames.Flag.EXAMPLE:
+        if flags & frames.EXAMPLE:
             return self._worker.multi_examples[0] if self._worker.example is None else self._worker.example
         return self._worker.deserialize_ipc(payload)
 
     def _encode(self, flags: int, result: Any) -> bytes:
-        payload = self._worker.serialize(result) if flags & frames.Flag.EGRESS else self._worker.serialize_ipc(result)
+        payload = self._worker.serialize(result) if flags & frames.EGRESS else self._worker.serialize_ipc(result)
         return payload if type(payload) is bytes else _as_bytes(payload)
 
     def _answer(self, tasks: frames.Tasks, place: int, result: Any) -> tuple[int, bytes]:
@@ -326,32 +326,43 @@ def _as_bytes(payload: Any) -> bytes:
 class Timer:
     """Bounds a block's time by raising `MosecTimeoutError` in it: `with timer: ...`.
 
-    Uses SIGALRM, which Python handles on the main thread between two bytecodes; on any other thread it does nothing, and
-    a call that never returns to Python is not interrupted: the server's own deadline answers the client then.
+    Uses SIGALRM, which Python handles on the main thread between two bytecodes; on any other thread it does nothing,
+    and a call that never returns to Python is not interrupted: the server's own deadline answers the client then.
+
+    The alarm is not set and cleared around each block, which would be two system calls for a task of some microseconds:
+    one that goes off early, for a block that has ended since, sets itself for what the present block has left.
     """
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
-        self._armed = False
-        self._handles = False
+        self._deadline: float | None = None
+        self._pending = False
+        self._handles: bool | None = None
 
     def __enter__(self) -> None:
-        if not self._handles:
-            self._handles = _handle_alarm(self._expired)
-        if self._handles:
-            self._armed = True
-            signal.setitimer(signal.ITIMER_REAL, self._seconds)
+        if self._handles is None:
+            self._handles = _handle_alarm(self._alarm)
+        self._deadline = time.perf_counter() + self._seconds
+        if self._handles and not self._pending:
+            self._set(self._seconds)
 
     def __exit__(self, *_: object) -> None:
-        # First the flag: an alarm that arrives after this line is late, and must not interrupt what follows.
-        self._armed = False
-        if self._handles:
-            signal.setitimer(signal.ITIMER_REAL, 0)
+        self._deadline = None
 
-    def _expired(self, *_: object) -> None:
-        if self._armed:
-            self._armed = False
-            raise MosecTimeoutError(f"`forward` took longer than {self._seconds:g} s")
+    def _set(self, seconds: float) -> None:
+        self._pending = True
+        signal.setitimer(signal.ITIMER_REAL, seconds)
+
+    def _alarm(self, *_: object) -> None:
+        self._pending = False
+        if self._deadline is None:
+            return
+        left = self._deadline - time.perf_counter()
+        if left > 0:
+            self._set(left)
+            return
+        self._deadline = None
+        raise MosecTimeoutError(f"`forward` took longer than {self._seconds:g} s")
 
 
 def _handle_alarm(handler: Callable[..., None]) -> bool:

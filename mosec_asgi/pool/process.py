@@ -110,15 +110,15 @@ class ProcessLauncher:
         on_exit: Callable[[], None],
     ) -> tuple[WorkerProcess, Channel]:
         """Start a worker process; see `Launcher.launch`."""
+        spawn = self._start_method == "spawn"
+        if spawn:
+            _check_importable(spec)
         ours, theirs = socket.socketpair()
         context = multiprocessing.get_context(self._start_method)
         name = f"mosec_asgi {spec.stage} {spec.worker_id}"
-        if self._start_method == "spawn":
-            _check_importable(spec)
-            process = context.Process(target=main, args=(spec, theirs), name=name)  # type: ignore[attr-defined]
-        else:
-            process = context.Process(target=_main_after_fork, args=(spec, theirs), name=name)  # type: ignore[attr-defined]
-        hide_main = self._start_method == "spawn" and not self._import_main and spec.worker.__module__ != "__main__"
+        target = main if spawn else _main_after_fork
+        process = context.Process(target=target, args=(spec, theirs), name=name)  # type: ignore[attr-defined]
+        hide_main = spawn and not self._import_main and spec.worker.__module__ != "__main__"
         try:
             with _environment(variables), _main_hidden(hide_main):
                 process.start()
@@ -220,8 +220,8 @@ def _check_importable(spec: WorkerSpec) -> None:
         pickle.dumps(worker)
     except Exception as error:
         raise StartupError(
-            f"the worker class {worker.__qualname__} of stage {spec.stage} cannot be sent to a spawned process: {error}. "
-            f"Define it at the top level of a module, under its own name, or use start_method='fork'"
+            f"the worker class {worker.__qualname__} of stage {spec.stage} cannot be sent to a spawned process: "
+            f"{error}. Define it at the top level of a module, under its own name, or use start_method='fork'"
         ) from error
 
 

@@ -35,7 +35,7 @@ class Listener(Protocol):
         """Give no more tasks to `worker`, and take back what it has not answered."""
 
     def stage_down(self) -> None:
-        """No worker of the stage is alive and the last try to start one has failed."""
+        """Expect nothing of the stage: no worker is ready, and every last try to start one has failed."""
 
 
 class PoolWorker:
@@ -101,6 +101,8 @@ class Supervisor:
         """
         self.stage = specs[0].stage
         self.restarts = 0
+        # Whether requests to this stage are hopeless: no worker is ready and every last try to start one failed.
+        self.down = False
         self._places = [_Place(spec, (variables or [{}] * len(specs))[i]) for i, spec in enumerate(specs)]
         self._launcher = launcher
         self._listener = listener
@@ -127,11 +129,6 @@ class Supervisor:
     def ready(self) -> int:
         """The number of workers that can be given tasks."""
         return sum(worker.state is State.READY for worker in self.workers)
-
-    @property
-    def down(self) -> bool:
-        """Whether requests to this stage are hopeless: no worker is ready and every last try to start one failed."""
-        return self.ready == 0 and all(place.failing for place in self._places)
 
     def start(self) -> None:
         """Launch all workers; `wait_started` tells what became of them."""
@@ -237,6 +234,7 @@ class Supervisor:
             return
         worker.ready_at = self._clock()
         place.tried, place.failing = True, False
+        self.down = False
         logger.info("worker is ready, process %s", worker.handle.pid, extra=_extra(worker))
         self._listener.worker_ready(worker)
         self._changed.set()
@@ -286,7 +284,8 @@ class Supervisor:
             if self._started:
                 self._log_failed_start(place)
             self._relaunch(place, place.backoff.delay(None, self._clock()))
-        if self.down:
+        if all(place.failing for place in self._places):
+            self.down = True
             self._listener.stage_down()
         self._changed.set()
 

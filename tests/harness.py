@@ -1,0 +1,257 @@
+"""Real server programs as processes: start one, wait until it is ready, ask it, stop it, look for what it left behind.
+
+Each program gets a session, and so a process group, of its own. What is left of it, workers above all, is found by that
+group, whatever has become of their parent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+ROOT = Path(__file__).parent.parent
+TESTS = Path(__file__).parent
+SERVICES = TESTS / "services"
+# Seconds; far above what anything here needs, so that only a hang reaches it.
+DEADLINE = 30.0
+POLL = 0.01
+
+
+def wait_until(condition: Callable[[], object], what: str, seconds: float = DEADLINE) -> None:
+    """Wait until `condition` is true; fail with `what` when it is not in time."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"waited {seconds} s in vain: {what}"
+        time.sleep(POLL)
+
+
+async def until(condition: Callable[[], object], what: str, seconds: float = DEADLINE) -> None:
+    """Do as `wait_until` does, and let the event loop run meanwhile."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"waited {seconds} s in vain: {what}"
+        await asyncio.sleep(POLL)
+
+
+def free_port() -> int:
+    """Return a port that nobody listens on, outside the range from which clients' own ports are drawn."""
+    while True:
+        port = random.randrange(12_000, 32_000)
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("", port))
+            except OSError:
+                continue
+            return port
+
+
+def processes() -> Iterator[tuple[int, int, int, str]]:
+    """Yield number, parent, group and state of each process of the machine."""
+    if not Path("/proc/self/stat").exists():
+        listed = subprocess.run(
+            ["ps", "-A", "-o", "pid=,ppid=,pgid=,stat="], capture_output=True, text=True, check=True
+        )
+        for pid, parent, group, state in map(str.split, listed.stdout.splitlines()):
+            yield int(pid), int(parent), int(group), state[0]
+        return
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                # The name, in parentheses, may hold anything.
+                state, parent, group = (entry / "stat").read_text().rpartition(")")[2].split()[:3]
+                yield int(entry.name), int(parent), int(group), state
+
+
+def group_members(group: int) -> list[int]:
+    """Return the processes of a process group that still run; a zombie does not."""
+    return [pid for pid, _, owner, state in processes() if owner == group and state not in "ZX"]
+
+
+def child_processes(parent: int) -> list[int]:
+    """Return the direct children of a process, zombies included."""
+    return [pid for pid, owner, _, _ in processes() if owner == parent]
+
+
+@dataclass
+class Program:
+    """A program that runs.
+
+    Attributes:
+        process: the process that was started.
+        port: the port that it was given.
+        log: the file with all that it prints.
+        client: asks it.
+    """
+
+    process: subprocess.Popen[bytes]
+    port: int
+    log: Path
+    client: httpx.Client
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def output(self) -> str:
+        """What it has printed so far."""
+        return self.log.read_text(errors="replace")
+
+    def lines(self) -> list[dict[str, Any]]:
+        """Return its log lines that are JSON."""
+        rows = []
+        for line in self.output.splitlines():
+            with contextlib.suppress(json.JSONDecodeError):
+                row = json.loads(line)
+                if isinstance(row, dict) and "fields" in row:
+                    rows.append(row)
+        return rows
+
+    def messages(self) -> list[str]:
+        """Return the messages of its log lines."""
+        return [row["fields"]["message"] for row in self.lines()]
+
+    def answers(self, path: str) -> bool:
+        """Whether GET `path` is answered 200."""
+        try:
+            return self.client.get(path).status_code == 200
+        except httpx.TransportError:
+            return False
+
+    def wait_ready(self, path: str = "/readyz") -> None:
+        """Wait until GET `path` is answered 200; fail if the program ends before."""
+
+        def ready_or_ended() -> bool:
+            assert self.process.poll() is None, f"it has ended with {self.process.returncode}:\n{self.output}"
+            return self.answers(path)
+
+        wait_until(ready_or_ended, f"{path} is not answered 200")
+
+    def wait_for_output(self, text: str) -> None:
+        """Wait until the program has printed `text`; fail if it ends before."""
+
+        def printed_or_ended() -> bool:
+            ended = self.process.poll() is not None
+            if text in self.output:
+                return True
+            assert not ended, f"it has ended with {self.process.returncode} without {text!r}:\n{self.output}"
+            return False
+
+        wait_until(printed_or_ended, f"{text!r} is not printed")
+
+    def send(self, number: signal.Signals) -> None:
+        """Send a signal to the program itself, not to its children."""
+        self.process.send_signal(number)
+
+    def wait(self, seconds: float = DEADLINE) -> int:
+        """Wait for the program's end and return its exit code."""
+        try:
+            return self.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"it still runs after {seconds} s:\n{self.output}") from None
+
+    def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
+        """End the program by a signal, make sure that no process of it is left, and return its exit code."""
+        self.send(number)
+        code = self.wait()
+        self.assert_nothing_left(0.5)
+        return code
+
+    def members(self) -> list[int]:
+        """Return the processes of the program that still run, itself included."""
+        return group_members(self.process.pid)
+
+    def assert_nothing_left(self, seconds: float = DEADLINE) -> None:
+        """Wait until no process of the program runs any more."""
+        wait_until(lambda: not self.members(), f"its processes {self.members()} still run\n{self.output}", seconds)
+
+
+@contextlib.contextmanager
+def running(
+    command: Sequence[str],
+    log: Path,
+    *,
+    port: int | None = None,
+    environment: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+    stops: bool = True,
+) -> Iterator[Program]:
+    """Run a command for the time of a block.
+
+    At the block's end a program that still runs is stopped, and must leave no process behind; one that the block has
+    ended itself must have left none either. Whatever happens, the whole group is killed in the end.
+
+    Args:
+        command: the program and its arguments; `{port}` stands for its port.
+        log: a file for all that it prints.
+        port: to use; a free one if None.
+        environment: variables to set on top of this process's own.
+        cwd: the working directory.
+        stops: end it in good order, and look for what is left; False kills it at once.
+    """
+    port = free_port() if port is None else port
+    variables = {key: value for key, value in os.environ.items() if not key.startswith("MOSEC_")}
+    # Every program can import `workers`.
+    variables["PYTHONPATH"] = os.pathsep.join(filter(None, [str(TESTS), os.environ.get("PYTHONPATH")]))
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [argument.replace("{port}", str(port)) for argument in command],
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env={**variables, **(environment or {})},
+            cwd=cwd,
+            start_new_session=True,
+        )
+    # No proxy and no certificates: loading them takes longer than a request.
+    client = httpx.Client(
+        base_url=f"http://127.0.0.1:{port}",
+        transport=httpx.HTTPTransport(verify=False, limits=httpx.Limits(max_connections=None)),
+        timeout=DEADLINE,
+    )
+    try:
+        program = Program(process, port, log, client)
+        yield program
+        if stops:
+            if process.poll() is None:
+                program.stop()
+            program.assert_nothing_left(5.0)
+    finally:
+        client.close()
+        if process.poll() is None or group_members(process.pid):
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def python(file: Path, *arguments: str) -> list[str]:
+    """Return the command that runs a server program on `{port}`."""
+    return [sys.executable, str(file), "--port", "{port}", *arguments]
+
+
+def written(folder: Path, text: str, name: str = "server.py") -> Path:
+    """Write a program to a file and return its path."""
+    file = folder / name
+    file.write_text(text)
+    return file
+
+
+def rewritten_service(name: str, folder: Path) -> Path:
+    """Return one of `tests/services`, written for mosec, as a copy that imports this package: nothing else differs."""
+    text = (SERVICES / f"{name}.py").read_text()
+    assert text.count("from mosec import") == 1, f"{name} must import mosec in one place"
+    return written(folder, text.replace("from mosec import", "from mosec_asgi import"), f"{name}.py")

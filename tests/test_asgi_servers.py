@@ -1,0 +1,126 @@
+"""The same app under the ASGI servers that people use: ready, right answers, a good end, no process left."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import textwrap
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from harness import Program, child_processes, python, running, wait_until, written
+
+APP = """
+    from mosec_asgi import Server, Worker
+    from workers import Closing, Echo, Gate, Modules
+
+
+    class Triple(Worker):
+        def forward(self, data):
+            return data * 3
+
+
+    server = Server()
+    server.append_worker(Echo, num=2)
+    server.append_worker(Modules, route="/modules")
+    # Its class is in this module, which its process then has to import.
+    server.append_worker(Triple, route="/triple")
+    server.append_worker(Closing, route="/closing")
+    server.append_worker(Gate, route="/gate")
+
+    if __name__ == "__main__":
+        server.run()
+"""
+SERVERS = {
+    "run()": [],
+    "uvicorn": ["-m", "uvicorn", "app:server", "--port", "{port}"],
+    "uvicorn-2-workers": ["-m", "uvicorn", "app:server", "--port", "{port}", "--workers", "2"],
+    "uvicorn-asyncio-h11": ["-m", "uvicorn", "app:server", "--port", "{port}", "--loop", "asyncio", "--http", "h11"],
+    "hypercorn": ["-m", "hypercorn", "app:server", "--bind", "127.0.0.1:{port}"],
+    "hypercorn-one-process": ["-m", "hypercorn", "app:server", "--bind", "127.0.0.1:{port}", "--workers", "0"],
+    "granian": ["-m", "granian", "--interface", "asgi", "--port", "{port}", "app:server"],
+}
+DAEMONIC = pytest.mark.xfail(reason="hypercorn's processes are daemonic and may have no children", strict=True)
+EACH_SERVER = pytest.mark.parametrize(
+    "server", [pytest.param(name, marks=DAEMONIC if name == "hypercorn" else ()) for name in SERVERS]
+)
+# What a worker has no use for; loading it would cost time and memory in each.
+UNWANTED = {"starlette", "uvicorn", "pydantic", "prometheus_client", "fastapi", "hypercorn", "granian", "uvloop"}
+
+
+@contextmanager
+def serving(server: str, folder: Path) -> Iterator[Program]:
+    app = written(folder, textwrap.dedent(APP), "app.py")
+    arguments = SERVERS[server]
+    if arguments and arguments[1] != "uvicorn":
+        pytest.importorskip(arguments[1])
+    command = [sys.executable, *arguments] if arguments else python(app)
+    environment = {"MOSEC_TIMEOUT": "60000"}
+    with running(command, folder / "output.log", cwd=folder, environment=environment) as program:
+        program.wait_ready()
+        yield program
+
+
+@EACH_SERVER
+def test_the_app_is_served_and_ends_in_good_order(server: str, tmp_path: Path) -> None:
+    with serving(server, tmp_path) as program:
+        answers = [program.client.post("/inference", json=n) for n in range(20)]
+        assert [(answer.status_code, answer.json()["echo"]) for answer in answers] == [(200, n) for n in range(20)]
+        assert program.client.post("/triple", json=14).json() == 42
+        assert program.client.post("/inference", content=b"").status_code == 400
+        assert program.client.get("/metrics").status_code == 200
+        program.send(signal.SIGTERM)
+        program.wait(10.0)
+        program.assert_nothing_left(5.0)
+        assert program.output.count("closed worker 1") == (2 if "2-workers" in server else 1)
+        assert "Traceback" not in program.output
+
+
+@EACH_SERVER
+def test_workers_end_by_themselves_when_the_server_is_killed(server: str, tmp_path: Path) -> None:
+    with serving(server, tmp_path) as program:
+        # Some servers have a process that supervises, and others below it that serve and have our workers.
+        main = program.process.pid
+        for pid in (main, *(child for child in child_processes(main) if child_processes(child))):
+            os.kill(pid, signal.SIGKILL)
+        program.wait()
+        program.assert_nothing_left(10.0)
+        assert "closed worker 1" in program.output
+
+
+def test_ctrl_c_pressed_twice_under_uvicorn_ends_it_even_if_a_worker_is_at_work(tmp_path: Path) -> None:
+    with serving("uvicorn", tmp_path) as program, ThreadPoolExecutor(1) as threads:
+        request = threads.submit(program.client.post, "/gate", json=str(tmp_path / "never"))
+        program.wait_for_output("waiting at the gate")
+        os.killpg(program.process.pid, signal.SIGINT)
+        wait_until(lambda: not program.answers("/readyz"), "it stays ready")
+        os.killpg(program.process.pid, signal.SIGINT)
+        # Far less than the request may take.
+        program.wait(10.0)
+        program.assert_nothing_left(5.0)
+        request.exception()
+
+
+@EACH_SERVER
+def test_a_worker_loads_nothing_of_the_web(server: str, tmp_path: Path) -> None:
+    with serving(server, tmp_path) as program:
+        loaded = set(program.client.post("/modules", json={}).json())
+        assert "mosec_asgi.worker" in loaded
+        assert not loaded & UNWANTED
+
+
+def test_each_of_uvicorns_processes_has_workers_of_its_own(tmp_path: Path) -> None:
+    with serving("uvicorn-2-workers", tmp_path) as program:
+        seen: set[int] = set()
+
+        def three_have_answered() -> bool:
+            # A connection of its own for each request: the operating system chooses the process that takes it.
+            answer = program.client.post("/inference", json=1, headers={"connection": "close"})
+            seen.add(answer.json()["pid"])
+            return len(seen) > 2
+
+        wait_until(three_have_answered, f"only {seen} have answered")

@@ -1,0 +1,206 @@
+from __future__ import annotations
+
+import dataclasses
+import sys
+from typing import Any
+
+import pytest
+
+from mosec_asgi.config import (
+    FIELDS,
+    Settings,
+    build_parser,
+    check_keywords,
+    from_command_line,
+    parse_command_line,
+    resolve,
+)
+from mosec_asgi.errors import DefinitionError
+
+# For each setting a value that is not its default, as the program, the environment and the command line write it.
+OTHER: dict[str, tuple[Any, str, list[str]]] = {
+    "capacity": (7, "7", ["--capacity", "7"]),
+    "timeout": (50, "50", ["--timeout", "50"]),
+    "wait": (0, "0", ["--wait", "0"]),
+    "address": ("127.0.0.1", "127.0.0.1", ["--address", "127.0.0.1"]),
+    "port": (8123, "8123", ["--port=8123"]),
+    "namespace": ("other", "other", ["--namespace", "other"]),
+    "log_level": ("error", "error", ["--log-level", "error"]),
+    "debug": (True, "true", ["--debug"]),
+    "dry_run": (True, "1", ["--dry-run"]),
+    "compression": (True, "yes", ["--compression"]),
+    "max_request_size": (99, "99", ["--max-request-size", "99"]),
+    "path": ("/tmp/x", "/tmp/x", ["--path", "/tmp/x"]),
+}
+
+
+def test_the_defaults_are_those_of_the_design() -> None:
+    assert dataclasses.asdict(resolve({}, {})) == {
+        "capacity": 1024,
+        "timeout": 3000,
+        "wait": 10,
+        "address": "0.0.0.0",
+        "port": 8000,
+        "namespace": "mosec_service",
+        "log_level": "info",
+        "debug": False,
+        "dry_run": False,
+        "compression": False,
+        "max_request_size": 10 * 1024 * 1024,
+        "path": "",
+    }
+
+
+def test_this_file_tries_every_setting() -> None:
+    assert OTHER.keys() == FIELDS.keys()
+
+
+@pytest.mark.parametrize("name", OTHER)
+def test_a_setting_can_be_a_keyword_a_variable_or_a_flag(name: str) -> None:
+    value, text, arguments = OTHER[name]
+    expected = dataclasses.replace(Settings(), **{name: value})
+    assert resolve({name: value}, {}) == expected
+    assert resolve({}, {"MOSEC_" + name.upper(): text}) == expected
+    given = parse_command_line(Settings(), arguments)
+    assert given == {name: value}
+    assert resolve({}, {}, given) == expected
+
+
+def test_the_environment_wins_over_the_program_and_the_command_line_over_both() -> None:
+    assert resolve({"port": 1}, {"MOSEC_PORT": "2"}).port == 2
+    assert resolve({"port": 1}, {"MOSEC_PORT": "2"}, {"port": 3}).port == 3
+    assert resolve({"port": 1, "wait": 5}, {"MOSEC_PORT": "2", "MOSEC_TIMEOUT": "4"}, {}) == Settings(
+        port=2, wait=5, timeout=4
+    )
+
+
+def test_other_variables_are_left_alone() -> None:
+    assert resolve({}, {"MOSEC_OTHER": "1", "PORT": "9", "mosec_port": "9"}) == Settings()
+
+
+def test_the_processes_own_environment_is_read_where_none_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MOSEC_PORT", "4321")
+    assert resolve({}).port == 4321
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("1", True), ("TRUE", True), ("yes", True), ("On", True), ("0", False), ("false", False), ("", False)],
+)
+def test_a_switch_in_the_environment_is_read_as_words_or_digits(text: str, value: bool) -> None:
+    assert resolve({"debug": not value}, {"MOSEC_DEBUG": text}).debug is value
+
+
+@pytest.mark.parametrize(
+    ("keywords", "environment", "text"),
+    [
+        ({"port": -1}, {}, r"Server\(port=\.\.\.\) must be at least 0, not -1"),
+        ({"port": 8000.0}, {}, r"Server\(port=\.\.\.\) must be int, not 8000.0 \(float\)"),
+        ({"port": True}, {}, r"Server\(port=\.\.\.\) must be int, not True \(bool\)"),
+        ({"debug": 1}, {}, r"Server\(debug=\.\.\.\) must be bool, not 1 \(int\)"),
+        ({"namespace": None}, {}, r"Server\(namespace=\.\.\.\) must be str, not None"),
+        ({"capacity": 0}, {}, "must be at least 1, not 0"),
+        ({"timeout": 0}, {}, "must be at least 1, not 0"),
+        ({"wait": -1}, {}, "must be at least 0, not -1"),
+        ({"max_request_size": 0}, {}, "must be at least 1, not 0"),
+        ({"log_level": "loud"}, {}, "must be one of debug, info, warning, error, not 'loud'"),
+        ({}, {"MOSEC_PORT": "http"}, "the environment variable MOSEC_PORT must be a whole number, not 'http'"),
+        ({}, {"MOSEC_PORT": ""}, "the environment variable MOSEC_PORT must be a whole number, not ''"),
+        ({}, {"MOSEC_WAIT": "1.5"}, "the environment variable MOSEC_WAIT must be a whole number"),
+        ({}, {"MOSEC_CAPACITY": "0"}, "the environment variable MOSEC_CAPACITY must be at least 1"),
+        ({}, {"MOSEC_DEBUG": "maybe"}, "the environment variable MOSEC_DEBUG must be true or false, not 'maybe'"),
+        ({}, {"MOSEC_LOG_LEVEL": "loud"}, "the environment variable MOSEC_LOG_LEVEL must be one of"),
+    ],
+)
+def test_a_value_that_does_not_fit_is_refused_by_the_name_of_its_source(
+    keywords: dict[str, Any], environment: dict[str, str], text: str
+) -> None:
+    with pytest.raises(DefinitionError, match=text):
+        resolve(keywords, environment)
+
+
+def test_a_value_from_the_command_line_that_does_not_fit_is_refused_by_its_flag() -> None:
+    with pytest.raises(DefinitionError, match="the argument --max-request-size must be at least 1, not 0"):
+        resolve({}, {}, {"max_request_size": 0})
+
+
+def test_a_port_that_does_not_exist_is_refused() -> None:
+    assert resolve({"port": 65535}, {}).port == 65535
+    with pytest.raises(DefinitionError, match="65535"):
+        resolve({"port": 65536}, {})
+
+
+def test_an_unknown_keyword_is_refused_with_the_names_that_there_are() -> None:
+    with pytest.raises(DefinitionError, match=r"unknown setting adress, prot; the settings are capacity, .*port"):
+        check_keywords({"prot": 1, "adress": "", "port": 1})
+
+
+def test_settings_cannot_be_changed() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Settings().port = 1  # type: ignore[misc]
+
+
+def test_the_timeout_in_seconds_and_the_level_that_counts() -> None:
+    assert Settings(timeout=1500).timeout_seconds == 1.5
+    assert Settings(log_level="error").effective_log_level == "error"
+    assert Settings(log_level="error", debug=True).effective_log_level == "debug"
+
+
+# -- the command line --------------------------------------------------------------------------------------------------
+
+
+def test_arguments_that_are_not_the_servers_own_are_left_to_the_program() -> None:
+    given = parse_command_line(Settings(), ["train", "--model", "big", "--port", "9000", "-v", "--por", "1"])
+    assert given == {"port": 9000}
+
+
+def test_no_arguments_give_no_settings() -> None:
+    assert parse_command_line(Settings(port=1), []) == {}
+
+
+def test_the_processes_own_arguments_are_read_where_none_are_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["server.py", "--port", "9000"])
+    assert parse_command_line(Settings()) == {"port": 9000}
+
+
+def test_help_shows_each_flag_with_the_default_that_the_program_has_set() -> None:
+    text = " ".join(build_parser(Settings(port=8765), "server.py").format_help().split())
+    assert all("--" + name.replace("_", "-") in text for name in FIELDS)
+    assert "port to listen on (default: 8765)" in text
+    assert "MOSEC_PORT" in text
+
+
+def test_help_survives_a_percent_sign_in_a_setting() -> None:
+    text = " ".join(build_parser(Settings(address="fe80::1%eth0")).format_help().split())
+    assert "(default: 'fe80::1%eth0')" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "text"),
+    [
+        (["--port", "http"], {}, "--port"),
+        (["--log-level", "loud"], {}, "--log-level"),
+        (["--capacity", "0"], {}, "the argument --capacity must be at least 1"),
+        ([], {"MOSEC_PORT": "http"}, "MOSEC_PORT must be a whole number"),
+    ],
+)
+def test_a_program_with_a_wrong_setting_ends_with_status_2_and_the_reason(
+    arguments: list[str],
+    environment: dict[str, str],
+    text: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["server.py", *arguments])
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SystemExit) as stop:
+        from_command_line({})
+    assert stop.value.code == 2
+    assert text in capsys.readouterr().err
+
+
+def test_a_program_is_run_with_its_command_line_over_its_keywords(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["server.py", "--port", "9000", "--mine"])
+    monkeypatch.setenv("MOSEC_TIMEOUT", "77")
+    assert from_command_line({"port": 1, "wait": 2}) == Settings(port=9000, wait=2, timeout=77)

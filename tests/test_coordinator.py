@@ -1,0 +1,864 @@
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+import time
+
+import pytest
+from fakes import FakeClock, FakeWorker, Service, answer, running, settled_loop, stage, told, until
+
+from mosec_asgi.batching.coordinator import CLOSING, STAGE_DOWN, TIMED_OUT, TOO_MANY, WORKER_DIED
+from mosec_asgi.batching.service import CLIENT_LEFT, StageStatistics, Ticket
+from mosec_asgi.errors import Failure, StartupError
+from mosec_asgi.ipc import frames
+
+
+@pytest.fixture(autouse=True)
+def logged(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
+    caplog.set_level(logging.DEBUG, logger="mosec_asgi")
+    return caplog
+
+
+async def let_start_fail(service: Service, stage_name: str = "Echo_1") -> None:
+    """Let the only worker of a stage die and its next start fail, so that the stage is down."""
+    (worker,) = service.launcher.alive(stage_name)
+    service.launcher.on_launch = None
+    launches = len(service.launcher.launched)
+    worker.exit()
+    await until(lambda: len(service.launcher.launched) > launches)
+    service.launcher.launched[-1].fail_to_start("OSError: no weights")
+    service.launcher.on_launch = FakeWorker.ready
+
+
+# -- there and back ----------------------------------------------------------------------------------------------------
+
+
+async def test_a_request_is_answered_with_what_its_worker_answers() -> None:
+    async with running(stage()) as service:
+        ticket = service.submit(b"body", name="mine")
+        await service.worker.gets_work()
+        (sent,) = service.worker.frames
+        assert list(sent.payloads) == [b"body"]
+        assert list(sent.request_ids) == ["mine"]
+        assert list(sent.flags) == [frames.INGRESS | frames.EGRESS]
+        service.worker.reply(payloads=[b"result"])
+        assert await answer(ticket) == b"result"
+
+
+async def test_a_lonely_request_does_not_wait_for_the_end_of_the_turn() -> None:
+    async with running(stage()) as service:
+        service.submit()
+        assert service.worker.sizes == [1]
+
+
+async def test_all_requests_of_one_turn_are_one_frame() -> None:
+    async with running(stage()) as service:
+        worker = service.worker
+        await service.make_quick(worker)
+        service.submit()
+        await worker.gets_work()
+        before = len(worker.frames)
+        tickets = [service.submit() for _ in range(5)]
+        await settled_loop()
+        assert worker.sizes[before:] == [5]
+        worker.reply()
+        assert [await answer(ticket) for ticket in tickets] == [b"re:%d" % n for n in range(3, 8)]
+
+
+async def test_results_and_requests_of_one_turn_lead_to_one_frame() -> None:
+    async with running(stage(num=2), stage("Last_2", max_batch_size=8)) as service:
+        first, second, last = service.workers
+        for _ in range(2):
+            service.submit()
+        await until(lambda: first.has and second.has)
+        first.reply()
+        second.reply()
+        await last.gets_work()
+        assert last.sizes == [2]
+
+
+async def test_a_burst_of_a_full_batch_is_one_frame() -> None:
+    async with running(stage(num=4, max_batch_size=8, max_wait=1.0)) as service:
+        for _ in range(8):
+            service.submit()
+        await settled_loop()
+        assert [worker.sizes for worker in service.workers] == [[8], [], [], []]
+
+
+async def test_answers_belong_to_their_requests_whatever_their_order() -> None:
+    async with running(stage(num=3)) as service:
+        tickets = [service.submit(b"%d" % n) for n in range(3)]
+        await until(lambda: all(worker.has for worker in service.workers))
+        for worker in reversed(service.workers):
+            worker.reply()
+        assert [await answer(ticket) for ticket in tickets] == [b"re:0", b"re:1", b"re:2"]
+
+
+async def test_answers_of_one_frame_in_another_order_still_belong_to_their_requests() -> None:
+    async with running(stage(max_batch_size=3, max_wait=1.0)) as service:
+        tickets = [service.submit() for _ in range(3)]
+        await service.worker.gets_work()
+        service.worker.reply(list(reversed(service.worker.has)))
+        assert [await answer(ticket) for ticket in tickets] == [b"re:1", b"re:2", b"re:3"]
+
+
+async def test_an_error_of_the_worker_is_the_answer() -> None:
+    async with running(stage()) as service:
+        ticket = service.submit()
+        await service.worker.gets_work()
+        service.worker.reply(code=422, payloads=["nötig \udcff".encode(errors="surrogateescape")])
+        assert await answer(ticket) == Failure(422, "nötig \ufffd")
+
+
+async def test_each_stage_gets_what_the_one_before_has_answered() -> None:
+    async with running(stage("A_1"), stage("B_2"), stage("C_3")) as service:
+        first, second, third = service.workers
+        ticket = service.submit(b"body")
+        for worker, received, flags in (
+            (first, b"body", frames.INGRESS),
+            (second, b"re:body", 0),
+            (third, b"re:re:body", frames.EGRESS),
+        ):
+            await worker.gets_work()
+            assert list(worker.frames[0].payloads) == [received]
+            assert list(worker.frames[0].flags) == [flags]
+            worker.reply()
+        assert await answer(ticket) == b"re:re:re:body"
+
+
+async def test_an_error_ends_the_way_through_the_stages() -> None:
+    async with running(stage("A_1"), stage("B_2")) as service:
+        first, second = service.workers
+        ticket = service.submit()
+        await first.gets_work()
+        first.reply(code=400, payloads=[b"bad request: no"])
+        assert await answer(ticket) == Failure(400, "bad request: no")
+        await settled_loop()
+        assert second.given == []
+
+
+async def test_routes_share_a_stage_and_keep_their_own_ways() -> None:
+    async with running(stage("Shared_1"), stage("Only_2"), routes=[[0], [0, 1]]) as service:
+        shared, only = service.workers
+        short, long = service.submit(route=0), service.submit(route=1)
+        await shared.gets_work()
+        assert shared.frames[0].flags[0] == frames.INGRESS | frames.EGRESS
+        shared.reply()
+        assert await answer(short) == b"re:1"
+        await shared.gets_work()
+        assert shared.frames[1].flags[0] == frames.INGRESS
+        shared.reply()
+        await only.gets_work()
+        only.reply()
+        assert await answer(long) == b"re:re:2"
+
+
+async def test_an_example_takes_the_place_of_the_body() -> None:
+    async with running(stage("A_1"), stage("B_2")) as service:
+        first, second = service.workers
+        ticket = service.coordinator.submit(0, b"", "dry-run", example=True)
+        await first.gets_work()
+        assert list(first.frames[0].flags) == [frames.EXAMPLE]
+        first.reply()
+        await second.gets_work()
+        assert list(second.frames[0].flags) == [frames.EGRESS]
+        second.reply()
+        assert await answer(ticket) == b"re:re:"
+
+
+# -- waiting for a batch -----------------------------------------------------------------------------------------------
+
+
+async def test_a_batch_that_does_not_fill_leaves_when_its_oldest_has_waited_by_the_clock() -> None:
+    clock = FakeClock()
+    async with running(stage(max_batch_size=8, max_wait=0.01), clock=clock) as service:
+        service.submit()
+        clock.advance(0.005)
+        service.submit()
+        # The loop's own time passes, and that of the clock does not.
+        await asyncio.sleep(0.03)
+        assert service.worker.frames == []
+        clock.advance(0.005)
+        await until(lambda: service.worker.frames)
+        assert service.worker.sizes == [2]
+
+
+async def test_a_batch_that_fills_does_not_wait() -> None:
+    async with running(stage(max_batch_size=2, max_wait=100.0)) as service:
+        service.submit()
+        await settled_loop()
+        assert service.worker.frames == []
+        service.submit()
+        await settled_loop()
+        assert service.worker.sizes == [2]
+
+
+async def test_without_a_wait_of_its_own_a_stage_does_not_wait_for_what_will_not_come() -> None:
+    async with running(stage(max_batch_size=8, max_wait=100.0, adaptive=True)) as service:
+        service.submit()
+        await settled_loop()
+        assert service.worker.sizes == [1]
+
+
+# -- refusals ----------------------------------------------------------------------------------------------------------
+
+
+async def test_beyond_its_capacity_a_service_refuses_until_one_is_answered() -> None:
+    async with running(stage(), capacity=3) as service:
+        tickets = [service.submit() for _ in range(3)]
+        refused = service.coordinator.submit(0, b"", "one too many")
+        assert refused == TOO_MANY
+        assert isinstance(refused, Failure)
+        assert (refused.code, refused.retry_after) == (429, 1)
+        assert service.metrics.stages[0].rejected == 1
+        await service.worker.gets_work()
+        service.worker.reply()
+        await answer(tickets[0])
+        service.submit()
+        assert service.coordinator.submit(0, b"", "one too many") == TOO_MANY
+
+
+@pytest.mark.parametrize("end", ["cancel", "time out"])
+async def test_a_task_that_ends_without_an_answer_makes_room(end: str) -> None:
+    async with running(stage(), capacity=1) as service:
+        ticket = service.submit(timeout=0.005 if end == "time out" else None)
+        if end == "cancel":
+            service.coordinator.cancel(ticket.id)
+        await answer(ticket)
+        service.submit()
+
+
+async def test_after_close_requests_are_refused_and_admitted_ones_are_answered() -> None:
+    async with running(stage()) as service:
+        ticket = service.submit()
+        service.coordinator.close()
+        refused = service.coordinator.submit(0, b"", "late")
+        assert refused == CLOSING
+        assert isinstance(refused, Failure)
+        assert (refused.code, refused.retry_after) == (503, 1)
+        assert service.coordinator.statistics().closing
+        await service.worker.gets_work()
+        service.worker.reply()
+        assert await answer(ticket) == b"re:1"
+
+
+# -- deadlines ---------------------------------------------------------------------------------------------------------
+
+
+async def test_a_task_on_a_worker_is_answered_408_at_its_deadline(logged: pytest.LogCaptureFixture) -> None:
+    async with running(stage()) as service:
+        began = time.monotonic()
+        ticket = service.submit(timeout=0.02, name="slow one")
+        assert await answer(ticket) == TIMED_OUT
+        assert TIMED_OUT.code == 408
+        assert 0.02 <= time.monotonic() - began < 5.0
+        assert service.metrics.stages[0].timed_out == 1
+        (record,) = [record for record in logged.records if record.levelno == logging.WARNING]
+        assert told(record, "request_id", "stage") == ("slow one", "Echo_1")
+
+
+async def test_a_task_in_the_queue_is_answered_408_and_never_sent() -> None:
+    async with running(stage()) as service:
+        first = service.submit()
+        waiting = service.submit(timeout=0.01)
+        assert await answer(waiting) == TIMED_OUT
+        service.worker.reply()
+        await answer(first)
+        last = service.submit()
+        await service.worker.gets_work()
+        assert service.worker.given == [first.id, last.id]
+
+
+async def test_each_task_has_its_own_deadline_whatever_their_order() -> None:
+    async with running(stage(max_batch_size=8, max_wait=0.0)) as service:
+        order: list[str] = []
+        for name, timeout in (("late", 0.06), ("early", 0.01), ("middle", 0.03), ("never", 100.0)):
+            ticket = service.submit(timeout=timeout)
+            ticket.outcome.add_done_callback(functools.partial(lambda name, _: order.append(name), name))
+        await until(lambda: len(order) == 3)
+        assert order == ["early", "middle", "late"]
+        assert service.coordinator.statistics().admitted == 1
+
+
+async def test_a_deadline_counts_through_all_stages_and_deaths() -> None:
+    clock = FakeClock()
+    async with running(stage("A_1"), stage("B_2"), clock=clock) as service:
+        first, second = service.workers
+        ticket = service.submit(timeout=0.01)
+        await first.gets_work()
+        clock.advance(0.004)
+        first.reply()
+        await second.gets_work()
+        clock.advance(0.004)
+        second.exit()
+        second = await service.next_life(second)
+        await second.gets_work()
+        assert not ticket.outcome.done()
+        clock.advance(0.002)
+        assert await answer(ticket) == TIMED_OUT
+
+
+async def test_the_timeout_of_the_service_counts_where_a_request_has_none() -> None:
+    async with running(stage(), timeout=0.01) as service:
+        assert await answer(service.submit()) == TIMED_OUT
+
+
+async def test_the_answer_to_a_task_that_was_answered_408_is_dropped() -> None:
+    async with running(stage("A_1"), stage("B_2")) as service:
+        first, second = service.workers
+        ticket = service.submit(timeout=0.005)
+        assert await answer(ticket) == TIMED_OUT
+        first.reply()
+        await settled_loop()
+        assert ticket.outcome.result() == TIMED_OUT
+        assert first.alive
+        assert not first.killed
+        assert second.given == []
+        # And its worker is free for the next.
+        service.submit()
+        await first.gets_work()
+
+
+# -- clients that leave ------------------------------------------------------------------------------------------------
+
+
+async def test_a_waiting_task_whose_client_leaves_is_never_sent() -> None:
+    async with running(stage()) as service:
+        first, second, third = (service.submit() for _ in range(3))
+        await service.worker.gets_work()
+        service.coordinator.cancel(second.id)
+        assert await answer(second) is CLIENT_LEFT
+        assert service.coordinator.statistics().stages[0].queued == 1
+        service.worker.reply()
+        await service.worker.gets_work()
+        assert service.worker.given == [first.id, third.id]
+        assert service.metrics.stages[0].cancelled == 1
+
+
+async def test_a_task_whose_client_leaves_goes_to_no_further_stage() -> None:
+    async with running(stage("A_1"), stage("B_2")) as service:
+        first, second = service.workers
+        ticket = service.submit()
+        await first.gets_work()
+        service.coordinator.cancel(ticket.id)
+        assert await answer(ticket) is CLIENT_LEFT
+        first.reply()
+        await settled_loop()
+        assert second.given == []
+        assert service.coordinator.statistics().admitted == 0
+
+
+async def test_leaving_after_the_answer_changes_nothing() -> None:
+    async with running(stage()) as service:
+        ticket = service.submit()
+        service.worker.reply()
+        service.coordinator.cancel(ticket.id)
+        service.coordinator.cancel(ticket.id)
+        assert await answer(ticket) == b"re:1"
+        service.coordinator.cancel(12345)
+        assert service.metrics.stages[0].cancelled == 0
+
+
+async def test_a_future_that_its_waiter_has_cancelled_disturbs_nobody() -> None:
+    async with running(stage(max_batch_size=2, max_wait=1.0)) as service:
+        gone, stays = service.submit(), service.submit()
+        gone.outcome.cancel()
+        await service.worker.gets_work()
+        service.worker.reply()
+        assert await answer(stays) == b"re:2"
+
+
+# -- deaths ------------------------------------------------------------------------------------------------------------
+
+
+async def test_the_tasks_of_a_dead_worker_go_first_and_run_alone() -> None:
+    async with running(stage(max_batch_size=2, max_wait=0.0)) as service:
+        worker = service.worker
+        tickets = [service.submit() for _ in range(2)]
+        await worker.gets_work()
+        tickets += [service.submit() for _ in range(2)]
+        await until(lambda: len(worker.has) == 4)
+        tickets += [service.submit() for _ in range(2)]
+        worker.exit()
+        worker = await service.next_life(worker)
+        for ticket in tickets[:4]:
+            await worker.gets_work()
+            assert worker.has == [ticket.id]
+            worker.reply()
+            assert await answer(ticket) == b"re:%d" % ticket.id
+        await worker.gets_work()
+        assert worker.has == [ticket.id for ticket in tickets[4:]]
+
+
+async def test_another_worker_takes_over_what_a_dead_one_had() -> None:
+    async with running(stage(num=2)) as service:
+        first, second = service.workers
+        tickets = [service.submit() for _ in range(2)]
+        await until(lambda: first.has and second.has)
+        first.exit()
+        second.reply()
+        await second.gets_work()
+        second.reply()
+        assert [await answer(ticket) for ticket in tickets] == [b"re:1", b"re:2"]
+
+
+async def test_a_request_that_kills_two_workers_is_answered_500_and_no_other_is(
+    logged: pytest.LogCaptureFixture,
+) -> None:
+    async with running(stage(max_batch_size=4, max_wait=0.0)) as service:
+        worker = service.worker
+        tickets = [service.submit(b"poison" if n == 2 else b"fine", name=f"n{n}") for n in range(4)]
+        deaths = 0
+        while not all(ticket.outcome.done() for ticket in tickets):
+            await worker.gets_work()
+            if b"poison" in [worker.payload(task_id) for task_id in worker.has]:
+                deaths += 1
+                worker.exit()
+                worker = await service.next_life(worker)
+            else:
+                worker.reply()
+            await settled_loop()
+        outcomes = [await answer(ticket) for ticket in tickets]
+        assert outcomes == [b"re:fine", b"re:fine", WORKER_DIED, b"re:fine"]
+        assert WORKER_DIED.code == 500
+        assert deaths == 2
+        (record,) = [record for record in logged.records if "answered 500" in record.getMessage()]
+        assert told(record, "request_id", "stage") == ("n2", "Echo_1")
+
+
+async def test_a_batch_that_was_sent_ahead_keeps_its_count() -> None:
+    clock = FakeClock()
+    async with running(stage(max_batch_size=2, max_wait=0.0), clock=clock, timeout=1e6) as service:
+        worker = service.worker
+        tickets = [service.submit() for _ in range(4)]
+        await until(lambda: len(worker.has) == 4)
+        assert worker.sizes == [2, 2]
+        worker.exit()
+        for ticket, outcome in zip(tickets, [WORKER_DIED, WORKER_DIED, None, None], strict=True):
+            # Each is alone on the next worker, which dies of it; the first two were on a dying worker before.
+            worker = await service.next_life(worker)
+            await worker.gets_work()
+            assert worker.has == [ticket.id]
+            # After a healthy spell, so that the next one comes at once.
+            clock.advance(60.0)
+            worker.exit()
+            if outcome is None:
+                break
+            assert await answer(ticket) == outcome
+        worker = await service.next_life(worker)
+        await worker.gets_work()
+        assert worker.has == [tickets[2].id], "this one gets its second try"
+        worker.reply()
+        await worker.gets_work()
+        worker.reply()
+        assert [await answer(ticket) for ticket in tickets[2:]] == [b"re:3", b"re:4"]
+
+
+async def test_with_one_attempt_the_first_death_is_the_answer_but_not_for_what_was_sent_ahead() -> None:
+    async with running(stage(max_batch_size=2, max_wait=0.0, max_attempts=1)) as service:
+        worker = service.worker
+        tickets = [service.submit() for _ in range(4)]
+        await until(lambda: len(worker.has) == 4)
+        worker.exit()
+        assert [await answer(ticket) for ticket in tickets[:2]] == [WORKER_DIED, WORKER_DIED]
+        worker = await service.next_life(worker)
+        for ticket in tickets[2:]:
+            await worker.gets_work()
+            worker.reply()
+            assert await answer(ticket) == b"re:%d" % ticket.id
+
+
+async def test_a_task_starts_each_stage_with_all_its_attempts() -> None:
+    async with running(stage("A_1"), stage("B_2")) as service:
+        first, second = service.workers
+        ticket = service.submit(b"x")
+        await first.gets_work()
+        first.exit()
+        first = await service.next_life(first)
+        await first.gets_work()
+        first.reply()
+        await second.gets_work()
+        second.exit()
+        second = await service.next_life(second)
+        await second.gets_work()
+        second.reply()
+        assert await answer(ticket) == b"re:re:x"
+
+
+async def test_a_task_whose_client_has_left_is_not_run_again_after_a_death() -> None:
+    async with running(stage()) as service:
+        worker = service.worker
+        ticket = service.submit()
+        await worker.gets_work()
+        service.coordinator.cancel(ticket.id)
+        worker.exit()
+        worker = await service.next_life(worker)
+        await settled_loop()
+        assert worker.given == []
+        assert service.coordinator.statistics().stages[0].queued == 0
+
+
+async def test_a_worker_that_answers_what_it_was_not_given_is_killed_and_its_tasks_run_elsewhere() -> None:
+    async with running(stage(num=2)) as service:
+        first, second = service.workers
+        tickets = [service.submit(b"%d" % n) for n in range(2)]
+        await until(lambda: first.has and second.has)
+        first.reply_unasked(second.has)
+        assert first.killed
+        await settled_loop()
+        assert not any(ticket.outcome.done() for ticket in tickets)
+        second.reply()
+        await until(lambda: any(worker.has for worker in service.workers))
+        for worker in service.workers:
+            worker.reply()
+        assert [await answer(ticket) for ticket in tickets] == [b"re:0", b"re:1"]
+
+
+async def test_an_answer_that_comes_twice_is_an_answer_to_nothing() -> None:
+    async with running(stage()) as service:
+        worker = service.worker
+        ticket = service.submit()
+        await worker.gets_work()
+        worker.reply()
+        worker.reply_unasked([ticket.id])
+        assert worker.killed
+        assert await answer(ticket) == b"re:1"
+
+
+async def test_no_task_is_lost_when_a_worker_answers_some_and_then_nonsense() -> None:
+    async with running(stage(max_batch_size=4, max_wait=0.0)) as service:
+        worker = service.worker
+        tickets = [service.submit() for _ in range(4)]
+        await worker.gets_work()
+        worker.reply_unasked([tickets[0].id, 999])
+        assert worker.killed
+        worker = await service.next_life(worker)
+        for ticket in tickets:
+            await worker.gets_work()
+            worker.reply()
+            assert await answer(ticket) == b"re:%d" % ticket.id
+
+
+async def test_garbage_from_a_worker_costs_the_worker_and_no_request() -> None:
+    async with running(stage()) as service:
+        worker = service.worker
+        ticket = service.submit()
+        await worker.gets_work()
+        worker.write(b"\xff" * 100)
+        assert worker.killed
+        worker = await service.next_life(worker)
+        await worker.gets_work()
+        worker.reply()
+        assert await answer(ticket) == b"re:1"
+
+
+async def test_a_pipe_that_breaks_while_tasks_are_sent_loses_none_of_them() -> None:
+    async with running(stage(max_batch_size=2, max_wait=0.0)) as service:
+        worker = service.worker
+
+        def broken(data: bytes) -> None:
+            worker.close_pipe("writing to it failed")
+
+        worker.send = broken  # type: ignore[method-assign]
+        tickets = [service.submit() for _ in range(4)]
+        worker = await service.next_life(worker)
+        for ticket in tickets:
+            await worker.gets_work()
+            assert len(worker.has) == 1
+            worker.reply()
+            assert await answer(ticket) == b"re:%d" % ticket.id
+
+
+@pytest.mark.parametrize("seconds", [float("nan"), float("inf"), -1.0])
+async def test_a_worker_that_tells_a_time_that_is_none_does_no_harm(seconds: float) -> None:
+    async with running(stage()) as service:
+        worker = service.worker
+        ticket = service.submit()
+        await worker.gets_work()
+        worker.reply(seconds=seconds)
+        if worker.killed:
+            worker = await service.next_life(worker)
+            await worker.gets_work()
+            worker.reply()
+        assert await answer(ticket) == b"re:1"
+        later = service.submit()
+        await worker.gets_work()
+        worker.reply()
+        assert await answer(later) == b"re:2"
+
+
+# -- a stage that is down ----------------------------------------------------------------------------------------------
+
+
+async def test_a_stage_that_cannot_start_again_answers_503_at_once_and_recovers() -> None:
+    async with running(stage()) as service:
+        waiting = service.submit()
+        await service.worker.gets_work()
+        await let_start_fail(service)
+        assert await answer(waiting) == STAGE_DOWN
+        assert STAGE_DOWN.code == 503
+        assert STAGE_DOWN.retry_after is not None
+        assert service.coordinator.submit(0, b"", "refused") == STAGE_DOWN
+        (now,) = service.coordinator.statistics().stages
+        assert (now.down, now.ready, now.queued) == (True, 0, 0)
+        assert service.metrics.stages[0].rejected == 1
+        await until(lambda: not service.coordinator.statistics().stages[0].down)
+        ticket = service.submit(b"again")
+        await service.worker.gets_work()
+        service.worker.reply()
+        assert await answer(ticket) == b"re:again"
+
+
+async def test_only_routes_through_a_stage_that_is_down_are_refused() -> None:
+    async with running(stage("A_1"), stage("B_2"), routes=[[0], [0, 1], [1]]) as service:
+        first, _ = service.workers
+        await let_start_fail(service, "B_2")
+        assert service.coordinator.submit(1, b"", "") == STAGE_DOWN
+        assert service.coordinator.submit(2, b"", "") == STAGE_DOWN
+        ticket = service.submit(route=0)
+        await first.gets_work()
+        first.reply()
+        await answer(ticket)
+
+
+async def test_a_task_that_comes_to_a_stage_that_has_gone_down_meanwhile_is_answered_503_at_once() -> None:
+    async with running(stage("A_1"), stage("B_2")) as service:
+        first, _ = service.workers
+        ticket = service.submit()
+        await first.gets_work()
+        await let_start_fail(service, "B_2")
+        first.reply()
+        await settled_loop()
+        assert service.coordinator.statistics().stages[1].down
+        assert ticket.outcome.done()
+        assert ticket.outcome.result() == STAGE_DOWN
+
+
+async def test_while_a_replacement_starts_requests_wait_for_it() -> None:
+    async with running(stage()) as service:
+        before = service.worker
+        service.launcher.on_launch = None
+        before.exit()
+        await until(lambda: len(service.launcher.launched) == 2)
+        ticket = service.submit()
+        await settled_loop()
+        service.worker.ready()
+        await service.worker.gets_work()
+        service.worker.reply()
+        assert await answer(ticket) == b"re:1"
+
+
+# -- the start ---------------------------------------------------------------------------------------------------------
+
+
+async def test_a_stage_that_cannot_start_stops_the_whole_service_with_its_traceback() -> None:
+    service = Service([stage("A_1"), stage("B_2", num=2)])
+
+    def begin(worker: FakeWorker) -> None:
+        if worker.spec.stage == "A_1":
+            worker.ready()
+        else:
+            worker.fail_to_start("Traceback ...\nOSError: no weights")
+
+    service.launcher.on_launch = begin
+    with pytest.raises(StartupError, match=r"(?s)no worker of stage B_2 could be started.*OSError: no weights"):
+        await service.coordinator.start()
+    assert service.launcher.alive() == []
+    (first,) = service.launcher.of("A_1")
+    assert first.asked_to_stop
+    assert not first.killed
+    await settled_loop()
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+async def test_a_worker_that_was_still_loading_when_another_failed_is_ended_too() -> None:
+    service = Service([stage("A_1"), stage("B_2")])
+
+    def begin(worker: FakeWorker) -> None:
+        if worker.spec.stage == "A_1":
+            worker.stops_when_asked = False
+        else:
+            worker.fail_to_start("no weights")
+
+    service.launcher.on_launch = begin
+    with pytest.raises(StartupError, match="no weights"):
+        await service.coordinator.start()
+    (loading,) = service.launcher.of("A_1")
+    assert loading.killed
+    assert service.launcher.alive() == []
+
+
+async def test_a_refused_launch_is_a_startup_error() -> None:
+    service = Service([stage()])
+    service.launcher.refusal = StartupError("the worker class Local cannot be sent")
+    with pytest.raises(StartupError, match="Local cannot be sent"):
+        await service.coordinator.start()
+
+
+async def test_a_start_that_is_interrupted_leaves_nothing_running() -> None:
+    service = Service([stage()])
+    service.launcher.on_launch = None
+    start = asyncio.ensure_future(service.coordinator.start())
+    await until(lambda: service.launcher.launched)
+    start.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await start
+    assert service.launcher.alive() == []
+
+
+# -- the end -----------------------------------------------------------------------------------------------------------
+
+
+async def test_a_stop_lets_admitted_requests_finish_and_then_ends_the_workers() -> None:
+    async with running(stage("A_1"), stage("B_2")) as service:
+        first, second = service.workers
+        ticket = service.submit(b"x")
+        await first.gets_work()
+        stop = asyncio.ensure_future(service.coordinator.stop(100.0))
+        await settled_loop()
+        assert not stop.done()
+        assert not first.asked_to_stop
+        assert service.coordinator.submit(0, b"", "late") == CLOSING
+        first.reply()
+        await second.gets_work()
+        second.reply()
+        assert await answer(ticket) == b"re:re:x"
+        await asyncio.wait_for(stop, 10.0)
+        assert first.asked_to_stop
+        assert second.asked_to_stop
+        assert not first.killed
+        assert not second.killed
+
+
+async def test_what_is_not_finished_within_the_grace_is_answered_503() -> None:
+    async with running(stage()) as service:
+        on_worker, waiting = service.submit(), service.submit()
+        await service.worker.gets_work()
+        await service.coordinator.stop(0.02)
+        assert await answer(on_worker) == CLOSING
+        assert await answer(waiting) == CLOSING
+        assert service.launcher.alive() == []
+
+
+async def test_a_worker_that_still_runs_a_task_nobody_waits_for_may_finish_it_and_close() -> None:
+    async with running(stage()) as service:
+        worker = service.worker
+        worker.stops_when_asked = False
+        ticket = service.submit()
+        await worker.gets_work()
+        service.coordinator.cancel(ticket.id)
+        stop = asyncio.ensure_future(service.coordinator.stop(100.0))
+        await until(lambda: worker.asked_to_stop)
+        worker.reply()
+        await settled_loop()
+        assert not worker.killed
+        worker.exit("exited with status 0")
+        await asyncio.wait_for(stop, 10.0)
+
+
+async def test_a_worker_that_does_not_stop_is_killed() -> None:
+    async with running(stage()) as service:
+        worker = service.worker
+        worker.stops_when_asked = False
+        await service.coordinator.stop(0.0)
+        assert worker.asked_to_stop
+        assert worker.killed
+
+
+async def test_a_replacement_that_is_due_is_not_waited_for_at_the_end() -> None:
+    async with running(stage()) as service:
+        await let_start_fail(service)
+        await service.coordinator.stop(0.0)
+        assert service.launcher.alive() == []
+
+
+async def test_a_worker_that_dies_during_the_end_does_not_hold_it_up() -> None:
+    async with running(stage()) as service:
+        worker = service.worker
+        ticket = service.submit()
+        await worker.gets_work()
+        stop = asyncio.ensure_future(service.coordinator.stop(100.0))
+        await settled_loop()
+        worker.exit()
+        worker = await service.next_life(worker)
+        await worker.gets_work()
+        worker.reply()
+        assert await answer(ticket) == b"re:1"
+        await asyncio.wait_for(stop, 10.0)
+
+
+async def test_stopping_twice_does_no_harm() -> None:
+    async with running(stage()) as service:
+        await service.coordinator.stop(0.0)
+        await service.coordinator.stop(0.0)
+
+
+async def test_abandoned_workers_are_killed_without_the_loop() -> None:
+    async with running(stage(num=2)) as service:
+        workers = service.workers
+        service.coordinator.abandon()
+        assert all(worker.killed and worker.reaped for worker in workers)
+
+
+# -- numbers -----------------------------------------------------------------------------------------------------------
+
+
+async def test_statistics_tell_what_each_stage_has() -> None:
+    async with running(stage("A_1"), stage("B_2", num=2, max_batch_size=4, max_wait=0.0)) as service:
+        first, *_ = service.workers
+        for _ in range(3):
+            service.submit()
+        await first.gets_work()
+        statistics = service.coordinator.statistics()
+        assert (statistics.admitted, statistics.closing) == (3, False)
+        assert statistics.stages == (
+            StageStatistics("A_1", queued=2, in_flight=1, ready=1, workers=1, down=False),
+            StageStatistics("B_2", queued=0, in_flight=0, ready=2, workers=2, down=False),
+        )
+        first.reply()
+        await until(lambda: service.coordinator.statistics().stages[1].in_flight)
+        assert [now.in_flight for now in service.coordinator.statistics().stages] == [1, 1]
+
+
+async def test_what_is_measured_is_what_the_workers_and_the_clock_say() -> None:
+    clock = FakeClock()
+    async with running(stage("A_1"), stage("B_2", max_batch_size=2, max_wait=0.0), clock=clock) as service:
+        first, second = service.workers
+        ticket, other = service.submit(), service.submit()
+        clock.advance(0.5)
+        first.reply(seconds=0.25)
+        await first.gets_work()
+        first.reply(seconds=0.25)
+        await second.gets_work()
+        while second.has:
+            second.reply(seconds=2.0)
+            await settled_loop()
+        await answer(ticket)
+        await answer(other)
+        one, two = service.metrics.stages
+        assert (one.worker(1).process_duration.count, one.worker(1).process_duration.total) == (2, 0.5)
+        assert two.worker(1).batch_size.total == 2
+        assert two.worker(1).process_duration.total == 2.0 * two.worker(1).batch_size.count
+        assert (one.queue_wait.count, one.queue_wait.total) == (2, 0.5)
+        assert service.metrics.remaining() == 0
+
+
+async def test_the_gauges_show_queue_workers_and_restarts() -> None:
+    async with running(stage()) as service:
+        worker = service.worker
+        for _ in range(3):
+            service.submit()
+        await worker.gets_work()
+        assert service.metrics.stages[0].gauges() == (2, 1, 0)
+        assert service.metrics.remaining() == 3
+        worker.exit()
+        await service.next_life(worker)
+        assert service.metrics.stages[0].gauges() == (2, 1, 1)
+
+
+async def test_task_numbers_are_never_used_twice() -> None:
+    async with running(stage()) as service:
+        tickets = [service.submit() for _ in range(5)]
+        assert [ticket.id for ticket in tickets] == [1, 2, 3, 4, 5]
+        assert all(isinstance(ticket, Ticket) for ticket in tickets)

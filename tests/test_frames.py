@@ -1,0 +1,284 @@
+from __future__ import annotations
+
+import contextlib
+import struct
+import tracemalloc
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mosec_asgi.ipc import frames
+
+NUMBERS = st.integers(0, 2**64 - 1)
+SHORTS = st.integers(0, 2**16 - 1)
+SECONDS = st.floats(0, 1e9)
+PAYLOADS = st.binary(max_size=60)
+
+
+@st.composite
+def tasks(draw: st.DrawFn) -> frames.Tasks:
+    rows = draw(st.lists(st.tuples(NUMBERS, SHORTS, st.text(max_size=20), PAYLOADS), max_size=6))
+    ids, flags, names, payloads = zip(*rows, strict=True) if rows else ((), (), (), ())
+    return frames.Tasks(ids, flags, names, payloads)
+
+
+@st.composite
+def results(draw: st.DrawFn) -> frames.Results:
+    rows = draw(st.lists(st.tuples(NUMBERS, SHORTS, PAYLOADS), max_size=6))
+    ids, codes, payloads = zip(*rows, strict=True) if rows else ((), (), ())
+    return frames.Results(ids, codes, payloads, draw(SECONDS))
+
+
+FRAMES = st.one_of(tasks(), results(), st.just(frames.Ready()), st.builds(frames.Failed, st.text(max_size=40)))
+
+
+def encode(frame: frames.Frame) -> bytes:
+    if isinstance(frame, frames.Tasks):
+        return frames.encode_tasks(frame)
+    if isinstance(frame, frames.Results):
+        return frames.encode_results(frame)
+    if isinstance(frame, frames.Ready):
+        return frames.encode_ready()
+    return frames.encode_failed(frame.text)
+
+
+def plain(frame: frames.Frame) -> frames.Frame:
+    """Return a frame with tuples for columns, whose type the decoder leaves open."""
+    if isinstance(frame, frames.Tasks):
+        return frames.Tasks(tuple(frame.ids), tuple(frame.flags), tuple(frame.request_ids), tuple(frame.payloads))
+    if isinstance(frame, frames.Results):
+        return frames.Results(tuple(frame.ids), tuple(frame.codes), tuple(frame.payloads), frame.seconds)
+    return frame
+
+
+def decoded(decoder: frames.Decoder) -> Iterator[frames.Frame]:
+    while (frame := decoder.next_frame()) is not None:
+        yield plain(frame)
+
+
+def header(
+    *, magic: int = frames.MAGIC, kind: int = frames.Kind.RESULTS, count: int = 0, length: int = 0, seconds: float = 0.0
+) -> bytes:
+    return frames.HEADER.pack(magic, kind, count, length, seconds)
+
+
+def assert_well_formed(frame: frames.Frame) -> None:
+    if isinstance(frame, frames.Tasks):
+        columns = [frame.ids, frame.flags, frame.request_ids, frame.payloads]
+        assert len({len(column) for column in columns}) == 1
+        assert all(type(payload) is bytes for payload in frame.payloads)
+    elif isinstance(frame, frames.Results):
+        assert len(frame.ids) == len(frame.codes) == len(frame.payloads)
+        assert all(type(payload) is bytes for payload in frame.payloads)
+    # What was read can be written: every number and every text is within the format's bounds.
+    encode(frame)
+
+
+@settings(max_examples=150, deadline=None)
+@given(sent=st.lists(FRAMES, max_size=5), data=st.data())
+def test_frames_survive_any_cutting_of_the_stream(sent: list[frames.Frame], data: st.DataObject) -> None:
+    stream = b"".join(map(encode, sent))
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(stream)), max_size=12)))
+    decoder = frames.Decoder()
+    received: list[frames.Frame] = []
+    for begin, end in zip([0, *cuts], [*cuts, len(stream)], strict=True):
+        if end > begin:
+            decoder.receive_data(stream[begin:end])
+            received += decoded(decoder)
+    assert received == sent
+    assert decoder.pending == 0
+
+
+@settings(max_examples=30, deadline=None)
+@given(sent=st.lists(FRAMES, min_size=1, max_size=4))
+def test_a_stream_that_comes_byte_by_byte_gives_each_frame_with_its_last_byte(sent: list[frames.Frame]) -> None:
+    decoder = frames.Decoder()
+    for frame in sent:
+        encoded = encode(frame)
+        for place, byte in enumerate(encoded):
+            assert decoder.next_frame() is None
+            assert decoder.pending == place
+            decoder.receive_data(bytes([byte]))
+        assert list(decoded(decoder)) == [frame]
+
+
+def test_many_tasks_are_one_frame() -> None:
+    sent = frames.Tasks(range(500), [3] * 500, [f"request-{i}" for i in range(500)], [b"x" * i for i in range(500)])
+    encoded = frames.encode_tasks(sent)
+    decoder = frames.Decoder()
+    decoder.receive_data(encoded)
+    assert list(decoded(decoder)) == [plain(sent)]
+
+
+def test_the_largest_numbers_and_wide_request_ids_pass() -> None:
+    sent = frames.Tasks((2**64 - 1, 0), (2**16 - 1, 0), ("Ünïcødé-日本-🦀", ""), (b"", bytes(range(256))))
+    decoder = frames.Decoder()
+    decoder.receive_data(frames.encode_tasks(sent))
+    assert list(decoded(decoder)) == [sent]
+
+
+def test_payloads_are_copies_that_do_not_hold_the_stream() -> None:
+    first = frames.encode_results(frames.Results([1], [200], [b"abc"], 0.5))
+    decoder = frames.Decoder()
+    decoder.receive_data(first[:10])
+    decoder.receive_data(first[10:])
+    frame = decoder.next_frame()
+    assert isinstance(frame, frames.Results)
+    assert type(frame.payloads[0]) is bytes
+    # A buffer that still had a view of it could not grow.
+    decoder.receive_data(first[:10])
+    decoder.receive_data(first[10:])
+    assert plain(frame) == next(decoded(decoder))
+
+
+def test_a_text_that_is_not_unicode_still_tells_why_a_worker_failed() -> None:
+    decoder = frames.Decoder()
+    decoder.receive_data(frames.encode_failed("no file 'caf\udce9'"))
+    assert decoder.next_frame() == frames.Failed("no file 'caf\\udce9'")
+
+
+def test_columns_of_unequal_length_are_refused_when_written() -> None:
+    with pytest.raises(ValueError, match=r"argument|size"):
+        frames.encode_tasks(frames.Tasks([1, 2], [0], ["a", "b"], [b"", b""]))
+    with pytest.raises(ValueError, match=r"argument|size"):
+        frames.encode_results(frames.Results([1], [200, 200], [b""], 0.0))
+
+
+# -- bytes that are no frames ------------------------------------------------------------------------------------------
+
+
+def take_all(decoder: frames.Decoder, data: bytes) -> None:
+    """Feed `data`; nothing but well-formed frames or a `FrameError` may come of it."""
+    decoder.receive_data(data)
+    with contextlib.suppress(frames.FrameError):
+        while (frame := decoder.next_frame()) is not None:
+            assert_well_formed(frame)
+
+
+@settings(max_examples=150, deadline=None)
+@given(chunks=st.lists(st.binary(max_size=80), max_size=4))
+def test_garbage_raises_nothing_but_a_frame_error(chunks: list[bytes]) -> None:
+    for chunk in chunks:
+        take_all(frames.Decoder(), chunk)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    kind=st.integers(0, 255) | st.sampled_from(frames.Kind),
+    count=st.integers(0, 2**32 - 1) | st.integers(0, 4),
+    body=st.binary(max_size=120),
+    seconds=st.floats(),
+)
+def test_a_header_before_garbage_raises_nothing_but_a_frame_error(
+    kind: int, count: int, body: bytes, seconds: float
+) -> None:
+    take_all(frames.Decoder(), header(kind=kind, count=count, length=len(body), seconds=seconds) + body)
+
+
+@settings(max_examples=200, deadline=None)
+@given(frame=FRAMES, data=st.data())
+def test_a_flipped_bit_is_noticed_or_leaves_a_well_formed_frame(frame: frames.Frame, data: st.DataObject) -> None:
+    encoded = bytearray(encode(frame))
+    encoded[data.draw(st.integers(0, len(encoded) - 1))] ^= 1 << data.draw(st.integers(0, 7))
+    take_all(frames.Decoder(), bytes(encoded))
+
+
+@pytest.mark.parametrize("place", range(8 * frames.HEADER.size))
+def test_no_flipped_bit_of_a_header_passes_unnoticed(place: int) -> None:
+    """Nor does one of the length, unless the rest is waited for; the padding and the time mean nothing to the frame."""
+    sent = frames.Results((7,), (200,), (b"payload",), 0.25)
+    encoded = bytearray(frames.encode_results(sent))
+    encoded[place // 8] ^= 1 << place % 8
+    decoder = frames.Decoder()
+    decoder.receive_data(bytes(encoded))
+    try:
+        frame = decoder.next_frame()
+    except frames.FrameError:
+        return
+    if frame is None:
+        assert decoder.pending == len(encoded)
+        return
+    assert isinstance(frame, frames.Results)
+    assert place // 8 == 3 or place // 8 >= 16
+    assert (frame.ids, frame.codes, frame.payloads) == ((7,), (200,), [b"payload"])
+
+
+def test_a_body_above_the_limit_is_refused_by_its_header_alone() -> None:
+    decoder = frames.Decoder(max_body=1000)
+    decoder.receive_data(header(length=1000))
+    assert decoder.next_frame() is None
+    decoder = frames.Decoder(max_body=1000)
+    decoder.receive_data(header(length=1001))
+    with pytest.raises(frames.FrameError, match="body of 1001 bytes"):
+        decoder.next_frame()
+
+
+def test_another_magic_is_refused_before_its_body_comes() -> None:
+    decoder = frames.Decoder()
+    decoder.receive_data(header(magic=frames.MAGIC ^ 1, length=1 << 30))
+    with pytest.raises(frames.FrameError, match="magic"):
+        decoder.next_frame()
+
+
+@pytest.mark.parametrize("kind", [0, 5, 255])
+def test_an_unknown_kind_is_refused(kind: int) -> None:
+    decoder = frames.Decoder()
+    decoder.receive_data(header(kind=kind))
+    with pytest.raises(frames.FrameError, match=f"kind {kind}"):
+        decoder.next_frame()
+
+
+@pytest.mark.parametrize("kind", [frames.Kind.READY, frames.Kind.FAILED])
+def test_a_notice_with_rows_is_refused(kind: frames.Kind) -> None:
+    decoder = frames.Decoder()
+    decoder.receive_data(header(kind=kind, count=1))
+    with pytest.raises(frames.FrameError):
+        decoder.next_frame()
+
+
+def test_a_ready_notice_with_a_body_is_refused() -> None:
+    decoder = frames.Decoder()
+    decoder.receive_data(header(kind=frames.Kind.READY, length=1) + b"x")
+    with pytest.raises(frames.FrameError):
+        decoder.next_frame()
+
+
+def peak_memory(data: bytes) -> int:
+    tracemalloc.start()
+    try:
+        take_all(frames.Decoder(), data)
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+ROW = struct.Struct("<QQHH")
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        pytest.param(header(length=1 << 33, count=2**32 - 1), id="a body that has not come"),
+        pytest.param(header(kind=frames.Kind.TASKS, length=1 << 33, count=3) + b"x" * 500, id="a body begun"),
+        pytest.param(header(count=2**32 - 1, length=20) + b"x" * 20, id="more results than the body holds"),
+        pytest.param(
+            header(kind=frames.Kind.TASKS, count=2**32 - 1, length=20) + b"x" * 20, id="more tasks than the body holds"
+        ),
+        pytest.param(
+            header(kind=frames.Kind.TASKS, count=1, length=ROW.size) + ROW.pack(1, 1 << 33, 0, 0), id="a long payload"
+        ),
+    ],
+)
+def test_no_memory_is_taken_for_what_is_only_declared(data: bytes) -> None:
+    peak_memory(data)  # once for what is made at first use
+    assert peak_memory(data) < 100_000
+
+
+@pytest.mark.parametrize("seconds", [float("nan"), float("inf"), -1.0])
+def test_a_time_that_is_no_length_of_time_is_refused(seconds: float) -> None:
+    decoder = frames.Decoder()
+    decoder.receive_data(frames.encode_results(frames.Results([1], [200], [b""], seconds)))
+    with pytest.raises(frames.FrameError):
+        decoder.next_frame()

@@ -1,0 +1,131 @@
+"""The house of DESIGN.md, section 4: imports point down, pure modules stay pure, an import is light."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import mosec_asgi
+
+ROOT = Path(mosec_asgi.__file__).parent
+PACKAGE = ROOT.name
+
+FLOORS = {
+    "cli": 7, "__main__": 7,
+    "server": 6, "testing": 6, "running": 6, "serving": 6, "gathering": 6, "dry_run": 6,
+    "web": 5,
+    "batching": 4,
+    "pool": 3,
+    "ipc": 2,
+    "metrics": 1, "worker": 1, "runtime": 1, "mixin": 1, "config": 1,
+    "log": 0, "errors": 0, "version": 0,
+}  # fmt: skip
+PURE = {"batching.scheduler", "batching.task", "pool.lifecycle", "pool.isolation", "ipc.frames"}
+IMPURE = {"asyncio", "socket", "time", "threading", "multiprocessing", "signal", "subprocess", "os", "select"}
+HEAVY = {"starlette", "uvicorn", "pydantic", "prometheus_client", "msgpack"}
+
+MODULES = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in sorted(ROOT.rglob("*.py"))
+}
+
+
+def absolute(node: ast.ImportFrom, path: Path) -> str:
+    """Return the full name of the module that a `from ... import` names."""
+    if not node.level:
+        return node.module or ""
+    folder = path.relative_to(ROOT.parent).parent
+    parts = folder.parts[: len(folder.parts) - node.level + 1]
+    return ".".join([*parts, *([node.module] if node.module else [])])
+
+
+def imports(path: Path) -> set[str]:
+    """Return the full names of all that a module imports, anywhere in it: modules, and what is taken from them."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = absolute(node, path)
+            names |= {base} | {f"{base}.{alias.name}" for alias in node.names}
+    return names
+
+
+def own(names: set[str]) -> set[str]:
+    """Return the package's own modules among imported names, without the package's name; the package itself is ''."""
+    inside = {name.removeprefix(PACKAGE).lstrip(".") for name in names if name.split(".")[0] == PACKAGE}
+    return {name for name in inside if name in MODULES or not name}
+
+
+def floor(module: str) -> int:
+    return FLOORS[module.split(".")[0]]
+
+
+def test_every_module_stands_on_a_floor() -> None:
+    assert {module.split(".")[0] for module in MODULES} - {"__init__"} <= FLOORS.keys()
+    assert MODULES.keys() >= PURE
+
+
+def test_the_layout_comment_shows_every_room_on_its_floor() -> None:
+    shown: dict[str, int] = {}
+    for rooms, number in re.findall(r"^    (\S.*?) +F(\d)  ", mosec_asgi.__doc__ or "", re.MULTILINE):
+        shown |= {room.strip().removesuffix("/").removesuffix(".py"): int(number) for room in rooms.split(",")}
+    for module in MODULES:
+        room = module.split(".")[0]
+        assert room == "__init__" or shown.get(room) == FLOORS[room], room
+
+
+@pytest.mark.parametrize("module", [module for module in MODULES if module != "__init__"])
+def test_imports_point_down(module: str) -> None:
+    upward = {target for target in own(imports(MODULES[module])) if target and floor(target) > floor(module)}
+    assert not upward, f"{module} stands on F{floor(module)}"
+
+
+@pytest.mark.parametrize("module", [module for module in MODULES if module not in ("__init__", "cli", "__main__")])
+def test_no_module_imports_the_package_itself(module: str) -> None:
+    """What it exports lies on all floors."""
+    taken = imports(MODULES[module])
+    exported = {f"{PACKAGE}.{name}" for name in mosec_asgi.__all__} - {f"{PACKAGE}.{name}" for name in MODULES}
+    assert not taken & exported
+
+
+def test_no_two_modules_import_each_other() -> None:
+    direct = {module: own(imports(path)) - {""} for module, path in MODULES.items() if module != "__init__"}
+    reachable = {module: set(targets) for module, targets in direct.items()}
+    for _ in direct:
+        for targets in reachable.values():
+            targets |= {further for target in set(targets) for further in direct.get(target, ())}
+    # Only types cross the one allowed circle: the server names its running self in annotations.
+    circles = {module for module, targets in reachable.items() if module in targets}
+    assert circles <= {"server", "serving"}
+
+
+@pytest.mark.parametrize("module", sorted(PURE))
+def test_a_pure_module_touches_neither_the_world_nor_the_clock(module: str) -> None:
+    names = imports(MODULES[module])
+    assert not {name.split(".")[0] for name in names} & IMPURE
+    assert own(names) - {""} <= PURE, "what a pure module imports must be pure as well"
+
+
+def test_only_the_settings_read_the_environment() -> None:
+    readers = {
+        module
+        for module, path in MODULES.items()
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Attribute) and node.attr in ("environ", "getenv")
+    }
+    # `pool.process` sets the variables of its workers there, and reads only what to put back.
+    assert readers <= {"config", "pool.process"}
+
+
+@pytest.mark.parametrize("module", ["mosec_asgi", "mosec_asgi.worker", "mosec_asgi.pool.child"])
+def test_an_import_is_light(module: str) -> None:
+    program = f"import sys, {module}; print(*{{name.split('.')[0] for name in sys.modules}})"
+    loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
+    assert PACKAGE in loaded.stdout.split()
+    assert not HEAVY & set(loaded.stdout.split())

@@ -1,0 +1,185 @@
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime, timedelta, timezone
+from typing import Any
+
+import pytest
+
+from mosec_asgi import log
+
+
+@contextmanager
+def bare_program() -> Iterator[logging.Logger]:
+    """Give a program that has set up nothing, and its root logger; put everything back afterwards.
+
+    No fixture: pytest adds handlers of its own to the root logger between a test's fixtures and the test.
+    """
+    loggers = [logging.getLogger(name) for name in (None, log.ROOT, log.USER, "guest")]
+    before = [(logger.level, logger.propagate, logger.handlers) for logger in loggers]
+    for logger in loggers:
+        logger.handlers = []
+        logger.propagate = True
+    try:
+        yield loggers[0]
+    finally:
+        for logger, (level, propagate, handlers) in zip(loggers, before, strict=True):
+            logger.setLevel(level)
+            logger.propagate, logger.handlers = propagate, handlers
+
+
+def record(message: str = "said %s", *args: object, **extra: object) -> logging.LogRecord:
+    made = logging.getLogger("mosec_asgi.pool.child").makeRecord(
+        "mosec_asgi.pool.child", logging.WARNING, "/a/child.py", 12, message, args or ("this",), None, extra=extra
+    )
+    made.created = 1_700_000_000.25
+    return made
+
+
+def with_traceback() -> logging.LogRecord:
+    made = record()
+    try:
+        raise KeyError("lost")
+    except KeyError:
+        made.exc_info = sys.exc_info()
+    return made
+
+
+def test_a_line_of_json_has_all_of_the_record() -> None:
+    line = log.JSONFormatter().format(record(request_id="r1", worker=3, stage="Echo_1", unknown=1))
+    assert "\n" not in line
+    assert json.loads(line) == {
+        "timestamp": "2023-11-14T22:13:20.250000Z",
+        "level": "WARNING",
+        "target": "mosec_asgi.pool.child::child.py:12",
+        "pid": record().process,
+        "fields": {"message": "said this", "stage": "Echo_1", "worker": 3, "request_id": "r1"},
+    }
+
+
+def test_the_timestamp_is_utc_whatever_the_zone() -> None:
+    line = json.loads(log.JSONFormatter().format(record()))
+    moment = datetime.fromisoformat(line["timestamp"].replace("Z", "+00:00"))
+    assert moment - datetime.fromtimestamp(1_700_000_000.25, timezone.utc) == timedelta(0)
+
+
+def test_a_traceback_is_a_field_of_the_same_line() -> None:
+    line = log.JSONFormatter().format(with_traceback())
+    assert "\n" not in line
+    assert "KeyError: 'lost'" in json.loads(line)["fields"]["exc_info"]
+
+
+def test_a_stack_is_a_field_too() -> None:
+    made = record()
+    made.stack_info = "Stack (most recent call last): here"
+    assert "here" in json.loads(log.JSONFormatter().format(made))["fields"]["stack_info"]
+
+
+def test_any_value_of_an_extra_field_can_be_written() -> None:
+    line = json.loads(log.JSONFormatter().format(record(stage=object)))
+    assert "object" in line["fields"]["stage"]
+
+
+def test_user_lines_are_marked_as_such() -> None:
+    made = log.get_logger().makeRecord(log.USER, logging.INFO, "/a/app.py", 3, "hello", (), None)
+    assert json.loads(log.JSONFormatter().format(made))["target"] == "user::app.py:3"
+
+
+def test_text_for_a_person_is_coloured_and_has_the_fields_behind_the_message() -> None:
+    text = log.TextFormatter().format(record(request_id="r1", stage="Echo_1"))
+    assert "\x1b[33mWARNING\x1b[0m" in text
+    assert text.endswith("said this stage=Echo_1 request_id=r1")
+    assert log.TextFormatter().format(with_traceback()).endswith("KeyError: 'lost'")
+
+
+def test_a_level_of_ones_own_is_written_without_a_colour() -> None:
+    made = record()
+    made.levelname = "NOTICE"
+    assert "NOTICE" in log.TextFormatter().format(made)
+
+
+def test_all_loggers_hang_below_the_packages_own() -> None:
+    assert log.get_logger().name.startswith(log.ROOT + ".")
+    assert log.internal_logger("mosec_asgi.pool.child").name == "mosec_asgi.pool.child"
+
+
+# -- configure ---------------------------------------------------------------------------------------------------------
+
+
+def lines(capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+
+
+def test_lines_go_to_standard_error_from_the_level_up(capsys: pytest.CaptureFixture[str]) -> None:
+    with bare_program():
+        log.configure("warning")
+        log.get_logger().info("too low")
+        log.get_logger().warning("heard")
+        log.internal_logger("mosec_asgi.pool").error("heard too")
+    assert [line["fields"]["message"] for line in lines(capsys)] == ["heard", "heard too"]
+
+
+def test_configuring_again_replaces_and_does_not_double(capsys: pytest.CaptureFixture[str]) -> None:
+    with bare_program():
+        log.configure("info")
+        log.configure("debug", text=True)
+        log.configure("debug", text=True)
+        log.get_logger().debug("once")
+    text = capsys.readouterr().err
+    assert text.count("once") == 1
+    assert "\x1b[" in text
+
+
+def test_other_loggers_can_be_sent_the_same_way(capsys: pytest.CaptureFixture[str]) -> None:
+    with bare_program():
+        log.configure("info", others=("guest",))
+        logging.getLogger("guest.room").info("hello")
+    assert [line["target"].split("::")[0] for line in lines(capsys)] == ["guest.room"]
+
+
+class Kept(logging.Handler):
+    def __init__(self) -> None:
+        super().__init__()
+        self.messages: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.messages.append(record.getMessage())
+
+
+def test_a_program_that_has_set_up_logging_gets_the_lines_its_own_way(capsys: pytest.CaptureFixture[str]) -> None:
+    kept = Kept()
+    with bare_program() as root:
+        root.addHandler(kept)
+        log.configure("info")
+        log.get_logger().info("hello")
+    assert kept.messages == ["hello"]
+    assert capsys.readouterr().err == ""
+
+
+def test_a_program_that_sets_up_logging_later_is_not_told_twice(capsys: pytest.CaptureFixture[str]) -> None:
+    kept = Kept()
+    with bare_program() as root:
+        log.configure("info")
+        root.addHandler(kept)
+        log.configure("info")
+        log.get_logger().info("hello")
+    assert kept.messages == ["hello"]
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("name", [log.ROOT, log.USER])
+def test_a_program_that_has_set_up_the_packages_own_loggers_is_not_told_twice(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kept = Kept()
+    with bare_program():
+        logging.getLogger(name).addHandler(kept)
+        logging.getLogger(name).propagate = False
+        log.configure("info")
+        log.get_logger().info("hello")
+    assert kept.messages == ["hello"]
+    assert capsys.readouterr().err == ""

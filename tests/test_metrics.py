@@ -1,0 +1,198 @@
+from __future__ import annotations
+
+import random
+
+import pytest
+from prometheus_client import REGISTRY, Metric
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
+from prometheus_client.parser import text_string_to_metric_families as parse_text
+
+from mosec_asgi.metrics import DURATION_BUCKETS, SIZE_BUCKETS, Histogram, ServiceMetrics, StageMetrics
+
+OPENMETRICS = "application/openmetrics-text; version=1.0.0"
+Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
+
+
+def service(namespace: str = "mosec_service") -> ServiceMetrics:
+    """Return metrics of a service of two stages that has been used a little."""
+    metrics = ServiceMetrics(namespace, [StageMetrics("Pre_1", batched=False), StageMetrics("Model_2", batched=True)])
+    pre, model = metrics.stages
+    metrics.answered("/inference", 200)
+    metrics.answered("/inference", 200)
+    metrics.answered("/inference", 408)
+    metrics.answered("/other", 200)
+    metrics.duration.observe(0.003)
+    metrics.remaining = lambda: 5
+    pre.worker(1).process_duration.observe(0.001, 3)
+    model.worker(2).process_duration.observe(0.5)
+    model.worker(2).batch_size.observe(8)
+    model.worker(2).batch_duration.observe(0.01)
+    pre.queue_wait.observe(0.002)
+    pre.rejected, pre.timed_out, pre.cancelled = 1, 2, 3
+    model.gauges = lambda: (4, 2, 1)
+    return metrics
+
+
+def samples(metrics: ServiceMetrics, accept: str = "") -> Samples:
+    body, content_type = metrics.render(accept)
+    parse = parse_openmetrics if "openmetrics" in content_type else parse_text
+    return {
+        (sample.name, frozenset(sample.labels.items())): sample.value
+        for family in parse(body.decode())
+        for sample in family.samples
+    }
+
+
+def key(name: str, **labels: str) -> tuple[str, frozenset[tuple[str, str]]]:
+    return name, frozenset(labels.items())
+
+
+def le(bound: float) -> str:
+    return repr(bound) if bound != float("inf") else "+Inf"
+
+
+# -- a histogram -------------------------------------------------------------------------------------------------------
+
+
+def test_the_bounds_are_mosecs() -> None:
+    assert pytest.approx([0.001 * 2**i for i in range(13)]) == DURATION_BUCKETS
+    assert SIZE_BUCKETS == (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
+
+
+def test_a_value_counts_into_each_bucket_whose_bound_it_does_not_exceed() -> None:
+    histogram = Histogram((1.0, 2.0, 4.0))
+    for value in (0.5, 1.0, 1.5, 4.0, 9.0):
+        histogram.observe(value)
+    assert histogram.buckets() == [("1.0", 2), ("2.0", 3), ("4.0", 4), ("+Inf", 5)]
+    assert (histogram.count, histogram.total) == (5, 16.0)
+
+
+def test_equal_values_can_be_counted_at_once() -> None:
+    one, many = Histogram(), Histogram()
+    for _ in range(7):
+        one.observe(0.25)
+    many.observe(0.25, 7)
+    assert one.buckets() == many.buckets()
+    assert (one.count, one.total) == (many.count, many.total)
+
+
+def test_buckets_never_fall() -> None:
+    histogram = Histogram()
+    generator = random.Random(1)
+    for _ in range(200):
+        histogram.observe(generator.expovariate(10))
+    counts = [count for _, count in histogram.buckets()]
+    assert counts == sorted(counts)
+    assert counts[-1] == histogram.count == 200
+
+
+# -- the text ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("accept", ["", "*/*", OPENMETRICS], ids=["none", "any", "openmetrics"])
+def test_mosecs_names_and_labels_are_kept(accept: str) -> None:
+    found = samples(service(), accept)
+    assert found[key("mosec_service_throughput_total", code="200", endpoint="/inference")] == 2
+    assert found[key("mosec_service_throughput_total", code="408", endpoint="/inference")] == 1
+    assert found[key("mosec_service_throughput_total", code="200", endpoint="/other")] == 1
+    assert found[key("mosec_service_remaining_task")] == 5
+    for stage, connection, duration, count in (
+        ("total", "total", 0.003, 1),
+        ("Pre_1", "1", 0.003, 3),
+        ("Model_2", "2", 0.5, 1),
+    ):
+        place = {"stage": stage, "connection": connection}
+        assert found[key("mosec_service_process_duration_second_sum", **place)] == pytest.approx(duration)
+        assert found[key("mosec_service_process_duration_second_count", **place)] == count
+    model = {"stage": "Model_2", "connection": "2"}
+    assert found[key("mosec_service_batch_size_sum", **model)] == 8
+    assert found[key("mosec_service_batch_size_count", **model)] == 1
+    assert found[key("mosec_service_batch_duration_second_sum", **model)] == pytest.approx(0.01)
+    assert found[key("mosec_service_batch_duration_second_count", **model)] == 1
+
+
+@pytest.mark.parametrize("accept", ["", OPENMETRICS], ids=["text", "openmetrics"])
+@pytest.mark.parametrize(
+    ("name", "bounds", "value"),
+    [
+        ("process_duration_second", DURATION_BUCKETS, 0.5),
+        ("batch_size", SIZE_BUCKETS, 8),
+        ("batch_duration_second", DURATION_BUCKETS, 0.01),
+    ],
+)
+def test_each_histogram_has_mosecs_buckets(name: str, bounds: tuple[float, ...], value: float, accept: str) -> None:
+    found = samples(service(), accept)
+    shown = {
+        float(dict(labels)["le"]): count
+        for (sample, labels), count in found.items()
+        if sample == f"mosec_service_{name}_bucket" and dict(labels)["stage"] == "Model_2"
+    }
+    assert list(shown) == pytest.approx([*bounds, float("inf")])
+    assert all(count == (bound >= value) for bound, count in shown.items())
+
+
+def test_bounds_are_written_without_the_noise_of_binary_fractions() -> None:
+    body, _ = service().render("")
+    bounds = {line.split('le="')[1].split('"')[0] for line in body.decode().splitlines() if 'le="' in line}
+    assert {"0.001", "0.002", "0.008", "0.064", "4.096", "1.0", "512.0", "+Inf"} <= bounds
+    assert all(len(bound) <= 5 for bound in bounds)
+
+
+def test_batch_metrics_are_shown_only_for_stages_with_batching() -> None:
+    found = samples(service())
+    stages = {dict(labels)["stage"] for (name, labels) in found if name.startswith("mosec_service_batch_")}
+    assert stages == {"Model_2"}
+
+
+def test_the_houses_own_metrics_are_shown_by_stage() -> None:
+    found = samples(service())
+    assert found[key("mosec_service_queue_length", stage="Model_2")] == 4
+    assert found[key("mosec_service_workers_ready", stage="Model_2")] == 2
+    assert found[key("mosec_service_worker_restarts_total", stage="Model_2")] == 1
+    assert found[key("mosec_service_tasks_rejected_total", stage="Pre_1")] == 1
+    assert found[key("mosec_service_tasks_timed_out_total", stage="Pre_1")] == 2
+    assert found[key("mosec_service_tasks_cancelled_total", stage="Pre_1")] == 3
+    assert found[key("mosec_service_queue_wait_second_count", stage="Pre_1")] == 1
+
+
+def test_a_service_that_was_never_used_can_be_shown() -> None:
+    metrics = ServiceMetrics("mosec_service", [StageMetrics("Echo_1", batched=True)])
+    for accept in ("", OPENMETRICS):
+        found = samples(metrics, accept)
+        assert found[key("mosec_service_remaining_task")] == 0
+        assert found[key("mosec_service_process_duration_second_count", stage="total", connection="total")] == 0
+
+
+def test_the_format_is_what_the_accept_header_asks_for() -> None:
+    assert service().render("")[1].startswith("text/plain")
+    body, content_type = service().render(OPENMETRICS)
+    assert content_type.startswith("application/openmetrics-text")
+    assert body.endswith(b"# EOF\n")
+
+
+def test_the_namespace_stands_before_every_name() -> None:
+    families: list[Metric] = list(service("other").collect())
+    assert families
+    assert all(family.name.startswith("other_") for family in families)
+
+
+def test_two_services_in_one_process_keep_their_numbers_apart() -> None:
+    first, second = service(), service()
+    first.answered("/inference", 200)
+    counted = key("mosec_service_throughput_total", code="200", endpoint="/inference")
+    assert samples(first)[counted] == 3
+    assert samples(second)[counted] == 2
+    # Nor do they show up in the registry of the process, which is the user's.
+    assert not any(family.name.startswith("mosec_service") for family in REGISTRY.collect())
+
+
+def test_odd_routes_are_escaped() -> None:
+    metrics = ServiceMetrics("mosec_service", [])
+    metrics.answered('/a"b\\c\nd', 200)
+    assert samples(metrics)[key("mosec_service_throughput_total", code="200", endpoint='/a"b\\c\nd')] == 1
+
+
+def test_workers_are_made_at_first_use_and_then_kept() -> None:
+    stage = StageMetrics("Echo_1", batched=False)
+    assert stage.worker(2) is stage.worker(2)
+    assert set(stage.workers) == {2}

@@ -1,0 +1,232 @@
+"""Writing a server down: what is wrong is refused at the call, with what to change; nothing is started."""
+
+from __future__ import annotations
+
+import abc
+import os
+import re
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from harness import child_processes
+from workers import Echo, Raw
+
+from mosec_asgi import Runtime, Server, Worker
+from mosec_asgi.errors import DefinitionError
+
+
+class Unfinished(Worker):
+    @abc.abstractmethod
+    def model(self) -> str:
+        """Left to a subclass."""
+
+    def forward(self, data: Any) -> Any:
+        return data
+
+
+class NoForward(Worker):
+    pass
+
+
+class Asynchronous(Worker):
+    async def forward(self, data: Any) -> Any:
+        return data
+
+
+class NoWorker:
+    def forward(self, data: Any) -> Any:
+        return data
+
+
+def refusal(act: Callable[[], object]) -> str:
+    """Return the message with which a definition is refused."""
+    with pytest.raises(DefinitionError) as caught:
+        act()
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "append", [lambda **given: Server().append_worker(Echo, **given), lambda **given: Runtime(Echo, **given)]
+)
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"num": 0}, "num must be at least 1, not 0"),
+        ({"num": -3}, "num must be at least 1, not -3"),
+        ({"num": 1.5}, "num must be a whole number, not 1.5 (float)"),
+        ({"num": "2"}, "num must be a whole number, not '2' (str)"),
+        ({"num": True}, "num must be a whole number, not True (bool)"),
+        ({"max_batch_size": 0}, "max_batch_size must be at least 1, not 0"),
+        ({"max_batch_size": None}, "max_batch_size must be a whole number, not None (NoneType)"),
+        ({"max_wait_time": -1}, "max_wait_time must be at least 0, not -1"),
+        ({"max_attempts": 0}, "max_attempts must be at least 1, not 0"),
+        ({"isolation_calls": -1}, "isolation_calls must be at least 0, not -1"),
+        ({"timeout": -0.5}, "timeout must be a number of seconds, 0 or more, not -0.5"),
+        ({"timeout": "1"}, "timeout must be a number of seconds, 0 or more, not '1'"),
+        ({"timeout": float("inf")}, "timeout must be a number of seconds, 0 or more, not inf"),
+        ({"timeout": float("nan")}, "timeout must be a number of seconds, 0 or more, not nan"),
+        ({"start_method": "forkserver"}, "start_method must be one of spawn, fork, not 'forkserver'"),
+        ({"start_method": None}, "start_method must be one of spawn, fork, not None"),
+        ({"env": {"A": "1"}}, "env must be a list with one dictionary per worker, not {'A': '1'}"),
+        ({"env": ["A=1"]}, "env must be a list with one dictionary per worker, not ['A=1']"),
+        ({"env": []}, "env has 0 dictionaries and num is 1; give each of the 1 workers one, in order"),
+        (
+            {"num": 3, "env": [{"A": "1"}, {}]},
+            "env has 2 dictionaries and num is 3; give each of the 3 workers one, in order",
+        ),
+        ({"env": [{"A": 1}]}, "env of worker 1: 'A': 1 must be text on both sides; write 'A': '1'"),
+        ({"num": 2, "env": [{}, {0: "x"}]}, "env of worker 2: 0: 'x' must be text on both sides; write '0': 'x'"),
+    ],
+)  # fmt: skip
+def test_a_stage_that_does_not_fit_is_refused_with_what_to_change(
+    append: Callable[..., object], given: dict[str, Any], message: str
+) -> None:
+    assert refusal(lambda: append(**given)) == message
+
+
+@pytest.mark.parametrize(
+    ("worker", "words"),
+    [
+        (Echo(), ["append the class Echo itself", "not an instance"]),
+        (NoWorker, ["NoWorker", "a subclass of mosec_asgi.Worker"]),
+        ("Echo", ["'Echo' is no worker"]),
+        (None, ["None is no worker"]),
+        (Worker, ["Worker does not define forward", "add it"]),
+        (NoForward, ["NoForward does not define forward", "add it"]),
+        (Unfinished, ["Unfinished does not define model", "add it"]),
+        (Asynchronous, ["Asynchronous.forward is asynchronous", "make it a plain method"]),
+    ],
+    ids=lambda value: getattr(value, "__name__", None),
+)
+def test_what_is_no_worker_is_refused_with_what_to_change(worker: Any, words: list[str]) -> None:
+    for act in (lambda: Server().append_worker(worker), lambda: Runtime(worker)):
+        message = refusal(act)
+        assert all(word in message for word in words), message
+
+
+@pytest.mark.parametrize("path", ["/", "/livez", "/readyz", "/metrics", "/openapi/metadata.json", "/openapi/swagger/"])
+def test_a_route_of_the_servers_own_is_refused(path: str) -> None:
+    for act in (
+        lambda: Server().append_worker(Echo, route=path),
+        lambda: Server().append_worker(Echo, route=["/good", path]),
+        lambda: Server().register_runtime({path: [Runtime(Echo)]}),
+    ):
+        message = refusal(act)
+        assert f"the route {path} is the server's own" in message
+        assert "use another" in message
+
+
+NOT_ITERABLE = pytest.mark.xfail(reason="a TypeError says that it is not iterable", raises=TypeError, strict=True)
+
+
+@pytest.mark.parametrize(
+    "route",
+    [
+        "inference",
+        "",
+        [],
+        ["/good", "bad"],
+        [None],
+        pytest.param(1, marks=NOT_ITERABLE),
+        pytest.param(None, marks=NOT_ITERABLE),
+    ],
+)
+def test_a_route_that_is_no_path_is_refused(route: Any) -> None:
+    message = refusal(lambda: Server().append_worker(Echo, route=route))
+    assert "begins with a slash" in message or "name at least one path" in message
+
+
+def test_a_refused_route_leaves_no_stage_behind() -> None:
+    server = Server()
+    refusal(lambda: server.append_worker(Echo, route=["/good", "bad"]))
+    assert repr(server) == "<Server {}>"
+
+
+@pytest.mark.parametrize(
+    "runtimes",
+    [[], None, [Echo], [Runtime(Echo), "more"], "more", pytest.param(Runtime(Echo), marks=NOT_ITERABLE)],
+)
+def test_a_pipeline_that_is_no_list_of_runtimes_is_refused(runtimes: Any) -> None:
+    message = refusal(lambda: Server().register_runtime({"/a": runtimes}))
+    assert "the route /a needs a list of one or more Runtime objects" in message
+
+
+def test_routes_are_registered_at_once_or_not_at_all() -> None:
+    server = Server()
+    server.append_worker(Echo)
+    message = refusal(lambda: server.register_runtime({"/a": [Runtime(Echo)]}))
+    assert "call it alone, and once" in message
+
+
+def test_settings_are_checked_when_they_are_passed() -> None:
+    message = refusal(lambda: Server(prot=8000))
+    assert "unknown setting prot" in message
+    assert "port" in message.partition(";")[2]
+    assert refusal(lambda: Server(port="http")) == "Server(port=...) must be a whole number, not 'http'"
+    assert refusal(lambda: Server(timeout=0)) == "Server(timeout=...) must be at least 1, not 0"
+    assert "must be one of debug, info, warning, error" in refusal(lambda: Server(log_level="loud"))
+
+
+def test_a_daemon_that_is_no_process_is_refused() -> None:
+    assert "pass a subprocess.Popen or a multiprocessing.Process" in refusal(
+        lambda: Server().register_daemon("mps", 4711)  # type: ignore[arg-type]
+    )
+    assert "a daemon's name is text" in refusal(
+        lambda: Server().register_daemon(None, None)  # type: ignore[arg-type]
+    )
+
+
+def test_a_server_without_a_stage_is_refused_when_it_is_run() -> None:
+    assert "call append_worker(YourWorker) first" in refusal(Server().run)
+
+
+async def test_a_server_without_a_stage_is_refused_when_it_is_started() -> None:
+    with pytest.raises(DefinitionError, match=re.escape("call append_worker(YourWorker) first")):
+        async with Server().lifespan():
+            pass
+
+
+def test_a_definition_error_is_a_value_error() -> None:
+    with pytest.raises(ValueError, match="num must be at least 1"):
+        Server().append_worker(Echo, num=0)
+
+
+def test_stages_of_one_route_are_in_the_order_in_which_they_were_appended() -> None:
+    server = Server()
+    server.append_worker(Echo, num=2)
+    server.append_worker(Raw, max_batch_size=4)
+    server.append_worker(Raw, route=["/raw", "/also"])
+    assert repr(server) == (
+        "<Server {'/inference': [<Runtime Echo num=2 max_batch_size=1>, <Runtime Raw num=1 max_batch_size=4>], "
+        "'/raw': [<Runtime Raw num=1 max_batch_size=1>], '/also': [<Runtime Raw num=1 max_batch_size=1>]}>"
+    )
+
+
+def test_constructing_a_server_starts_no_process_and_looks_at_no_argument_environment_or_port(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    before = child_processes(os.getpid())
+    monkeypatch.setattr(sys, "argv", ["server.py", "--help", "--port", "none"])
+    monkeypatch.setenv("MOSEC_PORT", "none")
+    with socket.socket() as taken:
+        taken.bind(("0.0.0.0", 0))
+        taken.listen()
+        server = Server(port=taken.getsockname()[1])
+        server.append_worker(Echo, num=2, env=[{"A": "1"}, {"A": "2"}])
+        server.append_worker(Raw, route="/raw")
+    assert child_processes(os.getpid()) == before
+    assert "A" not in os.environ
+
+
+def test_importing_the_package_loads_no_web_framework() -> None:
+    program = (
+        "import sys, mosec_asgi; server = mosec_asgi.Server(); "
+        "unwanted = {'starlette', 'uvicorn', 'pydantic', 'prometheus_client', 'fastapi', 'numpy', 'httptools'}; "
+        "print(sorted(unwanted & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

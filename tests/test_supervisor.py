@@ -1,0 +1,473 @@
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from fakes import PATIENCE, FakeClock, FakeLauncher, FakeWorker, settled_loop, spec
+
+from mosec_asgi.errors import StartupError
+from mosec_asgi.ipc import frames
+from mosec_asgi.pool.supervisor import PoolWorker, Supervisor
+
+
+class Timer:
+    def __init__(self) -> None:
+        self.cancelled = False
+
+    def cancel(self) -> None:
+        self.cancelled = True
+
+
+@dataclass
+class Timers:
+    """Stands in for the loop's timers: what was asked for, to be fired by hand."""
+
+    asked: list[tuple[float, Timer, Callable[[], None]]] = field(default_factory=list)
+
+    def call_later(self, delay: float, callback: Callable[..., None], *arguments: Any) -> Timer:
+        timer = Timer()
+        self.asked.append((delay, timer, lambda: callback(*arguments)))
+        return timer
+
+    @property
+    def delays(self) -> list[float]:
+        return [delay for delay, _, _ in self.asked]
+
+    def fire(self) -> None:
+        """Fire the last one, unless it was cancelled."""
+        _, timer, callback = self.asked[-1]
+        if not timer.cancelled:
+            callback()
+
+
+class Heard:
+    """A listener that writes down what it hears."""
+
+    def __init__(self) -> None:
+        self.events: list[tuple[str, int]] = []
+        self.results: list[tuple[PoolWorker, frames.Results]] = []
+        self.ready: list[PoolWorker] = []
+        self.refuses = False
+
+    def worker_ready(self, worker: PoolWorker) -> None:
+        self.events.append(("ready", worker.worker_id))
+        self.ready.append(worker)
+
+    def worker_results(self, worker: PoolWorker, results: frames.Results) -> None:
+        if self.refuses:
+            raise frames.FrameError("answered task 9, which it did not have")
+        self.results.append((worker, results))
+
+    def worker_gone(self, worker: PoolWorker) -> None:
+        self.events.append(("gone", worker.worker_id))
+
+    def stage_down(self) -> None:
+        self.events.append(("down", 0))
+
+
+class Pool:
+    """A supervisor with all that it talks to."""
+
+    def __init__(self, num: int = 1, variables: list[dict[str, str]] | None = None) -> None:
+        self.clock = FakeClock()
+        self.timers = Timers()
+        self.launcher = FakeLauncher()
+        self.heard = Heard()
+        self.supervisor = Supervisor(
+            [spec(worker_id=number) for number in range(1, num + 1)],
+            variables,
+            self.launcher,
+            self.heard,
+            self.clock,
+            self.timers,  # type: ignore[arg-type]
+        )
+        self.supervisor.start()
+
+    @property
+    def last(self) -> FakeWorker:
+        """The worker that was launched last."""
+        return self.launcher.launched[-1]
+
+    async def started(self) -> None:
+        """Let all workers become ready."""
+        for worker in self.launcher.alive():
+            worker.ready()
+        await self.wait_started()
+
+    async def wait_started(self) -> None:
+        await asyncio.wait_for(self.supervisor.wait_started(), PATIENCE)
+
+    async def wait_stopped(self) -> None:
+        await asyncio.wait_for(self.supervisor.wait_stopped(), PATIENCE)
+
+
+@pytest.fixture(autouse=True)
+def logged(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
+    caplog.set_level(logging.DEBUG, logger="mosec_asgi")
+    return caplog
+
+
+def messages(logged: pytest.LogCaptureFixture, level: int) -> list[str]:
+    return [record.getMessage() for record in logged.records if record.levelno == level]
+
+
+# -- the start ---------------------------------------------------------------------------------------------------------
+
+
+async def test_each_place_gets_its_worker_with_its_own_environment() -> None:
+    pool = Pool(num=3, variables=[{"GPU": "0"}, {"GPU": "1"}, {"GPU": "2"}])
+    assert [worker.spec.worker_id for worker in pool.launcher.launched] == [1, 2, 3]
+    assert [worker.variables for worker in pool.launcher.launched] == [{"GPU": "0"}, {"GPU": "1"}, {"GPU": "2"}]
+    assert (pool.supervisor.size, pool.supervisor.ready, len(pool.supervisor.workers)) == (3, 0, 3)
+
+
+async def test_the_start_is_over_when_every_worker_has_said_so() -> None:
+    pool = Pool(num=2)
+    start = asyncio.ensure_future(pool.supervisor.wait_started())
+    pool.launcher.launched[1].ready()
+    await settled_loop()
+    assert not start.done()
+    assert pool.heard.events == [("ready", 2)]
+    pool.launcher.launched[0].ready()
+    await asyncio.wait_for(start, PATIENCE)
+    assert pool.supervisor.ready == 2
+
+
+async def test_when_no_worker_can_start_the_traceback_is_raised() -> None:
+    pool = Pool(num=2)
+    for worker in pool.launcher.launched:
+        worker.fail_to_start("Traceback ...\nOSError: no weights")
+    with pytest.raises(StartupError, match=r"(?s)no worker of stage Echo_1 could be started.*status 1.*no weights"):
+        await pool.wait_started()
+    assert pool.supervisor.down
+    assert "ready" not in dict(pool.heard.events)
+
+
+async def test_a_worker_that_dies_before_it_is_ready_has_failed_to_start() -> None:
+    pool = Pool()
+    pool.last.exit("was killed by signal 9")
+    with pytest.raises(StartupError, match="was killed by signal 9"):
+        await pool.wait_started()
+
+
+async def test_a_launch_that_is_refused_is_a_failed_start() -> None:
+    pool = Pool()
+    pool.launcher.refusal = StartupError("the worker class cannot be sent")
+    pool.last.exit()
+    pool.timers.fire()
+    with pytest.raises(StartupError, match="cannot be sent"):
+        await pool.wait_started()
+    assert pool.supervisor.workers == []
+
+
+async def test_one_worker_is_enough_and_the_others_are_tried_again(logged: pytest.LogCaptureFixture) -> None:
+    pool = Pool(num=2)
+    pool.launcher.launched[0].fail_to_start("OSError: no GPU")
+    pool.launcher.launched[1].ready()
+    await pool.wait_started()
+    (message,) = messages(logged, logging.ERROR)
+    assert "no GPU" in message
+    assert not pool.supervisor.down
+    pool.timers.fire()
+    assert pool.last.spec.worker_id == 1
+    pool.last.ready()
+    assert pool.supervisor.ready == 2
+
+
+# -- deaths ------------------------------------------------------------------------------------------------------------
+
+
+async def test_the_place_of_a_dead_worker_is_taken_at_once_the_first_time(logged: pytest.LogCaptureFixture) -> None:
+    pool = Pool(num=2)
+    await pool.started()
+    pool.launcher.launched[1].exit("was killed by signal 11")
+    assert pool.heard.events[-1] == ("gone", 2)
+    assert pool.timers.delays == [0.0]
+    assert any("was killed by signal 11" in message for message in messages(logged, logging.ERROR))
+    pool.timers.fire()
+    assert (len(pool.launcher.launched), pool.last.spec.worker_id) == (3, 2)
+    pool.last.ready()
+    assert pool.heard.events[-1] == ("ready", 2)
+    assert pool.supervisor.restarts == 1
+
+
+async def test_workers_that_keep_dying_are_replaced_ever_more_slowly() -> None:
+    pool = Pool()
+    await pool.started()
+    for _ in range(5):
+        pool.last.exit()
+        pool.timers.fire()
+        pool.last.ready()
+    first, second, *later = pool.timers.delays
+    assert first == 0.0 < second
+    assert later == pytest.approx([2 * second, 4 * second, 8 * second])
+
+
+async def test_starts_that_keep_failing_are_tried_ever_more_slowly() -> None:
+    pool = Pool()
+    for _ in range(12):
+        pool.last.fail_to_start("no")
+        pool.timers.fire()
+    assert pool.timers.delays[:4] == pytest.approx([0.1, 0.2, 0.4, 0.8])
+    assert pool.timers.delays[-1] == 30.0
+
+
+async def test_a_healthy_spell_makes_early_deaths_forgotten() -> None:
+    pool = Pool()
+    await pool.started()
+    for _ in range(4):
+        pool.last.exit()
+        pool.timers.fire()
+        pool.last.ready()
+    pool.clock.advance(60.0)
+    pool.last.exit()
+    assert pool.timers.delays[-1] == 0.0
+
+
+async def test_no_worker_is_launched_before_its_forerunner_has_left_the_system() -> None:
+    pool = Pool()
+    await pool.started()
+    pool.last.dies_when_killed = False
+    pool.last.close_pipe()
+    assert pool.last.killed
+    assert pool.timers.asked == []
+    assert len(pool.supervisor.workers) == 1
+    pool.last.exit()
+    assert len(pool.timers.asked) == 1
+
+
+@pytest.mark.parametrize("pipe_first", [True, False])
+async def test_a_worker_is_reported_gone_once_whether_its_pipe_or_its_process_ends_first(pipe_first: bool) -> None:
+    pool = Pool()
+    await pool.started()
+    worker = pool.last
+    worker.dies_when_killed = False
+    if pipe_first:
+        worker.close_pipe()
+        worker.exit()
+    else:
+        worker.exit()
+        worker.close_pipe()
+    assert pool.heard.events == [("ready", 1), ("gone", 1)]
+
+
+async def test_a_worker_that_breaks_its_pipe_is_killed_and_the_log_says_why(logged: pytest.LogCaptureFixture) -> None:
+    pool = Pool()
+    await pool.started()
+    pool.last.write(b"\0" * 64)
+    assert pool.last.killed
+    assert pool.heard.events[-1] == ("gone", 1)
+    await settled_loop()
+    assert any("garbage came from it" in message for message in messages(logged, logging.ERROR))
+
+
+async def test_answers_are_handed_on_with_their_worker() -> None:
+    pool = Pool(num=2)
+    await pool.started()
+    pool.launcher.launched[1].reply_unasked([3, 4])
+    ((worker, results),) = pool.heard.results
+    assert worker is pool.heard.ready[1]
+    assert list(results.ids) == [3, 4]
+
+
+async def test_a_worker_whose_answers_are_refused_is_killed(logged: pytest.LogCaptureFixture) -> None:
+    pool = Pool()
+    await pool.started()
+    pool.heard.refuses = True
+    pool.last.reply_unasked([9])
+    assert pool.last.killed
+    assert pool.heard.events[-1] == ("gone", 1)
+    await settled_loop()
+    assert any("answered task 9" in message for message in messages(logged, logging.ERROR))
+
+
+@pytest.mark.parametrize(
+    ("before", "sent"),
+    [
+        ("starting", frames.encode_results(frames.Results([1], [200], [b""], 0.0))),
+        ("starting", frames.encode_tasks(frames.Tasks([1], [0], [""], [b""]))),
+        ("ready", frames.encode_ready()),
+        ("ready", frames.encode_failed("too late")),
+        ("ready", frames.encode_tasks(frames.Tasks([1], [0], [""], [b""]))),
+    ],
+    ids=["results too early", "tasks too early", "ready twice", "failed after ready", "tasks"],
+)
+async def test_a_worker_that_speaks_out_of_turn_is_killed(before: str, sent: bytes) -> None:
+    pool = Pool()
+    if before == "ready":
+        await pool.started()
+    pool.last.write(sent)
+    assert pool.last.killed
+    assert pool.heard.results == []
+    assert pool.supervisor.ready == 0
+
+
+async def test_what_follows_garbage_in_the_same_bytes_is_not_heard() -> None:
+    pool = Pool()
+    await pool.started()
+    pool.last.write(frames.encode_ready() + frames.encode_results(frames.Results([1], [200], [b""], 0.0)))
+    assert pool.last.killed
+    assert pool.heard.results == []
+
+
+# -- a stage that is down ----------------------------------------------------------------------------------------------
+
+
+async def test_a_stage_is_down_when_no_worker_is_ready_and_every_last_start_failed() -> None:
+    pool = Pool(num=2)
+    await pool.started()
+    first, second = pool.launcher.launched
+    first.exit()
+    pool.timers.fire()
+    pool.last.fail_to_start("no")
+    assert not pool.supervisor.down, "the second still works"
+    second.exit()
+    assert not pool.supervisor.down, "the second's next start may work"
+    pool.timers.fire()
+    pool.last.fail_to_start("no")
+    assert pool.supervisor.down
+    assert pool.heard.events[-1] == ("down", 0)
+    pool.timers.fire()
+    pool.last.ready()
+    assert not pool.supervisor.down
+    assert pool.supervisor.ready == 1
+
+
+# -- the end -----------------------------------------------------------------------------------------------------------
+
+
+async def test_workers_are_asked_to_stop_and_waited_for() -> None:
+    pool = Pool(num=2)
+    await pool.started()
+    for worker in pool.launcher.launched:
+        worker.stops_when_asked = False
+    pool.supervisor.ask_to_stop()
+    assert all(worker.asked_to_stop and not worker.killed for worker in pool.launcher.launched)
+    assert pool.heard.events[-2:] == [("gone", 1), ("gone", 2)]
+    assert pool.supervisor.ready == 0
+    end = asyncio.ensure_future(pool.supervisor.wait_stopped())
+    pool.launcher.launched[0].exit("exited with status 0")
+    await settled_loop()
+    assert not end.done()
+    pool.launcher.launched[1].exit("exited with status 0")
+    await asyncio.wait_for(end, PATIENCE)
+    assert pool.timers.asked == [], "nobody is started any more"
+
+
+async def test_a_worker_that_stops_as_asked_is_no_news(logged: pytest.LogCaptureFixture) -> None:
+    pool = Pool()
+    await pool.started()
+    pool.supervisor.ask_to_stop()
+    await pool.wait_stopped()
+    assert messages(logged, logging.WARNING) + messages(logged, logging.ERROR) == []
+
+
+async def test_a_worker_that_closes_its_pipe_while_it_stops_may_end_in_its_own_time() -> None:
+    pool = Pool()
+    await pool.started()
+    pool.last.stops_when_asked = False
+    pool.supervisor.ask_to_stop()
+    pool.last.close_pipe()
+    assert not pool.last.killed
+    pool.last.exit("exited with status 0")
+    await pool.wait_stopped()
+
+
+async def test_a_worker_that_finishes_its_work_while_it_stops_is_left_in_peace(
+    logged: pytest.LogCaptureFixture,
+) -> None:
+    pool = Pool()
+    await pool.started()
+    pool.last.stops_when_asked = False
+    pool.supervisor.ask_to_stop()
+    pool.heard.refuses = True  # as the coordinator does: it has taken back all tasks of a worker that is gone
+    pool.last.reply_unasked([1])
+    assert not pool.last.killed
+    pool.last.exit("exited with status 0")
+    await pool.wait_stopped()
+    assert messages(logged, logging.WARNING) == []
+
+
+async def test_a_worker_that_was_still_starting_may_say_that_it_is_ready_and_gets_no_work() -> None:
+    pool = Pool()
+    pool.last.stops_when_asked = False
+    pool.supervisor.ask_to_stop()
+    pool.last.ready()
+    assert pool.heard.events == []
+    assert not pool.last.killed
+    pool.last.exit("exited with status 0")
+    await pool.wait_stopped()
+
+
+async def test_workers_that_do_not_stop_can_be_killed(logged: pytest.LogCaptureFixture) -> None:
+    pool = Pool()
+    await pool.started()
+    pool.last.stops_when_asked = False
+    pool.supervisor.ask_to_stop()
+    pool.supervisor.kill_all("did not stop when asked")
+    await pool.wait_stopped()
+    assert pool.last.killed
+    assert any("did not stop when asked" in message for message in messages(logged, logging.WARNING))
+    assert pool.heard.events.count(("gone", 1)) == 1
+
+
+async def test_a_replacement_that_was_due_is_not_started_after_the_end() -> None:
+    pool = Pool()
+    await pool.started()
+    pool.last.exit()
+    pool.supervisor.ask_to_stop()
+    pool.timers.fire()
+    assert len(pool.launcher.launched) == 1
+    await pool.wait_stopped()
+
+
+async def test_a_worker_that_fails_to_start_during_the_end_is_not_tried_again() -> None:
+    pool = Pool()
+    pool.last.stops_when_asked = False
+    pool.supervisor.ask_to_stop()
+    pool.last.fail_to_start("interrupted")
+    assert pool.timers.asked == []
+    await pool.wait_stopped()
+
+
+async def test_stopping_twice_asks_once() -> None:
+    pool = Pool()
+    await pool.started()
+    pool.supervisor.ask_to_stop()
+    pool.supervisor.ask_to_stop()
+    assert pool.heard.events == [("ready", 1), ("gone", 1)]
+    await pool.wait_stopped()
+
+
+async def test_abandoned_workers_are_killed_and_reaped_without_the_loop() -> None:
+    pool = Pool(num=2)
+    await pool.started()
+    for worker in pool.launcher.launched:
+        worker.dies_when_killed = False
+    pool.supervisor.abandon()
+    assert all(worker.killed and worker.reaped for worker in pool.launcher.launched)
+
+
+async def test_killing_a_worker_twice_gives_its_tasks_back_once() -> None:
+    pool = Pool()
+    await pool.started()
+    (worker,) = pool.supervisor.workers
+    pool.last.dies_when_killed = False
+    pool.supervisor.kill(worker, "hung")
+    pool.supervisor.kill(worker, "hung again")
+    assert pool.heard.events == [("ready", 1), ("gone", 1)]
+    pool.last.exit()
+
+
+async def test_a_supervisor_and_its_workers_say_what_they_are() -> None:
+    pool = Pool(num=2)
+    pool.launcher.launched[0].ready()
+    assert repr(pool.supervisor) == "<Supervisor Echo_1 1 of 2 ready>"
+    assert [repr(worker) for worker in pool.supervisor.workers] == [
+        "<PoolWorker Echo_1 1 ready>",
+        "<PoolWorker Echo_1 2 starting>",
+    ]

@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+import itertools
+
+import pytest
+
+from mosec_asgi.batching.task import TRANSITIONS, Event, State, Task, TaskError
+
+
+def task_in(state: State) -> Task:
+    task = Task(7, "request-7", 0, (3, 5), b"payload", 10.0, 13.0)
+    task.state = state
+    return task
+
+
+def test_a_new_task_waits_at_its_first_stage() -> None:
+    task = task_in(State.QUEUED)
+    assert Task(1, "", 0, (3,), b"", 0.0, 1.0).state is State.QUEUED
+    assert (task.stage, task.position, task.attempts, task.alone, task.example) == (3, 0, 0, False, False)
+    assert task.arrived == task.queued == 10.0
+
+
+@pytest.mark.parametrize(
+    ("state", "event", "after"),
+    [
+        (State.QUEUED, Event.DISPATCH, State.SENT),
+        (State.QUEUED, Event.SETTLE, State.SETTLED),
+        (State.SENT, Event.ADVANCE, State.QUEUED),
+        (State.SENT, Event.REQUEUE, State.QUEUED),
+        (State.SENT, Event.SETTLE, State.SETTLED),
+    ],
+)
+def test_a_step_of_the_table_leads_to_its_state(state: State, event: Event, after: State) -> None:
+    task = task_in(state)
+    task.step(event)
+    assert task.state is after
+
+
+@pytest.mark.parametrize(
+    ("state", "event"), [pair for pair in itertools.product(State, Event) if pair not in TRANSITIONS]
+)
+def test_a_step_that_the_table_lacks_is_refused_and_changes_nothing(state: State, event: Event) -> None:
+    task = task_in(state)
+    with pytest.raises(TaskError, match=f"(?i)Task 7 {state.name}.*cannot see the event {event.name}"):
+        task.step(event)
+    assert task.state is state
+
+
+def test_the_table_has_five_steps_and_none_after_the_end() -> None:
+    assert len(TRANSITIONS) == 5
+    assert State.SETTLED not in {state for state, _ in TRANSITIONS}
+
+
+def test_a_task_that_advances_is_new_to_its_next_stage() -> None:
+    task = task_in(State.SENT)
+    task.attempts, task.alone = 1, True
+    assert not task.at_last_stage
+    task.advance(b"result", 11.0)
+    assert (task.state, task.stage, task.position, task.payload) == (State.QUEUED, 5, 1, b"result")
+    assert (task.queued, task.arrived, task.deadline) == (11.0, 10.0, 13.0)
+    assert (task.attempts, task.alone) == (0, False)
+    assert task.at_last_stage
+
+
+@pytest.mark.parametrize("state", [State.QUEUED, State.SETTLED])
+def test_only_a_task_on_a_worker_can_advance(state: State) -> None:
+    task = task_in(state)
+    with pytest.raises(TaskError):
+        task.advance(b"result", 11.0)
+    assert (task.position, task.payload) == (0, b"payload")
+
+
+@pytest.mark.parametrize("state", [State.QUEUED, State.SENT])
+def test_a_settled_task_frees_its_payload(state: State) -> None:
+    task = task_in(state)
+    task.settle()
+    assert (task.state, task.payload) == (State.SETTLED, b"")
+
+
+def test_a_task_is_settled_once() -> None:
+    task = task_in(State.SENT)
+    task.settle()
+    with pytest.raises(TaskError):
+        task.settle()
