@@ -333,7 +333,9 @@ class Coordinator:
     def _enqueue(self, task: Task, now: float) -> None:
         stage = self._stages[task.stages[task.position]]
         stage.scheduler.enqueue(task, now)
-        if not stage.marked:
+        if stage.pool.down:
+            self._settle(task, STAGE_DOWN)
+        elif not stage.marked:
             if stage.scheduler.starts_at_once:
                 self._dispatch(stage, now)
             else:

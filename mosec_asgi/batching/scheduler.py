@@ -31,7 +31,7 @@ live ones true, and the queue compacts itself when more than half of it is dead.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -170,7 +170,7 @@ class Scheduler(Generic[WorkerKey]):
         if len(self._queue) > 2 * self._live + 64:
             self._queue = deque(t for t in self._queue if t.state is State.QUEUED and t is not task)
 
-    def answered(self, worker: WorkerKey, ids: Iterable[int], seconds: float) -> list[Task]:
+    def answered(self, worker: WorkerKey, ids: Sequence[int], seconds: float) -> list[Task]:
         """Note a worker's answers.
 
         Args:
@@ -186,13 +186,11 @@ class Scheduler(Generic[WorkerKey]):
         """
         load = self._loads[worker]
         sent = load.sent
-        tasks: list[Task] = []
-        try:
-            for task_id in ids:
-                tasks.append(sent.pop(task_id))
-        except KeyError:
-            sent.update((task.id, task) for task in tasks)
-            raise
+        tasks = [sent[task_id] for task_id in ids]
+        if len(tasks) > 1 and len(set(ids)) < len(tasks):
+            raise KeyError("one of them twice")
+        for task_id in ids:
+            del sent[task_id]
         self._in_flight -= len(tasks)
         if not sent:
             load.alone = False

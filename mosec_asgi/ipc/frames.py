@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import enum
 import functools
+import math
 import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -231,6 +232,8 @@ def _cut(data: bytes, position: int, lengths: Sequence[int]) -> list[bytes]:
 
 def _decode_results(data: bytes, start: int, end: int, count: int, seconds: float) -> Results:
     (ids, lengths, codes), position = _unpack_table(RESULT_ENTRY, data, start, end, count)
+    if not 0.0 <= seconds < math.inf:
+        raise FrameError(f"no frame: results that took {seconds} seconds")
     if position + sum(lengths) != end:
         raise FrameError(f"no frame: {count} results do not add up to a body of {end - start} bytes")
     return Results(ids, codes, _cut(data, position, lengths), seconds)

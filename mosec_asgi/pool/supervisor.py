@@ -215,11 +215,14 @@ class Supervisor:
         logger.debug("started as process %s", worker.handle.pid, extra=_extra(worker))
 
     def _on_frame(self, worker: PoolWorker, place: _Place, frame: frames.Frame) -> None:
-        if isinstance(frame, frames.Results) and worker.state in (State.READY, State.STOPPING):
+        if isinstance(frame, frames.Results) and worker.state is State.READY:
             try:
                 self._listener.worker_results(worker, frame)
             except frames.FrameError as error:
                 self.kill(worker, str(error))
+        elif isinstance(frame, frames.Results) and worker.state is State.STOPPING:
+            # Its tasks were taken back when it was asked to stop; nobody waits for these answers any more.
+            return
         elif isinstance(frame, frames.Ready) and worker.state in (State.STARTING, State.STOPPING):
             self._on_ready(worker, place)
         elif isinstance(frame, frames.Failed) and worker.state in (State.STARTING, State.STOPPING):

@@ -1,0 +1,67 @@
+"""The README is true: its programs run as they stand there, and its tables name what there is."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from harness import ROOT, python, running
+
+from mosec_asgi import config
+
+README = (ROOT / "README.md").read_text()
+PROGRAMS = {
+    name: text for text, name in ((m[0], m[1]) for m in re.findall(r"```python\n(# (\S+\.py)\n.*?)```", README, re.S))
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Write all programs of the README into one folder, where they can import each other."""
+    for name, text in PROGRAMS.items():
+        (tmp_path / name).write_text(text)
+    return tmp_path
+
+
+def test_every_python_snippet_is_a_named_program() -> None:
+    assert README.count("```python") == len(PROGRAMS)
+    assert set(PROGRAMS) == {"server.py", "app.py", "call.py"}
+
+
+def test_the_service_in_20_lines_answers_as_shown(folder: Path, log: Path) -> None:
+    body, answer = re.search(r"inference -d '(.*)'\n    (\{.*\})\n", README).groups()  # type: ignore[union-attr]
+    with running(python(folder / "server.py"), log, cwd=folder) as program:
+        program.wait_ready()
+        response = program.client.post("/inference", content=body)
+        assert (response.status_code, response.text) == (200, answer)
+        assert program.client.post("/inference", json={"text": 1}).status_code == 422
+
+
+def test_the_mounted_app_serves_its_own_route_and_the_model(folder: Path, log: Path) -> None:
+    command = [sys.executable, "-m", "uvicorn", "app:app", "--port", "{port}"]
+    with running(command, log, cwd=folder) as program:
+        program.wait_ready("/ml/readyz")
+        assert program.client.get("/hello").json() == "from the app itself"
+        assert program.client.post("/ml/inference", json={"text": "a b a"}).json() == {"words": 3, "unique": 2}
+        assert "starting the workers at the first request" not in program.output
+
+
+def test_the_call_in_process_prints_the_answer(folder: Path) -> None:
+    done = subprocess.run([sys.executable, "call.py"], cwd=folder, capture_output=True, text=True, timeout=60)
+    assert done.stdout.strip() == "{'words': 2, 'unique': 2}", done.stderr
+
+
+def test_the_table_of_settings_names_each_setting_with_its_default() -> None:
+    table = README.partition("## Settings")[2].partition("\n## ")[0]
+    named = set(re.findall(r"`(\w+)`", "".join(line.split("|")[1] for line in table.splitlines() if "|" in line)))
+    assert named == set(config.FIELDS) - {"compression", "path"}
+    for default in ("| 1024 |", "| 3000 |", "| 10 |", "| 0.0.0.0, 8000 |", "| 10 MiB |", "| mosec_service |"):
+        assert default in table
+
+
+@pytest.mark.parametrize("link", re.findall(r"\]\(([^)#:]+)\)", README))
+def test_a_link_leads_to_a_file(link: str) -> None:
+    assert (ROOT / link).exists()
