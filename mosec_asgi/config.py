@@ -46,7 +46,9 @@ class Settings:
     dry_run: bool = _setting(
         False, "start one worker a stage, send each pipeline its first worker's example once, report and exit"
     )
-    compression: bool = _setting(False, "compressed requests and responses; not in this version, which warns and serves without")
+    compression: bool = _setting(
+        False, "read gzip and zstd requests, and compress responses where the client accepts it"
+    )
     max_request_size: int = _setting(
         10 * 1024 * 1024, "bytes of a request's body; beyond it the answer is 413", least=1
     )

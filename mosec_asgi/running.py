@@ -55,6 +55,7 @@ class RunningService:
             self._coordinator,
             metrics,
             max_request_size=settings.max_request_size,
+            compressed=settings.compression,
             server=SERVER,
         )
         self._daemon_watches: list[asyncio.Task[None]] = []
@@ -125,8 +126,8 @@ async def _watch_daemon(
     name: str, process: subprocess.Popen[Any] | BaseProcess, on_exit: Callable[[str, int], None]
 ) -> None:
     # Asked now and then: a process that somebody else has started, and may reap, can be watched in no other way.
-    while (code := _exit_code(process)) is None:
-        await asyncio.sleep(DAEMON_CHECK_SECONDS)  # noqa: ASYNC110 - it sets no event
+    while (code := _exit_code(process)) is None:  # noqa: ASYNC110 - nothing sets an event
+        await asyncio.sleep(DAEMON_CHECK_SECONDS)
     on_exit(name, code)
 
 

@@ -282,8 +282,6 @@ class Server:
         self._check_defined()
         settings = self._settings or config.resolve(self._keywords)
         log.configure(settings.effective_log_level, text=settings.debug)
-        if settings.compression:
-            logger.warning("the setting `compression` has no effect in this version: bodies travel as they are")
         running = RunningService(self._routes, settings, import_main=self._settings is not None)
         await running.start()
         for name, process in self._daemons.items():

@@ -26,6 +26,7 @@ class App:
         metrics: ServiceMetrics,
         *,
         max_request_size: int,
+        compressed: bool,
         server: str,
     ) -> None:
         """Build the routes.
@@ -34,7 +35,8 @@ class App:
             routes: content type of the results by path, in the order of the service's list.
             service: runs the tasks.
             metrics: what to count into, and show.
-            max_request_size: bytes of a request's body.
+            max_request_size: bytes of a request's body, unpacked.
+            compressed: read compressed requests, and compress responses for clients that accept it.
             server: what the `server` header says.
         """
         health = Health(service, metrics)
@@ -48,6 +50,7 @@ class App:
                 service,
                 metrics,
                 max_request_size=max_request_size,
+                compressed=compressed,
                 server=header,
                 request_ids=request_ids,
                 watch=watch,

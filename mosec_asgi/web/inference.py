@@ -14,7 +14,8 @@ from starlette.types import Receive, Scope, Send
 from mosec_asgi.batching.service import CLIENT_LEFT, Service
 from mosec_asgi.errors import Failure
 from mosec_asgi.metrics import ServiceMetrics
-from mosec_asgi.web.body import ClientLeft, read_body
+from mosec_asgi.web import compression
+from mosec_asgi.web.body import EMPTY, ClientLeft, read_body
 from mosec_asgi.web.responses import Header, send_failure, send_success
 
 # A request that has waited so long gets a task that notices when its client leaves; most are answered before.
@@ -99,6 +100,7 @@ class InferenceEndpoint:
         metrics: ServiceMetrics,
         *,
         max_request_size: int,
+        compressed: bool,
         server: Header,
         request_ids: RequestIds,
         watch: DisconnectWatch,
@@ -112,6 +114,7 @@ class InferenceEndpoint:
             service: runs the tasks.
             metrics: what to count into.
             max_request_size: bytes of a body.
+            compressed: read compressed requests, and compress responses for clients that accept it.
             server: the header that names the server.
             request_ids: makes request ids.
             watch: notices clients that leave.
@@ -122,6 +125,7 @@ class InferenceEndpoint:
         self._service = service
         self._metrics = metrics
         self._limit = max_request_size
+        self._compression = compressed
         self._server = server
         self._request_ids = request_ids
         self._watch = watch
@@ -129,16 +133,20 @@ class InferenceEndpoint:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
         began = time.perf_counter()
-        request_id = declared = None
+        request_id = declared = encoding = accept = None
         for name, value in scope["headers"]:
             if name == b"content-length":
                 declared = value
             elif name == b"x-request-id":
                 request_id = self._request_ids.accept(value)
+            elif name == b"content-encoding":
+                encoding = value
+            elif name == b"accept-encoding":
+                accept = value
         if request_id is None:
             request_id = self._request_ids.make()
         try:
-            body = await read_body(receive, declared, self._limit)
+            body = await self._read(receive, declared, encoding)
         except ClientLeft:
             return
         outcome = body if isinstance(body, Failure) else await self._run(body, request_id, receive)
@@ -151,7 +159,31 @@ class InferenceEndpoint:
         else:
             self._metrics.answered(self._path, HTTPStatus.OK.value)
             self._metrics.duration.observe(time.perf_counter() - began)
+            if self._compression:
+                outcome = await self._packed(outcome, accept, common)
             await send_success(send, outcome, self._content_type, common)
+
+    async def _read(self, receive: Receive, declared: bytes | None, encoding: bytes | None) -> bytes | Failure:
+        """Return the body, unpacked, or what is wrong with it."""
+        if encoding is None:
+            return await read_body(receive, declared, self._limit)
+        name = encoding.decode("latin-1").strip().lower()
+        if name not in ("", "identity") and not (self._compression and name in compression.supported()):
+            return compression.unknown(name, enabled=self._compression)
+        body = await read_body(receive, declared, self._limit)
+        if isinstance(body, Failure) or name in ("", "identity"):
+            return body
+        body = await compression.decompress(body, name, self._limit)
+        return body or EMPTY
+
+    async def _packed(self, body: bytes, accept: bytes | None, headers: list[Header]) -> bytes:
+        """Return a result as the client wants it, and add the headers that say so."""
+        headers.append((b"vary", b"accept-encoding"))
+        encoding = compression.choose(accept.decode("latin-1")) if accept else None
+        if encoding is None or len(body) < compression.LEAST_RESPONSE:
+            return body
+        headers.append((b"content-encoding", encoding.encode()))
+        return await compression.compress(body, encoding)
 
     async def _run(self, body: bytes, request_id: str, receive: Receive) -> bytes | Failure:
         """Run a request as a task and return its outcome."""

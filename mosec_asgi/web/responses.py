@@ -25,7 +25,7 @@ def headers_of(failure: Failure, common: list[Header]) -> list[Header]:
 
 
 async def send_success(send: Send, body: bytes, content_type: Header, common: list[Header]) -> None:
-    """Send a result."""
+    """Send a result; `common` are the headers that every response has, and those of its encoding."""
     headers = [content_type, (b"content-length", b"%d" % len(body)), *common]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
     await send({"type": "http.response.body", "body": body})

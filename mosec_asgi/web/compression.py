@@ -1,0 +1,171 @@
+"""Compressed bodies: requests by Content-Encoding, responses by Accept-Encoding; gzip, and zstd with the extra `zstd`.
+
+A body is unpacked in steps, and no further than to the limit: a few bytes that stand for gigabytes cost no more memory
+than an honest body. Between two steps the event loop runs, so that a large body delays nobody for long.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import importlib.util
+import zlib
+from collections.abc import Callable, Iterator
+from http import HTTPStatus
+
+from mosec_asgi.errors import Failure
+from mosec_asgi.web.body import too_large
+
+# Bytes; smaller responses gain nothing.
+LEAST_RESPONSE = 1024
+STEP = 128 * 1024
+GZIP_LEVEL = 5
+ZSTD_LEVEL = 3
+# RFC 8878 asks decoders to support windows of 8 MB; a frame that wants more is refused before memory is taken.
+ZSTD_MAX_WINDOW = 8 * 1024 * 1024
+_GZIP_BITS = 31
+
+
+class BrokenBody(Exception):
+    """The bytes are not what their encoding says."""
+
+
+@functools.cache
+def supported() -> tuple[str, ...]:
+    """Return the encodings that this installation knows, the preferred one first."""
+    return ("zstd", "gzip") if importlib.util.find_spec("zstandard") is not None else ("gzip",)
+
+
+def unknown(encoding: str, *, enabled: bool) -> Failure:
+    """Return the failure of a body in an encoding that the service does not read."""
+    remedy = f"it reads {', '.join(supported())}" if enabled else "compression is off (the setting `compression`)"
+    return Failure(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, f"the content-encoding {encoding!r} is not supported: {remedy}")
+
+
+async def decompress(body: bytes, encoding: str, limit: int) -> bytes | Failure:
+    """Unpack a body.
+
+    Args:
+        body: as it came.
+        encoding: gzip or zstd; one of `supported`.
+        limit: the most bytes to unpack.
+
+    Returns:
+        the unpacked body, or what is wrong with it: 413 over the limit, 400 where the bytes are not in that encoding.
+    """
+    pieces: list[bytes] = []
+    size = shared_at = 0
+    try:
+        for piece in _UNPACK[encoding](body):
+            pieces.append(piece)
+            size += len(piece)
+            if size > limit:
+                return too_large(limit)
+            if size - shared_at >= STEP:
+                shared_at = size
+                await asyncio.sleep(0)
+    except BrokenBody as error:
+        return Failure(HTTPStatus.BAD_REQUEST, f"the body is no {encoding}, as its content-encoding says: {error}")
+    return b"".join(pieces)
+
+
+async def compress(body: bytes, encoding: str) -> bytes:
+    """Pack a response in `encoding`, one of `supported`."""
+    pieces = []
+    for piece in _PACK[encoding](body):
+        pieces.append(piece)
+        await asyncio.sleep(0)
+    return b"".join(pieces)
+
+
+def choose(accept: str) -> str | None:
+    """Return the encoding for a client that sent the Accept-Encoding header `accept`, or None for none.
+
+    Of the encodings that the client rates highest, ours in the order of `supported` (RFC 9110, section 12.5.3).
+    """
+    rated = dict(_rated(accept))
+    best: tuple[float, str] | None = None
+    for encoding in supported():
+        rating = rated.get(encoding, rated.get("*", 0.0))
+        if rating > 0 and (best is None or rating > best[0]):
+            best = (rating, encoding)
+    return None if best is None else best[1]
+
+
+def _rated(accept: str) -> Iterator[tuple[str, float]]:
+    for part in accept.lower().split(","):
+        name, *parameters = (piece.strip() for piece in part.split(";"))
+        rating = 1.0
+        for parameter in parameters:
+            if parameter.startswith("q="):
+                try:
+                    rating = float(parameter[2:])
+                except ValueError:
+                    rating = 0.0
+        yield name, rating
+
+
+def _unpack_gzip(body: bytes) -> Iterator[bytes]:
+    while body:
+        # A gzip body may be several members, one after the other (RFC 1952, section 2.2).
+        member = zlib.decompressobj(_GZIP_BITS)
+        try:
+            while not member.eof:
+                piece = member.decompress(body, STEP)
+                body = member.unconsumed_tail
+                if not piece and not body and not member.eof:
+                    raise BrokenBody("it ends too early")
+                yield piece
+        except zlib.error as error:
+            raise BrokenBody(str(error)) from error
+        body = member.unused_data
+
+
+def _unpack_zstd(body: bytes) -> Iterator[bytes]:
+    import zstandard
+
+    unpacker = zstandard.ZstdDecompressor(max_window_size=ZSTD_MAX_WINDOW)
+    rest = body
+    while rest:
+        # One frame after the other (RFC 8878, section 3), each to its end: a reader alone would not miss the end.
+        frame = unpacker.decompressobj(write_size=STEP)
+        try:
+            for start in range(0, len(rest), _ZSTD_INPUT):
+                piece = frame.decompress(rest[start : start + _ZSTD_INPUT])
+                yield from _cut(piece)
+                if frame.eof:
+                    rest = frame.unused_data + rest[start + _ZSTD_INPUT :]
+                    break
+        except zstandard.ZstdError as error:
+            raise BrokenBody(str(error)) from error
+        if not frame.eof:
+            raise BrokenBody("it ends too early")
+
+
+# zstd's object has no limit for its output, but a block of 128 KiB takes at least 4 bytes: a step makes 2 MiB at most.
+_ZSTD_INPUT = 64
+
+
+def _cut(piece: bytes) -> Iterator[bytes]:
+    for start in range(0, len(piece), STEP):
+        yield piece[start : start + STEP]
+
+
+def _pack_gzip(body: bytes) -> Iterator[bytes]:
+    packer = zlib.compressobj(GZIP_LEVEL, zlib.DEFLATED, _GZIP_BITS)
+    for piece in _cut(body):
+        yield packer.compress(piece)
+    yield packer.flush()
+
+
+def _pack_zstd(body: bytes) -> Iterator[bytes]:
+    import zstandard
+
+    packer = zstandard.ZstdCompressor(level=ZSTD_LEVEL).compressobj(size=len(body))
+    for piece in _cut(body):
+        yield packer.compress(piece)
+    yield packer.flush()
+
+
+_UNPACK: dict[str, Callable[[bytes], Iterator[bytes]]] = {"gzip": _unpack_gzip, "zstd": _unpack_zstd}
+_PACK: dict[str, Callable[[bytes], Iterator[bytes]]] = {"gzip": _pack_gzip, "zstd": _pack_zstd}
