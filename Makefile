@@ -3,8 +3,9 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 PORT ?= 8000
+SCENARIO ?= echo
 
-.PHONY: help serve test lint format bench clean
+.PHONY: help serve test lint format bench profile clean
 .DEFAULT_GOAL := help
 
 help:
@@ -25,6 +26,10 @@ $(VENV)/test.stamp: pyproject.toml | $(BIN)/python
 	-$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[compare]' || echo "no mosec wheel here; the side-by-side tests are skipped"
 	@touch $@ $(VENV)/serve.stamp
 
+$(VENV)/bench.stamp: $(VENV)/test.stamp
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[bench]'
+	@touch $@
+
 serve: $(VENV)/serve.stamp
 	$(BIN)/python examples/filetype/server.py --port $(PORT)
 
@@ -40,8 +45,12 @@ format: $(VENV)/test.stamp
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(VENV)/test.stamp
+bench: $(VENV)/bench.stamp
 	$(BIN)/python benchmarks/run.py
+
+# `make profile SCENARIO=echo`: where the time goes.
+profile: $(VENV)/bench.stamp
+	$(BIN)/python benchmarks/profile.py $(SCENARIO)
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -21,8 +21,15 @@ _TRUE = {"1", "true", "yes", "on"}
 _FALSE = {"0", "false", "no", "off", ""}
 
 
-def _setting(default: Any, text: str, *, least: int | None = None, choices: tuple[str, ...] | None = None) -> Any:
-    return field(default=default, metadata={"help": text, "least": least, "choices": choices})
+def _setting(
+    default: Any,
+    text: str,
+    *,
+    least: int | None = None,
+    most: int | None = None,
+    choices: tuple[str, ...] | None = None,
+) -> Any:
+    return field(default=default, metadata={"help": text, "least": least, "most": most, "choices": choices})
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,16 +46,14 @@ class Settings:
         least=0,
     )
     address: str = _setting("0.0.0.0", "address to listen on")
-    port: int = _setting(8000, "port to listen on", least=0)
+    port: int = _setting(8000, "port to listen on; 0 for any that is free", least=0, most=65535)
     namespace: str = _setting("mosec_service", "prefix of the metrics' names")
     log_level: str = _setting("info", "least level to log", choices=LOG_LEVELS)
     debug: bool = _setting(False, "log at level debug, as coloured text instead of JSON lines")
     dry_run: bool = _setting(
         False, "start one worker a stage, send each pipeline its first worker's example once, report and exit"
     )
-    compression: bool = _setting(
-        False, "read gzip and zstd requests, and compress responses where the client accepts it"
-    )
+    compression: bool = _setting(False, "read gzip and zstd requests, compress responses where the client accepts it")
     max_request_size: int = _setting(
         10 * 1024 * 1024, "bytes of a request's body; beyond it the answer is 413", least=1
     )
@@ -80,6 +85,8 @@ def _checked(name: str, value: Any, source: str) -> Any:
     meta = FIELDS[name].metadata
     if meta["least"] is not None and value < meta["least"]:
         raise DefinitionError(f"{source} must be at least {meta['least']}, not {value}")
+    if meta["most"] is not None and value > meta["most"]:
+        raise DefinitionError(f"{source} must be at most {meta['most']}, not {value}")
     if meta["choices"] is not None and value not in meta["choices"]:
         raise DefinitionError(f"{source} must be one of {', '.join(meta['choices'])}, not {value!r}")
     return value
@@ -127,7 +134,8 @@ def resolve(
     values = check_keywords(keywords)
     for name in FIELDS:
         variable = ENV_PREFIX + name.upper()
-        if variable in environment:
+        # An empty variable counts as none, as in mosec.
+        if environment.get(variable):
             values[name] = _checked(name, environment[variable], f"the environment variable {variable}")
     for name, value in (command_line or {}).items():
         values[name] = _checked(name, value, f"the argument --{name.replace('_', '-')}")
@@ -145,7 +153,7 @@ def build_parser(settings: Settings, program: str | None = None) -> argparse.Arg
     )
     for name, f in FIELDS.items():
         flag = "--" + name.replace("_", "-")
-        text = f"{f.metadata['help']} (default: {getattr(settings, name)!r})"
+        text = f"{f.metadata['help']} (default: {getattr(settings, name)!r})".replace("%", "%%")
         if _TYPES[name] is bool:
             parser.add_argument(flag, action="store_true", default=argparse.SUPPRESS, help=text)
         else:

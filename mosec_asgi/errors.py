@@ -119,5 +119,6 @@ def describe(error: BaseException) -> Failure:
         return Failure(HTTPStatus.INTERNAL_SERVER_ERROR, INTERNAL_ERROR_TEXT)
     details = str(error).replace("\n", " - ") or error.msg
     # A subclass may set any code; one that says success, or nothing, would hide the error.
-    code = int(error.code) if 400 <= error.code < 600 else HTTPStatus.INTERNAL_SERVER_ERROR
+    valid = isinstance(error.code, int) and 400 <= error.code < 600
+    code = int(error.code) if valid else HTTPStatus.INTERNAL_SERVER_ERROR
     return Failure(code, f"{error.msg}: {details}")

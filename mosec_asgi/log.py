@@ -93,6 +93,8 @@ def _configure_one(logger: logging.Logger, level: str, formatter: logging.Format
     for handler in list(logger.handlers):
         if isinstance(handler.formatter, (JSONFormatter, TextFormatter)):
             logger.removeHandler(handler)
+    if logger.handlers:
+        return
     logger.propagate = bool(logging.getLogger().handlers)
     if not logger.propagate:
         handler = logging.StreamHandler(sys.stderr)

@@ -122,7 +122,7 @@ class Server:
             max_attempts=max_attempts,
             isolation_calls=isolation_calls,
         )
-        routes = [route] if isinstance(route, str) else list(route)
+        routes = route if isinstance(route, (list, tuple)) else [route]
         if not routes:
             raise DefinitionError("route is an empty list; name at least one path, or leave it out for /inference")
         for path in routes:
@@ -142,7 +142,11 @@ class Server:
             raise DefinitionError("register_runtime defines all routes at once; call it alone, and once")
         for path, runtimes in routes.items():
             _check_route(path)
-            if not runtimes or not all(isinstance(runtime, Runtime) for runtime in runtimes):
+            if (
+                not isinstance(runtimes, (list, tuple))
+                or not runtimes
+                or not all(isinstance(runtime, Runtime) for runtime in runtimes)
+            ):
                 raise DefinitionError(f"the route {path} needs a list of one or more Runtime objects, not {runtimes!r}")
         self._routes = {path: list(runtimes) for path, runtimes in routes.items()}
 

@@ -30,6 +30,11 @@ from mosec_asgi.worker import Worker
 READ_SIZE = 1 << 18
 # Replies of single items are gathered while the model is quick, and go out at once when it is slow.
 GATHER_SECONDS = 0.0005
+# From <linux/prctl.h>.
+_PR_SET_PDEATHSIG = 1
+if sys.platform == "linux":
+    # One that nobody else uses.
+    _SERVER_DIED = signal.SIGRTMAX - 1
 
 logger = log.internal_logger(__name__)
 
@@ -68,6 +73,7 @@ def main(spec: WorkerSpec, sock: socket.socket) -> None:
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    _end_with_the_server()
     log.configure(spec.log_level, text=spec.log_text)
     try:
         worker = load(spec)
@@ -80,7 +86,31 @@ def main(spec: WorkerSpec, sock: socket.socket) -> None:
     try:
         _serve(sock, Executor(worker, spec))
     finally:
-        worker.close()
+        _close(worker)
+
+
+def _end_with_the_server() -> None:
+    """Have the kernel send a signal when the server dies, which ends this process in good order (Linux).
+
+    The end of the pipe says so too, but a worker that is loading, or at work, does not read it for a long time.
+    """
+    if sys.platform == "linux":
+        import ctypes
+
+        signal.signal(_SERVER_DIED, _server_died)
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, _SERVER_DIED, 0, 0, 0)
+
+
+def _server_died(*_: object) -> None:
+    # No `Exception`: it passes through a `forward` that catches those, and leads to `Worker.close`.
+    raise SystemExit(1)
+
+
+def _close(worker: Worker) -> None:
+    if sys.platform == "linux":
+        # The end of the pipe was read first; the signal must not interrupt what is under way already.
+        signal.signal(_SERVER_DIED, signal.SIG_IGN)
+    worker.close()
 
 
 def load(spec: WorkerSpec) -> Worker:
@@ -263,7 +293,9 @@ class Executor:
     @staticmethod
     def _checked(results: Any, size: int) -> Sequence[Any]:
         """Return what `forward` made of a batch; raise where it is no sequence or not of the batch's length."""
-        if isinstance(results, (str, bytes, dict)) or not hasattr(results, "__len__"):
+        # By what it can do rather than by what it is: a numpy array or a tensor is no `Sequence`.
+        sized = hasattr(results, "__len__") and hasattr(results, "__getitem__")
+        if not sized or isinstance(results, (str, bytes, dict)):
             raise _WrongShape(
                 f"forward must return a sequence with one result for each of the {size} items of the batch, "
                 f"not {type(results).__name__}"
@@ -285,7 +317,7 @@ class Executor:
 
     def _answer(self, tasks: frames.Tasks, place: int, result: Any) -> tuple[int, bytes]:
         if isinstance(result, Failure):
-            return result.code, result.text.encode()
+            return _on_the_wire(result)
         if isinstance(result, BaseException):
             return self._failure(result, tasks.request_ids[place : place + 1])
         try:
@@ -294,8 +326,7 @@ class Executor:
             return self._failure(error, tasks.request_ids[place : place + 1])
 
     def _failure(self, error: BaseException, request_ids: Sequence[str]) -> tuple[int, bytes]:
-        failure = self._told(error, request_ids)
-        return failure.code, failure.text.encode()
+        return _on_the_wire(self._told(error, request_ids))
 
     def _told(self, error: BaseException, request_ids: Sequence[str]) -> Failure:
         """Log a fault once, with its request ids, and return what the clients are told."""
@@ -310,6 +341,11 @@ class Executor:
         else:
             logger.warning("%s: %s", type(error).__name__, error, exc_info=error, extra=extra)
         return failure
+
+
+def _on_the_wire(failure: Failure) -> tuple[int, bytes]:
+    # A text may hold what is no Unicode, like the name of a file: it is shown escaped.
+    return failure.code, failure.text.encode(errors="backslashreplace")
 
 
 class _WrongShape(ServerError):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import atexit
 import multiprocessing
+import multiprocessing.util
 import os
 import pickle
 import socket
@@ -120,7 +121,7 @@ class ProcessLauncher:
         process = context.Process(target=target, args=(spec, theirs), name=name)  # type: ignore[attr-defined]
         hide_main = spawn and not self._import_main and spec.worker.__module__ != "__main__"
         try:
-            with _environment(variables), _main_hidden(hide_main):
+            with _environment(variables), _main_hidden(hide_main), _children_allowed():
                 process.start()
         except Exception as error:
             ours.close()
@@ -195,7 +196,7 @@ def _reap_all() -> None:
         worker.reap(1.0)
 
 
-# After the import of `multiprocessing`, whose own exit function joins all children: the last registered runs first.
+# After the import of `multiprocessing.util`, whose own exit function joins all children: the last comes first.
 atexit.register(_reap_all)
 
 
@@ -256,6 +257,22 @@ def _main_hidden(hidden: bool) -> Iterator[None]:
         yield
     finally:
         sys.modules["__main__"] = main_module
+
+
+@contextmanager
+def _children_allowed() -> Iterator[None]:
+    """Let a daemonic process have children, for the time of a block.
+
+    `multiprocessing` forbids it, since it kills daemonic processes in a way that leaves their children behind; ours end
+    with their server, however that ends. hypercorn runs apps in daemonic processes.
+    """
+    settings = multiprocessing.process.current_process()._config  # type: ignore[attr-defined]
+    daemonic = settings.pop("daemon", None)
+    try:
+        yield
+    finally:
+        if daemonic is not None:
+            settings["daemon"] = daemonic
 
 
 def _main_after_fork(spec: WorkerSpec, sock: socket.socket) -> None:

@@ -1,0 +1,76 @@
+"""The table to read, the JSON to keep, the plot to show."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from results import Result
+
+HEADER = (
+    f"{'':12}  {'':6}  {'':>8}  {'':>8}  {'median':>6}  {'':>12}  {'':10}  {'p50 ms':^15}  {'p99 ms':^15}\n"
+    f"{'scenario':12}  {'unit':6}  {'theirs':>8}  {'ours':>8}  {'ratio':>6}  {'lowest-highest':>14}  {'bar':9}"
+    f" {'theirs':>7} {'ours':>7}  {'theirs':>7} {'ours':>7}"
+)
+
+
+def table(results: Sequence[Result]) -> str:
+    """Return the results as text, a line for each scenario and then what each is."""
+    lines = [HEADER, "-" * len(HEADER.splitlines()[-1]), *map(_row, results), ""]
+    lines += [f"{result.scenario.name}: {result.scenario.title}{_note(result)}" for result in results]
+    return "\n".join(lines)
+
+
+def _row(result: Result) -> str:
+    scenario = result.scenario
+    if scenario.measure == "latency":
+        unit, theirs, ours = "p50 ms", f"{result.theirs('p50_ms'):.3f}", f"{result.ours('p50_ms'):.3f}"
+    else:
+        measured = "requests_per_second"
+        unit, theirs, ours = "req/s", f"{result.theirs(measured):,.0f}", f"{result.ours(measured):,.0f}"
+    bar = "" if scenario.bar is None else f"{scenario.bar:.2f} {'met' if result.meets_bar else 'MISSED'}"
+    spread = f"{min(result.ratios):.2f}-{max(result.ratios):.2f}"
+    latencies = "  ".join(f"{result.theirs(p):>7.2f} {result.ours(p):>7.2f}" for p in ("p50_ms", "p99_ms"))
+    return (
+        f"{scenario.name:12}  {unit:6}  {theirs:>8}  {ours:>8}  {result.ratio:>6.2f}  {spread:>14}  {bar:11}{latencies}"
+    )
+
+
+def _note(result: Result) -> str:
+    return "; theirs is the bare app" if result.scenario.rival == "bare" else ""
+
+
+def write_json(path: Path, machine: dict[str, Any], settings: dict[str, Any], results: Sequence[Result]) -> None:
+    """Write all numbers and where they are from; a list of numbers stays on one line."""
+    data = {"machine": machine, "settings": settings, "scenarios": [result.as_json() for result in results]}
+    text = json.dumps(data, indent=2, ensure_ascii=False)
+    text = re.sub(r"\[\s+([^][{}]*?)\s+\]", lambda found: f"[{' '.join(found[1].split())}]", text)
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(text + "\n")
+
+
+def draw(path: Path, results: Sequence[Result]) -> bool:
+    """Draw the ratios as a PNG, if matplotlib is there; return whether it is."""
+    if importlib.util.find_spec("matplotlib") is None:
+        return False
+    # Not by `import`: matplotlib is optional, and this way the type checker does not need it either.
+    importlib.import_module("matplotlib").use("Agg")
+    figure, axes = importlib.import_module("matplotlib.pyplot").subplots(figsize=(8, 0.5 * len(results) + 1.2))
+    places = range(len(results))
+    axes.barh(places, [result.ratio for result in results], color="#4878a8")
+    for place, result in zip(places, results, strict=True):
+        axes.plot([min(result.ratios), max(result.ratios)], [place, place], color="black", linewidth=1)
+        if result.scenario.bar is not None:
+            axes.plot([result.scenario.bar] * 2, [place - 0.4, place + 0.4], color="#c03028", linewidth=2)
+    axes.axvline(1, color="grey", linestyle="dashed", linewidth=1)
+    axes.set_yticks(places, [f"{result.scenario.name} / {result.scenario.rival}" for result in results])
+    axes.invert_yaxis()
+    axes.set_xlabel("mosec_asgi beside the other, more is better (black: lowest to highest; red: the bar)")
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+    return True

@@ -1,0 +1,45 @@
+"""What is compared: one row of the table each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Rival = Literal["mosec", "bare"]
+
+
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    """A service, a load, and what counts.
+
+    Attributes:
+        name: what `--only` calls it.
+        title: what it is, for a reader of the table.
+        service: the file under `services/` that both packages run.
+        connections: clients that each send their next request when the last one is answered.
+        measure: what the ratio is formed of: requests per second, or the median latency.
+        bar: the least ratio that the project accepts; None where the number is for information.
+        rival: whom ours is compared with: mosec on the same service, or an ASGI app that only echoes.
+    """
+
+    name: str
+    title: str
+    service: str
+    connections: int
+    measure: Literal["throughput", "latency"] = "throughput"
+    bar: float | None = None
+    rival: Rival = "mosec"
+
+
+SCENARIOS = (
+    Scenario("echo", "JSON echo, no batching, 64 connections", "echo", 64, bar=3.0),
+    Scenario(
+        "batched-echo", "JSON echo, batches of up to 64 wait 1 ms, 128 connections", "batched_echo", 128, bar=0.85
+    ),
+    # No more than 1.2 times their latency.
+    Scenario("latency", "JSON echo, no batching, 1 connection", "echo", 1, "latency", bar=0.83),
+    Scenario("model", "model of 5 ms + 0.1 ms/item, batches of up to 64, 256 connections", "model", 256),
+    Scenario("model-few", "the same with max_wait_time unset, 8 connections", "model_default_wait", 8),
+    Scenario("two-stages", "JSON echo through two stages, 64 connections", "two_stages", 64),
+    Scenario("ceiling", "JSON echo beside a bare ASGI echo, 64 connections", "echo", 64, rival="bare"),
+)

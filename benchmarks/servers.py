@@ -1,0 +1,174 @@
+"""The servers under test: started, checked, and stopped without a trace.
+
+Each gets a session, and so a process group, of its own; what is left of a group at the end is killed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import importlib.util
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from load import BODY
+from problems import BenchmarkError
+
+SERVICES = Path(__file__).parent / "services"
+ROUTE = "/inference"
+SECONDS_TO_START = 30.0
+SECONDS_TO_STOP = 10.0
+POLL = 0.02
+
+Package = Literal["mosec", "mosec_asgi", "bare"]
+
+
+@dataclass(frozen=True, slots=True)
+class RunningServer:
+    """A server that runs.
+
+    Attributes:
+        package: whose it is.
+        process: its main process, which leads the process group.
+        port: where it listens on 127.0.0.1.
+        log: the file with all that it prints.
+    """
+
+    package: Package
+    process: subprocess.Popen[bytes]
+    port: int
+    log: Path
+
+    @property
+    def url(self) -> str:
+        """Where the load goes."""
+        return f"http://127.0.0.1:{self.port}{ROUTE}"
+
+    def ask(self, method: str, path: str, body: str | None = None) -> tuple[int, bytes]:
+        """Send one request; return the status and the body of the answer.
+
+        Raises:
+            OSError: nobody answers.
+        """
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=SECONDS_TO_START)
+        with contextlib.closing(connection):
+            connection.request(method, path, body)
+            answer = connection.getresponse()
+            return answer.status, answer.read()
+
+    def failure(self, what: str) -> BenchmarkError:
+        """Return an error that shows the end of the server's log."""
+        lines = self.log.read_text(errors="replace").splitlines()[-20:]
+        return BenchmarkError("\n".join([f"{self.package}: {what}", *lines]))
+
+
+def check_mosec() -> None:
+    """Make sure that mosec can be run.
+
+    Raises:
+        BenchmarkError: it is not installed.
+    """
+    if importlib.util.find_spec("mosec") is None:
+        raise BenchmarkError(
+            "mosec, to compare with, is not installed: pip install 'mosec-asgi[compare]' "
+            "(its wheels exist for Linux and macOS only)"
+        )
+
+
+@contextlib.contextmanager
+def running(service: str, packages: Sequence[Package]) -> Iterator[list[RunningServer]]:
+    """Run a service under each of `packages` for the time of a block, each ready and answering rightly.
+
+    Raises:
+        BenchmarkError: one does not start, or its answer is wrong.
+    """
+    with tempfile.TemporaryDirectory(prefix="bench") as folder:
+        servers: list[RunningServer] = []
+        try:
+            for package in packages:
+                servers.append(_start(service, package, Path(folder)))
+            for server in servers:
+                _wait_ready(server)
+                _check_answer(server)
+            yield servers
+        finally:
+            _stop(servers)
+
+
+def _start(service: str, package: Package, folder: Path) -> RunningServer:
+    # Their environment is ours without the settings that somebody may have there: both run with their defaults.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MOSEC_")}
+    environment["BENCH_PACKAGE"] = "mosec" if package == "mosec" else "mosec_asgi"
+    program = SERVICES / ("bare.py" if package == "bare" else f"{service}.py")
+    port = _free_port()
+    command = [sys.executable, str(program), "--address", "127.0.0.1", "--port", str(port)]
+    # For mosec's unix sockets; ours accepts it and needs none.
+    command += ["--path", str(folder / "sockets")]
+    log = folder / f"{package}.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command,
+            env=environment,
+            cwd=folder,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
+    return RunningServer(package, process, port, log)
+
+
+def _free_port() -> int:
+    """Return a port that nobody listens on, outside the range from which clients' own ports are drawn."""
+    while True:
+        port = random.randrange(12_000, 32_000)
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
+
+
+def _wait_ready(server: RunningServer) -> None:
+    path = "/readyz" if server.package == "mosec_asgi" else "/"
+    deadline = time.monotonic() + SECONDS_TO_START
+    while time.monotonic() < deadline:
+        if server.process.poll() is not None:
+            raise server.failure(f"ended with {server.process.returncode} at its start")
+        with contextlib.suppress(OSError, http.client.HTTPException):
+            if server.ask("GET", path)[0] == 200:
+                return
+        time.sleep(POLL)
+    raise server.failure(f"GET {path} is not answered 200 after {SECONDS_TO_START:.0f} s")
+
+
+def _check_answer(server: RunningServer) -> None:
+    # Also makes sure of mosec's workers: its GET / is answered by the HTTP side alone, a POST by a worker.
+    status, body = server.ask("POST", ROUTE, BODY)
+    if status != 200 or json.loads(body) != json.loads(BODY):
+        raise server.failure(f"POST {ROUTE} with {BODY} is answered {status} {body!r}")
+
+
+def _stop(servers: Sequence[RunningServer]) -> None:
+    for server in servers:
+        server.process.terminate()
+    deadline = time.monotonic() + SECONDS_TO_STOP
+    for server in servers:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            server.process.wait(max(0.0, deadline - time.monotonic()))
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(server.process.pid, signal.SIGKILL)
+        server.process.wait()
