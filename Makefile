@@ -5,7 +5,7 @@ BIN = $(VENV)/bin
 PORT ?= 8000
 SCENARIO ?= echo
 
-.PHONY: help serve test lint format bench profile clean
+.PHONY: help serve test lint format openapi bench profile clean
 .DEFAULT_GOAL := help
 
 help:
@@ -44,6 +44,11 @@ lint: $(VENV)/test.stamp
 format: $(VENV)/test.stamp
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# The reviewed contracts of the examples, made anew; `make test` checks that they are up to date.
+openapi: $(VENV)/test.stamp
+	$(BIN)/mosec-asgi openapi examples.filetype.server:server --output openapi/filetype.json
+	$(BIN)/mosec-asgi openapi examples.typed.server:server --output openapi/typed.json
 
 bench: $(VENV)/bench.stamp
 	$(BIN)/python benchmarks/run.py

@@ -2,15 +2,20 @@
 
 General layout; each floor imports only from those below it:
 
+    cli.py, __main__.py     F7  the command `mosec-asgi`
     server.py               F6  Server: stages and routes -> the ASGI app, its lifespan, run()
     running.py              F6  a service that runs: plans, coordinator, app, metrics on one event loop
     serving.py, dry_run.py  F6  what run() does: uvicorn and signals; each pipeline once
-    web/                    F5  HTTP in, HTTP out: app, inference, body, responses, health, gathering
+    web/                    F5  HTTP in, HTTP out: app, inference, body, compression, responses, gathering, health;
+                                the contract: openapi, contract, components, examples, swagger
     batching/               F4  waiting and grouping: coordinator; pure: scheduler, task; service: what web may ask
     pool/                   F3  worker processes: supervisor, process, child; pure: lifecycle, isolation
     ipc/                    F2  bytes between the two: channel; pure: frames
     metrics.py              F1  what is counted and measured
     worker.py, runtime.py   F1  what users subclass and configure
+    mixin/, formats.py      F1  formats other than the default; what they share
+    annotations.py          F1  what forward takes and returns
+    schema.py               F1  the same as JSON Schema
     config.py               F1  settings: keyword < MOSEC_* environment < command line
     log.py, errors.py       F0  log lines; the error tree
     version.py              F0

@@ -63,7 +63,7 @@ async def _run_route(service: RunningService, place: int, path: str, pipeline: S
     if worker.example is None and not len(worker.multi_examples):
         logger.info("%s: %s has no example; its workers start, and that is all this run shows", path, worker.__name__)
         return True
-    example = worker.multi_examples[0] if worker.example is None else worker.example
+    example = worker.multi_examples[0] if len(worker.multi_examples) else worker.example
     began = time.perf_counter()
     ticket = service.submit_example(place, f"dry-run{path}")
     outcome = await ticket.outcome if isinstance(ticket, Ticket) else ticket

@@ -40,7 +40,7 @@ class MosecError(Exception):
 class ClientError(MosecError):
     """The request cannot be served through a fault of the client: 400 with the details."""
 
-    code = HTTPStatus.BAD_REQUEST
+    code: int = HTTPStatus.BAD_REQUEST
     msg = "bad request"
 
 
@@ -53,7 +53,7 @@ class DecodingError(ClientError):
 class ValidationError(MosecError):
     """The request was decoded, but its values are not acceptable: 422 with the details."""
 
-    code = HTTPStatus.UNPROCESSABLE_ENTITY
+    code: int = HTTPStatus.UNPROCESSABLE_ENTITY
     msg = "request validation error"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.process import BaseProcess
@@ -17,7 +18,9 @@ from mosec_asgi.pool.child import WorkerSpec
 from mosec_asgi.pool.process import Launcher, ProcessLauncher
 from mosec_asgi.runtime import Runtime, stage_names
 from mosec_asgi.version import SERVER
+from mosec_asgi.web import compression
 from mosec_asgi.web.app import App
+from mosec_asgi.web.openapi import build_document
 
 DAEMON_CHECK_SECONDS = 0.2
 
@@ -54,6 +57,7 @@ class RunningService:
             {path: pipeline[-1].worker.resp_mime_type for path, pipeline in routes.items()},
             self._coordinator,
             metrics,
+            functools.partial(openapi_document, routes, settings),
             max_request_size=settings.max_request_size,
             compressed=settings.compression,
             server=SERVER,
@@ -114,6 +118,12 @@ def plan_stage(runtime: Runtime, name: str, settings: Settings) -> StagePlan:
         adaptive=not runtime.max_wait_time,
         max_attempts=runtime.max_attempts,
     )
+
+
+def openapi_document(routes: Mapping[str, Sequence[Runtime]], settings: Settings) -> dict[str, Any]:
+    """Return the OpenAPI document of a service, which need not run."""
+    encodings = compression.supported() if settings.compression else ()
+    return build_document(routes, max_request_size=settings.max_request_size, encodings=encodings)
 
 
 def _stages(routes: Mapping[str, Sequence[Runtime]]) -> tuple[list[Runtime], dict[Runtime, str]]:

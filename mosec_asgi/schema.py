@@ -8,13 +8,16 @@ that one of them knows in part is asked of the other before the unknown part bec
 from __future__ import annotations
 
 import enum
+import functools
+import operator
+import sys
+import types
+import typing
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mosec_asgi import log
-
-if TYPE_CHECKING:
-    from mosec_asgi.worker import Worker
+from mosec_asgi.annotations import forward_input_type, forward_return_type
 
 # Where an OpenAPI document keeps its schemas, under the name that mosec has for it.
 MOSEC_REF_TEMPLATE = "#/components/schemas/{name}"
@@ -47,12 +50,12 @@ class _Description:
 
 
 def forward_json_schema(
-    worker: type[Worker], target: ParseTarget, ref_template: str, *, batched: bool
+    worker: type[Any], target: ParseTarget, ref_template: str, *, batched: bool
 ) -> tuple[JSON, dict[str, JSON]]:
     """Describe one side of a worker's `forward` by its annotation.
 
     Args:
-        worker: the class.
+        worker: a class of workers.
         target: which side.
         ref_template: where a schema refers to another one; `{name}` stands for that one's name.
         batched: `forward` takes and returns lists, of which one item is described.
@@ -63,8 +66,6 @@ def forward_json_schema(
     Raises:
         SchemaError: the annotation has no JSON Schema.
     """
-    from mosec_asgi.annotations import forward_input_type, forward_return_type
-
     read = forward_input_type if target is ParseTarget.INPUT else forward_return_type
     annotation = read(worker, batched)
     if annotation is Any:
@@ -118,7 +119,9 @@ def _ask_pydantic(annotation: Any, target: ParseTarget, ref_template: str) -> _D
             return False
 
     # A tuple around it: a model that stands alone would neither take a configuration nor become a named component.
-    adapter = pydantic.TypeAdapter[Any](tuple[annotation], config=pydantic.ConfigDict(arbitrary_types_allowed=True))
+    adapter = pydantic.TypeAdapter[Any](
+        tuple[_readable(annotation)], config=pydantic.ConfigDict(arbitrary_types_allowed=True)
+    )
     around = adapter.json_schema(
         ref_template=ref_template.replace("{name}", "{model}"),
         mode="validation" if target is ParseTarget.INPUT else "serialization",
@@ -127,6 +130,30 @@ def _ask_pydantic(annotation: Any, target: ParseTarget, ref_template: str) -> _D
     found.schema = around["prefixItems"][0]
     found.components = around.get("$defs", {})
     return found
+
+
+def _readable(annotation: Any) -> Any:
+    """Return an annotation with each `typing.TypedDict` as pydantic wants it before Python 3.12."""
+    import typing_extensions  # pydantic needs it as well
+
+    if sys.version_info >= (3, 12):
+        return annotation
+    if typing.is_typeddict(annotation) and type(annotation).__module__ == "typing":
+        fields = {
+            name: (
+                typing_extensions.Required if name in annotation.__required_keys__ else typing_extensions.NotRequired
+            )[_readable(hint)]
+            for name, hint in typing.get_type_hints(annotation).items()
+        }
+        twin = typing_extensions.TypedDict(annotation.__name__, fields)  # type: ignore[operator]
+        twin.__doc__ = annotation.__doc__
+        return twin
+    arguments = tuple(map(_readable, typing.get_args(annotation)))
+    if not arguments or arguments == typing.get_args(annotation):
+        return annotation
+    if isinstance(annotation, types.UnionType):
+        return functools.reduce(operator.or_, arguments)
+    return annotation.copy_with(arguments) if hasattr(annotation, "copy_with") else annotation.__origin__[arguments]
 
 
 def _ask_msgspec(annotation: Any, target: ParseTarget, ref_template: str) -> _Description:

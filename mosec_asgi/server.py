@@ -171,6 +171,21 @@ class Server:
             )
         self._daemons[name] = proc
 
+    def openapi(self, root_path: str = "") -> dict[str, Any]:
+        """Return the OpenAPI 3.1 document of the service, as `GET /openapi/metadata.json` shows it.
+
+        Args:
+            root_path: below which the service is reached, where it is mounted or proxied.
+
+        Raises:
+            DefinitionError: there is no stage to serve.
+        """
+        self._check_defined()
+        from mosec_asgi.running import openapi_document
+        from mosec_asgi.web.openapi import with_server
+
+        return with_server(openapi_document(self._routes, self._settings or config.resolve(self._keywords)), root_path)
+
     # -- serving -----------------------------------------------------------------------------------------------------
 
     def run(self) -> None:

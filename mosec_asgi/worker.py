@@ -11,7 +11,9 @@ from typing import Any
 
 import orjson
 
-from mosec_asgi.errors import DecodingError, EncodingError
+from mosec_asgi import formats
+from mosec_asgi.errors import EncodingError
+from mosec_asgi.schema import MOSEC_REF_TEMPLATE, ParseTarget, forward_json_schema
 
 
 class Worker(abc.ABC):
@@ -78,12 +80,9 @@ class Worker(abc.ABC):
             data: the body, never empty.
 
         Raises:
-            DecodingError: the body is not JSON.
+            DecodingError: the body is not JSON, or is nested too deeply.
         """
-        try:
-            return orjson.loads(data)
-        except orjson.JSONDecodeError as error:
-            raise DecodingError(f"the body is not JSON: {error}") from error
+        return formats.loads_json(data)
 
     def serialize(self, data: Any) -> bytes:
         """Encode the body of a response. Default: JSON, numpy arrays and scalars included, NaN as null.
@@ -115,6 +114,26 @@ class Worker(abc.ABC):
         """
         return pickle.loads(data)
 
+    @classmethod
+    def get_forward_json_schema(
+        cls, target: ParseTarget, ref_template: str = MOSEC_REF_TEMPLATE
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Describe one item that `forward` takes or returns, for the OpenAPI document. Default: its annotation.
+
+        Override it where a body's schema is not that of the annotation.
+
+        Args:
+            target: what to describe, `ParseTarget.INPUT` or `ParseTarget.RETURN`.
+            ref_template: how a schema refers to a named one: `{"$ref": ref_template.format(name="Item")}`.
+
+        Returns:
+            the JSON Schema, and the named ones that it refers to. `{}` stands for any value.
+
+        Raises:
+            SchemaError: the annotation has no JSON Schema; the document then says `{}`, and a warning why.
+        """
+        return forward_json_schema(cls, target, ref_template, batched=cls._max_batch_size > 1)
+
     def close(self) -> None:  # noqa: B027 - a hook that most workers do not need
         """Release what `__init__` took. Called once when the worker stops in good order; the default does nothing."""
 
@@ -123,18 +142,16 @@ def _dumps_rare(data: Any) -> bytes:
     """Encode what orjson's quick way refuses: keys that are no text, arrays that are not contiguous, huge integers."""
     try:
         return orjson.dumps(data, default=_plain, option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS)
-    except TypeError as error:
+    except TypeError:
         try:
             return json.dumps(_without_nan(data), default=_plain, separators=(",", ":")).encode()
-        except (TypeError, ValueError, RecursionError):
+        except (TypeError, ValueError, RecursionError) as error:
             raise EncodingError(f"the result has no form in JSON: {error}") from error
 
 
 def _plain(value: Any) -> Any:
     """Return a numpy array or scalar that orjson cannot read as plain Python; refuse anything else by its type."""
-    if type(value).__module__ == "numpy" and hasattr(value, "tolist"):
-        return value.tolist()
-    raise TypeError(f"a value of type {type(value).__module__}.{type(value).__qualname__} has no form in JSON")
+    return _without_nan(formats.plain(value))
 
 
 def _without_nan(value: Any) -> Any:

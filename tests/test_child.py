@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import ctypes
 import json
 import logging
 import pickle
 import signal
 import socket
+import sys
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -19,6 +21,7 @@ from mosec_asgi.pool.child import Executor, as_input, load, warm_up
 from mosec_asgi.worker import Worker
 
 BOTH = frames.INGRESS | frames.EGRESS
+PR_SET_PDEATHSIG, PR_GET_PDEATHSIG = 1, 2  # <linux/prctl.h>
 HANG = 10.0  # seconds; a test in which the timeout fails ends all the same
 
 
@@ -417,8 +420,8 @@ def test_the_timeout_passes_through_a_retry_loop_and_lets_forward_clean_up() -> 
 
 
 def test_each_call_has_the_whole_time() -> None:
-    answers = run(worker_of(lambda item: busy(item)), json_tasks(0.3, HANG, 0.3), timeout=0.5)
-    assert [code for code, _ in answers] == [200, 408, 200]
+    answers = run(worker_of(lambda item: busy(item)), json_tasks(0.25, HANG, 0.25, 0.25), timeout=0.4)
+    assert [code for code, _ in answers] == [200, 408, 200, 200]
 
 
 def test_an_alarm_that_is_late_interrupts_nothing() -> None:
@@ -566,15 +569,26 @@ def test_a_dry_run_feeds_the_example_in_place_of_the_payload() -> None:
 # -- the process's loop ------------------------------------------------------------------------------------------------
 
 
+def death_signal() -> int:
+    """Return the signal that this process gets when its parent dies; 0 for none."""
+    number = ctypes.c_int(0)
+    ctypes.CDLL(None).prctl(PR_GET_PDEATHSIG, ctypes.byref(number), 0, 0, 0)
+    return number.value
+
+
 @pytest.fixture
 def quiet_process() -> Iterator[None]:
     """Put back what `main` changes for its whole process."""
-    signals = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    signals = {number: signal.getsignal(number) for number in signal.valid_signals()}
     logger = logging.getLogger("mosec_asgi")
     state = logger.level, logger.propagate, list(logger.handlers)
     yield
+    if sys.platform == "linux":
+        # Or this process would be ended with the thread that has started it.
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, 0, 0, 0, 0)
     for number, handler in signals.items():
-        signal.signal(number, handler)
+        if signal.getsignal(number) != handler:
+            signal.signal(number, handler)
     logger.setLevel(state[0])
     logger.propagate, logger.handlers = state[1], state[2]
 
@@ -645,6 +659,31 @@ def test_a_worker_ignores_the_signals_that_are_meant_for_its_server() -> None:
 
     talk(worker_of(forward), json_tasks(1))
     assert seen == [signal.SIG_IGN, signal.SIG_IGN]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="no other system can do it")
+@pytest.mark.usefixtures("quiet_process")
+def test_a_worker_at_work_whose_server_dies_is_told_by_the_system_and_closes() -> None:
+    told_to: list[int] = []
+    closed: list[bool] = []
+
+    def load_weights(self: Worker) -> None:
+        told_to.append(death_signal())
+
+    def forward(item: Any) -> Any:
+        try:
+            signal.raise_signal(told_to[0])
+            hang()
+        except Exception:
+            raise AssertionError("it was swallowed") from None
+
+    worker = worker_of(forward, __init__=load_weights, close=lambda self: closed.append(True))
+    began = time.monotonic()
+    with pytest.raises(SystemExit):
+        talk(worker, json_tasks(1))
+    assert told_to[0] != 0, "known before the model is loaded, which may take long"
+    assert closed == [True]
+    assert time.monotonic() - began < HANG / 2
 
 
 @pytest.mark.usefixtures("quiet_process")

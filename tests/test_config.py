@@ -74,6 +74,12 @@ def test_the_environment_wins_over_the_program_and_the_command_line_over_both() 
     )
 
 
+def test_an_empty_variable_counts_as_none() -> None:
+    assert resolve(
+        {"port": 1, "debug": True, "namespace": "mine"}, {"MOSEC_PORT": "", "MOSEC_DEBUG": "", "MOSEC_NAMESPACE": ""}
+    ) == Settings(port=1, debug=True, namespace="mine")
+
+
 def test_other_variables_are_left_alone() -> None:
     assert resolve({}, {"MOSEC_OTHER": "1", "PORT": "9", "mosec_port": "9"}) == Settings()
 
@@ -85,7 +91,7 @@ def test_the_processes_own_environment_is_read_where_none_is_given(monkeypatch: 
 
 @pytest.mark.parametrize(
     ("text", "value"),
-    [("1", True), ("TRUE", True), ("yes", True), ("On", True), ("0", False), ("false", False), ("", False)],
+    [("1", True), ("TRUE", True), ("yes", True), ("On", True), ("0", False), ("false", False), ("no", False)],
 )
 def test_a_switch_in_the_environment_is_read_as_words_or_digits(text: str, value: bool) -> None:
     assert resolve({"debug": not value}, {"MOSEC_DEBUG": text}).debug is value
@@ -105,7 +111,6 @@ def test_a_switch_in_the_environment_is_read_as_words_or_digits(text: str, value
         ({"max_request_size": 0}, {}, "must be at least 1, not 0"),
         ({"log_level": "loud"}, {}, "must be one of debug, info, warning, error, not 'loud'"),
         ({}, {"MOSEC_PORT": "http"}, "the environment variable MOSEC_PORT must be a whole number, not 'http'"),
-        ({}, {"MOSEC_PORT": ""}, "the environment variable MOSEC_PORT must be a whole number, not ''"),
         ({}, {"MOSEC_WAIT": "1.5"}, "the environment variable MOSEC_WAIT must be a whole number"),
         ({}, {"MOSEC_CAPACITY": "0"}, "the environment variable MOSEC_CAPACITY must be at least 1"),
         ({}, {"MOSEC_DEBUG": "maybe"}, "the environment variable MOSEC_DEBUG must be true or false, not 'maybe'"),
@@ -126,7 +131,7 @@ def test_a_value_from_the_command_line_that_does_not_fit_is_refused_by_its_flag(
 
 def test_a_port_that_does_not_exist_is_refused() -> None:
     assert resolve({"port": 65535}, {}).port == 65535
-    with pytest.raises(DefinitionError, match="65535"):
+    with pytest.raises(DefinitionError, match="must be at most 65535, not 65536"):
         resolve({"port": 65536}, {})
 
 
@@ -166,7 +171,7 @@ def test_the_processes_own_arguments_are_read_where_none_are_given(monkeypatch: 
 def test_help_shows_each_flag_with_the_default_that_the_program_has_set() -> None:
     text = " ".join(build_parser(Settings(port=8765), "server.py").format_help().split())
     assert all("--" + name.replace("_", "-") in text for name in FIELDS)
-    assert "port to listen on (default: 8765)" in text
+    assert "(default: 8765)" in text
     assert "MOSEC_PORT" in text
 
 

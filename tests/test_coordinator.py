@@ -403,6 +403,18 @@ async def test_another_worker_takes_over_what_a_dead_one_had() -> None:
         assert [await answer(ticket) for ticket in tickets] == [b"re:1", b"re:2"]
 
 
+async def test_an_idle_worker_takes_over_at_once_what_a_dead_one_had() -> None:
+    async with running(stage(num=2)) as service:
+        first, second = service.workers
+        service.launcher.on_launch = None
+        ticket = service.submit()
+        await first.gets_work()
+        first.exit()
+        await second.gets_work()
+        second.reply()
+        assert await answer(ticket) == b"re:1"
+
+
 async def test_a_request_that_kills_two_workers_is_answered_500_and_no_other_is(
     logged: pytest.LogCaptureFixture,
 ) -> None:
@@ -687,6 +699,8 @@ async def test_a_worker_that_was_still_loading_when_another_failed_is_ended_too(
     (loading,) = service.launcher.of("A_1")
     assert loading.killed
     assert service.launcher.alive() == []
+    await settled_loop()
+    assert asyncio.all_tasks() == {asyncio.current_task()}
 
 
 async def test_a_refused_launch_is_a_startup_error() -> None:
@@ -739,6 +753,14 @@ async def test_what_is_not_finished_within_the_grace_is_answered_503() -> None:
         assert await answer(on_worker) == CLOSING
         assert await answer(waiting) == CLOSING
         assert service.launcher.alive() == []
+
+
+async def test_a_batch_that_waits_to_fill_at_the_end_is_answered_503_and_leaves_no_timer() -> None:
+    async with running(stage(max_batch_size=8, max_wait=100.0)) as service:
+        ticket = service.submit()
+        await settled_loop()
+        await service.coordinator.stop(0.0)
+        assert await answer(ticket) == CLOSING
 
 
 async def test_a_worker_that_still_runs_a_task_nobody_waits_for_may_finish_it_and_close() -> None:
@@ -841,6 +863,7 @@ async def test_what_is_measured_is_what_the_workers_and_the_clock_say() -> None:
         assert two.worker(1).batch_size.total == 2
         assert two.worker(1).process_duration.total == 2.0 * two.worker(1).batch_size.count
         assert (one.queue_wait.count, one.queue_wait.total) == (2, 0.5)
+        assert two.queue_wait.total == 0.0
         assert service.metrics.remaining() == 0
 
 

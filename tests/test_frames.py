@@ -245,6 +245,32 @@ def test_a_ready_notice_with_a_body_is_refused() -> None:
         decoder.next_frame()
 
 
+@pytest.mark.parametrize(
+    "encoded",
+    [
+        frames.encode_results(frames.Results([1], [200], [b"abc"], 0.0)),
+        frames.encode_tasks(frames.Tasks([1], [0], ["id"], [b"abc"])),
+    ],
+    ids=["results", "tasks"],
+)
+@pytest.mark.parametrize("surplus", [-1, 1])
+def test_lengths_that_do_not_add_up_to_the_body_are_refused(encoded: bytes, surplus: int) -> None:
+    magic, kind, count, length, seconds = frames.HEADER.unpack_from(encoded)
+    body = (encoded[frames.HEADER.size :] + b"x")[: length + surplus]
+    decoder = frames.Decoder()
+    decoder.receive_data(frames.HEADER.pack(magic, kind, count, len(body), seconds) + body)
+    with pytest.raises(frames.FrameError, match="do not add up"):
+        decoder.next_frame()
+
+
+def test_a_request_id_that_is_no_text_is_refused() -> None:
+    encoded = frames.encode_tasks(frames.Tasks([1], [0], ["id"], [b""]))
+    decoder = frames.Decoder()
+    decoder.receive_data(encoded[:-2] + b"\xff\xff")
+    with pytest.raises(frames.FrameError, match="not UTF-8"):
+        decoder.next_frame()
+
+
 def peak_memory(data: bytes) -> int:
     tracemalloc.start()
     try:

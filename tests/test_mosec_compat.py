@@ -149,7 +149,6 @@ def test_a_request_is_answered_as_by_mosec(validation: Pair, expected: Expected)
         expected.check(answer is answers[0], answer)
 
 
-@pytest.mark.xfail(reason="orjson reads an integer of more than 64 bits as a float", strict=True)
 def test_a_large_integer_arrives_whole_as_in_mosec(validation: Pair) -> None:
     number = 2**64 + 1
     for answer in validation.post("/inference", b'{"x": %d}' % number):

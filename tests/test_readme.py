@@ -57,7 +57,7 @@ def test_the_call_in_process_prints_the_answer(folder: Path) -> None:
 def test_the_table_of_settings_names_each_setting_with_its_default() -> None:
     table = README.partition("## Settings")[2].partition("\n## ")[0]
     named = set(re.findall(r"`(\w+)`", "".join(line.split("|")[1] for line in table.splitlines() if "|" in line)))
-    assert named == set(config.FIELDS) - {"compression", "path"}
+    assert named == set(config.FIELDS) - {"path"}
     for default in ("| 1024 |", "| 3000 |", "| 10 |", "| 0.0.0.0, 8000 |", "| 10 MiB |", "| mosec_service |"):
         assert default in table
 

@@ -371,6 +371,16 @@ def test_a_task_that_must_be_alone_waits_for_a_worker_with_nothing() -> None:
     assert assign(scheduler) == {"a": [[second]]}
 
 
+def test_a_task_that_must_be_alone_is_not_sent_ahead_to_a_busy_worker() -> None:
+    scheduler = batched("a", "b", size=2)
+    first, second = enqueue(scheduler, 2), enqueue(scheduler, 2)
+    assert assign(scheduler) == {"a": [first], "b": [second]}
+    scheduler.requeue(scheduler.remove_worker("b")[0])
+    assert assign(scheduler) == {}
+    answered(scheduler, "a", first)
+    assert assign(scheduler) == {"a": [second[:1]]}
+
+
 def test_no_batch_goes_ahead_to_a_worker_that_runs_a_task_alone() -> None:
     scheduler = batched("a", size=2)
     tasks = enqueue(scheduler, 2)
@@ -493,14 +503,17 @@ class AnyOrderOfEvents(RuleBasedStateMachine):
     @rule(seconds=st.sampled_from([0.0001, 0.002, 0.5, 2.0]))
     def time_passes(self, seconds: float) -> None:
         self.now += seconds
+        self.decide()
 
-    @rule(count=st.integers(1, 10))
-    def tasks_come(self, count: int) -> None:
+    @rule(count=st.integers(1, 10), decide=st.booleans())
+    def tasks_come(self, count: int, decide: bool) -> None:
         for _ in range(count):
             task = Task(next(self.numbers), "", 0, (0,), b"", self.now, self.now + 100.0)
             self.scheduler.enqueue(task, self.now)
             self.waiting.append(task)
             self.unanswered.add(task)
+        if decide:
+            self.decide()
 
     @rule()
     @precondition(lambda self: len(self.batches) < 4)
@@ -561,6 +574,7 @@ class AnyOrderOfEvents(RuleBasedStateMachine):
             for task in live:
                 task.settle()
                 self.unanswered.discard(task)
+        self.decide()
 
     # -- the decision --------------------------------------------------------------------------------------------------
 

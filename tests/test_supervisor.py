@@ -337,6 +337,17 @@ async def test_a_stage_is_down_when_no_worker_is_ready_and_every_last_start_fail
     assert pool.supervisor.ready == 1
 
 
+async def test_a_start_that_failed_long_ago_and_then_worked_does_not_count() -> None:
+    pool = Pool(num=2)
+    first, second = pool.launcher.launched
+    first.fail_to_start("no")
+    pool.timers.fire()
+    pool.last.ready()
+    second.fail_to_start("no")
+    assert not pool.supervisor.down
+    assert ("down", 0) not in pool.heard.events
+
+
 # -- the end -----------------------------------------------------------------------------------------------------------
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import multiprocessing
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -86,6 +89,27 @@ class Loading(Worker):
         return data
 
 
+class Parent(Worker):
+    """Has a process of its own do the work, as a data loader does; answers its exit code."""
+
+    def forward(self, data: int) -> int | None:
+        process = multiprocessing.get_context("fork").Process(target=sys.exit, args=(data,))
+        process.start()
+        process.join()
+        return process.exitcode
+
+
+class Stuck(Worker):
+    """Does not come back from what it is asked, as a call into C that hangs does not; answers who it is if asked 0."""
+
+    def forward(self, data: int) -> int:
+        if data:
+            say("stuck")
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGALRM})
+            time.sleep(data)
+        return os.getpid()
+
+
 class Closing(Worker):
     """Says that it has been closed."""
 
@@ -116,3 +140,33 @@ class Halve(Worker):
 
     def forward(self, data: float) -> float:
         return data / 2
+
+
+class Cut(Worker):
+    """A first stage: bytes as they came, and their beginning."""
+
+    def deserialize(self, data: bytes) -> bytes:
+        return data
+
+    def forward(self, data: bytes) -> tuple[bytes, bytes]:
+        return data[:16], data
+
+
+class Digest(Worker):
+    """A middle stage, in batches."""
+
+    def forward(self, data: list[tuple[bytes, bytes]]) -> list[tuple[bytes, str]]:
+        return [(beginning, hashlib.sha256(whole).hexdigest()) for beginning, whole in data]
+
+
+class Join(Worker):
+    """A last stage: the beginning and the digest as bytes."""
+
+    resp_mime_type = "application/octet-stream"
+
+    def forward(self, data: tuple[bytes, str]) -> bytes:
+        beginning, digest = data
+        return beginning + b" " + digest.encode()
+
+    def serialize(self, data: bytes) -> bytes:
+        return data

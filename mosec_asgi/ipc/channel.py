@@ -48,7 +48,7 @@ class Channel:
         """Begin to read."""
         self._loop = loop
         self._open = True
-        loop.add_reader(self._sock.fileno(), self._readable)
+        loop.add_reader(self._sock.fileno(), self._read)
 
     def send(self, data: bytes) -> None:
         """Send a frame: at once where the pipe has room, and the rest as soon as it has; order is kept.
@@ -76,6 +76,11 @@ class Channel:
         """Bytes that wait for room in the pipe."""
         return sum(len(piece) for piece in self._unsent)
 
+    def drain(self) -> None:
+        """Take in what the other side has sent before its end, without waiting for more."""
+        while self._read():
+            pass
+
     def finish(self) -> None:
         """Tell the worker that nothing more comes, which asks it to stop; its last frames are still read."""
         if self._open:
@@ -93,24 +98,28 @@ class Channel:
         self._unsent.clear()
         self._sock.close()
 
-    def _readable(self) -> None:
+    def _read(self) -> bool:
+        """Read once and hand over the frames that are whole; False where there is nothing more to read now."""
+        if not self._open:
+            return False
         try:
             size = self._sock.recv_into(_scratch)
         except (BlockingIOError, InterruptedError):
-            return
+            return False
         except OSError as error:
             self._fail(f"reading from it failed: {error.strerror}")
-            return
+            return False
         if not size:
             pending = self._decoder.pending
             self._fail(f"it was closed in the middle of a frame, {pending} bytes in" if pending else "it was closed")
-            return
+            return False
         self._decoder.receive_data(bytes(_scratch_view[:size]))
         try:
             while self._open and (frame := self._decoder.next_frame()) is not None:
                 self._on_frame(frame)
         except FrameError as error:
             self._fail(f"garbage came from it: {error}")
+        return self._open
 
     def _writable(self) -> None:
         try:

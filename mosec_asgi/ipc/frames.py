@@ -33,6 +33,7 @@ HEADER = struct.Struct("<HBxIQd")
 
 TASK_ENTRY = "QQHH"
 RESULT_ENTRY = "QQH"
+_ENTRY_SIZES = {entry: struct.calcsize("<" + entry) for entry in (TASK_ENTRY, RESULT_ENTRY)}
 
 
 class FrameError(Exception):
@@ -105,7 +106,7 @@ class Failed:
 Frame = Tasks | Results | Ready | Failed
 
 
-@functools.lru_cache(maxsize=1024)
+@functools.lru_cache(maxsize=256)
 def _table(entry: str, count: int) -> struct.Struct:
     return struct.Struct("<" + entry * count)
 
@@ -214,7 +215,7 @@ class Decoder:
 
 def _unpack_table(entry: str, data: bytes, start: int, end: int, count: int) -> tuple[list[tuple[int, ...]], int]:
     """Return the columns of the table at `start`, and where it ends."""
-    table_end = start + struct.calcsize("<" + entry) * count
+    table_end = start + _ENTRY_SIZES[entry] * count
     if table_end > end:
         raise FrameError(f"no frame: a table of {count} rows in a body of {end - start} bytes")
     numbers = _table(entry, count).unpack_from(data, start)

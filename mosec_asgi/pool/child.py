@@ -12,6 +12,8 @@ whole process group, and it is the server that decides when its workers stop.
 from __future__ import annotations
 
 import logging
+import multiprocessing
+import os
 import signal
 import socket
 import sys
@@ -39,6 +41,8 @@ if sys.platform == "linux":
 logger = log.internal_logger(__name__)
 
 Reply = Callable[[frames.Results], None]
+# In the place of a result that no run of `forward` has given yet.
+_UNDECIDED: Any = object()
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,14 +81,13 @@ def main(spec: WorkerSpec, sock: socket.socket) -> None:
     log.configure(spec.log_level, text=spec.log_text)
     try:
         worker = load(spec)
-        warm_up(worker, spec)
     except Exception:
         _send(sock, frames.encode_failed(traceback.format_exc()))
         sys.exit(1)
-    if not _send(sock, frames.encode_ready()):
-        return
     try:
-        _serve(sock, Executor(worker, spec))
+        warm_up(worker, spec)
+        if _send(sock, frames.encode_ready()):
+            _serve(sock, Executor(worker, spec))
     finally:
         _close(worker)
 
@@ -99,6 +102,10 @@ def _end_with_the_server() -> None:
 
         signal.signal(_SERVER_DIED, _server_died)
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, _SERVER_DIED, 0, 0, 0)
+        server = multiprocessing.parent_process()
+        if server is not None and server.pid != os.getppid():
+            # It has died before it could be asked for.
+            sys.exit(1)
 
 
 def _server_died(*_: object) -> None:
@@ -234,11 +241,7 @@ class Executor:
             except Exception as error:
                 answers[place] = self._failure(error, tasks.request_ids[place : place + 1])
                 continue
-            if flags & frames.EXAMPLE and isinstance(data, list):
-                # An example of a worker with batching is a batch; a dry run has one task to show for it.
-                items.append(data[0])
-            else:
-                items.append(data)
+            items.append(data)
             places.append(place)
         for place, result in zip(places, self._forward(items, [tasks.request_ids[p] for p in places]), strict=True):
             answers[place] = self._answer(tasks, place, result)
@@ -260,15 +263,19 @@ class Executor:
 
     def _isolated(self, items: list[Any], request_ids: Sequence[str], error: Exception) -> list[Any]:
         """Find the culprits of a failed batch by running parts of it again."""
-        results: list[Any] = [None] * len(items)
+        results: list[Any] = [_UNDECIDED] * len(items)
         errors: list[BaseException] = [error] * len(items)
         search = isolation.search(len(items), self._spec.isolation_calls)
         try:
             part = next(search)
             while True:
                 part = search.send(self._run_part(part, items, results, errors))
-        except StopIteration as stop:
-            culprits: list[int] = stop.value
+        except StopIteration:
+            pass
+        except MosecTimeoutError as late:
+            # No more time is spent; what no run has answered by now fails with what kept it.
+            errors = [late] * len(items)
+        culprits = [place for place, result in enumerate(results) if result is _UNDECIDED]
         # Each fault is told once, with all the requests that it failed.
         told: dict[int, Failure] = {}
         for place in culprits:
@@ -282,7 +289,7 @@ class Executor:
         try:
             with self._timer:
                 outcome = self._checked(self._worker.forward([items[place] for place in part]), len(part))
-        except (Exception, MosecTimeoutError) as error:
+        except Exception as error:
             for place in part:
                 errors[place] = error
             return False
@@ -308,7 +315,9 @@ class Executor:
         if flags & frames.INGRESS:
             return self._worker.deserialize(payload)
         if flags & frames.EXAMPLE:
-            return self._worker.multi_examples[0] if self._worker.example is None else self._worker.example
+            example = _examples(self._worker)[0]
+            # An example of a worker with batching is a batch; a dry run has one task to show for it.
+            return example[0] if self._spec.max_batch_size > 1 and isinstance(example, list) else example
         return self._worker.deserialize_ipc(payload)
 
     def _encode(self, flags: int, result: Any) -> bytes:

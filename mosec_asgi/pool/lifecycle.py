@@ -78,8 +78,9 @@ def transition(state: State, event: Event) -> State:
 class Backoff:
     """How long to wait before a dead worker is replaced: exponential, forgotten after a healthy spell.
 
-    A worker that served for `healthy` seconds is replaced at once. One that died sooner waits `first` seconds, and
-    each further early death in a row doubles the wait, up to `most`.
+    A worker that served for `healthy` seconds is replaced at once, and so is the first that dies sooner: one bad
+    request, most likely, and the stage is short of a worker. The next in a row waits `first` seconds, and each one
+    after it twice as long, up to `most`; so does one that never became ready.
     """
 
     def __init__(self, first: float = 0.1, most: float = 30.0, healthy: float = 10.0) -> None:
@@ -87,6 +88,7 @@ class Backoff:
         self._most = most
         self._healthy = healthy
         self._early_deaths = 0
+        self._forgiven = False
 
     def delay(self, ready_at: float | None, now: float) -> float:
         """Note a death and return the seconds to wait.
@@ -97,10 +99,10 @@ class Backoff:
         """
         if ready_at is not None and now - ready_at >= self._healthy:
             self._early_deaths = 0
+            self._forgiven = False
             return 0.0
-        if ready_at is not None and self._early_deaths == 0:
-            # The first crash after a start that worked: one bad request, most likely. The stage is short of a worker.
-            self._early_deaths = 1
+        if ready_at is not None and not self._forgiven and not self._early_deaths:
+            self._forgiven = True
             return 0.0
         self._early_deaths += 1
         exponent = min(self._early_deaths - 1, 32)

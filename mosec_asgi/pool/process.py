@@ -53,6 +53,9 @@ class Pipe(Protocol):
     def send(self, data: bytes) -> None:
         """Send a frame."""
 
+    def drain(self) -> None:
+        """Take in what the worker has sent before its end."""
+
     def finish(self) -> None:
         """Ask the worker to stop by ending the stream towards it."""
 
@@ -114,11 +117,16 @@ class ProcessLauncher:
         spawn = self._start_method == "spawn"
         if spawn:
             _check_importable(spec)
-        ours, theirs = socket.socketpair()
+        try:
+            ours, theirs = socket.socketpair()
+        except OSError as error:
+            raise StartupError(f"no pipe for worker {spec.worker_id} of {spec.stage}: {error}") from error
         context = multiprocessing.get_context(self._start_method)
         name = f"mosec_asgi {spec.stage} {spec.worker_id}"
         target = main if spawn else _main_after_fork
-        process = context.Process(target=target, args=(spec, theirs), name=name)  # type: ignore[attr-defined]
+        process = context.Process(  # type: ignore[attr-defined]
+            target=target, args=(spec, theirs), name=name, daemon=False
+        )
         hide_main = spawn and not self._import_main and spec.worker.__module__ != "__main__"
         try:
             with _environment(variables), _main_hidden(hide_main), _children_allowed():

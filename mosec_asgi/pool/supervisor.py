@@ -260,6 +260,8 @@ class Supervisor:
             self._listener.worker_gone(worker)
 
     def _on_exit(self, worker: PoolWorker, place: _Place) -> None:
+        # Its end may be noticed before its last words are read, and they say which tasks it has answered.
+        worker.pipe.drain()
         was_ready = worker.state is State.READY
         asked = worker.state is State.STOPPING
         worker.state = transition(worker.state, Event.EXIT)

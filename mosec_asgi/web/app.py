@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from starlette.applications import Starlette
 from starlette.datastructures import MutableHeaders
@@ -14,6 +15,8 @@ from mosec_asgi.batching.service import Service
 from mosec_asgi.metrics import ServiceMetrics
 from mosec_asgi.web.health import Health
 from mosec_asgi.web.inference import DisconnectWatch, InferenceEndpoint, RequestIds
+from mosec_asgi.web.openapi import OpenAPI
+from mosec_asgi.web.swagger import Swagger
 
 
 class App:
@@ -24,6 +27,7 @@ class App:
         routes: Mapping[str, str],
         service: Service,
         metrics: ServiceMetrics,
+        document: Callable[[], dict[str, Any]],
         *,
         max_request_size: int,
         compressed: bool,
@@ -35,11 +39,12 @@ class App:
             routes: content type of the results by path, in the order of the service's list.
             service: runs the tasks.
             metrics: what to count into, and show.
+            document: makes the OpenAPI document.
             max_request_size: bytes of a request's body, unpacked.
             compressed: read compressed requests, and compress responses for clients that accept it.
             server: what the `server` header says.
         """
-        health = Health(service, metrics)
+        health, swagger = Health(service, metrics), Swagger()
         header = (b"server", server.encode("latin-1"))
         request_ids, watch = RequestIds(), DisconnectWatch(service.cancel)
         self._inference: dict[str, InferenceEndpoint] = {
@@ -63,6 +68,9 @@ class App:
                 Route("/livez", health.livez),
                 Route("/readyz", health.readyz),
                 Route("/metrics", health.metrics),
+                Route("/openapi/metadata.json", OpenAPI(document).metadata),
+                Route("/openapi/swagger", swagger.without_slash),
+                Route("/openapi/swagger/{file:path}", swagger.page),
                 # Here as well, for the answers to a wrong method.
                 *(Route(path, endpoint, methods=["POST"]) for path, endpoint in self._inference.items()),
             ],

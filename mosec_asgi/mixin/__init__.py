@@ -1,0 +1,24 @@
+"""Formats to mix into a worker: `class Inference(MsgpackMixin, Worker)`.
+
+    MsgpackMixin            msgpack in and out                                            mosec-asgi[msgpack]
+    TypedMsgPackMixin       msgpack in and out, checked against `forward`'s annotation    mosec-asgi[msgspec]
+    PydanticMixin           JSON in and out, checked against `forward`'s annotations      mosec-asgi[pydantic]
+    NumBinIPCMixin          numpy arrays between stages                                   mosec-asgi[numbin]
+    RedisShmIPCMixin        what passes between stages waits in redis                     mosec-asgi[redis]
+
+Each loads its library when a worker that has it is made, and not before.
+"""
+
+from mosec_asgi.mixin.msgpack_worker import MsgpackMixin
+from mosec_asgi.mixin.numbin_worker import NumBinIPCMixin
+from mosec_asgi.mixin.pydantic_worker import PydanticMixin
+from mosec_asgi.mixin.redis_worker import RedisShmIPCMixin
+from mosec_asgi.mixin.typed_worker import TypedMsgPackMixin
+
+__all__ = [
+    "MsgpackMixin",
+    "NumBinIPCMixin",
+    "PydanticMixin",
+    "RedisShmIPCMixin",
+    "TypedMsgPackMixin",
+]

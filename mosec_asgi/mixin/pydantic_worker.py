@@ -1,0 +1,116 @@
+"""JSON towards the client, checked by pydantic against what `forward` is annotated with."""
+
+from __future__ import annotations
+
+import functools
+import json
+from typing import Any
+
+from mosec_asgi import formats
+from mosec_asgi.annotations import forward_input_type, forward_return_type
+from mosec_asgi.errors import DecodingError, EncodingError, ValidationError
+from mosec_asgi.mixin.library import NeedsLibrary, load
+from mosec_asgi.worker import Worker
+
+# Errors of one request that are told; a body of many wrong items would be answered by a longer one.
+_TOLD = 100
+
+
+class PydanticMixin(NeedsLibrary, Worker):
+    """Read and write JSON by `forward`'s annotations: models, dataclasses, TypedDicts, unions, and plain types.
+
+    `def forward(self, data: Request) -> Answer`, or with batching `def forward(self, data: list[Request]) ->
+    list[Answer]`. Names in JSON are the models' aliases, as in their schemas. A result is checked as well: one that
+    does not fit its annotation, and that pydantic cannot make fit, is an error of the server. Without an annotation any
+    JSON goes in, and all that pydantic can write goes out.
+    """
+
+    _library = "pydantic"
+    req_mime_type = "application/json"
+    resp_mime_type = "application/json"
+
+    def deserialize(self, data: bytes) -> Any:
+        """Decode the body of a request, and check it.
+
+        Args:
+            data: the body.
+
+        Raises:
+            DecodingError: the body is not JSON, or is nested too deeply.
+            ValidationError: it is not what `forward` is annotated with; the text is a JSON list with type, place and
+                message of each error.
+        """
+        # Pydantic takes some more for JSON than is.
+        if b"NaN" in data or b"Infinity" in data or formats.may_nest_deeply(data):
+            formats.loads_json(data)
+        try:
+            return _input(type(self), self.max_batch_size > 1).validate_json(data)
+        except load("pydantic").ValidationError as error:
+            raise _refusal(error) from error
+
+    def serialize(self, data: Any) -> bytes:
+        """Encode the body of a response.
+
+        Args:
+            data: what `forward` returned for the request.
+
+        Raises:
+            EncodingError: it is not what `forward` is annotated with, or has no form in JSON.
+        """
+        adapter = _output(type(self), self.max_batch_size > 1)
+        error_of_validation = load("pydantic").ValidationError
+        error_of_encoding = load("pydantic_core").PydanticSerializationError
+        try:
+            return _dump(adapter, adapter.validate_python(data))
+        except (error_of_validation, error_of_encoding):
+            pass
+        try:
+            return _dump(adapter, _without_numpy(adapter, data))
+        except error_of_validation as error:
+            raise EncodingError(f"the result does not fit forward's annotation: {_told(error)}") from error
+        except error_of_encoding as error:
+            if "Error calling function" in str(error):
+                # A serializer of the worker's own has failed; what it says is not for the client.
+                raise
+            reason = str(error).removeprefix("Error serializing to JSON: ")
+            raise EncodingError(f"the result has no form in JSON: {reason}") from error
+
+
+def _dump(adapter: Any, data: Any) -> bytes:
+    encoded: bytes = adapter.dump_json(data, by_alias=True, warnings="error", fallback=formats.plain)
+    return encoded
+
+
+def _without_numpy(adapter: Any, data: Any) -> Any:
+    """Return a result as its annotation has it, where it needs more than pydantic does: numpy arrays as lists."""
+    return adapter.validate_json(
+        load("pydantic_core").to_json(data, by_alias=True, inf_nan_mode="constants", fallback=formats.plain)
+    )
+
+
+def _refusal(error: Any) -> DecodingError | ValidationError:
+    first = error.errors(include_url=False, include_input=False)[0]
+    if first["type"] == "json_invalid" and not first["loc"]:
+        return DecodingError(f"the body is not JSON: {first['ctx']['error']}")
+    return ValidationError(_told(error))
+
+
+def _told(error: Any) -> str:
+    """Return pydantic's errors as JSON, without the values, which the client knows and which may be large."""
+    count = error.error_count()
+    if count <= _TOLD:
+        text: str = error.json(include_url=False, include_input=False, include_context=False)
+        return text
+    errors = error.errors(include_url=False, include_input=False, include_context=False)[:_TOLD]
+    errors.append({"type": "more", "loc": (), "msg": f"and {count - _TOLD} errors more"})
+    return json.dumps(errors, separators=(",", ":"), ensure_ascii=False)
+
+
+@functools.cache
+def _input(worker: type[Worker], batched: bool) -> Any:
+    return load("pydantic").TypeAdapter(forward_input_type(worker, batched))
+
+
+@functools.cache
+def _output(worker: type[Worker], batched: bool) -> Any:
+    return load("pydantic").TypeAdapter(forward_return_type(worker, batched))

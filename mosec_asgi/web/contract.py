@@ -1,0 +1,167 @@
+"""What the OpenAPI documents of all services have in common: the errors, the headers, the service's own paths."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+
+from mosec_asgi.errors import INTERNAL_ERROR_TEXT, DecodingError, ValidationError, describe
+from mosec_asgi.schema import JSON
+from mosec_asgi.web import compression
+from mosec_asgi.web.body import EMPTY, too_large
+
+DESCRIPTION = (
+    "A model route takes POST. An error is answered by its status and a line of text that says what is wrong. "
+    "A request may carry its own `x-request-id`; it comes back with the response and stands in the service's log."
+)
+MODEL_TAG = "inference"
+SERVICE_TAG = "service"
+TAGS = [
+    {"name": MODEL_TAG, "description": "The models."},
+    {"name": SERVICE_TAG, "description": "The state of the service, for probes and for Prometheus."},
+]
+TEXT: JSON = {"type": "string"}
+
+
+def _errors(max_request_size: int, *, compressed: bool) -> dict[int, tuple[str, list[str]]]:
+    """Return the errors of a model route by status: the description, and examples of the text."""
+    return {
+        HTTPStatus.BAD_REQUEST: (
+            "The body is empty or cannot be decoded, or the model refuses it.",
+            [EMPTY.text, describe(DecodingError("the body is not JSON: unexpected character: line 1 column 1")).text],
+        ),
+        HTTPStatus.REQUEST_TIMEOUT: ("There was no result within the timeout.", ["inference timeout"]),
+        HTTPStatus.REQUEST_ENTITY_TOO_LARGE: (
+            f"The body, unpacked where it came compressed, is larger than {max_request_size} bytes.",
+            [too_large(max_request_size).text],
+        ),
+        HTTPStatus.UNSUPPORTED_MEDIA_TYPE: (
+            "The body has a `content-encoding` that the service does not read.",
+            [compression.unknown("br", enabled=compressed).text],
+        ),
+        HTTPStatus.UNPROCESSABLE_ENTITY: (
+            "The body was decoded, but its values are not acceptable.",
+            [describe(ValidationError("the text is longer than 1000 characters")).text],
+        ),
+        HTTPStatus.TOO_MANY_REQUESTS: (
+            "The service is at its capacity; `retry-after` says when to come back.",
+            ["too many requests: the service is at its capacity"],
+        ),
+        HTTPStatus.INTERNAL_SERVER_ERROR: ("The model failed.", [INTERNAL_ERROR_TEXT]),
+        HTTPStatus.SERVICE_UNAVAILABLE: (
+            "The service is shutting down, or a stage has no worker.",
+            ["the service is shutting down", "the model is not available: its workers do not start"],
+        ),
+    }
+
+
+_RETRY = (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE)
+# Under the names of RFC 9110, which Python's `HTTPStatus` has only from 3.13 on.
+_NAMES = {
+    HTTPStatus.BAD_REQUEST: "BadRequest",
+    HTTPStatus.REQUEST_TIMEOUT: "RequestTimeout",
+    HTTPStatus.REQUEST_ENTITY_TOO_LARGE: "ContentTooLarge",
+    HTTPStatus.UNSUPPORTED_MEDIA_TYPE: "UnsupportedMediaType",
+    HTTPStatus.UNPROCESSABLE_ENTITY: "UnprocessableContent",
+    HTTPStatus.TOO_MANY_REQUESTS: "TooManyRequests",
+    HTTPStatus.INTERNAL_SERVER_ERROR: "InternalServerError",
+    HTTPStatus.SERVICE_UNAVAILABLE: "ServiceUnavailable",
+}
+ERROR_RESPONSES = {str(int(status)): {"$ref": f"#/components/responses/{name}"} for status, name in _NAMES.items()}
+REQUEST_ID_PARAMETER = {"$ref": "#/components/parameters/RequestId"}
+REQUEST_ID_HEADER = {"x-request-id": {"$ref": "#/components/headers/RequestId"}}
+
+
+def components(max_request_size: int, *, compressed: bool) -> JSON:
+    """Return the components that all routes refer to, other than schemas.
+
+    Args:
+        max_request_size: bytes of a request's body.
+        compressed: a request's body may be compressed.
+    """
+    errors = _errors(max_request_size, compressed=compressed)
+    return {
+        "responses": {name: _error_response(status, *errors[status]) for status, name in _NAMES.items()},
+        "parameters": {
+            "RequestId": {
+                "name": "x-request-id",
+                "in": "header",
+                "description": "What the logs shall call this request: up to 128 printable ASCII characters. "
+                "The service makes an id where there is none, or none that it can use.",
+                "schema": TEXT,
+            }
+        },
+        "headers": {
+            "RequestId": {"description": "What the logs call this request.", "schema": TEXT},
+            "RetryAfter": {
+                "description": "Seconds after which to try again.",
+                "schema": {"type": "integer", "minimum": 0},
+            },
+        },
+    }
+
+
+def _error_response(status: int, description: str, examples: list[str]) -> JSON:
+    shown: JSON = {"example": examples[0]}
+    if len(examples) > 1:
+        shown = {"examples": {f"text_{place}": {"value": text} for place, text in enumerate(examples, 1)}}
+    retry = {"retry-after": {"$ref": "#/components/headers/RetryAfter"}} if status in _RETRY else {}
+    return {
+        "description": description,
+        "headers": {**REQUEST_ID_HEADER, **retry},
+        "content": {"text/plain": {"schema": TEXT, **shown}},
+    }
+
+
+def _probe(operation_id: str, summary: str, description: str, content: JSON, more: JSON | None = None) -> JSON:
+    return {
+        "get": {
+            "tags": [SERVICE_TAG],
+            "summary": summary,
+            "operationId": operation_id,
+            "responses": {"200": {"description": description, "content": content}, **(more or {})},
+        }
+    }
+
+
+def _state(*statuses: str) -> JSON:
+    return {
+        "application/json": {
+            "schema": {
+                "type": "object",
+                "properties": {
+                    "status": {"type": "string", "enum": list(statuses)},
+                    "stages": {
+                        "type": "object",
+                        "description": "What keeps a stage from being ready, by the stage's name.",
+                        "additionalProperties": TEXT,
+                    },
+                },
+                "required": ["status", "stages"],
+            }
+        }
+    }
+
+
+_NOT_READY = {
+    "503": {
+        "description": "A stage has no worker, or the service is shutting down.",
+        "content": _state("not ready", "shutting down"),
+    }
+}
+SERVICE_PATHS = {
+    "/": _probe("root", "Is the service there?", "It is.", {"text/plain": {"schema": TEXT}}),
+    "/livez": _probe("livez", "Does the service's event loop turn?", "It does.", {"text/plain": {"schema": TEXT}}),
+    "/readyz": _probe(
+        "readyz",
+        "Can every stage be given work?",
+        "Every stage has a worker.",
+        _state("ready"),
+        _NOT_READY,
+    ),
+    "/metrics": _probe(
+        "metrics",
+        "What is counted and measured",
+        "Prometheus text, or OpenMetrics where the `accept` header asks for it.",
+        {"text/plain": {"schema": TEXT}, "application/openmetrics-text": {"schema": TEXT}},
+    ),
+}

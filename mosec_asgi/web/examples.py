@@ -1,0 +1,63 @@
+"""Examples of a request, for the OpenAPI document: from `example` and `multi_examples` of a route's first worker."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import orjson
+
+from mosec_asgi import log
+from mosec_asgi.schema import JSON
+from mosec_asgi.worker import Worker
+
+# Bytes of JSON; a larger one, such as an image as numbers, would only bury the document.
+LARGEST = 10_000
+_OPTIONS = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS
+
+logger = log.internal_logger(__name__)
+
+
+def request_examples(worker: type[Worker], *, batched: bool, is_text: bool) -> JSON:
+    """Return the `example` or the `examples` of a request's body; nothing where a worker has none that fits.
+
+    Args:
+        worker: the first of a route. What it sets in `__init__` is not seen: that runs in its processes alone.
+        batched: an example is a list of inputs; its first one is shown.
+        is_text: the body is no notation of a value, so an example is text, or bytes that are text.
+    """
+    try:
+        values = list(_values(worker, batched=batched, is_text=is_text))
+    # The user's objects: whatever they raise must not harm the service.
+    except Exception as error:
+        logger.debug("the example of %s has no form in the OpenAPI document: %s", worker.__name__, error)
+        return {}
+    if len(values) == 1:
+        return {"example": values[0]}
+    if values:
+        return {"examples": {f"example_{place}": {"value": value} for place, value in enumerate(values, 1)}}
+    return {}
+
+
+def _values(worker: type[Worker], *, batched: bool, is_text: bool) -> Iterator[Any]:
+    given = list(worker.multi_examples)
+    if not given and worker.example is not None:
+        given = [worker.example]
+    for example in given:
+        value = example[0] if batched else example
+        if is_text:
+            value = value if isinstance(value, str) else bytes(value).decode()
+        encoded = orjson.dumps(value, default=_plain, option=_OPTIONS)
+        if len(encoded) <= LARGEST:
+            yield orjson.loads(encoded)
+
+
+def _plain(value: Any) -> Any:
+    """Return a pydantic model or a msgspec struct as plain Python; neither library need be there."""
+    if hasattr(value, "model_dump"):
+        return value.model_dump(mode="json")
+    if hasattr(value, "__struct_fields__"):
+        import msgspec
+
+        return msgspec.to_builtins(value)
+    raise TypeError(f"a value of type {type(value).__qualname__}")

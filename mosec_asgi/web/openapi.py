@@ -1,0 +1,264 @@
+"""The contract: the OpenAPI 3.1 document of a service, made from what its workers say about themselves.
+
+A route takes what its first worker takes and gives what its last one gives. The annotations of `forward` describe that
+only where the bytes on the wire are the value itself in another notation, like JSON or msgpack; an image or a text is a
+string of bytes or characters, whatever `deserialize` makes of it. A worker that overrides `get_forward_json_schema` has
+the last word.
+"""
+
+from __future__ import annotations
+
+import inspect
+import threading
+import types
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import quote
+
+import orjson
+from starlette.requests import Request
+from starlette.responses import Response
+
+from mosec_asgi import log
+from mosec_asgi.annotations import forward_input_type, forward_return_type
+from mosec_asgi.runtime import Runtime
+from mosec_asgi.schema import JSON, MOSEC_REF_TEMPLATE, MissingLibraryError, ParseTarget
+from mosec_asgi.version import __version__
+from mosec_asgi.web import contract
+from mosec_asgi.web.components import Components
+from mosec_asgi.web.examples import request_examples
+from mosec_asgi.worker import Worker
+
+# Notations of a value, by the last part of their names: application/json, application/problem+json, x-msgpack.
+NOTATIONS = {"json", "msgpack", "x-msgpack", "vnd.msgpack", "cbor", "yaml", "x-yaml"}
+
+logger = log.internal_logger(__name__)
+
+
+class OpenAPI:
+    """The endpoint that shows the document. It is made at the first request, in a thread, and kept."""
+
+    def __init__(self, build: Callable[[], JSON]) -> None:
+        """Store how the document is made; see `build_document`."""
+        self._build = build
+        self._lock = threading.Lock()
+        self._document: JSON | None = None
+
+    # No coroutine: Starlette runs it in a thread, so that loading pydantic keeps no request waiting.
+    def metadata(self, request: Request) -> Response:
+        """Show the document, for a client that reaches the service below the request's root path."""
+        with self._lock:
+            if self._document is None:
+                self._document = self._build()
+        document = with_server(self._document, request.scope.get("root_path", ""))
+        return Response(orjson.dumps(document), media_type="application/json")
+
+
+def with_server(document: JSON, root_path: str) -> JSON:
+    """Return `document` for a service that is mounted, or proxied, below `root_path`."""
+    return {**document, "servers": [{"url": quote(root_path.rstrip("/")) or "/"}]}
+
+
+def build_document(
+    routes: Mapping[str, Sequence[Runtime]], *, max_request_size: int, encodings: Sequence[str] = ()
+) -> JSON:
+    """Make the document.
+
+    Args:
+        routes: the stages by route.
+        max_request_size: bytes of a request's body.
+        encodings: content encodings in which a body is accepted.
+    """
+    return _Builder(routes, max_request_size, encodings).build()
+
+
+@dataclass(frozen=True, slots=True)
+class _Route:
+    path: str
+    pipeline: Sequence[Runtime]
+    operation_id: str
+
+
+class _Builder:
+    """Makes one document."""
+
+    def __init__(
+        self, routes: Mapping[str, Sequence[Runtime]], max_request_size: int, encodings: Sequence[str]
+    ) -> None:
+        self._routes = [_Route(path, pipeline, name) for path, pipeline, name in _named(routes)]
+        self._max_request_size = max_request_size
+        self._encodings = encodings
+        self._components = Components()
+        self._library_is_missing = False
+
+    def build(self) -> JSON:
+        """Return the document."""
+        paths = {quote(route.path, safe="/:@!$&'()*+,;=~"): {"post": self._operation(route)} for route in self._routes}
+        if self._library_is_missing:
+            logger.warning(
+                "the OpenAPI document is without schemas: install pydantic (pip install 'mosec-asgi[pydantic]') "
+                "or msgspec to have them made from the annotations of `forward`"
+            )
+        return {
+            "openapi": "3.1.0",
+            "info": {"title": "mosec-asgi service", "version": __version__, "description": contract.DESCRIPTION},
+            "servers": [{"url": "/"}],
+            "tags": contract.TAGS,
+            "paths": {**paths, **contract.SERVICE_PATHS},
+            "components": {
+                **({"schemas": self._components.schemas} if self._components.schemas else {}),
+                **contract.components(self._max_request_size, compressed=bool(self._encodings)),
+            },
+        }
+
+    def _operation(self, route: _Route) -> JSON:
+        first, last = route.pipeline[0], route.pipeline[-1]
+        summary, description = _explain([runtime.worker for runtime in route.pipeline])
+        body = "The input of the model; it must not be empty."
+        if self._encodings:
+            body += f" It may be compressed: `content-encoding: {'` or `'.join(self._encodings)}`."
+        return {
+            "tags": [contract.MODEL_TAG],
+            "summary": summary,
+            **({"description": description} if description else {}),
+            "operationId": route.operation_id,
+            "parameters": [contract.REQUEST_ID_PARAMETER],
+            "requestBody": {"description": body, "required": True, "content": self._request(route, first)},
+            "responses": {
+                "200": {
+                    "description": _result_of(last.worker),
+                    "headers": contract.REQUEST_ID_HEADER,
+                    "content": self._response(route, last),
+                },
+                **contract.ERROR_RESPONSES,
+            },
+        }
+
+    def _request(self, route: _Route, runtime: Runtime) -> JSON:
+        mime, batched = runtime.worker.req_mime_type, runtime.max_batch_size > 1
+        if mime == Worker.req_mime_type and _is_bytes(runtime, ParseTarget.INPUT):
+            # No JSON decodes to bytes, so this worker has a `deserialize` of its own and does not name its format.
+            mime = "application/octet-stream"
+        schema = self._schema(route, runtime, ParseTarget.INPUT, mime)
+        is_text = not _is_notation(mime)
+        return {mime: {"schema": schema, **request_examples(runtime.worker, batched=batched, is_text=is_text)}}
+
+    def _response(self, route: _Route, runtime: Runtime) -> JSON:
+        mime = runtime.worker.resp_mime_type
+        return {mime: {"schema": self._schema(route, runtime, ParseTarget.RETURN, mime)}}
+
+    def _schema(self, route: _Route, runtime: Runtime, target: ParseTarget, mime: str) -> JSON:
+        if not _is_overridden(runtime.worker):
+            if not _is_notation(mime):
+                return _plain_body(mime, target)
+            if _is_bytes(runtime, target):
+                # Already in that notation, by the model's own hand.
+                return {}
+        side = "request" if target is ParseTarget.INPUT else "response"
+        try:
+            schema, components = _of_stage(runtime).get_forward_json_schema(target, MOSEC_REF_TEMPLATE)
+            return self._components.add(schema, components, f"{route.operation_id}_{side}")
+        except MissingLibraryError:
+            self._library_is_missing = True
+        # The user's code, or a library's: the service must live on, whatever it raises.
+        except Exception as error:
+            logger.warning(
+                "the %s of %s has no schema in the OpenAPI document: %s of %s.forward: %s",
+                side,
+                route.path,
+                _annotation(runtime, target),
+                runtime.worker.__name__,
+                error,
+            )
+        return {}
+
+
+def _named(routes: Mapping[str, Sequence[Runtime]]) -> list[tuple[str, Sequence[Runtime], str]]:
+    """Return the routes, each with an operation id that depends on no other route unless two are spelt alike."""
+    taken = {operation["get"]["operationId"] for operation in contract.SERVICE_PATHS.values()}
+    named = []
+    for path, pipeline in routes.items():
+        words = "".join(letter if letter.isascii() and letter.isalnum() else " " for letter in path).split()
+        name = "_".join(words) or "inference"
+        if name in taken:
+            name = f"{name}_{zlib.crc32(path.encode()):08x}"
+        taken.add(name)
+        named.append((path, pipeline, name))
+    return named
+
+
+def _explain(workers: Sequence[type[Worker]]) -> tuple[str, str]:
+    """Return the summary and the description of a pipeline, from the docstrings of its workers."""
+    texts = [_docstring(worker) for worker in workers]
+    summary, description = texts[0]
+    if len(workers) == 1:
+        return summary or workers[0].__name__, description
+    stages = [
+        f"{place}. `{worker.__name__}`" + (f": {text}" if text else "")
+        for place, (worker, (text, _)) in enumerate(zip(workers, texts, strict=True), 1)
+    ]
+    parts = [f"A pipeline of {len(workers)} stages:", "\n".join(stages), description]
+    return " → ".join(worker.__name__ for worker in workers), "\n\n".join(filter(None, parts))
+
+
+def _docstring(worker: type[Worker]) -> tuple[str, str]:
+    """Return the first paragraph of a worker's docstring, as one line, and the rest."""
+    for kind in worker.__mro__:
+        text = kind.__dict__.get("__doc__") if issubclass(kind, Worker) and not _is_ours(kind) else None
+        if text:
+            first, _, rest = inspect.cleandoc(text).partition("\n\n")
+            return " ".join(first.split()), rest.strip()
+    return "", ""
+
+
+def _result_of(worker: type[Worker]) -> str:
+    if worker.resp_mime_type.startswith("text/event-stream"):
+        return "The result, as server-sent events; an error is an event named `error`."
+    return "The result of the model."
+
+
+def _is_notation(mime: str) -> bool:
+    """Whether a body of this type is a value in another notation."""
+    kind = mime.partition(";")[0].strip().lower()
+    return kind.rpartition("/")[2].rpartition("+")[2] in NOTATIONS
+
+
+def _plain_body(mime: str, target: ParseTarget) -> JSON:
+    """Return the schema of a body that is no notation of a value."""
+    text = mime.lower().startswith("text/")
+    schema = {"type": "string"} if text else {"type": "string", "format": "binary"}
+    # A request is never empty.
+    return {**schema, "minLength": 1} if target is ParseTarget.INPUT else schema
+
+
+def _is_overridden(worker: type[Worker]) -> bool:
+    """Whether the user describes the worker in his own words."""
+    for kind in worker.__mro__:
+        if "get_forward_json_schema" in kind.__dict__:
+            return not _is_ours(kind)
+    return False
+
+
+def _is_ours(kind: type) -> bool:
+    return kind.__module__.partition(".")[0] == __name__.partition(".")[0]
+
+
+def _of_stage(runtime: Runtime) -> type[Worker]:
+    """Return the worker as a class that knows its stage's batch size, as its instances in the processes do."""
+    worker = runtime.worker
+    names = {"_max_batch_size": runtime.max_batch_size, "__module__": worker.__module__, "__doc__": worker.__doc__}
+    return types.new_class(worker.__name__, (worker,), exec_body=lambda namespace: namespace.update(names))
+
+
+def _annotation(runtime: Runtime, target: ParseTarget) -> Any:
+    read = forward_input_type if target is ParseTarget.INPUT else forward_return_type
+    try:
+        return read(runtime.worker, runtime.max_batch_size > 1)
+    except Exception:
+        return "the annotation"
+
+
+def _is_bytes(runtime: Runtime, target: ParseTarget) -> bool:
+    return _annotation(runtime, target) in (bytes, bytearray, memoryview)
