@@ -88,9 +88,10 @@ def _check(document: dict[str, Any], options: argparse.Namespace) -> int:
             before, _text_of(document).splitlines(), str(file), options.server, lineterm=""
         )
     )
+    folder = "" if options.app_dir == "." else f" --app-dir {options.app_dir}"
     print(
         f"{file} is not the document of {options.server}. If the change is meant, write it anew and review it:\n"
-        f"    mosec-asgi openapi {options.server} --app-dir {options.app_dir} --output {file}",
+        f"    mosec-asgi openapi {options.server}{folder} --output {file}",
         file=sys.stderr,
     )
     return 1

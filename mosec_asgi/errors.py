@@ -6,7 +6,7 @@
     ├── ValidationError             422  "request validation error"
     └── ServerError                 500  "internal error"
         └── EncodingError           500  "encoding error"
-    MosecTimeoutError               408  "timeout error"         (a BaseException: see there)
+    MosecTimeoutError               408  "mosec timeout error"   (a BaseException: see there)
     DefinitionError (ValueError)         a service was written down wrongly
     StartupError (RuntimeError)          a service could not be started
 
@@ -80,7 +80,7 @@ class MosecTimeoutError(BaseException):
     """
 
     code: int = HTTPStatus.REQUEST_TIMEOUT
-    msg: str = "timeout error"
+    msg: str = "mosec timeout error"
 
 
 class DefinitionError(ValueError):

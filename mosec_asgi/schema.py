@@ -119,16 +119,15 @@ def _ask_pydantic(annotation: Any, target: ParseTarget, ref_template: str) -> _D
             return False
 
     # A tuple around it: a model that stands alone would neither take a configuration nor become a named component.
-    adapter = pydantic.TypeAdapter[Any](
-        tuple[_readable(annotation)], config=pydantic.ConfigDict(arbitrary_types_allowed=True)
-    )
-    around = adapter.json_schema(
+    around_it: Any = types.GenericAlias(tuple, (_readable(annotation),))
+    adapter = pydantic.TypeAdapter[Any](around_it, config=pydantic.ConfigDict(arbitrary_types_allowed=True))
+    described = adapter.json_schema(
         ref_template=ref_template.replace("{name}", "{model}"),
         mode="validation" if target is ParseTarget.INPUT else "serialization",
         schema_generator=Generator,
     )
-    found.schema = around["prefixItems"][0]
-    found.components = around.get("$defs", {})
+    found.schema = described["prefixItems"][0]
+    found.components = described.get("$defs", {})
     return found
 
 
@@ -139,13 +138,16 @@ def _readable(annotation: Any) -> Any:
     if sys.version_info >= (3, 12):
         return annotation
     if typing.is_typeddict(annotation) and type(annotation).__module__ == "typing":
-        fields = {
-            name: (
-                typing_extensions.Required if name in annotation.__required_keys__ else typing_extensions.NotRequired
-            )[_readable(hint)]
-            for name, hint in typing.get_type_hints(annotation).items()
-        }
-        twin = typing_extensions.TypedDict(annotation.__name__, fields)  # type: ignore[operator]
+        make: Any = typing_extensions.TypedDict
+        needed, other = typing_extensions.Required, typing_extensions.NotRequired
+        hints = typing.get_type_hints(annotation)
+        twin = make(
+            annotation.__name__,
+            {
+                name: (needed if name in annotation.__required_keys__ else other)[_readable(hint)]
+                for name, hint in hints.items()
+            },
+        )
         twin.__doc__ = annotation.__doc__
         return twin
     arguments = tuple(map(_readable, typing.get_args(annotation)))

@@ -134,7 +134,8 @@ def _listen(address: str, port: int) -> socket.socket:
         sock.close()
         sys.exit(
             f"error: cannot listen on {address}:{port}: {error.strerror}. "
-            "Choose another port with --port or MOSEC_PORT, or end the program that uses this one"
+            "Choose another port with --port or MOSEC_PORT, or end the program that uses this one; "
+            "--address or MOSEC_ADDRESS sets the address"
         )
     return sock
 

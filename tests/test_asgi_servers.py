@@ -127,13 +127,16 @@ def test_a_worker_may_have_processes_of_its_own(server: str, tmp_path: Path) -> 
 
 
 def test_each_of_uvicorns_processes_has_workers_of_its_own(tmp_path: Path) -> None:
-    with serving("uvicorn-2-workers", tmp_path) as program:
+    with serving("uvicorn-2-workers", tmp_path) as program, ThreadPoolExecutor(16) as threads:
         seen: set[int] = set()
 
-        def three_have_answered() -> bool:
+        def ask(_: int) -> int:
             # A connection of its own for each request: the operating system chooses the process that takes it.
             answer = program.client.post("/inference", json=1, headers={"connection": "close"})
-            seen.add(answer.json()["pid"])
+            return int(answer.json()["pid"])
+
+        def three_have_answered() -> bool:
+            seen.update(threads.map(ask, range(16)))
             return len(seen) > 2
 
         wait_until(three_have_answered, f"only {seen} have answered")

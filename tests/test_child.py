@@ -387,7 +387,7 @@ def test_a_forward_that_takes_too_long_is_interrupted_and_answered_408(max_batch
 
     began = time.monotonic()
     answers = run(worker_of(forward), json_tasks(1), max_batch_size=max_batch_size, timeout=0.03)
-    assert answers == [(408, b"timeout error: `forward` took longer than 0.03 s")]
+    assert answers == [(408, b"mosec timeout error: `forward` took longer than 0.03 s")]
     assert time.monotonic() - began < HANG / 2
 
 
@@ -447,7 +447,7 @@ def test_forward_may_raise_the_timeout_itself() -> None:
     def forward(item: Any) -> Any:
         raise MosecTimeoutError("gave up")
 
-    assert run(worker_of(forward), json_tasks(1)) == [(408, b"timeout error: gave up")]
+    assert run(worker_of(forward), json_tasks(1)) == [(408, b"mosec timeout error: gave up")]
 
 
 # -- logs --------------------------------------------------------------------------------------------------------------

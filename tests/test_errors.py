@@ -27,7 +27,7 @@ from mosec_asgi.errors import (
         (ValidationError, MosecError, 422, "request validation error: x"),
         (ServerError, MosecError, 500, "internal error: x"),
         (EncodingError, ServerError, 500, "encoding error: x"),
-        (MosecTimeoutError, BaseException, 408, "timeout error: x"),
+        (MosecTimeoutError, BaseException, 408, "mosec timeout error: x"),
     ],
 )
 def test_the_tree_and_what_clients_are_told(

@@ -27,7 +27,9 @@ FLOORS = {
 }  # fmt: skip
 PURE = {"batching.scheduler", "batching.task", "pool.lifecycle", "pool.isolation", "ipc.frames"}
 IMPURE = {"asyncio", "socket", "time", "threading", "multiprocessing", "signal", "subprocess", "os", "select"}
-HEAVY = {"starlette", "uvicorn", "pydantic", "prometheus_client", "msgpack"}
+HEAVY = {
+    "starlette", "uvicorn", "pydantic", "prometheus_client", "msgpack", "msgspec", "numbin", "numpy", "redis",
+}  # fmt: skip
 
 MODULES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
@@ -124,7 +126,7 @@ def test_only_the_settings_read_the_environment() -> None:
     assert readers <= {"config", "pool.process", "mixin.redis_worker"}
 
 
-@pytest.mark.parametrize("module", ["mosec_asgi", "mosec_asgi.worker", "mosec_asgi.pool.child"])
+@pytest.mark.parametrize("module", ["mosec_asgi", "mosec_asgi.worker", "mosec_asgi.pool.child", "mosec_asgi.mixin"])
 def test_an_import_is_light(module: str) -> None:
     program = f"import sys, {module}; print(*{{name.split('.')[0] for name in sys.modules}})"
     loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)

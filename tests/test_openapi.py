@@ -25,6 +25,7 @@ from typing_extensions import NotRequired, TypedDict
 
 from mosec_asgi import Runtime, Server, Worker, __version__
 from mosec_asgi.batching import coordinator
+from mosec_asgi.mixin import PydanticMixin, TypedMsgPackMixin
 from mosec_asgi.schema import MOSEC_REF_TEMPLATE, ParseTarget
 from mosec_asgi.web import contract
 from mosec_asgi.web.components import Components
@@ -191,9 +192,7 @@ class Boxes(Worker):
         raise NotImplementedError
 
 
-class Structs(Worker):
-    req_mime_type = resp_mime_type = "application/msgpack"
-
+class Structs(TypedMsgPackMixin):
     def forward(self, data: Point) -> Circle | Square:
         raise NotImplementedError
 
@@ -367,6 +366,17 @@ class Image(Worker):
 class Raw(Worker):
     """Takes bytes, and names no format for them."""
 
+    def deserialize(self, data: bytes) -> bytes:
+        return data
+
+    def serialize(self, data: bytes) -> bytes:
+        return data
+
+    def forward(self, data: bytes) -> bytes:
+        raise NotImplementedError
+
+
+class Base64(PydanticMixin):
     def forward(self, data: bytes) -> bytes:
         raise NotImplementedError
 
@@ -393,6 +403,12 @@ def test_a_worker_that_takes_bytes_does_not_take_json() -> None:
     assert request_of(operation)[0] == "application/octet-stream"
     # What it sends is JSON, as its header says; how that is built is not known.
     assert response_of(operation) == ("application/json", {"schema": {}})
+
+
+def test_bytes_within_json_are_text() -> None:
+    request, response, _ = schemas(Base64)
+    assert (request["type"], response["type"]) == ("string", "string")
+    assert request_of(operation_of(document_of(Base64)))[0] == "application/json"
 
 
 def test_the_annotation_describes_every_notation_of_json_and_a_stream_is_text() -> None:

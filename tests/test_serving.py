@@ -377,7 +377,7 @@ def test_under_load_sigterm_costs_no_request_its_answer_that_has_reached_a_worke
             while not statuses or statuses[-1] == 200:
                 try:
                     statuses.append(client.post(f"{program.url}/inference", json=str(runs)).status_code)
-                except (httpx.ConnectError, httpx.ReadError, httpx.RemoteProtocolError):
+                except (httpx.NetworkError, httpx.RemoteProtocolError):
                     break
         return statuses
 

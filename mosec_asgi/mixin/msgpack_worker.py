@@ -40,7 +40,7 @@ class MsgpackMixin(NeedsLibrary):
             EncodingError: a value has no form in msgpack; the text names its type.
         """
         try:
-            encoded: bytes = _msgpack().packb(data, default=formats.plain)
+            encoded: bytes = _msgpack().packb(data, default=_plain)
         except (TypeError, ValueError, OverflowError, RecursionError) as error:
             raise EncodingError(f"the result has no form in msgpack: {error}") from error
         return encoded
@@ -77,6 +77,13 @@ def _msgpack() -> Any:
             f"install {least} or later: pip install 'mosec-asgi[msgpack]'"
         )
     return msgpack
+
+
+def _plain(value: Any) -> Any:
+    """Return what the library does not know as something that it knows."""
+    if isinstance(value, int):
+        raise OverflowError("an integer needs more than 64 bits")
+    return formats.plain(value)
 
 
 def _unpack_large(data: bytes) -> Any:

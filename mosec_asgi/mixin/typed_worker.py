@@ -33,17 +33,18 @@ class TypedMsgPackMixin(NeedsLibrary, Worker):
             DecodingError: the body is not msgpack, or is nested too deeply.
             ValidationError: it is not what `forward` is annotated with; the text says where.
         """
+        msgspec = load("msgspec")
         decoder, bounded = _decoder(type(self), self.max_batch_size > 1)
         try:
             value = decoder.decode(data)
             if not bounded and len(data) > formats.MAX_DEPTH:
-                formats.check_depth(load("msgspec").msgpack.decode(data))
-        except load("msgspec").ValidationError as error:
+                formats.check_depth(msgspec.msgpack.decode(data))
+        except msgspec.ValidationError as error:
             raise ValidationError(str(error)) from error
         except RecursionError as error:
             raise formats.too_deep() from error
-        # Errors of msgspec's, text that is not UTF-8, and what cannot be in a set or be a key.
-        except (ValueError, TypeError) as error:
+        # The others are for text that is not UTF-8, and for what cannot be in a set or be a key.
+        except (msgspec.DecodeError, ValueError, TypeError) as error:
             raise DecodingError(f"the body is not msgpack: {error}") from error
         return value
 
@@ -58,7 +59,7 @@ class TypedMsgPackMixin(NeedsLibrary, Worker):
         """
         try:
             encoded: bytes = _encoder().encode(data)
-        except (TypeError, ValueError, OverflowError, RecursionError) as error:
+        except (load("msgspec").EncodeError, TypeError, ValueError, OverflowError, RecursionError) as error:
             raise EncodingError(f"the result has no form in msgpack: {error}") from error
         return encoded
 

@@ -7,7 +7,7 @@ stand in for the process.
 from __future__ import annotations
 
 import asyncio
-import atexit
+import functools
 import multiprocessing
 import multiprocessing.util
 import os
@@ -152,6 +152,7 @@ class WorkerProcess:
         self._watched = _exit_descriptor(process)
         loop.add_reader(self._watched, self._exited)
         _running.add(self)
+        _reap_at_exit(os.getpid())
 
     @property
     def pid(self) -> int | None:
@@ -204,8 +205,14 @@ def _reap_all() -> None:
         worker.reap(1.0)
 
 
-# After the import of `multiprocessing.util`, whose own exit function joins all children: the last comes first.
-atexit.register(_reap_all)
+@functools.lru_cache(maxsize=1)
+def _reap_at_exit(pid: int) -> None:
+    """Have `_reap_all` run when process `pid`, this one, exits: once, and before `multiprocessing` joins all children.
+
+    Not by `atexit`, which a process that `multiprocessing` has started does not run, nor at import, since such a
+    process forgets what its parent had registered.
+    """
+    multiprocessing.util.Finalize(None, _reap_all, exitpriority=100)
 
 
 def _exit_descriptor(process: BaseProcess) -> int:

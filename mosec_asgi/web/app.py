@@ -76,6 +76,8 @@ class App:
             ],
             middleware=[Middleware(_ServerHeader, server=server)],
         )
+        # A path with a slash too many is no route, as in mosec; a redirected POST would be sent twice.
+        self._rest.router.redirect_slashes = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""

@@ -138,8 +138,9 @@ class _Builder:
 
     def _request(self, route: _Route, runtime: Runtime) -> JSON:
         mime, batched = runtime.worker.req_mime_type, runtime.max_batch_size > 1
-        if mime == Worker.req_mime_type and _is_bytes(runtime, ParseTarget.INPUT):
-            # No JSON decodes to bytes, so this worker has a `deserialize` of its own and does not name its format.
+        own = not _is_ours(_owner(runtime.worker, "deserialize"))
+        if own and mime == Worker.req_mime_type and _is_bytes(runtime, ParseTarget.INPUT):
+            # The worker takes the body as it is, and has left its format unnamed: no JSON is meant.
             mime = "application/octet-stream"
         schema = self._schema(route, runtime, ParseTarget.INPUT, mime)
         is_text = not _is_notation(mime)
@@ -153,8 +154,9 @@ class _Builder:
         if not _is_overridden(runtime.worker):
             if not _is_notation(mime):
                 return _plain_body(mime, target)
-            if _is_bytes(runtime, target):
-                # Already in that notation, by the model's own hand.
+            codec = _owner(runtime.worker, "deserialize" if target is ParseTarget.INPUT else "serialize")
+            if _is_bytes(runtime, target) and (codec is Worker or not _is_ours(codec)):
+                # Not the value in that notation, but the notation itself.
                 return {}
         side = "request" if target is ParseTarget.INPUT else "response"
         try:
@@ -235,10 +237,12 @@ def _plain_body(mime: str, target: ParseTarget) -> JSON:
 
 def _is_overridden(worker: type[Worker]) -> bool:
     """Whether the user describes the worker in his own words."""
-    for kind in worker.__mro__:
-        if "get_forward_json_schema" in kind.__dict__:
-            return not _is_ours(kind)
-    return False
+    return not _is_ours(_owner(worker, "get_forward_json_schema"))
+
+
+def _owner(worker: type[Worker], name: str) -> type:
+    """Return the class that defines a worker's method."""
+    return next(kind for kind in worker.__mro__ if name in vars(kind))
 
 
 def _is_ours(kind: type) -> bool:

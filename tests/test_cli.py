@@ -1,0 +1,145 @@
+"""The command line: what it writes, what it checks, and what it says where it cannot."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from harness import ROOT, written
+
+from mosec_asgi import __version__
+
+SERVICE = '''
+from mosec_asgi import Server, Worker
+
+
+class Double(Worker):
+    """Double a number."""
+
+    def forward(self, data: int) -> int:
+        return 2 * data
+
+
+class Parts:
+    server = Server()
+
+
+server = Server()
+server.append_worker(Double)
+empty = Server()
+Parts.server.append_worker(Double, route="/double")
+'''
+
+
+def run(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "mosec_asgi", *map(str, arguments)]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=60)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    written(tmp_path, SERVICE, "service.py")
+    return tmp_path
+
+
+def test_the_document_is_printed(folder: Path) -> None:
+    done = run("openapi", "service:server", cwd=folder)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert json.loads(done.stdout)["paths"]["/inference"]["post"]["summary"] == "Double a number."
+    assert done.stdout.endswith("}\n")
+
+
+def test_a_server_may_lie_deeper_and_in_another_folder(folder: Path) -> None:
+    done = run("openapi", "service:Parts.server", "--app-dir", folder, cwd=ROOT)
+    assert "/double" in json.loads(done.stdout)["paths"]
+
+
+def test_the_document_is_written_to_a_file_that_then_passes_the_check(folder: Path) -> None:
+    assert run("openapi", "service:server", "--output", "api.json", cwd=folder).stdout == ""
+    done = run("openapi", "service:server", "--check", "api.json", cwd=folder)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_another_indentation_or_order_is_no_difference(folder: Path) -> None:
+    document = json.loads(run("openapi", "service:server", cwd=folder).stdout)
+    (folder / "api.json").write_text(json.dumps(document, sort_keys=True))
+    assert run("openapi", "service:server", "--check", "api.json", cwd=folder).returncode == 0
+
+
+def test_a_check_shows_the_difference_and_what_to_do(folder: Path) -> None:
+    document = json.loads(run("openapi", "service:server", cwd=folder).stdout)
+    document["paths"]["/inference"]["post"]["summary"] = "Halve a number."
+    before = json.dumps(document)
+    (folder / "api.json").write_text(before)
+    done = run("openapi", "service:server", "--check", "api.json", cwd=folder)
+    assert done.returncode == 1
+    changed = [line.split('"')[-2] for line in done.stdout.splitlines() if line[:2] in ("- ", "+ ")]
+    assert changed == ["Halve a number.", "Double a number."]
+    assert "mosec-asgi openapi service:server --output api.json" in done.stderr
+    assert (folder / "api.json").read_text() == before
+
+
+@pytest.mark.parametrize("content", [None, "no JSON"])
+def test_a_check_fails_where_there_is_no_document(folder: Path, content: str | None) -> None:
+    if content is not None:
+        (folder / "api.json").write_text(content)
+    done = run("openapi", "service:server", "--check", "api.json", cwd=folder)
+    assert done.returncode == 1
+    assert "api.json is no document" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("server", "text"),
+    [
+        ("missing:server", "there is no module 'missing'"),
+        ("service.missing:server", "there is no module 'service.missing'"),
+        ("service:missing", "has no 'missing'; it has service:server, service:empty"),
+        ("service:Double", "is of type ABCMeta, and not a mosec_asgi.Server"),
+        ("service", "must be MODULE:SERVER"),
+        (":server", "must be MODULE:SERVER"),
+        ("service:empty", "the server has no stage to serve"),
+    ],
+)
+def test_a_wrong_place_is_answered_with_what_to_change(folder: Path, server: str, text: str) -> None:
+    done = run("openapi", server, cwd=folder)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert text in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_what_a_module_fails_to_import_is_shown_with_its_traceback(folder: Path) -> None:
+    written(folder, "import no_such_library\n", "broken.py")
+    done = run("openapi", "broken:server", cwd=folder)
+    assert done.returncode == 1
+    assert "broken.py" in done.stderr
+    assert "No module named 'no_such_library'" in done.stderr
+
+
+def test_no_command_and_two_targets_are_refused(folder: Path) -> None:
+    assert run(cwd=folder).returncode == 2
+    assert run("openapi", "service:server", "--output", "a", "--check", "b", cwd=folder).returncode == 2
+
+
+def test_the_installed_command_says_its_version() -> None:
+    command = Path(sys.executable).with_name("mosec-asgi")
+    if not command.exists():
+        pytest.skip("the package is on the path, and not installed")
+    done = subprocess.run([command, "--version"], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.strip() == f"mosec-asgi {__version__}"
+
+
+@pytest.mark.parametrize("document", sorted((ROOT / "openapi").glob("*.json")), ids=lambda path: path.stem)
+def test_the_document_of_an_example_is_up_to_date(document: Path) -> None:
+    """Else: `make openapi`, and look at what has changed."""
+    done = run("openapi", f"examples.{document.stem}.server:server", "--check", document, cwd=ROOT)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_make_openapi_writes_every_document() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    for document in (ROOT / "openapi").glob("*.json"):
+        line = f"mosec-asgi openapi examples.{document.stem}.server:server --output openapi/{document.name}"
+        assert line in makefile
