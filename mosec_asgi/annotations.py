@@ -10,6 +10,7 @@ import collections.abc
 import functools
 import inspect
 import operator
+import sys
 import types
 import typing
 from collections.abc import Callable
@@ -135,3 +136,30 @@ def _without_exceptions(annotation: Any) -> Any:
         kind for kind in typing.get_args(annotation) if not (isinstance(kind, type) and issubclass(kind, BaseException))
     ]
     return functools.reduce(operator.or_, kinds) if kinds else Any
+
+
+def with_extended_typed_dicts(annotation: Any) -> Any:
+    """Return an annotation with each `typing.TypedDict` as one of typing_extensions: pydantic wants it before 3.12."""
+    import typing_extensions  # pydantic needs it as well
+
+    if sys.version_info >= (3, 12):
+        return annotation
+    if typing.is_typeddict(annotation) and type(annotation).__module__ == "typing":
+        make: Any = typing_extensions.TypedDict
+        needed, other = typing_extensions.Required, typing_extensions.NotRequired
+        hints = typing.get_type_hints(annotation)
+        twin = make(
+            annotation.__name__,
+            {
+                name: (needed if name in annotation.__required_keys__ else other)[with_extended_typed_dicts(hint)]
+                for name, hint in hints.items()
+            },
+        )
+        twin.__doc__ = annotation.__doc__
+        return twin
+    arguments = tuple(map(with_extended_typed_dicts, typing.get_args(annotation)))
+    if not arguments or arguments == typing.get_args(annotation):
+        return annotation
+    if isinstance(annotation, types.UnionType):
+        return functools.reduce(operator.or_, arguments)
+    return annotation.copy_with(arguments) if hasattr(annotation, "copy_with") else annotation.__origin__[arguments]

@@ -8,16 +8,12 @@ that one of them knows in part is asked of the other before the unknown part bec
 from __future__ import annotations
 
 import enum
-import functools
-import operator
-import sys
 import types
-import typing
 from dataclasses import dataclass, field
 from typing import Any
 
 from mosec_asgi import log
-from mosec_asgi.annotations import forward_input_type, forward_return_type
+from mosec_asgi.annotations import forward_input_type, forward_return_type, with_extended_typed_dicts
 
 # Where an OpenAPI document keeps its schemas, under the name that mosec has for it.
 MOSEC_REF_TEMPLATE = "#/components/schemas/{name}"
@@ -119,7 +115,7 @@ def _ask_pydantic(annotation: Any, target: ParseTarget, ref_template: str) -> _D
             return False
 
     # A tuple around it: a model that stands alone would neither take a configuration nor become a named component.
-    around_it: Any = types.GenericAlias(tuple, (_readable(annotation),))
+    around_it: Any = types.GenericAlias(tuple, (with_extended_typed_dicts(annotation),))
     adapter = pydantic.TypeAdapter[Any](around_it, config=pydantic.ConfigDict(arbitrary_types_allowed=True))
     described = adapter.json_schema(
         ref_template=ref_template.replace("{name}", "{model}"),
@@ -129,33 +125,6 @@ def _ask_pydantic(annotation: Any, target: ParseTarget, ref_template: str) -> _D
     found.schema = described["prefixItems"][0]
     found.components = described.get("$defs", {})
     return found
-
-
-def _readable(annotation: Any) -> Any:
-    """Return an annotation with each `typing.TypedDict` as pydantic wants it before Python 3.12."""
-    import typing_extensions  # pydantic needs it as well
-
-    if sys.version_info >= (3, 12):
-        return annotation
-    if typing.is_typeddict(annotation) and type(annotation).__module__ == "typing":
-        make: Any = typing_extensions.TypedDict
-        needed, other = typing_extensions.Required, typing_extensions.NotRequired
-        hints = typing.get_type_hints(annotation)
-        twin = make(
-            annotation.__name__,
-            {
-                name: (needed if name in annotation.__required_keys__ else other)[_readable(hint)]
-                for name, hint in hints.items()
-            },
-        )
-        twin.__doc__ = annotation.__doc__
-        return twin
-    arguments = tuple(map(_readable, typing.get_args(annotation)))
-    if not arguments or arguments == typing.get_args(annotation):
-        return annotation
-    if isinstance(annotation, types.UnionType):
-        return functools.reduce(operator.or_, arguments)
-    return annotation.copy_with(arguments) if hasattr(annotation, "copy_with") else annotation.__origin__[arguments]
 
 
 def _ask_msgspec(annotation: Any, target: ParseTarget, ref_template: str) -> _Description:

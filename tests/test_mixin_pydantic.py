@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import enum
 import json
+import typing
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -291,3 +292,19 @@ def test_an_annotation_that_is_no_list_with_batching_is_told_with_what_to_write(
         worker.deserialize(b"{}")
     with pytest.raises(DefinitionError, match=r"annotate what it returns as `-> list\[.*Cat\]`"):
         worker.serialize(Cat(kind="cat"))
+
+
+class PlainOptions(typing.TypedDict):
+    limit: int
+
+
+class TakesPlainTypedDict(PydanticMixin):
+    def forward(self, data: PlainOptions) -> PlainOptions:
+        return {"limit": data["limit"] + 1}
+
+
+def test_a_typed_dict_of_typing_itself_is_read_and_written() -> None:
+    worker = TakesPlainTypedDict()
+    assert worker.serialize(worker.forward(worker.deserialize(b'{"limit": 1}'))) == b'{"limit":2}'
+    with pytest.raises(ValidationError, match="limit"):
+        worker.deserialize(b"{}")

@@ -28,7 +28,7 @@ def folder(tmp_path: Path) -> Path:
 
 def test_every_python_snippet_is_a_named_program() -> None:
     assert README.count("```python") == len(PROGRAMS)
-    assert set(PROGRAMS) == {"server.py", "app.py", "call.py"}
+    assert set(PROGRAMS) == {"server.py", "typed.py", "app.py", "call.py"}
 
 
 def test_the_service_in_20_lines_answers_as_shown(folder: Path, log: Path) -> None:
@@ -38,6 +38,17 @@ def test_the_service_in_20_lines_answers_as_shown(folder: Path, log: Path) -> No
         response = program.client.post("/inference", content=body)
         assert (response.status_code, response.text) == (200, answer)
         assert program.client.post("/inference", json={"text": 1}).status_code == 422
+
+
+def test_the_typed_service_checks_requests_and_shows_its_contract(folder: Path, log: Path) -> None:
+    with running(python(folder / "typed.py"), log, cwd=folder) as program:
+        program.wait_ready()
+        response = program.client.post("/inference", json={"text": "one two three", "limit": 2})
+        assert (response.status_code, response.json()) == (200, {"words": ["one", "two"]})
+        refused = program.client.post("/inference", json={"limit": "many"})
+        assert (refused.status_code, "text" in refused.text, "limit" in refused.text) == (422, True, True)
+        schemas = program.client.get("/openapi/metadata.json").json()["components"]["schemas"]
+        assert {"Request", "Answer"} <= set(schemas)
 
 
 def test_the_mounted_app_serves_its_own_route_and_the_model(folder: Path, log: Path) -> None:

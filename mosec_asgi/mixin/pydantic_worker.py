@@ -7,7 +7,7 @@ import json
 from typing import Any
 
 from mosec_asgi import formats
-from mosec_asgi.annotations import forward_input_type, forward_return_type
+from mosec_asgi.annotations import forward_input_type, forward_return_type, with_extended_typed_dicts
 from mosec_asgi.errors import DecodingError, EncodingError, ValidationError
 from mosec_asgi.mixin.library import NeedsLibrary, load
 from mosec_asgi.worker import Worker
@@ -108,9 +108,9 @@ def _told(error: Any) -> str:
 
 @functools.cache
 def _input(worker: type[Worker], batched: bool) -> Any:
-    return load("pydantic").TypeAdapter(forward_input_type(worker, batched))
+    return load("pydantic").TypeAdapter(with_extended_typed_dicts(forward_input_type(worker, batched)))
 
 
 @functools.cache
 def _output(worker: type[Worker], batched: bool) -> Any:
-    return load("pydantic").TypeAdapter(forward_return_type(worker, batched))
+    return load("pydantic").TypeAdapter(with_extended_typed_dicts(forward_return_type(worker, batched)))
