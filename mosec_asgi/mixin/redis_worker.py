@@ -1,12 +1,14 @@
 """What passes between stages waits in redis; only its key goes through the pipes.
 
-A key is written with an expiry and deleted by the stage that reads it. So what is never read, because a worker or the
-server died or the client left, is gone after `redis_ttl` seconds. Keys begin with a random name for each worker, and
+A key is written with an expiry, and deleted once the stage that reads it has answered: not before, because a task whose
+worker dies is run again by another one, which reads it again. What is never answered, because a worker or the server
+died or the client left, is gone after `redis_ttl` seconds. Keys begin with a random name for each worker, and
 count from there: no two meet, and none costs a question to redis.
 """
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import secrets
@@ -36,6 +38,7 @@ class RedisShmIPCMixin(NeedsLibrary, Worker):
 
     _redis_client: Any = None
     _redis_keys: Iterator[bytes] | None = None
+    _redis_read: tuple[bytes, ...] = ()
 
     @classmethod
     def set_redis_url(cls, url: str) -> None:
@@ -64,7 +67,7 @@ class RedisShmIPCMixin(NeedsLibrary, Worker):
         return key
 
     def deserialize_ipc(self, data: bytes) -> Any:
-        """Take data out of redis.
+        """Read data from redis; it is deleted when its task is answered.
 
         Args:
             data: its key, from the stage before.
@@ -72,16 +75,21 @@ class RedisShmIPCMixin(NeedsLibrary, Worker):
         Raises:
             ServerError: redis has it no more.
         """
-        with self._client().pipeline(transaction=True) as pipe:
-            pipe.get(data)
-            pipe.delete(data)
-            payload = pipe.execute()[0]
+        payload = self._client().get(data)
         if payload is None:
             raise ServerError(
-                "redis has lost what the stage before has left there: it was read by a worker that died, or it expired "
-                f"after {self.redis_ttl} s (redis_ttl), or redis dropped it for want of memory"
+                "redis has lost what the stage before has left there: it expired after "
+                f"{self.redis_ttl} s (redis_ttl), or redis dropped it for want of memory"
             )
+        self._redis_read += (data,)
         return super().deserialize_ipc(payload)
+
+    def _answered(self) -> None:
+        if self._redis_read:
+            # Where redis cannot be reached, they expire.
+            with contextlib.suppress(load("redis").RedisError):
+                self._client().delete(*self._redis_read)
+            self._redis_read = ()
 
     def close(self) -> None:
         """Close the connections to redis."""

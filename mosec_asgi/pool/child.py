@@ -173,6 +173,7 @@ def _serve(sock: socket.socket, executor: Executor) -> None:
     def reply(results: frames.Results) -> None:
         nonlocal gone
         gone = not _send(sock, frames.encode_results(results)) or gone
+        executor.answered()
 
     while not gone:
         try:
@@ -195,6 +196,10 @@ class Executor:
         self._worker = worker
         self._spec = spec
         self._timer = Timer(spec.timeout)
+
+    def answered(self) -> None:
+        """Tell the worker that all tasks that it has decoded so far are answered."""
+        self._worker._answered()
 
     def run(self, tasks: frames.Tasks, reply: Reply) -> None:
         """Run `tasks` and hand over their results, in one call or several, each task exactly once."""
