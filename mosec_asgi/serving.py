@@ -74,8 +74,8 @@ class _Runner(uvicorn.Server):
         """Start the service, then listen."""
         self._loop = asyncio.get_running_loop()
         await super().startup(sockets)
-        # What is loaded by now stays. Without looking at it again and again, and at new objects less often, the garbage
-        # collector takes 1 % of the time under load instead of 10 %.
+        # What is loaded by now stays: the garbage collector need not look at it again and again, nor so often at what
+        # is new. Measured once on a batched JSON echo: 37 µs of the server's CPU time a request instead of 44.
         gc.collect()
         gc.freeze()
         gc.set_threshold(GC_THRESHOLD, *gc.get_threshold()[1:])

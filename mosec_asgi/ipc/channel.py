@@ -71,11 +71,6 @@ class Channel:
             self._unsent.append(memoryview(data)[sent:])
             self._loop.add_writer(self._sock.fileno(), self._writable)
 
-    @property
-    def unsent(self) -> int:
-        """Bytes that wait for room in the pipe."""
-        return sum(len(piece) for piece in self._unsent)
-
     def drain(self) -> None:
         """Take in what the other side has sent before its end, without waiting for more."""
         while self._read():
