@@ -13,6 +13,7 @@ General layout; each floor imports only from those below it:
     ipc/                    F2  bytes between the two: channel; pure: frames
     metrics.py              F1  what is counted and measured
     worker.py, runtime.py   F1  what users subclass and configure
+    streaming.py            F1  the same for streams: SSEWorker, ContinuousWorker, Event
     mixin/, formats.py      F1  formats other than the default; what they share
     annotations.py          F1  what forward takes and returns
     schema.py               F1  the same as JSON Schema
@@ -27,14 +28,18 @@ from mosec_asgi.errors import ClientError, DecodingError, EncodingError, ServerE
 from mosec_asgi.log import get_logger
 from mosec_asgi.runtime import Runtime
 from mosec_asgi.server import Server
+from mosec_asgi.streaming import ContinuousWorker, Event, SSEWorker
 from mosec_asgi.version import __version__
 from mosec_asgi.worker import Worker
 
 __all__ = [
     "ClientError",
+    "ContinuousWorker",
     "DecodingError",
     "EncodingError",
+    "Event",
     "Runtime",
+    "SSEWorker",
     "Server",
     "ServerError",
     "ValidationError",

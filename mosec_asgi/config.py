@@ -45,6 +45,21 @@ class Settings:
         "milliseconds that a batch may wait to fill where a stage sets no max_wait_time of its own",
         least=0,
     )
+    start_timeout: int = _setting(
+        1_800_000, "milliseconds that a worker may take to load and warm up; then it is killed and tried again", least=1
+    )
+    event_timeout: int = _setting(
+        0, "milliseconds that may pass between two events of a stream; 0 for as many as `timeout`", least=0
+    )
+    stall_timeout: int = _setting(
+        30_000, "milliseconds that a stream's client may leave its full buffer unread; then its stream is ended", least=1
+    )
+    stream_buffer: int = _setting(
+        256 * 1024, "bytes of a stream that may wait for its client; beyond it the stream is paused", least=1024
+    )
+    load_shedding: bool = _setting(
+        False, "answer 429 at once to requests that the measured speed of the workers would leave unanswered in time"
+    )
     address: str = _setting("0.0.0.0", "address to listen on")
     port: int = _setting(8000, "port to listen on; 0 for any that is free", least=0, most=65535)
     namespace: str = _setting("mosec_service", "prefix of the metrics' names")
@@ -63,6 +78,11 @@ class Settings:
     def timeout_seconds(self) -> float:
         """The service timeout in seconds."""
         return self.timeout / 1000
+
+    @property
+    def event_timeout_seconds(self) -> float:
+        """The longest gap between two events of a stream, in seconds."""
+        return (self.event_timeout or self.timeout) / 1000
 
     @property
     def effective_log_level(self) -> str:

@@ -6,7 +6,7 @@ import abc
 import json
 import math
 import pickle
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import orjson
@@ -42,6 +42,7 @@ class Worker(abc.ABC):
     _worker_id: int = 0
     _stage: str = ""
     _max_batch_size: int = 1
+    _has_left: Callable[[int], bool] | None = None
 
     @property
     def worker_id(self) -> int:
@@ -57,6 +58,14 @@ class Worker(abc.ABC):
     def max_batch_size(self) -> int:
         """The most items that `forward` receives at once."""
         return self._max_batch_size
+
+    def is_cancelled(self, index: int = 0) -> bool:
+        """Whether the client of an item has left, so that nobody waits for its result; for use in a long `forward`.
+
+        Args:
+            index: the item's place in the batch, from 0.
+        """
+        return self._has_left is not None and self._has_left(index)
 
     @abc.abstractmethod
     def forward(self, data: Any) -> Any:

@@ -1,4 +1,4 @@
-"""What `web` may ask of the coordinator: three calls and the messages that they pass.
+"""What `web` may ask of the coordinator: four calls and the messages that they pass.
 
 Nothing mutable is shared, and only numbers, text and bytes cross, so that one day several HTTP processes can speak to
 one coordinator over a socket.
@@ -7,6 +7,7 @@ one coordinator over a socket.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -20,8 +21,9 @@ class Ticket(NamedTuple):
     """An admitted task.
 
     Attributes:
-        id: its number, for `Service.cancel`.
-        outcome: the encoded result, or what went wrong. It never raises.
+        id: its number, for `Service.cancel` and `Service.taken`.
+        outcome: the encoded result, or what went wrong; for a stream, empty bytes once it has ended well. It never
+            raises.
     """
 
     id: int
@@ -68,7 +70,14 @@ class Service(Protocol):
     """The batching side of a service, as HTTP sees it."""
 
     def submit(
-        self, route: int, body: bytes, request_id: str, timeout: float | None = None, *, example: bool = False
+        self,
+        route: int,
+        body: bytes,
+        request_id: str,
+        timeout: float | None = None,
+        *,
+        example: bool = False,
+        on_chunk: Callable[[bytes], None] | None = None,
     ) -> Ticket | Failure:
         """Admit a request, or say why not.
 
@@ -76,9 +85,15 @@ class Service(Protocol):
             route: the place of its route in the service's list.
             body: the encoded input.
             request_id: what the logs call it.
-            timeout: seconds until it is answered 408; None for the service's own.
+            timeout: seconds until it is answered 408; None, or more than the service's own, for the service's own. For
+                a stream, seconds until its first chunk.
             example: run the first worker's example in place of `body`.
+            on_chunk: called with each chunk of a stream, in order, and never after `outcome` is there. A route that
+                streams needs it; what it is given must be reported by `taken`.
         """
+
+    def taken(self, task_id: int, size: int) -> None:
+        """Note that the client has taken `size` more bytes of a stream's chunks, which makes room for as many."""
 
     def cancel(self, task_id: int) -> None:
         """Drop a task whose client has left; its outcome is `CLIENT_LEFT`. One that has its answer is left alone."""
