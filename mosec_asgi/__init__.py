@@ -8,9 +8,12 @@ General layout; each floor imports only from those below it:
     serving.py, dry_run.py  F6  what run() does: uvicorn and signals; each pipeline once
     web/                    F5  HTTP in, HTTP out: app, inference, body, compression, responses, gathering, health;
                                 the contract: openapi, contract, components, examples, swagger
-    batching/               F4  waiting and grouping: coordinator; pure: scheduler, task; service: what web may ask
-    pool/                   F3  worker processes: supervisor, process, child; pure: lifecycle, isolation
-    ipc/                    F2  bytes between the two: channel; pure: frames
+    batching/               F4  waiting and grouping: coordinator, stage; pure: scheduler, task, flow, rate;
+                                service: what web may ask
+    pool/                   F3  worker processes, from outside: supervisor, process; pure: lifecycle, watchdog;
+                                from inside: child, spec, port, codec, timer; executor, stream_executor, outlet,
+                                concurrent, continuous; pure: isolation
+    ipc/                    F2  bytes between the two: channel, progress; pure: frames
     metrics.py              F1  what is counted and measured
     worker.py, runtime.py   F1  what users subclass and configure
     streaming.py            F1  the same for streams: SSEWorker, ContinuousWorker, Event

@@ -52,7 +52,9 @@ class Settings:
         0, "milliseconds that may pass between two events of a stream; 0 for as many as `timeout`", least=0
     )
     stall_timeout: int = _setting(
-        30_000, "milliseconds that a stream's client may leave its full buffer unread; then its stream is ended", least=1
+        30_000,
+        "milliseconds that a stream's client may leave its full buffer unread; then its stream is ended",
+        least=1,
     )
     stream_buffer: int = _setting(
         256 * 1024, "bytes of a stream that may wait for its client; beyond it the stream is paused", least=1024

@@ -9,7 +9,8 @@ the library's. Each service has a registry of its own, so that several in one pr
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
@@ -62,26 +63,52 @@ class WorkerMetrics:
         self.batch_duration = Histogram()
 
 
+class Gauges(NamedTuple):
+    """What is so at a stage at one moment.
+
+    Attributes:
+        queued: tasks that wait.
+        running: tasks, or batches, that workers run.
+        ready: workers that can be given tasks.
+        restarts: workers started in place of dead ones so far.
+    """
+
+    queued: int
+    running: int
+    ready: int
+    restarts: int
+
+
 class StageMetrics:
     """What is counted and measured of one stage.
 
     Attributes:
         batched: whether the stage forms batches; mosec shows batch sizes and durations only then.
         workers: by the worker's number.
+        streams: whether its results are streams; what is measured of those is shown only then.
         queue_wait: seconds from a task's arrival at the stage to its being sent to a worker.
         rejected, timed_out, cancelled: tasks that ended so at this stage.
-        gauges: returns what is so now: tasks that wait, workers that are ready, restarts so far.
+        streams_open: streams that have begun and not ended.
+        events: events sent so far.
+        first_event: seconds from a request's arrival to the first event of its stream.
+        event_gap: seconds between two events of a stream.
+        gauges: returns what is so now.
     """
 
-    def __init__(self, stage: str, *, batched: bool) -> None:
+    def __init__(self, stage: str, *, batched: bool, streams: bool = False) -> None:
         self.stage = stage
         self.batched = batched
+        self.streams = streams
         self.workers: dict[int, WorkerMetrics] = {}
         self.queue_wait = Histogram()
         self.rejected = 0
         self.timed_out = 0
         self.cancelled = 0
-        self.gauges: Callable[[], tuple[int, int, int]] = lambda: (0, 0, 0)
+        self.streams_open = 0
+        self.events = 0
+        self.first_event = Histogram()
+        self.event_gap = Histogram()
+        self.gauges: Callable[[], Gauges] = lambda: Gauges(0, 0, 0, 0)
 
     def worker(self, worker_id: int) -> WorkerMetrics:
         """Return what is measured of a worker."""
@@ -165,32 +192,63 @@ class ServiceMetrics:
         return HistogramMetricFamily(f"{self.namespace}_{name}", text, labels=("stage", "connection"))
 
     def _stage_metrics(self) -> Iterator[Metric]:
-        waits = HistogramMetricFamily(
-            f"{self.namespace}_queue_wait_second",
+        stages = self.stages
+        yield self._stage_histogram(
+            "queue_wait_second",
             "time from a task's arrival at a stage to its being sent to a worker",
-            labels=("stage",),
+            {stage.stage: stage.queue_wait for stage in stages},
         )
-        for stage in self.stages:
-            waits.add_metric((stage.stage,), stage.queue_wait.buckets(), stage.queue_wait.total)
-        yield waits
-        gauges = [stage.gauges() for stage in self.stages]
-        yield self._gauge("queue_length", "tasks that wait at a stage", [now[0] for now in gauges])
-        yield self._gauge("workers_ready", "workers that can be given tasks", [now[1] for now in gauges])
-        yield self._counter("worker_restarts", "workers started in place of dead ones", [now[2] for now in gauges])
-        yield self._counter("tasks_rejected", "requests refused at a stage", [s.rejected for s in self.stages])
-        yield self._counter("tasks_timed_out", "tasks answered 408 at a stage", [s.timed_out for s in self.stages])
+        gauges = [stage.gauges() for stage in stages]
+        yield self._gauge("queue_length", "tasks that wait at a stage", stages, [now.queued for now in gauges])
+        yield self._gauge(
+            "slots_in_use",
+            "tasks, or batches, that workers run at this moment",
+            stages,
+            [now.running for now in gauges],
+        )
+        yield self._gauge("workers_ready", "workers that can be given tasks", stages, [now.ready for now in gauges])
         yield self._counter(
-            "tasks_cancelled", "tasks whose client left while at a stage", [s.cancelled for s in self.stages]
+            "worker_restarts", "workers started in place of dead ones", stages, [now.restarts for now in gauges]
+        )
+        yield self._counter("tasks_rejected", "requests refused at a stage", stages, [s.rejected for s in stages])
+        yield self._counter("tasks_timed_out", "tasks answered 408 at a stage", stages, [s.timed_out for s in stages])
+        yield self._counter(
+            "tasks_cancelled", "tasks whose client left while at a stage", stages, [s.cancelled for s in stages]
+        )
+        yield from self._stream_metrics([stage for stage in stages if stage.streams])
+
+    def _stream_metrics(self, stages: Sequence[StageMetrics]) -> Iterator[Metric]:
+        if not stages:
+            return
+        yield self._gauge(
+            "streams_open", "streams that have begun and not ended", stages, [s.streams_open for s in stages]
+        )
+        yield self._counter("events_sent", "events of streams", stages, [s.events for s in stages])
+        yield self._stage_histogram(
+            "first_event_second",
+            "time from a request's arrival to the first event of its stream",
+            {stage.stage: stage.first_event for stage in stages},
+        )
+        yield self._stage_histogram(
+            "event_gap_second",
+            "time between two events of a stream",
+            {stage.stage: stage.event_gap for stage in stages},
         )
 
-    def _gauge(self, name: str, text: str, values: Sequence[int]) -> Metric:
+    def _stage_histogram(self, name: str, text: str, measured: Mapping[str, Histogram]) -> Metric:
+        family = HistogramMetricFamily(f"{self.namespace}_{name}", text, labels=("stage",))
+        for stage, histogram in measured.items():
+            family.add_metric((stage,), histogram.buckets(), histogram.total)
+        return family
+
+    def _gauge(self, name: str, text: str, stages: Sequence[StageMetrics], values: Sequence[int]) -> Metric:
         family = GaugeMetricFamily(f"{self.namespace}_{name}", text, labels=("stage",))
-        for stage, value in zip(self.stages, values, strict=True):
+        for stage, value in zip(stages, values, strict=True):
             family.add_metric((stage.stage,), value)
         return family
 
-    def _counter(self, name: str, text: str, values: Sequence[int]) -> Metric:
+    def _counter(self, name: str, text: str, stages: Sequence[StageMetrics], values: Sequence[int]) -> Metric:
         family = CounterMetricFamily(f"{self.namespace}_{name}", text, labels=("stage",))
-        for stage, value in zip(self.stages, values, strict=True):
+        for stage, value in zip(stages, values, strict=True):
             family.add_metric((stage.stage,), value)
         return family

@@ -9,14 +9,16 @@ from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.process import BaseProcess
 from typing import Any
 
-from mosec_asgi.batching.coordinator import Coordinator, RoutePlan, StagePlan
+from mosec_asgi.batching.coordinator import Coordinator, Limits, RoutePlan
 from mosec_asgi.batching.service import Ticket
+from mosec_asgi.batching.stage import StagePlan
 from mosec_asgi.config import Settings
 from mosec_asgi.errors import Failure
 from mosec_asgi.metrics import ServiceMetrics, StageMetrics
-from mosec_asgi.pool.child import WorkerSpec
 from mosec_asgi.pool.process import Launcher, ProcessLauncher
+from mosec_asgi.pool.spec import WorkerSpec
 from mosec_asgi.runtime import Runtime, stage_names
+from mosec_asgi.streaming import ContinuousWorker, is_async, streams
 from mosec_asgi.version import SERVER
 from mosec_asgi.web import compression
 from mosec_asgi.web.app import App
@@ -43,15 +45,15 @@ class RunningService:
         methods = {names[runtime]: runtime.start_method for runtime in runtimes}
         stages = [plan_stage(runtime, names[runtime], settings) for runtime in runtimes]
         metrics = ServiceMetrics(
-            settings.namespace, [StageMetrics(plan.name, batched=plan.max_batch_size > 1) for plan in stages]
+            settings.namespace,
+            [StageMetrics(plan.name, batched=plan.batch_size > 1, streams=plan.streams) for plan in stages],
         )
         self._coordinator = Coordinator(
             stages,
             [RoutePlan(path, tuple(map(runtimes.index, pipeline))) for path, pipeline in routes.items()],
             lambda plan, loop: self._launcher(methods[plan.name], loop),
             metrics,
-            capacity=settings.capacity,
-            timeout=settings.timeout_seconds,
+            _limits(settings),
         )
         self.app = App(
             {path: pipeline[-1].worker.resp_mime_type for path, pipeline in routes.items()},
@@ -106,17 +108,37 @@ def plan_stage(runtime: Runtime, name: str, settings: Settings) -> StagePlan:
             max_batch_size=runtime.max_batch_size,
             timeout=runtime.timeout or settings.timeout_seconds,
             isolation_calls=runtime.isolation_calls,
+            concurrency=runtime.concurrency,
+            stream_buffer=settings.stream_buffer,
             log_level=settings.effective_log_level,
             log_text=settings.debug,
         )
         for worker_id in range(1, runtime.num + 1)
     ]
+    # A running batch is formed by its worker: each request has a slot as soon as one is free.
+    continuous = issubclass(runtime.worker, ContinuousWorker)
     return StagePlan(
         specs,
         runtime.env,
+        batch_size=1 if continuous else runtime.max_batch_size,
+        concurrency=runtime.max_batch_size if continuous else runtime.concurrency,
+        ordered=not (is_async(runtime.worker) or streams(runtime.worker)),
+        streams=streams(runtime.worker),
         max_wait=(runtime.max_wait_time or settings.wait) / 1000,
         adaptive=not runtime.max_wait_time,
         max_attempts=runtime.max_attempts,
+        start_timeout=settings.start_timeout / 1000,
+    )
+
+
+def _limits(settings: Settings) -> Limits:
+    return Limits(
+        capacity=settings.capacity,
+        timeout=settings.timeout_seconds,
+        event_timeout=settings.event_timeout_seconds,
+        stall_timeout=settings.stall_timeout / 1000,
+        stream_buffer=settings.stream_buffer,
+        load_shedding=settings.load_shedding,
     )
 
 

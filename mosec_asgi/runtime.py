@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from mosec_asgi.errors import DefinitionError
+from mosec_asgi.streaming import ContinuousWorker, is_async, is_generator, streams
 from mosec_asgi.worker import Worker
 
 START_METHODS = ("spawn", "fork")
@@ -32,6 +33,7 @@ class Runtime:
         *,
         max_attempts: int = 2,
         isolation_calls: int | None = None,
+        concurrency: int = 1,
     ) -> None:
         """Describe a stage; nothing is started.
 
@@ -49,6 +51,8 @@ class Runtime:
             isolation_calls: the most extra calls of `forward` that may be spent to find the culprits of a batch that
                 raised, so that only they fail; 0 fails the whole batch, None resolves batches up to 16 completely and
                 spends up to 4·log2(n) calls on larger ones.
+            concurrency: for a worker whose `forward` is asynchronous: items, or batches with `max_batch_size` > 1, that
+                one process works on at a time.
 
         Raises:
             DefinitionError: an argument does not fit; the text says what to change.
@@ -64,6 +68,12 @@ class Runtime:
         self.env = _checked_env(env, self.num)
         self.max_attempts = _at_least(max_attempts, "max_attempts", 1)
         self.isolation_calls = None if isolation_calls is None else _at_least(isolation_calls, "isolation_calls", 0)
+        self.concurrency = _at_least(concurrency, "concurrency", 1)
+        if self.concurrency > 1 and not is_async(self.worker):
+            raise DefinitionError(
+                f"concurrency={concurrency} needs an asynchronous worker: make {self.worker.__name__}.forward `async`, "
+                "or use num for more processes"
+            )
         # Orders the stages of a server as they were written, whatever order the routes name them in.
         self.sequence = next(_created)
 
@@ -75,6 +85,20 @@ def stage_names(runtimes: Sequence[Runtime]) -> dict[Runtime, str]:
     """Name the stages of a server: the class and its place in order of creation, from 1, like `Inference_2`."""
     ordered = sorted(set(runtimes), key=lambda runtime: runtime.sequence)
     return {runtime: f"{runtime.worker.__name__}_{place}" for place, runtime in enumerate(ordered, 1)}
+
+
+def check_pipeline(route: str, pipeline: Sequence[Runtime]) -> None:
+    """Check that the stages of a route fit together.
+
+    Raises:
+        DefinitionError: they do not; the text says what to change.
+    """
+    for runtime in pipeline[:-1]:
+        if streams(runtime.worker):
+            raise DefinitionError(
+                f"{runtime.worker.__name__} streams, so it must be the last stage of {route}; append it last, "
+                "or give what follows it a route of its own"
+            )
 
 
 def _at_least(value: Any, name: str, least: int) -> int:
@@ -101,10 +125,16 @@ def _checked_worker(worker: Any) -> type[Worker]:
     if inspect.isabstract(worker):
         missing = ", ".join(sorted(worker.__abstractmethods__))
         raise DefinitionError(f"the worker {worker.__name__} does not define {missing}; add it to the class")
-    if inspect.iscoroutinefunction(worker.forward) or inspect.isasyncgenfunction(worker.forward):
+    if is_generator(worker) and not streams(worker):
         raise DefinitionError(
-            f"{worker.__name__}.forward is asynchronous, which this version does not run; make it a plain method"
+            f"{worker.__name__}.forward is a generator, which streams; derive {worker.__name__} from SSEWorker"
         )
+    if issubclass(worker, ContinuousWorker):
+        for method in (worker.admit, worker.step, worker.evict):
+            if inspect.iscoroutinefunction(method) or inspect.isasyncgenfunction(method):
+                raise DefinitionError(
+                    f"{worker.__name__}.{method.__name__} is asynchronous; a ContinuousWorker has plain methods"
+                )
     return worker
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from mosec_asgi import config, log
 from mosec_asgi.errors import DefinitionError, StartupError
-from mosec_asgi.runtime import Runtime
+from mosec_asgi.runtime import Runtime, check_pipeline
 from mosec_asgi.worker import Worker
 
 if TYPE_CHECKING:
@@ -56,9 +56,10 @@ class Server:
         """Begin with no stages.
 
         Args:
-            **settings: see `config.Settings`: capacity, timeout (milliseconds), wait (milliseconds), address, port,
-                namespace, log_level, debug, dry_run, compression, max_request_size (bytes), path. The environment's
-                `MOSEC_<NAME>` wins over them, and `run()`'s command line over both.
+            **settings: see `config.Settings`: capacity, timeout (milliseconds), wait (milliseconds), start_timeout
+                (milliseconds), event_timeout (milliseconds), stall_timeout (milliseconds), stream_buffer (bytes),
+                load_shedding, address, port, namespace, log_level, debug, dry_run, compression, max_request_size
+                (bytes), path. The environment's `MOSEC_<NAME>` wins over them, and `run()`'s command line over both.
 
         Raises:
             DefinitionError: a name is no setting, or a value does not fit.
@@ -91,6 +92,7 @@ class Server:
         *,
         max_attempts: int = 2,
         isolation_calls: int | None = None,
+        concurrency: int = 1,
     ) -> None:
         """Append a stage to the pipeline of one route, or of several that then share its workers.
 
@@ -107,6 +109,7 @@ class Server:
             max_attempts: workers that a task may be given to before it is answered 500, because each of them died.
             isolation_calls: the most extra calls of `forward` to find which items of a batch made it fail; see
                 `Runtime`.
+            concurrency: for an asynchronous `forward`: items, or batches, that one process works on at a time.
 
         Raises:
             DefinitionError: an argument does not fit; the text says what to change.
@@ -121,12 +124,14 @@ class Server:
             env,
             max_attempts=max_attempts,
             isolation_calls=isolation_calls,
+            concurrency=concurrency,
         )
         routes = route if isinstance(route, (list, tuple)) else [route]
         if not routes:
             raise DefinitionError("route is an empty list; name at least one path, or leave it out for /inference")
         for path in routes:
             _check_route(path)
+            check_pipeline(path, [*self._routes.get(path, ()), runtime])
         for path in routes:
             self._routes.setdefault(path, []).append(runtime)
 
@@ -148,6 +153,7 @@ class Server:
                 or not all(isinstance(runtime, Runtime) for runtime in runtimes)
             ):
                 raise DefinitionError(f"the route {path} needs a list of one or more Runtime objects, not {runtimes!r}")
+            check_pipeline(path, runtimes)
         self._routes = {path: list(runtimes) for path, runtimes in routes.items()}
 
     def register_daemon(self, name: str, proc: subprocess.Popen[Any] | BaseProcess) -> None:

@@ -119,8 +119,8 @@ def _utf8(text: str) -> bytes:
 class SSEWorker(Worker):
     """A worker whose results are streams: events that go to the client as they are made. The last stage of a pipeline.
 
-    Two ways to write `forward`. It calls `send_stream_event` and returns, as in mosec; what it returns is ignored. Or it
-    is a generator, plain or asynchronous, that yields events: for a stage without batching each yield is an event;
+    Two ways to write `forward`. It calls `send_stream_event` and returns, as in mosec; what it returns is ignored. Or
+    it is a generator, plain or asynchronous, that yields events: for a stage without batching each yield is an event;
     with batching it is `(index, event)`, or a list with one event, or None, for each item of the batch. An exception at
     an event's place ends that item's stream with that error, and `SSEWorker.FINISHED` ends it well before the others.
 
@@ -128,8 +128,8 @@ class SSEWorker(Worker):
     bare bytes as they come.
 
     When a client leaves, `is_cancelled(index)` turns true, and a generator that has no other client left is closed, so
-    that its `finally` runs. A client that reads too slowly stops its own stream: alone in `forward` it is waited for, in
-    a batch its stream ends with an error once its buffer, the setting `stream_buffer`, is full.
+    that its `finally` runs. A client that reads too slowly stops its own stream: alone in `forward` it is waited for,
+    in a batch its stream ends with an error once its buffer, the setting `stream_buffer`, is full.
     """
 
     FINISHED: Final = FINISHED

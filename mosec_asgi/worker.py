@@ -143,8 +143,8 @@ class Worker(abc.ABC):
         """
         return forward_json_schema(cls, target, ref_template, batched=cls._max_batch_size > 1)
 
-    def _answered(self) -> None:  # noqa: B027
-        """Called when every task that was decoded so far is answered, and so will not be run again elsewhere."""
+    def _answered(self, payloads: Sequence[bytes]) -> None:  # noqa: B027
+        """Called when tasks with these encoded inputs are answered, and so will not be run again elsewhere."""
 
     def close(self) -> None:  # noqa: B027 - a hook that most workers do not need
         """Release what `__init__` took. Called once when the worker stops in good order; the default does nothing."""

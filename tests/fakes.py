@@ -14,12 +14,14 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
-from mosec_asgi.batching.coordinator import Coordinator, RoutePlan, StagePlan
+from mosec_asgi.batching.coordinator import Coordinator, Limits, RoutePlan
 from mosec_asgi.batching.service import Ticket
+from mosec_asgi.batching.stage import StagePlan
 from mosec_asgi.errors import Failure, StartupError
 from mosec_asgi.ipc import frames
+from mosec_asgi.ipc.progress import Progress
 from mosec_asgi.metrics import ServiceMetrics, StageMetrics
-from mosec_asgi.pool.child import WorkerSpec
+from mosec_asgi.pool.spec import WorkerSpec
 from mosec_asgi.worker import Worker
 
 PATIENCE = 10.0  # seconds; far above what is needed, so that only a hang reaches it
@@ -105,6 +107,12 @@ class FakeWorker:
         # How it takes being killed, and being asked to stop.
         self.dies_when_killed = True
         self.stops_when_asked = True
+        # Tasks that it has begun, of all that it was sent; None stands for all of them.
+        self.begun: int | None = None
+        self.beats = 0
+        # What it was told beside its tasks.
+        self.cancelled: list[int] = []
+        self.taken: list[tuple[int, int]] = []
         self._ending = "is still running"
         self._open = True
         self._from_server = frames.Decoder()
@@ -124,11 +132,16 @@ class FakeWorker:
             return
         self._from_server.receive_data(data)
         frame = self._from_server.next_frame()
-        assert isinstance(frame, frames.Tasks)
         assert not self._from_server.pending, "one send is one frame"
-        assert not self.asked_to_stop, "tasks were sent after the end"
-        self.frames.append(frame)
-        self._unanswered += frame.ids
+        assert not self.asked_to_stop, "something was sent after the end"
+        if isinstance(frame, frames.Cancel):
+            self.cancelled += frame.ids
+        elif isinstance(frame, frames.Taken):
+            self.taken += zip(frame.ids, frame.sizes, strict=True)
+        else:
+            assert isinstance(frame, frames.Tasks)
+            self.frames.append(frame)
+            self._unanswered += frame.ids
 
     def drain(self) -> None:
         """Nothing lies in a fake pipe: its frames are handed over at once."""
@@ -141,6 +154,9 @@ class FakeWorker:
 
     def close(self) -> None:
         self._open = False
+
+    def progress(self) -> Progress:
+        return Progress(len(self.given) if self.begun is None else self.begun, self.beats)
 
     def kill(self) -> None:
         self.killed = True
@@ -218,7 +234,13 @@ class FakeWorker:
             payloads = [b"re:" + self.payload(task_id) for task_id in ids]
         for task_id in ids:
             self._unanswered.remove(task_id)
+        self.beats += 1
         self.write(frames.encode_results(frames.Results(ids, [code] * len(ids), payloads, seconds)))
+
+    def emit(self, ids: Sequence[int], payloads: Sequence[bytes]) -> None:
+        """Send pieces of streams."""
+        self.beats += 1
+        self.write(frames.encode_events(frames.Events(ids, payloads)))
 
     def reply_unasked(self, ids: Sequence[int]) -> None:
         """Answer tasks whether or not it has them."""
@@ -288,9 +310,25 @@ def stage(
     max_wait: float = 0.0,
     adaptive: bool = False,
     max_attempts: int = 2,
+    start_timeout: float = 3600.0,
+    timeout: float = 5.0,
+    concurrency: int = 1,
+    ordered: bool = True,
+    streams: bool = False,
 ) -> StagePlan:
-    specs = [spec(stage=name, worker_id=n, max_batch_size=max_batch_size) for n in range(1, num + 1)]
-    return StagePlan(specs, None, max_wait, adaptive, max_attempts)
+    specs = [spec(stage=name, worker_id=n, max_batch_size=max_batch_size, timeout=timeout) for n in range(1, num + 1)]
+    return StagePlan(
+        specs,
+        None,
+        batch_size=max_batch_size,
+        max_wait=max_wait,
+        adaptive=adaptive,
+        max_attempts=max_attempts,
+        start_timeout=start_timeout,
+        concurrency=concurrency,
+        ordered=ordered,
+        streams=streams,
+    )
 
 
 class Service:
@@ -303,11 +341,15 @@ class Service:
         *,
         capacity: int = 1000,
         timeout: float = PATIENCE,
+        event_timeout: float = PATIENCE,
+        stall_timeout: float = PATIENCE,
+        stream_buffer: int = 1024,
+        load_shedding: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.launcher = FakeLauncher(FakeWorker.ready)
         self.metrics = ServiceMetrics(
-            "test", [StageMetrics(plan.name, batched=plan.max_batch_size > 1) for plan in stages]
+            "test", [StageMetrics(plan.name, batched=plan.batch_size > 1, streams=plan.streams) for plan in stages]
         )
         pipelines = [range(len(stages))] if routes is None else routes
         self.coordinator = Coordinator(
@@ -315,8 +357,7 @@ class Service:
             [RoutePlan(f"/{place}", tuple(pipeline)) for place, pipeline in enumerate(pipelines)],
             lambda plan, loop: self.launcher,
             self.metrics,
-            capacity=capacity,
-            timeout=timeout,
+            Limits(capacity, timeout, event_timeout, stall_timeout, stream_buffer, load_shedding),
             clock=clock,
         )
         self._names = itertools.count(1)

@@ -8,8 +8,9 @@ import time
 import pytest
 from fakes import FakeClock, FakeWorker, Service, answer, running, settled_loop, stage, told, until
 
-from mosec_asgi.batching.coordinator import CLOSING, STAGE_DOWN, TIMED_OUT, TOO_MANY, WORKER_DIED
+from mosec_asgi.batching.coordinator import CLOSING, TOO_MANY
 from mosec_asgi.batching.service import CLIENT_LEFT, StageStatistics, Ticket
+from mosec_asgi.batching.stage import STAGE_DOWN, TIMED_OUT, WORKER_DIED
 from mosec_asgi.errors import Failure, StartupError
 from mosec_asgi.ipc import frames
 

@@ -1,13 +1,8 @@
-"""The async shell around the queues: requests in, frames to the pools, answers to futures.
+"""The async shell around the queues: requests in, tasks through their stages, answers to futures.
 
-All state of the tasks lives on one event loop. The coordinator decides nothing about batches and nothing about
-processes: it tells each stage's `Scheduler` and `Supervisor` what has happened, and carries out what they say.
-
-It works in turns. Whatever happens in one turn of the loop (requests that arrive, results that come back) only marks
-the stages that it touches; at the turn's end each marked stage is asked once for its assignments. So all that is
-ready for one worker goes out as one frame and one write, however it came. Only a task that finds its stage idle does
-not wait for the turn's end, which spares a lonely request a round of the loop. One timer stands for all deadlines, at
-the earliest of them, and one for each stage whose batch waits to fill.
+All state of the tasks lives on one event loop. The coordinator admits tasks, hands them from `Stage` to `Stage`, and
+ends each exactly once: with its result, an error, its deadline, or its client's leaving. One timer stands for all
+deadlines, at the earliest of them.
 """
 
 from __future__ import annotations
@@ -21,57 +16,26 @@ from dataclasses import dataclass
 from http import HTTPStatus
 
 from mosec_asgi import log
-from mosec_asgi.batching.scheduler import Assignment, Scheduler
+from mosec_asgi.batching.flow import Flow
 from mosec_asgi.batching.service import CLIENT_LEFT, StageStatistics, Statistics, Ticket
+from mosec_asgi.batching.stage import STAGE_DOWN, TIMED_OUT, Stage, StagePlan
 from mosec_asgi.batching.task import State, Task
 from mosec_asgi.errors import Failure
 from mosec_asgi.ipc import frames
-from mosec_asgi.metrics import ServiceMetrics, StageMetrics
-from mosec_asgi.pool.child import WorkerSpec
+from mosec_asgi.metrics import ServiceMetrics
 from mosec_asgi.pool.process import Launcher
-from mosec_asgi.pool.supervisor import PoolWorker, Supervisor
 
 # Seconds that workers get to run `Worker.close` before they are killed.
 CLOSE_SECONDS = 5.0
+# The longest `Retry-After`: a service that is further behind may as well be asked again.
+MOST_RETRY_SECONDS = 60
 
-TIMED_OUT = Failure(HTTPStatus.REQUEST_TIMEOUT, "inference timeout")
-TOO_MANY = Failure(HTTPStatus.TOO_MANY_REQUESTS, "too many requests: the service is at its capacity", retry_after=1)
+TOO_MANY = "too many requests: the service is at its capacity"
+TOO_LATE = "too many requests: this one would not be done in time"
 CLOSING = Failure(HTTPStatus.SERVICE_UNAVAILABLE, "the service is shutting down", retry_after=1)
-STAGE_DOWN = Failure(
-    HTTPStatus.SERVICE_UNAVAILABLE, "the model is not available: its workers do not start", retry_after=5
-)
-WORKER_DIED = Failure(HTTPStatus.INTERNAL_SERVER_ERROR, "internal error: the worker died while it ran this request")
+STALLED = Failure(HTTPStatus.REQUEST_TIMEOUT, "inference timeout: the client does not read its stream")
 
 logger = log.internal_logger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class StagePlan:
-    """A stage to be run.
-
-    Attributes:
-        specs: what each of its workers is to run.
-        variables: the environment of each worker, or None.
-        max_wait: seconds that a task may wait for its batch to fill.
-        adaptive: `max_wait` is not the user's: wait only where it pays.
-        max_attempts: workers that may die with a task before it is answered 500.
-    """
-
-    specs: list[WorkerSpec]
-    variables: list[dict[str, str]] | None
-    max_wait: float
-    adaptive: bool
-    max_attempts: int
-
-    @property
-    def name(self) -> str:
-        """The stage's name."""
-        return self.specs[0].stage
-
-    @property
-    def max_batch_size(self) -> int:
-        """The most tasks in a batch."""
-        return self.specs[0].max_batch_size
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,31 +46,34 @@ class RoutePlan:
     stages: tuple[int, ...]
 
 
-class _Stage:
-    """A running stage: the pool and the queue that belong together, and the pool's listener."""
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a service allows.
 
-    def __init__(self, plan: StagePlan, metrics: StageMetrics, coordinator: Coordinator) -> None:
-        self.plan = plan
-        self.metrics = metrics
-        self.pool: Supervisor
-        self.scheduler: Scheduler[PoolWorker] = Scheduler(plan.max_batch_size, plan.max_wait, adaptive=plan.adaptive)
-        self.marked = False
-        self.wake_at: float | None = None
-        self.timer: asyncio.TimerHandle | None = None
-        self._coordinator = coordinator
-        metrics.gauges = lambda: (self.scheduler.queued, self.pool.ready, self.pool.restarts)
+    Attributes:
+        capacity: the most tasks that are admitted and not yet answered.
+        timeout: seconds from a request's arrival to its 408; for a stream, to its first event.
+        event_timeout: seconds between two events of a stream.
+        stall_timeout: seconds that a stream may wait for its client to read.
+        stream_buffer: bytes of a stream that may wait for its client.
+        load_shedding: refuse at once what the measured speed of the stages would leave unanswered in time.
+    """
 
-    def worker_ready(self, worker: PoolWorker) -> None:
-        self._coordinator._worker_ready(self, worker)
+    capacity: int
+    timeout: float
+    event_timeout: float
+    stall_timeout: float
+    stream_buffer: int
+    load_shedding: bool = False
 
-    def worker_results(self, worker: PoolWorker, results: frames.Results) -> None:
-        self._coordinator._worker_results(self, worker, results)
 
-    def worker_gone(self, worker: PoolWorker) -> None:
-        self._coordinator._worker_gone(self, worker)
+@dataclass(slots=True)
+class _Entry:
+    """An admitted task, and where its answer goes."""
 
-    def stage_down(self) -> None:
-        self._coordinator._stage_down(self)
+    task: Task
+    outcome: asyncio.Future[bytes | Failure]
+    on_chunk: Callable[[bytes], None] | None
 
 
 class Coordinator:
@@ -118,9 +85,8 @@ class Coordinator:
         routes: Sequence[RoutePlan],
         launcher: Callable[[StagePlan, asyncio.AbstractEventLoop], Launcher],
         metrics: ServiceMetrics,
+        limits: Limits,
         *,
-        capacity: int,
-        timeout: float,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Describe the service; nothing is started.
@@ -130,21 +96,18 @@ class Coordinator:
             routes: the pipelines.
             launcher: makes what starts the workers of a stage.
             metrics: what to count into; its stages are those of `stages`, in the same order.
-            capacity: the most tasks that are admitted and not yet answered.
-            timeout: seconds from a request's arrival to its 408.
+            limits: what to allow.
             clock: seconds, monotonic.
         """
         self._plans = stages
         self._routes = routes
         self._make_launcher = launcher
         self._metrics = metrics
-        self._capacity = capacity
-        self._timeout = timeout
+        self._limits = limits
         self._clock = clock
-        self._stages: list[_Stage] = []
-        self._admitted: dict[int, tuple[Task, asyncio.Future[bytes | Failure]]] = {}
+        self._stages: list[Stage] = []
+        self._admitted: dict[int, _Entry] = {}
         self._numbers = itertools.count(1)
-        self._marked: list[_Stage] = []
         self._closing = False
         self._all_answered = asyncio.Event()
         self._sweep_at = math.inf
@@ -153,7 +116,7 @@ class Coordinator:
         metrics.remaining = lambda: len(self._admitted)
 
     def __repr__(self) -> str:
-        return f"<Coordinator admitted={len(self._admitted)} {[stage.scheduler for stage in self._stages]}>"
+        return f"<Coordinator admitted={len(self._admitted)} {self._stages}>"
 
     # -- its own life ------------------------------------------------------------------------------------------------
 
@@ -165,10 +128,8 @@ class Coordinator:
         """
         self._loop = asyncio.get_running_loop()
         for plan, metrics in zip(self._plans, self._metrics.stages, strict=True):
-            stage = _Stage(plan, metrics, self)
             launcher = self._make_launcher(plan, self._loop)
-            stage.pool = Supervisor(plan.specs, plan.variables, launcher, stage, self._clock, self._loop)
-            self._stages.append(stage)
+            self._stages.append(Stage(plan, metrics, self, launcher, self._clock, self._loop))
         starts = [asyncio.ensure_future(stage.pool.wait_started()) for stage in self._stages]
         try:
             for stage in self._stages:
@@ -192,8 +153,8 @@ class Coordinator:
                 await asyncio.wait_for(self._all_answered.wait(), grace)
             except asyncio.TimeoutError:
                 logger.warning("%d requests were not finished within %.1f s", len(self._admitted), grace)
-        for task, _ in list(self._admitted.values()):
-            self._settle(task, CLOSING)
+        for entry in list(self._admitted.values()):
+            self.failed(entry.task, CLOSING)
         pools = [stage.pool for stage in self._stages]
         for pool in pools:
             pool.ask_to_stop()
@@ -205,7 +166,7 @@ class Coordinator:
                 pool.kill_all("did not stop when asked")
             await stopped
         for stage in self._stages:
-            self._set_wake(stage, None)
+            stage.stop_timers()
         if self._sweep_timer is not None:
             self._sweep_timer.cancel()
 
@@ -223,30 +184,53 @@ class Coordinator:
     # -- asked by web ------------------------------------------------------------------------------------------------
 
     def submit(
-        self, route: int, body: bytes, request_id: str, timeout: float | None = None, *, example: bool = False
+        self,
+        route: int,
+        body: bytes,
+        request_id: str,
+        timeout: float | None = None,
+        *,
+        example: bool = False,
+        on_chunk: Callable[[bytes], None] | None = None,
     ) -> Ticket | Failure:
         """Admit a request, or say why not; see `Service.submit`."""
         stages = self._routes[route].stages
-        refusal = self._refusal(stages)
+        most = self._limits.timeout
+        timeout = most if timeout is None else min(timeout, most)
+        refusal = self._refusal(stages, timeout)
         if refusal is not None:
             self._stages[stages[0]].metrics.rejected += 1
             return refusal
         now = self._clock()
-        deadline = now + (self._timeout if timeout is None else timeout)
-        task = Task(next(self._numbers), request_id, route, stages, body, now, deadline, example=example)
+        deadline = now + timeout
+        flow = None if on_chunk is None else Flow(self._limits.stream_buffer)
+        task = Task(next(self._numbers), request_id, route, stages, body, now, deadline, example=example, flow=flow)
         future: asyncio.Future[bytes | Failure] = self._loop.create_future()
-        self._admitted[task.id] = (task, future)
+        self._admitted[task.id] = _Entry(task, future, on_chunk)
         if deadline < self._sweep_at:
             self._set_sweep(deadline, now)
-        self._enqueue(task, now)
+        self._stages[stages[0]].enqueue(task, now)
         return Ticket(task.id, future)
+
+    def taken(self, task_id: int, size: int) -> None:
+        """Note what the client has taken of a stream; see `Service.taken`."""
+        entry = self._admitted.get(task_id)
+        if entry is None or entry.task.flow is None:
+            return
+        task, flow = entry.task, entry.task.flow
+        was_full = flow.full
+        report = flow.taken(size)
+        if report:
+            self._stages[task.stage].taken(task, report)
+        if was_full:
+            self._allow(task, self._clock())
 
     def cancel(self, task_id: int) -> None:
         """Drop a task whose client has left; see `Service.cancel`."""
-        if task_id in self._admitted:
-            task, _ = self._admitted[task_id]
-            self._stages[task.stage].metrics.cancelled += 1
-            self._settle(task, CLIENT_LEFT)
+        entry = self._admitted.get(task_id)
+        if entry is not None:
+            self._stages[entry.task.stage].metrics.cancelled += 1
+            self.failed(entry.task, CLIENT_LEFT)
 
     def statistics(self) -> Statistics:
         """Return how things stand."""
@@ -263,186 +247,107 @@ class Coordinator:
         )
         return Statistics(len(self._admitted), self._closing, stages)
 
-    def _refusal(self, stages: tuple[int, ...]) -> Failure | None:
+    def _refusal(self, stages: tuple[int, ...], timeout: float) -> Failure | None:
         if self._closing:
             return CLOSING
-        if len(self._admitted) >= self._capacity:
-            return TOO_MANY
+        if len(self._admitted) >= self._limits.capacity:
+            return Failure(HTTPStatus.TOO_MANY_REQUESTS, TOO_MANY, self._retry_after(stages))
         for stage in stages:
             if self._stages[stage].pool.down:
                 return STAGE_DOWN
+        if self._limits.load_shedding and self._backlog_seconds(stages) > timeout:
+            return Failure(HTTPStatus.TOO_MANY_REQUESTS, TOO_LATE, self._retry_after(stages))
         return None
 
-    # -- heard from the pools ----------------------------------------------------------------------------------------
+    def _backlog_seconds(self, stages: tuple[int, ...]) -> float:
+        return max(self._stages[stage].backlog_seconds for stage in stages)
 
-    def _worker_ready(self, stage: _Stage, worker: PoolWorker) -> None:
-        stage.scheduler.add_worker(worker)
-        self._mark(stage)
+    def _retry_after(self, stages: tuple[int, ...]) -> int:
+        """Return whole seconds in which the slowest of the stages has worked off what is there now."""
+        return min(MOST_RETRY_SECONDS, max(1, math.ceil(self._backlog_seconds(stages))))
 
-    def _worker_results(self, stage: _Stage, worker: PoolWorker, results: frames.Results) -> None:
-        try:
-            tasks = stage.scheduler.answered(worker, results.ids, results.seconds)
-        except KeyError as error:
-            raise frames.FrameError(f"answered task {error}, which it did not have") from error
-        now = self._clock()
-        measured = stage.metrics.worker(worker.worker_id).process_duration
-        if stage.metrics.batched:
-            measured.observe(results.seconds)
-        elif tasks:
-            measured.observe(results.seconds / len(tasks), len(tasks))
-        for task, code, payload in zip(tasks, results.codes, results.payloads, strict=True):
-            if task.state is State.SETTLED:
-                continue
-            if code != 200:
-                self._settle(task, Failure(code, payload.decode(errors="replace")))
-            elif task.at_last_stage:
-                self._settle(task, payload)
-            else:
-                task.advance(payload, now)
-                self._enqueue(task, now)
-        if stage.scheduler.queued:
-            self._mark(stage)
+    # -- heard from the stages ---------------------------------------------------------------------------------------
 
-    def _worker_gone(self, stage: _Stage, worker: PoolWorker) -> None:
-        """Take back what a worker had: once more for each, alone, unless it has been on too many dying workers."""
-        begun, ahead = stage.scheduler.remove_worker(worker)
-        for task in begun:
-            task.attempts += 1
-        again: list[Task] = []
-        for task in begun + ahead:
-            if task.state is State.SETTLED:
-                continue
-            if task.attempts < stage.plan.max_attempts:
-                again.append(task)
-                continue
-            logger.error(
-                "answered 500: %d workers died with this task",
-                task.attempts,
-                extra={"stage": stage.plan.name, "worker": worker.worker_id, "request_id": task.request_id},
-            )
-            self._settle(task, WORKER_DIED)
-        stage.scheduler.requeue(again)
-        self._mark(stage)
+    def answered(self, task: Task, code: int, payload: bytes, now: float) -> None:
+        """Take a worker's answer to `task`: on to the next stage, or to its client."""
+        if code != 200:
+            self._settle(task, Failure(code, payload.decode(errors="replace")))
+        elif task.at_last_stage:
+            self._settle(task, payload)
+        else:
+            task.advance(payload, now)
+            self._stages[task.stages[task.position]].enqueue(task, now)
 
-    def _stage_down(self, stage: _Stage) -> None:
-        for task in stage.scheduler.waiting():
-            self._settle(task, STAGE_DOWN)
+    def streamed(self, task: Task, chunk: bytes, now: float) -> None:
+        """Pass a piece of a stream on to its client."""
+        entry = self._admitted[task.id]
+        flow = task.flow
+        if flow is None or entry.on_chunk is None:
+            raise frames.FrameError(f"streamed the answer to task {task.id}, whose route does not stream")
+        metrics = self._stages[task.stage].metrics
+        if flow.events:
+            metrics.event_gap.observe(now - flow.last)
+        else:
+            metrics.first_event.observe(now - task.arrived)
+            metrics.streams_open += 1
+        if not flow.came(len(chunk), now):
+            raise frames.FrameError(f"sent more of the stream of task {task.id} than there was room for")
+        metrics.events += 1
+        self._allow(task, now)
+        entry.on_chunk(chunk)
 
-    # -- a turn ------------------------------------------------------------------------------------------------------
+    def failed(self, task: Task, failure: Failure) -> None:
+        """Answer a task before its stage has: nothing more is expected of that one."""
+        self._stages[task.stage].drop(task)
+        self._settle(task, failure)
 
-    def _enqueue(self, task: Task, now: float) -> None:
-        stage = self._stages[task.stages[task.position]]
-        stage.scheduler.enqueue(task, now)
-        if stage.pool.down:
-            self._settle(task, STAGE_DOWN)
-        elif not stage.marked:
-            if stage.scheduler.starts_at_once:
-                self._dispatch(stage, now)
-            else:
-                self._mark(stage)
-
-    def _mark(self, stage: _Stage) -> None:
-        """Have `stage` asked for its assignments at the end of this turn of the loop."""
-        if stage.marked:
-            return
-        stage.marked = True
-        if not self._marked:
-            self._loop.call_soon(self._turn)
-        self._marked.append(stage)
-
-    def _turn(self) -> None:
-        marked, self._marked = self._marked, []
-        now = self._clock()
-        for stage in marked:
-            stage.marked = False
-            self._dispatch(stage, now)
-
-    def _dispatch(self, stage: _Stage, now: float) -> None:
-        assignments, wake_at = stage.scheduler.assign(now)
-        for assignment in assignments:
-            self._send(stage, assignment, now)
-        if wake_at != stage.wake_at:
-            self._set_wake(stage, wake_at, now)
-
-    def _send(self, stage: _Stage, assignment: Assignment[PoolWorker], now: float) -> None:
-        tasks = assignment.tasks
-        observe = stage.metrics.queue_wait.observe
-        flags: list[int] = []
-        for task in tasks:
-            observe(now - task.queued)
-            flags.append(_flags(task))
-        if stage.metrics.batched:
-            measured = stage.metrics.worker(assignment.worker.worker_id)
-            measured.batch_size.observe(len(tasks))
-            measured.batch_duration.observe(now - tasks[0].queued)
-        assignment.worker.send(
-            frames.encode_tasks(
-                frames.Tasks(
-                    [task.id for task in tasks],
-                    flags,
-                    [task.request_id for task in tasks],
-                    [task.payload for task in tasks],
-                )
-            )
+    def timed_out(self, task: Task) -> None:
+        """Answer a task whose time is over."""
+        stage = self._stages[task.stage]
+        stage.metrics.timed_out += 1
+        stalled = task.flow is not None and task.flow.full
+        where = "waiting in the queue" if task.state is State.QUEUED else "on a worker"
+        logger.warning(
+            "answered 408: not done within its time, %s",
+            "its client does not read the stream" if stalled else where,
+            extra={"stage": stage.plan.name, "request_id": task.request_id},
         )
+        self.failed(task, STALLED if stalled else TIMED_OUT)
 
     def _settle(self, task: Task, outcome: bytes | Failure) -> None:
-        """Answer a task: the one place where a task's life ends."""
-        _, future = self._admitted.pop(task.id)
-        if task.state is State.QUEUED:
-            self._stages[task.stage].scheduler.discard(task)
+        """End a task's life, here and nowhere else."""
+        future = self._admitted.pop(task.id).outcome
         task.settle()
+        if task.flow is not None and task.flow.events:
+            self._stages[task.stage].metrics.streams_open -= 1
         if not future.done():
             future.set_result(outcome)
         if self._closing and not self._admitted:
             self._all_answered.set()
 
-    # -- timers ------------------------------------------------------------------------------------------------------
+    # -- deadlines ---------------------------------------------------------------------------------------------------
 
-    def _set_wake(self, stage: _Stage, wake_at: float | None, now: float = 0.0) -> None:
-        if stage.timer is not None:
-            stage.timer.cancel()
-        stage.wake_at = wake_at
-        stage.timer = None if wake_at is None else self._call_at(wake_at, now, self._wake, stage)
-
-    def _wake(self, stage: _Stage) -> None:
-        stage.wake_at = stage.timer = None
-        self._mark(stage)
+    def _allow(self, task: Task, now: float) -> None:
+        """Give a stream time for its next event, or its client time to read."""
+        stalled = task.flow is not None and task.flow.full
+        task.deadline = now + (self._limits.stall_timeout if stalled else self._limits.event_timeout)
+        if task.deadline < self._sweep_at:
+            self._set_sweep(task.deadline, now)
 
     def _set_sweep(self, deadline: float, now: float) -> None:
         if self._sweep_timer is not None:
             self._sweep_timer.cancel()
         self._sweep_at = deadline
-        self._sweep_timer = self._call_at(deadline, now, self._sweep)
+        # Rounded up to whole milliseconds: uvloop's timers know no finer, and would otherwise fire too early and spin.
+        delay = math.ceil(max(0.0, deadline - now) * 1000) / 1000
+        self._sweep_timer = self._loop.call_later(delay, self._sweep)
 
     def _sweep(self) -> None:
         """Answer 408 to all tasks whose deadline has passed, and sleep until the next one's."""
         now = self._clock()
         self._sweep_at, self._sweep_timer = math.inf, None
-        for task, _ in list(self._admitted.values()):
-            if task.deadline <= now:
-                self._time_out(task)
+        for entry in list(self._admitted.values()):
+            if entry.task.deadline <= now:
+                self.timed_out(entry.task)
         if self._admitted:
-            self._set_sweep(min(task.deadline for task, _ in self._admitted.values()), now)
-
-    def _time_out(self, task: Task) -> None:
-        stage = self._stages[task.stage]
-        stage.metrics.timed_out += 1
-        logger.warning(
-            "answered 408: not done within its time, %s",
-            "waiting in the queue" if task.state is State.QUEUED else "on a worker",
-            extra={"stage": stage.plan.name, "request_id": task.request_id},
-        )
-        self._settle(task, TIMED_OUT)
-
-    def _call_at(self, when: float, now: float, callback: Callable[..., None], *args: object) -> asyncio.TimerHandle:
-        # Rounded up to whole milliseconds: uvloop's timers know no finer, and would otherwise fire too early and spin.
-        return self._loop.call_later(math.ceil(max(0.0, when - now) * 1000) / 1000, callback, *args)
-
-
-def _flags(task: Task) -> int:
-    """Return where a task stands in its pipeline, for the worker."""
-    flags = 0
-    if task.position == 0:
-        flags = frames.EXAMPLE if task.example else frames.INGRESS
-    return flags | frames.EGRESS if task.at_last_stage else flags
+            self._set_sweep(min(entry.task.deadline for entry in self._admitted.values()), now)

@@ -18,11 +18,16 @@ for every idle worker. A batch leaves when it is full, or when its oldest task h
 that task's arrival at the stage. A busy worker is sent one batch ahead (**prefetch**), but only if that batch is
 already full: a part of a batch can still grow while it waits here, and cannot once it has been sent.
 
+*Concurrent workers* (`concurrency` above 1: an event loop, or the slots of a continuous batch) run several tasks, or
+several batches, at a time. They answer in any order, and are sent a quarter more tasks than they run, so that one that
+is done is followed by the next without a round trip.
+
 *Waiting must pay.* Where `max_wait` was not set for the stage, an idle worker does not wait for a batch that the
 measured rate of arrivals would not fill in time.
 
-*After a crash* a task comes back to the head of the queue and is run alone, on a worker that has nothing else, so
-that if it is the one that kills workers, it kills alone.
+*After a crash* a task comes back to the head of the queue. One that the dead worker had begun is run alone, on a worker
+that has nothing else, so that if it is the one that kills workers, it kills alone. A stream has shown that it does not
+with its first event, and others may join it then.
 
 A task that is settled while it waits is dropped when the queue is next read past it; `discard` keeps the count of
 live ones true, and the queue compacts itself when more than half of it is dead.
@@ -33,6 +38,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Generic, TypeVar
 
 from mosec_asgi.batching.task import Event, State, Task
@@ -43,6 +49,10 @@ MAX_WINDOW = 128
 SMOOTHING = 0.2
 
 WorkerKey = TypeVar("WorkerKey", bound=Hashable)
+
+
+class AnswerError(Exception):
+    """A worker speaks of tasks that it does not have, or not in the order in which it was sent them."""
 
 
 @dataclass(slots=True)
@@ -61,15 +71,18 @@ class Assignment(Generic[WorkerKey]):
 class _Load:
     """What one worker has and how quick it is."""
 
-    __slots__ = ("alone", "batches", "order", "seconds_per_item", "sent", "window")
+    __slots__ = ("alone", "batches", "given", "order", "seconds_per_item", "sent", "window")
 
-    def __init__(self, order: int) -> None:
+    def __init__(self, order: int, window: int) -> None:
         # Tasks that it has not answered, by number, in the order in which they were sent.
         self.sent: dict[int, Task] = {}
-        # For each batch that it has, how many answers are missing; without batching, unused.
-        self.batches: deque[int] = deque()
+        # For each batch that it has, by the place of its first task, how many answers are missing; unused without
+        # batching.
+        self.batches: dict[int, int] = {}
+        # Tasks that it was ever sent.
+        self.given = 0
         self.seconds_per_item: float | None = None
-        self.window = 1
+        self.window = window
         # It runs a task that must be alone.
         self.alone = False
         # Breaks ties between idle workers in favour of the one that was used longest ago.
@@ -84,17 +97,29 @@ class _Load:
 class Scheduler(Generic[WorkerKey]):
     """The queue of one stage, and the loads of its workers."""
 
-    def __init__(self, max_batch_size: int, max_wait: float, *, adaptive: bool = False) -> None:
+    def __init__(
+        self,
+        max_batch_size: int,
+        max_wait: float,
+        *,
+        adaptive: bool = False,
+        concurrency: int = 1,
+        ordered: bool = True,
+    ) -> None:
         """Begin with an empty queue and no workers.
 
         Args:
             max_batch_size: the most tasks in a batch; 1 turns batching off.
             max_wait: seconds that a task may wait for its batch to fill.
             adaptive: let an idle worker start before `max_wait` where the batch would not fill in time.
+            concurrency: batches, or tasks where there is no batching, that a worker runs at a time.
+            ordered: a worker answers in the order in which it was sent its tasks; else in any.
         """
         self.max_batch_size = max_batch_size
         self.max_wait = max_wait
         self.adaptive = adaptive
+        self.concurrency = concurrency
+        self.ordered = ordered
         self._queue: deque[Task] = deque()
         self._live = 0
         self._in_flight = 0
@@ -117,6 +142,12 @@ class Scheduler(Generic[WorkerKey]):
         return self._in_flight
 
     @property
+    def slots_in_use(self) -> int:
+        """Tasks, or batches where there is batching, that workers run at this moment."""
+        units = ((load.batches if self.max_batch_size > 1 else load.sent) for load in self._loads.values())
+        return sum(min(len(unit), self.concurrency) for unit in units)
+
+    @property
     def starts_at_once(self) -> bool:
         """Whether a single waiting task has nothing to wait for: no batch to fill, and workers with nothing to do."""
         return self._live == 1 and self._in_flight == 0 and self.max_batch_size == 1
@@ -125,29 +156,44 @@ class Scheduler(Generic[WorkerKey]):
         """Return the live tasks that wait, in order."""
         return [task for task in self._queue if task.state is State.QUEUED]
 
-    def sent_to(self, worker: WorkerKey) -> list[Task]:
-        """Return the tasks that `worker` has and has not answered, in the order in which they were sent."""
-        return list(self._loads[worker].sent.values())
+    @property
+    def busy(self) -> list[WorkerKey]:
+        """The workers that have tasks to answer."""
+        return [worker for worker, load in self._loads.items() if load.sent]
+
+    def given(self, worker: WorkerKey, ids: Iterable[int]) -> list[Task]:
+        """Return the tasks with these numbers, which `worker` has.
+
+        Raises:
+            AnswerError: it does not have one of them.
+        """
+        sent = self._loads[worker].sent
+        try:
+            return [sent[task_id] for task_id in ids]
+        except KeyError as error:
+            raise AnswerError(f"spoke of task {error}, which it did not have") from None
+
+    def begun(self, worker: WorkerKey, count: int) -> list[Task]:
+        """Return the tasks that `worker` has not answered and has begun: it began `count` of all that it was sent."""
+        return [task for task in self._loads[worker].sent.values() if task.place <= count]
+
+    def holder(self, task: Task) -> WorkerKey | None:
+        """Return the worker that has `task`."""
+        return next((worker for worker, load in self._loads.items() if task.id in load.sent), None)
 
     # -- what has happened -------------------------------------------------------------------------------------------
 
     def add_worker(self, worker: WorkerKey) -> None:
         """Take a worker into use; it has nothing yet."""
         self._used += 1
-        self._loads[worker] = _Load(self._used)
+        ahead = self.concurrency // 4 if self.max_batch_size == 1 else 0
+        self._loads[worker] = _Load(self._used, self.concurrency + ahead)
 
-    def remove_worker(self, worker: WorkerKey) -> tuple[list[Task], list[Task]]:
-        """Forget a worker.
-
-        Returns:
-            the tasks that it had not answered, in the order in which they were sent: those that it may have begun, and
-            those that it was sent ahead. Without batching all may be begun: answers of quick tasks are gathered.
-        """
-        load = self._loads.pop(worker)
-        tasks = list(load.sent.values())
+    def remove_worker(self, worker: WorkerKey) -> list[Task]:
+        """Forget a worker; return the tasks that it had not answered, in the order in which they were sent."""
+        tasks = list(self._loads.pop(worker).sent.values())
         self._in_flight -= len(tasks)
-        begun = load.batches[0] if load.batches else len(tasks)
-        return tasks[:begun], tasks[begun:]
+        return tasks
 
     def enqueue(self, task: Task, now: float) -> None:
         """Put a task that has arrived at this stage at the end of the queue."""
@@ -157,12 +203,16 @@ class Scheduler(Generic[WorkerKey]):
             self._note_arrival(now)
 
     def requeue(self, tasks: Iterable[Task]) -> None:
-        """Put tasks that a dead worker had back at the head of the queue, in their order, each to be run alone."""
+        """Put tasks that a dead worker had back at the queue's head, in their order; those with attempts, alone."""
         for task in sorted(tasks, key=lambda task: (task.queued, task.id), reverse=True):
             task.step(Event.REQUEUE)
-            task.alone = True
+            task.alone = task.attempts > 0
             self._queue.appendleft(task)
             self._live += 1
+
+    def proven(self, worker: WorkerKey) -> None:
+        """Note that the task which `worker` runs alone has been seen to work, so that others may join it."""
+        self._loads[worker].alone = False
 
     def discard(self, task: Task) -> None:
         """Note that `task`, which waits here, is being settled; to be called once, before it is."""
@@ -182,22 +232,25 @@ class Scheduler(Generic[WorkerKey]):
             the tasks, in the order of `ids`.
 
         Raises:
-            KeyError: it has no such task, or has answered it already; nothing is changed.
+            AnswerError: it has no such task, has answered it already, or has to answer another one before; nothing is
+                changed.
         """
         load = self._loads[worker]
         sent = load.sent
-        tasks = [sent[task_id] for task_id in ids]
-        if len(tasks) > 1 and len(set(ids)) < len(tasks):
-            raise KeyError("one of them twice")
-        for task_id in ids:
-            del sent[task_id]
-        self._in_flight -= len(tasks)
+        count = len(ids)
+        if self.ordered:
+            if tuple(islice(sent, count)) != tuple(ids):
+                raise AnswerError(f"answered the tasks {_brief(ids)} when its next ones were {_brief(list(sent))}")
+        elif len(set(ids)) < count or not sent.keys() >= set(ids):
+            raise AnswerError(f"answered the tasks {_brief(ids)}, and did not have each of them once")
+        tasks = [sent.pop(task_id) for task_id in ids]
+        self._in_flight -= count
         if not sent:
             load.alone = False
-        if tasks and self.max_batch_size == 1:
-            self._measure(load, seconds / len(tasks))
-        elif tasks:
-            self._close_batches(load, len(tasks))
+        if self.max_batch_size > 1:
+            self._count_off(load, tasks)
+        elif tasks and self.concurrency == 1:
+            self._measure(load, seconds / count)
         return tasks
 
     # -- what to do --------------------------------------------------------------------------------------------------
@@ -245,7 +298,7 @@ class Scheduler(Generic[WorkerKey]):
         while (oldest := self._head()) is not None:
             alone = oldest.alone
             full = alone or self._live >= self.max_batch_size
-            worker = self._idle_worker()
+            worker = self._idle_worker(alone=alone)
             if worker is None:
                 # Only a full batch goes ahead to a busy worker, and one that must be alone never does.
                 worker = self._prefetching_worker() if full and not alone else None
@@ -255,20 +308,25 @@ class Scheduler(Generic[WorkerKey]):
                 return assignments, oldest.queued + self.max_wait
             batch = self._form_batch()
             self._take(worker, batch)
-            self._loads[worker].batches.append(len(batch))
+            self._loads[worker].batches[batch[0].place] = len(batch)
             assignments.append(Assignment(worker, batch))
         return assignments, None
 
-    def _idle_worker(self) -> WorkerKey | None:
-        idle = [(load.order, worker) for worker, load in self._loads.items() if not load.sent]
+    def _idle_worker(self, *, alone: bool) -> WorkerKey | None:
+        """Return the worker that runs the fewest batches and has room to run one more at once."""
+        idle = [
+            ((len(load.batches), load.order), worker)
+            for worker, load in self._loads.items()
+            if not load.alone and len(load.batches) < (1 if alone else self.concurrency)
+        ]
         return min(idle, key=lambda pair: pair[0])[1] if idle else None
 
     def _prefetching_worker(self) -> WorkerKey | None:
-        """Return the busy worker with one batch only that will be free first."""
+        """Return the worker with all that it can run and nothing ahead that will be free first."""
         ready = [
-            ((load.work, len(load.sent), load.order), worker)
+            ((len(load.sent), load.order), worker)
             for worker, load in self._loads.items()
-            if len(load.batches) == 1 and not load.alone
+            if len(load.batches) == self.concurrency and not load.alone
         ]
         return min(ready, key=lambda pair: pair[0])[1] if ready else None
 
@@ -306,10 +364,13 @@ class Scheduler(Generic[WorkerKey]):
         load = self._loads[worker]
         self._used += 1
         load.order = self._used
+        first = load.given + 1
         for task in tasks:
             while self._queue.popleft() is not task:
                 pass
             task.step(Event.DISPATCH)
+            load.given += 1
+            task.place, task.batch = load.given, first
             load.sent[task.id] = task
             load.alone = load.alone or task.alone
         self._live -= len(tasks)
@@ -322,17 +383,20 @@ class Scheduler(Generic[WorkerKey]):
         load.window = max(1, min(MAX_WINDOW, int(quick)))
 
     @staticmethod
-    def _close_batches(load: _Load, answers: int) -> None:
-        """Count answers off the batches that a worker has; it runs them in order."""
-        while answers:
-            counted = min(answers, load.batches[0])
-            answers -= counted
-            load.batches[0] -= counted
-            if not load.batches[0]:
-                load.batches.popleft()
+    def _count_off(load: _Load, tasks: Iterable[Task]) -> None:
+        """Count answered tasks off the batches that their worker has."""
+        batches = load.batches
+        for task in tasks:
+            batches[task.batch] -= 1
+            if not batches[task.batch]:
+                del batches[task.batch]
 
     def _note_arrival(self, now: float) -> None:
         if self._last_arrival is not None:
             gap = now - self._last_arrival
             self._gap = gap if self._gap is None else self._gap + SMOOTHING * (gap - self._gap)
         self._last_arrival = now
+
+
+def _brief(ids: Sequence[int]) -> str:
+    return ", ".join(map(str, ids[:8])) + (", ..." if len(ids) > 8 else "")

@@ -21,6 +21,8 @@ from __future__ import annotations
 
 import enum
 
+from mosec_asgi.batching.flow import Flow
+
 
 # IntEnum, not Enum: a plain enum's hash is a Python function, and each request looks up the table four times.
 class State(enum.IntEnum):
@@ -68,13 +70,16 @@ class Task:
         queued: when it came to the queue of the stage that it is at.
         attempts: workers of this stage that died while they ran it, or may have.
         alone: its worker died; it is to be run with nothing else on the worker.
+        place: on its worker: how many tasks that one had been sent with it.
+        batch: on its worker: the place of its batch's first task.
+        flow: of a task whose result is a stream: what is on its way to the client.
         example: a dry run: the first worker's own example takes the place of the payload.
         state: see the table.
     """
 
     __slots__ = (
-        "alone", "arrived", "attempts", "deadline", "example", "id", "payload", "position", "queued", "request_id",
-        "route", "stages", "state",
+        "alone", "arrived", "attempts", "batch", "deadline", "example", "flow", "id", "payload", "place", "position",
+        "queued", "request_id", "route", "stages", "state",
     )  # fmt: skip
 
     def __init__(
@@ -88,6 +93,7 @@ class Task:
         deadline: float,
         *,
         example: bool = False,
+        flow: Flow | None = None,
     ) -> None:
         self.id = id
         self.request_id = request_id
@@ -100,6 +106,8 @@ class Task:
         self.attempts = 0
         self.alone = False
         self.example = example
+        self.flow = flow
+        self.place = self.batch = 0
         self.state = State.QUEUED
 
     def __repr__(self) -> str:

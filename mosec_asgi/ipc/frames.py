@@ -7,6 +7,9 @@ read for many tasks. All numbers are little-endian.
     header   = magic u16, kind u8, pad u8, count u32, body length u64, seconds f64              (24 bytes)
     TASKS    = count x (task u64, payload length u64, flags u16, request id length u16), request ids, payloads
     RESULTS  = count x (task u64, payload length u64, status u16), payloads; seconds = the worker's time on them
+    EVENTS   = count x (task u64, payload length u64), payloads: pieces of streams, several of one task in order
+    CANCEL   = count x (task u64): nobody waits for these any more
+    TAKEN    = count x (task u64, bytes u64): what clients have taken of their streams
     READY    = nothing: the worker has loaded and warmed up
     FAILED   = text: the traceback of a worker that could not start
 
@@ -14,8 +17,8 @@ The table comes first, as one block of numbers, so that a frame is written by on
 one `unpack`, however many tasks it holds. The end of the stream asks a worker to stop, and tells the server that it
 has.
 
-The reading side trusts nothing: a frame with another magic, an unknown kind or lengths that do not add up raises
-`FrameError`, after which the stream has no meaning and the peer is to be treated as dead.
+The reading side trusts nothing: a frame with another magic, an unknown kind, a status that is none or lengths that do
+not add up raises `FrameError`, after which the stream has no meaning and the peer is to be treated as dead.
 """
 
 from __future__ import annotations
@@ -33,7 +36,15 @@ HEADER = struct.Struct("<HBxIQd")
 
 TASK_ENTRY = "QQHH"
 RESULT_ENTRY = "QQH"
-_ENTRY_SIZES = {entry: struct.calcsize("<" + entry) for entry in (TASK_ENTRY, RESULT_ENTRY)}
+EVENT_ENTRY = "QQ"
+CANCEL_ENTRY = "Q"
+TAKEN_ENTRY = "QQ"
+_ENTRY_SIZES = {
+    entry: struct.calcsize("<" + entry) for entry in (TASK_ENTRY, RESULT_ENTRY, EVENT_ENTRY, CANCEL_ENTRY, TAKEN_ENTRY)
+}
+# What a result may say: the result, an error, or (as nginx writes it, 499) that nobody waits for it.
+STATUSES = frozenset({200, *range(400, 600)})
+CANCELLED = 499
 
 
 class FrameError(Exception):
@@ -47,6 +58,9 @@ class Kind(enum.IntEnum):
     RESULTS = 2
     READY = 3
     FAILED = 4
+    EVENTS = 5
+    CANCEL = 6
+    TAKEN = 7
 
 
 # Where a task stands in its pipeline, which decides how the worker decodes and encodes it. Plain numbers, added up: an
@@ -92,6 +106,39 @@ class Results:
 
 
 @dataclass(slots=True)
+class Events:
+    """Pieces of streams: two columns of equal length.
+
+    Attributes:
+        ids: the tasks' numbers; a task may stand there several times.
+        payloads: bytes to pass on.
+    """
+
+    ids: Sequence[int]
+    payloads: Sequence[bytes]
+
+
+@dataclass(slots=True)
+class Cancel:
+    """Nobody waits for the tasks `ids` any more; each is still to be answered, with any status."""
+
+    ids: Sequence[int]
+
+
+@dataclass(slots=True)
+class Taken:
+    """What clients have taken of their streams since it was last said: two columns of equal length.
+
+    Attributes:
+        ids: the tasks' numbers.
+        sizes: bytes.
+    """
+
+    ids: Sequence[int]
+    sizes: Sequence[int]
+
+
+@dataclass(slots=True)
 class Ready:
     """The worker has loaded and warmed up."""
 
@@ -103,7 +150,7 @@ class Failed:
     text: str
 
 
-Frame = Tasks | Results | Ready | Failed
+Frame = Tasks | Results | Events | Cancel | Taken | Ready | Failed
 
 
 @functools.lru_cache(maxsize=256)
@@ -139,6 +186,25 @@ def encode_results(results: Results) -> bytes:
     count = len(results.ids)
     table = _pack_table(RESULT_ENTRY, (results.ids, map(len, results.payloads), results.codes), count)
     return _frame(Kind.RESULTS, count, results.seconds, [b"", table, *results.payloads])
+
+
+def encode_events(events: Events) -> bytes:
+    """Return `events` as a frame."""
+    count = len(events.ids)
+    table = _pack_table(EVENT_ENTRY, (events.ids, map(len, events.payloads)), count)
+    return _frame(Kind.EVENTS, count, 0.0, [b"", table, *events.payloads])
+
+
+def encode_cancel(cancel: Cancel) -> bytes:
+    """Return `cancel` as a frame."""
+    count = len(cancel.ids)
+    return _frame(Kind.CANCEL, count, 0.0, [b"", _pack_table(CANCEL_ENTRY, (cancel.ids,), count)])
+
+
+def encode_taken(taken: Taken) -> bytes:
+    """Return `taken` as a frame."""
+    count = len(taken.ids)
+    return _frame(Kind.TAKEN, count, 0.0, [b"", _pack_table(TAKEN_ENTRY, (taken.ids, taken.sizes), count)])
 
 
 def encode_ready() -> bytes:
@@ -205,6 +271,10 @@ class Decoder:
             return _decode_results(buffer, start, end, count, seconds)
         if kind == Kind.TASKS:
             return _decode_tasks(buffer, start, end, count)
+        if kind == Kind.EVENTS:
+            return _decode_events(buffer, start, end, count)
+        if kind in (Kind.CANCEL, Kind.TAKEN):
+            return _decode_numbers(kind, buffer, start, end, count)
         return _decode_notice(kind, count, buffer[start:end])
 
     @property
@@ -235,9 +305,26 @@ def _decode_results(data: bytes, start: int, end: int, count: int, seconds: floa
     (ids, lengths, codes), position = _unpack_table(RESULT_ENTRY, data, start, end, count)
     if not 0.0 <= seconds < math.inf:
         raise FrameError(f"no frame: results that took {seconds} seconds")
+    if not STATUSES.issuperset(codes):
+        raise FrameError(f"no frame: results with the statuses {sorted(set(codes) - STATUSES)}")
     if position + sum(lengths) != end:
         raise FrameError(f"no frame: {count} results do not add up to a body of {end - start} bytes")
     return Results(ids, codes, _cut(data, position, lengths), seconds)
+
+
+def _decode_events(data: bytes, start: int, end: int, count: int) -> Events:
+    (ids, lengths), position = _unpack_table(EVENT_ENTRY, data, start, end, count)
+    if position + sum(lengths) != end:
+        raise FrameError(f"no frame: {count} events do not add up to a body of {end - start} bytes")
+    return Events(ids, _cut(data, position, lengths))
+
+
+def _decode_numbers(kind: int, data: bytes, start: int, end: int, count: int) -> Cancel | Taken:
+    entry = CANCEL_ENTRY if kind == Kind.CANCEL else TAKEN_ENTRY
+    columns, position = _unpack_table(entry, data, start, end, count)
+    if position != end:
+        raise FrameError(f"no frame: {count} rows do not add up to a body of {end - start} bytes")
+    return Cancel(columns[0]) if kind == Kind.CANCEL else Taken(columns[0], columns[1])
 
 
 def _decode_tasks(data: bytes, start: int, end: int, count: int) -> Tasks:

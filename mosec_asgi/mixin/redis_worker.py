@@ -12,7 +12,7 @@ import contextlib
 import itertools
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from mosec_asgi.errors import DefinitionError, ServerError
@@ -38,7 +38,7 @@ class RedisShmIPCMixin(NeedsLibrary, Worker):
 
     _redis_client: Any = None
     _redis_keys: Iterator[bytes] | None = None
-    _redis_read: tuple[bytes, ...] = ()
+    _redis_read: frozenset[bytes] = frozenset()
 
     @classmethod
     def set_redis_url(cls, url: str) -> None:
@@ -81,15 +81,15 @@ class RedisShmIPCMixin(NeedsLibrary, Worker):
                 "redis has lost what the stage before has left there: it expired after "
                 f"{self.redis_ttl} s (redis_ttl), or redis dropped it for want of memory"
             )
-        self._redis_read += (data,)
+        self._redis_read |= {data}
         return super().deserialize_ipc(payload)
 
-    def _answered(self) -> None:
-        if self._redis_read:
+    def _answered(self, payloads: Sequence[bytes]) -> None:
+        if self._redis_read and (done := self._redis_read.intersection(payloads)):
             # Where redis cannot be reached, they expire.
             with contextlib.suppress(load("redis").RedisError):
-                self._client().delete(*self._redis_read)
-            self._redis_read = ()
+                self._client().delete(*done)
+            self._redis_read -= done
 
     def close(self) -> None:
         """Close the connections to redis."""

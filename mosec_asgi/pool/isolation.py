@@ -8,15 +8,37 @@ a part that fails is halved, one that succeeds is done, and a failed part of one
 Batches up to `COMPLETE` items are resolved completely: at most 2n - 2 calls, and for one culprit 2·log2(n). Larger ones
 get a budget of 4·log2(n) calls; what is still undecided when it is spent fails with the batch's error, since each call
 costs a model's time and its neighbours wait.
+
+`resolve` is what a worker uses: it also gathers the results of the parts that succeed.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Generator
-from typing import TypeAlias
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 COMPLETE = 16
+
+# In the place of a result that no run of `forward` has given yet.
+_UNDECIDED: Any = object()
+
+
+@dataclass(frozen=True, slots=True)
+class Raised:
+    """What `forward` raised instead of returning results.
+
+    Attributes:
+        error: the exception.
+        final: running parts again would meet it once more, or spend time that is over.
+    """
+
+    error: BaseException
+    final: bool = False
+
+
+Outcome: TypeAlias = Sequence[Any] | Raised
 
 Search: TypeAlias = Generator[list[int], bool, list[int]]
 
@@ -60,3 +82,44 @@ def search(size: int, calls: int | None = None) -> Search:
             if not (yield half):
                 parts.append(half)
     return sorted(failed)
+
+
+def resolve(size: int, calls: int | None = None) -> Generator[list[int], Outcome, list[Any]]:
+    """Bring a batch of `size` items to one result each, whatever some of them do to `forward`.
+
+    Yields:
+        the places of the items to run `forward` on, all of them first; send back its results for these, or what it
+        raised.
+
+    Args:
+        size: the number of items, at least 1.
+        calls: the most parts to run again; None for `budget(size)`.
+
+    Returns:
+        for each place its result, or the exception that it failed with.
+    """
+    outcome = yield list(range(size))
+    if not isinstance(outcome, Raised):
+        return list(outcome)
+    results: list[Any] = [_UNDECIDED] * size
+    errors: list[BaseException] = [outcome.error] * size
+    parts = search(size, calls)
+    part = None if outcome.final else next(parts, None)
+    while part is not None:
+        outcome = yield part
+        failed = isinstance(outcome, Raised)
+        if isinstance(outcome, Raised):
+            for place in part:
+                errors[place] = outcome.error
+            if outcome.final:
+                # What no run has answered by now fails with what ended the search.
+                errors = [outcome.error] * size
+                break
+        else:
+            for place, result in zip(part, outcome, strict=True):
+                results[place] = result
+        try:
+            part = parts.send(not failed)
+        except StopIteration:
+            part = None
+    return [error if result is _UNDECIDED else result for result, error in zip(results, errors, strict=True)]

@@ -25,7 +25,9 @@ from mosec_asgi import log
 from mosec_asgi.errors import StartupError
 from mosec_asgi.ipc.channel import Channel
 from mosec_asgi.ipc.frames import Frame
-from mosec_asgi.pool.child import WorkerSpec, main
+from mosec_asgi.ipc.progress import Progress, ProgressPage
+from mosec_asgi.pool.child import main
+from mosec_asgi.pool.spec import WorkerSpec
 
 logger = log.internal_logger(__name__)
 
@@ -36,6 +38,9 @@ class Handle(Protocol):
     @property
     def pid(self) -> int | None:
         """The process's number, for the logs."""
+
+    def progress(self) -> Progress:
+        """How far it has come; known until it has been reaped."""
 
     def kill(self) -> None:
         """End it now, without asking. Idempotent."""
@@ -121,11 +126,17 @@ class ProcessLauncher:
             ours, theirs = socket.socketpair()
         except OSError as error:
             raise StartupError(f"no pipe for worker {spec.worker_id} of {spec.stage}: {error}") from error
+        try:
+            page = ProgressPage()
+        except OSError as error:
+            ours.close()
+            theirs.close()
+            raise StartupError(f"no shared page for worker {spec.worker_id} of {spec.stage}: {error}") from error
         context = multiprocessing.get_context(self._start_method)
         name = f"mosec_asgi {spec.stage} {spec.worker_id}"
         target = main if spawn else _main_after_fork
         process = context.Process(  # type: ignore[attr-defined]
-            target=target, args=(spec, theirs), name=name, daemon=False
+            target=target, args=(spec, theirs, page), name=name, daemon=False
         )
         hide_main = spawn and not self._import_main and spec.worker.__module__ != "__main__"
         try:
@@ -133,10 +144,11 @@ class ProcessLauncher:
                 process.start()
         except Exception as error:
             ours.close()
+            page.close()
             raise StartupError(f"worker {spec.worker_id} of {spec.stage} cannot be started: {error}") from error
         finally:
             theirs.close()
-        handle = WorkerProcess(process, self._loop, on_exit)
+        handle = WorkerProcess(process, page, self._loop, on_exit)
         channel = Channel(ours, on_frame, on_closed)
         channel.open(self._loop)
         return handle, channel
@@ -145,8 +157,15 @@ class ProcessLauncher:
 class WorkerProcess:
     """A worker's process: a `Handle` that notices its exit through the event loop and reaps it."""
 
-    def __init__(self, process: BaseProcess, loop: asyncio.AbstractEventLoop, on_exit: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        process: BaseProcess,
+        page: ProgressPage,
+        loop: asyncio.AbstractEventLoop,
+        on_exit: Callable[[], None],
+    ) -> None:
         self._process = process
+        self._page = page
         self._loop = loop
         self._on_exit = on_exit
         self._watched = _exit_descriptor(process)
@@ -158,6 +177,10 @@ class WorkerProcess:
     def pid(self) -> int | None:
         """The process's number."""
         return self._process.pid
+
+    def progress(self) -> Progress:
+        """How far the worker has come."""
+        return self._page.read()
 
     def kill(self) -> None:
         """Kill the process. Idempotent; its exit is noticed as any other."""
@@ -183,12 +206,13 @@ class WorkerProcess:
         self._process.join(0)
         if self._process.exitcode is not None:
             self._loop.remove_reader(self._watched)
-            self._forget()
             self._on_exit()
+            self._forget()
 
     def _forget(self) -> None:
         if self in _running:
             _running.discard(self)
+            self._page.close()
             if self._watched != self._process.sentinel:
                 os.close(self._watched)
 
@@ -290,7 +314,7 @@ def _children_allowed() -> Iterator[None]:
             settings["daemon"] = daemonic
 
 
-def _main_after_fork(spec: WorkerSpec, sock: socket.socket) -> None:
+def _main_after_fork(spec: WorkerSpec, sock: socket.socket, page: ProgressPage) -> None:
     """Let go of the server's sockets that a forked worker has inherited, then run it.
 
     Kept open, they would hold the server's port after its death, its clients' connections after it has closed them, and
@@ -303,7 +327,7 @@ def _main_after_fork(spec: WorkerSpec, sock: socket.socket) -> None:
             _replace_if_socket(descriptor, null)
     os.close(null)
     _running.clear()
-    main(spec, sock)
+    main(spec, sock, page)
 
 
 def _open_descriptors() -> list[int]:

@@ -15,9 +15,9 @@ from typing import Protocol
 from mosec_asgi import log
 from mosec_asgi.errors import StartupError
 from mosec_asgi.ipc import frames
-from mosec_asgi.pool.child import WorkerSpec
 from mosec_asgi.pool.lifecycle import Backoff, Event, State, transition
 from mosec_asgi.pool.process import Handle, Launcher, Pipe
+from mosec_asgi.pool.spec import WorkerSpec
 
 logger = log.internal_logger(__name__)
 
@@ -30,6 +30,9 @@ class Listener(Protocol):
 
     def worker_results(self, worker: PoolWorker, results: frames.Results) -> None:
         """Take in results; raise `frames.FrameError` if `worker` was never given those tasks."""
+
+    def worker_events(self, worker: PoolWorker, events: frames.Events) -> None:
+        """Take in pieces of streams; raise `frames.FrameError` if `worker` may not send them."""
 
     def worker_gone(self, worker: PoolWorker) -> None:
         """Give no more tasks to `worker`, and take back what it has not answered."""
@@ -50,6 +53,8 @@ class PoolWorker:
         self.reason = ""
         # What it said if it could not start.
         self.traceback = ""
+        # Runs while it starts.
+        self.start_timer: asyncio.TimerHandle | None = None
         self.handle: Handle
         self.pipe: Pipe
 
@@ -88,6 +93,7 @@ class Supervisor:
         listener: Listener,
         clock: Callable[[], float],
         loop: asyncio.AbstractEventLoop,
+        start_timeout: float,
     ) -> None:
         """Describe the pool; nothing is started.
 
@@ -98,6 +104,7 @@ class Supervisor:
             listener: hears what happens to them.
             clock: seconds, monotonic.
             loop: for the delayed replacements.
+            start_timeout: seconds that a worker may take from its launch to its being ready.
         """
         self.stage = specs[0].stage
         self.restarts = 0
@@ -108,6 +115,7 @@ class Supervisor:
         self._listener = listener
         self._clock = clock
         self._loop = loop
+        self._start_timeout = start_timeout
         self._stopping = False
         self._started = False
         self._changed = asyncio.Event()
@@ -161,6 +169,7 @@ class Supervisor:
         for worker in self.workers:
             was_ready = worker.state is State.READY
             worker.state = transition(worker.state, Event.STOP)
+            _cancel_start_timer(worker)
             if was_ready:
                 self._listener.worker_gone(worker)
             worker.pipe.finish()
@@ -212,15 +221,26 @@ class Supervisor:
             self._start_failed(place, str(error))
             return
         place.worker = worker
+        worker.start_timer = self._loop.call_later(self._start_timeout, self._start_timed_out, worker)
         logger.debug("started as process %s", worker.handle.pid, extra=_extra(worker))
 
+    def _start_timed_out(self, worker: PoolWorker) -> None:
+        self.kill(
+            worker,
+            f"was not ready within {self._start_timeout:g} s; if it needs longer to load and warm up, "
+            "raise the setting start_timeout",
+        )
+
     def _on_frame(self, worker: PoolWorker, place: _Place, frame: frames.Frame) -> None:
-        if isinstance(frame, frames.Results) and worker.state is State.READY:
+        if isinstance(frame, (frames.Results, frames.Events)) and worker.state is State.READY:
             try:
-                self._listener.worker_results(worker, frame)
+                if isinstance(frame, frames.Results):
+                    self._listener.worker_results(worker, frame)
+                else:
+                    self._listener.worker_events(worker, frame)
             except frames.FrameError as error:
                 self.kill(worker, str(error))
-        elif isinstance(frame, frames.Results) and worker.state is State.STOPPING:
+        elif isinstance(frame, (frames.Results, frames.Events)) and worker.state is State.STOPPING:
             # Its tasks were taken back when it was asked to stop; nobody waits for these answers any more.
             return
         elif isinstance(frame, frames.Ready) and worker.state in (State.STARTING, State.STOPPING):
@@ -233,6 +253,7 @@ class Supervisor:
 
     def _on_ready(self, worker: PoolWorker, place: _Place) -> None:
         worker.state = transition(worker.state, Event.READY)
+        _cancel_start_timer(worker)
         if worker.state is not State.READY:
             return
         worker.ready_at = self._clock()
@@ -265,6 +286,7 @@ class Supervisor:
         was_ready = worker.state is State.READY
         asked = worker.state is State.STOPPING
         worker.state = transition(worker.state, Event.EXIT)
+        _cancel_start_timer(worker)
         worker.pipe.close()
         place.worker = None
         if was_ready:
@@ -301,6 +323,12 @@ class Supervisor:
     def _relaunch(self, place: _Place, delay: float) -> None:
         self.restarts += 1
         place.relaunch = self._loop.call_later(delay, self._launch, place)
+
+
+def _cancel_start_timer(worker: PoolWorker) -> None:
+    if worker.start_timer is not None:
+        worker.start_timer.cancel()
+        worker.start_timer = None
 
 
 def _extra(worker: PoolWorker) -> dict[str, object]:

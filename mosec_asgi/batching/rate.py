@@ -1,0 +1,50 @@
+"""How fast a stage answers while it is at work. Pure: time comes in as `now`.
+
+Time in which the stage has nothing to do does not count, so that a quiet hour does not make it look slow.
+"""
+
+from __future__ import annotations
+
+# A spell of work this long is a measurement; shorter ones are added up.
+SPELL_SECONDS = 0.5
+SMOOTHING = 0.5
+
+
+class Rate:
+    """Answers per second of work."""
+
+    __slots__ = ("_answers", "_per_second", "_since", "_worked")
+
+    def __init__(self) -> None:
+        self._since: float | None = None
+        self._worked = 0.0
+        self._answers = 0
+        self._per_second = 0.0
+
+    @property
+    def per_second(self) -> float:
+        """The measured rate; 0 while nothing is known."""
+        if self._per_second or not self._worked:
+            return self._per_second
+        return self._answers / self._worked
+
+    def begin(self, now: float) -> None:
+        """Note that there is work from now on."""
+        if self._since is None:
+            self._since = now
+
+    def answered(self, answers: int, now: float, *, idle: bool) -> None:
+        """Note answers; `idle` if no work is left."""
+        self._answers += answers
+        if self._since is not None:
+            self._worked += now - self._since
+        self._since = None if idle else now
+        if self._worked >= SPELL_SECONDS:
+            measured = self._answers / self._worked
+            before = self._per_second or measured
+            self._per_second = before + SMOOTHING * (measured - before)
+            self._worked, self._answers = 0.0, 0
+
+    def seconds_for(self, tasks: int) -> float:
+        """Return how long `tasks` take at this rate; 0 while nothing is known."""
+        return tasks / self.per_second if self.per_second else 0.0

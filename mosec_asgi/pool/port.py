@@ -1,0 +1,153 @@
+"""The worker's end of its pipe.
+
+The pipe does the queueing: while `forward` runs, the next frames already lie in it. A worker that streams, or is asked
+`is_cancelled`, looks into it in between, for clients that have left and for room that others have made by reading.
+"""
+
+from __future__ import annotations
+
+import select
+import socket
+import threading
+from collections import deque
+from collections.abc import Sequence
+
+from mosec_asgi.ipc import frames
+from mosec_asgi.ipc.progress import ProgressPage
+
+READ_SIZE = 1 << 18
+
+
+class Port:
+    """Receives tasks and sends what becomes of them. Sending may be done from any thread.
+
+    Attributes:
+        progress: where the worker notes how far it has come.
+        tasks: frames of tasks that have come and have not been begun.
+        cancelled: tasks that the worker has and nobody waits for.
+        ended: the server has ended the stream, or is gone: no more tasks come.
+    """
+
+    def __init__(self, sock: socket.socket, progress: ProgressPage) -> None:
+        self.progress = progress
+        self.tasks: deque[frames.Tasks] = deque()
+        self.cancelled: set[int] = set()
+        self.ended = False
+        self._sock = sock
+        self._decoder = frames.Decoder()
+        self._lock = threading.RLock()
+        # Tasks that have come and are not answered.
+        self._held: set[int] = set()
+        # Bytes of streams that have been sent and are not reported as taken.
+        self._outstanding: dict[int, int] = {}
+
+    def fileno(self) -> int:
+        """Return the descriptor to watch for something to `poll`."""
+        return self._sock.fileno()
+
+    # -- receiving ---------------------------------------------------------------------------------------------------
+
+    def next_tasks(self) -> frames.Tasks | None:
+        """Return the next frame of tasks, waiting for it; None when the server has ended the stream.
+
+        Raises:
+            FrameError: what comes is no frame, or not one for a worker.
+        """
+        if self.tasks:
+            # What came behind them may cancel some of them.
+            self.poll()
+        return self.tasks.popleft() if self.wait_for_tasks() else None
+
+    def wait_for_tasks(self) -> bool:
+        """Wait until there are tasks to begin; False when the server has ended the stream.
+
+        Raises:
+            FrameError: what comes is no frame, or not one for a worker.
+        """
+        while not self.tasks and not self.ended:
+            self._receive(0)
+        return bool(self.tasks)
+
+    def poll(self) -> None:
+        """Take in what has come, without waiting."""
+        with self._lock:
+            while not self.ended and self._receive(socket.MSG_DONTWAIT):
+                pass
+
+    def wait(self, seconds: float) -> None:
+        """Wait until something comes, then take it in."""
+        if not self.ended and select.select([self._sock], [], [], seconds)[0]:
+            self.poll()
+
+    def has_left(self, task_id: int) -> bool:
+        """Whether nobody waits for a task any more."""
+        self.poll()
+        return self.ended or task_id in self.cancelled or task_id not in self._held
+
+    def _receive(self, flags: int) -> bool:
+        """Read once; False where there is nothing to read now."""
+        try:
+            data = self._sock.recv(READ_SIZE, flags)
+        except (BlockingIOError, InterruptedError):
+            return False
+        except ConnectionResetError:
+            data = b""
+        if not data:
+            self.ended = True
+            return False
+        self._decoder.receive_data(data)
+        while (frame := self._decoder.next_frame()) is not None:
+            self._take(frame)
+        return True
+
+    def _take(self, frame: frames.Frame) -> None:
+        if isinstance(frame, frames.Tasks):
+            self.tasks.append(frame)
+            self._held.update(frame.ids)
+        elif isinstance(frame, frames.Cancel):
+            # Some may have been answered while the frame was on its way.
+            self.cancelled.update(self._held.intersection(frame.ids))
+        elif isinstance(frame, frames.Taken):
+            for task_id, size in zip(frame.ids, frame.sizes, strict=True):
+                if task_id in self._outstanding:
+                    self._outstanding[task_id] -= size
+        else:
+            raise frames.FrameError(f"a worker is sent tasks, not {type(frame).__name__}")
+
+    # -- sending -----------------------------------------------------------------------------------------------------
+
+    def ready(self) -> None:
+        """Say that the worker can be given tasks."""
+        self._send(frames.encode_ready())
+
+    def failed(self, text: str) -> None:
+        """Say why the worker could not start."""
+        self._send(frames.encode_failed(text))
+
+    def answer(self, results: frames.Results) -> None:
+        """Send results; their tasks are done with."""
+        with self._lock:
+            self._held.difference_update(results.ids)
+            if self.cancelled:
+                self.cancelled.difference_update(results.ids)
+            if self._outstanding:
+                for task_id in results.ids:
+                    self._outstanding.pop(task_id, None)
+            self._send(frames.encode_results(results))
+
+    def emit(self, ids: Sequence[int], payloads: Sequence[bytes]) -> None:
+        """Send pieces of streams."""
+        with self._lock:
+            for task_id, payload in zip(ids, payloads, strict=True):
+                self._outstanding[task_id] = self._outstanding.get(task_id, 0) + len(payload)
+            self._send(frames.encode_events(frames.Events(ids, payloads)))
+
+    def outstanding(self, task_id: int) -> int:
+        """Return how many bytes of a stream are on their way to its client."""
+        return self._outstanding.get(task_id, 0)
+
+    def _send(self, data: bytes) -> None:
+        try:
+            self._sock.sendall(data)
+        except (BrokenPipeError, ConnectionResetError):
+            self.ended = True

@@ -1,0 +1,36 @@
+"""What crosses into a worker process."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mosec_asgi.worker import Worker
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerSpec:
+    """What a worker is to run, and how.
+
+    Attributes:
+        worker: the class; crosses by name, so a spawned process must be able to import it.
+        stage: the stage's name.
+        worker_id: the worker's number in its stage, from 1.
+        max_batch_size: the most items a batch.
+        timeout: seconds that one call of `forward` may take; of a stream, that its next event may take.
+        isolation_calls: the most calls of `forward` to find the culprits of a failed batch; None for the default.
+        concurrency: batches, or items without batching, that an asynchronous worker runs at a time.
+        stream_buffer: bytes of a stream that may be on their way to its client.
+        log_level: the least level to log.
+        log_text: coloured text instead of JSON lines.
+    """
+
+    worker: type[Worker]
+    stage: str
+    worker_id: int
+    max_batch_size: int
+    timeout: float
+    isolation_calls: int | None = None
+    concurrency: int = 1
+    stream_buffer: int = 256 * 1024
+    log_level: str = "info"
+    log_text: bool = False

@@ -1,0 +1,150 @@
+"""Bounds the time of `forward`, from within by an exception, and where that cannot work, from the kernel."""
+
+from __future__ import annotations
+
+import ctypes
+import signal
+import sys
+import time
+from collections.abc import Callable
+
+from mosec_asgi import log
+from mosec_asgi.errors import MosecTimeoutError
+
+# Seconds after which the kernel ends a worker that even the server has not ended: the server is dead.
+FORSAKEN_SECONDS = 3.0
+
+logger = log.internal_logger(__name__)
+
+
+class Timer:
+    """Bounds a block's time by raising `MosecTimeoutError` in it: `with timer: ...`.
+
+    Uses SIGALRM, which Python handles on the main thread between two bytecodes; on any other thread it does nothing. A
+    call that never returns to Python is not interrupted. The server notices that and kills the worker, and if the
+    server has died, the kernel does.
+
+    The alarm is not set and cleared around each block, which would be two system calls for a task of some microseconds:
+    one that goes off early, for a block that has ended since, sets itself for what the present block has left.
+    """
+
+    def __init__(self, seconds: float, kernel: KernelTimer | None = None) -> None:
+        """Set nothing yet.
+
+        Args:
+            seconds: that a block may take.
+            kernel: ends the process where the exception cannot be raised.
+        """
+        self._seconds = seconds
+        self._kernel = kernel
+        self._deadline: float | None = None
+        self._pending = False
+        self._handles: bool | None = None
+
+    def __enter__(self) -> None:
+        if self._handles is None:
+            self._handles = _handle_alarm(self._alarm)
+        self.restart()
+
+    def __exit__(self, *_: object) -> None:
+        self._deadline = None
+
+    def restart(self) -> None:
+        """Give the block its whole time again."""
+        self._run_until(time.perf_counter() + self._seconds)
+
+    def pause(self) -> float | None:
+        """Stop the block's time; return what `resume` needs.
+
+        What is called from within `forward`, and must not be torn by the exception, stands between the two.
+        """
+        deadline, self._deadline = self._deadline, None
+        return deadline
+
+    def resume(self, deadline: float | None) -> None:
+        """Let the block's time run on; it has gone on meanwhile."""
+        if deadline is not None:
+            self._run_until(deadline)
+
+    def _run_until(self, deadline: float) -> None:
+        self._deadline = deadline
+        if self._handles and not self._pending:
+            self._set(max(deadline - time.perf_counter(), 1e-6))
+
+    def _set(self, seconds: float) -> None:
+        self._pending = True
+        signal.setitimer(signal.ITIMER_REAL, seconds)
+        if self._kernel is not None:
+            self._kernel.set(seconds + FORSAKEN_SECONDS)
+
+    def _alarm(self, *_: object) -> None:
+        self._pending = False
+        if self._deadline is None:
+            if self._kernel is not None:
+                self._kernel.set(0.0)
+            return
+        left = self._deadline - time.perf_counter()
+        if left > 0:
+            self._set(left)
+            return
+        self._deadline = None
+        raise MosecTimeoutError(f"`forward` took longer than {self._seconds:g} s")
+
+
+def _handle_alarm(handler: Callable[..., None]) -> bool:
+    """Install the handler of SIGALRM; False on a thread that cannot have one."""
+    try:
+        signal.signal(signal.SIGALRM, handler)
+    except ValueError:
+        return False
+    return True
+
+
+class _Event(ctypes.Structure):
+    # `struct sigevent` of <signal.h> on Linux, which is 64 bytes long.
+    _fields_ = (
+        ("value", ctypes.c_void_p),
+        ("signo", ctypes.c_int),
+        ("notify", ctypes.c_int),
+        ("rest", ctypes.c_byte * 48),
+    )
+
+
+class _Span(ctypes.Structure):
+    # `struct itimerspec` of <time.h>: the interval, and the time until the first expiry.
+    _fields_ = (
+        ("interval_seconds", ctypes.c_long),
+        ("interval_nanoseconds", ctypes.c_long),
+        ("seconds", ctypes.c_long),
+        ("nanoseconds", ctypes.c_long),
+    )
+
+
+class KernelTimer:
+    """A timer of the kernel that kills this process: `timer_create(2)` with SIGKILL. Linux only.
+
+    It needs nothing of Python when it goes off, so it ends a process whose interpreter is held by a call that never
+    returns.
+    """
+
+    def __init__(self) -> None:
+        """Make the timer; it is not set.
+
+        Raises:
+            OSError: this system has none.
+        """
+        if sys.platform != "linux":
+            raise OSError("timer_create is used on Linux only")
+        self._library = ctypes.CDLL(None, use_errno=True)
+        if not hasattr(self._library, "timer_create"):
+            # glibc before 2.34 keeps it apart.
+            self._library = ctypes.CDLL("librt.so.1", use_errno=True)
+        self._timer = ctypes.c_void_p()
+        event = _Event(signo=signal.SIGKILL, notify=0)
+        if self._library.timer_create(time.CLOCK_MONOTONIC, ctypes.byref(event), ctypes.byref(self._timer)):
+            raise OSError(ctypes.get_errno(), "timer_create failed")
+
+    def set(self, seconds: float) -> None:
+        """Kill the process in `seconds`, instead of what was set before; 0 for never."""
+        span = _Span(0, 0, int(seconds), int(seconds % 1 * 1e9))
+        self._library.timer_settime(self._timer, 0, ctypes.byref(span), None)

@@ -1,0 +1,35 @@
+"""Which workers have stopped making progress. Pure: time comes in as `now`.
+
+A worker counts its steps (`ipc.progress`). One that is at work and whose count stands still for longer than a step may
+take is stuck: in a call that never comes back to Python, or stopped from outside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from typing import Generic, TypeVar
+
+WorkerKey = TypeVar("WorkerKey", bound=Hashable)
+
+
+class Watchdog(Generic[WorkerKey]):
+    """Looks at the workers of one stage now and then."""
+
+    def __init__(self, limit: float) -> None:
+        """Begin with nothing seen.
+
+        Args:
+            limit: seconds that one step may take.
+        """
+        self._limit = limit
+        # The count of each worker that was at work at the last look, and since when it has stood there.
+        self._seen: dict[WorkerKey, tuple[int, float]] = {}
+
+    def stuck(self, beats: Mapping[WorkerKey, int], now: float) -> list[WorkerKey]:
+        """Look at the counts of all workers that are at work now; return those that are stuck."""
+        seen: dict[WorkerKey, tuple[int, float]] = {}
+        for worker, count in beats.items():
+            before = self._seen.get(worker)
+            seen[worker] = before if before is not None and before[0] == count else (count, now)
+        self._seen = seen
+        return [worker for worker, (_, since) in seen.items() if now - since >= self._limit]
