@@ -199,13 +199,9 @@ class ServiceMetrics:
             {stage.stage: stage.queue_wait for stage in stages},
         )
         gauges = [stage.gauges() for stage in stages]
+        running = [now.running for now in gauges]
         yield self._gauge("queue_length", "tasks that wait at a stage", stages, [now.queued for now in gauges])
-        yield self._gauge(
-            "slots_in_use",
-            "tasks, or batches, that workers run at this moment",
-            stages,
-            [now.running for now in gauges],
-        )
+        yield self._gauge("slots_in_use", "tasks, or batches, that workers run at this moment", stages, running)
         yield self._gauge("workers_ready", "workers that can be given tasks", stages, [now.ready for now in gauges])
         yield self._counter(
             "worker_restarts", "workers started in place of dead ones", stages, [now.restarts for now in gauges]

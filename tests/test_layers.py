@@ -22,10 +22,15 @@ FLOORS = {
     "batching": 4,
     "pool": 3,
     "ipc": 2,
-    "metrics": 1, "worker": 1, "runtime": 1, "mixin": 1, "config": 1, "schema": 1, "annotations": 1, "formats": 1,
+    "metrics": 1, "worker": 1, "streaming": 1, "runtime": 1, "mixin": 1, "config": 1, "schema": 1, "annotations": 1,
+    "formats": 1,
     "log": 0, "errors": 0, "version": 0,
 }  # fmt: skip
-PURE = {"batching.scheduler", "batching.task", "pool.lifecycle", "pool.isolation", "ipc.frames"}
+PURE = {
+    "batching.scheduler", "batching.task", "batching.flow", "batching.rate",
+    "pool.lifecycle", "pool.watchdog", "pool.isolation",
+    "ipc.frames",
+}  # fmt: skip
 IMPURE = {"asyncio", "socket", "time", "threading", "multiprocessing", "signal", "subprocess", "os", "select"}
 HEAVY = {
     "starlette", "uvicorn", "pydantic", "prometheus_client", "msgpack", "msgspec", "numbin", "numpy", "redis",

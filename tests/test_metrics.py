@@ -7,7 +7,7 @@ from prometheus_client import REGISTRY, Metric
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
-from mosec_asgi.metrics import DURATION_BUCKETS, SIZE_BUCKETS, Histogram, ServiceMetrics, StageMetrics
+from mosec_asgi.metrics import DURATION_BUCKETS, SIZE_BUCKETS, Gauges, Histogram, ServiceMetrics, StageMetrics
 
 OPENMETRICS = "application/openmetrics-text; version=1.0.0"
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
@@ -29,7 +29,7 @@ def service(namespace: str = "mosec_service") -> ServiceMetrics:
     model.worker(2).batch_duration.observe(0.01)
     pre.queue_wait.observe(0.002)
     pre.rejected, pre.timed_out, pre.cancelled = 1, 2, 3
-    model.gauges = lambda: (4, 2, 1)
+    model.gauges = lambda: Gauges(queued=4, running=3, ready=2, restarts=1)
     return metrics
 
 

@@ -494,7 +494,6 @@ def test_a_worker_that_never_comes_back_does_not_keep_the_service_from_ending(tm
         assert request.result().status_code in (408, 503)
 
 
-@pytest.mark.xfail(reason="only the request is given up; the worker is not replaced", strict=True)
 def test_a_worker_that_never_comes_back_is_replaced(tmp_path: Path) -> None:
     with serving(tmp_path, "server.append_worker(Stuck, timeout=0.2)", "--timeout", "1000") as program:
         first = program.client.post("/inference", json=0).json()
