@@ -10,7 +10,6 @@ import time
 from collections.abc import Mapping, Sequence
 
 from mosec_asgi import log
-from mosec_asgi.batching.service import Ticket
 from mosec_asgi.config import Settings
 from mosec_asgi.errors import Failure, StartupError
 from mosec_asgi.running import RunningService
@@ -65,8 +64,7 @@ async def _run_route(service: RunningService, place: int, path: str, pipeline: S
         return True
     example = worker.multi_examples[0] if len(worker.multi_examples) else worker.example
     began = time.perf_counter()
-    ticket = service.submit_example(place, f"dry-run{path}")
-    outcome = await ticket.outcome if isinstance(ticket, Ticket) else ticket
+    outcome = await service.run_example(place, f"dry-run{path}")
     if isinstance(outcome, Failure):
         logger.error("%s: the example was answered %d: %s", path, outcome.code, outcome.text)
         return False
@@ -74,7 +72,7 @@ async def _run_route(service: RunningService, place: int, path: str, pipeline: S
         "route": path,
         "stages": [runtime.worker.__name__ for runtime in pipeline],
         "request": example,
-        "result_size": len(outcome),
+        "result_size": outcome,
         "warmup_duration": time.perf_counter() - began,
     }
     logger.info("dry run result: %s", json.dumps(report, default=str))

@@ -41,6 +41,7 @@ class RunningService:
         self.loop = asyncio.get_running_loop()
         self._settings = settings
         self._import_main = import_main
+        self._streams = [streams(pipeline[-1].worker) for pipeline in routes.values()]
         runtimes, names = _stages(routes)
         methods = {names[runtime]: runtime.start_method for runtime in runtimes}
         stages = [plan_stage(runtime, names[runtime], settings) for runtime in runtimes]
@@ -84,9 +85,21 @@ class RunningService:
         """End all workers at once: the event loop is closed and nothing can be waited for."""
         self._coordinator.abandon()
 
-    def submit_example(self, route: int, request_id: str) -> Ticket | Failure:
-        """Run the example of a route's first worker; see `Service.submit`."""
-        return self._coordinator.submit(route, b"", request_id, example=True)
+    async def run_example(self, route: int, request_id: str) -> int | Failure:
+        """Run the example of a route's first worker; return the bytes of its result, or of its events."""
+        size = 0
+
+        def take(chunk: bytes) -> None:
+            nonlocal size
+            size += len(chunk)
+            if isinstance(ticket, Ticket):
+                self._coordinator.taken(ticket.id, len(chunk))
+
+        ticket = self._coordinator.submit(
+            route, b"", request_id, example=True, on_chunk=take if self._streams[route] else None
+        )
+        outcome = await ticket.outcome if isinstance(ticket, Ticket) else ticket
+        return outcome if isinstance(outcome, Failure) else size + len(outcome)
 
     def watch_daemon(
         self, name: str, process: subprocess.Popen[Any] | BaseProcess, on_exit: Callable[[str, int], None]
