@@ -17,9 +17,10 @@ from mosec_asgi.metrics import ServiceMetrics, StageMetrics
 from mosec_asgi.pool.child import WorkerSpec
 from mosec_asgi.pool.process import Launcher, ProcessLauncher
 from mosec_asgi.runtime import Runtime, stage_names
+from mosec_asgi.streaming import streams
 from mosec_asgi.version import SERVER
 from mosec_asgi.web import compression
-from mosec_asgi.web.app import App
+from mosec_asgi.web.app import App, Egress
 from mosec_asgi.web.openapi import build_document
 
 DAEMON_CHECK_SECONDS = 0.2
@@ -54,7 +55,10 @@ class RunningService:
             timeout=settings.timeout_seconds,
         )
         self.app = App(
-            {path: pipeline[-1].worker.resp_mime_type for path, pipeline in routes.items()},
+            {
+                path: Egress(pipeline[-1].worker.resp_mime_type, streams(pipeline[-1].worker))
+                for path, pipeline in routes.items()
+            },
             self._coordinator,
             metrics,
             functools.partial(openapi_document, routes, settings),
