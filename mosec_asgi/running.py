@@ -21,7 +21,7 @@ from mosec_asgi.runtime import Runtime, stage_names
 from mosec_asgi.streaming import ContinuousWorker, is_async, streams
 from mosec_asgi.version import SERVER
 from mosec_asgi.web import compression
-from mosec_asgi.web.app import App
+from mosec_asgi.web.app import App, Egress
 from mosec_asgi.web.openapi import build_document
 
 DAEMON_CHECK_SECONDS = 0.2
@@ -57,7 +57,10 @@ class RunningService:
             _limits(settings),
         )
         self.app = App(
-            {path: pipeline[-1].worker.resp_mime_type for path, pipeline in routes.items()},
+            {
+                path: Egress(pipeline[-1].worker.resp_mime_type, streams(pipeline[-1].worker))
+                for path, pipeline in routes.items()
+            },
             self._coordinator,
             metrics,
             functools.partial(openapi_document, routes, settings),

@@ -246,7 +246,7 @@ class Server:
         if scope["type"] == "http":
             running = self._running
             if running is None or running.loop is not asyncio.get_running_loop():
-                running = await self._start_late(send)
+                running = await self._start_late(scope, send)
                 if running is None:
                     return
             await running.app(scope, receive, send)
@@ -269,7 +269,7 @@ class Server:
         await self._stop()
         await send({"type": "lifespan.shutdown.complete"})
 
-    async def _start_late(self, send: Send) -> RunningService | None:
+    async def _start_late(self, scope: Scope, send: Send) -> RunningService | None:
         """Start at the first request, for an app whose lifespan nobody runs."""
         if self._starting is None:
             logger.warning(
@@ -279,10 +279,14 @@ class Server:
         try:
             return await self._ensure_started()
         except (StartupError, DefinitionError) as error:
+            from mosec_asgi.version import SERVER
+            from mosec_asgi.web.request import RequestIds
             from mosec_asgi.web.responses import NOT_STARTED, send_failure
 
-            logger.error("the service could not be started: %s", error)
-            await send_failure(send, NOT_STARTED, [])
+            request_id = RequestIds().of(dict(scope["headers"]))
+            logger.error("the service could not be started: %s", error, extra={"request_id": request_id})
+            headers = [(b"x-request-id", request_id.encode()), (b"server", SERVER.encode())]
+            await send_failure(send, NOT_STARTED, headers)
             return None
 
     async def _ensure_started(self) -> RunningService:

@@ -355,6 +355,18 @@ async def test_a_request_that_takes_too_long_is_answered_408(tmp_path: Path) -> 
         gate.touch()
 
 
+async def test_a_client_may_shorten_the_timeout_of_its_request(tmp_path: Path) -> None:
+    server, gate = gate_server(timeout=60_000), tmp_path / "gate"
+    async with server.lifespan(), client_of(server) as client:
+        answer = await client.post("/inference", json=str(gate), headers={"x-request-timeout": "50"})
+        assert answer.status_code == 408
+        refused = await client.post("/inference", json=str(gate), headers={"x-request-timeout": "soon"})
+        assert refused.status_code == 400
+        assert "x-request-timeout" in refused.text
+        assert await remaining(client) == 0
+        gate.touch()
+
+
 async def test_a_client_that_leaves_frees_its_place(tmp_path: Path) -> None:
     server, gate = gate_server(capacity=1), tmp_path / "gate"
     gone = asyncio.Event()
@@ -433,9 +445,12 @@ async def test_a_stage_that_cannot_start_is_answered_503_where_no_lifespan_is_ru
     server = Server()
     server.append_worker(Broken)
     async with client_of(server) as client:
-        for _ in range(2):
-            answer = await client.post("/inference", content=BODY)
+        for request_id in ("order 66", "order 67"):
+            answer = await client.post("/inference", content=BODY, headers={"x-request-id": request_id})
             assert (answer.status_code, "retry-after" in answer.headers) == (503, True)
+            assert answer.headers["x-request-id"] == request_id
+            assert answer.headers["server"] == f"mosec-asgi/{__version__}"
+        assert re.fullmatch("[0-9a-f]{32}", (await client.get("/readyz")).headers["x-request-id"])
 
 
 def test_starlettes_test_client_runs_the_lifespan() -> None:

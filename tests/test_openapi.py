@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import typing
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -19,17 +19,18 @@ import msgspec
 import numpy as np
 import pydantic
 import pytest
-from harness import ROOT, python, running
+from harness import ROOT, python, running, written
 from openapi_spec_validator import OpenAPIV31SpecValidator
 from typing_extensions import NotRequired, TypedDict
 
-from mosec_asgi import Runtime, Server, Worker, __version__
+from mosec_asgi import Runtime, Server, SSEWorker, Worker, __version__
 from mosec_asgi.batching import coordinator
 from mosec_asgi.mixin import PydanticMixin, TypedMsgPackMixin
 from mosec_asgi.schema import MOSEC_REF_TEMPLATE, ParseTarget
 from mosec_asgi.web import contract
 from mosec_asgi.web.components import Components
 from mosec_asgi.web.openapi import OpenAPI
+from mosec_asgi.web.request import BAD_TIMEOUT
 
 Operation = dict[str, Any]
 
@@ -381,12 +382,24 @@ class Base64(PydanticMixin):
         raise NotImplementedError
 
 
-class Problem(Worker):
+class Problem(SSEWorker):
     req_mime_type = "application/vnd.example+json"
-    resp_mime_type = "text/event-stream"
 
-    def forward(self, data: int) -> int:
+    def forward(self, data: int) -> Iterator[str]:
         raise NotImplementedError
+
+
+class Lines(SSEWorker):
+    """Streams a JSON document in pieces, or audio."""
+
+    resp_mime_type = "application/json"
+
+    def forward(self, data: int) -> Iterator[bytes]:
+        raise NotImplementedError
+
+
+class Speech(Lines):
+    resp_mime_type = "audio/wav"
 
 
 def test_a_body_that_is_no_notation_of_a_value_is_bytes_or_text() -> None:
@@ -416,6 +429,28 @@ def test_the_annotation_describes_every_notation_of_json_and_a_stream_is_text() 
     assert request_of(operation) == ("application/vnd.example+json", {"schema": {"type": "integer"}})
     assert response_of(operation) == ("text/event-stream", {"schema": {"type": "string"}})
     assert "server-sent events" in operation["responses"]["200"]["description"]
+
+
+def test_a_stream_of_events_names_only_the_errors_that_are_answered_in_its_place() -> None:
+    responses = operation_of(document_of(Problem))["responses"]
+    assert set(responses) == {"200", "400", "413", "415", "429", "503"}
+
+
+def test_a_stream_of_raw_chunks_may_fail_with_any_status_before_the_first_of_them() -> None:
+    assert response_of(operation_of(document_of(Lines))) == ("application/json", {"schema": {}})
+    operation = operation_of(document_of(Speech))
+    assert response_of(operation) == ("audio/wav", {"schema": {"type": "string", "format": "binary"}})
+    assert {"408", "422", "500"} <= set(operation["responses"])
+    assert "breaks off" in operation["responses"]["200"]["description"]
+
+
+def test_a_request_may_carry_its_id_and_its_timeout() -> None:
+    document = document_of(Silent)
+    names = [parameter["$ref"].rpartition("/")[2] for parameter in operation_of(document)["parameters"]]
+    parameters = [document["components"]["parameters"][name] for name in names]
+    assert [parameter["name"] for parameter in parameters] == ["x-request-id", "x-request-timeout"]
+    assert parameters[1]["schema"] == {"type": "integer", "minimum": 1}
+    assert BAD_TIMEOUT.text in json.dumps(document["components"]["responses"]["BadRequest"])
 
 
 def test_a_pipeline_takes_what_its_first_worker_takes_and_gives_what_its_last_one_gives() -> None:
@@ -789,6 +824,14 @@ async def test_the_service_shows_its_document_for_the_place_where_it_is_mounted(
 
 # -- the examples' documents, and their services -----------------------------------------------------------------------
 
+# A client that waits for one millisecond is rightly answered 408, and one that sends a header of its own 200.
+SCHEMATHESIS = """
+[checks.positive_data_acceptance]
+expected-statuses = ["2xx", "408"]
+
+[generation]
+allow-extra-parameters = false
+"""
 EXAMPLES = [pytest.param(path, id=path.stem) for path in sorted((ROOT / "openapi").glob("*.json"))]
 
 
@@ -806,6 +849,7 @@ def test_the_document_of_an_example_is_valid(document: Path) -> None:
 def test_a_running_example_keeps_to_its_document(document: Path, tmp_path: Path, log: Path) -> None:
     """What schemathesis makes up, valid and not, is never answered by a 5xx, nor by anything outside the contract."""
     server = ROOT / "examples" / document.stem / "server.py"
+    written(tmp_path, SCHEMATHESIS, "schemathesis.toml")
     with running(python(server, "--timeout", "30000"), log) as program:
         program.wait_ready()
         assert program.client.get("/openapi/metadata.json").json() == json.loads(document.read_text())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from starlette.applications import Starlette
@@ -13,10 +14,26 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mosec_asgi.batching.service import Service
 from mosec_asgi.metrics import ServiceMetrics
+from mosec_asgi.web.disconnect import DisconnectWatch
 from mosec_asgi.web.health import Health
-from mosec_asgi.web.inference import DisconnectWatch, InferenceEndpoint, RequestIds
+from mosec_asgi.web.inference import InferenceEndpoint
 from mosec_asgi.web.openapi import OpenAPI
+from mosec_asgi.web.request import BodyReader, RequestIds, Shared
+from mosec_asgi.web.sse import StreamEndpoint
 from mosec_asgi.web.swagger import Swagger
+
+
+@dataclass(frozen=True, slots=True)
+class Egress:
+    """What a route answers, as its last worker says.
+
+    Attributes:
+        content_type: of a result.
+        streams: a result is a stream.
+    """
+
+    content_type: str
+    streams: bool
 
 
 class App:
@@ -24,7 +41,7 @@ class App:
 
     def __init__(
         self,
-        routes: Mapping[str, str],
+        routes: Mapping[str, Egress],
         service: Service,
         metrics: ServiceMetrics,
         document: Callable[[], dict[str, Any]],
@@ -36,31 +53,27 @@ class App:
         """Build the routes.
 
         Args:
-            routes: content type of the results by path, in the order of the service's list.
+            routes: what is answered there by path, in the order of the service's list.
             service: runs the tasks.
             metrics: what to count into, and show.
             document: makes the OpenAPI document.
             max_request_size: bytes of a request's body, unpacked.
-            compressed: read compressed requests, and compress responses for clients that accept it.
+            compressed: read compressed requests, and compress results for clients that accept it; streams never are.
             server: what the `server` header says.
         """
         health, swagger = Health(service, metrics), Swagger()
-        header = (b"server", server.encode("latin-1"))
-        request_ids, watch = RequestIds(), DisconnectWatch(service.cancel)
-        self._inference: dict[str, InferenceEndpoint] = {
-            path: InferenceEndpoint(
-                path,
-                place,
-                content_type,
-                service,
-                metrics,
-                max_request_size=max_request_size,
-                compressed=compressed,
-                server=header,
-                request_ids=request_ids,
-                watch=watch,
-            )
-            for place, (path, content_type) in enumerate(routes.items())
+        shared = Shared(
+            service,
+            metrics,
+            BodyReader(max_request_size, compressed=compressed),
+            RequestIds(),
+            DisconnectWatch(service.cancel),
+            (b"server", server.encode("latin-1")),
+            compressed,
+        )
+        self._inference: dict[str, InferenceEndpoint | StreamEndpoint] = {
+            path: (StreamEndpoint if egress.streams else InferenceEndpoint)(path, place, egress.content_type, shared)
+            for place, (path, egress) in enumerate(routes.items())
         }
         self._rest = Starlette(
             routes=[

@@ -37,7 +37,7 @@ async def read_body(receive: Receive, declared: bytes | None, limit: int) -> byt
     Raises:
         ClientLeft: the client went away.
     """
-    if declared is not None and declared.isdigit() and int(declared) > limit:
+    if declared is not None and declared.isdigit() and float(declared) > limit:
         return too_large(limit)
     message = await receive()
     # Nearly every body comes whole, in one message.

@@ -8,10 +8,13 @@ from mosec_asgi.errors import INTERNAL_ERROR_TEXT, DecodingError, ValidationErro
 from mosec_asgi.schema import JSON
 from mosec_asgi.web import compression
 from mosec_asgi.web.body import EMPTY, too_large
+from mosec_asgi.web.request import BAD_TIMEOUT
+from mosec_asgi.web.responses import reason
 
 DESCRIPTION = (
     "A model route takes POST. An error is answered by its status and a line of text that says what is wrong. "
-    "A request may carry its own `x-request-id`; it comes back with the response and stands in the service's log."
+    "A request may carry its own `x-request-id`; it comes back with the response and stands in the service's log. "
+    "The header `x-request-timeout` says how long its client will wait for the answer."
 )
 MODEL_TAG = "inference"
 SERVICE_TAG = "service"
@@ -26,8 +29,12 @@ def _errors(max_request_size: int, *, compressed: bool) -> dict[int, tuple[str, 
     """Return the errors of a model route by status: the description, and examples of the text."""
     return {
         HTTPStatus.BAD_REQUEST: (
-            "The body is empty or cannot be decoded, or the model refuses it.",
-            [EMPTY.text, describe(DecodingError("the body is not JSON: unexpected character: line 1 column 1")).text],
+            "The body is empty or cannot be decoded, the model refuses it, or a header has no value that it can have.",
+            [
+                EMPTY.text,
+                describe(DecodingError("the body is not JSON: unexpected character: line 1 column 1")).text,
+                BAD_TIMEOUT.text,
+            ],
         ),
         HTTPStatus.REQUEST_TIMEOUT: ("There was no result within the timeout.", ["inference timeout"]),
         HTTPStatus.REQUEST_ENTITY_TOO_LARGE: (
@@ -55,19 +62,26 @@ def _errors(max_request_size: int, *, compressed: bool) -> dict[int, tuple[str, 
 
 
 _RETRY = (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE)
-# Under the names of RFC 9110, which Python's `HTTPStatus` has only from 3.13 on.
 _NAMES = {
-    HTTPStatus.BAD_REQUEST: "BadRequest",
-    HTTPStatus.REQUEST_TIMEOUT: "RequestTimeout",
-    HTTPStatus.REQUEST_ENTITY_TOO_LARGE: "ContentTooLarge",
-    HTTPStatus.UNSUPPORTED_MEDIA_TYPE: "UnsupportedMediaType",
-    HTTPStatus.UNPROCESSABLE_ENTITY: "UnprocessableContent",
-    HTTPStatus.TOO_MANY_REQUESTS: "TooManyRequests",
-    HTTPStatus.INTERNAL_SERVER_ERROR: "InternalServerError",
-    HTTPStatus.SERVICE_UNAVAILABLE: "ServiceUnavailable",
+    status: reason(status).replace(" ", "")
+    for status in (
+        HTTPStatus.BAD_REQUEST,
+        HTTPStatus.REQUEST_TIMEOUT,
+        HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+        HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+        HTTPStatus.UNPROCESSABLE_ENTITY,
+        HTTPStatus.TOO_MANY_REQUESTS,
+        HTTPStatus.INTERNAL_SERVER_ERROR,
+        HTTPStatus.SERVICE_UNAVAILABLE,
+    )
 }
 ERROR_RESPONSES = {str(int(status)): {"$ref": f"#/components/responses/{name}"} for status, name in _NAMES.items()}
-REQUEST_ID_PARAMETER = {"$ref": "#/components/parameters/RequestId"}
+# What can be answered in place of a stream of events; all later errors are events in it.
+REFUSALS = {status: ERROR_RESPONSES[status] for status in ("400", "413", "415", "429", "503")}
+PARAMETERS = [
+    {"$ref": "#/components/parameters/RequestId"},
+    {"$ref": "#/components/parameters/RequestTimeout"},
+]
 REQUEST_ID_HEADER = {"x-request-id": {"$ref": "#/components/headers/RequestId"}}
 
 
@@ -88,7 +102,15 @@ def components(max_request_size: int, *, compressed: bool) -> JSON:
                 "description": "What the logs shall call this request: up to 128 printable ASCII characters. "
                 "The service makes an id where there is none, or none that it can use.",
                 "schema": TEXT,
-            }
+            },
+            "RequestTimeout": {
+                "name": "x-request-timeout",
+                "in": "header",
+                "description": "Milliseconds that the client will wait: for the answer, or for the first chunk of a "
+                "stream. Then the request is dropped, wherever it is, and answered 408. It can only shorten the "
+                "service's own timeout.",
+                "schema": {"type": "integer", "minimum": 1},
+            },
         },
         "headers": {
             "RequestId": {"description": "What the logs call this request.", "schema": TEXT},

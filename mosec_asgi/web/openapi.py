@@ -25,10 +25,12 @@ from mosec_asgi import log
 from mosec_asgi.annotations import forward_input_type, forward_return_type
 from mosec_asgi.runtime import Runtime
 from mosec_asgi.schema import JSON, MOSEC_REF_TEMPLATE, MissingLibraryError, ParseTarget
+from mosec_asgi.streaming import streams
 from mosec_asgi.version import __version__
 from mosec_asgi.web import contract
 from mosec_asgi.web.components import Components
 from mosec_asgi.web.examples import request_examples
+from mosec_asgi.web.responses import has_events
 from mosec_asgi.worker import Worker
 
 # Notations of a value, by the last part of their names: application/json, application/problem+json, x-msgpack.
@@ -124,7 +126,7 @@ class _Builder:
             "summary": summary,
             **({"description": description} if description else {}),
             "operationId": route.operation_id,
-            "parameters": [contract.REQUEST_ID_PARAMETER],
+            "parameters": contract.PARAMETERS,
             "requestBody": {"description": body, "required": True, "content": self._request(route, first)},
             "responses": {
                 "200": {
@@ -132,7 +134,7 @@ class _Builder:
                     "headers": contract.REQUEST_ID_HEADER,
                     "content": self._response(route, last),
                 },
-                **contract.ERROR_RESPONSES,
+                **(contract.REFUSALS if _gives_events(last.worker) else contract.ERROR_RESPONSES),
             },
         }
 
@@ -154,6 +156,9 @@ class _Builder:
         if not _is_overridden(runtime.worker):
             if not _is_notation(mime):
                 return _plain_body(mime, target)
+            if target is ParseTarget.RETURN and streams(runtime.worker):
+                # `forward` is annotated with what it makes piece by piece, the body is all of it.
+                return {}
             codec = _owner(runtime.worker, "deserialize" if target is ParseTarget.INPUT else "serialize")
             if _is_bytes(runtime, target) and (codec is Worker or not _is_ours(codec)):
                 # Not the value in that notation, but the notation itself.
@@ -216,9 +221,15 @@ def _docstring(worker: type[Worker]) -> tuple[str, str]:
 
 
 def _result_of(worker: type[Worker]) -> str:
-    if worker.resp_mime_type.startswith("text/event-stream"):
-        return "The result, as server-sent events; an error is an event named `error`."
+    if _gives_events(worker):
+        return "The result, as server-sent events. An error is an event named `error`, and the last one."
+    if streams(worker):
+        return "The result, in chunks as they are made. Where the model fails half-way, the response breaks off."
     return "The result of the model."
+
+
+def _gives_events(worker: type[Worker]) -> bool:
+    return streams(worker) and has_events(worker.resp_mime_type)
 
 
 def _is_notation(mime: str) -> bool:

@@ -8,12 +8,29 @@ from typing import Any
 from starlette.types import Send
 
 from mosec_asgi.errors import Failure
+from mosec_asgi.streaming import Event, encode_event, encoder_for
 
 TEXT = (b"content-type", b"text/plain; charset=utf-8")
 
 Header = tuple[bytes, bytes]
 
 NOT_STARTED = Failure(HTTPStatus.SERVICE_UNAVAILABLE, "the service could not be started", retry_after=5)
+
+# The names of RFC 9110, which Python's `HTTPStatus` has only from 3.13 on.
+_REASONS = {
+    413: "Content Too Large",
+    414: "URI Too Long",
+    416: "Range Not Satisfiable",
+    422: "Unprocessable Content",
+}
+
+
+def reason(code: int) -> str:
+    """Return what a status is called; an unknown one is called as the x00 of its class (RFC 9110, section 15)."""
+    try:
+        return _REASONS.get(code) or HTTPStatus(code).phrase
+    except ValueError:
+        return HTTPStatus(code // 100 * 100).phrase
 
 
 def headers_of(failure: Failure, common: list[Header]) -> list[Header]:
@@ -22,6 +39,11 @@ def headers_of(failure: Failure, common: list[Header]) -> list[Header]:
     if failure.retry_after is not None:
         headers.append((b"retry-after", b"%d" % failure.retry_after))
     return headers
+
+
+def has_events(content_type: str) -> bool:
+    """Whether a stream of this type is made of events, and not of raw chunks."""
+    return encoder_for(content_type) is encode_event
 
 
 async def send_success(send: Send, body: bytes, content_type: Header, common: list[Header]) -> None:
@@ -37,3 +59,9 @@ async def send_failure(send: Send, failure: Failure, common: list[Header]) -> No
     headers: list[Any] = [(b"content-length", b"%d" % len(body)), *headers_of(failure, common)]
     await send({"type": "http.response.start", "status": failure.code, "headers": headers})
     await send({"type": "http.response.body", "body": body})
+
+
+def error_event(failure: Failure) -> bytes:
+    """Return what went wrong as an event of a stream, in mosec's form."""
+    text = f"SSE inference error: {int(failure.code)}: {reason(failure.code)}: {failure.text}"
+    return encode_event(Event(text, event="error"))
