@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 import msgpack
 import pytest
-from test_mosec_compat import Pair, post_together, serving_both
+from mosec_pair import Pair, post_together, serving_both
 
 
 @pytest.fixture(scope="module")

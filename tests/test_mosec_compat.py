@@ -7,12 +7,9 @@ A difference that is meant is written down where it is: an `Expected` with a tex
 
 from __future__ import annotations
 
-import contextlib
 import fnmatch
-import importlib.util
 import re
-import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,9 +17,9 @@ from typing import Any
 
 import httpx
 import pytest
-from harness import SERVICES, Program, python, rewritten_service, running, wait_until
+from harness import Program, wait_until
+from mosec_pair import Pair, post_together, serving_both
 
-MOSEC = importlib.util.find_spec("mosec") is not None
 HISTOGRAMS = ("process_duration_second", "batch_size", "batch_duration_second")
 # The label names of each sample of mosec's five metrics.
 MOSECS_METRICS = {
@@ -32,48 +29,6 @@ MOSECS_METRICS = {
     **{f"mosec_service_{name}_sum": {("connection", "stage")} for name in HISTOGRAMS},
     **{f"mosec_service_{name}_count": {("connection", "stage")} for name in HISTOGRAMS},
 }
-
-
-@dataclass
-class Pair:
-    """The same service run by this package and by mosec.
-
-    Attributes:
-        programs: ours, and mosec's where it is installed.
-    """
-
-    programs: list[Program]
-
-    @property
-    def ours(self) -> Program:
-        return self.programs[0]
-
-    def post(self, path: str, body: bytes) -> list[httpx.Response]:
-        """Send both the same request; return their answers, ours first."""
-        return [program.client.post(path, content=body) for program in self.programs]
-
-
-def post_together(program: Program, path: str, bodies: Sequence[bytes]) -> list[httpx.Response]:
-    """Send requests at the same time; return their answers in the same order."""
-    with ThreadPoolExecutor(len(bodies)) as threads:
-        return list(threads.map(lambda body: program.client.post(path, content=body), bodies))
-
-
-@contextlib.contextmanager
-def serving_both(service: str, folder: Path, *arguments: str) -> Iterator[Pair]:
-    """Run a service under this package and under mosec for the time of a block."""
-    with contextlib.ExitStack() as stack:
-        command = python(rewritten_service(service, folder), *arguments)
-        programs = [stack.enter_context(running(command, folder / "ours.log"))]
-        if MOSEC:
-            # Short, because unix sockets are in it, and known, because mosec is killed and cannot remove it.
-            path = stack.enter_context(tempfile.TemporaryDirectory(prefix="mosec"))
-            command = python(SERVICES / f"{service}.py", *arguments, "--path", f"{path}/s")
-            programs.append(stack.enter_context(running(command, folder / "mosec.log", stops=False)))
-        programs[0].wait_ready()
-        for program in programs[1:]:
-            program.wait_ready("/")
-        yield Pair(programs)
 
 
 @dataclass(frozen=True)
