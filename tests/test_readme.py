@@ -28,7 +28,7 @@ def folder(tmp_path: Path) -> Path:
 
 def test_every_python_snippet_is_a_named_program() -> None:
     assert README.count("```python") == len(PROGRAMS)
-    assert set(PROGRAMS) == {"server.py", "typed.py", "app.py", "call.py"}
+    assert set(PROGRAMS) == {"server.py", "typed.py", "app.py", "call.py", "streams.py"}
 
 
 def test_the_service_in_20_lines_answers_as_shown(folder: Path, log: Path) -> None:
@@ -49,6 +49,20 @@ def test_the_typed_service_checks_requests_and_shows_its_contract(folder: Path, 
         assert (refused.status_code, "text" in refused.text, "limit" in refused.text) == (422, True, True)
         schemas = program.client.get("/openapi/metadata.json").json()["components"]["schemas"]
         assert {"Request", "Answer"} <= set(schemas)
+
+
+def test_the_streams_answer_as_shown(folder: Path, log: Path) -> None:
+    body, shown = re.search(r"/spell -d '(.*)'\n((?:    .*\n|\n)+)", README).groups()  # type: ignore[union-attr]
+    with running(python(folder / "streams.py"), log, cwd=folder) as program:
+        program.wait_ready()
+        spelt = program.client.post("/spell", content=body).text
+        assert [line.strip() for line in spelt.splitlines()] == [
+            line.strip() for line in shown.strip().splitlines()
+        ] + [""]
+        letters = "data: h\n\ndata: e\n\ndata: y\n\n"
+        assert program.client.post("/together", json="hey").text == letters
+        assert program.client.post("/steps", json="hey").text == letters
+        assert program.client.post("/countdown", json=2).text == "data: 2\n\ndata: 1\n\n"
 
 
 def test_the_mounted_app_serves_its_own_route_and_the_model(folder: Path, log: Path) -> None:
