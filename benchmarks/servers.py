@@ -106,6 +106,18 @@ def running(service: str, packages: Sequence[Package]) -> Iterator[list[RunningS
             _stop(servers)
 
 
+@contextlib.contextmanager
+def alone(service: str) -> Iterator[RunningServer]:
+    """Run a service that is written for mosec_asgi alone, for the time of a block from when it is ready."""
+    with tempfile.TemporaryDirectory(prefix="bench") as folder:
+        server = _start(service, "mosec_asgi", Path(folder))
+        try:
+            _wait_ready(server)
+            yield server
+        finally:
+            _stop([server])
+
+
 def _start(service: str, package: Package, folder: Path) -> RunningServer:
     # Their environment is ours without the settings that somebody may have there: both run with their defaults.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("MOSEC_")}
