@@ -5,7 +5,7 @@ BIN = $(VENV)/bin
 PORT ?= 8000
 SCENARIO ?= echo
 
-.PHONY: help serve test lint format openapi bench profile clean
+.PHONY: help serve test lint format openapi bench streams profile clean
 .DEFAULT_GOAL := help
 
 help:
@@ -52,6 +52,10 @@ openapi: $(VENV)/test.stamp
 
 bench: $(VENV)/bench.stamp
 	$(BIN)/python benchmarks/run.py
+
+# What clients of streams feel: time to the first event, gaps, slow readers.
+streams: $(VENV)/test.stamp
+	$(BIN)/python benchmarks/streams.py
 
 # `make profile SCENARIO=echo`: where the time goes.
 profile: $(VENV)/bench.stamp

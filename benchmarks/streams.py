@@ -1,8 +1,8 @@
 """What a client of a stream feels: `make streams`, or `python benchmarks/streams.py --rounds 3`.
 
-Two workers with 16 slots each, whose steps take 20 ms (`services/steps.py`), and one asynchronous worker. Each row is the
-median over the rounds; the exit status is 1 where one does not keep its promise. It needs a machine that does nothing
-else: a step is 20 ms here only if the worker is woken in time.
+Two workers with 16 slots each, whose steps take 20 ms (`services/steps.py`), and one asynchronous worker. Each row is
+the median over the rounds; the exit status is 1 where one does not keep its promise. It needs a machine that does
+nothing else: a step is 20 ms here only if the worker is woken in time.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import servers
-from services.steps import STEP_SECONDS
 from stream_client import Connection, Stream, stream
 
 ROUNDS = 5
+# That of `services/steps.py`.
+STEP_SECONDS = 0.02
 EVENTS = 100
 SILENT_SECONDS = 5.0
 
@@ -45,7 +46,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     with servers.alone("steps") as server:
         rounds = [asyncio.run(_round(server.port)) for _ in range(options.rounds)]
-    rows = [Row(same[0].what, statistics.median(row.measured for row in same), same[0].most) for same in zip(*rounds)]
+    rows = [
+        Row(same[0].what, statistics.median(row.measured for row in same), same[0].most)
+        for same in zip(*rounds, strict=True)
+    ]
     print(f"{'what':86}  {'ms':>8}  {'at most':>8}")
     for row in rows:
         print(f"{row.what:86}  {row.measured:8.1f}  {row.most:8.1f}{'' if row.kept else '  BROKEN'}")
@@ -57,11 +61,10 @@ async def _round(port: int) -> list[Row]:
     rows = []
     for path, name in (("/slots", "continuous"), ("/batch", "static")):
         together = await _together(port, path, 32)
+        off = abs(_median_gap(together) - step)
         rows += [
             Row(f"32 {name} streams at once: median time to the first event", _median_first(together), 2 * step),
-            Row(
-                f"32 {name} streams at once: median gap, its distance from a step", abs(_median_gap(together) - step), 2
-            ),
+            Row(f"32 {name} streams at once: median gap, its distance from a step", off, 2),
         ]
     rows += await _beside_a_silent_reader(port)
     rows.append(await _after_one_that_leaves(port))
