@@ -1,6 +1,7 @@
-"""How fast a stage answers while it is at work. Pure: time comes in as `now`.
+"""How fast a stage answers while it has all that it can do. Pure: time comes in as `now`.
 
-Time in which the stage has nothing to do does not count, so that a quiet hour does not make it look slow.
+Only time in which tasks wait for room counts. What a stage does when less is asked of it says nothing about what it
+could do: neither a quiet hour nor a trickle of requests makes it look slow.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ SMOOTHING = 0.5
 
 
 class Rate:
-    """Answers per second of work."""
+    """Answers per second, while tasks wait."""
 
     __slots__ = ("_answers", "_per_second", "_since", "_worked")
 
@@ -29,16 +30,17 @@ class Rate:
         return self._answers / self._worked
 
     def begin(self, now: float) -> None:
-        """Note that there is work from now on."""
+        """Note that tasks wait from now on for others to be answered."""
         if self._since is None:
             self._since = now
 
-    def answered(self, answers: int, now: float, *, idle: bool) -> None:
-        """Note answers; `idle` if no work is left."""
+    def answered(self, answers: int, now: float, *, waiting: bool) -> None:
+        """Note answers; `waiting` if tasks still wait."""
+        if self._since is None:
+            return
         self._answers += answers
-        if self._since is not None:
-            self._worked += now - self._since
-        self._since = None if idle else now
+        self._worked += now - self._since
+        self._since = now if waiting else None
         if self._worked >= SPELL_SECONDS:
             measured = self._answers / self._worked
             before = self._per_second or measured

@@ -25,9 +25,11 @@ is done is followed by the next without a round trip.
 *Waiting must pay.* Where `max_wait` was not set for the stage, an idle worker does not wait for a batch that the
 measured rate of arrivals would not fill in time.
 
-*After a crash* a task comes back to the head of the queue. One that the dead worker had begun is run alone, on a worker
-that has nothing else, so that if it is the one that kills workers, it kills alone. A stream has shown that it does not
-with its first event, and others may join it then.
+*After a crash* a task comes back to its place in the queue. One that the dead worker had begun is run alone, before all
+others, on a worker that has nothing else, so that if it is the one that kills workers, it kills alone. A stream has
+shown that it does not with its first event, and others may join it then. Until some worker has nothing, the others
+wait behind it; not so where workers are concurrent and may have something for long: the one that takes the dead one's
+place has nothing.
 
 A task that is settled while it waits is dropped when the queue is next read past it; `discard` keeps the count of
 live ones true, and the queue compacts itself when more than half of it is dead.
@@ -121,6 +123,8 @@ class Scheduler(Generic[WorkerKey]):
         self.concurrency = concurrency
         self.ordered = ordered
         self._queue: deque[Task] = deque()
+        # Those that must be run alone, which go before all others; none of them is settled.
+        self._lone: deque[Task] = deque()
         self._live = 0
         self._in_flight = 0
         self._loads: dict[WorkerKey, _Load] = {}
@@ -154,7 +158,7 @@ class Scheduler(Generic[WorkerKey]):
 
     def waiting(self) -> Iterable[Task]:
         """Return the live tasks that wait, in order."""
-        return [task for task in self._queue if task.state is State.QUEUED]
+        return [*self._lone, *(task for task in self._queue if task.state is State.QUEUED)]
 
     @property
     def busy(self) -> list[WorkerKey]:
@@ -203,12 +207,15 @@ class Scheduler(Generic[WorkerKey]):
             self._note_arrival(now)
 
     def requeue(self, tasks: Iterable[Task]) -> None:
-        """Put tasks that a dead worker had back at the queue's head, in their order; those with attempts, alone."""
-        for task in sorted(tasks, key=lambda task: (task.queued, task.id), reverse=True):
+        """Take tasks that a dead worker had back into the queue, in order of arrival; those with attempts, alone."""
+        for task in tasks:
             task.step(Event.REQUEUE)
             task.alone = task.attempts > 0
-            self._queue.appendleft(task)
+            (self._lone if task.alone else self._queue).append(task)
             self._live += 1
+        # Several workers may have died, the one with the younger tasks last.
+        self._lone = deque(sorted(self._lone, key=_arrival))
+        self._queue = deque(sorted(self._queue, key=_arrival))
 
     def proven(self, worker: WorkerKey) -> None:
         """Note that the task which `worker` runs alone has been seen to work, so that others may join it."""
@@ -217,6 +224,8 @@ class Scheduler(Generic[WorkerKey]):
     def discard(self, task: Task) -> None:
         """Note that `task`, which waits here, is being settled; to be called once, before it is."""
         self._live -= 1
+        if task.alone:
+            self._lone.remove(task)
         if len(self._queue) > 2 * self._live + 64:
             self._queue = deque(t for t in self._queue if t.state is State.QUEUED and t is not task)
 
@@ -267,26 +276,42 @@ class Scheduler(Generic[WorkerKey]):
         """
         if not self._live or not self._loads:
             return [], None
+        alone = self._assign_lone() if self._lone else []
+        if self._lone and self.concurrency == 1:
+            # What workers have is soon done, and then one of them has nothing: order is kept.
+            return alone, None
         if self.max_batch_size == 1:
-            return self._assign_window(), None
-        return self._assign_batches(now)
+            return alone + self._assign_window(), None
+        batches, ask_at = self._assign_batches(now)
+        return alone + batches, ask_at
+
+    def _assign_lone(self) -> list[Assignment[WorkerKey]]:
+        """Give each worker that has nothing one of the tasks that must be alone."""
+        assignments: list[Assignment[WorkerKey]] = []
+        empty = sorted((load.order, worker) for worker, load in self._loads.items() if not load.sent)
+        for (_, worker), task in zip(empty, list(self._lone), strict=False):
+            self._lone.popleft()
+            self._give(worker, [task])
+            self._loads[worker].alone = True
+            assignments.append(Assignment(worker, [task]))
+        return assignments
 
     def _assign_window(self) -> list[Assignment[WorkerKey]]:
         given: dict[WorkerKey, list[Task]] = {}
         while (task := self._head()) is not None:
-            worker = self._least_loaded_with_room(alone=task.alone)
+            worker = self._least_loaded_with_room()
             if worker is None:
                 break
             self._take(worker, [task])
             given.setdefault(worker, []).append(task)
         return [Assignment(worker, tasks) for worker, tasks in given.items()]
 
-    def _least_loaded_with_room(self, *, alone: bool) -> WorkerKey | None:
+    def _least_loaded_with_room(self) -> WorkerKey | None:
         best: WorkerKey | None = None
         best_rank = (0.0, 0, 0)
         for worker, load in self._loads.items():
             ahead = len(load.sent)
-            if load.alone or ahead >= load.window or (alone and ahead):
+            if load.alone or ahead >= load.window:
                 continue
             rank = (load.work, ahead, load.order)
             if best is None or rank < best_rank:
@@ -296,28 +321,26 @@ class Scheduler(Generic[WorkerKey]):
     def _assign_batches(self, now: float) -> tuple[list[Assignment[WorkerKey]], float | None]:
         assignments: list[Assignment[WorkerKey]] = []
         while (oldest := self._head()) is not None:
-            alone = oldest.alone
-            full = alone or self._live >= self.max_batch_size
-            worker = self._idle_worker(alone=alone)
+            full = self._live - len(self._lone) >= self.max_batch_size
+            worker = self._idle_worker()
             if worker is None:
-                # Only a full batch goes ahead to a busy worker, and one that must be alone never does.
-                worker = self._prefetching_worker() if full and not alone else None
+                # Only a full batch goes ahead to a busy worker.
+                worker = self._prefetching_worker() if full else None
                 if worker is None:
                     break
             elif not full and now < oldest.queued + self.max_wait and not self._waiting_is_vain(oldest, now):
                 return assignments, oldest.queued + self.max_wait
             batch = self._form_batch()
             self._take(worker, batch)
-            self._loads[worker].batches[batch[0].place] = len(batch)
             assignments.append(Assignment(worker, batch))
         return assignments, None
 
-    def _idle_worker(self, *, alone: bool) -> WorkerKey | None:
+    def _idle_worker(self) -> WorkerKey | None:
         """Return the worker that runs the fewest batches and has room to run one more at once."""
         idle = [
             ((len(load.batches), load.order), worker)
             for worker, load in self._loads.items()
-            if not load.alone and len(load.batches) < (1 if alone else self.concurrency)
+            if not load.alone and len(load.batches) < self.concurrency
         ]
         return min(idle, key=lambda pair: pair[0])[1] if idle else None
 
@@ -332,22 +355,14 @@ class Scheduler(Generic[WorkerKey]):
 
     def _form_batch(self) -> list[Task]:
         """Return the next batch: live tasks from the head of the queue, which stay there until they are taken."""
-        batch: list[Task] = []
-        for task in self._queue:
-            if task.state is not State.QUEUED:
-                continue
-            if task.alone:
-                return batch or [task]
-            batch.append(task)
-            if len(batch) == self.max_batch_size:
-                break
-        return batch
+        live = (task for task in self._queue if task.state is State.QUEUED)
+        return list(islice(live, self.max_batch_size))
 
     def _waiting_is_vain(self, oldest: Task, now: float) -> bool:
         """Whether the measured rate of arrivals would not fill the batch before the oldest task has waited enough."""
         if not self.adaptive:
             return False
-        missing = self.max_batch_size - self._live
+        missing = self.max_batch_size - (self._live - len(self._lone))
         return self._gap is None or now + missing * self._gap > oldest.queued + self.max_wait
 
     # -- book-keeping ------------------------------------------------------------------------------------------------
@@ -361,18 +376,24 @@ class Scheduler(Generic[WorkerKey]):
 
     def _take(self, worker: WorkerKey, tasks: list[Task]) -> None:
         """Move tasks from the head of the queue to a worker."""
+        for task in tasks:
+            while self._queue.popleft() is not task:
+                pass
+        self._give(worker, tasks)
+
+    def _give(self, worker: WorkerKey, tasks: list[Task]) -> None:
+        """Note that a worker has tasks, as one batch where there is batching."""
         load = self._loads[worker]
         self._used += 1
         load.order = self._used
         first = load.given + 1
         for task in tasks:
-            while self._queue.popleft() is not task:
-                pass
             task.step(Event.DISPATCH)
             load.given += 1
             task.place, task.batch = load.given, first
             load.sent[task.id] = task
-            load.alone = load.alone or task.alone
+        if self.max_batch_size > 1:
+            load.batches[first] = len(tasks)
         self._live -= len(tasks)
         self._in_flight += len(tasks)
 
@@ -396,6 +417,10 @@ class Scheduler(Generic[WorkerKey]):
             gap = now - self._last_arrival
             self._gap = gap if self._gap is None else self._gap + SMOOTHING * (gap - self._gap)
         self._last_arrival = now
+
+
+def _arrival(task: Task) -> tuple[float, int]:
+    return task.queued, task.id
 
 
 def _brief(ids: Sequence[int]) -> str:

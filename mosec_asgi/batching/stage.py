@@ -136,7 +136,6 @@ class Stage:
         self._loop = loop
         self._rate = Rate()
         self._watchdog: Watchdog[PoolWorker] = Watchdog(plan.timeout + GRACE_SECONDS)
-        self._look_seconds = min(LOOK_SECONDS, plan.timeout / 4)
         self._marked = False
         self._wake_at: float | None = None
         self._wake_timer: asyncio.TimerHandle | None = None
@@ -153,8 +152,8 @@ class Stage:
 
     @property
     def backlog_seconds(self) -> float:
-        """How long the tasks that are here take at the stage's measured speed; 0 while that is not known."""
-        return self._rate.seconds_for(self.scheduler.queued + self.scheduler.in_flight)
+        """How long the tasks that wait here take at the stage's measured speed; 0 while that is not known."""
+        return self._rate.seconds_for(self.scheduler.queued)
 
     def stop_timers(self) -> None:
         """Let no timer of the stage fire any more."""
@@ -180,6 +179,9 @@ class Stage:
         """Expect nothing more of a task that is about to be settled before this stage has answered it."""
         if task.state is State.QUEUED:
             self.scheduler.discard(task)
+            if task.alone:
+                # Others may have waited behind it.
+                self._mark()
             return
         worker = self.scheduler.holder(task)
         if worker is not None:
@@ -208,7 +210,7 @@ class Stage:
         except AnswerError as error:
             raise frames.FrameError(str(error)) from error
         now = self._clock()
-        self._rate.answered(len(tasks), now, idle=not self.scheduler.in_flight)
+        self._rate.answered(len(tasks), now, waiting=self.scheduler.queued > 0)
         measured = self.metrics.worker(worker.worker_id).process_duration
         if self.metrics.batched:
             measured.observe(results.seconds)
@@ -291,6 +293,8 @@ class Stage:
         assignments, wake_at = self.scheduler.assign(now)
         for assignment in assignments:
             self._send(assignment, now)
+        if wake_at is None and self.scheduler.queued:
+            self._rate.begin(now)
         if wake_at != self._wake_at:
             self._set_wake(wake_at, now)
 
@@ -305,9 +309,8 @@ class Stage:
             measured = self.metrics.worker(assignment.worker.worker_id)
             measured.batch_size.observe(len(tasks))
             measured.batch_duration.observe(now - tasks[0].queued)
-        self._rate.begin(now)
         if self._look_timer is None:
-            self._look_timer = self._loop.call_later(self._look_seconds, self._look)
+            self._look_timer = self._loop.call_later(LOOK_SECONDS, self._look)
         assignment.worker.send(
             frames.encode_tasks(
                 frames.Tasks(
@@ -344,7 +347,7 @@ class Stage:
                     self._owner.timed_out(task)
             self.pool.kill(worker, f"was stuck: it did nothing for {self.plan.timeout + GRACE_SECONDS:g} s")
         if self.scheduler.in_flight:
-            self._look_timer = self._loop.call_later(self._look_seconds, self._look)
+            self._look_timer = self._loop.call_later(LOOK_SECONDS, self._look)
 
     def _extra(self, worker: PoolWorker, task: Task) -> dict[str, object]:
         return {"stage": self.plan.name, "worker": worker.worker_id, "request_id": task.request_id}

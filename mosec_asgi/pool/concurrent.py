@@ -9,10 +9,12 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import inspect
+import math
+import threading
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from mosec_asgi import log
@@ -40,12 +42,27 @@ logger = log.internal_logger(__name__)
 
 @dataclass(slots=True, eq=False)
 class _Unit:
-    """Tasks that run together: the place of each in their frame, and what `forward` has of them now."""
+    """Tasks that run together.
+
+    Attributes:
+        tasks: the frame in which they came.
+        places: where they stand in it.
+        inside: those that `forward` has now, in the order in which it has them.
+        deadline: when the step that runs is cancelled; infinite where there is none.
+        late: it has been cancelled because of that.
+        left: it has been cancelled because all its clients have left.
+        abandoned: it goes on all the same, and its tasks have been answered.
+        timer: watches the deadline.
+    """
 
     tasks: frames.Tasks
     places: list[int]
-    inside: list[int]
-    cancelled: bool = False
+    inside: list[int] = field(default_factory=list)
+    deadline: float = math.inf
+    late: bool = False
+    left: bool = False
+    abandoned: bool = False
+    timer: asyncio.TimerHandle | None = None
 
     @property
     def ids(self) -> list[int]:
@@ -88,6 +105,7 @@ class ConcurrentRunner:
         self._beat_timer: asyncio.TimerHandle | None = None
         # Set whenever something has come through the port, anew each time.
         self._news = asyncio.Event()
+        self._thread = threading.get_ident()
         worker._has_left = self._has_left
         if isinstance(worker, SSEWorker):
             worker._send_event = self._push
@@ -98,6 +116,7 @@ class ConcurrentRunner:
         """Run `forward` on an example, whose events nobody receives."""
 
         async def drain() -> None:
+            _current.set(_Unit(frames.Tasks((), (), (), ()), []))
             result = self._worker.forward(example)
             if isinstance(result, AsyncIterator):
                 async for _ in result:
@@ -139,9 +158,12 @@ class ConcurrentRunner:
             tasks = self._port.tasks.popleft()
             places = list(range(len(tasks.ids)))
             groups = [places] if self._batches else [[place] for place in places]
-            self._waiting.extend(_Unit(tasks, group, []) for group in groups)
+            self._waiting.extend(_Unit(tasks, group) for group in groups)
         if self._port.cancelled:
-            self._cancel_left()
+            for running, unit in self._running.items():
+                if not unit.left and self._port.cancelled.issuperset(self._unanswered(unit)):
+                    unit.left = True
+                    self._cancel(running, unit)
         self._begin_units()
         self._news.set()
 
@@ -162,14 +184,20 @@ class ConcurrentRunner:
             self._beat_timer = self._loop.call_later(BEAT_SECONDS, self._beat)
 
     def _ended(self, running: asyncio.Task[None]) -> None:
-        unit = self._running.pop(running)
-        self._worker._answered([unit.tasks.payloads[place] for place in unit.places])
+        unit = self._running.pop(running, None)
+        if unit is None:
+            # It was abandoned; what became of it in the end is no news.
+            _ = running.cancelled() or running.exception()
+            return
+        if unit.timer is not None:
+            unit.timer.cancel()
         if running.cancelled():
             # Before its first step.
             self._answer(unit.tasks, dict.fromkeys(unit.places, LEFT), 0.0)
         elif (error := running.exception()) is not None:
             # Ours, not the user's: those are answers by now.
             self._loop.call_exception_handler({"message": "a unit of work failed", "exception": error})
+        self._worker._answered([unit.tasks.payloads[place] for place in unit.places])
         self._begin_units()
 
     def _beat(self) -> None:
@@ -177,13 +205,6 @@ class ConcurrentRunner:
         if self._running:
             self._port.progress.beat()
             self._beat_timer = self._loop.call_later(BEAT_SECONDS, self._beat)
-
-    def _cancel_left(self) -> None:
-        """Cancel the units all of whose clients have left."""
-        for running, unit in self._running.items():
-            if not unit.cancelled and self._port.cancelled.issuperset(self._unanswered(unit)):
-                unit.cancelled = True
-                running.cancel()
 
     def _unanswered(self, unit: _Unit) -> list[int]:
         """Return the tasks of a unit that have not been answered."""
@@ -200,6 +221,9 @@ class ConcurrentRunner:
         ids = [tasks.ids[place] for place in places]
         request_ids = [tasks.request_ids[place] for place in places]
         if self._streams:
+            # Those that cannot be run do not wait for the streams of the others.
+            self._answer(tasks, answers, 0.0)
+            answers = {}
             for task_id, request_id in zip(ids, request_ids, strict=True):
                 self._outlet.open(task_id, request_id)
         results: list[Any] = []
@@ -208,11 +232,14 @@ class ConcurrentRunner:
                 results = await self._forward(unit, items, ids, request_ids)
             except asyncio.CancelledError:
                 results = [_LEFT] * len(ids)
+        if unit.abandoned:
+            return
         for place, result in zip(places, results, strict=True):
             if not self._streams:
                 answers[place] = self._codec.answer(tasks.flags[place], result, tasks.request_ids[place : place + 1])
             elif self._outlet.is_open(tasks.ids[place]):
                 self._outlet.end(tasks.ids[place], on_the_wire(result) if isinstance(result, Failure) else ENDED)
+        self._outlet.forget_finished(ids)
         self._answer(tasks, answers, time.perf_counter() - began)
 
     def _answer(self, tasks: frames.Tasks, answers: dict[int, Answer], seconds: float) -> None:
@@ -238,68 +265,102 @@ class ConcurrentRunner:
 
     async def _call(self, unit: _Unit, items: list[Any], *, whole: bool) -> isolation.Outcome:
         self._port.progress.beat()
+        self._restart(unit)
         try:
+            result = self._worker.forward(items if self._batches else items[0])
+            if isinstance(result, AsyncIterator):
+                await self._drain(unit, result)
+                return [None] * len(items)
+            result = await result
+            if unit.late:
+                # It has swallowed its cancellation, and come back all the same.
+                raise asyncio.CancelledError
             if self._streams:
-                return await self._call_stream(unit, items)
-            result = await self._within_time(unit, self._worker.forward(items if self._batches else items[0]))
+                return [None] * len(items)
             return checked(result, len(items)) if self._batches else [result]
-        except (Exception, MosecTimeoutError) as error:
+        except (Exception, asyncio.CancelledError) as raised:
+            error = self._explained(unit, raised)
             if self._streams and self._outlet.has_begun(unit.inside):
                 self._outlet.fail(unit.inside, error)
                 return [None] * len(items)
             return isolation.Raised(error, final=is_final(error, whole=whole))
+        finally:
+            unit.deadline = math.inf
 
-    async def _within_time(self, unit: _Unit, work: Awaitable[Any]) -> Any:
-        """Await a step of `forward` for the stage's timeout at most; raises what it raises."""
-        step = asyncio.ensure_future(work)
-        try:
-            done, _ = await asyncio.wait({step}, timeout=self._spec.timeout)
-        except asyncio.CancelledError:
-            await self._let_go(step)
-            raise
-        if not done:
-            await self._let_go(step)
-            raise MosecTimeoutError(f"`forward` took longer than {self._spec.timeout:g} s")
-        if step.cancelled() and not unit.cancelled:
-            raise RuntimeError("`forward` was cancelled from within")
-        return step.result()
+    def _explained(self, unit: _Unit, error: BaseException) -> BaseException:
+        """Return what a client is told of an exception of `forward`; raise the cancellation of those that have left."""
+        if unit.left:
+            raise asyncio.CancelledError
+        if unit.late:
+            unit.late = False
+            return MosecTimeoutError(f"`forward` took longer than {self._spec.timeout:g} s")
+        if isinstance(error, asyncio.CancelledError):
+            return RuntimeError("`forward` was cancelled from within")
+        return error
 
-    async def _let_go(self, step: asyncio.Future[Any]) -> None:
-        """Cancel a step of `forward`, and wait a little for its end."""
-        step.cancel()
-        await asyncio.wait({step}, timeout=CANCEL_SECONDS)
-        if not step.done():
-            logger.error(
-                "`forward` goes on though it was cancelled; let asyncio.CancelledError pass through it",
-                extra=self._codec.extra(_current.get().request_ids),
-            )
-            step.add_done_callback(_retrieve)
+    # -- time --------------------------------------------------------------------------------------------------------
+
+    def _restart(self, unit: _Unit) -> None:
+        """Give a unit its whole time for the next step; the timer, once set, follows by itself."""
+        unit.deadline = self._loop.time() + self._spec.timeout
+        if unit.timer is None:
+            unit.timer = self._loop.call_at(unit.deadline, self._look_at, unit)
+
+    def _look_at(self, unit: _Unit) -> None:
+        unit.timer = None
+        if unit.deadline > self._loop.time():
+            if unit.deadline < math.inf:
+                unit.timer = self._loop.call_at(unit.deadline, self._look_at, unit)
+            return
+        unit.deadline = math.inf
+        for running, one in self._running.items():
+            if one is unit:
+                unit.late = True
+                self._cancel(running, unit)
+
+    def _cancel(self, running: asyncio.Task[None], unit: _Unit) -> None:
+        """Cancel a unit, and give it a moment to end."""
+        running.cancel()
+        unit.deadline = math.inf
+        if unit.timer is not None:
+            unit.timer.cancel()
+        unit.timer = self._loop.call_later(CANCEL_SECONDS, self._abandon, running, unit)
+
+    def _abandon(self, running: asyncio.Task[None], unit: _Unit) -> None:
+        """Answer the tasks of a unit that goes on though it was cancelled, and let others have its slot."""
+        unit.timer = None
+        if running not in self._running or not (unit.late or unit.left):
+            return
+        logger.error(
+            "`forward` goes on though it was cancelled; let asyncio.CancelledError pass through it",
+            extra=self._codec.extra(unit.request_ids),
+        )
+        del self._running[running]
+        unit.abandoned = True
+        late = MosecTimeoutError(f"`forward` took longer than {self._spec.timeout:g} s")
+        answer = LEFT if unit.left else self._codec.failure(late, unit.request_ids)
+        if self._streams:
+            for task_id in filter(self._outlet.is_open, unit.ids):
+                self._outlet.end(task_id, answer)
         else:
-            _retrieve(step)
+            self._answer(unit.tasks, dict.fromkeys(unit.places, answer), 0.0)
+        self._begin_units()
 
     # -- streams -----------------------------------------------------------------------------------------------------
-
-    async def _call_stream(self, unit: _Unit, items: list[Any]) -> list[Any]:
-        result = self._worker.forward(items if self._batches else items[0])
-        if isinstance(result, AsyncIterator):
-            await self._drain(unit, result)
-        else:
-            await self._within_time(unit, result)
-        return [None] * len(items)
 
     async def _drain(self, unit: _Unit, events: AsyncIterator[Any]) -> None:
         """Send what an asynchronous generator yields, until it ends or nobody is left to send it to."""
         try:
-            while any(map(self._outlet.is_open, unit.inside)):
-                try:
-                    event = await self._within_time(unit, events.__anext__())
-                except StopAsyncIteration:
-                    return
+            async for event in events:
                 self._outlet.put_yielded(event, unit.inside, batched=self._batches)
                 self._outlet.flush()
                 self._port.progress.beat()
                 self._outlet.drop_left(unit.inside)
+                if not any(map(self._outlet.is_open, unit.inside)):
+                    return
+                unit.deadline = math.inf
                 await self._wait_for_room(unit)
+                self._restart(unit)
         finally:
             close = getattr(events, "aclose", None)
             if close is not None:
@@ -314,9 +375,10 @@ class ConcurrentRunner:
                 self._outlet.drop_left(unit.inside)
 
     async def _close(self, unit: _Unit, closing: Awaitable[None]) -> None:
+        self._restart(unit)
         try:
-            await self._within_time(unit, closing)
-        except (Exception, MosecTimeoutError) as error:
+            await closing
+        except Exception as error:
             extra = self._codec.extra(unit.request_ids)
             logger.warning("closing a stream of forward failed: %r", error, exc_info=error, extra=extra)
 
@@ -324,12 +386,21 @@ class ConcurrentRunner:
 
     def _push(self, event: Any, index: int) -> None:
         """Send an event: `SSEWorker.send_stream_event`. Nothing can wait here: a full stream ends."""
-        self._outlet.put_at(index, event, self._unit().inside)
+        unit = self._unit()
+        if not unit.places:
+            # A rehearsal.
+            return
+        self._outlet.put_at(index, event, unit.inside)
         self._outlet.flush()
         self._port.progress.beat()
+        if unit.deadline < math.inf:
+            unit.deadline = self._loop.time() + self._spec.timeout
 
     def _has_left(self, index: int) -> bool:
         inside = self._unit().inside
+        if threading.get_ident() == self._thread:
+            # Not the port alone: what comes with the news must be begun, too.
+            self.poll()
         return 0 <= index < len(inside) and self._port.has_left(inside[index])
 
     @staticmethod
@@ -338,12 +409,6 @@ class ConcurrentRunner:
         if unit is None:
             raise RuntimeError("this can be asked only by `forward` and what it awaits")
         return unit
-
-
-def _retrieve(step: asyncio.Future[Any]) -> None:
-    """Take the exception of a step that nobody awaits any more, so that asyncio does not report it."""
-    if not step.cancelled():
-        step.exception()
 
 
 def _new_loop() -> asyncio.AbstractEventLoop:

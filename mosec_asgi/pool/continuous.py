@@ -110,7 +110,7 @@ class ContinuousRunner:
         task_id, request_ids = tasks.ids[place], tasks.request_ids[place : place + 1]
         self._port.progress.begin()
         if task_id in self._port.cancelled:
-            self._answer(task_id, LEFT)
+            self._answer(tasks, place, LEFT)
             return
         try:
             item = self._codec.decode(tasks.flags[place], tasks.payloads[place])
@@ -119,15 +119,17 @@ class ContinuousRunner:
             if slot in self._tasks:
                 raise ServerError(f"admit returned the slot {slot!r}, which another request has")
         except (Exception, MosecTimeoutError) as error:
-            self._answer(task_id, self._codec.failure(error, request_ids))
+            self._answer(tasks, place, self._codec.failure(error, request_ids))
             return
         self._outlet.open(task_id, request_ids[0])
         self._tasks[slot] = task_id
         self._slot_of[task_id] = slot
         self._payloads[task_id] = tasks.payloads[place]
 
-    def _answer(self, task_id: int, answer: Answer) -> None:
-        self._port.answer(frames.Results([task_id], [answer[0]], [answer[1]], 0.0))
+    def _answer(self, tasks: frames.Tasks, place: int, answer: Answer) -> None:
+        """Answer a task that has no slot."""
+        self._port.answer(frames.Results([tasks.ids[place]], [answer[0]], [answer[1]], 0.0))
+        self._worker._answered(tasks.payloads[place : place + 1])
 
     def _step(self) -> None:
         """Do one step, send its events, and free the slots whose streams have ended."""
@@ -142,8 +144,9 @@ class ContinuousRunner:
         except (Exception, MosecTimeoutError) as error:
             self._outlet.fail(list(self._slot_of), error)
         self._outlet.flush()
-        self._evict([slot for slot, task_id in self._tasks.items() if not self._outlet.is_open(task_id)])
-        self._outlet.forget_finished()
+        ended = {slot: task_id for slot, task_id in self._tasks.items() if not self._outlet.is_open(task_id)}
+        self._evict(list(ended))
+        self._outlet.forget_finished(ended.values())
 
     def _take(self, slot: Hashable, event: Any) -> None:
         task_id = self._tasks.get(slot)

@@ -107,6 +107,7 @@ class Executor:
             request_ids = [tasks.request_ids[place] for place in places]
             results = self._forward(items, [tasks.ids[place] for place in places], request_ids)
             for place, result in zip(places, results, strict=True):
+                self._port.progress.beat()
                 answers[place] = self._codec.answer(tasks.flags[place], result, tasks.request_ids[place : place + 1])
         codes, payloads = zip(*[answers[place] for place in range(len(tasks.ids))], strict=True)
         return frames.Results(tasks.ids, codes, payloads, time.perf_counter() - began)
@@ -135,9 +136,11 @@ class Executor:
             return isolation.Raised(error, final=is_final(error, whole=whole))
 
     def _has_left(self, index: int) -> bool:
-        deadline = self._timer.pause()
+        paused = self._timer.pause()
+        self._port.poll()
         left = 0 <= index < len(self._inside) and self._port.has_left(self._inside[index])
-        self._timer.resume(deadline)
+        if paused:
+            self._timer.resume()
         return left
 
 

@@ -143,9 +143,9 @@ class Outlet:
             self._ids.append(task_id)
             self._chunks.append(chunk)
 
-    def forget_finished(self) -> None:
-        """Expect no late events any more."""
-        self._finished.clear()
+    def forget_finished(self, task_ids: Iterable[int]) -> None:
+        """Expect no late events for these tasks any more."""
+        self._finished.difference_update(task_ids)
 
     def flush(self) -> None:
         """Send the events that were put in since the last time, as one frame."""

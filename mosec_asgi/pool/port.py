@@ -35,6 +35,10 @@ class Port:
         self.ended = False
         self._sock = sock
         self._decoder = frames.Decoder()
+        self._poller = select.poll()
+        self._poller.register(sock, select.POLLIN)
+        # Held while something is read, and while something is sent or changed.
+        self._reading = threading.Lock()
         self._lock = threading.RLock()
         # Tasks that have come and are not answered.
         self._held: set[int] = set()
@@ -65,23 +69,27 @@ class Port:
             FrameError: what comes is no frame, or not one for a worker.
         """
         while not self.tasks and not self.ended:
-            self._receive(0)
+            with self._reading:
+                self._receive(0)
         return bool(self.tasks)
 
     def poll(self) -> None:
         """Take in what has come, without waiting."""
-        with self._lock:
-            while not self.ended and self._receive(socket.MSG_DONTWAIT):
-                pass
+        # A thread that pushes events while the worker waits for tasks leaves the reading to it.
+        if self._reading.acquire(blocking=False):
+            try:
+                while not self.ended and self._receive(socket.MSG_DONTWAIT):
+                    pass
+            finally:
+                self._reading.release()
 
     def wait(self, seconds: float) -> None:
         """Wait until something comes, then take it in."""
-        if not self.ended and select.select([self._sock], [], [], seconds)[0]:
+        if not self.ended and self._poller.poll(seconds * 1000):
             self.poll()
 
     def has_left(self, task_id: int) -> bool:
-        """Whether nobody waits for a task any more."""
-        self.poll()
+        """Whether nobody waits for a task any more, as far as it has been taken in."""
         return self.ended or task_id in self.cancelled or task_id not in self._held
 
     def _receive(self, flags: int) -> bool:
@@ -96,8 +104,9 @@ class Port:
             self.ended = True
             return False
         self._decoder.receive_data(data)
-        while (frame := self._decoder.next_frame()) is not None:
-            self._take(frame)
+        with self._lock:
+            while (frame := self._decoder.next_frame()) is not None:
+                self._take(frame)
         return True
 
     def _take(self, frame: frames.Frame) -> None:

@@ -166,6 +166,7 @@ class WorkerProcess:
     ) -> None:
         self._process = process
         self._page = page
+        self._ended = False
         self._loop = loop
         self._on_exit = on_exit
         self._watched = _exit_descriptor(process)
@@ -191,7 +192,7 @@ class WorkerProcess:
         """Say how the process ended."""
         code = self._process.exitcode
         if code is None:
-            return "is still running"
+            return "has ended, nobody knows how" if self._ended else "is still running"
         return f"was killed by signal {-code}" if code < 0 else f"exited with status {code}"
 
     def reap(self, timeout: float) -> None:
@@ -204,7 +205,10 @@ class WorkerProcess:
 
     def _exited(self) -> None:
         self._process.join(0)
-        if self._process.exitcode is not None:
+        # A readable pidfd does not err. The exit status is missing all the same where somebody else has reaped the
+        # process, or SIGCHLD is ignored.
+        if self._process.exitcode is not None or self._watched != self._process.sentinel:
+            self._ended = True
             self._loop.remove_reader(self._watched)
             self._on_exit()
             self._forget()

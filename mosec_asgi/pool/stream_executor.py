@@ -31,15 +31,20 @@ class StreamExecutor(Executor):
         super().__init__(worker, spec, port, kernel)
         self._outlet = Outlet(worker, spec, self._codec, port)
         self._batches = spec.max_batch_size > 1
+        self._rehearsing = False
         if isinstance(worker, SSEWorker):
             worker._send_event = self._push
 
     def rehearse(self, example: Any) -> None:
         """Run `forward` on an example, whose events nobody receives."""
-        result = self._worker.forward(example)
-        if isinstance(result, Iterator):
-            for _ in result:
-                pass
+        self._rehearsing = True
+        try:
+            result = self._worker.forward(example)
+            if isinstance(result, Iterator):
+                for _ in result:
+                    pass
+        finally:
+            self._rehearsing = False
 
     def run(self, tasks: frames.Tasks) -> None:
         """Run tasks and send their events and answers."""
@@ -86,7 +91,7 @@ class StreamExecutor(Executor):
                 results = self._codec.told_of_all(done.value, request_ids)
                 break
         self._inside = ()
-        self._outlet.forget_finished()
+        self._outlet.forget_finished(ids)
         for task_id, result in zip(ids, results, strict=True):
             if self._outlet.is_open(task_id):
                 self._outlet.end(task_id, on_the_wire(result) if isinstance(result, Failure) else ENDED)
@@ -134,15 +139,18 @@ class StreamExecutor(Executor):
 
     def _push(self, event: Any, index: int) -> None:
         """Send an event from within `forward`: `SSEWorker.send_stream_event`."""
-        running = self._timer.pause() is not None
+        if self._rehearsing:
+            return
+        paused = self._timer.pause()
         self._outlet.put_at(index, event, self._inside)
         self._outlet.flush()
         self._port.progress.beat()
         self._port.poll()
         self._outlet.drop_left(self._inside)
         self._wait_for_room()
-        if running:
-            self._timer.restart()
+        self._timer.restart()
+        if paused:
+            self._timer.resume()
 
     def _close(self, events: Iterator[Any]) -> None:
         close = getattr(events, "close", None)

@@ -19,6 +19,9 @@ from mosec_asgi.pool.lifecycle import Backoff, Event, State, transition
 from mosec_asgi.pool.process import Handle, Launcher, Pipe
 from mosec_asgi.pool.spec import WorkerSpec
 
+# Seconds in which a worker that has closed its pipe, or could not start, exits by itself; then it is killed.
+EXIT_SECONDS = 1.0
+
 logger = log.internal_logger(__name__)
 
 
@@ -53,8 +56,8 @@ class PoolWorker:
         self.reason = ""
         # What it said if it could not start.
         self.traceback = ""
-        # Runs while it starts.
-        self.start_timer: asyncio.TimerHandle | None = None
+        # Ends it: while it starts, and once it has nothing more to do but to exit.
+        self.timer: asyncio.TimerHandle | None = None
         self.handle: Handle
         self.pipe: Pipe
 
@@ -169,7 +172,7 @@ class Supervisor:
         for worker in self.workers:
             was_ready = worker.state is State.READY
             worker.state = transition(worker.state, Event.STOP)
-            _cancel_start_timer(worker)
+            _cancel_timer(worker)
             if was_ready:
                 self._listener.worker_gone(worker)
             worker.pipe.finish()
@@ -221,7 +224,7 @@ class Supervisor:
             self._start_failed(place, str(error))
             return
         place.worker = worker
-        worker.start_timer = self._loop.call_later(self._start_timeout, self._start_timed_out, worker)
+        worker.timer = self._loop.call_later(self._start_timeout, self._start_timed_out, worker)
         logger.debug("started as process %s", worker.handle.pid, extra=_extra(worker))
 
     def _start_timed_out(self, worker: PoolWorker) -> None:
@@ -248,12 +251,13 @@ class Supervisor:
         elif isinstance(frame, frames.Failed) and worker.state in (State.STARTING, State.STOPPING):
             worker.reason = "could not start"
             worker.traceback = frame.text
+            self._expect_exit(worker)
         else:
             self.kill(worker, f"sent a frame of {type(frame).__name__} while it was {worker.state.value}")
 
     def _on_ready(self, worker: PoolWorker, place: _Place) -> None:
         worker.state = transition(worker.state, Event.READY)
-        _cancel_start_timer(worker)
+        _cancel_timer(worker)
         if worker.state is not State.READY:
             return
         worker.ready_at = self._clock()
@@ -271,7 +275,15 @@ class Supervisor:
         if not worker.reason and reason != "it was closed":
             worker.reason = f"broke its pipe ({reason})"
         self._lose(worker)
-        worker.handle.kill()
+        if reason == "it was closed":
+            self._expect_exit(worker)
+        else:
+            worker.handle.kill()
+
+    def _expect_exit(self, worker: PoolWorker) -> None:
+        """Kill a worker that should exit by itself now, unless it does so soon: a thread of the user's may hold it."""
+        _cancel_timer(worker)
+        worker.timer = self._loop.call_later(EXIT_SECONDS, worker.handle.kill)
 
     def _lose(self, worker: PoolWorker) -> None:
         was_ready = worker.state is State.READY
@@ -286,7 +298,7 @@ class Supervisor:
         was_ready = worker.state is State.READY
         asked = worker.state is State.STOPPING
         worker.state = transition(worker.state, Event.EXIT)
-        _cancel_start_timer(worker)
+        _cancel_timer(worker)
         worker.pipe.close()
         place.worker = None
         if was_ready:
@@ -325,10 +337,10 @@ class Supervisor:
         place.relaunch = self._loop.call_later(delay, self._launch, place)
 
 
-def _cancel_start_timer(worker: PoolWorker) -> None:
-    if worker.start_timer is not None:
-        worker.start_timer.cancel()
-        worker.start_timer = None
+def _cancel_timer(worker: PoolWorker) -> None:
+    if worker.timer is not None:
+        worker.timer.cancel()
+        worker.timer = None
 
 
 def _extra(worker: PoolWorker) -> dict[str, object]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 
@@ -37,49 +38,55 @@ class Timer:
         """
         self._seconds = seconds
         self._kernel = kernel
-        self._deadline: float | None = None
+        # Set by the thread of the block alone: whether there is something to interrupt.
+        self._running = False
+        # Moved by any thread.
+        self._deadline = 0.0
         self._pending = False
         self._handles: bool | None = None
+        self._thread = 0
 
     def __enter__(self) -> None:
         if self._handles is None:
             self._handles = _handle_alarm(self._alarm)
+            self._thread = threading.get_ident()
         self.restart()
+        self.resume()
 
     def __exit__(self, *_: object) -> None:
-        self._deadline = None
+        self._running = False
 
     def restart(self) -> None:
         """Give the block its whole time again."""
-        self._run_until(time.perf_counter() + self._seconds)
+        self._deadline = time.perf_counter() + self._seconds
 
-    def pause(self) -> float | None:
-        """Stop the block's time; return what `resume` needs.
+    def pause(self) -> bool:
+        """Let the block not be interrupted; return whether it could be, and `resume` is needed.
 
-        What is called from within `forward`, and must not be torn by the exception, stands between the two.
+        What is called from within `forward`, and must not be torn by the exception, stands between the two. The time
+        goes on. On another thread than the block's, which cannot be interrupted, this does nothing.
         """
-        deadline, self._deadline = self._deadline, None
-        return deadline
+        if not self._running or threading.get_ident() != self._thread:
+            return False
+        self._running = False
+        return True
 
-    def resume(self, deadline: float | None) -> None:
-        """Let the block's time run on; it has gone on meanwhile."""
-        if deadline is not None:
-            self._run_until(deadline)
-
-    def _run_until(self, deadline: float) -> None:
-        self._deadline = deadline
+    def resume(self) -> None:
+        """Let the block be interrupted again once its time is over."""
+        self._running = True
         if self._handles and not self._pending:
-            self._set(max(deadline - time.perf_counter(), 1e-6))
+            self._set(max(self._deadline - time.perf_counter(), 1e-6))
 
     def _set(self, seconds: float) -> None:
         self._pending = True
         signal.setitimer(signal.ITIMER_REAL, seconds)
         if self._kernel is not None:
-            self._kernel.set(seconds + FORSAKEN_SECONDS)
+            # A block that is begun just before the alarm has its whole time after it.
+            self._kernel.set(seconds + self._seconds + FORSAKEN_SECONDS)
 
     def _alarm(self, *_: object) -> None:
         self._pending = False
-        if self._deadline is None:
+        if not self._running:
             if self._kernel is not None:
                 self._kernel.set(0.0)
             return
@@ -87,7 +94,7 @@ class Timer:
         if left > 0:
             self._set(left)
             return
-        self._deadline = None
+        self._running = False
         raise MosecTimeoutError(f"`forward` took longer than {self._seconds:g} s")
 
 

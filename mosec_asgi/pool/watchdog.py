@@ -1,15 +1,21 @@
 """Which workers have stopped making progress. Pure: time comes in as `now`.
 
 A worker counts its steps (`ipc.progress`). One that is at work and whose count stands still for longer than a step may
-take is stuck: in a call that never comes back to Python, or stopped from outside.
+take is stuck: in a call that never comes back to Python, or stopped from outside. A look that comes late tells nothing:
+what held the server up may have held the workers up as well.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Mapping
 from typing import Generic, TypeVar
 
 WorkerKey = TypeVar("WorkerKey", bound=Hashable)
+
+
+# Seconds between two looks above which the later one is late.
+LATE_SECONDS = 1.0
 
 
 class Watchdog(Generic[WorkerKey]):
@@ -22,14 +28,18 @@ class Watchdog(Generic[WorkerKey]):
             limit: seconds that one step may take.
         """
         self._limit = limit
+        self._looked = -math.inf
         # The count of each worker that was at work at the last look, and since when it has stood there.
         self._seen: dict[WorkerKey, tuple[int, float]] = {}
 
     def stuck(self, beats: Mapping[WorkerKey, int], now: float) -> list[WorkerKey]:
         """Look at the counts of all workers that are at work now; return those that are stuck."""
+        late = now - self._looked > LATE_SECONDS
+        self._looked = now
         seen: dict[WorkerKey, tuple[int, float]] = {}
         for worker, count in beats.items():
             before = self._seen.get(worker)
-            seen[worker] = before if before is not None and before[0] == count else (count, now)
+            stands = before is not None and before[0] == count and not late
+            seen[worker] = before if before is not None and stands else (count, now)
         self._seen = seen
         return [worker for worker, (_, since) in seen.items() if now - since >= self._limit]
