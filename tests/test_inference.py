@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 from fake_service import FakeClient, FakeService
-from fakes import pending_timers, settled_loop, until
+from fakes import pending_timers, until
 
 from mosec_asgi.errors import Failure
 from mosec_asgi.metrics import ServiceMetrics
