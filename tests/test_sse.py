@@ -3,83 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gzip
 import logging
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+import socket
+from collections.abc import Callable
 from typing import Any
 
 import pytest
-from fake_service import FakeClient, FakeService, FakeTask, ManualLoop, in_manual_time
-from fakes import pending_timers, settled_loop, until
+from fake_service import FakeClient, FakeTask, ManualLoop, in_manual_time
+from fakes import settled_loop, until
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from stream_side import ENOUGH, LIMIT, RAW, serving, stream_enough, uvicorn_serving
 
 from mosec_asgi.errors import Failure
-from mosec_asgi.metrics import ServiceMetrics
 from mosec_asgi.streaming import EVENT_STREAM
-from mosec_asgi.web.disconnect import DisconnectWatch
-from mosec_asgi.web.request import BAD_TIMEOUT, BodyReader, RequestIds, Shared
-from mosec_asgi.web.sse import KEEP_ALIVE, KEEP_ALIVE_SECONDS, StreamEndpoint
+from mosec_asgi.web.request import BAD_TIMEOUT
+from mosec_asgi.web.sse import KEEP_ALIVE, KEEP_ALIVE_SECONDS
 
-RAW = "audio/wav"
-LIMIT = 1000
 BOTH = pytest.mark.parametrize("content_type", [EVENT_STREAM, RAW])
-
-
-class Side:
-    """An endpoint with all that it works with."""
-
-    def __init__(self, content_type: str, *, compressed: bool) -> None:
-        self.service = FakeService()
-        self.metrics = ServiceMetrics("test", [])
-        self.watch = DisconnectWatch(self.service.cancel)
-        shared = Shared(
-            self.service,
-            self.metrics,
-            BodyReader(LIMIT, compressed=compressed),
-            RequestIds(),
-            self.watch,
-            (b"server", b"test"),
-            compressed,
-        )
-        self.endpoint = StreamEndpoint("/path", 7, content_type, shared)
-
-    def ask(self, body: bytes = b"1", headers: dict[str, str] | None = None) -> FakeClient:
-        """Send a request."""
-        pairs = [(name.encode(), value.encode()) for name, value in (headers or {}).items()]
-        return FakeClient(self.endpoint, body, pairs)
-
-    async def begin(self) -> tuple[FakeClient, FakeTask]:
-        """Send a request that is admitted."""
-        client, before = self.ask(), len(self.service.tasks)
-        await until(lambda: len(self.service.tasks) > before)
-        await settled_loop()
-        return client, self.service.tasks[-1]
-
-    @property
-    def answers(self) -> dict[int, int]:
-        """How many answers were counted, by status."""
-        assert all(path == "/path" for path, _ in self.metrics.throughput)
-        return {code: count for (_, code), count in self.metrics.throughput.items()}
-
-    @property
-    def idle(self) -> bool:
-        """Whether nobody is watched."""
-        return repr(self.watch) == "<DisconnectWatch young=[] watched=[]>"
-
-
-@asynccontextmanager
-async def serving(content_type: str = EVENT_STREAM, *, compressed: bool = False) -> AsyncIterator[Side]:
-    """Serve for the time of a block; at its end nothing may be left of it."""
-    loop = asyncio.get_running_loop()
-    before = asyncio.all_tasks()
-    side = Side(content_type, compressed=compressed)
-    yield side
-    assert all(task.outcome.done() for task in side.service.tasks)
-    await until(lambda: asyncio.all_tasks() == before)
-    assert side.idle
-    await until(lambda: not pending_timers(loop))
 
 
 async def ended(client: FakeClient) -> None:
@@ -582,3 +525,99 @@ async def happen(event: str, loop: ManualLoop, client: FakeClient, task: FakeTas
             "leave": client.leave,
         }
         moves.get(event, lambda: None)()
+
+
+# -- under uvicorn -----------------------------------------------------------------------------------------------------
+
+PROTOCOLS = {
+    "httptools": "uvicorn.protocols.http.httptools_impl:HttpToolsProtocol",
+    "zttp": "uvicorn.protocols.http.auto_zttp_impl:AutoZttpProtocol",
+}
+EACH_PROTOCOL = pytest.mark.parametrize("protocol", PROTOCOLS.values(), ids=PROTOCOLS)
+
+
+class Connection:
+    """A connection of a client that takes what comes as it comes."""
+
+    def __init__(self, port: int) -> None:
+        self._port = port
+
+    async def __aenter__(self) -> Connection:
+        sock = socket.socket()
+        # A size of its own keeps the kernel from making it larger as it sees fit.
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)
+        sock.connect(("127.0.0.1", self._port))
+        self.reader, self.writer = await asyncio.open_connection(sock=sock)
+        self.ask()
+        return self
+
+    def ask(self) -> None:
+        """Send a request."""
+        self.writer.write(b"POST /path HTTP/1.1\r\nhost: test\r\ncontent-length: 1\r\n\r\n1")
+
+    async def __aexit__(self, *_: object) -> None:
+        self.writer.close()
+        with contextlib.suppress(ConnectionError):
+            await self.writer.wait_closed()
+
+
+@EACH_PROTOCOL
+async def test_on_the_wire_a_stream_is_chunked_and_the_connection_is_good_for_the_next(protocol: str) -> None:
+    async with uvicorn_serving(protocol) as (side, port), Connection(port) as client:
+        for number in range(1, 4):
+            if number > 1:
+                client.ask()
+            task = await side.admitted(number)
+            task.chunk(b"data: a\n\n")
+            head, _, chunk = (await client.reader.readuntil(b"data: a\n\n\r\n")).partition(b"\r\n\r\n")
+            assert head.startswith(b"HTTP/1.1 200 OK\r\n")
+            assert b"transfer-encoding: chunked" in head
+            assert chunk == b"9\r\ndata: a\n\n\r\n"
+            task.chunk(b"data: b\n\n")
+            task.answer()
+            assert await client.reader.readuntil(b"0\r\n\r\n") == b"9\r\ndata: b\n\n\r\n0\r\n\r\n"
+
+
+@EACH_PROTOCOL
+async def test_a_client_notices_that_a_raw_stream_was_broken_off(
+    protocol: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with uvicorn_serving(protocol, RAW) as (side, port), Connection(port) as client:
+        await until(lambda: side.service.tasks)
+        side.service.task.chunk(b"RIFF")
+        side.service.task.fail(500, "inference internal error")
+        packets = await client.reader.read()
+        assert packets.endswith(b"\r\n\r\n4\r\nRIFF\r\n"), "the last chunk of all is missing, and the connection closed"
+    assert not [record for record in caplog.records if record.exc_info]
+
+
+@EACH_PROTOCOL
+async def test_the_service_hears_of_what_a_slow_client_takes_and_not_before(protocol: str) -> None:
+    async with uvicorn_serving(protocol) as (side, port), Connection(port) as client:
+        task = await side.admitted(1)
+        await stream_enough(task)
+        assert sum(task.taken) < ENOUGH
+        task.answer()
+        answer = bytearray()
+        while not answer.endswith(b"\r\n0\r\n\r\n"):
+            answer += await client.reader.read(1 << 20)
+        assert answer.count(b"~") == ENOUGH
+        await until(lambda: sum(task.taken) == ENOUGH)
+
+
+@EACH_PROTOCOL
+@pytest.mark.parametrize("reads", [True, False])
+async def test_a_client_that_closes_its_connection_cancels_its_task(
+    protocol: str, reads: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with uvicorn_serving(protocol) as (side, port):
+        async with Connection(port) as client:
+            task = await side.admitted(1)
+            task.chunk(b"~")
+            await client.reader.readuntil(b"~")
+            if not reads:
+                await stream_enough(task)
+                assert sum(task.taken) < ENOUGH
+        await until(lambda: side.service.cancelled)
+        assert side.answers == {}
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]

@@ -50,8 +50,11 @@ def _errors(max_request_size: int, *, compressed: bool) -> dict[int, tuple[str, 
             [describe(ValidationError("the text is longer than 1000 characters")).text],
         ),
         HTTPStatus.TOO_MANY_REQUESTS: (
-            "The service is at its capacity; `retry-after` says when to come back.",
-            ["too many requests: the service is at its capacity"],
+            "The service is at its capacity, or would be too late with this one; `retry-after` says when to come back.",
+            [
+                "too many requests: the service is at its capacity",
+                "too many requests: this one would not be done in time",
+            ],
         ),
         HTTPStatus.INTERNAL_SERVER_ERROR: ("The model failed.", [INTERNAL_ERROR_TEXT]),
         HTTPStatus.SERVICE_UNAVAILABLE: (

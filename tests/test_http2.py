@@ -1,0 +1,189 @@
+"""Streams over HTTP/2, to a client that opens and closes the windows of its streams as the test says."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections import defaultdict
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+from fake_service import FakeTask
+from fakes import settled_loop, until
+from stream_side import MUCH, RAW, Side, uvicorn_serving
+
+pytest.importorskip("zttp", reason="the extra http2 is not installed")
+h2_connection = pytest.importorskip("h2.connection")
+h2_events = pytest.importorskip("h2.events")
+
+PROTOCOL = "mosec_asgi.web.http2:AutoProtocol"
+# Far more than the window of a stream and what may wait for it to open.
+ENOUGH = 20 * len(MUCH)
+
+
+class Client:
+    """A connection.
+
+    Attributes:
+        ignored: the streams whose windows it does not open again for what has come.
+        received: what has come, by stream.
+        ended: the streams that have come to their end.
+        broken: the streams that the server has broken off.
+    """
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.ignored: set[int] = set()
+        self.received: dict[int, bytearray] = defaultdict(bytearray)
+        self.ended: set[int] = set()
+        self.broken: set[int] = set()
+        self._reader, self._writer = reader, writer
+        self._connection = h2_connection.H2Connection()
+        self._connection.initiate_connection()
+        # The connection's own window is never what a stream waits for.
+        self._connection.increment_flow_control_window(1 << 30)
+        self._unread: dict[int, int] = defaultdict(int)
+        self._flush()
+
+    def ask(self, *, reads: bool = True) -> int:
+        """Send a request, and return its stream."""
+        stream: int = self._connection.get_next_available_stream_id()
+        headers = {":method": "POST", ":path": "/path", ":scheme": "http", ":authority": "test", "content-length": "1"}
+        self._connection.send_headers(stream, headers.items())
+        self._connection.send_data(stream, b"1", end_stream=True)
+        if not reads:
+            self.ignored.add(stream)
+        self._flush()
+        return stream
+
+    def reset(self, stream: int) -> None:
+        """Give up on a request; the connection stays."""
+        self._connection.reset_stream(stream)
+        self._flush()
+
+    def read_on(self, stream: int) -> None:
+        """Open the window of a stream again."""
+        self.ignored.remove(stream)
+        self._open_windows()
+        self._flush()
+
+    async def run(self) -> None:
+        while data := await self._reader.read(1 << 16):
+            for event in self._connection.receive_data(data):
+                if isinstance(event, h2_events.DataReceived):
+                    self.received[event.stream_id] += event.data
+                    self._unread[event.stream_id] += event.flow_controlled_length
+                elif isinstance(event, h2_events.StreamEnded):
+                    self.ended.add(event.stream_id)
+                elif isinstance(event, h2_events.StreamReset):
+                    self.broken.add(event.stream_id)
+            self._open_windows()
+            self._flush()
+
+    def _open_windows(self) -> None:
+        for stream in self._unread.keys() - self.ignored:
+            size = self._unread.pop(stream)
+            if size and stream not in self.ended | self.broken:
+                self._connection.increment_flow_control_window(size, stream)
+
+    def _flush(self) -> None:
+        self._writer.write(self._connection.data_to_send())
+
+
+async def stream_enough(task: FakeTask) -> None:
+    for _ in range(ENOUGH // len(MUCH)):
+        task.chunk(MUCH)
+        await settled_loop()
+
+
+@contextlib.asynccontextmanager
+async def connected(content_type: str = RAW) -> AsyncIterator[tuple[Side, Client]]:
+    async with uvicorn_serving(PROTOCOL, content_type) as (side, port):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        client = Client(reader, writer)
+        running = asyncio.create_task(client.run())
+        try:
+            yield side, client
+        finally:
+            writer.close()
+            await running
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_complained_of(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    yield
+    assert not [record for record in caplog.records if record.exc_info or record.name == "asyncio"]
+
+
+async def test_a_stream_goes_out_as_fast_as_its_client_reads_and_no_faster() -> None:
+    async with connected() as (side, client):
+        stream = client.ask(reads=False)
+        task = await side.admitted(1)
+        await stream_enough(task)
+        assert sum(task.taken) < ENOUGH / 4
+        client.read_on(stream)
+        await until(lambda: sum(task.taken) == ENOUGH)
+        task.answer()
+        await until(lambda: stream in client.ended)
+        assert len(client.received[stream]) == ENOUGH
+        assert side.answers == {200: 1}
+
+
+async def test_a_stream_that_waits_for_its_client_keeps_no_other_waiting() -> None:
+    async with connected() as (side, client):
+        slow = client.ask(reads=False)
+        first = await side.admitted(1)
+        await stream_enough(first)
+        quick = client.ask()
+        second = await side.admitted(2)
+        await stream_enough(second)
+        second.answer()
+        await until(lambda: quick in client.ended)
+        assert len(client.received[quick]) == ENOUGH
+        assert sum(first.taken) < ENOUGH / 4
+        client.read_on(slow)
+        first.answer()
+        await until(lambda: slow in client.ended)
+        assert len(client.received[slow]) == ENOUGH
+
+
+@pytest.mark.parametrize("reads", [True, False])
+async def test_a_stream_that_its_client_gives_up_cancels_its_task_alone(reads: bool) -> None:
+    async with connected() as (side, client):
+        given_up = client.ask(reads=reads)
+        first = await side.admitted(1)
+        other = client.ask()
+        second = await side.admitted(2)
+        if reads:
+            first.chunk(b"a")
+        else:
+            await stream_enough(first)
+        await until(lambda: client.received[given_up])
+        client.reset(given_up)
+        await until(lambda: side.service.cancelled)
+        assert side.service.cancelled == [first.id]
+        second.chunk(b"b")
+        second.answer()
+        await until(lambda: other in client.ended)
+        assert client.received[other] == b"b"
+
+
+async def test_a_client_that_closes_its_connection_cancels_all_that_waits_for_it() -> None:
+    async with connected() as (side, client):
+        for number in range(1, 4):
+            client.ask(reads=False)
+            await stream_enough(await side.admitted(number))
+    assert sorted(side.service.cancelled) == [1, 2, 3]
+
+
+async def test_a_raw_stream_that_fails_half_way_is_reset(caplog: pytest.LogCaptureFixture) -> None:
+    async with connected() as (side, client):
+        stream = client.ask()
+        task = await side.admitted(1)
+        task.chunk(b"RIFF")
+        await until(lambda: client.received[stream])
+        task.fail(500, "inference internal error")
+        await until(lambda: stream in client.broken)
+        assert stream not in client.ended
+        assert client.received[stream] == b"RIFF"
+    assert [record.levelno for record in caplog.records if record.name.startswith("mosec_asgi")] == [logging.WARNING]
