@@ -113,9 +113,9 @@ def _uvicorn_config(server: Server, settings: Settings) -> uvicorn.Config:
 def _http_protocol() -> type[asyncio.Protocol]:
     if importlib.util.find_spec("zttp") is not None:
         # The extra `http2`: HTTP/1.1 and prior-knowledge HTTP/2 on one port.
-        from uvicorn.protocols.http.auto_zttp_impl import AutoZttpProtocol
+        from mosec_asgi.web.http2 import AutoProtocol
 
-        return AutoZttpProtocol
+        return AutoProtocol
     from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
     return HttpToolsProtocol

@@ -24,7 +24,7 @@ from openapi_spec_validator import OpenAPIV31SpecValidator
 from typing_extensions import NotRequired, TypedDict
 
 from mosec_asgi import Runtime, Server, SSEWorker, Worker, __version__
-from mosec_asgi.batching import coordinator
+from mosec_asgi.batching import coordinator, stage
 from mosec_asgi.mixin import PydanticMixin, TypedMsgPackMixin
 from mosec_asgi.schema import MOSEC_REF_TEMPLATE, ParseTarget
 from mosec_asgi.web import contract
@@ -760,8 +760,9 @@ def test_all_errors_are_named_as_text_with_a_request_id_and_a_full_service_says_
 
 def test_the_examples_of_errors_are_their_texts() -> None:
     text = json.dumps(contract.components(1, compressed=False))
-    for failure in (coordinator.TIMED_OUT, coordinator.TOO_MANY, coordinator.CLOSING, coordinator.STAGE_DOWN):
-        assert json.dumps(failure.text) in text
+    failures = (stage.TIMED_OUT, coordinator.CLOSING, stage.STAGE_DOWN)
+    for shown in (*(failure.text for failure in failures), coordinator.TOO_MANY, coordinator.TOO_LATE):
+        assert json.dumps(shown) in text
 
 
 def test_the_encodings_of_a_request_are_named_where_there_are_any() -> None:

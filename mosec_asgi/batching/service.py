@@ -93,7 +93,10 @@ class Service(Protocol):
         """
 
     def taken(self, task_id: int, size: int) -> None:
-        """Note that the client has taken `size` more bytes of a stream's chunks, which makes room for as many."""
+        """Note that the client has taken `size` more bytes of a stream's chunks, which makes room for as many.
+
+        After the stream's end this does nothing.
+        """
 
     def cancel(self, task_id: int) -> None:
         """Drop a task whose client has left; its outcome is `CLIENT_LEFT`. One that has its answer is left alone."""
