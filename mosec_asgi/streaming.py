@@ -194,7 +194,7 @@ class ContinuousWorker(SSEWorker):
         """
 
     @abc.abstractmethod
-    def evict(self, slot: Hashable) -> None:
+    def evict(self, slot: Any) -> None:
         """Free a slot: its stream has ended, whether by `step` or because its client has left.
 
         Args:

@@ -35,7 +35,7 @@ class Slots(ContinuousWorker):
             if count == 1:
                 yield slot, self.FINISHED
 
-    def evict(self, slot: int) -> None:  # type: ignore[override]  # the slots are its own
+    def evict(self, slot: int) -> None:
         """Free a slot."""
         del self.left[slot]
 
