@@ -29,18 +29,19 @@ class Rate:
             return self._per_second
         return self._answers / self._worked
 
-    def begin(self, now: float) -> None:
-        """Note that tasks wait from now on for others to be answered."""
-        if self._since is None:
-            self._since = now
+    def wait(self, now: float, *, waiting: bool) -> None:
+        """Note whether tasks wait from now on for others to be answered."""
+        if self._since is not None:
+            self._worked += now - self._since
+        self._since = now if waiting else None
 
-    def answered(self, answers: int, now: float, *, waiting: bool) -> None:
-        """Note answers; `waiting` if tasks still wait."""
+    def answered(self, answers: int, now: float) -> None:
+        """Note answers."""
         if self._since is None:
             return
         self._answers += answers
         self._worked += now - self._since
-        self._since = now if waiting else None
+        self._since = now
         if self._worked >= SPELL_SECONDS:
             measured = self._answers / self._worked
             before = self._per_second or measured

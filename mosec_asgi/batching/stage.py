@@ -179,8 +179,8 @@ class Stage:
         """Expect nothing more of a task that is about to be settled before this stage has answered it."""
         if task.state is State.QUEUED:
             self.scheduler.discard(task)
-            if task.alone:
-                # Others may have waited behind it.
+            if task.alone or not self.scheduler.queued:
+                # Others may have waited behind it; or none waits any more.
                 self._mark()
             return
         worker = self.scheduler.holder(task)
@@ -210,7 +210,7 @@ class Stage:
         except AnswerError as error:
             raise frames.FrameError(str(error)) from error
         now = self._clock()
-        self._rate.answered(len(tasks), now, waiting=self.scheduler.queued > 0)
+        self._rate.answered(len(tasks), now)
         measured = self.metrics.worker(worker.worker_id).process_duration
         if self.metrics.batched:
             measured.observe(results.seconds)
@@ -222,6 +222,8 @@ class Stage:
                 answered(task, code, payload, now)
         if self.scheduler.queued:
             self._mark()
+        else:
+            self._rate.wait(now, waiting=False)
 
     def worker_events(self, worker: PoolWorker, events: frames.Events) -> None:
         """Take in pieces of streams."""
@@ -293,8 +295,7 @@ class Stage:
         assignments, wake_at = self.scheduler.assign(now)
         for assignment in assignments:
             self._send(assignment, now)
-        if wake_at is None and self.scheduler.queued:
-            self._rate.begin(now)
+        self._rate.wait(now, waiting=wake_at is None and self.scheduler.queued > 0)
         if wake_at != self._wake_at:
             self._set_wake(wake_at, now)
 

@@ -171,8 +171,9 @@ class Supervisor:
                 place.relaunch = None
         for worker in self.workers:
             was_ready = worker.state is State.READY
+            if worker.state is State.STARTING:
+                _cancel_timer(worker)
             worker.state = transition(worker.state, Event.STOP)
-            _cancel_timer(worker)
             if was_ready:
                 self._listener.worker_gone(worker)
             worker.pipe.finish()
