@@ -169,7 +169,7 @@ class Siege:
         self._seen.add(result["process"])
 
     async def _send_signals(self) -> None:
-        while True:
+        while time.monotonic() + self._interval < self._until:
             await asyncio.sleep(self._interval)
             alive = sorted(self._seen - self._hit)
             if not alive:
@@ -218,7 +218,7 @@ def broken(promise: Promise, outcome: Outcome) -> list[str]:
         faults.append(f"a request took {outcome.longest:.1f} s, and {TIMEOUT_SECONDS:.0f} s are the service's limit")
     if not outcome.answers[200]:
         faults.append("no request was answered 200")
-    if outcome.faults < outcome.spared or not outcome.faults:
+    if outcome.faults < max(1, outcome.spared):
         faults.append(f"{outcome.faults} signals were sent, and {outcome.spared} times no worker was there to be hit")
     return faults
 

@@ -221,16 +221,16 @@ def answer_by_hand(ids: Sequence[int], payloads: Sequence[bytes]) -> None:
 
 
 def answer_twice() -> None:
-    """Answer the task that asks for this; the child's own code does it again."""
+    """Answer the first task, which asks for this; the child's own code does it again."""
     tasks = tasks_at_work()
-    place = list(tasks.payloads).index(b'"twice"')
-    answer_by_hand(tasks.ids[place : place + 1], tasks.payloads[place : place + 1])
+    answer_by_hand(tasks.ids[:1], tasks.payloads[:1])
 
 
 def answer_in_reverse() -> None:
     """Answer all tasks of the batch from the last to the first, each with a result that is not its own."""
     ids = tasks_at_work().ids[::-1]
-    answer_by_hand(ids, [b'"forged"'] * len(ids))
+    if len(ids) > 1:
+        answer_by_hand(ids, [b'"forged"'] * len(ids))
 
 
 def wait_to_be_killed() -> None:
