@@ -288,7 +288,7 @@ def serving(
     stages: str,
     *arguments: str,
     environment: Mapping[str, str] | None = None,
-    command: Sequence[str] = (),
+    by: str = "run",
     stops: bool = True,
 ) -> Iterator[Program]:
     """Serve stages of `tests/workers.py` for the time of a block, by a program such as users write.
@@ -298,8 +298,8 @@ def serving(
         stages: Python statements that append workers to `server`.
         arguments: of the program.
         environment: variables to set.
-        command: what runs the module `server` of the folder, which then defines `app` too, a FastAPI app with the
-            service mounted at /ml; empty for `python server.py`, which calls `server.run()`.
+        by: "run" for `python server.py`, "uvicorn" for `uvicorn server:server`, "mounted" for the same with a FastAPI
+            app that has the service at /ml.
         stops: see `running`.
     """
     lines = [
@@ -307,13 +307,22 @@ def serving(
         "from workers import *",
         "server = Server()",
         *textwrap.dedent(stages).strip().splitlines(),
+        'if __name__ == "__main__":',
+        "    server.run()",
     ]
-    if command:
-        lines += ["from fastapi import FastAPI", "app = FastAPI(lifespan=server.lifespan)", 'app.mount("/ml", server)']
-    lines += ['if __name__ == "__main__":', "    server.run()"]
     file = written(folder, "\n".join(lines) + "\n")
+    mounting = "from fastapi import FastAPI\nfrom server import server\napp = FastAPI(lifespan=server.lifespan)\n"
+    written(folder, mounting + 'app.mount("/ml", server)\n', "app.py")
+    uvicorn = [sys.executable, "-m", "uvicorn", "--port", "{port}", *arguments]
+    commands = {
+        "run": python(file, *arguments),
+        "uvicorn": [*uvicorn, "server:server"],
+        "mounted": [*uvicorn, "app:app"],
+    }
     with running(
-        [*command] or python(file, *arguments), folder / "output.log", environment=environment, cwd=folder, stops=stops
+        commands[by], folder / "output.log", environment=environment, cwd=folder, stops=stops
     ) as program:
+        if by == "mounted":
+            program.client.base_url = f"{program.url}/ml"
         program.wait_ready()
         yield program

@@ -298,3 +298,14 @@ class Relapse(Worker):
         if data == "die":
             os._exit(1)
         return data
+
+
+class Nap(Worker):
+    """Takes its time, and adds a byte for each item to the file that the items name."""
+
+    def forward(self, data: list[str]) -> list[int]:
+        time.sleep(0.3)
+        for name in data:
+            with open(name, "ab", buffering=0) as file:
+                file.write(b".")
+        return [os.getpid()] * len(data)
