@@ -230,6 +230,21 @@ def test_clients_that_leave_while_workers_die_leave_nothing_behind(tmp_path: Pat
         assert program.metric('queue_length{stage="Echo_1"}') == 0
 
 
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="looks into another process by /proc")
+def test_a_worker_that_dies_costs_the_server_no_descriptor(tmp_path: Path) -> None:
+    with serving(tmp_path, "server.append_worker(Echo, start_method='fork')") as program:
+        descriptors = Path(f"/proc/{program.process.pid}/fd")
+
+        def replaced() -> int:
+            [worker] = child_processes(program.process.pid)
+            os.kill(worker, signal.SIGKILL)
+            wait_until(lambda: worker not in child_processes(program.process.pid), "it is not buried")
+            assert program.client.post("/inference", json=1).status_code == 200
+            return len(list(descriptors.iterdir()))
+
+        assert len({replaced() for _ in range(5)}) == 1
+
+
 @pytest.fixture(scope="module")
 def besieged() -> Iterator[Any]:
     with servers.running("faults", ["mosec_asgi"]) as (server,):

@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import signal
 import stat
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -309,3 +310,14 @@ class Nap(Worker):
             with open(name, "ab", buffering=0) as file:
                 file.write(b".")
         return [os.getpid()] * len(data)
+
+
+class Abandon(Worker):
+    """Starts a process that ends when the file exists that a request names, and dies before it. Answers "stay"."""
+
+    def forward(self, data: str) -> int:
+        if data != "stay":
+            wait = "import pathlib, sys, time\nwhile not pathlib.Path(sys.argv[1]).exists(): time.sleep(0.01)"
+            say(f"abandoned {subprocess.Popen([sys.executable, '-c', wait, data]).pid}")
+            os._exit(1)
+        return os.getpid()
