@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import random
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
@@ -58,10 +59,20 @@ class Connection:
         Raises:
             Lost: the connection had ended.
         """
-        name = f"x-request-id: {request_id}\r\n" if request_id else ""
-        head = f"POST {path} HTTP/1.1\r\nhost: localhost\r\n{name}content-length: {len(body)}\r\n\r\n"
+        await self._write(_head(path, body, request_id) + body)
+
+    async def send_part(self, path: str, body: bytes) -> None:
+        """Write only the beginning of a POST request, cut anywhere.
+
+        Raises:
+            Lost: the connection had ended.
+        """
+        request = _head(path, body) + body
+        await self._write(request[: random.randrange(len(request))])
+
+    async def _write(self, data: bytes) -> None:
         try:
-            self._writer.write(head.encode() + body)
+            self._writer.write(data)
             await self._writer.drain()
         except OSError as error:
             raise Lost(f"while the request was sent: {error}") from error
@@ -98,6 +109,11 @@ class Connection:
         self._writer.close()
         with contextlib.suppress(OSError):
             await self._writer.wait_closed()
+
+
+def _head(path: str, body: bytes, request_id: str = "") -> bytes:
+    name = f"x-request-id: {request_id}\r\n" if request_id else ""
+    return f"POST {path} HTTP/1.1\r\nhost: localhost\r\n{name}content-length: {len(body)}\r\n\r\n".encode()
 
 
 @contextlib.asynccontextmanager

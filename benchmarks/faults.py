@@ -269,14 +269,15 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="Send signals to workers under load, and see what clients notice.")
     names = [promise.name for promise in PROMISES]
     parser.add_argument("--only", action="append", choices=names, help="test this promise; may be given again")
-    parser.add_argument("--seconds", type=_positive, default=SECONDS, help="a promise's time (default: %(default)s)")
+    parser.add_argument("--seconds", type=positive, default=SECONDS, help="a promise's time (default: %(default)s)")
     parser.add_argument(
-        "--interval", type=_positive, help="seconds between two signals (default: 0.3 for SIGKILL, 2 for SIGSTOP)"
+        "--interval", type=positive, help="seconds between two signals (default: 0.3 for SIGKILL, 2 for SIGSTOP)"
     )
     return parser
 
 
-def _positive(text: str) -> float:
+def positive(text: str) -> float:
+    """Return a number of the command line that must be above 0."""
     number = float(text)
     if number <= 0:
         raise argparse.ArgumentTypeError(f"{text} is not above 0")
