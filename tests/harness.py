@@ -319,9 +319,7 @@ def serving(
         "uvicorn": [*uvicorn, "server:server"],
         "mounted": [*uvicorn, "app:app"],
     }
-    with running(
-        commands[by], folder / "output.log", environment=environment, cwd=folder, stops=stops
-    ) as program:
+    with running(commands[by], folder / "output.log", environment=environment, cwd=folder, stops=stops) as program:
         if by == "mounted":
             program.client.base_url = f"{program.url}/ml"
         program.wait_ready()

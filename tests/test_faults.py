@@ -24,9 +24,9 @@ servers = benchmark("servers")
 
 GOOD = [f"good {number}" for number in range(5)]
 BAD_JSON = b"{"
-# A batch that asks for it: the status of the one that breaks its worker, and how many workers it may cost. Out of memory
-# comes in two kinds. An allocation that is refused is an exception like others; where the machine itself is out of
-# memory the kernel sends SIGKILL from outside, which is the way "outside".
+# How an item breaks its worker: the status that it is answered, and how many workers that costs. Out of memory comes in
+# two kinds. An allocation that is refused is an exception like others; where the machine itself is out of memory the
+# kernel sends SIGKILL from outside, which is the way "outside".
 WAYS = {
     "exit": (500, 2),
     "kill": (500, 2),
@@ -247,7 +247,7 @@ def test_a_worker_that_dies_costs_the_server_no_descriptor(tmp_path: Path) -> No
 
 @pytest.fixture(scope="module")
 def besieged() -> Iterator[Any]:
-    with servers.running("faults", ["mosec_asgi"]) as (server,):
+    with servers.running("besieged", ["mosec_asgi"]) as (server,):
         yield server
 
 

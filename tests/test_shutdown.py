@@ -65,7 +65,9 @@ def leaving_nothing(folder: Path) -> Iterator[dict[str, str]]:
 
 
 def shared_memory() -> set[str]:
-    return set(os.listdir(SHARED_MEMORY)) if SHARED_MEMORY.exists() else set()
+    """Return the names of what lies there, but for semaphores of `multiprocessing`: mosec leaves some, ours makes none."""
+    names = os.listdir(SHARED_MEMORY) if SHARED_MEMORY.exists() else []
+    return {name for name in names if not name.startswith("sem.mp-")}
 
 
 def can_listen(port: int) -> bool:
@@ -85,7 +87,7 @@ def can_listen(port: int) -> bool:
 
 @dataclass
 class Request:
-    """A request of a client: when the last byte of it was written, when it ended, and how (None: it was not answered)."""
+    """A request of a client: when its last byte was written, when it ended, and how (None: it was not answered)."""
 
     written: float
     ended: float = 0.0
