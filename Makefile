@@ -5,7 +5,7 @@ BIN = $(VENV)/bin
 PORT ?= 8000
 SCENARIO ?= echo
 
-.PHONY: help serve test lint format openapi bench profile clean
+.PHONY: help serve test lint format openapi bench profile faults soak clean
 .DEFAULT_GOAL := help
 
 help:
@@ -13,6 +13,8 @@ help:
 	@echo "make test    install, and run every check"
 	@echo "make lint    the static checks alone"
 	@echo "make bench   compare with mosec (needs wrk)"
+	@echo "make faults  kill and stop workers under load, a minute for each promise"
+	@echo "make soak    five minutes of everything that goes wrong, and what the service holds meanwhile"
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -56,6 +58,13 @@ bench: $(VENV)/bench.stamp
 # `make profile SCENARIO=echo`: where the time goes.
 profile: $(VENV)/bench.stamp
 	$(BIN)/python benchmarks/profile.py $(SCENARIO)
+
+# Both need no more than the tests do. Their exit status is 1 where a promise is broken.
+faults: $(VENV)/test.stamp
+	$(BIN)/python benchmarks/faults.py
+
+soak: $(VENV)/test.stamp
+	$(BIN)/python benchmarks/soak.py
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -48,9 +48,9 @@ LIVES, DIES = 1, 2
 # What a client does next, by how often; the numbers are shares of their sum.
 KINDS = {"small": 60, "large": 3, "garbled": 8, "refuse": 8, "fail": 4, "leave": 8, "stream": 6, "leave stream": 3}
 # Bytes of a large body. A few sizes, because those drawn at random make holes in glibc's heap, which then grows for
-# many minutes although nothing is kept: measured for a worker that had nothing but large bodies of 100 kB to 1 MB, 35 MB
-# in the beginning, 37 after a minute and 38 after three. With MALLOC_MMAP_THRESHOLD_=65536, which keeps them out of
-# the heap, it stayed at 25.
+# many minutes although nothing is kept: measured for a worker that had nothing but bodies of 100 kB to 1 MB, 35 MB in
+# the beginning, 37 after a minute and 38 after three. With MALLOC_MMAP_THRESHOLD_=65536, which keeps them out of the
+# heap, it stayed at 25.
 LARGE = (100_000, 500_000)
 STATUS = {"garbled": 400, "refuse": 422, "fail": 500}
 

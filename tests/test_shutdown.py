@@ -65,7 +65,7 @@ def leaving_nothing(folder: Path) -> Iterator[dict[str, str]]:
 
 
 def shared_memory() -> set[str]:
-    """Return the names of what lies there, but for semaphores of `multiprocessing`: mosec leaves some, ours makes none."""
+    """Return the names of what lies there, but for semaphores of `multiprocessing`: mosec leaves some, we make none."""
     names = os.listdir(SHARED_MEMORY) if SHARED_MEMORY.exists() else []
     return {name for name in names if not name.startswith("sem.mp-")}
 
