@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from mosec_asgi.server import Server
 
 DAEMON_DIED = 1
+# Seconds after a signal in which requests are still admitted: those that had come before it, and were not yet read.
+LISTEN_SECONDS = 0.05
 # New objects between two collections of the youngest generation; Python's own is 700 to 2,000.
 GC_THRESHOLD = 50_000
 
@@ -85,7 +87,7 @@ class _Runner(uvicorn.Server):
         self.signalled = True
         super().handle_exit(sig, frame)
         if self._loop is not None:
-            self._loop.call_soon_threadsafe(self._service.close)
+            self._loop.call_soon_threadsafe(self._loop.call_later, LISTEN_SECONDS, self._service.close)
 
     def daemon_ended(self, name: str, code: int) -> None:
         """Stop, and exit with a code that says why."""

@@ -165,6 +165,8 @@ class WorkerProcess:
         on_exit: Callable[[], None],
     ) -> None:
         self._process = process
+        # Asked for when the process's own object may be closed.
+        self._pid = process.pid
         self._page = page
         self._ended = False
         self._loop = loop
@@ -177,7 +179,7 @@ class WorkerProcess:
     @property
     def pid(self) -> int | None:
         """The process's number."""
-        return self._process.pid
+        return self._pid
 
     def progress(self) -> Progress:
         """How far the worker has come."""
@@ -219,6 +221,9 @@ class WorkerProcess:
             self._page.close()
             if self._watched != self._process.sentinel:
                 os.close(self._watched)
+            if self._process.exitcode is not None:
+                # It holds descriptors until it is collected, which may be long after.
+                self._process.close()
 
 
 # A process that runs must be found by `_reap_all`, whoever has forgotten it.
