@@ -135,6 +135,7 @@ class Port:
 
     def answer(self, results: frames.Results) -> None:
         """Send results; their tasks are done with."""
+        self.progress.beat()
         with self._lock:
             self._held.difference_update(results.ids)
             if self.cancelled:
