@@ -1,8 +1,8 @@
 """Load from clients that read streams to their end, and what it measured; wrk cannot tell one event from another.
 
 Raw connections on one event loop, without an HTTP parser: a read costs the counting of one byte's occurrences. So an
-event has that byte once, and nothing else of a response has it. At 1,700 events/s of 32 streams, which come one by one, the
-loop was busy for 2 % of one processor's time.
+event has that byte once, and nothing else of a response has it. At 1,700 events/s of 32 streams, which come one by one,
+the loop was busy for 2 % of one processor's time.
 """
 
 from __future__ import annotations
