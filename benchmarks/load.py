@@ -1,4 +1,4 @@
-"""Load from `wrk`, and what it measured.
+"""What a load is, and the one that `wrk` makes.
 
 wrk runs one thread, and leaves the other processors to the servers. One is enough: its requests are constant bytes, and
 at 39,000 requests/s, more than any of the services gives, that thread was busy for 46 % of the time.
@@ -12,45 +12,79 @@ import shutil
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from problems import BenchmarkError
 
 SCRIPT = Path(__file__).with_name("wrk.lua")
-BODY = json.dumps({"id": 1, "text": "the quick brown fox", "scores": [0.25, 0.5, 0.75]})
 
 
 @dataclass(frozen=True, slots=True)
 class Measurement:
-    """What one run of wrk saw; latencies in milliseconds."""
+    """What the clients saw: answers or events per second; latencies, to the end of an answer, in milliseconds."""
 
-    requests_per_second: float
+    per_second: float
     p50_ms: float
     p99_ms: float
 
 
-def check_wrk() -> None:
-    """Make sure that wrk can be run.
+class Load(Protocol):
+    """Clients that each send their next request when the last one is answered.
 
-    Raises:
-        BenchmarkError: it is not installed.
+    Attributes:
+        unit: what they count in a second.
+        example: the body of a request.
     """
-    if shutil.which("wrk") is None:
-        raise BenchmarkError("wrk makes the load and is not installed; on Debian and Ubuntu: apt-get install wrk")
+
+    unit: str
+    example: str
+
+    def check(self) -> None:
+        """Make sure that this load can be made.
+
+        Raises:
+            BenchmarkError: something is not installed.
+        """
+
+    def is_right(self, answer: bytes) -> bool:
+        """Whether `answer` is the body of the answer to `example`."""
+
+    def put_on(self, url: str, connections: int, seconds: int) -> Measurement:
+        """Send requests over `connections` connections for `seconds` seconds.
+
+        Raises:
+            BenchmarkError: an answer was an error, a connection failed, or nothing was answered: what was measured is
+                then not the service.
+        """
 
 
-def put_load_on(url: str, connections: int, seconds: int) -> Measurement:
-    """Send POST requests with `BODY` over `connections` connections for `seconds` seconds.
+class Echoes:
+    """POST requests with a body of JSON that is to come back."""
 
-    Raises:
-        BenchmarkError: an answer was an error, a connection failed, or nothing was answered: what was measured is then
-            not the service.
-    """
-    command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "-s", str(SCRIPT), url]
-    finished = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "BENCH_BODY": BODY})
-    _, marker, report = finished.stdout.partition("REPORT ")
-    if finished.returncode or not marker:
-        raise BenchmarkError(f"{' '.join(command)} failed:\n{finished.stdout}{finished.stderr}")
-    return _checked(json.loads(report), " ".join(command))
+    unit = "req/s"
+    example = json.dumps({"id": 1, "text": "the quick brown fox", "scores": [0.25, 0.5, 0.75]})
+
+    def check(self) -> None:
+        """Make sure that wrk is installed; see `Load.check`."""
+        if shutil.which("wrk") is None:
+            raise BenchmarkError("wrk makes the load and is not installed; on Debian and Ubuntu: apt-get install wrk")
+
+    def is_right(self, answer: bytes) -> bool:
+        """Whether `answer` is the JSON that was sent."""
+        return bool(json.loads(answer) == json.loads(self.example))
+
+    def put_on(self, url: str, connections: int, seconds: int) -> Measurement:
+        """Run wrk; see `Load.put_on`."""
+        command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "-s", str(SCRIPT), url]
+        environment = {**os.environ, "BENCH_BODY": self.example}
+        finished = subprocess.run(command, capture_output=True, text=True, env=environment)
+        _, marker, report = finished.stdout.partition("REPORT ")
+        if finished.returncode or not marker:
+            raise BenchmarkError(f"{' '.join(command)} failed:\n{finished.stdout}{finished.stderr}")
+        return _checked(json.loads(report), " ".join(command))
+
+
+ECHOES = Echoes()
 
 
 def _checked(report: dict[str, int | dict[str, int]], command: str) -> Measurement:
@@ -61,7 +95,7 @@ def _checked(report: dict[str, int | dict[str, int]], command: str) -> Measureme
     if seen or not numbers["requests"]:
         raise BenchmarkError(f"{command}: {seen or 'no answers'}, of {numbers['requests']} requests")
     return Measurement(
-        requests_per_second=round(numbers["requests"] / (numbers["microseconds"] / 1e6), 1),
+        per_second=round(numbers["requests"] / (numbers["microseconds"] / 1e6), 1),
         p50_ms=numbers["p50_us"] / 1000,
         p99_ms=numbers["p99_us"] / 1000,
     )

@@ -19,7 +19,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import load
 import servers
 from problems import BenchmarkError
 from scenarios import SCENARIOS, Scenario
@@ -65,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     (scenario,) = (scenario for scenario in SCENARIOS if scenario.name == options.scenario)
     try:
-        load.check_wrk()
+        scenario.load.check()
         _profile(_find_py_spy(), scenario, options.seconds, options.top)
     except BenchmarkError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -84,15 +83,15 @@ def _find_py_spy() -> str:
 def _profile(py_spy: str, scenario: Scenario, seconds: int, top: int) -> None:
     print(f"{scenario.name}: {scenario.title}; {seconds} s at {SAMPLES_PER_SECOND} samples/s", flush=True)
     with (
-        servers.running(scenario.service, ["mosec_asgi"]) as (server,),
+        servers.running(scenario.service, ["mosec_asgi"], scenario.load) as (server,),
         ThreadPoolExecutor(1) as thread,
     ):
-        load.put_load_on(server.url, scenario.connections, WARM_UP_SECONDS)
-        measuring = thread.submit(load.put_load_on, server.url, scenario.connections, seconds + MARGIN_SECONDS)
+        scenario.load.put_on(server.url, scenario.connections, WARM_UP_SECONDS)
+        measuring = thread.submit(scenario.load.put_on, server.url, scenario.connections, seconds + MARGIN_SECONDS)
         lines = _record(py_spy, server.process.pid, seconds)
         measurement = measuring.result()
         main_process = server.process.pid
-    print(f"{measurement.requests_per_second:,.0f} req/s meanwhile, slowed by the sampling")
+    print(f"{measurement.per_second:,.0f} {scenario.load.unit} meanwhile, slowed by the sampling")
     for pid, profile in sorted(read_samples(lines).items()):
         name = "server process: the event loop" if pid == main_process else f"worker process {pid}"
         busy = profile.samples / (seconds * SAMPLES_PER_SECOND)

@@ -13,8 +13,8 @@ from typing import Any
 from results import Result
 
 HEADER = (
-    f"{'':12}  {'':6}  {'':>8}  {'':>8}  {'median':>6}  {'':>12}  {'':10}  {'p50 ms':^15}  {'p99 ms':^15}\n"
-    f"{'scenario':12}  {'unit':6}  {'theirs':>8}  {'ours':>8}  {'ratio':>6}  {'lowest-highest':>14}  {'bar':9}"
+    f"{'':12}  {'':8}  {'':>8}  {'':>8}  {'median':>6}  {'':>12}  {'':10}  {'p50 ms':^15}  {'p99 ms':^15}\n"
+    f"{'scenario':12}  {'unit':8}  {'theirs':>8}  {'ours':>8}  {'ratio':>6}  {'lowest-highest':>14}  {'bar':9}"
     f" {'theirs':>7} {'ours':>7}  {'theirs':>7} {'ours':>7}"
 )
 
@@ -31,18 +31,20 @@ def _row(result: Result) -> str:
     if scenario.measure == "latency":
         unit, theirs, ours = "p50 ms", f"{result.theirs('p50_ms'):.3f}", f"{result.ours('p50_ms'):.3f}"
     else:
-        measured = "requests_per_second"
-        unit, theirs, ours = "req/s", f"{result.theirs(measured):,.0f}", f"{result.ours(measured):,.0f}"
+        measured = "per_second"
+        unit, theirs, ours = scenario.load.unit, f"{result.theirs(measured):,.0f}", f"{result.ours(measured):,.0f}"
     bar = "" if scenario.bar is None else f"{scenario.bar:.2f} {'met' if result.meets_bar else 'MISSED'}"
     spread = f"{min(result.ratios):.2f}-{max(result.ratios):.2f}"
     latencies = "  ".join(f"{result.theirs(p):>7.2f} {result.ours(p):>7.2f}" for p in ("p50_ms", "p99_ms"))
     return (
-        f"{scenario.name:12}  {unit:6}  {theirs:>8}  {ours:>8}  {result.ratio:>6.2f}  {spread:>14}  {bar:11}{latencies}"
+        f"{scenario.name:12}  {unit:8}  {theirs:>8}  {ours:>8}  {result.ratio:>6.2f}  {spread:>14}  {bar:11}{latencies}"
     )
 
 
 def _note(result: Result) -> str:
-    return "; theirs is the bare app" if result.scenario.rival == "bare" else ""
+    return {"mosec": "", "bare": "; theirs is the bare app", "static": "; theirs are the static batches"}[
+        result.scenario.rival
+    ]
 
 
 def write_json(path: Path, machine: dict[str, Any], settings: dict[str, Any], results: Sequence[Result]) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from load import Measurement
 from scenarios import Scenario
 
-MEASURED = ("requests_per_second", "p50_ms", "p99_ms")
+MEASURED = ("per_second", "p50_ms", "p99_ms")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +62,7 @@ class Result:
             "name": scenario.name,
             "title": scenario.title,
             "connections": scenario.connections,
+            "unit": scenario.load.unit,
             "measure": scenario.measure,
             "theirs": scenario.rival,
             "bar": scenario.bar,
@@ -75,6 +76,5 @@ class Result:
         }
 
     def _ratio(self, pair: Pair) -> float:
-        if self.scenario.measure == "latency":
-            return pair.theirs.p50_ms / pair.ours.p50_ms
-        return pair.ours.requests_per_second / pair.theirs.requests_per_second
+        throughput, latency = pair.ours.per_second / pair.theirs.per_second, pair.theirs.p50_ms / pair.ours.p50_ms
+        return {"throughput": throughput, "latency": latency, "both": min(throughput, latency)}[self.scenario.measure]

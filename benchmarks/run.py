@@ -16,10 +16,10 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import load
 import machine
 import report
 import servers
+from load import Measurement
 from problems import BenchmarkError
 from results import Pair, Result
 from scenarios import SCENARIOS, Scenario
@@ -38,7 +38,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     chosen = [scenario for scenario in SCENARIOS if scenario.name in (options.only or [scenario.name])]
     try:
-        load.check_wrk()
+        for scenario in chosen:
+            scenario.load.check()
         if any(scenario.rival == "mosec" for scenario in chosen):
             servers.check_mosec()
         _compare_all(chosen, options.rounds, options.seconds)
@@ -92,36 +93,36 @@ def compare(scenario: Scenario, rounds: int, seconds: int) -> Result:
     Args:
         scenario: what to compare.
         rounds: how many pairs.
-        seconds: the length of each measurement.
+        seconds: the length of each measurement, where the scenario does not stretch it.
 
     Raises:
         BenchmarkError: a server does not start, or answers wrongly.
     """
     print(f"\n{scenario.name}: {scenario.title}", flush=True)
-    with servers.running(scenario.service, [scenario.rival, "mosec_asgi"]) as (theirs, ours):
+    with servers.running(scenario.service, [scenario.rival, "mosec_asgi"], scenario.load) as (theirs, ours):
         for server in (theirs, ours):
-            _measure(server, scenario.connections, WARM_UP_SECONDS)
+            _measure(server, scenario, WARM_UP_SECONDS)
         pairs = []
         for number in range(rounds):
             order = (theirs, ours) if number % 2 == 0 else (ours, theirs)
-            measured = {server.package: _measure(server, scenario.connections, seconds) for server in order}
+            measured = {server.package: _measure(server, scenario, seconds) for server in order}
             pairs.append(Pair(measured[theirs.package], measured[ours.package]))
-            print(f"  {number + 1}/{rounds}  {_brief(pairs[-1], theirs.package, ours.package)}", flush=True)
+            print(f"  {number + 1}/{rounds}  {_brief(scenario, pairs[-1])}", flush=True)
     return Result(scenario, pairs)
 
 
-def _measure(server: servers.RunningServer, connections: int, seconds: int) -> load.Measurement:
+def _measure(server: servers.RunningServer, scenario: Scenario, seconds: int) -> Measurement:
     try:
-        measurement = load.put_load_on(server.url, connections, seconds)
+        measurement = scenario.load.put_on(server.url, scenario.connections, seconds * scenario.stretch)
     except BenchmarkError as error:
         raise server.failure(str(error)) from error
     time.sleep(SETTLE_SECONDS)
     return measurement
 
 
-def _brief(pair: Pair, theirs: str, ours: str) -> str:
-    halves = ((theirs, pair.theirs), (ours, pair.ours))
-    return "  ".join(f"{name} {m.requests_per_second:,.0f} req/s p50 {m.p50_ms:.2f} ms" for name, m in halves)
+def _brief(scenario: Scenario, pair: Pair) -> str:
+    halves = ((scenario.rival, pair.theirs), ("mosec_asgi", pair.ours))
+    return "  ".join(f"{name} {m.per_second:,.0f} {scenario.load.unit} p50 {m.p50_ms:.2f} ms" for name, m in halves)
 
 
 if __name__ == "__main__":

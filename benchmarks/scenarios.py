@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Rival = Literal["mosec", "bare"]
+from load import ECHOES, Load
+from stream_load import EQUAL, LONG_TAILED
+
+Rival = Literal["mosec", "bare", "static"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,18 +20,24 @@ class Scenario:
         title: what it is, for a reader of the table.
         service: the file under `services/` that both packages run.
         connections: clients that each send their next request when the last one is answered.
-        measure: what the ratio is formed of: requests per second, or the median latency.
+        measure: what the ratio is formed of: what the load counts in a second, the median latency, or the one of the
+            two that is worse for us.
         bar: the least ratio that the project accepts; None where the number is for information.
-        rival: whom ours is compared with: mosec on the same service, or an ASGI app that only echoes.
+        rival: whom ours is compared with: mosec on the same service, an ASGI app that only echoes, or the same model
+            behind our own static batches.
+        load: what its clients do.
+        stretch: how many times as long as others it is measured.
     """
 
     name: str
     title: str
     service: str
     connections: int
-    measure: Literal["throughput", "latency"] = "throughput"
+    measure: Literal["throughput", "latency", "both"] = "throughput"
     bar: float | None = None
     rival: Rival = "mosec"
+    load: Load = ECHOES
+    stretch: int = 1
 
 
 SCENARIOS = (
@@ -41,5 +50,18 @@ SCENARIOS = (
     Scenario("model", "model of 5 ms + 0.1 ms/item, batches of up to 64, 256 connections", "model", 256),
     Scenario("model-few", "the same with max_wait_time unset, 8 connections", "model_default_wait", 8),
     Scenario("two-stages", "JSON echo through two stages, 64 connections", "two_stages", 64),
+    Scenario("pushed", "events pushed into one stream at a time, 500 each, 1 connection", "pushed", 1, load=EQUAL),
+    # The longest texts take 4 s: in 3 s nobody would see the end of one.
+    Scenario(
+        "continuous",
+        "texts of long-tailed lengths, 16 at a time, a step of 5 ms + 0.1 ms/text, 32 connections",
+        "continuous",
+        32,
+        "both",
+        bar=1.0,
+        rival="static",
+        load=LONG_TAILED,
+        stretch=3,
+    ),
     Scenario("ceiling", "JSON echo beside a bare ASGI echo, 64 connections", "echo", 64, rival="bare"),
 )

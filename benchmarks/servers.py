@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import http.client
 import importlib.util
-import json
 import os
 import random
 import signal
@@ -22,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from load import BODY
+from load import Load
 from problems import BenchmarkError
 
 SERVICES = Path(__file__).parent / "services"
@@ -31,7 +30,7 @@ SECONDS_TO_START = 30.0
 SECONDS_TO_STOP = 10.0
 POLL = 0.02
 
-Package = Literal["mosec", "mosec_asgi", "bare"]
+Package = Literal["mosec", "mosec_asgi", "bare", "static"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,8 +86,13 @@ def check_mosec() -> None:
 
 
 @contextlib.contextmanager
-def running(service: str, packages: Sequence[Package]) -> Iterator[list[RunningServer]]:
+def running(service: str, packages: Sequence[Package], load: Load) -> Iterator[list[RunningServer]]:
     """Run a service under each of `packages` for the time of a block, each ready and answering rightly.
+
+    Args:
+        service: the file under `services/`.
+        packages: whose; "bare" and "static" are services of their own.
+        load: whose example is asked.
 
     Raises:
         BenchmarkError: one does not start, or its answer is wrong.
@@ -100,7 +104,7 @@ def running(service: str, packages: Sequence[Package]) -> Iterator[list[RunningS
                 servers.append(_start(service, package, Path(folder)))
             for server in servers:
                 _wait_ready(server)
-                _check_answer(server)
+                _check_answer(server, load)
             yield servers
         finally:
             _stop(servers)
@@ -122,7 +126,7 @@ def _start(service: str, package: Package, folder: Path) -> RunningServer:
     # Their environment is ours without the settings that somebody may have there: both run with their defaults.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("MOSEC_")}
     environment["BENCH_PACKAGE"] = "mosec" if package == "mosec" else "mosec_asgi"
-    program = SERVICES / ("bare.py" if package == "bare" else f"{service}.py")
+    program = SERVICES / f"{package if package in ('bare', 'static') else service}.py"
     port = _free_port()
     command = [sys.executable, str(program), "--address", "127.0.0.1", "--port", str(port)]
     # For mosec's unix sockets; ours accepts it and needs none.
@@ -167,11 +171,11 @@ def _wait_ready(server: RunningServer) -> None:
     raise server.failure(f"GET {path} is not answered 200 after {SECONDS_TO_START:.0f} s")
 
 
-def _check_answer(server: RunningServer) -> None:
+def _check_answer(server: RunningServer, load: Load) -> None:
     # Also makes sure of mosec's workers: its GET / is answered by the HTTP side alone, a POST by a worker.
-    status, body = server.ask("POST", ROUTE, BODY)
-    if status != 200 or json.loads(body) != json.loads(BODY):
-        raise server.failure(f"POST {ROUTE} with {BODY} is answered {status} {body!r}")
+    status, body = server.ask("POST", ROUTE, load.example)
+    if status != 200 or not load.is_right(body):
+        raise server.failure(f"POST {ROUTE} with {load.example} is answered {status} {body!r}")
 
 
 def _stop(servers: Sequence[RunningServer]) -> None:

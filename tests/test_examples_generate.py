@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import subprocess
 import sys
 import threading
@@ -30,6 +31,7 @@ from smollm import load_tokenizer  # noqa: E402
 
 MODEL = "smollm2-135m-instruct"
 SLOTS = 8
+MAX_REQUEST_SIZE = 100_000
 # Seconds; loading takes ten on a machine with nothing else to do.
 DEADLINE = 240.0
 # Without a system message of its own a conversation gets one of 20 tokens, which take their time.
@@ -51,7 +53,9 @@ def client_of(program: Program) -> Any:
 @pytest.fixture(scope="module")
 def program(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Program]:
     log = tmp_path_factory.mktemp("log") / "server.log"
-    with running(python(EXAMPLE / "server.py", "--timeout", "200000"), log) as program:
+    with running(
+        python(EXAMPLE / "server.py", "--timeout", "200000", "--max-request-size", str(MAX_REQUEST_SIZE)), log
+    ) as program:
         wait_ready(program)
         yield program
 
@@ -122,6 +126,14 @@ def test_chunks_are_openais_and_the_last_one_counts_the_tokens(client: Any) -> N
     assert usage.total_tokens == usage.prompt_tokens + 3
 
 
+def test_the_program_of_the_readme_prints_the_answer_of_the_readme(program: Program) -> None:
+    readme = (EXAMPLE / "README.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+    code = code.replace("http://127.0.0.1:8000", program.url)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=DEADLINE)
+    assert (done.returncode, f'"{done.stdout}"' in readme) == (0, True), done.stdout + done.stderr
+
+
 def test_the_stream_ends_with_done(program: Program) -> None:
     body = {"model": MODEL, "messages": [SHORT], "stream": True, "max_tokens": 1}
     answer = program.client.post("/v1/chat/completions", json=body)
@@ -177,9 +189,25 @@ def test_a_prompt_that_is_too_long_is_refused_with_openais_code(client: Any) -> 
 @pytest.mark.parametrize("body", [b"{", b'{"stream": false}', b"[" * 10_000], ids=["json", "no-stream", "nested"])
 def test_whatever_is_wrong_with_a_body_is_told_in_openais_form(program: Program, body: bytes) -> None:
     answer = program.client.post("/v1/chat/completions", content=body)
-    told = json.loads(answer.text.removeprefix("data: "))["error"]
+    told = json.loads(answer.text.removeprefix("event: error\ndata: "))["error"]
     assert told["type"] == "invalid_request_error"
     assert told["message"]
+
+
+def test_the_readme_shows_a_refusal_as_it_is(program: Program) -> None:
+    body = {"model": MODEL, "messages": [SHORT], "stream": True, "n": 2}
+    answer = program.client.post("/v1/chat/completions", json=body)
+    assert answer.text.strip() in (EXAMPLE / "README.md").read_text()
+
+
+def test_who_does_not_stream_is_told_to(client: Any) -> None:
+    assert "stream: Input should be True" in stream(client, "Hello", stream=False)
+
+
+def test_a_body_that_is_too_large_has_its_status(client: Any) -> None:
+    with pytest.raises(openai.APIStatusError) as caught:
+        ask(client, "a" * MAX_REQUEST_SIZE)
+    assert caught.value.status_code == 413
 
 
 def test_refusals_do_not_touch_the_texts_beside_them(program: Program, client: Any) -> None:

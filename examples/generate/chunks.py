@@ -9,6 +9,8 @@ from typing import Any
 
 from completion import Completion
 
+from mosec_asgi import Event
+
 DONE = "[DONE]"
 
 
@@ -20,10 +22,10 @@ class Refusal:
     param: str | None = None
     code: str | None = None
 
-    def chunk(self) -> str:
+    def event(self) -> Event:
         """Return what makes OpenAI's client raise an `APIError`."""
         error = {"message": self.message, "type": "invalid_request_error", "param": self.param, "code": self.code}
-        return json.dumps({"error": error})
+        return Event(json.dumps({"error": error}), event="error")
 
 
 class Answer:

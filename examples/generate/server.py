@@ -75,8 +75,8 @@ class Request(Strict):
 class Read(PydanticMixin):
     """Go on with a conversation, in OpenAI's form.
 
-    The answer is a stream of `chat.completion.chunk` objects and a last `[DONE]`. A request that is not served gets one
-    object with the key `error` in their place.
+    The answer is a stream of `chat.completion.chunk` objects and a last `[DONE]`. A request that is not served gets an
+    event `error` in their place, with an object as OpenAI has it for errors.
     """
 
     example = Request(model=NAME, messages=[Message(role="user", content="Name three colours.")], stream=True)
@@ -148,7 +148,7 @@ class Write(ContinuousWorker):
     def step(self) -> Iterator[tuple[int | Refusal, Any]]:
         """Take in a piece of one prompt, then add a token to each text whose prompt is taken in."""
         for refusal in self.refusals:
-            yield refusal, refusal.chunk()
+            yield refusal, refusal.event()
             yield refusal, self.FINISHED
         self.take_in_a_piece()
         texts = {slot: answer.text for slot, answer in self.answers.items() if not answer.text.unread}
