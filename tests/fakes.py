@@ -12,7 +12,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 from mosec_asgi.batching.coordinator import Coordinator, Limits, RoutePlan
 from mosec_asgi.batching.service import Ticket
@@ -110,11 +110,17 @@ class FakeWorker:
         # Tasks that it has begun, of all that it was sent; None stands for all of them.
         self.begun: int | None = None
         self.beats = 0
-        # What it was told beside its tasks.
-        self.cancelled: list[int] = []
-        self.taken: list[tuple[int, int]] = []
+        # How often the server has looked how far it has come.
+        self.looks = 0
+        # What it was told beside its tasks, frame by frame.
+        self.notices: list[frames.Cancel | frames.Taken] = []
+        # Bytes that it has written and the server has not read; taken in at its end.
+        self.unread = b""
+        # A child of its own holds its pipe open when it ends.
+        self.pipe_outlives_it = False
         self._ending = "is still running"
         self._open = True
+        self._forgotten = False
         self._from_server = frames.Decoder()
         self._to_server = frames.Decoder()
         self._on_frame = on_frame
@@ -134,17 +140,18 @@ class FakeWorker:
         frame = self._from_server.next_frame()
         assert not self._from_server.pending, "one send is one frame"
         assert not self.asked_to_stop, "something was sent after the end"
-        if isinstance(frame, frames.Cancel):
-            self.cancelled += frame.ids
-        elif isinstance(frame, frames.Taken):
-            self.taken += zip(frame.ids, frame.sizes, strict=True)
+        if isinstance(frame, (frames.Cancel, frames.Taken)):
+            self.notices.append(frame)
         else:
             assert isinstance(frame, frames.Tasks)
             self.frames.append(frame)
             self._unanswered += frame.ids
 
     def drain(self) -> None:
-        """Nothing lies in a fake pipe: its frames are handed over at once."""
+        unread, self.unread = self.unread, b""
+        self.write(unread)
+        if self.exited and not self.pipe_outlives_it:
+            self.close_pipe()
 
     def finish(self) -> None:
         if self._open and not self.asked_to_stop:
@@ -156,11 +163,15 @@ class FakeWorker:
         self._open = False
 
     def progress(self) -> Progress:
+        assert not self._forgotten, "what it shares with the server goes with its process"
+        self.looks += 1
         return Progress(len(self.given) if self.begun is None else self.begun, self.beats)
 
     def kill(self) -> None:
+        if self.exited:
+            return
         self.killed = True
-        if self.dies_when_killed and not self.exited:
+        if self.dies_when_killed:
             asyncio.get_running_loop().call_soon(self.exit, "was killed by signal 9")
 
     def reap(self, timeout: float) -> None:
@@ -194,6 +205,17 @@ class FakeWorker:
     def sizes(self) -> list[int]:
         """The number of tasks in each frame that it was sent."""
         return [len(frame.ids) for frame in self.frames]
+
+    @property
+    def cancelled(self) -> list[int]:
+        """The numbers of the tasks that nobody waits for, as it was told."""
+        return [task_id for notice in self.notices if isinstance(notice, frames.Cancel) for task_id in notice.ids]
+
+    @property
+    def taken(self) -> list[tuple[int, int]]:
+        """The tasks and the bytes of their streams that clients have taken, as it was told."""
+        told = [notice for notice in self.notices if isinstance(notice, frames.Taken)]
+        return [pair for notice in told for pair in zip(notice.ids, notice.sizes, strict=True)]
 
     async def gets_work(self) -> None:
         """Wait until it has tasks to answer."""
@@ -261,6 +283,7 @@ class FakeWorker:
             self.exited = True
             self._ending = ending
             self._on_exit()
+            self._forgotten = True
 
 
 class FakeLauncher:
@@ -331,6 +354,22 @@ def stage(
     )
 
 
+class Stream(NamedTuple):
+    """A stream as its client sees it.
+
+    Attributes:
+        ticket: its task.
+        chunks: what has come.
+    """
+
+    ticket: Ticket
+    chunks: list[bytes]
+
+    @property
+    def id(self) -> int:
+        return self.ticket.id
+
+
 class Service:
     """A coordinator over scripted workers."""
 
@@ -374,15 +413,38 @@ class Service:
         return worker
 
     def submit(
-        self, body: bytes | None = None, *, route: int = 0, name: str | None = None, timeout: float | None = None
+        self,
+        body: bytes | None = None,
+        *,
+        route: int = 0,
+        name: str | None = None,
+        timeout: float | None = None,
+        on_chunk: Callable[[bytes], None] | None = None,
     ) -> Ticket:
         """Submit a request that must be admitted; bodies and request ids are numbered where none are given."""
         number = next(self._names)
+        body = b"%d" % number if body is None else body
+        ticket: Ticket | Failure
+
+        def pass_on(chunk: bytes) -> None:
+            assert isinstance(ticket, Ticket)
+            assert not ticket.outcome.done(), "nothing comes after the outcome"
+            assert on_chunk is not None
+            on_chunk(chunk)
+
         ticket = self.coordinator.submit(
-            route, b"%d" % number if body is None else body, name or f"request-{number}", timeout
+            route, body, name or f"request-{number}", timeout, on_chunk=None if on_chunk is None else pass_on
         )
         assert isinstance(ticket, Ticket), ticket
         return ticket
+
+    def stream(
+        self, body: bytes | None = None, *, route: int = 0, name: str | None = None, timeout: float | None = None
+    ) -> Stream:
+        """Submit a request for a stream, as `submit` does."""
+        chunks: list[bytes] = []
+        ticket = self.submit(body, route=route, name=name, timeout=timeout, on_chunk=chunks.append)
+        return Stream(ticket, chunks)
 
     async def next_life(self, before: FakeWorker) -> FakeWorker:
         """Wait for the worker that takes the place of one that has died, and return it once it is ready."""
