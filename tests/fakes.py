@@ -84,6 +84,61 @@ class FakeClock:
         self.now += seconds
 
 
+class FakeTimer:
+    """A timer of a `FakeLoop`."""
+
+    def __init__(self, when: float, callback: Callable[[], None]) -> None:
+        self.when = when
+        self.callback = callback
+        self.cancelled = False
+
+    def cancel(self) -> None:
+        self.cancelled = True
+
+
+class FakeLoop:
+    """Stands in for what turns and timers need of an event loop: nothing happens unless the test says so."""
+
+    def __init__(self, clock: FakeClock) -> None:
+        self._clock = clock
+        self._soon: list[Callable[[], None]] = []
+        self._timers: list[FakeTimer] = []
+
+    def call_soon(self, callback: Callable[..., None], *arguments: Any) -> None:
+        self._soon.append(lambda: callback(*arguments))
+
+    def call_later(self, delay: float, callback: Callable[..., None], *arguments: Any) -> FakeTimer:
+        timer = FakeTimer(self._clock.now + delay, lambda: callback(*arguments))
+        self._timers.append(timer)
+        return timer
+
+    @property
+    def timers(self) -> list[FakeTimer]:
+        """The timers that are still to fire, in order."""
+        return sorted((timer for timer in self._timers if not timer.cancelled), key=lambda timer: timer.when)
+
+    def turn(self) -> int:
+        """Run what was asked for by now; return how much that was."""
+        soon, self._soon = self._soon, []
+        for callback in soon:
+            callback()
+        return len(soon)
+
+    def advance(self, seconds: float) -> None:
+        """Let time pass, with all timers and turns that are due in it."""
+        end = self._clock.now + seconds
+        while True:
+            while self.turn():
+                pass
+            due = [timer for timer in self.timers if timer.when <= end]
+            if not due:
+                break
+            self._clock.now = max(self._clock.now, due[0].when)
+            due[0].cancelled = True
+            due[0].callback()
+        self._clock.now = end
+
+
 class FakeWorker:
     """One life of a worker: a `Handle` and a `Pipe` to the server, and to the test the worker's mind."""
 
@@ -112,8 +167,8 @@ class FakeWorker:
         self.beats = 0
         # How often the server has looked how far it has come.
         self.looks = 0
-        # What it was told beside its tasks, frame by frame.
-        self.notices: list[frames.Cancel | frames.Taken] = []
+        # All that it was told, frame by frame; `frames` are those with tasks.
+        self.heard: list[frames.Frame] = []
         # Bytes that it has written and the server has not read; taken in at its end.
         self.unread = b""
         # A child of its own holds its pipe open when it ends.
@@ -140,10 +195,9 @@ class FakeWorker:
         frame = self._from_server.next_frame()
         assert not self._from_server.pending, "one send is one frame"
         assert not self.asked_to_stop, "something was sent after the end"
-        if isinstance(frame, (frames.Cancel, frames.Taken)):
-            self.notices.append(frame)
-        else:
-            assert isinstance(frame, frames.Tasks)
+        assert isinstance(frame, (frames.Tasks, frames.Cancel, frames.Taken))
+        self.heard.append(frame)
+        if isinstance(frame, frames.Tasks):
             self.frames.append(frame)
             self._unanswered += frame.ids
 
@@ -209,13 +263,13 @@ class FakeWorker:
     @property
     def cancelled(self) -> list[int]:
         """The numbers of the tasks that nobody waits for, as it was told."""
-        return [task_id for notice in self.notices if isinstance(notice, frames.Cancel) for task_id in notice.ids]
+        return [task_id for frame in self.heard if isinstance(frame, frames.Cancel) for task_id in frame.ids]
 
     @property
     def taken(self) -> list[tuple[int, int]]:
         """The tasks and the bytes of their streams that clients have taken, as it was told."""
-        told = [notice for notice in self.notices if isinstance(notice, frames.Taken)]
-        return [pair for notice in told for pair in zip(notice.ids, notice.sizes, strict=True)]
+        told = [frame for frame in self.heard if isinstance(frame, frames.Taken)]
+        return [pair for frame in told for pair in zip(frame.ids, frame.sizes, strict=True)]
 
     async def gets_work(self) -> None:
         """Wait until it has tasks to answer."""

@@ -13,6 +13,7 @@ from mosec_asgi.batching.service import CLIENT_LEFT, StageStatistics, Ticket
 from mosec_asgi.batching.stage import STAGE_DOWN, TIMED_OUT, WORKER_DIED
 from mosec_asgi.errors import Failure, StartupError
 from mosec_asgi.ipc import frames
+from mosec_asgi.metrics import Gauges
 
 
 @pytest.fixture(autouse=True)
@@ -96,12 +97,26 @@ async def test_answers_belong_to_their_requests_whatever_their_order() -> None:
         assert [await answer(ticket) for ticket in tickets] == [b"re:0", b"re:1", b"re:2"]
 
 
-async def test_answers_of_one_frame_in_another_order_still_belong_to_their_requests() -> None:
-    async with running(stage(max_batch_size=3, max_wait=1.0)) as service:
+async def test_answers_in_another_order_belong_to_their_requests_where_a_worker_keeps_none() -> None:
+    async with running(stage(max_batch_size=3, max_wait=1.0, ordered=False)) as service:
         tickets = [service.submit() for _ in range(3)]
         await service.worker.gets_work()
         service.worker.reply(list(reversed(service.worker.has)))
         assert [await answer(ticket) for ticket in tickets] == [b"re:1", b"re:2", b"re:3"]
+
+
+async def test_a_worker_that_keeps_order_and_answers_out_of_it_is_killed_and_no_answer_is_believed() -> None:
+    async with running(stage(max_batch_size=3, max_wait=1.0)) as service:
+        worker = service.worker
+        tickets = [service.submit() for _ in range(3)]
+        await worker.gets_work()
+        worker.reply(list(reversed(worker.has)), payloads=[b"a", b"b", b"c"])
+        assert worker.killed
+        worker = await service.next_life(worker)
+        for ticket in tickets:
+            await worker.gets_work()
+            worker.reply()
+            assert await answer(ticket) == b"re:%d" % ticket.id
 
 
 async def test_an_error_of_the_worker_is_the_answer() -> None:
@@ -209,15 +224,14 @@ async def test_beyond_its_capacity_a_service_refuses_until_one_is_answered() -> 
     async with running(stage(), capacity=3) as service:
         tickets = [service.submit() for _ in range(3)]
         refused = service.coordinator.submit(0, b"", "one too many")
-        assert refused == TOO_MANY
-        assert isinstance(refused, Failure)
-        assert (refused.code, refused.retry_after) == (429, 1)
+        assert refused == Failure(429, TOO_MANY, retry_after=1)
         assert service.metrics.stages[0].rejected == 1
         await service.worker.gets_work()
         service.worker.reply()
         await answer(tickets[0])
         service.submit()
-        assert service.coordinator.submit(0, b"", "one too many") == TOO_MANY
+        assert service.coordinator.submit(0, b"", "one too many") == refused
+        assert service.coordinator.statistics().admitted == 3
 
 
 @pytest.mark.parametrize("end", ["cancel", "time out"])
@@ -440,32 +454,39 @@ async def test_a_request_that_kills_two_workers_is_answered_500_and_no_other_is(
         assert told(record, "request_id", "stage") == ("n2", "Echo_1")
 
 
-async def test_a_batch_that_was_sent_ahead_keeps_its_count() -> None:
-    clock = FakeClock()
-    async with running(stage(max_batch_size=2, max_wait=0.0), clock=clock, timeout=1e6) as service:
+async def test_what_a_dead_worker_had_not_begun_comes_back_as_if_nothing_had_been() -> None:
+    async with running(stage(max_batch_size=2, max_wait=0.0)) as service:
         worker = service.worker
         tickets = [service.submit() for _ in range(4)]
-        await until(lambda: len(worker.has) == 4)
-        assert worker.sizes == [2, 2]
+        await until(lambda: worker.sizes == [2, 2])
+        worker.begun = 2
         worker.exit()
-        for ticket, outcome in zip(tickets, [WORKER_DIED, WORKER_DIED, None, None], strict=True):
-            # Each is alone on the next worker, which dies of it; the first two were on a dying worker before.
-            worker = await service.next_life(worker)
+        worker = await service.next_life(worker)
+        for ticket in tickets[:2]:
             await worker.gets_work()
-            assert worker.has == [ticket.id]
+            assert worker.has == [ticket.id], "these were begun, and each is alone"
+            worker.reply()
+        await worker.gets_work()
+        assert worker.has == [ticket.id for ticket in tickets[2:]], "these are a batch as before"
+        worker.reply()
+        assert [await answer(ticket) for ticket in tickets] == [b"re:%d" % n for n in range(1, 5)]
+
+
+async def test_what_was_sent_ahead_keeps_its_attempts_through_any_number_of_deaths() -> None:
+    clock = FakeClock()
+    async with running(stage(max_attempts=1), clock=clock, timeout=1e6) as service:
+        ticket = service.submit()
+        worker = service.worker
+        for _ in range(5):
+            await worker.gets_work()
+            worker.begun = 0
             # After a healthy spell, so that the next one comes at once.
             clock.advance(60.0)
             worker.exit()
-            if outcome is None:
-                break
-            assert await answer(ticket) == outcome
-        worker = await service.next_life(worker)
-        await worker.gets_work()
-        assert worker.has == [tickets[2].id], "this one gets its second try"
-        worker.reply()
+            worker = await service.next_life(worker)
         await worker.gets_work()
         worker.reply()
-        assert [await answer(ticket) for ticket in tickets[2:]] == [b"re:3", b"re:4"]
+        assert await answer(ticket) == b"re:1"
 
 
 async def test_with_one_attempt_the_first_death_is_the_answer_but_not_for_what_was_sent_ahead() -> None:
@@ -473,13 +494,27 @@ async def test_with_one_attempt_the_first_death_is_the_answer_but_not_for_what_w
         worker = service.worker
         tickets = [service.submit() for _ in range(4)]
         await until(lambda: len(worker.has) == 4)
+        worker.begun = 2
         worker.exit()
         assert [await answer(ticket) for ticket in tickets[:2]] == [WORKER_DIED, WORKER_DIED]
         worker = await service.next_life(worker)
-        for ticket in tickets[2:]:
-            await worker.gets_work()
-            worker.reply()
-            assert await answer(ticket) == b"re:%d" % ticket.id
+        await worker.gets_work()
+        worker.reply()
+        assert [await answer(ticket) for ticket in tickets[2:]] == [b"re:3", b"re:4"]
+
+
+async def test_what_a_worker_has_answered_before_its_end_is_answered_and_the_rest_is_run_again() -> None:
+    async with running(stage(max_batch_size=3, max_wait=1.0)) as service:
+        worker = service.worker
+        tickets = [service.submit() for _ in range(3)]
+        await worker.gets_work()
+        worker.unread = frames.encode_results(frames.Results(worker.has[:2], [200, 200], [b"a", b"b"], 0.1))
+        worker.exit()
+        worker = await service.next_life(worker)
+        await worker.gets_work()
+        assert worker.has == [tickets[2].id]
+        worker.reply()
+        assert [await answer(ticket) for ticket in tickets] == [b"a", b"b", b"re:3"]
 
 
 async def test_a_task_starts_each_stage_with_all_its_attempts() -> None:
@@ -576,11 +611,10 @@ async def test_a_pipe_that_breaks_while_tasks_are_sent_loses_none_of_them() -> N
         worker.send = broken  # type: ignore[method-assign]
         tickets = [service.submit() for _ in range(4)]
         worker = await service.next_life(worker)
-        for ticket in tickets:
-            await worker.gets_work()
-            assert len(worker.has) == 1
-            worker.reply()
-            assert await answer(ticket) == b"re:%d" % ticket.id
+        await until(lambda: len(worker.has) == 4)
+        assert worker.sizes == [2, 2], "it had begun none of them"
+        worker.reply()
+        assert [await answer(ticket) for ticket in tickets] == [b"re:%d" % n for n in range(1, 5)]
 
 
 @pytest.mark.parametrize("seconds", [float("nan"), float("inf"), -1.0])
@@ -868,17 +902,19 @@ async def test_what_is_measured_is_what_the_workers_and_the_clock_say() -> None:
         assert service.metrics.remaining() == 0
 
 
-async def test_the_gauges_show_queue_workers_and_restarts() -> None:
-    async with running(stage()) as service:
-        worker = service.worker
-        for _ in range(3):
+async def test_the_gauges_show_queue_slots_workers_and_restarts() -> None:
+    async with running(stage(concurrency=4, ordered=False), stage("B_2")) as service:
+        worker, _ = service.workers
+        for _ in range(7):
             service.submit()
-        await worker.gets_work()
-        assert service.metrics.stages[0].gauges() == (2, 1, 0)
-        assert service.metrics.remaining() == 3
+        await until(lambda: len(worker.has) == 5)
+        assert service.metrics.stages[0].gauges() == Gauges(queued=2, running=4, ready=1, restarts=0)
+        assert service.metrics.stages[1].gauges() == Gauges(queued=0, running=0, ready=1, restarts=0)
+        assert service.metrics.remaining() == 7
+        service.launcher.on_launch = None
         worker.exit()
-        await service.next_life(worker)
-        assert service.metrics.stages[0].gauges() == (2, 1, 1)
+        await until(lambda: len(service.launcher.launched) == 3)
+        assert service.metrics.stages[0].gauges() == Gauges(queued=7, running=0, ready=0, restarts=1)
 
 
 async def test_task_numbers_are_never_used_twice() -> None:

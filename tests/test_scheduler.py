@@ -379,10 +379,11 @@ def test_a_batch_waits_to_fill_though_a_concurrent_worker_has_room() -> None:
     assert scheduler.assign(10.5) == ([], 11.0)
 
 
-def test_the_worker_that_runs_the_fewest_batches_gets_the_next() -> None:
+def test_the_worker_that_runs_the_fewest_batches_gets_the_next_though_it_was_used_last() -> None:
     scheduler = concurrent("a", "b", concurrency=3, size=2)
-    tasks = enqueue(scheduler, 6)
-    assert assign(scheduler) == {"a": [tasks[:2], tasks[4:]], "b": [tasks[2:4]]}
+    tasks = enqueue(scheduler, 8)
+    assert assign(scheduler) == {"a": [tasks[:2], tasks[4:6]], "b": [tasks[2:4], tasks[6:]]}
+    answered(scheduler, "b", tasks[2:4])
     more = enqueue(scheduler, 2)
     assert assign(scheduler) == {"b": [more]}
 
@@ -422,6 +423,21 @@ def test_slots_in_use_are_batches_where_there_are_any() -> None:
     answered(scheduler, "a", tasks[:3])
     answered(scheduler, "a", tasks[3:4])
     assert scheduler.slots_in_use == 1
+
+
+def test_tasks_that_must_be_alone_do_not_help_to_fill_a_batch() -> None:
+    scheduler: Scheduler[str] = Scheduler(4, 0.01, adaptive=True, concurrency=2)
+    scheduler.add_worker("a")
+    now = arrivals(scheduler, gap=0.004, count=30)
+    first = enqueue(scheduler, 3, now=now)
+    assert assign(scheduler, now + 1.0) == {"a": [first]}
+    die(scheduler, "a")
+    scheduler.add_worker("b")
+    assert assign(scheduler, now) == {"b": [first[:1]]}
+    scheduler.proven("b")
+    # Two wait to be alone, and the three that are missing would take too long to come.
+    (late,) = enqueue(scheduler, now=now + 0.012)
+    assert assign(scheduler, now + 0.012) == {"b": [[late]]}
 
 
 # -- deaths ------------------------------------------------------------------------------------------------------------
@@ -608,6 +624,18 @@ def test_each_worker_that_has_nothing_gets_one_of_the_tasks_that_must_be_alone()
     assert assign(scheduler) == {"b": [tasks[:1]], "c": [tasks[1:2]], "d": [tasks[2:3]]}
     answered(scheduler, "c", tasks[1:2])
     assert assign(scheduler) == {"c": [tasks[3:]]}
+
+
+def test_of_workers_with_nothing_the_one_unused_for_longest_runs_the_task_that_must_be_alone() -> None:
+    scheduler = concurrent("a", "b", "c", concurrency=4)
+    for worker in "abca":
+        (task,) = enqueue(scheduler)
+        assert assign(scheduler) == {worker: [[task]]}
+        if worker != "c":
+            answered(scheduler, worker, [task])
+    lone = sent_to(scheduler, "c")
+    die(scheduler, "c")
+    assert assign(scheduler) == {"b": [lone]}
 
 
 @pytest.mark.parametrize("size", [1, 2])
