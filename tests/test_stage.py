@@ -238,18 +238,22 @@ async def test_the_answer_to_a_task_that_nobody_waits_for_goes_nowhere_and_makes
 
 async def test_when_a_task_that_others_wait_behind_leaves_they_go_in_the_same_turn() -> None:
     async with bench(num=2) as b:
-        first, second = b.submit(2)
-        b.loop.turn()
         one, other = b.launcher.launched
+        for worker in (one, other):
+            # Quick enough for a wide window.
+            b.submit()
+            worker.reply(seconds=0.00001)
+        _, lone = b.submit(2)
+        b.loop.turn()
+        assert (len(one.has), other.has) == (1, [lone.id])
         other.exit()
         b.loop.turn()
-        b.submit()
+        (late,) = b.submit()
         b.loop.turn()
-        assert list(b.stage.scheduler.waiting())[0] is second
-        one.reply([first.id])
-        b.leave(second)
+        assert list(b.stage.scheduler.waiting()) == [lone, late]
+        b.leave(lone)
         b.loop.turn()
-        assert one.has == [3]
+        assert one.has[1:] == [late.id]
 
 
 async def test_a_worker_that_dies_in_the_turn_in_which_a_client_leaves_is_told_nothing() -> None:
@@ -777,6 +781,25 @@ async def test_a_trickle_of_requests_does_not_make_a_stage_look_slow() -> None:
         b.loop.turn()
         assert b.stage.scheduler.queued == 10
         assert b.stage.backlog_seconds == 0.0, "it has never had more than it could do"
+
+
+async def test_what_was_measured_under_load_stays_true_through_quiet_times() -> None:
+    async with bench() as b:
+        for gap in (0.0, 3600.0, 100.0):
+            b.clock.advance(gap)
+            b.submit(9)
+            b.loop.turn()
+            while b.worker.has:
+                b.clock.advance(0.25)
+                b.worker.reply(seconds=0.25)
+                b.loop.turn()
+            # A lonely one, which waits for nothing.
+            b.clock.advance(gap)
+            b.submit()
+            b.worker.reply(seconds=0.25)
+        b.submit(9)
+        b.loop.turn()
+        assert b.stage.backlog_seconds == 2.0
 
 
 async def test_a_batch_that_waits_to_fill_is_no_backlog() -> None:
