@@ -12,7 +12,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 from mosec_asgi.batching.coordinator import Coordinator, Limits, RoutePlan
 from mosec_asgi.batching.service import Ticket
@@ -84,6 +84,61 @@ class FakeClock:
         self.now += seconds
 
 
+class FakeTimer:
+    """A timer of a `FakeLoop`."""
+
+    def __init__(self, when: float, callback: Callable[[], None]) -> None:
+        self.when = when
+        self.callback = callback
+        self.cancelled = False
+
+    def cancel(self) -> None:
+        self.cancelled = True
+
+
+class FakeLoop:
+    """Stands in for what turns and timers need of an event loop: nothing happens unless the test says so."""
+
+    def __init__(self, clock: FakeClock) -> None:
+        self._clock = clock
+        self._soon: list[Callable[[], None]] = []
+        self._timers: list[FakeTimer] = []
+
+    def call_soon(self, callback: Callable[..., None], *arguments: Any) -> None:
+        self._soon.append(lambda: callback(*arguments))
+
+    def call_later(self, delay: float, callback: Callable[..., None], *arguments: Any) -> FakeTimer:
+        timer = FakeTimer(self._clock.now + delay, lambda: callback(*arguments))
+        self._timers.append(timer)
+        return timer
+
+    @property
+    def timers(self) -> list[FakeTimer]:
+        """The timers that are still to fire, in order."""
+        return sorted((timer for timer in self._timers if not timer.cancelled), key=lambda timer: timer.when)
+
+    def turn(self) -> int:
+        """Run what was asked for by now; return how much that was."""
+        soon, self._soon = self._soon, []
+        for callback in soon:
+            callback()
+        return len(soon)
+
+    def advance(self, seconds: float) -> None:
+        """Let time pass, with all timers and turns that are due in it."""
+        end = self._clock.now + seconds
+        while True:
+            while self.turn():
+                pass
+            due = [timer for timer in self.timers if timer.when <= end]
+            if not due:
+                break
+            self._clock.now = max(self._clock.now, due[0].when)
+            due[0].cancelled = True
+            due[0].callback()
+        self._clock.now = end
+
+
 class FakeWorker:
     """One life of a worker: a `Handle` and a `Pipe` to the server, and to the test the worker's mind."""
 
@@ -110,11 +165,17 @@ class FakeWorker:
         # Tasks that it has begun, of all that it was sent; None stands for all of them.
         self.begun: int | None = None
         self.beats = 0
-        # What it was told beside its tasks.
-        self.cancelled: list[int] = []
-        self.taken: list[tuple[int, int]] = []
+        # How often the server has looked how far it has come.
+        self.looks = 0
+        # All that it was told, frame by frame; `frames` are those with tasks.
+        self.heard: list[frames.Frame] = []
+        # Bytes that it has written and the server has not read; taken in at its end.
+        self.unread = b""
+        # A child of its own holds its pipe open when it ends.
+        self.pipe_outlives_it = False
         self._ending = "is still running"
         self._open = True
+        self._forgotten = False
         self._from_server = frames.Decoder()
         self._to_server = frames.Decoder()
         self._on_frame = on_frame
@@ -134,17 +195,17 @@ class FakeWorker:
         frame = self._from_server.next_frame()
         assert not self._from_server.pending, "one send is one frame"
         assert not self.asked_to_stop, "something was sent after the end"
-        if isinstance(frame, frames.Cancel):
-            self.cancelled += frame.ids
-        elif isinstance(frame, frames.Taken):
-            self.taken += zip(frame.ids, frame.sizes, strict=True)
-        else:
-            assert isinstance(frame, frames.Tasks)
+        assert isinstance(frame, (frames.Tasks, frames.Cancel, frames.Taken))
+        self.heard.append(frame)
+        if isinstance(frame, frames.Tasks):
             self.frames.append(frame)
             self._unanswered += frame.ids
 
     def drain(self) -> None:
-        """Nothing lies in a fake pipe: its frames are handed over at once."""
+        unread, self.unread = self.unread, b""
+        self.write(unread)
+        if self.exited and not self.pipe_outlives_it:
+            self.close_pipe()
 
     def finish(self) -> None:
         if self._open and not self.asked_to_stop:
@@ -156,11 +217,15 @@ class FakeWorker:
         self._open = False
 
     def progress(self) -> Progress:
+        assert not self._forgotten, "what it shares with the server goes with its process"
+        self.looks += 1
         return Progress(len(self.given) if self.begun is None else self.begun, self.beats)
 
     def kill(self) -> None:
+        if self.exited:
+            return
         self.killed = True
-        if self.dies_when_killed and not self.exited:
+        if self.dies_when_killed:
             asyncio.get_running_loop().call_soon(self.exit, "was killed by signal 9")
 
     def reap(self, timeout: float) -> None:
@@ -194,6 +259,17 @@ class FakeWorker:
     def sizes(self) -> list[int]:
         """The number of tasks in each frame that it was sent."""
         return [len(frame.ids) for frame in self.frames]
+
+    @property
+    def cancelled(self) -> list[int]:
+        """The numbers of the tasks that nobody waits for, as it was told."""
+        return [task_id for frame in self.heard if isinstance(frame, frames.Cancel) for task_id in frame.ids]
+
+    @property
+    def taken(self) -> list[tuple[int, int]]:
+        """The tasks and the bytes of their streams that clients have taken, as it was told."""
+        told = [frame for frame in self.heard if isinstance(frame, frames.Taken)]
+        return [pair for frame in told for pair in zip(frame.ids, frame.sizes, strict=True)]
 
     async def gets_work(self) -> None:
         """Wait until it has tasks to answer."""
@@ -261,6 +337,7 @@ class FakeWorker:
             self.exited = True
             self._ending = ending
             self._on_exit()
+            self._forgotten = True
 
 
 class FakeLauncher:
@@ -331,6 +408,22 @@ def stage(
     )
 
 
+class Stream(NamedTuple):
+    """A stream as its client sees it.
+
+    Attributes:
+        ticket: its task.
+        chunks: what has come.
+    """
+
+    ticket: Ticket
+    chunks: list[bytes]
+
+    @property
+    def id(self) -> int:
+        return self.ticket.id
+
+
 class Service:
     """A coordinator over scripted workers."""
 
@@ -374,15 +467,38 @@ class Service:
         return worker
 
     def submit(
-        self, body: bytes | None = None, *, route: int = 0, name: str | None = None, timeout: float | None = None
+        self,
+        body: bytes | None = None,
+        *,
+        route: int = 0,
+        name: str | None = None,
+        timeout: float | None = None,
+        on_chunk: Callable[[bytes], None] | None = None,
     ) -> Ticket:
         """Submit a request that must be admitted; bodies and request ids are numbered where none are given."""
         number = next(self._names)
+        body = b"%d" % number if body is None else body
+        ticket: Ticket | Failure
+
+        def pass_on(chunk: bytes) -> None:
+            assert isinstance(ticket, Ticket)
+            assert not ticket.outcome.done(), "nothing comes after the outcome"
+            assert on_chunk is not None
+            on_chunk(chunk)
+
         ticket = self.coordinator.submit(
-            route, b"%d" % number if body is None else body, name or f"request-{number}", timeout
+            route, body, name or f"request-{number}", timeout, on_chunk=None if on_chunk is None else pass_on
         )
         assert isinstance(ticket, Ticket), ticket
         return ticket
+
+    def stream(
+        self, body: bytes | None = None, *, route: int = 0, name: str | None = None, timeout: float | None = None
+    ) -> Stream:
+        """Submit a request for a stream, as `submit` does."""
+        chunks: list[bytes] = []
+        ticket = self.submit(body, route=route, name=name, timeout=timeout, on_chunk=chunks.append)
+        return Stream(ticket, chunks)
 
     async def next_life(self, before: FakeWorker) -> FakeWorker:
         """Wait for the worker that takes the place of one that has died, and return it once it is ready."""

@@ -4,15 +4,17 @@ import asyncio
 import functools
 import logging
 import time
+from typing import Any
 
 import pytest
-from fakes import FakeClock, FakeWorker, Service, answer, running, settled_loop, stage, told, until
+from fakes import PATIENCE, FakeClock, FakeWorker, Service, answer, running, settled_loop, stage, told, until
 
-from mosec_asgi.batching.coordinator import CLOSING, TOO_MANY
+from mosec_asgi.batching.coordinator import CLOSING, STALLED, TOO_LATE, TOO_MANY
 from mosec_asgi.batching.service import CLIENT_LEFT, StageStatistics, Ticket
-from mosec_asgi.batching.stage import STAGE_DOWN, TIMED_OUT, WORKER_DIED
+from mosec_asgi.batching.stage import STAGE_DOWN, TIMED_OUT, WORKER_DIED, StagePlan
 from mosec_asgi.errors import Failure, StartupError
 from mosec_asgi.ipc import frames
+from mosec_asgi.metrics import Gauges
 
 
 @pytest.fixture(autouse=True)
@@ -96,12 +98,26 @@ async def test_answers_belong_to_their_requests_whatever_their_order() -> None:
         assert [await answer(ticket) for ticket in tickets] == [b"re:0", b"re:1", b"re:2"]
 
 
-async def test_answers_of_one_frame_in_another_order_still_belong_to_their_requests() -> None:
-    async with running(stage(max_batch_size=3, max_wait=1.0)) as service:
+async def test_answers_in_another_order_belong_to_their_requests_where_a_worker_keeps_none() -> None:
+    async with running(stage(max_batch_size=3, max_wait=1.0, ordered=False)) as service:
         tickets = [service.submit() for _ in range(3)]
         await service.worker.gets_work()
         service.worker.reply(list(reversed(service.worker.has)))
         assert [await answer(ticket) for ticket in tickets] == [b"re:1", b"re:2", b"re:3"]
+
+
+async def test_a_worker_that_keeps_order_and_answers_out_of_it_is_killed_and_no_answer_is_believed() -> None:
+    async with running(stage(max_batch_size=3, max_wait=1.0)) as service:
+        worker = service.worker
+        tickets = [service.submit() for _ in range(3)]
+        await worker.gets_work()
+        worker.reply(list(reversed(worker.has)), payloads=[b"a", b"b", b"c"])
+        assert worker.killed
+        worker = await service.next_life(worker)
+        for ticket in tickets:
+            await worker.gets_work()
+            worker.reply()
+            assert await answer(ticket) == b"re:%d" % ticket.id
 
 
 async def test_an_error_of_the_worker_is_the_answer() -> None:
@@ -209,15 +225,14 @@ async def test_beyond_its_capacity_a_service_refuses_until_one_is_answered() -> 
     async with running(stage(), capacity=3) as service:
         tickets = [service.submit() for _ in range(3)]
         refused = service.coordinator.submit(0, b"", "one too many")
-        assert refused == TOO_MANY
-        assert isinstance(refused, Failure)
-        assert (refused.code, refused.retry_after) == (429, 1)
+        assert refused == Failure(429, TOO_MANY, retry_after=1)
         assert service.metrics.stages[0].rejected == 1
         await service.worker.gets_work()
         service.worker.reply()
         await answer(tickets[0])
         service.submit()
-        assert service.coordinator.submit(0, b"", "one too many") == TOO_MANY
+        assert service.coordinator.submit(0, b"", "one too many") == refused
+        assert service.coordinator.statistics().admitted == 3
 
 
 @pytest.mark.parametrize("end", ["cancel", "time out"])
@@ -242,6 +257,128 @@ async def test_after_close_requests_are_refused_and_admitted_ones_are_answered()
         await service.worker.gets_work()
         service.worker.reply()
         assert await answer(ticket) == b"re:1"
+
+
+async def saturate(service: Service, worker: FakeWorker, clock: FakeClock, seconds: float) -> None:
+    """Let the only worker of a stage answer one task each so many seconds while others wait, until none is left."""
+    while service.coordinator.statistics().admitted:
+        await settled_loop()
+        clock.advance(seconds)
+        worker.reply(seconds=seconds)
+
+
+async def test_a_service_at_its_capacity_says_when_it_will_have_worked_that_off() -> None:
+    clock = FakeClock()
+    async with running(stage(), clock=clock, capacity=25, timeout=1e6) as service:
+        for _ in range(25):
+            service.submit()
+        assert service.coordinator.submit(0, b"", "") == Failure(429, TOO_MANY, retry_after=1), "nothing is known yet"
+        await saturate(service, service.worker, clock, 0.125)
+        for _ in range(25):
+            service.submit()
+        # One is on the worker, 24 wait, and it does eight in a second.
+        assert service.coordinator.submit(0, b"", "") == Failure(429, TOO_MANY, retry_after=3)
+
+
+async def test_nobody_is_sent_away_for_more_than_a_minute() -> None:
+    clock = FakeClock()
+    async with running(stage(), clock=clock, capacity=10, timeout=1e6) as service:
+        for _ in range(2):
+            for _ in range(10):
+                service.submit()
+            refused = service.coordinator.submit(0, b"", "")
+            await saturate(service, service.worker, clock, 1000.0)
+        assert refused == Failure(429, TOO_MANY, retry_after=60)
+
+
+async def test_the_slowest_stage_of_a_route_says_when_to_come_again() -> None:
+    clock = FakeClock()
+    stages = [stage("A_1"), stage("B_2"), stage("Slow_3")]
+    async with running(*stages, routes=[[0, 1], [2]], clock=clock, capacity=30, timeout=1e6) as service:
+        first, second, slow = service.workers
+        # The second stage of the route is what holds it up: 15 wait there, and it does eight in a second.
+        for _ in range(2):
+            for _ in range(16):
+                service.submit()
+            while len(second.has) + service.coordinator.statistics().stages[1].queued < 16:
+                await first.gets_work()
+                first.reply(seconds=0.0001)
+            before = service.coordinator.statistics()
+            if not service.coordinator._stages[1].backlog_seconds:
+                await saturate(service, second, clock, 0.125)
+        assert before.stages[1].queued == 15
+        for _ in range(14):
+            service.submit(route=1)
+        assert service.coordinator.submit(0, b"", "") == Failure(429, TOO_MANY, retry_after=2)
+        assert service.coordinator.submit(1, b"", "") == Failure(429, TOO_MANY, retry_after=1)
+        assert slow.has
+
+
+# -- load shedding -----------------------------------------------------------------------------------------------------
+
+
+async def known_to_do_eight_a_second(service: Service, clock: FakeClock) -> None:
+    """Let the only worker of a service show its speed."""
+    for _ in range(20):
+        service.submit()
+    await saturate(service, service.worker, clock, 0.125)
+
+
+async def test_a_request_that_would_not_be_done_in_time_is_refused_at_once_where_that_is_asked_for() -> None:
+    clock = FakeClock()
+    async with running(stage(), clock=clock, timeout=2.0, load_shedding=True) as service:
+        await known_to_do_eight_a_second(service, clock)
+        admitted = 0
+        while isinstance(refused := service.coordinator.submit(0, b"", ""), Ticket):
+            admitted += 1
+        assert refused == Failure(429, TOO_LATE, retry_after=3)
+        assert admitted == 18, "one on the worker, 16 that wait for two seconds, and the one that is too many"
+        assert service.metrics.stages[0].rejected == 1
+        # As soon as one is done there is room for another.
+        await settled_loop()
+        service.worker.reply(seconds=0.125)
+        await settled_loop()
+        assert isinstance(service.coordinator.submit(0, b"", ""), Ticket)
+
+
+async def test_it_is_the_requests_own_time_that_counts() -> None:
+    clock = FakeClock()
+    async with running(stage(), clock=clock, timeout=1e6, load_shedding=True) as service:
+        await known_to_do_eight_a_second(service, clock)
+        for _ in range(17):
+            service.submit()
+        # 16 wait, which takes two seconds.
+        refused = service.coordinator.submit(0, b"", "", 1.9)
+        assert refused == Failure(429, TOO_LATE, retry_after=2)
+        service.submit(timeout=2.0)
+        service.submit()
+
+
+async def test_requests_are_admitted_whatever_the_backlog_where_nothing_else_is_asked_for() -> None:
+    clock = FakeClock()
+    async with running(stage(), clock=clock, timeout=2.0) as service:
+        await known_to_do_eight_a_second(service, clock)
+        for _ in range(100):
+            service.submit()
+
+
+async def test_a_service_whose_speed_is_not_known_sheds_nothing() -> None:
+    async with running(stage(), timeout=PATIENCE, load_shedding=True) as service:
+        for _ in range(100):
+            service.submit()
+
+
+async def test_streams_that_run_do_not_stand_in_the_way_of_others_while_there_are_slots() -> None:
+    clock = FakeClock()
+    plan = streaming(concurrency=32)
+    async with running(plan, clock=clock, timeout=3.0, event_timeout=1e6, load_shedding=True) as service:
+        for _ in range(4):
+            streams = [service.stream() for _ in range(16)]
+            await until(lambda: len(service.worker.has) == 16)
+            service.worker.emit(service.worker.has, [b"a"] * 16)
+            clock.advance(10.0)
+            service.worker.reply(payloads=[b""] * 16)
+            assert [await answer(stream.ticket) for stream in streams] == [b""] * 16
 
 
 # -- deadlines ---------------------------------------------------------------------------------------------------------
@@ -303,6 +440,42 @@ async def test_a_deadline_counts_through_all_stages_and_deaths() -> None:
 async def test_the_timeout_of_the_service_counts_where_a_request_has_none() -> None:
     async with running(stage(), timeout=0.01) as service:
         assert await answer(service.submit()) == TIMED_OUT
+
+
+async def test_a_requests_own_time_counts_where_it_is_shorter_than_the_services() -> None:
+    clock = FakeClock()
+    async with running(stage(max_batch_size=8, max_wait=1e6), clock=clock, timeout=0.03) as service:
+        short, longer, own = service.submit(timeout=0.01), service.submit(timeout=1e6), service.submit()
+        clock.advance(0.02)
+        assert await answer(short) == TIMED_OUT
+        assert not longer.outcome.done()
+        assert not own.outcome.done()
+        clock.advance(0.01)
+        assert [await answer(longer), await answer(own)] == [TIMED_OUT, TIMED_OUT]
+
+
+async def test_the_worker_is_told_of_a_task_that_was_answered_408() -> None:
+    async with running(stage()) as service:
+        ticket = service.submit(timeout=0.005)
+        assert await answer(ticket) == TIMED_OUT
+        await until(lambda: service.worker.cancelled == [ticket.id])
+
+
+async def test_a_worker_that_is_stuck_is_replaced_and_its_requests_are_answered_408() -> None:
+    clock = FakeClock()
+    async with running(stage(timeout=0.1), clock=clock, timeout=1e6) as service:
+        stuck = service.worker
+        ticket, waiting = service.submit(), service.submit()
+        while not stuck.killed:
+            looks = stuck.looks
+            await until(lambda looks=looks: stuck.looks > looks)  # type: ignore[misc]
+            clock.advance(0.25)
+        assert await answer(ticket) == TIMED_OUT
+        worker = await service.next_life(stuck)
+        await worker.gets_work()
+        worker.reply()
+        assert await answer(waiting) == b"re:2"
+        assert service.metrics.stages[0].timed_out == 1
 
 
 async def test_the_answer_to_a_task_that_was_answered_408_is_dropped() -> None:
@@ -368,6 +541,354 @@ async def test_a_future_that_its_waiter_has_cancelled_disturbs_nobody() -> None:
         await service.worker.gets_work()
         service.worker.reply()
         assert await answer(stays) == b"re:2"
+
+
+# -- streams -----------------------------------------------------------------------------------------------------------
+
+
+def streaming(name: str = "Echo_1", **options: Any) -> StagePlan:
+    """Return a stage that streams, with room for many tasks on a worker."""
+    return stage(name, streams=True, ordered=False, concurrency=options.pop("concurrency", 100), **options)
+
+
+async def test_the_pieces_of_a_stream_come_in_order_and_before_its_outcome() -> None:
+    async with running(streaming()) as service:
+        stream = service.stream()
+        await service.worker.gets_work()
+        service.worker.emit([stream.id] * 2, [b"a", b"b"])
+        service.worker.emit([stream.id], [b"c"])
+        assert stream.chunks == [b"a", b"b", b"c"], "each is passed on as it comes"
+        assert not stream.ticket.outcome.done()
+        service.worker.reply(payloads=[b""])
+        assert await answer(stream.ticket) == b""
+        assert stream.chunks == [b"a", b"b", b"c"]
+
+
+async def test_pieces_belong_to_their_streams() -> None:
+    async with running(streaming()) as service:
+        streams = [service.stream() for _ in range(3)]
+        await until(lambda: len(service.worker.has) == 3)
+        one, two, three = (stream.id for stream in streams)
+        service.worker.emit([two, one, two], [b"2a", b"1a", b"2b"])
+        service.worker.reply([two], payloads=[b""])
+        service.worker.emit([three, one], [b"3a", b"1b"])
+        assert [stream.chunks for stream in streams] == [[b"1a", b"1b"], [b"2a", b"2b"], [b"3a"]]
+        assert [stream.ticket.outcome.done() for stream in streams] == [False, True, False]
+
+
+async def test_a_stream_of_no_pieces_ends_well() -> None:
+    async with running(streaming()) as service:
+        stream = service.stream()
+        await service.worker.gets_work()
+        service.worker.reply(payloads=[b""])
+        assert await answer(stream.ticket) == b""
+        assert stream.chunks == []
+        assert service.metrics.stages[0].first_event.count == 0
+
+
+async def test_an_error_in_the_middle_of_a_stream_is_its_outcome() -> None:
+    async with running(streaming()) as service:
+        stream = service.stream()
+        await service.worker.gets_work()
+        service.worker.emit([stream.id], [b"a"])
+        service.worker.reply(code=422, payloads=[b"no"])
+        assert await answer(stream.ticket) == Failure(422, "no")
+        assert stream.chunks == [b"a"]
+
+
+async def test_a_stream_goes_through_the_stages_before_the_one_that_streams() -> None:
+    async with running(stage("A_1"), streaming("B_2")) as service:
+        first, second = service.workers
+        stream = service.stream(b"x")
+        await first.gets_work()
+        first.reply()
+        await second.gets_work()
+        assert second.payload(stream.id) == b"re:x"
+        second.emit([stream.id], [b"a"])
+        second.reply(payloads=[b""])
+        assert await answer(stream.ticket) == b""
+        assert [stage.events for stage in service.metrics.stages] == [0, 1]
+
+
+async def test_a_worker_that_streams_to_a_client_who_waits_for_one_answer_is_killed() -> None:
+    async with running(streaming(), stage("B_2"), routes=[[0, 1]]) as service:
+        first, _ = service.workers
+        service.submit()
+        await first.gets_work()
+        first.emit(first.has, [b"event"])
+        assert first.killed
+
+
+@pytest.mark.parametrize("left", ["by itself", "from within a piece"])
+async def test_a_client_that_leaves_ends_its_stream_and_its_worker_is_told(left: str) -> None:
+    async with running(streaming()) as service:
+        chunks: list[bytes] = []
+
+        def on_chunk(chunk: bytes) -> None:
+            chunks.append(chunk)
+            if left == "from within a piece":
+                service.coordinator.cancel(ticket.id)
+
+        ticket, other = service.submit(on_chunk=on_chunk), service.stream()
+        await until(lambda: len(service.worker.has) == 2)
+        service.worker.emit([ticket.id, other.id], [b"a", b"x"])
+        service.coordinator.cancel(ticket.id)
+        assert await answer(ticket) is CLIENT_LEFT
+        service.worker.emit([ticket.id, other.id], [b"b", b"y"])
+        assert (chunks, other.chunks) == ([b"a"], [b"x", b"y"])
+        await until(lambda: service.worker.cancelled)
+        assert service.worker.cancelled == [ticket.id]
+        service.worker.reply([ticket.id], code=499, payloads=[b""])
+        assert ticket.outcome.result() is CLIENT_LEFT
+        assert service.metrics.stages[0].cancelled == 1
+        assert service.metrics.stages[0].streams_open == 1
+
+
+async def test_a_stream_that_is_open_at_the_end_is_answered_503() -> None:
+    async with running(streaming()) as service:
+        stream = service.stream()
+        await service.worker.gets_work()
+        service.worker.emit([stream.id], [b"a"])
+        stop = asyncio.ensure_future(service.coordinator.stop(0.02))
+        await settled_loop()
+        service.worker.emit([stream.id], [b"b"])
+        await stop
+        assert await answer(stream.ticket) == CLOSING
+        assert stream.chunks == [b"a", b"b"]
+
+
+async def test_a_stream_whose_worker_dies_in_its_middle_ends_with_500_and_is_not_run_again() -> None:
+    async with running(streaming()) as service:
+        worker = service.worker
+        begun, silent = service.stream(), service.stream()
+        await until(lambda: len(worker.has) == 2)
+        worker.emit([begun.id], [b"a"])
+        worker.exit()
+        assert await answer(begun.ticket) == WORKER_DIED
+        worker = await service.next_life(worker)
+        await worker.gets_work()
+        assert worker.has == [silent.id]
+        worker.emit([silent.id], [b"x"])
+        worker.reply(payloads=[b""])
+        assert await answer(silent.ticket) == b""
+        assert (begun.chunks, silent.chunks) == ([b"a"], [b"x"])
+
+
+# -- how much of a stream may be on its way ----------------------------------------------------------------------------
+
+
+async def test_what_a_client_takes_is_told_to_the_worker_in_quarters_of_the_buffer() -> None:
+    async with running(streaming(), stream_buffer=1024) as service:
+        stream = service.stream()
+        await service.worker.gets_work()
+        service.worker.emit([stream.id], [b"a" * 2000])
+        for size in (100, 100, 55):
+            service.coordinator.taken(stream.id, size)
+        await settled_loop()
+        assert service.worker.taken == []
+        service.coordinator.taken(stream.id, 1)
+        await settled_loop()
+        assert service.worker.taken == [(stream.id, 256)]
+
+
+async def test_a_client_may_take_a_piece_while_it_is_given_it() -> None:
+    async with running(streaming(), stream_buffer=1024) as service:
+
+        def take(chunk: bytes) -> None:
+            service.coordinator.taken(ticket.id, len(chunk))
+
+        ticket = service.submit(on_chunk=take)
+        await service.worker.gets_work()
+        for _ in range(10):
+            service.worker.emit([ticket.id], [b"a" * 1024])
+        assert not service.worker.killed
+        await settled_loop()
+        assert service.worker.taken == [(ticket.id, 10 * 1024)]
+
+
+async def test_a_worker_that_sends_more_than_there_is_room_for_is_killed() -> None:
+    async with running(streaming(), stream_buffer=1024) as service:
+        worker = service.worker
+        greedy, other = service.stream(), service.stream()
+        await until(lambda: len(worker.has) == 2)
+        worker.emit([greedy.id], [b"a" * 5000])
+        assert not worker.killed, "the piece that reaches the limit goes out whole"
+        worker.emit([greedy.id], [b"b"])
+        assert worker.killed
+        assert await answer(greedy.ticket) == WORKER_DIED
+        assert greedy.chunks == [b"a" * 5000]
+        worker = await service.next_life(worker)
+        await worker.gets_work()
+        assert worker.has == [other.id]
+
+
+async def test_what_is_taken_of_a_stream_that_has_ended_or_never_was_concerns_nobody() -> None:
+    async with running(streaming(), stage("B_2"), routes=[[0], [1]]) as service:
+        first, second = service.workers
+        stream, plain = service.stream(), service.submit(route=1)
+        await first.gets_work()
+        first.reply(payloads=[b""])
+        await answer(stream.ticket)
+        for task_id in (stream.id, plain.id, 12345):
+            service.coordinator.taken(task_id, 10**6)
+        await settled_loop()
+        assert first.taken == second.taken == []
+
+
+# -- the time of a stream ----------------------------------------------------------------------------------------------
+
+
+async def test_a_stream_without_an_event_has_the_time_of_a_request() -> None:
+    async with running(streaming(), timeout=0.02, event_timeout=100.0) as service:
+        stream = service.stream()
+        assert await answer(stream.ticket) == TIMED_OUT
+
+
+async def test_each_event_gives_a_stream_the_time_to_its_next_one() -> None:
+    clock = FakeClock()
+    async with running(streaming(), clock=clock, timeout=0.02, event_timeout=0.05) as service:
+        stream, silent = service.stream(), service.stream()
+        await until(lambda: len(service.worker.has) == 2)
+        clock.advance(0.01)
+        service.worker.emit([stream.id], [b"a"])
+        clock.advance(0.04)
+        assert await answer(silent.ticket) == TIMED_OUT
+        assert not stream.ticket.outcome.done(), "that was the time to its first event"
+        service.worker.emit([stream.id], [b"b"])
+        early = service.stream(timeout=0.02)
+        clock.advance(0.04)
+        assert await answer(early.ticket) == TIMED_OUT
+        assert not stream.ticket.outcome.done()
+        clock.advance(0.02)
+        assert await answer(stream.ticket) == TIMED_OUT
+        assert stream.chunks == [b"a", b"b"]
+        assert service.metrics.stages[0].timed_out == 3
+        await until(lambda: set(service.worker.cancelled) == {stream.id, silent.id, early.id})
+
+
+async def test_the_time_to_the_next_event_may_be_shorter_than_that_to_the_first() -> None:
+    clock = FakeClock()
+    async with running(streaming(), clock=clock, timeout=1e6, event_timeout=0.01) as service:
+        stream = service.stream()
+        await service.worker.gets_work()
+        service.worker.emit([stream.id], [b"a"])
+        clock.advance(0.01)
+        assert await answer(stream.ticket) == TIMED_OUT
+
+
+async def test_a_stream_that_waits_for_its_client_has_the_time_of_a_stall(logged: pytest.LogCaptureFixture) -> None:
+    clock = FakeClock()
+    limits: dict[str, float] = {"timeout": 1e6, "event_timeout": 0.01, "stall_timeout": 0.05}
+    async with running(streaming(), clock=clock, stream_buffer=1024, **limits) as service:
+        full, roomy = service.stream(), service.stream(name="roomy")
+        await until(lambda: len(service.worker.has) == 2)
+        service.worker.emit([full.id, roomy.id], [b"a" * 1024, b"a" * 1023])
+        clock.advance(0.02)
+        assert await answer(roomy.ticket) == TIMED_OUT
+        assert not full.ticket.outcome.done()
+        clock.advance(0.03)
+        assert await answer(full.ticket) == STALLED
+        assert STALLED.code == 408
+        records = [record for record in logged.records if record.levelno == logging.WARNING]
+        assert ["does not read" in record.getMessage() for record in records] == [False, True]
+        assert told(records[0], "request_id", "stage") == ("roomy", "Echo_1")
+        await until(lambda: len(service.worker.cancelled) == 2)
+
+
+async def test_a_client_that_reads_slowly_is_given_time_with_each_piece_that_it_takes() -> None:
+    clock = FakeClock()
+    limits: dict[str, float] = {"timeout": 1e6, "event_timeout": 1e6, "stall_timeout": 0.02}
+    async with running(streaming(), clock=clock, stream_buffer=1024, **limits) as service:
+        slow, idle = service.stream(), service.stream()
+        await until(lambda: len(service.worker.has) == 2)
+        service.worker.emit([slow.id, idle.id], [b"a" * 1024] * 2)
+        clock.advance(0.015)
+        service.coordinator.taken(slow.id, 1)
+        clock.advance(0.015)
+        assert await answer(idle.ticket) == STALLED
+        assert not slow.ticket.outcome.done()
+        clock.advance(0.005)
+        assert await answer(slow.ticket) == STALLED
+
+
+async def test_a_stream_that_has_room_again_has_the_time_to_its_next_event() -> None:
+    clock = FakeClock()
+    limits: dict[str, float] = {"timeout": 1e6, "event_timeout": 0.01, "stall_timeout": 1e6}
+    async with running(streaming(), clock=clock, stream_buffer=1024, **limits) as service:
+        stream = service.stream()
+        await service.worker.gets_work()
+        service.worker.emit([stream.id], [b"a" * 1024])
+        clock.advance(1000.0)
+        service.coordinator.taken(stream.id, 1024)
+        assert not stream.ticket.outcome.done()
+        clock.advance(0.01)
+        assert await answer(stream.ticket) == TIMED_OUT
+
+
+async def test_what_a_client_takes_of_a_stream_with_room_gives_its_worker_no_more_time() -> None:
+    clock = FakeClock()
+    async with running(streaming(), clock=clock, timeout=1e6, event_timeout=0.02, stream_buffer=1024) as service:
+        stream = service.stream()
+        await service.worker.gets_work()
+        service.worker.emit([stream.id], [b"a" * 1000])
+        clock.advance(0.015)
+        service.coordinator.taken(stream.id, 1000)
+        clock.advance(0.005)
+        assert await answer(stream.ticket) == TIMED_OUT
+
+
+# -- what is measured of streams ---------------------------------------------------------------------------------------
+
+
+async def test_events_and_the_times_between_them_are_measured() -> None:
+    clock = FakeClock()
+    async with running(streaming(), clock=clock) as service:
+        measured = service.metrics.stages[0]
+        stream = service.stream()
+        await service.worker.gets_work()
+        clock.advance(0.5)
+        assert measured.streams_open == 0
+        service.worker.emit([stream.id], [b"a"])
+        assert measured.streams_open == 1
+        for gap in (1.0, 2.0):
+            clock.advance(gap)
+            service.worker.emit([stream.id], [b"b"])
+        assert (measured.first_event.count, measured.first_event.total) == (1, 0.5)
+        assert (measured.event_gap.count, measured.event_gap.total) == (2, 3.0)
+        assert (measured.events, measured.streams_open) == (3, 1)
+        service.worker.reply(payloads=[b""])
+        assert await answer(stream.ticket) == b""
+        assert measured.streams_open == 0
+
+
+@pytest.mark.parametrize("end", ["answer", "error", "cancel", "time out", "crash", "too much", "stop"])
+@pytest.mark.parametrize("events", [0, 3])
+async def test_no_stream_is_counted_as_open_after_its_end(end: str, events: int) -> None:
+    clock = FakeClock()
+    async with running(streaming(max_attempts=1), clock=clock, timeout=100.0, event_timeout=100.0) as service:
+        worker = service.worker
+        stream = service.stream()
+        await worker.gets_work()
+        for _ in range(events):
+            worker.emit([stream.id], [b"a"])
+        assert service.metrics.stages[0].streams_open == bool(events)
+        if end == "answer":
+            worker.reply(payloads=[b""])
+        elif end == "error":
+            worker.reply(code=500, payloads=[b""])
+        elif end == "cancel":
+            service.coordinator.cancel(stream.id)
+        elif end == "time out":
+            service.stream(timeout=0.01)
+            clock.advance(1000.0)
+        elif end == "crash":
+            worker.exit()
+        elif end == "too much":
+            worker.emit([stream.id] * 2, [b"a" * 10**6] * 2)
+        else:
+            await service.coordinator.stop(0.0)
+        await answer(stream.ticket)
+        assert service.metrics.stages[0].streams_open == 0
 
 
 # -- deaths ------------------------------------------------------------------------------------------------------------
@@ -440,32 +961,39 @@ async def test_a_request_that_kills_two_workers_is_answered_500_and_no_other_is(
         assert told(record, "request_id", "stage") == ("n2", "Echo_1")
 
 
-async def test_a_batch_that_was_sent_ahead_keeps_its_count() -> None:
-    clock = FakeClock()
-    async with running(stage(max_batch_size=2, max_wait=0.0), clock=clock, timeout=1e6) as service:
+async def test_what_a_dead_worker_had_not_begun_comes_back_as_if_nothing_had_been() -> None:
+    async with running(stage(max_batch_size=2, max_wait=0.0)) as service:
         worker = service.worker
         tickets = [service.submit() for _ in range(4)]
-        await until(lambda: len(worker.has) == 4)
-        assert worker.sizes == [2, 2]
+        await until(lambda: worker.sizes == [2, 2])
+        worker.begun = 2
         worker.exit()
-        for ticket, outcome in zip(tickets, [WORKER_DIED, WORKER_DIED, None, None], strict=True):
-            # Each is alone on the next worker, which dies of it; the first two were on a dying worker before.
-            worker = await service.next_life(worker)
+        worker = await service.next_life(worker)
+        for ticket in tickets[:2]:
             await worker.gets_work()
-            assert worker.has == [ticket.id]
+            assert worker.has == [ticket.id], "these were begun, and each is alone"
+            worker.reply()
+        await worker.gets_work()
+        assert worker.has == [ticket.id for ticket in tickets[2:]], "these are a batch as before"
+        worker.reply()
+        assert [await answer(ticket) for ticket in tickets] == [b"re:%d" % n for n in range(1, 5)]
+
+
+async def test_what_was_sent_ahead_keeps_its_attempts_through_any_number_of_deaths() -> None:
+    clock = FakeClock()
+    async with running(stage(max_attempts=1), clock=clock, timeout=1e6) as service:
+        ticket = service.submit()
+        worker = service.worker
+        for _ in range(5):
+            await worker.gets_work()
+            worker.begun = 0
             # After a healthy spell, so that the next one comes at once.
             clock.advance(60.0)
             worker.exit()
-            if outcome is None:
-                break
-            assert await answer(ticket) == outcome
-        worker = await service.next_life(worker)
-        await worker.gets_work()
-        assert worker.has == [tickets[2].id], "this one gets its second try"
-        worker.reply()
+            worker = await service.next_life(worker)
         await worker.gets_work()
         worker.reply()
-        assert [await answer(ticket) for ticket in tickets[2:]] == [b"re:3", b"re:4"]
+        assert await answer(ticket) == b"re:1"
 
 
 async def test_with_one_attempt_the_first_death_is_the_answer_but_not_for_what_was_sent_ahead() -> None:
@@ -473,13 +1001,27 @@ async def test_with_one_attempt_the_first_death_is_the_answer_but_not_for_what_w
         worker = service.worker
         tickets = [service.submit() for _ in range(4)]
         await until(lambda: len(worker.has) == 4)
+        worker.begun = 2
         worker.exit()
         assert [await answer(ticket) for ticket in tickets[:2]] == [WORKER_DIED, WORKER_DIED]
         worker = await service.next_life(worker)
-        for ticket in tickets[2:]:
-            await worker.gets_work()
-            worker.reply()
-            assert await answer(ticket) == b"re:%d" % ticket.id
+        await worker.gets_work()
+        worker.reply()
+        assert [await answer(ticket) for ticket in tickets[2:]] == [b"re:3", b"re:4"]
+
+
+async def test_what_a_worker_has_answered_before_its_end_is_answered_and_the_rest_is_run_again() -> None:
+    async with running(stage(max_batch_size=3, max_wait=1.0)) as service:
+        worker = service.worker
+        tickets = [service.submit() for _ in range(3)]
+        await worker.gets_work()
+        worker.unread = frames.encode_results(frames.Results(worker.has[:2], [200, 200], [b"a", b"b"], 0.1))
+        worker.exit()
+        worker = await service.next_life(worker)
+        await worker.gets_work()
+        assert worker.has == [tickets[2].id]
+        worker.reply()
+        assert [await answer(ticket) for ticket in tickets] == [b"a", b"b", b"re:3"]
 
 
 async def test_a_task_starts_each_stage_with_all_its_attempts() -> None:
@@ -576,11 +1118,10 @@ async def test_a_pipe_that_breaks_while_tasks_are_sent_loses_none_of_them() -> N
         worker.send = broken  # type: ignore[method-assign]
         tickets = [service.submit() for _ in range(4)]
         worker = await service.next_life(worker)
-        for ticket in tickets:
-            await worker.gets_work()
-            assert len(worker.has) == 1
-            worker.reply()
-            assert await answer(ticket) == b"re:%d" % ticket.id
+        await until(lambda: len(worker.has) == 4)
+        assert worker.sizes == [2, 2], "it had begun none of them"
+        worker.reply()
+        assert [await answer(ticket) for ticket in tickets] == [b"re:%d" % n for n in range(1, 5)]
 
 
 @pytest.mark.parametrize("seconds", [float("nan"), float("inf"), -1.0])
@@ -868,17 +1409,19 @@ async def test_what_is_measured_is_what_the_workers_and_the_clock_say() -> None:
         assert service.metrics.remaining() == 0
 
 
-async def test_the_gauges_show_queue_workers_and_restarts() -> None:
-    async with running(stage()) as service:
-        worker = service.worker
-        for _ in range(3):
+async def test_the_gauges_show_queue_slots_workers_and_restarts() -> None:
+    async with running(stage(concurrency=4, ordered=False), stage("B_2")) as service:
+        worker, _ = service.workers
+        for _ in range(7):
             service.submit()
-        await worker.gets_work()
-        assert service.metrics.stages[0].gauges() == (2, 1, 0)
-        assert service.metrics.remaining() == 3
+        await until(lambda: len(worker.has) == 5)
+        assert service.metrics.stages[0].gauges() == Gauges(queued=2, running=4, ready=1, restarts=0)
+        assert service.metrics.stages[1].gauges() == Gauges(queued=0, running=0, ready=1, restarts=0)
+        assert service.metrics.remaining() == 7
+        service.launcher.on_launch = None
         worker.exit()
-        await service.next_life(worker)
-        assert service.metrics.stages[0].gauges() == (2, 1, 1)
+        await until(lambda: len(service.launcher.launched) == 3)
+        assert service.metrics.stages[0].gauges() == Gauges(queued=7, running=0, ready=0, restarts=1)
 
 
 async def test_task_numbers_are_never_used_twice() -> None:

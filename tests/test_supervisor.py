@@ -3,7 +3,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -11,37 +11,61 @@ from fakes import PATIENCE, FakeClock, FakeLauncher, FakeWorker, settled_loop, s
 
 from mosec_asgi.errors import StartupError
 from mosec_asgi.ipc import frames
-from mosec_asgi.pool.supervisor import PoolWorker, Supervisor
+from mosec_asgi.pool.supervisor import EXIT_SECONDS, PoolWorker, Supervisor
+
+START_TIMEOUT = 1234.5
 
 
+@dataclass
 class Timer:
-    def __init__(self) -> None:
-        self.cancelled = False
+    """A timer of `Timers`."""
+
+    delay: float
+    callback: Callable[[], None]
+    cancelled: bool = False
 
     def cancel(self) -> None:
         self.cancelled = True
 
+    def fire(self) -> None:
+        """Do what the loop does when its time has come."""
+        if not self.cancelled:
+            self.cancelled = True
+            self.callback()
 
-@dataclass
+
 class Timers:
     """Stands in for the loop's timers: what was asked for, to be fired by hand."""
 
-    asked: list[tuple[float, Timer, Callable[[], None]]] = field(default_factory=list)
+    def __init__(self) -> None:
+        # Of replacements, of workers that start, and of workers that should exit by themselves.
+        self.relaunches: list[Timer] = []
+        self.starts: list[Timer] = []
+        self.exits: list[Timer] = []
 
     def call_later(self, delay: float, callback: Callable[..., None], *arguments: Any) -> Timer:
-        timer = Timer()
-        self.asked.append((delay, timer, lambda: callback(*arguments)))
+        timer = Timer(delay, lambda: callback(*arguments))
+        if delay == START_TIMEOUT:
+            self.starts.append(timer)
+        elif delay == EXIT_SECONDS and not arguments:
+            self.exits.append(timer)
+        else:
+            self.relaunches.append(timer)
         return timer
 
     @property
     def delays(self) -> list[float]:
-        return [delay for delay, _, _ in self.asked]
+        """The waits before the replacements."""
+        return [timer.delay for timer in self.relaunches]
 
-    def fire(self) -> None:
-        """Fire the last one, unless it was cancelled."""
-        _, timer, callback = self.asked[-1]
-        if not timer.cancelled:
-            callback()
+    @property
+    def running(self) -> list[Timer]:
+        """The timers that are still to fire."""
+        return [timer for timer in [*self.relaunches, *self.starts, *self.exits] if not timer.cancelled]
+
+    def relaunch(self) -> None:
+        """Let the last replacement be due."""
+        self.relaunches[-1].fire()
 
 
 class Heard:
@@ -50,6 +74,7 @@ class Heard:
     def __init__(self) -> None:
         self.events: list[tuple[str, int]] = []
         self.results: list[tuple[PoolWorker, frames.Results]] = []
+        self.streamed: list[tuple[PoolWorker, frames.Events]] = []
         self.ready: list[PoolWorker] = []
         self.refuses = False
 
@@ -62,7 +87,14 @@ class Heard:
             raise frames.FrameError("answered task 9, which it did not have")
         self.results.append((worker, results))
 
+    def worker_events(self, worker: PoolWorker, events: frames.Events) -> None:
+        if self.refuses:
+            raise frames.FrameError("sent events of task 9, which it did not have")
+        self.streamed.append((worker, events))
+
     def worker_gone(self, worker: PoolWorker) -> None:
+        # It can still be told how far it has come.
+        worker.handle.progress()
         self.events.append(("gone", worker.worker_id))
 
     def stage_down(self) -> None:
@@ -84,6 +116,7 @@ class Pool:
             self.heard,
             self.clock,
             self.timers,  # type: ignore[arg-type]
+            START_TIMEOUT,
         )
         self.supervisor.start()
 
@@ -158,7 +191,7 @@ async def test_a_launch_that_is_refused_is_a_failed_start() -> None:
     pool = Pool()
     pool.launcher.refusal = StartupError("the worker class cannot be sent")
     pool.last.exit()
-    pool.timers.fire()
+    pool.timers.relaunch()
     with pytest.raises(StartupError, match="cannot be sent"):
         await pool.wait_started()
     assert pool.supervisor.workers == []
@@ -172,7 +205,7 @@ async def test_one_worker_is_enough_and_the_others_are_tried_again(logged: pytes
     (message,) = messages(logged, logging.ERROR)
     assert "no GPU" in message
     assert not pool.supervisor.down
-    pool.timers.fire()
+    pool.timers.relaunch()
     assert pool.last.spec.worker_id == 1
     pool.last.ready()
     assert pool.supervisor.ready == 2
@@ -188,7 +221,7 @@ async def test_the_place_of_a_dead_worker_is_taken_at_once_the_first_time(logged
     assert pool.heard.events[-1] == ("gone", 2)
     assert pool.timers.delays == [0.0]
     assert any("was killed by signal 11" in message for message in messages(logged, logging.ERROR))
-    pool.timers.fire()
+    pool.timers.relaunch()
     assert (len(pool.launcher.launched), pool.last.spec.worker_id) == (3, 2)
     pool.last.ready()
     assert pool.heard.events[-1] == ("ready", 2)
@@ -200,7 +233,7 @@ async def test_workers_that_keep_dying_are_replaced_ever_more_slowly() -> None:
     await pool.started()
     for _ in range(5):
         pool.last.exit()
-        pool.timers.fire()
+        pool.timers.relaunch()
         pool.last.ready()
     first, second, *later = pool.timers.delays
     assert first == 0.0 < second
@@ -211,7 +244,7 @@ async def test_starts_that_keep_failing_are_tried_ever_more_slowly() -> None:
     pool = Pool()
     for _ in range(12):
         pool.last.fail_to_start("no")
-        pool.timers.fire()
+        pool.timers.relaunch()
     assert pool.timers.delays[:4] == pytest.approx([0.1, 0.2, 0.4, 0.8])
     assert pool.timers.delays[-1] == 30.0
 
@@ -221,7 +254,7 @@ async def test_a_healthy_spell_makes_early_deaths_forgotten() -> None:
     await pool.started()
     for _ in range(4):
         pool.last.exit()
-        pool.timers.fire()
+        pool.timers.relaunch()
         pool.last.ready()
     pool.clock.advance(60.0)
     pool.last.exit()
@@ -232,27 +265,121 @@ async def test_no_worker_is_launched_before_its_forerunner_has_left_the_system()
     pool = Pool()
     await pool.started()
     pool.last.dies_when_killed = False
-    pool.last.close_pipe()
+    pool.last.close_pipe("writing to it failed")
     assert pool.last.killed
-    assert pool.timers.asked == []
+    assert pool.timers.relaunches == []
     assert len(pool.supervisor.workers) == 1
     pool.last.exit()
-    assert len(pool.timers.asked) == 1
+    assert len(pool.timers.relaunches) == 1
 
 
-@pytest.mark.parametrize("pipe_first", [True, False])
-async def test_a_worker_is_reported_gone_once_whether_its_pipe_or_its_process_ends_first(pipe_first: bool) -> None:
+ENDS = pytest.mark.parametrize("first", ["pipe", "process", "process, and a child holds the pipe"])
+
+
+def end(worker: FakeWorker, first: str, ending: str = "exited with status 3") -> None:
+    """End a worker in one of the orders in which the ends of its pipe and of its process may be noticed."""
+    if first == "pipe":
+        worker.drain()
+        worker.close_pipe()
+        worker.exit(ending)
+    else:
+        worker.pipe_outlives_it = first != "process"
+        worker.exit(ending)
+        worker.close_pipe()
+
+
+@ENDS
+async def test_a_worker_is_gone_once_whatever_of_it_ends_first(first: str, logged: pytest.LogCaptureFixture) -> None:
     pool = Pool()
     await pool.started()
-    worker = pool.last
-    worker.dies_when_killed = False
-    if pipe_first:
-        worker.close_pipe()
-        worker.exit()
-    else:
-        worker.exit()
-        worker.close_pipe()
+    end(pool.last, first)
     assert pool.heard.events == [("ready", 1), ("gone", 1)]
+    assert not pool.last.killed
+    assert pool.supervisor.workers == []
+    (message,) = messages(logged, logging.ERROR)
+    assert "process 100 exited with status 3; another" in message
+    assert [timer.delay for timer in pool.timers.running] == [0.0], "nothing is left but its replacement"
+
+
+@ENDS
+async def test_a_worker_is_heard_to_its_last_word(first: str) -> None:
+    pool = Pool()
+    await pool.started()
+    pool.last.unread = frames.encode_events(frames.Events([7], [b"event"])) + frames.encode_results(
+        frames.Results([7], [200], [b""], 0.1)
+    )
+    end(pool.last, first)
+    assert [list(events.ids) for _, events in pool.heard.streamed] == [[7]]
+    assert [list(results.ids) for _, results in pool.heard.results] == [[7]]
+    assert pool.heard.events == [("ready", 1), ("gone", 1)]
+
+
+@ENDS
+async def test_the_traceback_of_a_failed_start_is_heard_whatever_ends_first(first: str) -> None:
+    pool = Pool()
+    pool.last.unread = frames.encode_failed("OSError: no weights")
+    end(pool.last, first)
+    with pytest.raises(StartupError, match=r"(?s)exited with status 3; it could not start\nOSError: no weights"):
+        await pool.wait_started()
+    assert pool.heard.events == [("down", 0)]
+
+
+@ENDS
+async def test_a_worker_that_ends_just_after_it_was_ready_has_been_ready(first: str) -> None:
+    pool = Pool()
+    pool.last.unread = frames.encode_ready()
+    end(pool.last, first)
+    await pool.wait_started()
+    assert pool.heard.events == [("ready", 1), ("gone", 1)]
+    assert not pool.supervisor.down
+
+
+@ENDS
+async def test_garbage_in_its_last_words_changes_nothing_for_a_dead_worker(first: str) -> None:
+    pool = Pool()
+    await pool.started()
+    pool.last.unread = frames.encode_results(frames.Results([7], [200], [b""], 0.1)) + b"\xff" * 100
+    end(pool.last, first)
+    await settled_loop()
+    assert len(pool.heard.results) == 1
+    assert pool.heard.events == [("ready", 1), ("gone", 1)]
+    assert len(pool.timers.relaunches) == 1
+
+
+async def test_a_worker_that_has_closed_its_pipe_gets_a_moment_to_exit_by_itself(
+    logged: pytest.LogCaptureFixture,
+) -> None:
+    pool = Pool()
+    await pool.started()
+    pool.last.close_pipe()
+    assert pool.heard.events[-1] == ("gone", 1)
+    assert not pool.last.killed
+    pool.last.exit("exited with status 3")
+    assert pool.timers.running == pool.timers.relaunches
+    assert any("exited with status 3" in message for message in messages(logged, logging.ERROR))
+
+
+async def test_a_worker_that_has_closed_its_pipe_and_stays_is_killed() -> None:
+    pool = Pool()
+    await pool.started()
+    pool.last.close_pipe()
+    (timer,) = pool.timers.exits
+    timer.fire()
+    assert pool.last.killed
+    await settled_loop()
+    assert len(pool.timers.relaunches) == 1
+    assert pool.heard.events == [("ready", 1), ("gone", 1)]
+
+
+async def test_a_worker_that_could_not_start_and_stays_is_killed() -> None:
+    pool = Pool()
+    pool.last.write(frames.encode_failed("OSError: no weights"))
+    assert not pool.last.killed
+    (timer,) = pool.timers.running
+    timer.fire()
+    assert pool.last.killed
+    with pytest.raises(StartupError, match="no weights"):
+        await pool.wait_started()
 
 
 async def test_a_worker_that_breaks_its_pipe_is_killed_and_the_log_says_why(logged: pytest.LogCaptureFixture) -> None:
@@ -285,16 +412,48 @@ async def test_a_worker_whose_answers_are_refused_is_killed(logged: pytest.LogCa
     assert any("answered task 9" in message for message in messages(logged, logging.ERROR))
 
 
+async def test_events_are_handed_on_with_their_worker() -> None:
+    pool = Pool(num=2)
+    await pool.started()
+    pool.launcher.launched[1].emit([3, 4, 3], [b"a", b"b", b"c"])
+    ((worker, events),) = pool.heard.streamed
+    assert worker is pool.heard.ready[1]
+    assert (list(events.ids), list(events.payloads)) == ([3, 4, 3], [b"a", b"b", b"c"])
+
+
+async def test_a_worker_whose_events_are_refused_is_killed(logged: pytest.LogCaptureFixture) -> None:
+    pool = Pool()
+    await pool.started()
+    pool.heard.refuses = True
+    pool.last.emit([9], [b""])
+    assert pool.last.killed
+    assert pool.heard.events[-1] == ("gone", 1)
+    await settled_loop()
+    assert any("sent events of task 9" in message for message in messages(logged, logging.ERROR))
+
+
 @pytest.mark.parametrize(
     ("before", "sent"),
     [
         ("starting", frames.encode_results(frames.Results([1], [200], [b""], 0.0))),
+        ("starting", frames.encode_events(frames.Events([1], [b""]))),
+        ("starting", frames.encode_cancel(frames.Cancel([1]))),
+        ("ready", frames.encode_taken(frames.Taken([1], [1]))),
         ("starting", frames.encode_tasks(frames.Tasks([1], [0], [""], [b""]))),
         ("ready", frames.encode_ready()),
         ("ready", frames.encode_failed("too late")),
         ("ready", frames.encode_tasks(frames.Tasks([1], [0], [""], [b""]))),
     ],
-    ids=["results too early", "tasks too early", "ready twice", "failed after ready", "tasks"],
+    ids=[
+        "results too early",
+        "events too early",
+        "a cancel",
+        "taken",
+        "tasks too early",
+        "ready twice",
+        "failed after ready",
+        "tasks",
+    ],
 )
 async def test_a_worker_that_speaks_out_of_turn_is_killed(before: str, sent: bytes) -> None:
     pool = Pool()
@@ -302,7 +461,7 @@ async def test_a_worker_that_speaks_out_of_turn_is_killed(before: str, sent: byt
         await pool.started()
     pool.last.write(sent)
     assert pool.last.killed
-    assert pool.heard.results == []
+    assert pool.heard.results == pool.heard.streamed == []
     assert pool.supervisor.ready == 0
 
 
@@ -314,6 +473,80 @@ async def test_what_follows_garbage_in_the_same_bytes_is_not_heard() -> None:
     assert pool.heard.results == []
 
 
+# -- the time of a start -----------------------------------------------------------------------------------------------
+
+
+async def test_no_worker_starts_within_its_time_and_the_start_fails_with_what_to_change() -> None:
+    pool = Pool(num=2)
+    for timer in pool.timers.starts:
+        timer.fire()
+    assert all(worker.killed for worker in pool.launcher.launched)
+    with pytest.raises(
+        StartupError,
+        match=r"(?s)no worker of stage Echo_1 could.*not ready within 1234.5 s.*raise the setting start_timeout",
+    ):
+        await pool.wait_started()
+    assert pool.heard.events == [("down", 0)]
+
+
+async def test_one_worker_that_is_not_ready_in_time_does_not_stop_the_others(
+    logged: pytest.LogCaptureFixture,
+) -> None:
+    pool = Pool(num=2)
+    pool.launcher.launched[1].ready()
+    pool.timers.starts[0].fire()
+    await pool.wait_started()
+    (message,) = messages(logged, logging.ERROR)
+    assert "not ready within" in message
+    pool.timers.relaunch()
+    assert pool.last.spec.worker_id == 1
+    pool.last.ready()
+    assert pool.supervisor.ready == 2
+
+
+async def test_a_replacement_that_is_not_ready_in_time_is_tried_again_ever_more_slowly() -> None:
+    pool = Pool()
+    await pool.started()
+    pool.last.exit()
+    for _ in range(3):
+        pool.timers.relaunch()
+        pool.timers.starts[-1].fire()
+        await settled_loop()
+    assert pool.supervisor.down
+    assert pool.timers.delays == pytest.approx([0.0, 0.1, 0.2, 0.4])
+    pool.timers.relaunch()
+    pool.last.ready()
+    assert not pool.supervisor.down
+
+
+@pytest.mark.parametrize("end", ["ready", "failed", "died", "stop"])
+async def test_the_time_of_a_start_ends_with_the_start(end: str) -> None:
+    pool = Pool()
+    if end == "ready":
+        pool.last.ready()
+    elif end == "failed":
+        pool.last.fail_to_start("no")
+    elif end == "died":
+        pool.last.exit()
+    else:
+        pool.supervisor.ask_to_stop()
+    (timer,) = pool.timers.starts
+    assert timer.cancelled
+    assert not pool.last.killed
+
+
+async def test_a_worker_that_is_still_starting_at_the_end_may_take_its_time_to_stop(
+    logged: pytest.LogCaptureFixture,
+) -> None:
+    pool = Pool()
+    pool.last.stops_when_asked = False
+    pool.supervisor.ask_to_stop()
+    assert pool.timers.running == []
+    pool.last.exit("exited with status 0")
+    await pool.wait_stopped()
+    assert messages(logged, logging.WARNING) + messages(logged, logging.ERROR) == []
+
+
 # -- a stage that is down ----------------------------------------------------------------------------------------------
 
 
@@ -322,16 +555,16 @@ async def test_a_stage_is_down_when_no_worker_is_ready_and_every_last_start_fail
     await pool.started()
     first, second = pool.launcher.launched
     first.exit()
-    pool.timers.fire()
+    pool.timers.relaunch()
     pool.last.fail_to_start("no")
     assert not pool.supervisor.down, "the second still works"
     second.exit()
     assert not pool.supervisor.down, "the second's next start may work"
-    pool.timers.fire()
+    pool.timers.relaunch()
     pool.last.fail_to_start("no")
     assert pool.supervisor.down
     assert pool.heard.events[-1] == ("down", 0)
-    pool.timers.fire()
+    pool.timers.relaunch()
     pool.last.ready()
     assert not pool.supervisor.down
     assert pool.supervisor.ready == 1
@@ -341,7 +574,7 @@ async def test_a_start_that_failed_long_ago_and_then_worked_does_not_count() -> 
     pool = Pool(num=2)
     first, second = pool.launcher.launched
     first.fail_to_start("no")
-    pool.timers.fire()
+    pool.timers.relaunch()
     pool.last.ready()
     second.fail_to_start("no")
     assert not pool.supervisor.down
@@ -366,7 +599,7 @@ async def test_workers_are_asked_to_stop_and_waited_for() -> None:
     assert not end.done()
     pool.launcher.launched[1].exit("exited with status 0")
     await asyncio.wait_for(end, PATIENCE)
-    assert pool.timers.asked == [], "nobody is started any more"
+    assert pool.timers.relaunches == [], "nobody is started any more"
 
 
 async def test_a_worker_that_stops_as_asked_is_no_news(logged: pytest.LogCaptureFixture) -> None:
@@ -396,6 +629,7 @@ async def test_a_worker_that_finishes_its_work_while_it_stops_is_left_in_peace(
     pool.last.stops_when_asked = False
     pool.supervisor.ask_to_stop()
     pool.heard.refuses = True  # as the coordinator does: it has taken back all tasks of a worker that is gone
+    pool.last.emit([1], [b"event"])
     pool.last.reply_unasked([1])
     assert not pool.last.killed
     pool.last.exit("exited with status 0")
@@ -431,7 +665,7 @@ async def test_a_replacement_that_was_due_is_not_started_after_the_end() -> None
     await pool.started()
     pool.last.exit()
     pool.supervisor.ask_to_stop()
-    pool.timers.fire()
+    pool.timers.relaunch()
     assert len(pool.launcher.launched) == 1
     await pool.wait_stopped()
 
@@ -441,7 +675,7 @@ async def test_a_worker_that_fails_to_start_during_the_end_is_not_tried_again() 
     pool.last.stops_when_asked = False
     pool.supervisor.ask_to_stop()
     pool.last.fail_to_start("interrupted")
-    assert pool.timers.asked == []
+    assert pool.timers.relaunches == []
     await pool.wait_stopped()
 
 
@@ -452,6 +686,23 @@ async def test_stopping_twice_asks_once() -> None:
     pool.supervisor.ask_to_stop()
     assert pool.heard.events == [("ready", 1), ("gone", 1)]
     await pool.wait_stopped()
+
+
+async def test_a_worker_that_was_lost_before_the_end_is_told_of_and_not_replaced(
+    logged: pytest.LogCaptureFixture,
+) -> None:
+    pool = Pool()
+    await pool.started()
+    pool.last.dies_when_killed = False
+    pool.last.write(b"\xff" * 100)
+    pool.supervisor.ask_to_stop()
+    assert not pool.last.asked_to_stop, "its pipe is gone"
+    assert pool.heard.events == [("ready", 1), ("gone", 1)]
+    pool.last.exit("was killed by signal 9")
+    await pool.wait_stopped()
+    (message,) = messages(logged, logging.WARNING)
+    assert "garbage came from it" in message
+    assert pool.timers.running == []
 
 
 async def test_abandoned_workers_are_killed_and_reaped_without_the_loop() -> None:
