@@ -1,8 +1,8 @@
 """The server's end of a worker's pipe, for tests of what runs inside a worker process.
 
-The worker runs on the test's own thread, as it does in its process: its timer needs the main thread. Its `Port` and the
-pipe are real. A `ServerEnd` stands at the other end with a thread of its own. It holds every frame against what the real
-server would accept, notes it, gives streams credit, and ends the stream when all that it sent is answered.
+The worker runs on the test's own thread, as it does in its process: its timer needs the main thread. Its `Port` and
+the pipe are real. A `ServerEnd` stands at the other end, with a thread of its own. It holds every frame against what the
+real server would accept, notes it, gives streams credit, and ends the stream when all that it sent is answered.
 """
 
 from __future__ import annotations
