@@ -1,8 +1,8 @@
 """The server's end of a worker's pipe, for tests of what runs inside a worker process.
 
 The worker runs on the test's own thread, as it does in its process: its timer needs the main thread. Its `Port` and
-the pipe are real. A `ServerEnd` stands at the other end, with a thread of its own. It holds every frame against what the
-real server would accept, notes it, gives streams credit, and ends the stream when all that it sent is answered.
+the pipe are real. A `ServerEnd` stands at the other end, with a thread of its own. It holds every frame against what
+the real server would accept, notes it, gives streams credit, and ends the stream when all that it sent is answered.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from mosec_asgi.ipc.progress import Progress, ProgressPage
 from mosec_asgi.pool.child import Runner, load, runner_for
 from mosec_asgi.pool.port import Port
 from mosec_asgi.pool.spec import WorkerSpec
+from mosec_asgi.pool.timer import KernelTimer
 from mosec_asgi.worker import Worker
 
 BOTH = frames.INGRESS | frames.EGRESS
@@ -75,6 +76,7 @@ class ServerEnd:
 
     Attributes:
         port: the worker's end.
+        buffer: the bytes of a stream that may be on their way.
         frames: all that the worker has said.
         answers: the status and payload for each task, in the order in which they came.
         events: the pieces of each stream.
@@ -93,7 +95,7 @@ class ServerEnd:
         """Prepare.
 
         Args:
-            buffer: the bytes of a stream that may be on their way.
+            buffer: see above.
             reads: clients take what comes at once; else when `take` is called.
             on_event: see above.
             on_answer: see above.
@@ -106,7 +108,7 @@ class ServerEnd:
         self.events: dict[int, list[bytes]] = {}
         self.on_event = on_event
         self.on_answer = on_answer
-        self._buffer = buffer
+        self.buffer = buffer
         self._reads = reads
         self._flows: dict[int, Flow] = {}
         self._sent = 0
@@ -134,7 +136,7 @@ class ServerEnd:
         """Send tasks."""
         for each in work:
             self._sent += len(each.ids)
-            self._flows |= {task_id: Flow(self._buffer) for task_id in each.ids}
+            self._flows |= {task_id: Flow(self.buffer) for task_id in each.ids}
             self.events |= {task_id: [] for task_id in each.ids}
         self.write(b"".join(map(frames.encode_tasks, work)))
 
@@ -248,10 +250,12 @@ def spec_of(
 
 
 @contextlib.contextmanager
-def runner_of(worker: type[Worker], server: ServerEnd, **options: Any) -> Iterator[Runner]:
+def runner_of(
+    worker: type[Worker], server: ServerEnd, kernel: KernelTimer | None = None, **options: Any
+) -> Iterator[Runner]:
     """Bind a worker to a server's end for the time of a block; close it then."""
-    made = spec_of(worker, stream_buffer=server._buffer, **options)
-    runner = runner_for(load(made), made, server.port)
+    made = spec_of(worker, stream_buffer=server.buffer, **options)
+    runner = runner_for(load(made), made, server.port, kernel)
     try:
         yield runner
     finally:
