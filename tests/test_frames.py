@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import struct
 import tracemalloc
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from mosec_asgi.ipc import frames
 
 NUMBERS = st.integers(0, 2**64 - 1)
 SHORTS = st.integers(0, 2**16 - 1)
+CODES = st.sampled_from(sorted(frames.STATUSES))
 SECONDS = st.floats(0, 1e9)
 PAYLOADS = st.binary(max_size=60)
 
@@ -26,31 +28,63 @@ def tasks(draw: st.DrawFn) -> frames.Tasks:
 
 @st.composite
 def results(draw: st.DrawFn) -> frames.Results:
-    rows = draw(st.lists(st.tuples(NUMBERS, SHORTS, PAYLOADS), max_size=6))
+    rows = draw(st.lists(st.tuples(NUMBERS, CODES, PAYLOADS), max_size=6))
     ids, codes, payloads = zip(*rows, strict=True) if rows else ((), (), ())
     return frames.Results(ids, codes, payloads, draw(SECONDS))
 
 
-FRAMES = st.one_of(tasks(), results(), st.just(frames.Ready()), st.builds(frames.Failed, st.text(max_size=40)))
+@st.composite
+def events(draw: st.DrawFn) -> frames.Events:
+    # A task may stand there several times.
+    rows = draw(st.lists(st.tuples(NUMBERS | st.just(1), PAYLOADS), max_size=6))
+    ids, payloads = zip(*rows, strict=True) if rows else ((), ())
+    return frames.Events(ids, payloads)
+
+
+@st.composite
+def taken(draw: st.DrawFn) -> frames.Taken:
+    rows = draw(st.lists(st.tuples(NUMBERS, NUMBERS), max_size=6))
+    ids, sizes = zip(*rows, strict=True) if rows else ((), ())
+    return frames.Taken(ids, sizes)
+
+
+FRAMES = st.one_of(
+    tasks(),
+    results(),
+    events(),
+    taken(),
+    st.builds(frames.Cancel, st.lists(NUMBERS, max_size=6).map(tuple)),
+    st.just(frames.Ready()),
+    st.builds(frames.Failed, st.text(max_size=40)),
+)
 
 
 def encode(frame: frames.Frame) -> bytes:
-    if isinstance(frame, frames.Tasks):
-        return frames.encode_tasks(frame)
-    if isinstance(frame, frames.Results):
-        return frames.encode_results(frame)
-    if isinstance(frame, frames.Ready):
-        return frames.encode_ready()
-    return frames.encode_failed(frame.text)
+    match frame:
+        case frames.Tasks():
+            return frames.encode_tasks(frame)
+        case frames.Results():
+            return frames.encode_results(frame)
+        case frames.Events():
+            return frames.encode_events(frame)
+        case frames.Cancel():
+            return frames.encode_cancel(frame)
+        case frames.Taken():
+            return frames.encode_taken(frame)
+        case frames.Ready():
+            return frames.encode_ready()
+        case frames.Failed():
+            return frames.encode_failed(frame.text)
 
 
 def plain(frame: frames.Frame) -> frames.Frame:
     """Return a frame with tuples for columns, whose type the decoder leaves open."""
-    if isinstance(frame, frames.Tasks):
-        return frames.Tasks(tuple(frame.ids), tuple(frame.flags), tuple(frame.request_ids), tuple(frame.payloads))
-    if isinstance(frame, frames.Results):
-        return frames.Results(tuple(frame.ids), tuple(frame.codes), tuple(frame.payloads), frame.seconds)
-    return frame
+    columns = {
+        field.name: tuple(value)
+        for field in dataclasses.fields(frame)
+        if not isinstance(value := getattr(frame, field.name), (str, float))
+    }
+    return dataclasses.replace(frame, **columns)
 
 
 def decoded(decoder: frames.Decoder) -> Iterator[frames.Frame]:
@@ -65,13 +99,11 @@ def header(
 
 
 def assert_well_formed(frame: frames.Frame) -> None:
-    if isinstance(frame, frames.Tasks):
-        columns = [frame.ids, frame.flags, frame.request_ids, frame.payloads]
-        assert len({len(column) for column in columns}) == 1
-        assert all(type(payload) is bytes for payload in frame.payloads)
-    elif isinstance(frame, frames.Results):
-        assert len(frame.ids) == len(frame.codes) == len(frame.payloads)
-        assert all(type(payload) is bytes for payload in frame.payloads)
+    columns = [value for value in dataclasses.asdict(frame).values() if not isinstance(value, (str, float))]
+    assert len({len(column) for column in columns}) <= 1
+    assert all(type(payload) is bytes for payload in getattr(frame, "payloads", ()))
+    if isinstance(frame, frames.Results):
+        assert frames.STATUSES.issuperset(frame.codes)
     # What was read can be written: every number and every text is within the format's bounds.
     encode(frame)
 
@@ -144,6 +176,10 @@ def test_columns_of_unequal_length_are_refused_when_written() -> None:
         frames.encode_tasks(frames.Tasks([1, 2], [0], ["a", "b"], [b"", b""]))
     with pytest.raises(ValueError, match=r"argument|size"):
         frames.encode_results(frames.Results([1], [200, 200], [b""], 0.0))
+    with pytest.raises(ValueError, match=r"argument|size"):
+        frames.encode_events(frames.Events([1, 2], [b""]))
+    with pytest.raises(ValueError, match=r"argument|size"):
+        frames.encode_taken(frames.Taken([1], [1, 2]))
 
 
 # -- bytes that are no frames ------------------------------------------------------------------------------------------
@@ -222,7 +258,7 @@ def test_another_magic_is_refused_before_its_body_comes() -> None:
         decoder.next_frame()
 
 
-@pytest.mark.parametrize("kind", [0, 5, 255])
+@pytest.mark.parametrize("kind", [0, len(frames.Kind) + 1, 255])
 def test_an_unknown_kind_is_refused(kind: int) -> None:
     decoder = frames.Decoder()
     decoder.receive_data(header(kind=kind))
@@ -250,8 +286,11 @@ def test_a_ready_notice_with_a_body_is_refused() -> None:
     [
         frames.encode_results(frames.Results([1], [200], [b"abc"], 0.0)),
         frames.encode_tasks(frames.Tasks([1], [0], ["id"], [b"abc"])),
+        frames.encode_events(frames.Events([1, 1], [b"abc", b"d"])),
+        frames.encode_cancel(frames.Cancel([1, 2])),
+        frames.encode_taken(frames.Taken([1, 2], [3, 4])),
     ],
-    ids=["results", "tasks"],
+    ids=["results", "tasks", "events", "cancel", "taken"],
 )
 @pytest.mark.parametrize("surplus", [-1, 1])
 def test_lengths_that_do_not_add_up_to_the_body_are_refused(encoded: bytes, surplus: int) -> None:
@@ -259,7 +298,8 @@ def test_lengths_that_do_not_add_up_to_the_body_are_refused(encoded: bytes, surp
     body = (encoded[frames.HEADER.size :] + b"x")[: length + surplus]
     decoder = frames.Decoder()
     decoder.receive_data(frames.HEADER.pack(magic, kind, count, len(body), seconds) + body)
-    with pytest.raises(frames.FrameError, match="do not add up"):
+    # A table alone is cut short where it ends.
+    with pytest.raises(frames.FrameError, match=r"do not add up|a table of 2 rows"):
         decoder.next_frame()
 
 
@@ -293,6 +333,14 @@ ROW = struct.Struct("<QQHH")
             header(kind=frames.Kind.TASKS, count=2**32 - 1, length=20) + b"x" * 20, id="more tasks than the body holds"
         ),
         pytest.param(
+            header(kind=frames.Kind.EVENTS, count=2**32 - 1, length=20) + b"x" * 20,
+            id="more events than fit",
+        ),
+        pytest.param(
+            header(kind=frames.Kind.CANCEL, count=2**32 - 1, length=16) + b"x" * 16,
+            id="more numbers than fit",
+        ),
+        pytest.param(
             header(kind=frames.Kind.TASKS, count=1, length=ROW.size) + ROW.pack(1, 1 << 33, 0, 0), id="a long payload"
         ),
     ],
@@ -308,3 +356,26 @@ def test_a_time_that_is_no_length_of_time_is_refused(seconds: float) -> None:
     decoder.receive_data(frames.encode_results(frames.Results([1], [200], [b""], seconds)))
     with pytest.raises(frames.FrameError):
         decoder.next_frame()
+
+
+@pytest.mark.parametrize("status", [0, 1, 100, 199, 201, 204, 301, 399, 600, 999, 2**16 - 1])
+def test_a_status_that_no_answer_has_is_refused(status: int) -> None:
+    decoder = frames.Decoder()
+    decoder.receive_data(frames.encode_results(frames.Results([1, 2], [200, status], [b"", b""], 0.0)))
+    with pytest.raises(frames.FrameError, match=rf"statuses \[{status}\]"):
+        decoder.next_frame()
+
+
+@pytest.mark.parametrize("status", [200, 400, 408, 422, frames.CANCELLED, 500, 599])
+def test_a_result_an_error_and_a_task_that_nobody_waits_for_are_statuses(status: int) -> None:
+    decoder = frames.Decoder()
+    sent = frames.Results((1,), (status,), (b"text",), 0.5)
+    decoder.receive_data(frames.encode_results(sent))
+    assert list(decoded(decoder)) == [sent]
+
+
+def test_pieces_of_one_stream_keep_their_order_in_a_frame() -> None:
+    sent = frames.Events((1, 2, 1, 1), (b"first", b"other", b"", b"last"))
+    decoder = frames.Decoder()
+    decoder.receive_data(frames.encode_events(sent))
+    assert list(decoded(decoder)) == [sent]

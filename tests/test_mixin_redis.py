@@ -79,7 +79,7 @@ def test_what_one_stage_puts_in_the_next_takes_out(client: Any, value: Any) -> N
     assert second.deserialize_ipc(key) == value
     # Until it is answered it may be run again, by another worker.
     assert Stage().deserialize_ipc(key) == value
-    second._answered()
+    second._answered([key])
     assert own_keys(client) == []
     first.close()
     second.close()

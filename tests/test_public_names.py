@@ -17,9 +17,12 @@ Function = ast.FunctionDef | ast.AsyncFunctionDef
 def test_the_public_names() -> None:
     assert mosec_asgi.__all__ == [
         "ClientError",
+        "ContinuousWorker",
         "DecodingError",
         "EncodingError",
+        "Event",
         "Runtime",
+        "SSEWorker",
         "Server",
         "ServerError",
         "ValidationError",
