@@ -76,6 +76,7 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
         """Count a turn in which no time passes."""
         self._turns += 1
         if self._turns > MOST_TURNS and not self._threads:
+            self._turns = 0
             raise DeadlockError(
                 f"the loop has turned {MOST_TURNS:,} times and no time has passed: "
                 "what waits with `asyncio.sleep(0)` waits for ever; let it sleep for longer"

@@ -237,6 +237,7 @@ class StageModel:
         case.sequence = self.arrivals
         case.queued_at = now
         self.waiting.append(case)
+        self.note_work(now)
 
     def come_back(self, case: Case) -> None:
         """Let a request wait in its old place: its worker has died."""

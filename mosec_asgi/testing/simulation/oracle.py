@@ -23,7 +23,7 @@ from mosec_asgi.batching.stage import GRACE_SECONDS, LOOK_SECONDS, STAGE_DOWN, T
 from mosec_asgi.errors import Failure
 from mosec_asgi.ipc import frames
 from mosec_asgi.pool.supervisor import EXIT_SECONDS
-from mosec_asgi.testing.simulation.model import CLOCK_ERROR, Case, Life, Phase, Place, StageModel
+from mosec_asgi.testing.simulation.model import Case, Life, Phase, Place, StageModel
 from mosec_asgi.testing.simulation.scenario import World
 
 # Timers are rounded up to whole milliseconds, and the clock may lag behind the loop's time by nearly one.
@@ -166,10 +166,7 @@ class Oracle:
         case.soonest = case.latest = now + timeout
         self.note("%s: arrives for stages %s", case.name, case.stages)
         self.open[case.name] = case
-        stage = self.stages[case.stage]
-        stage.note_work(now)
-        stage.arrive(case, now)
-        stage.note_work(now)
+        self.stages[case.stage].arrive(case, now)
 
     def admitted(self, case: Case) -> None:
         """It was admitted; `case.ticket` is there."""
@@ -219,7 +216,8 @@ class Oracle:
     def _backlog_seconds(self, stage: StageModel) -> float:
         """Return the most that what is at a stage may take: each answer as long as all work there was so far."""
         stage.note_work(self._clock())
-        per_answer = stage.worked + CLOCK_ERROR
+        # The clock's error counts anew each time that the service begins and ceases to measure.
+        per_answer = 1.1 * stage.worked + 0.02
         return per_answer * (len(stage.live()) + sum(len(life.unheard) for life in stage.ready))
 
     def _learn_id(self, case: Case, task_id: int) -> None:
@@ -442,10 +440,11 @@ class Oracle:
             life.units.clear()
         self.stopped = True
 
-    def let_go(self, life: Life) -> None:
+    def let_go(self, life: Life, *, unread: bool) -> None:
         """The service closes a worker's pipe: it gives it up."""
         if life.phase is Phase.LOST:
             return
+        self.require(not unread or life.fault != "died", Contract.CRASH, "the last words of %s were not read", life)
         self.note("%s: is given up: %s", life, life.fault or "by the service's own choice")
         now = self._clock()
         if not life.fault:
@@ -659,6 +658,8 @@ class Oracle:
             self.note("stage %d is down", stage.index)
             self.count("stages down")
             stage.down_at = self._clock()
+            for case in stage.live():
+                case.expected = STAGE_DOWN
         self._expect_another(place, served=0.0)
 
     def _expect_another(self, place: Place, served: float) -> None:

@@ -14,10 +14,10 @@ from mosec_asgi.errors import StartupError
 from mosec_asgi.ipc import frames
 from mosec_asgi.ipc.progress import Progress
 from mosec_asgi.pool.spec import WorkerSpec
-from mosec_asgi.testing.pipe import MemoryPipe
 from mosec_asgi.testing.simulation.agenda import Agenda
 from mosec_asgi.testing.simulation.model import Case, Life
 from mosec_asgi.testing.simulation.oracle import Oracle
+from mosec_asgi.testing.simulation.pipe import MemoryPipe
 from mosec_asgi.testing.simulation.scenario import Scenario
 
 # Seconds between two signs of life of a worker that waits for a client, or runs an event loop.
@@ -98,7 +98,7 @@ class WatchedPipe(MemoryPipe):
 
     def close(self) -> None:
         """Let go of the pipe."""
-        self._oracle.let_go(self._life)
+        self._oracle.let_go(self._life, unread=self.unread)
         super().close()
 
     def _pass_on(self, frame: frames.Frame | None) -> None:
@@ -297,9 +297,21 @@ class SimulatedWorker:
     # -- its work ----------------------------------------------------------------------------------------------------
 
     def _begin_units(self) -> None:
+        """Begin what waits, in order, as far as there is room."""
         while self._waiting and self._running < self._plan.concurrency and not (self._dead or self._frozen):
-            self._running += 1
-            self._go_on(self._work(self._waiting.popleft()))
+            if self._strikes("crash before it begins"):
+                self._die("was killed by signal 11")
+            elif self._strikes("freeze before it begins"):
+                self._freeze()
+            else:
+                self._running += 1
+                self._begin(self._waiting.popleft())
+
+    def _begin(self, unit: list[Case]) -> None:
+        self._begun += len(unit)
+        self._life.begun.update(case.id for case in unit)
+        self._beat()
+        self._go_on(self._work(unit))
 
     def _go_on(self, unit: Iterator[float]) -> None:
         """Run a unit of work until it has to wait; it yields the seconds."""
@@ -319,15 +331,6 @@ class SimulatedWorker:
 
     def _work(self, unit: list[Case]) -> Iterator[float]:
         """Do a unit of work, and yield where it takes time."""
-        if self._strikes("crash before it begins"):
-            self._die("was killed by signal 11")
-            return
-        if self._strikes("freeze before it begins"):
-            self._freeze()
-            yield 0.0
-        self._begun += len(unit)
-        self._life.begun.update(case.id for case in unit)
-        self._beat()
         seconds = self._random.uniform(self._pace.least, self._pace.most)
         yield seconds / 2
         if any(case.arrival.poison == self._stage for case in unit):
@@ -383,6 +386,7 @@ class SimulatedWorker:
 
     def _write_results(self, answers: Sequence[tuple[int, int, bytes, float]]) -> None:
         ids, codes, payloads, seconds = zip(*answers, strict=True)
+        self._beat()
         self.pipe.write(frames.encode_results(frames.Results(ids, codes, payloads, sum(seconds))))
 
     def _write_garbage(self) -> None:

@@ -78,6 +78,11 @@ class MemoryPipe:
         """Let go of the pipe. Idempotent."""
         self._shut()
 
+    @property
+    def unread(self) -> bool:
+        """Whether the worker has written what the server has not read."""
+        return bool(self._for_server)
+
     # -- the worker's end --------------------------------------------------------------------------------------------
 
     def write(self, data: bytes) -> None:
