@@ -150,17 +150,36 @@ MUTATIONS = [
     Mutation("a result is not passed on", Coordinator, "answered", "self._settle(task, payload)", "pass"),
     Mutation("an error is not passed on", Coordinator, "answered", "self._settle(task, Failure(", "(task, Failure("),
     Mutation(
-        "a failure is told twice", Coordinator, "failed", "self._settle(task, failure)",
+        "a failure is told twice",
+        Coordinator,
+        "failed",
+        "self._settle(task, failure)",
         "self._settle(task, failure); self._settle(task, failure)",
     ),
-    Mutation("a client that leaves is not heard", Coordinator, "cancel", "self.failed(entry.task, CLIENT_LEFT)", "pass"),
-    Mutation("one more than the capacity", Coordinator, "_refusal", ">= self._limits.capacity", "> self._limits.capacity"),
-    Mutation("one less than the capacity", Coordinator, "_refusal", ">= self._limits.capacity", ">= max(1, self._limits.capacity - 1)"),
+    Mutation(
+        "a client that leaves is not heard", Coordinator, "cancel", "self.failed(entry.task, CLIENT_LEFT)", "pass"
+    ),
+    Mutation(
+        "one more than the capacity", Coordinator, "_refusal", ">= self._limits.capacity", "> self._limits.capacity"
+    ),
+    Mutation(
+        "one less than the capacity",
+        Coordinator,
+        "_refusal",
+        ">= self._limits.capacity",
+        ">= max(1, self._limits.capacity - 1)",
+    ),
     Mutation("a stage that is down is asked", Coordinator, "_refusal", ".pool.down", ".pool._stopping"),
     Mutation("a service that closes admits", Coordinator, "_refusal", "if self._closing:", "if False:"),
     Mutation("no Retry-After", Coordinator, "_retry_after", "max(1, ", "max(0, "),
     Mutation("no second sweep", Coordinator, "_sweep", "if self._admitted:", "if False:"),
-    Mutation("an earlier deadline is overlooked", Coordinator, "submit", "if deadline < self._sweep_at:", "if self._sweep_timer is None:"),
+    Mutation(
+        "an earlier deadline is overlooked",
+        Coordinator,
+        "submit",
+        "if deadline < self._sweep_at:",
+        "if self._sweep_timer is None:",
+    ),
     Mutation("an event gives a stream no time", Coordinator, "streamed", "self._allow(task, now)", "pass"),
     Mutation("reading gives a stream no time", Coordinator, "taken", "if was_full:", "if False:"),
     Mutation("a stream leaks in the metrics", Coordinator, "_settle", "streams_open -= 1", "streams_open -= 0"),
@@ -168,7 +187,9 @@ MUTATIONS = [
     Mutation("timers outlive the service", Coordinator, "stop", "stage.stop_timers()", "pass"),
     Mutation("the rest is not answered at the end", Coordinator, "stop", "self.failed(entry.task, CLOSING)", "pass"),
     Mutation("the grace is forgotten", Coordinator, "stop", "if self._admitted and grace > 0:", "if False:"),
-    Mutation("answers are swapped", Stage, "worker_results", "zip(tasks, results.codes", "zip(tasks[::-1], results.codes"),
+    Mutation(
+        "answers are swapped", Stage, "worker_results", "zip(tasks, results.codes", "zip(tasks[::-1], results.codes"
+    ),
     Mutation("a dead worker's tasks are lost", Stage, "worker_gone", "self.scheduler.requeue(again)", "pass"),
     Mutation("one attempt too many", Stage, "worker_gone", "task.attempts < self.plan", "task.attempts <= self.plan"),
     Mutation("one attempt too few", Stage, "worker_gone", "task.attempts < self.plan", "task.attempts + 1 < self.plan"),
@@ -179,25 +200,57 @@ MUTATIONS = [
     Mutation("a dropped task still counts as waiting", Stage, "drop", "self.scheduler.discard(task)", "pass"),
     Mutation("a worker is not told who has left", Stage, "drop", "[]).append(task.id)", "[])"),
     Mutation("a worker is not told what was read", Stage, "taken", "if worker is not None:", "if False:"),
-    Mutation("a stage that went down lets its tasks wait", Stage, "stage_down", "self._owner.failed(task, STAGE_DOWN)", "pass"),
-    Mutation("a stage is not looked at after results", Stage, "worker_results", "if self.scheduler.queued:", "if False:"),
+    Mutation(
+        "a stage that went down lets its tasks wait",
+        Stage,
+        "stage_down",
+        "self._owner.failed(task, STAGE_DOWN)",
+        "pass",
+    ),
+    Mutation(
+        "a stage is not looked at after results", Stage, "worker_results", "if self.scheduler.queued:", "if False:"
+    ),
     Mutation("a stage is not looked at when a worker is ready", Stage, "worker_ready", "self._mark()", "pass"),
     Mutation("nobody wakes for a batch that waits", Stage, "_dispatch", "if wake_at != self._wake_at:", "if False:"),
     Mutation("the watchdog sleeps", Stage, "_look", "in self._watchdog.stuck(beats, now)", "in ()"),
     Mutation("the watchdog looks once", Stage, "_look", "if self.scheduler.in_flight:", "if False:"),
     Mutation("what was stuck is tried again", Stage, "_look", "self._owner.timed_out(task)", "pass"),
     Mutation("the watchdog sees no progress", Watchdog, "stuck", "before[0] == count", "before[0] <= count"),
-    Mutation("a proven stream keeps its worker for itself", Stage, "worker_events", "self.scheduler.proven(worker)", "pass"),
+    Mutation(
+        "a proven stream keeps its worker for itself", Stage, "worker_events", "self.scheduler.proven(worker)", "pass"
+    ),
     Mutation("not alone after a crash", Scheduler, "requeue", "task.alone = task.attempts > 0", "task.alone = False"),
-    Mutation("order is lost after a crash", Scheduler, "requeue", "deque(sorted(self._queue, key=_arrival))", "deque(sorted(self._queue, key=_arrival, reverse=True))"),
-    Mutation("those that come back queue up behind", Scheduler, "requeue", "self._queue = deque(sorted(self._queue, key=_arrival))", "pass"),
-    Mutation("a window of one more", Scheduler, "_least_loaded_with_room", "ahead >= load.window", "ahead > load.window"),
+    Mutation(
+        "order is lost after a crash",
+        Scheduler,
+        "requeue",
+        "deque(sorted(self._queue, key=_arrival))",
+        "deque(sorted(self._queue, key=_arrival, reverse=True))",
+    ),
+    Mutation(
+        "those that come back queue up behind",
+        Scheduler,
+        "requeue",
+        "self._queue = deque(sorted(self._queue, key=_arrival))",
+        "pass",
+    ),
+    Mutation(
+        "a window of one more", Scheduler, "_least_loaded_with_room", "ahead >= load.window", "ahead > load.window"
+    ),
     Mutation("no window at all", Scheduler, "_least_loaded_with_room", "ahead >= load.window", "False"),
     Mutation("a batch of one more", Scheduler, "_form_batch", "self.max_batch_size)", "self.max_batch_size + 1)"),
     Mutation("a part of a batch is sent ahead", Scheduler, "_assign_batches", "if full else None", "if True else None"),
     Mutation("answers in any order are believed", Scheduler, "answered", "if self.ordered:", "if False:"),
-    Mutation("a task waits too long for a batch", Scheduler, "_assign_batches", "now < oldest.queued + self.max_wait", "now < oldest.queued + self.max_wait + 0.05"),
-    Mutation("a dead worker's tasks stay in flight", Scheduler, "remove_worker", "self._in_flight -= len(tasks)", "pass"),
+    Mutation(
+        "a task waits too long for a batch",
+        Scheduler,
+        "_assign_batches",
+        "now < oldest.queued + self.max_wait",
+        "now < oldest.queued + self.max_wait + 0.05",
+    ),
+    Mutation(
+        "a dead worker's tasks stay in flight", Scheduler, "remove_worker", "self._in_flight -= len(tasks)", "pass"
+    ),
     Mutation("attempts are carried to the next stage", Task, "advance", "self.attempts = 0", "pass"),
     Mutation("a full stream may send", Flow, "came", "if self.full:", "if False:"),
     Mutation("a worker is told of more than was read", Flow, "taken", "return report", "return report + 1"),
@@ -206,16 +259,30 @@ MUTATIONS = [
     Mutation("a dead worker is not replaced", Supervisor, "_on_exit", "self._relaunch(place, delay)", "pass"),
     Mutation("a failed start is not tried again", Supervisor, "_start_failed", "self._relaunch(", "(lambda *_: None)("),
     Mutation("no back-off", Backoff, "delay", "self._first * 2.0**exponent", "0.0"),
-    Mutation("a back-off without an end", Backoff, "delay", "min(self._most, self._first * 2.0**exponent)", "self._first * 4.0**exponent"),
+    Mutation(
+        "a back-off without an end",
+        Backoff,
+        "delay",
+        "min(self._most, self._first * 2.0**exponent)",
+        "self._first * 4.0**exponent",
+    ),
     Mutation("last words are not read", Supervisor, "_on_exit", "worker.pipe.drain()", "pass"),
-    Mutation("a worker may take for ever to start", Supervisor, "_launch", "self._start_timeout, self._start_timed_out", "1e6, self._start_timed_out"),
+    Mutation(
+        "a worker may take for ever to start",
+        Supervisor,
+        "_launch",
+        "self._start_timeout, self._start_timed_out",
+        "1e6, self._start_timed_out",
+    ),
     Mutation("a stage does not recover", Supervisor, "_on_ready", "self.down = False", "pass"),
     Mutation("a stage is never down", Supervisor, "_start_failed", "self.down = True", "pass"),
     Mutation("a broken pipe is overlooked", Supervisor, "_on_closed", "self._lose(worker)", "return"),
     Mutation("a given up worker lives on", Supervisor, "_on_closed", "worker.handle.kill()", "pass"),
-    Mutation("a worker that was killed keeps its tasks", Supervisor, "_lose", "self._listener.worker_gone(worker)", "pass"),
+    Mutation(
+        "a worker that was killed keeps its tasks", Supervisor, "_lose", "self._listener.worker_gone(worker)", "pass"
+    ),
     Mutation("workers are launched after the stop", Supervisor, "_on_exit", "if self._stopping:", "if False:"),
-]  # fmt: skip
+]
 
 
 def mutated(mutation: Mutation) -> Callable[..., Any]:
