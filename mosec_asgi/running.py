@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import functools
 import subprocess
+import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from typing import Any
 
@@ -27,16 +29,37 @@ from mosec_asgi.web.openapi import build_document
 DAEMON_CHECK_SECONDS = 0.2
 
 
+@dataclass(frozen=True, slots=True)
+class Platform:
+    """What a service runs on, where that is not processes and the system's time.
+
+    Attributes:
+        launcher: makes what starts the workers of a stage.
+        clock: seconds, monotonic.
+    """
+
+    launcher: Callable[[StagePlan, asyncio.AbstractEventLoop], Launcher]
+    clock: Callable[[], float]
+
+
 class RunningService:
     """A service on the event loop on which it was made."""
 
-    def __init__(self, routes: Mapping[str, Sequence[Runtime]], settings: Settings, *, import_main: bool) -> None:
+    def __init__(
+        self,
+        routes: Mapping[str, Sequence[Runtime]],
+        settings: Settings,
+        *,
+        import_main: bool,
+        platform: Platform | None = None,
+    ) -> None:
         """Put the parts together; nothing is started.
 
         Args:
             routes: the stages by route.
             settings: of the service.
             import_main: let spawned workers import the program's main module in any case; see `ProcessLauncher`.
+            platform: what to run on; None for processes.
         """
         self.loop = asyncio.get_running_loop()
         self._settings = settings
@@ -44,17 +67,18 @@ class RunningService:
         self._streams = [streams(pipeline[-1].worker) for pipeline in routes.values()]
         runtimes, names = _stages(routes)
         methods = {names[runtime]: runtime.start_method for runtime in runtimes}
-        stages = [plan_stage(runtime, names[runtime], settings) for runtime in runtimes]
+        stages, pipelines, limits = plan_service(routes, settings)
         metrics = ServiceMetrics(
             settings.namespace,
             [StageMetrics(plan.name, batched=plan.batch_size > 1, streams=plan.streams) for plan in stages],
         )
         self._coordinator = Coordinator(
             stages,
-            [RoutePlan(path, tuple(map(runtimes.index, pipeline))) for path, pipeline in routes.items()],
-            lambda plan, loop: self._launcher(methods[plan.name], loop),
+            pipelines,
+            platform.launcher if platform else lambda plan, loop: self._launcher(methods[plan.name], loop),
             metrics,
-            _limits(settings),
+            limits,
+            clock=platform.clock if platform else time.monotonic,
         )
         self.app = App(
             {
@@ -112,6 +136,16 @@ class RunningService:
 
     def _launcher(self, start_method: str, loop: asyncio.AbstractEventLoop) -> Launcher:
         return ProcessLauncher(loop, start_method, import_main=self._import_main)
+
+
+def plan_service(
+    routes: Mapping[str, Sequence[Runtime]], settings: Settings
+) -> tuple[list[StagePlan], list[RoutePlan], Limits]:
+    """Return a service as it is to be run: its stages, its routes, and what it allows."""
+    runtimes, names = _stages(routes)
+    stages = [plan_stage(runtime, names[runtime], settings) for runtime in runtimes]
+    pipelines = [RoutePlan(path, tuple(map(runtimes.index, pipeline))) for path, pipeline in routes.items()]
+    return stages, pipelines, _limits(settings)
 
 
 def plan_stage(runtime: Runtime, name: str, settings: Settings) -> StagePlan:

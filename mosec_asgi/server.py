@@ -19,7 +19,7 @@ from mosec_asgi.worker import Worker
 if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
 
-    from mosec_asgi.running import RunningService
+    from mosec_asgi.running import Platform, RunningService
 
 DEFAULT_ROUTE = "/inference"
 # The server's own paths; user routes must keep off them.
@@ -73,6 +73,8 @@ class Server:
         self.on_daemon_exit: Callable[[str, int], None] | None = None
         # Set by `run()`, which alone looks at the command line.
         self._settings: config.Settings | None = None
+        # Set by `testing.serving`: workers in this process instead of their own.
+        self._platform: Platform | None = None
 
     def __repr__(self) -> str:
         return f"<Server {self._routes}>"
@@ -311,7 +313,9 @@ class Server:
         self._check_defined()
         settings = self._settings or config.resolve(self._keywords)
         log.configure(settings.effective_log_level, text=settings.debug)
-        running = RunningService(self._routes, settings, import_main=self._settings is not None)
+        running = RunningService(
+            self._routes, settings, import_main=self._settings is not None, platform=self._platform
+        )
         await running.start()
         for name, process in self._daemons.items():
             running.watch_daemon(name, process, self._on_daemon_exit)

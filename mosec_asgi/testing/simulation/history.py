@@ -1,0 +1,258 @@
+"""One history: a scenario run to its end on virtual time, under the oracle's eyes."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Iterator
+from random import Random
+from typing import Any
+
+from mosec_asgi import log
+from mosec_asgi.batching.coordinator import CLOSE_SECONDS, Coordinator
+from mosec_asgi.errors import Failure, StartupError
+from mosec_asgi.metrics import ServiceMetrics, StageMetrics
+from mosec_asgi.testing.loop import DeadlockError, VirtualTimeLoop
+from mosec_asgi.testing.simulation.agenda import Agenda
+from mosec_asgi.testing.simulation.client import SimulatedClient
+from mosec_asgi.testing.simulation.oracle import TOLERANCE, Contract, Oracle, Violation
+from mosec_asgi.testing.simulation.scenario import Arrival, World, draw
+from mosec_asgi.testing.simulation.worker import SimulatedLauncher, Surroundings
+
+# A clock whose numbers are neither small nor round.
+START = 123_456.789
+# Times that the clock may move; a service that needs more is going round in circles.
+MOST_JUMPS = 50_000
+# Seconds in which a service without further faults must be well again: the longest back-off and all that may follow,
+# but for the time that a worker may take to start.
+HEALING_SECONDS = 120.0
+# The longest that a killed process takes to be gone, and its pipe.
+DYING_SECONDS = 2.1
+
+
+class History:
+    """A history that is being run."""
+
+    def __init__(self, seed: int, world: World | None, *, verbose: bool) -> None:
+        self.scenario = draw(Random(seed), world)
+        self.loop = VirtualTimeLoop(START)
+        self.oracle = Oracle(self.scenario.world, self.loop.time, verbose=verbose)
+        self._agenda = Agenda(self.loop)
+        self._around = Surroundings(seed, self.scenario, self._agenda, self.oracle)
+        self._clock = _Clock(self.loop, self.scenario.clock_lag, Random(seed))
+        self._metrics = ServiceMetrics(
+            "simulated",
+            [
+                StageMetrics(plan.name, batched=plan.batch_size > 1, streams=plan.streams)
+                for plan in self.scenario.world.stages
+            ],
+        )
+        stages = list(self.scenario.world.stages)
+        self._coordinator = Coordinator(
+            stages,
+            self.scenario.world.routes,
+            lambda plan, loop: SimulatedLauncher(stages.index(plan), self._around),
+            self._metrics,
+            self.scenario.world.limits,
+            clock=self._clock,
+        )
+        self._number = 0
+        self._unanswered = 0
+        self._answered = asyncio.Event()
+        self._jumps = 0
+
+    @property
+    def seconds(self) -> float:
+        """How much time has passed in it."""
+        return self.loop.time() - START
+
+    def run(self) -> None:
+        """Run it; raise the first violation."""
+        loop = self.loop
+        loop.before_jump = self._before_jump
+        loop.set_exception_handler(self._note_exception)
+        try:
+            loop.run_until_complete(self._live())
+        except Violation:
+            pass
+        except DeadlockError as error:
+            self.oracle.fail(Contract.ONE_ANSWER, str(error))
+        except Exception as error:
+            self.oracle.fail(Contract.NO_ERRORS, repr(error)).__cause__ = error
+        finally:
+            loop.before_jump = None
+            if self.oracle.violation is not None:
+                self._abandon()
+            loop.close()
+        if self.oracle.violation is not None:
+            raise self.oracle.violation
+
+    def _abandon(self) -> None:
+        """Let a broken service end as it can, so that it leaves no tasks that complain of their end."""
+        self.oracle.muted = True
+        self.loop.set_exception_handler(lambda loop, context: None)
+        left = asyncio.all_tasks(self.loop)
+        for task in left:
+            task.cancel()
+        with contextlib.suppress(Exception):
+            self.loop.run_until_complete(asyncio.wait(left, timeout=60.0) if left else asyncio.sleep(0))
+
+    async def _live(self) -> None:
+        if await self._start():
+            for arrival in self.scenario.arrivals:
+                self._unanswered += 1
+                self._agenda.after(arrival.at, self._client(arrival).arrive)
+            await self._live_until_the_stop()
+            if self.scenario.heals and self.oracle.stopping is None:
+                await self._heal()
+            if self.oracle.stopping is None:
+                await self._stop()
+        self._check_the_end()
+
+    async def _start(self) -> bool:
+        """Start the service; whether it has started must be as it should."""
+        began = self.oracle.now
+        try:
+            await self._coordinator.start()
+        except StartupError:
+            down = any(stage.down for stage in self.oracle.stages)
+            self.oracle.require(down, Contract.RESPAWN, "the service did not start though every stage could")
+            self.oracle.count("services that could not start")
+            self.oracle.stopped = True
+            return False
+        for stage in self.oracle.stages:
+            tried = all(place.tried for place in stage.places.values())
+            self.oracle.require(tried, Contract.RESPAWN, "stage %d was not waited for", stage.index)
+        self.oracle.started = True
+        self.oracle.note("the service has started after %.3f s", self.oracle.now - began)
+        return True
+
+    def _client(self, arrival: Arrival) -> SimulatedClient:
+        self._number += 1
+        return SimulatedClient(
+            self._number, arrival, self._coordinator, self.oracle, self._agenda, self._client_is_done
+        )
+
+    def _client_is_done(self, _: bytes | Failure) -> None:
+        self._unanswered -= 1
+        if not self._unanswered:
+            self._answered.set()
+
+    async def _live_until_the_stop(self) -> None:
+        """Wait until all clients have their answers, or until the service is to stop."""
+        answered = asyncio.ensure_future(self._answered.wait())
+        await asyncio.wait({answered}, timeout=self.scenario.stop_at)
+        if not answered.done():
+            answered.cancel()
+            await self._stop()
+
+    async def _stop(self) -> None:
+        """Stop the service, and let those clients come that come too late."""
+        grace = self.scenario.grace
+        began = self.oracle.now
+        self.oracle.note("the service is told to stop within %.3f s", grace)
+        self.oracle.count("services stopped")
+        self.oracle.stopping = (began, grace)
+        await self._coordinator.stop(grace)
+        seconds = self.oracle.now - began
+        most = grace + CLOSE_SECONDS + DYING_SECONDS + TOLERANCE
+        self.oracle.require(seconds <= most, Contract.SHUTDOWN, "the stop took %.3f s", seconds)
+        self.oracle.stopped = True
+
+    async def _heal(self) -> None:
+        """Let nothing go wrong any more: before long each route must answer well again."""
+        self.oracle.note("no more faults")
+        self.oracle.count("services healed")
+        self._around.faulty = False
+        world = self.scenario.world
+        until = self.oracle.now + HEALING_SECONDS + 2 * max(stage.start_timeout for stage in world.stages)
+        for route in filter(self._is_quick, range(len(world.routes))):
+            pause = 0.5
+            while not await self._answers_well(route):
+                late = self.oracle.now > until
+                self.oracle.require(not late, Contract.RESPAWN, "route %d does not come back", route)
+                await asyncio.sleep(pause)
+                pause *= 1.5
+
+    def _is_quick(self, route: int) -> bool:
+        """Whether a lonely request can be answered within the service's timeout, if all goes well."""
+        world, paces = self.scenario.world, self.scenario.paces
+        stages = world.routes[route].stages
+        longest = sum(world.stages[stage].max_wait + 2 * paces[stage].most for stage in stages)
+        longest += 4 * max(self.scenario.latencies) * len(stages)
+        return longest < world.limits.timeout
+
+    async def _answers_well(self, route: int) -> bool:
+        outcome: asyncio.Future[bytes | Failure] = self.loop.create_future()
+        self._number += 1
+        client = SimulatedClient(
+            self._number, Arrival(0.0, route), self._coordinator, self.oracle, self._agenda, outcome.set_result
+        )
+        client.arrive()
+        return isinstance(await outcome, bytes)
+
+    # -- checks ------------------------------------------------------------------------------------------------------
+
+    def _before_jump(self) -> None:
+        self._jumps += 1
+        if self._jumps > MOST_JUMPS:
+            self.oracle.fail(Contract.TIME, f"the clock has moved {MOST_JUMPS} times")
+        if self.oracle.violation is None:
+            self.oracle.settle_up(self._coordinator.statistics)
+        if self.oracle.violation is not None:
+            raise self.oracle.violation
+
+    def _note_exception(self, _: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """Record what nobody has caught, and end the history."""
+        error = context.get("exception")
+        if not isinstance(error, Violation):
+            violation = self.oracle.fail(Contract.NO_ERRORS, f"{context['message']}: {error!r}")
+            violation.__cause__ = error
+        self.loop.stop()
+
+    def _check_the_end(self) -> None:
+        """Check that a service that has stopped has left nothing."""
+        require, open_cases = self.oracle.require, self.oracle.open
+        left = [case.name for case in open_cases.values() if not case.done]
+        require(not left, Contract.SHUTDOWN, "these have no answer: %s", left)
+        alive = [life for stage in self.oracle.stages for life in stage.lives]
+        require(not alive, Contract.SHUTDOWN, "these workers live on: %s", alive)
+        timers = [timer for timer in self.loop.timers if not self._agenda.owns(timer)]
+        require(not timers, Contract.SHUTDOWN, "these timers are still set: %s", timers)
+        tasks = asyncio.all_tasks() - {asyncio.current_task()}
+        require(not tasks, Contract.SHUTDOWN, "these tasks still run: %s", tasks)
+        remaining = self._metrics.remaining()
+        require(remaining == 0, Contract.CANCELLATION, "%d requests remain in the metrics", remaining)
+        for stage in self._metrics.stages:
+            now = (stage.streams_open, stage.gauges()[:3])
+            require(now == (0, (0, 0, 0)), Contract.CANCELLATION, "%s has left in the metrics %s", stage.stage, now)
+        self._agenda.clear()
+
+
+class _Clock:
+    """Lags behind the loop's time by a little, never the same, as uvloop's and the system's clock do."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, lag: float, random: Random) -> None:
+        self._loop = loop
+        self._lag = lag
+        self._random = random
+        self._last = 0.0
+
+    def __call__(self) -> float:
+        now = self._loop.time()
+        if self._lag:
+            now = self._last = max(self._last, now - self._lag * self._random.random())
+        return now
+
+
+@contextlib.contextmanager
+def silenced(silent: bool) -> Iterator[None]:
+    """Keep the service's own log lines back for the time of a block, or show all of them."""
+    logger = log.internal_logger(log.ROOT)
+    before = logger.level
+    logger.setLevel(logging.CRITICAL + 1 if silent else logging.DEBUG)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)

@@ -1,0 +1,257 @@
+"""The simulation's own picture of a service: its requests, its workers' lives, its stages. Facts, no decisions.
+
+It is built from what can be seen from outside alone: what was asked of the service, what it sent to its workers and
+what it heard from them. `oracle` compares what the service does with it.
+"""
+
+from __future__ import annotations
+
+import enum
+from bisect import insort
+from collections import deque
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from mosec_asgi.batching.service import Ticket
+from mosec_asgi.batching.stage import StagePlan
+from mosec_asgi.errors import Failure
+
+if TYPE_CHECKING:
+    from mosec_asgi.testing.simulation.scenario import Arrival
+
+# Seconds by which the service's clock may be behind the time that is passing here.
+CLOCK_ERROR = 0.001
+
+
+class Phase(enum.Enum):
+    """Where a worker is in its life, as far as the service can know it."""
+
+    STARTING = "starting"
+    READY = "ready"
+    STOPPING = "stopping"
+    LOST = "lost"
+
+
+class Case:
+    """A request.
+
+    Attributes:
+        number: counts from 1; its body says it.
+        name: its request id.
+        arrival: what its client does.
+        stages: of its route.
+        streams: its answer is a stream.
+        id: the task's number, once that is known.
+        ticket: where its answer comes.
+        position: which of `stages` it is at.
+        payload: what the stage that it is at is to get.
+        sequence: its place in the order of arrival at that stage.
+        queued_at: when it arrived there.
+        deaths: workers of that stage that died and had begun it.
+        alone: it must have a worker for itself.
+        life: the worker that has it, or had it last.
+        expected: its answer, where there is only one left that is right.
+        left: its client has left.
+        soonest, latest: between these times it is answered 408.
+        events: pieces of its stream that have come from its worker.
+        chunks: those that must reach its client now.
+        read, unread: bytes of its stream that its client has and has not read.
+        reported: bytes of its stream that its worker was told of.
+    """
+
+    __slots__ = (
+        "alone", "arrival", "chunks", "deaths", "events", "expected", "id", "latest", "left", "life", "name", "number",
+        "payload", "position", "queued_at", "read", "reported", "sequence", "soonest", "stages", "streams", "ticket",
+        "unread",
+    )  # fmt: skip
+
+    def __init__(self, number: int, arrival: Arrival, stages: tuple[int, ...], *, streams: bool) -> None:
+        self.number = number
+        self.name = f"request-{number}"
+        self.arrival = arrival
+        self.stages = stages
+        self.streams = streams
+        self.id = 0
+        self.ticket: Ticket | None = None
+        self.position = 0
+        self.payload = b"%d" % number
+        self.sequence = 0
+        self.queued_at = 0.0
+        self.deaths = 0
+        self.alone = False
+        self.life: Life | None = None
+        self.expected: bytes | Failure | None = None
+        self.left = False
+        self.soonest = self.latest = 0.0
+        self.events = 0
+        self.chunks: deque[tuple[bytes, bool]] = deque()
+        self.read = self.unread = self.reported = 0
+
+    def __repr__(self) -> str:
+        return f"{self.name} at stage {self.stage}"
+
+    @property
+    def stage(self) -> int:
+        """The stage that it is at."""
+        return self.stages[self.position]
+
+    @property
+    def is_last(self) -> bool:
+        """Whether that is its pipeline's last."""
+        return self.position + 1 == len(self.stages)
+
+    def overtakes(self, other: Case) -> bool:
+        """Whether it must not start while `other` waits at the same stage."""
+        if self.alone != other.alone:
+            return other.alone
+        # Of what comes at one moment, the order of admission is as good as that of arrival.
+        later = self.id > other.id or self.queued_at > other.queued_at + CLOCK_ERROR
+        return later and self.sequence > other.sequence
+
+    @property
+    def done(self) -> bool:
+        """Whether it has been answered."""
+        return self.ticket is not None and self.ticket.outcome.done()
+
+
+class Life:
+    """One life of a worker.
+
+    Attributes:
+        stage: whose worker it is.
+        worker_id: its number there.
+        number: counts the lives of all workers.
+        phase: where it is in its life.
+        unheard: what it was sent and has not answered, as far as the service has heard; in the order of sending.
+        units: for what is unheard, the batch that it came with.
+        begun: the tasks that it has begun.
+        still_since: when it last made a step, or got work after it had none.
+        launched_at: when it was started.
+        ready_at: when the service heard that it is ready.
+        finished_at: when it was asked to stop.
+        fault: why the service may end it.
+        killed: the service has ended it.
+        lost_at: when the service gave it up.
+        failed_at: when the service heard that it cannot start.
+        cancelled: tasks that it was told to be left.
+        quickest: the least seconds for a task that it has reported.
+    """
+
+    __slots__ = (
+        "begun", "cancelled", "failed_at", "fault", "finished_at", "killed", "launched_at", "lost_at", "number",
+        "phase", "quickest", "ready_at", "stage", "still_since", "unheard", "units", "worker_id",
+    )  # fmt: skip
+
+    def __init__(self, stage: StageModel, worker_id: int, number: int, now: float) -> None:
+        self.stage = stage
+        self.worker_id = worker_id
+        self.number = number
+        self.phase = Phase.STARTING
+        self.unheard: dict[int, Case] = {}
+        self.units: dict[int, int] = {}
+        self.begun: set[int] = set()
+        self.still_since = self.launched_at = now
+        self.ready_at: float | None = None
+        self.finished_at: float | None = None
+        self.lost_at: float | None = None
+        self.failed_at: float | None = None
+        self.fault = ""
+        self.killed = False
+        self.cancelled: set[int] = set()
+        self.quickest: float | None = None
+
+    def __repr__(self) -> str:
+        return f"worker {self.stage.index}.{self.worker_id} (life {self.number})"
+
+    @property
+    def runs_alone(self) -> bool:
+        """Whether it has a task that must have it for itself."""
+        return any(case.alone for case in self.unheard.values())
+
+    @property
+    def batches(self) -> int:
+        """The batches of which it has not answered all."""
+        return len(set(self.units.values()))
+
+
+@dataclass(slots=True, eq=False)
+class Place:
+    """One of the places of a stage, and who is in it.
+
+    Attributes:
+        life: the worker in it, until its process has ended.
+        tried: the first start here has ended, one way or the other.
+        failing: the last start here that has ended failed.
+        early: ends in a row that came before a healthy spell.
+        again: between these times another worker must be started here.
+    """
+
+    life: Life | None = None
+    tried: bool = False
+    failing: bool = False
+    early: int = 0
+    again: tuple[float, float] | None = None
+
+
+@dataclass(slots=True, eq=False)
+class StageModel:
+    """A stage.
+
+    Attributes:
+        index: its place in the service's list.
+        plan: what was asked for.
+        places: of its workers, by number from 1.
+        waiting: what waits for a worker, in order; some may have been answered meanwhile.
+        overtaken: what was waiting when others were sent that came after it.
+        arrivals: how many have come.
+        down: all its places are failing.
+        down_at: when they began to be.
+        worked: seconds in which it had something to do, until `working_since`.
+        working_since: since when it has; None where it has not.
+    """
+
+    index: int
+    plan: StagePlan
+    places: dict[int, Place]
+    waiting: list[Case] = field(default_factory=list)
+    overtaken: set[Case] = field(default_factory=set)
+    arrivals: int = 0
+    down: bool = False
+    down_at: float = -1.0
+    worked: float = 0.0
+    working_since: float | None = None
+
+    @property
+    def lives(self) -> list[Life]:
+        """The workers of which the service does not know that their processes have ended."""
+        return [place.life for place in self.places.values() if place.life is not None]
+
+    @property
+    def ready(self) -> list[Life]:
+        """The workers that can be sent tasks."""
+        return [life for life in self.lives if life.phase is Phase.READY]
+
+    def arrive(self, case: Case, now: float) -> None:
+        """Let a request that has come to this stage wait."""
+        self.arrivals += 1
+        case.sequence = self.arrivals
+        case.queued_at = now
+        self.waiting.append(case)
+        self.note_work(now)
+
+    def come_back(self, case: Case) -> None:
+        """Let a request wait in its old place: its worker has died."""
+        insort(self.waiting, case, key=lambda waiting: waiting.sequence)
+
+    def live(self) -> list[Case]:
+        """Return what waits and has not been answered."""
+        if any(case.done for case in self.waiting):
+            self.waiting = [case for case in self.waiting if not case.done]
+        return self.waiting
+
+    def note_work(self, now: float) -> None:
+        """Measure the time in which there is something to do."""
+        if self.working_since is not None:
+            self.worked += now - self.working_since
+        busy = any(life.unheard for life in self.ready) or any(not case.done for case in self.waiting)
+        self.working_since = now if busy else None

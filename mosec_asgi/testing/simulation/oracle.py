@@ -1,0 +1,770 @@
+"""What must hold of a service, whatever happens: its contracts, checked against the simulation's own picture.
+
+The oracle stands between the service and the world. It sees what clients ask and what they are answered, what workers
+are sent and what they say, and keeps its picture (`model`) of it. A contract is checked at the moment at which it can
+be broken: when a frame is sent, an answer arrives, a worker is ended. What the service owes is checked whenever all
+that was ready has run and time is about to pass (`settle_up`): by then a task that can start must have started, and who
+must have an answer must have it.
+
+A violation is recorded as well as raised, so that no `except` in the service can hide it.
+"""
+
+from __future__ import annotations
+
+import enum
+import math
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from mosec_asgi.batching.coordinator import CLOSE_SECONDS, CLOSING, MOST_RETRY_SECONDS, STALLED, TOO_LATE, TOO_MANY
+from mosec_asgi.batching.service import CLIENT_LEFT, Statistics
+from mosec_asgi.batching.stage import GRACE_SECONDS, LOOK_SECONDS, STAGE_DOWN, TIMED_OUT, WORKER_DIED
+from mosec_asgi.errors import Failure
+from mosec_asgi.ipc import frames
+from mosec_asgi.pool.supervisor import EXIT_SECONDS
+from mosec_asgi.testing.simulation.model import Case, Life, Phase, Place, StageModel
+from mosec_asgi.testing.simulation.scenario import World
+
+# Timers are rounded up to whole milliseconds, and the clock may lag behind the loop's time by nearly one.
+TOLERANCE = 0.003
+# Seconds before a dead worker is replaced: the first wait, and the longest.
+FIRST_BACKOFF = 0.1
+MOST_BACKOFF = 30.0
+HEALTHY_SECONDS = 10.0
+# A worker that needs as long for a task is sent no second one before it has answered.
+SLOW_SECONDS = 0.002
+MOST_AHEAD = 128
+REMEMBERED = 60
+SHOWN = 40
+
+OVERFLOW = "sent more of a stream than there was room for"
+# The service may take it for that, depending on what it had told the worker by then.
+DOUBTFUL = "may have " + OVERFLOW
+
+
+class Contract(enum.Enum):
+    """The contracts of DESIGN.md, section 5, and what goes without saying."""
+
+    ONE_ANSWER = "1 one answer"
+    RIGHT_ANSWER = "2 right answer"
+    BOUNDED = "3 bounded"
+    CRASH = "5 crash"
+    RESPAWN = "6 respawn"
+    TIME = "7 time"
+    CANCELLATION = "8 cancellation"
+    SHUTDOWN = "9 shutdown"
+    ORDER = "10 order"
+    PROGRESS = "no task waits beside a worker that could run it"
+    PROTOCOL = "workers are spoken to as they can understand"
+    NO_ERRORS = "no exception escapes"
+
+
+class Violation(AssertionError):
+    """A contract does not hold.
+
+    Attributes:
+        contract: which.
+        seed: of the history in which it was broken.
+        replay: how to see it again.
+    """
+
+    def __init__(self, contract: Contract, text: str) -> None:
+        super().__init__(f"{contract.value}: {text}")
+        self.contract = contract
+        self.seed: int | None = None
+        self.replay = ""
+
+    def tell(self, seed: int, history: list[str], replay: str) -> None:
+        """Say where it comes from, and what happened before."""
+        self.seed, self.replay = seed, replay
+        lines = [f"seed {seed} breaks a contract: {self}", *history[-SHOWN:], f"to see it again: {replay}"]
+        self.args = ("\n".join(lines),)
+
+
+class Oracle:
+    """Watches a service and says when it breaks a contract."""
+
+    def __init__(self, world: World, clock: Callable[[], float], *, verbose: bool = False) -> None:
+        """Begin with nothing seen.
+
+        Args:
+            world: the service that is watched.
+            clock: seconds.
+            verbose: print each event as it happens.
+        """
+        self.world = world
+        self.stages = [
+            StageModel(index, plan, {spec.worker_id: Place() for spec in plan.specs})
+            for index, plan in enumerate(world.stages)
+        ]
+        # The requests that have no answer yet, by name, and all that were ever sent to a worker, by task number.
+        self.open: dict[str, Case] = {}
+        self.by_id: dict[int, Case] = {}
+        self.violation: Violation | None = None
+        # A violation was found, and what follows does not count.
+        self.muted = False
+        # When the service was told to stop, and with how much grace.
+        self.stopping: tuple[float, float] | None = None
+        self.started = False
+        self.stopped = False
+        # What happened, by name, for the summary.
+        self.counts: dict[str, int] = {}
+        self._clock = clock
+        self._verbose = verbose
+        self._events: deque[tuple[float, str, tuple[Any, ...]]] = deque(maxlen=REMEMBERED)
+        self._lives = 0
+        # Nothing has happened since the last look, and when to look again all the same.
+        self._quiet = False
+        self._next_due = 0.0
+
+    @property
+    def now(self) -> float:
+        """The time, in seconds."""
+        return self._clock()
+
+    # -- telling -----------------------------------------------------------------------------------------------------
+
+    def note(self, text: str, *arguments: Any) -> None:
+        """Remember an event."""
+        self._quiet = False
+        self._events.append((self._clock(), text, arguments))
+        if self._verbose:
+            print(self._line(self._events[-1]))
+
+    def count(self, what: str) -> None:
+        """Count an event for the summary."""
+        self.counts[what] = self.counts.get(what, 0) + 1
+
+    @property
+    def history(self) -> list[str]:
+        """The last events, as text."""
+        return [self._line(event) for event in self._events]
+
+    @staticmethod
+    def _line(event: tuple[float, str, tuple[Any, ...]]) -> str:
+        now, text, arguments = event
+        return f"{now:12.6f}  {text % arguments}"
+
+    def fail(self, contract: Contract, text: str) -> Violation:
+        """Record a violation, of which only the first counts, and return what is to be raised."""
+        if self.violation is None:
+            self.violation = Violation(contract, text)
+            self.note("VIOLATION of %s: %s", contract.value, text)
+        return self.violation
+
+    def require(self, holds: bool, contract: Contract, text: str, *arguments: Any) -> None:
+        """Raise a violation unless `holds`."""
+        if not holds and not self.muted:
+            raise self.fail(contract, text % arguments)
+
+    # -- clients -----------------------------------------------------------------------------------------------------
+
+    def submit(self, case: Case, timeout: float) -> None:
+        """A request is about to be submitted."""
+        now = self._clock()
+        case.soonest = case.latest = now + timeout
+        self.note("%s: arrives for stages %s", case.name, case.stages)
+        self.open[case.name] = case
+        self.stages[case.stage].arrive(case, now)
+
+    def admitted(self, case: Case) -> None:
+        """It was admitted; `case.ticket` is there."""
+        ticket = case.ticket
+        assert ticket is not None
+        others = sum(not other.done for other in self.open.values() if other is not case)
+        limit = self.world.limits.capacity
+        self.require(others < limit, Contract.BOUNDED, "%s admitted beyond a capacity of %d", case.name, limit)
+        self.require(self.stopping is None, Contract.SHUTDOWN, "%s admitted after the stop", case.name)
+        down = [index for index in case.stages if self.stages[index].down]
+        self.require(not down, Contract.RESPAWN, "%s admitted though the stages %s are down", case.name, down)
+        self._learn_id(case, ticket.id)
+        ticket.outcome.add_done_callback(lambda outcome: self._answered(case, outcome.result()))
+        self.count("admitted")
+
+    def refused(self, case: Case, failure: Failure, timeout: float) -> None:
+        """It was refused."""
+        del self.open[case.name]
+        self.stages[case.stage].waiting.remove(case)
+        self.note("%s: refused, %d %s", case.name, failure.code, failure.text)
+        self.count(f"refused {failure.code}")
+        admitted = sum(not other.done for other in self.open.values())
+        stages = [self.stages[index] for index in case.stages]
+        if self.stopping is not None:
+            self.require(failure == CLOSING, Contract.SHUTDOWN, "refused with %s", failure)
+        elif failure.text == TOO_MANY:
+            full = admitted >= self.world.limits.capacity
+            self.require(full, Contract.BOUNDED, "429 with %d of %d", admitted, self.world.limits.capacity)
+            self._check_retry_after(failure, stages)
+        elif failure.text == TOO_LATE:
+            shedding = self.world.limits.load_shedding
+            self.require(shedding, Contract.BOUNDED, "shed, which was not asked for")
+            seconds = max(map(self._backlog_seconds, stages))
+            self.require(seconds > timeout - TOLERANCE, Contract.BOUNDED, "shed with %.3f s of work here", seconds)
+            self._check_retry_after(failure, stages)
+        else:
+            right = failure == STAGE_DOWN and any(stage.down for stage in stages)
+            self.require(right, Contract.ONE_ANSWER, "refused without a reason: %s", failure)
+
+    def _check_retry_after(self, failure: Failure, stages: list[StageModel]) -> None:
+        self.require(failure.code == 429, Contract.BOUNDED, "refused with the status %d", failure.code)
+        after = failure.retry_after
+        most = min(MOST_RETRY_SECONDS, max(1, math.ceil(max(map(self._backlog_seconds, stages)) + TOLERANCE)))
+        right = after is not None and 1 <= after <= most
+        self.require(right, Contract.BOUNDED, "Retry-After %s, expected 1 to %d", after, most)
+
+    def _backlog_seconds(self, stage: StageModel) -> float:
+        """Return the most that what is at a stage may take: each answer as long as all work there was so far."""
+        stage.note_work(self._clock())
+        # The clock's error counts anew each time that the service begins and ceases to measure.
+        per_answer = 1.1 * stage.worked + 0.02
+        return per_answer * (len(stage.live()) + sum(len(life.unheard) for life in stage.ready))
+
+    def _learn_id(self, case: Case, task_id: int) -> None:
+        if not case.id:
+            self.require(task_id not in self.by_id, Contract.RIGHT_ANSWER, "the number %d was used twice", task_id)
+            case.id = task_id
+            self.by_id[task_id] = case
+        self.require(case.id == task_id, Contract.RIGHT_ANSWER, "%s is task %d and task %d", case, case.id, task_id)
+
+    def leave(self, case: Case) -> None:
+        """Its client is about to leave."""
+        self.note("%s: the client leaves", case.name)
+        if not case.done:
+            case.left = True
+
+    def chunk(self, case: Case, chunk: bytes) -> None:
+        """A piece of its stream reaches its client."""
+        now = self._clock()
+        self.require(not case.done, Contract.ONE_ANSWER, "%s: an event after the answer", case.name)
+        right = bool(case.chunks) and case.chunks.popleft()[0] == chunk
+        self.require(right, Contract.RIGHT_ANSWER, "%s: got the event %r", case.name, chunk)
+        limit = self.world.limits.stream_buffer
+        self.require(case.unread < limit, Contract.BOUNDED, "%s: an event beyond %d bytes", case.name, limit)
+        case.unread += len(chunk)
+        self._allow(case, now)
+        self.note("%s: event of %d bytes, %d unread", case.name, len(chunk), case.unread)
+
+    def reads(self, case: Case, size: int) -> None:
+        """Its client is about to say that it has read so much."""
+        self.note("%s: reads %d bytes", case.name, size)
+        was_full, was_free = self._is_full(case), self._is_free(case)
+        case.unread -= size
+        case.read += size
+        if case.done or was_free:
+            return
+        latest, soonest = case.latest, case.soonest
+        self._allow(case, self._clock())
+        if not was_full:
+            # Perhaps the service did not take it for full, and then nothing has changed.
+            case.latest, case.soonest = max(latest, case.latest), min(soonest, case.soonest)
+
+    def _is_full(self, case: Case) -> bool:
+        """Whether so much is unread that its worker must wait."""
+        return case.unread >= self.world.limits.stream_buffer
+
+    def _is_free(self, case: Case) -> bool:
+        """Whether so little is unread that its worker need not wait, though up to a quarter was not yet reported."""
+        return case.unread * 4 < self.world.limits.stream_buffer * 3
+
+    def _allow(self, case: Case, now: float) -> None:
+        """Note until when the next event must come, or the client must read."""
+        limits = self.world.limits
+        spans = []
+        if not self._is_full(case):
+            spans.append(limits.event_timeout)
+        if not self._is_free(case):
+            spans.append(limits.stall_timeout)
+        case.soonest, case.latest = now + min(spans), now + max(spans)
+
+    def _answered(self, case: Case, outcome: bytes | Failure) -> None:
+        """Its answer is there."""
+        self.open.pop(case.name)
+        self.stages[case.stage].note_work(self._clock())
+        self.note("%s: answered %s", case.name, outcome if isinstance(outcome, bytes) else outcome.code)
+        self.count("answered " + (str(int(outcome.code)) if isinstance(outcome, Failure) else "200"))
+        if case.expected is not None:
+            right = outcome == case.expected
+            self.require(right, Contract.RIGHT_ANSWER, "%s: %s instead of %s", case, outcome, case.expected)
+        else:
+            self._check_unexpected(case, outcome)
+
+    def _check_unexpected(self, case: Case, outcome: bytes | Failure) -> None:
+        """Check an answer that no worker has given."""
+        now = self._clock()
+        if outcome in (TIMED_OUT, STALLED):
+            late = now >= case.soonest - TOLERANCE
+            life = case.life
+            stuck = life is not None and life.fault == "stuck" and case.id in life.begun
+            self.require(late or stuck, Contract.TIME, "%s: 408 before its time", case)
+            stalled = case.streams and not self._is_free(case)
+            self.require(outcome == TIMED_OUT or stalled, Contract.TIME, "%s: called a stalled client", case)
+        elif outcome == CLOSING:
+            due = self.stopping is not None and now >= sum(self.stopping) - TOLERANCE
+            self.require(due, Contract.SHUTDOWN, "%s: 503 before the grace was over", case)
+        elif outcome == STAGE_DOWN:
+            stage = self.stages[case.stage]
+            self.require(stage.down or stage.down_at == now, Contract.RESPAWN, "%s: 503 from a stage that is up", case)
+        elif outcome == CLIENT_LEFT:
+            self.require(case.left, Contract.CANCELLATION, "%s: its client has not left", case)
+        else:
+            contract = Contract.CRASH if outcome == WORKER_DIED else Contract.RIGHT_ANSWER
+            raise self.fail(contract, f"{case}: {outcome!r} out of nowhere, after {case.deaths} deaths")
+
+    # -- workers: what they are sent ---------------------------------------------------------------------------------
+
+    def launched(self, stage: int, worker_id: int) -> Life:
+        """A worker is started."""
+        now = self._clock()
+        place = self._place_to_fill(stage, worker_id)
+        self._lives += 1
+        place.life = Life(self.stages[stage], worker_id, self._lives, now)
+        self.note("%s: launched", place.life)
+        self.count("workers launched")
+        return place.life
+
+    def launch_refused(self, stage: int, worker_id: int) -> None:
+        """A worker is about to be refused its start."""
+        place = self._place_to_fill(stage, worker_id)
+        self.note("stage %d: the launch of worker %d is refused", stage, worker_id)
+        self._start_failed(self.stages[stage], place)
+
+    def _place_to_fill(self, stage: int, worker_id: int) -> Place:
+        place = self.stages[stage].places[worker_id]
+        self.require(place.life is None, Contract.RESPAWN, "launched beside %s, which still lives", place.life)
+        self.require(not self.stopped, Contract.SHUTDOWN, "a worker was launched after the stop")
+        if place.again is not None:
+            now, (soonest, _) = self._clock(), place.again
+            self.require(now >= soonest - TOLERANCE, Contract.RESPAWN, "launched %.3f s too early", soonest - now)
+            place.again = None
+        return place
+
+    def sent(self, life: Life, frame: frames.Frame) -> None:
+        """The service sends a worker a frame."""
+        self.require(life.phase is Phase.READY, Contract.PROTOCOL, "a frame for %s, %s", life, life.phase.value)
+        if isinstance(frame, frames.Tasks):
+            self.note("%s: is sent tasks %s", life, frame.ids)
+            self._sent_tasks(life, frame)
+        elif isinstance(frame, frames.Cancel):
+            self.note("%s: is told of clients that have left: %s", life, frame.ids)
+            for task_id in frame.ids:
+                self.require(self.by_id[task_id].done, Contract.CANCELLATION, "task %d cancelled, is live", task_id)
+            life.cancelled.update(frame.ids)
+        elif isinstance(frame, frames.Taken):
+            self.note("%s: is told of what was read: %s", life, frame)
+            for task_id, size in zip(frame.ids, frame.sizes, strict=True):
+                case = self.by_id[task_id]
+                case.reported += size
+                right = case.reported <= case.read
+                self.require(right, Contract.BOUNDED, "%s: %d reported, %d read", case, case.reported, case.read)
+        else:
+            raise self.fail(Contract.PROTOCOL, f"{life} was sent {frame}")
+
+    def _sent_tasks(self, life: Life, frame: frames.Tasks) -> None:
+        stage, plan, now = life.stage, life.stage.plan, self._clock()
+        stage.note_work(now)
+        if not life.unheard:
+            life.still_since = now
+        ahead = life.batches
+        before: Case | None = None
+        for task_id, flags, name, payload in zip(
+            frame.ids, frame.flags, frame.request_ids, frame.payloads, strict=True
+        ):
+            case = self.open.get(name)
+            if case is None or case.done or case.left:
+                raise self.fail(Contract.CANCELLATION, f"{name} was sent to {life} though it is over")
+            self._learn_id(case, task_id)
+            self._check_turn(stage, case)
+            if before is not None:
+                right = not before.overtakes(case)
+                self.require(right, Contract.ORDER, "%s was sent behind %s", case, before)
+            before = case
+            self.require(payload == case.payload, Contract.RIGHT_ANSWER, "%s got %r", case, payload)
+            needed = (frames.INGRESS if case.position == 0 else 0) | (frames.EGRESS if case.is_last else 0)
+            self.require(flags == needed, Contract.RIGHT_ANSWER, "%s got the flags %d", case, flags)
+            tries = case.deaths < plan.max_attempts
+            self.require(tries, Contract.CRASH, "%s is run again after %d deaths", case, case.deaths)
+            self.require(case.events == 0, Contract.CRASH, "%s is run again after an event", case)
+            case.life = life
+            life.unheard[task_id] = case
+            life.units[task_id] = frame.ids[0]
+        self.require(
+            not life.runs_alone or len(life.unheard) == 1, Contract.CRASH, "tasks beside one to be alone: %s", life
+        )
+        self._check_amount(life, len(frame.ids), ahead)
+        stage.note_work(now)
+
+    def _check_turn(self, stage: StageModel, case: Case) -> None:
+        waiting = stage.live()
+        self.require(case in waiting, Contract.RIGHT_ANSWER, "%s is not waiting at stage %d", case, stage.index)
+        place = waiting.index(case)
+        # Several workers are sent theirs at the same moment, one after the other; only then it shows. Where workers run
+        # several tasks at a time, and may do so for long, those that must be alone are not waited for.
+        one_by_one = stage.plan.concurrency == 1
+        stage.overtaken.update(
+            other for other in waiting if case.overtakes(other) and (one_by_one or case.alone == other.alone)
+        )
+        stage.overtaken.discard(case)
+        del waiting[place]
+
+    def _check_amount(self, life: Life, count: int, batches: int) -> None:
+        plan = life.stage.plan
+        if plan.batch_size > 1:
+            self.require(count <= plan.batch_size, Contract.BOUNDED, "a batch of %d for %s", count, life)
+            if batches >= plan.concurrency:
+                ahead = batches == plan.concurrency and count == plan.batch_size
+                self.require(ahead, Contract.BOUNDED, "%d tasks ahead for %s with %d batches", count, life, batches)
+            return
+        if plan.concurrency > 1:
+            most = plan.concurrency + plan.concurrency // 4
+        elif life.quickest is None or life.quickest >= SLOW_SECONDS:
+            most = 1
+        else:
+            most = MOST_AHEAD
+        self.require(len(life.unheard) <= most, Contract.BOUNDED, "%s has %d tasks", life, len(life.unheard))
+
+    def finish(self, life: Life) -> None:
+        """The service asks a worker to stop."""
+        self.note("%s: is asked to stop", life)
+        if not self.started and any(stage.down for stage in self.stages):
+            # It cannot start, and ends what it had started.
+            self.stopping = self.stopping or (self._clock(), 0.0)
+        self.require(self.stopping is not None, Contract.SHUTDOWN, "%s was asked to stop without need", life)
+        live = [case.name for case in life.unheard.values() if not case.done]
+        self.require(not live, Contract.SHUTDOWN, "%s was asked to stop and has %s", life, live)
+        if life.finished_at is None:
+            life.finished_at = self._clock()
+        if life.phase in (Phase.STARTING, Phase.READY):
+            life.phase = Phase.STOPPING
+            life.unheard.clear()
+            life.units.clear()
+        self.stopped = True
+
+    def let_go(self, life: Life, *, unread: bool) -> None:
+        """The service closes a worker's pipe: it gives it up."""
+        if life.phase is Phase.LOST:
+            return
+        self.require(not unread or life.fault != "died", Contract.CRASH, "the last words of %s were not read", life)
+        self.note("%s: is given up: %s", life, life.fault or "by the service's own choice")
+        now = self._clock()
+        if not life.fault:
+            life.fault = self._why_ended(life, now)
+            self.count(f"workers {life.fault}")
+        life.stage.note_work(now)
+        life.phase = Phase.LOST
+        life.lost_at = now
+        held, life.unheard = life.unheard, {}
+        life.units.clear()
+        for case in held.values():
+            self._take_back(life, case)
+        life.stage.note_work(now)
+
+    def _why_ended(self, life: Life, now: float) -> str:
+        """Return why the service ends a worker that has done nothing wrong at this moment."""
+        if life.phase is Phase.STARTING:
+            late = now >= life.launched_at + life.stage.plan.start_timeout - TOLERANCE
+            self.require(late, Contract.TIME, "%s was ended before its start timeout", life)
+            return "too long in starting"
+        if life.phase is Phase.STOPPING:
+            patience = CLOSE_SECONDS if self.stopping is not None and self.stopping[1] > 0 else 0.5
+            late = life.finished_at is not None and now >= life.finished_at + patience - TOLERANCE
+            self.require(late, Contract.SHUTDOWN, "%s was ended before it could stop", life)
+            return "too long in stopping"
+        still = now - life.still_since
+        # A look comes a little late, and what it sees may have begun just after the one before.
+        limit = life.stage.plan.timeout + GRACE_SECONDS - LOOK_SECONDS - TOLERANCE
+        right = bool(life.unheard) and still >= limit
+        self.require(right, Contract.TIME, "%s was ended after %.3f s without a step", life, still)
+        return "stuck"
+
+    def _take_back(self, life: Life, case: Case) -> None:
+        begun = case.id in life.begun
+        if begun:
+            case.deaths += 1
+        if case.done:
+            return
+        self.require(not (begun and life.fault == "stuck"), Contract.TIME, "%s: on a stuck worker, no 408", case)
+        if case.events or case.deaths >= life.stage.plan.max_attempts:
+            case.expected = WORKER_DIED
+        else:
+            case.alone = case.deaths > 0
+            case.life = None
+            life.stage.come_back(case)
+
+    def kill(self, life: Life) -> None:
+        """The service kills a worker."""
+        self.note("%s: is killed", life)
+        life.killed = True
+        useless = life.phase is Phase.LOST or life.failed_at is not None
+        self.require(useless, Contract.PROTOCOL, "%s was killed while in use", life)
+
+    # -- workers: what they say --------------------------------------------------------------------------------------
+
+    def hear(self, life: Life, frame: frames.Frame, take: Callable[[frames.Frame], None]) -> None:
+        """A frame of a worker reaches the service, which `take`s it."""
+        before, life.fault = life.fault, ""
+        affected: list[Case] = []
+        if life.phase in (Phase.STOPPING, Phase.LOST):
+            life.fault = self._wrong_in_the_end(life, frame)
+        else:
+            life.fault = self._wrong(life, frame)
+            if not life.fault:
+                affected = self._heard(life, frame)
+        wrong = life.fault
+        if wrong:
+            self.note("%s: %s", life, wrong)
+            self.count("faults noticed in frames")
+        life.fault = life.fault or before
+        take(frame)
+        lost = life.phase is Phase.LOST
+        if not lost:
+            self.require(wrong in ("", DOUBTFUL), Contract.RIGHT_ANSWER, "%s %s, and lives", life, wrong)
+            life.fault = before
+        for case in affected:
+            owed = [chunk for chunk, must in case.chunks if must]
+            case.chunks.clear()
+            self.require(not owed or lost, Contract.RIGHT_ANSWER, "%s: events were not passed on", case)
+
+    def _wrong_in_the_end(self, life: Life, frame: frames.Frame) -> str:
+        """Return what is wrong with a frame of a worker that was asked to stop."""
+        said = isinstance(frame, (frames.Results, frames.Events, frames.Ready, frames.Failed))
+        return "" if said else f"sent {type(frame).__name__}"
+
+    def _wrong(self, life: Life, frame: frames.Frame) -> str:
+        """Return what is wrong with a frame; nothing where nothing is."""
+        starting = life.phase is Phase.STARTING
+        if isinstance(frame, (frames.Ready, frames.Failed)):
+            return "" if starting else f"sent {type(frame).__name__} while it was ready"
+        if starting or not isinstance(frame, (frames.Results, frames.Events)):
+            return f"sent {type(frame).__name__}"
+        if isinstance(frame, frames.Results):
+            return self._wrong_results(life, frame)
+        if not life.stage.plan.streams:
+            return "sent events, and does not stream"
+        return "" if life.unheard.keys() >= set(frame.ids) else "sent events of what it does not have"
+
+    @staticmethod
+    def _wrong_results(life: Life, frame: frames.Results) -> str:
+        ids = list(frame.ids)
+        if life.stage.plan.ordered:
+            return "" if list(life.unheard)[: len(ids)] == ids else "answered out of turn"
+        return "" if len(set(ids)) == len(ids) and life.unheard.keys() >= set(ids) else "answered what it has not"
+
+    def _heard(self, life: Life, frame: frames.Frame) -> list[Case]:
+        """Take what a worker says into the picture; return the requests whose clients are to get events."""
+        if isinstance(frame, frames.Ready):
+            self._is_ready(life)
+        elif isinstance(frame, frames.Failed):
+            life.failed_at = self._clock()
+        elif isinstance(frame, frames.Results):
+            self._heard_results(life, frame)
+        elif isinstance(frame, frames.Events):
+            return self._heard_events(life, frame)
+        return []
+
+    def _is_ready(self, life: Life) -> None:
+        self.note("%s: is ready", life)
+        life.phase = Phase.READY
+        life.ready_at = self._clock()
+        place = life.stage.places[life.worker_id]
+        place.tried, place.failing = True, False
+        life.stage.down = False
+
+    def _heard_results(self, life: Life, frame: frames.Results) -> None:
+        self.note("%s: answers %s", life, frame.ids)
+        now = self._clock()
+        life.stage.note_work(now)
+        seconds = frame.seconds / len(frame.ids)
+        life.quickest = seconds if life.quickest is None else min(seconds, life.quickest)
+        cases = [life.unheard.pop(task_id) for task_id in frame.ids]
+        for task_id in frame.ids:
+            del life.units[task_id]
+        for case, code, payload in zip(cases, frame.codes, frame.payloads, strict=True):
+            if not case.done:
+                self._answer(case, code, payload, now)
+        life.stage.note_work(now)
+
+    def _answer(self, case: Case, code: int, payload: bytes, now: float) -> None:
+        """Note where a request goes on its worker's answer."""
+        if code != 200:
+            case.expected = Failure(code, payload.decode())
+        elif case.is_last:
+            case.expected = payload
+        else:
+            case.position += 1
+            case.payload = payload
+            case.deaths = 0
+            case.alone = False
+            case.life = None
+            stage = self.stages[case.stage]
+            stage.arrive(case, now)
+            if stage.down:
+                case.expected = STAGE_DOWN
+
+    def _heard_events(self, life: Life, frame: frames.Events) -> list[Case]:
+        self.note("%s: sends events of %s", life, frame.ids)
+        affected = []
+        coming: dict[int, int] = {}
+        for task_id, chunk in zip(frame.ids, frame.payloads, strict=True):
+            case = life.unheard[task_id]
+            case.alone = False
+            if case.done:
+                continue
+            affected.append(case)
+            unread = case.unread + coming.get(task_id, 0)
+            unreported = case.unread + case.read - case.reported + coming.get(task_id, 0)
+            if unread >= self.world.limits.stream_buffer:
+                life.fault = OVERFLOW
+                break
+            # What it was not yet told to be read may count against it or not.
+            must = unreported < self.world.limits.stream_buffer
+            if not must:
+                life.fault = DOUBTFUL
+            case.events += 1
+            coming[task_id] = coming.get(task_id, 0) + len(chunk)
+            case.chunks.append((chunk, must))
+        return affected
+
+    def pipe_ends(self, life: Life, reason: str, take: Callable[[str], None]) -> None:
+        """A worker's pipe has ended, or holds garbage, which the service hears by `take`."""
+        self.note("%s: its pipe has ended: %s", life, reason)
+        stops = life.phase is Phase.STOPPING
+        life.fault = life.fault or "lost its pipe"
+        take(reason)
+        self.require(stops or life.phase is Phase.LOST, Contract.CRASH, "%s lost its pipe and is kept", life)
+
+    def exits(self, life: Life, take: Callable[[], None]) -> None:
+        """A worker's process has ended, which the service hears by `take`."""
+        self.note("%s: its process has ended", life)
+        if life.phase is not Phase.LOST:
+            self.count("workers died by themselves")
+        life.fault = life.fault or "died"
+        take()
+        self.require(life.phase is Phase.LOST, Contract.CRASH, "%s has died and is kept", life)
+        stage = life.stage
+        place = stage.places[life.worker_id]
+        place.life = None
+        if self.stopped:
+            return
+        if life.ready_at is None:
+            self._start_failed(stage, place)
+        else:
+            self._expect_another(place, served=self._clock() - life.ready_at)
+
+    def _start_failed(self, stage: StageModel, place: Place) -> None:
+        place.tried = place.failing = True
+        stage.down = all(other.failing for other in stage.places.values())
+        if stage.down:
+            self.note("stage %d is down", stage.index)
+            self.count("stages down")
+            stage.down_at = self._clock()
+            for case in stage.live():
+                case.expected = STAGE_DOWN
+        self._expect_another(place, served=0.0)
+
+    def _expect_another(self, place: Place, served: float) -> None:
+        """Note when a dead worker is to be replaced: at once, then ever later, the sooner it died."""
+        now = self._clock()
+        if served >= HEALTHY_SECONDS:
+            place.early = 0
+            place.again = (now, now)
+        else:
+            place.early += 1
+            exponent = min(place.early, 40)
+            least = FIRST_BACKOFF * 2.0 ** (exponent - 2) if place.early > 1 else 0.0
+            most = FIRST_BACKOFF * 2.0 ** (exponent - 1)
+            place.again = (now + min(MOST_BACKOFF, least), now + min(MOST_BACKOFF, most))
+
+    # -- whenever time is about to pass ------------------------------------------------------------------------------
+
+    def settle_up(self, statistics: Callable[[], Statistics]) -> None:
+        """Check what the service owes now that all that was ready has run."""
+        now = self._clock()
+        if self._quiet and now <= self._next_due:
+            return
+        self._next_due = math.inf
+        for case in self.open.values():
+            if case.expected is not None or case.left:
+                raise self.fail(Contract.ONE_ANSWER, f"{case} should have its answer: {case.expected!r}")
+            self._owed(case.latest, now, Contract.ONE_ANSWER, "%s is beyond its deadline", case)
+        for stage in self.stages:
+            self._settle_order(stage)
+            for place in stage.places.values():
+                self._settle_place(stage, place, now)
+            if self.stopping is None and stage.waiting and not stage.down:
+                self._settle_waiting(stage, now)
+        if not self._quiet:
+            self._quiet = True
+            self._compare(statistics())
+
+    def _owed(self, due: float, now: float, contract: Contract, text: str, *arguments: Any) -> None:
+        """Raise a violation if something was due before now; else look again when it is."""
+        due += TOLERANCE
+        if now > due:
+            raise self.fail(contract, text % arguments)
+        self._next_due = min(self._next_due, due)
+
+    def _settle_order(self, stage: StageModel) -> None:
+        if stage.overtaken:
+            overtaken = [case for case in stage.overtaken if not case.done]
+            self.require(not overtaken, Contract.ORDER, "%s were overtaken at stage %d", overtaken, stage.index)
+            stage.overtaken.clear()
+
+    def _settle_place(self, stage: StageModel, place: Place, now: float) -> None:
+        life = place.life
+        if life is None:
+            if place.again is not None and self.stopping is None:
+                text = "a worker of stage %d was not replaced"
+                self._owed(place.again[1], now, Contract.RESPAWN, text, stage.index)
+        elif life.lost_at is not None or life.failed_at is not None:
+            # It may end by itself.
+            if not life.killed and self.stopping is None:
+                due = max(life.lost_at or 0.0, life.failed_at or 0.0) + EXIT_SECONDS
+                self._owed(due, now, Contract.RESPAWN, "%s is given up and lives", life)
+        elif life.phase is Phase.STARTING:
+            due = life.launched_at + stage.plan.start_timeout
+            self._owed(due, now, Contract.TIME, "%s takes too long to start and lives", life)
+        elif life.unheard and life.phase is Phase.READY:
+            self._settle_worker(life, now)
+
+    def _settle_worker(self, life: Life, now: float) -> None:
+        due = life.still_since + life.stage.plan.timeout + GRACE_SECONDS + 2 * LOOK_SECONDS + TOLERANCE
+        self._owed(due, now, Contract.TIME, "%s makes no step and lives", life)
+        if self._quiet:
+            return
+        for task_id, case in life.unheard.items():
+            if case.done:
+                told = task_id in life.cancelled
+                self.require(told, Contract.CANCELLATION, "%s was not told that %s is over", life, case.name)
+            elif case.streams and (case.read - case.reported) * 4 >= self.world.limits.stream_buffer:
+                raise self.fail(Contract.PROGRESS, f"{life} was not told what the client of {case.name} has read")
+
+    def _settle_waiting(self, stage: StageModel, now: float) -> None:
+        waiting, plan, ready = stage.live(), stage.plan, stage.ready
+        lone = next((case for case in waiting if case.alone), None)
+        if lone is not None:
+            empty = [life for life in ready if not life.unheard]
+            self.require(not empty, Contract.PROGRESS, "%s, to be alone, waits beside %s", lone, empty)
+            if plan.concurrency == 1:
+                # The others wait until some worker has done what it has.
+                return
+        others = [case for case in waiting if not case.alone]
+        if not others:
+            return
+        first = others[0]
+        due = first.queued_at + plan.max_wait if len(others) < plan.batch_size else now - 2 * TOLERANCE
+        for life in ready:
+            running = life.batches if plan.batch_size > 1 else len(life.unheard)
+            if running < plan.concurrency and not life.runs_alone:
+                self._owed(due, now, Contract.PROGRESS, "%s waits beside %s", first, life)
+
+    def _compare(self, statistics: Statistics) -> None:
+        """Check that the service's own numbers are those of the picture."""
+        admitted = (statistics.admitted, len(self.open))
+        self.require(admitted[0] == admitted[1], Contract.CANCELLATION, "it counts %d admitted, not %d", *admitted)
+        for stage, told in zip(self.stages, statistics.stages, strict=True):
+            ready = stage.ready
+            there = (len(stage.live()), sum(len(life.unheard) for life in ready), len(ready), stage.down)
+            says = (told.queued, told.in_flight, told.ready, told.down)
+            if there != says:
+                raise self.fail(Contract.CANCELLATION, f"stage {stage.index} counts {says}, not {there}")

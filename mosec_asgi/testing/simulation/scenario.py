@@ -1,0 +1,241 @@
+"""What a history consists of, drawn from its seed: a service, its clients, and what goes wrong.
+
+Which faults there are, and how often, differs from history to history. Where all of them are on all the time they hide
+behind each other: a worker that never lives for long is never stuck. This is swarm testing (Groce et al., ISSTA 2012).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from random import Random
+
+from mosec_asgi.batching.coordinator import Limits, RoutePlan
+from mosec_asgi.batching.stage import StagePlan
+from mosec_asgi.pool.spec import WorkerSpec
+from mosec_asgi.worker import Worker
+
+# What can go wrong with a worker while it starts, while it has nothing to do, and while it is at work.
+START_FAULTS = (
+    "launch is refused", "says why it cannot start", "exits at start", "hangs at start", "garbage at start",
+    "answers before it is ready", "starts slowly",
+)  # fmt: skip
+IDLE_FAULTS = (
+    "crash when idle", "freeze when idle", "closes its pipe", "garbage when idle", "says twice that it is ready",
+    "sends tasks", "exits in silence",
+)  # fmt: skip
+WORK_FAULTS = (
+    "crash before it begins", "crash at work", "crash after its answer", "freeze before it begins", "freeze at work",
+    "garbage", "answers twice", "answers what it was not given", "answers in the wrong order", "answers half",
+    "too many events", "events for another",
+)  # fmt: skip
+FAULTS = (*START_FAULTS, *IDLE_FAULTS, *WORK_FAULTS)
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """A service: its stages, its routes, and what it allows."""
+
+    stages: Sequence[StagePlan]
+    routes: Sequence[RoutePlan]
+    limits: Limits
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How quick the workers of a stage are.
+
+    Attributes:
+        least, most: seconds for a unit of work.
+        events: the most events of a stream.
+    """
+
+    least: float
+    most: float
+    events: int
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """A client and what it does.
+
+    Attributes:
+        at: when its request arrives, in seconds from the start.
+        route: the route that it asks for.
+        timeout: its own, in seconds, or None.
+        leaves_after: seconds after which it leaves, or None.
+        reads_after: seconds that it takes to read an event.
+        stalls_at: the event from which on it reads nothing for `stalls_for` seconds, or None.
+        stalls_for: see there.
+        poison: the stage whose workers die of it, or None.
+        fails_at: the stage that answers it with an error, or None.
+    """
+
+    at: float
+    route: int
+    timeout: float | None = None
+    leaves_after: float | None = None
+    reads_after: float = 0.0
+    stalls_at: int | None = None
+    stalls_for: float = 0.0
+    poison: int | None = None
+    fails_at: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    """A history before it is run.
+
+    Attributes:
+        world: the service.
+        paces: how quick each stage's workers are.
+        arrivals: the clients, in order.
+        faults: how often each kind of fault happens, from 0 to 1, where it can.
+        latencies: seconds that a frame may be on its way; one of them is drawn for each.
+        ignores_stop: how often a worker that is asked to stop does not.
+        dies_slowly: how often a killed worker takes a while to be gone.
+        thaws: how often a frozen worker goes on after a while.
+        clock_lag: the most seconds by which the clock differs from the loop's time.
+        stop_at: when the service is stopped, in seconds from the start; None for when all clients have their answers.
+        grace: seconds that it gets then.
+        heals: no more faults once the clients have their answers: the service must come back to full health.
+    """
+
+    world: World
+    paces: Sequence[Pace]
+    arrivals: Sequence[Arrival]
+    faults: dict[str, float]
+    latencies: Sequence[float]
+    ignores_stop: float
+    dies_slowly: float
+    thaws: float
+    clock_lag: float
+    stop_at: float | None
+    grace: float
+    heals: bool
+
+
+class Modelled(Worker):
+    """Stands for the worker class of a simulated stage; nobody runs it."""
+
+    def forward(self, data: object) -> object:
+        """Return the data."""
+        return data
+
+
+def draw(random: Random, world: World | None = None) -> Scenario:
+    """Draw a scenario, for a service of one's own or for any."""
+    given = world is not None
+    world = world or _draw_world(random)
+    arrivals = _draw_arrivals(random, world)
+    end = arrivals[-1].at
+    return Scenario(
+        world=world,
+        paces=[_draw_pace(random, stage) for stage in world.stages],
+        arrivals=arrivals,
+        faults=_draw_faults(random),
+        latencies=random.choice(((0.0,), (0.0,), (0.0, 0.0, 0.001), (0.0, 0.0001, 0.003, 0.02))),
+        ignores_stop=random.choice((0.0, 0.0, 0.3)),
+        dies_slowly=random.choice((0.0, 0.2, 0.5)),
+        thaws=random.choice((0.0, 0.3, 0.9)),
+        clock_lag=random.choice((0.0, 0.0009)),
+        stop_at=random.uniform(0.0, end + 0.5) if random.random() < 0.25 else None,
+        grace=world.limits.timeout if given else random.choice((0.0, 0.05, 1.0, 20.0)),
+        heals=random.random() < 0.15,
+    )
+
+
+def _draw_faults(random: Random) -> dict[str, float]:
+    """Let some kinds of fault happen, the fewer the more often, or once in a while none at all."""
+    if random.random() < 0.1:
+        return {}
+    kinds = random.sample(FAULTS, random.choice((1, 2, 3, 5, 8, len(FAULTS))))
+    often = random.choice((0.5, 1.0, 1.5)) / (len(kinds) + 1)
+    return {kind: often * random.uniform(0.2, 1.0) for kind in kinds}
+
+
+def _draw_world(random: Random) -> World:
+    plain = [_draw_stage(random, f"Plain_{n}", streams=False) for n in range(random.randint(1, 3))]
+    streams = [_draw_stage(random, f"Stream_{n}", streams=True) for n in range(random.choice((0, 0, 1, 1, 2)))]
+    stages = [*plain, *streams]
+    routes = []
+    for number in range(random.randint(1, 3)):
+        pipeline = sorted(random.sample(range(len(plain)), random.randint(1, len(plain))))
+        if streams and random.random() < 0.7:
+            last = random.randrange(len(plain), len(stages))
+            pipeline = [last] if random.random() < 0.4 else [*pipeline, last]
+        routes.append(RoutePlan(f"/{number}", tuple(pipeline)))
+    return World(stages, routes, _draw_limits(random))
+
+
+def _draw_limits(random: Random) -> Limits:
+    return Limits(
+        capacity=random.choice((1, 3, 6, 20, 1000)),
+        timeout=random.choice((0.2, 1.0, 3.0, 12.0)),
+        event_timeout=random.choice((0.1, 0.5, 2.0)),
+        stall_timeout=random.choice((0.2, 1.0, 4.0)),
+        stream_buffer=random.choice((16, 64, 256)),
+        load_shedding=random.random() < 0.3,
+    )
+
+
+def _draw_stage(random: Random, name: str, *, streams: bool) -> StagePlan:
+    batch_size = random.choice((1, 1, 1, 2, 4, 7))
+    concurrency = random.choice((1, 1, 1, 2, 5))
+    timeout = random.choice((0.1, 0.5, 2.0))
+    num = random.choice((1, 1, 2, 3))
+    return StagePlan(
+        specs=[WorkerSpec(Modelled, name, number, batch_size, timeout) for number in range(1, num + 1)],
+        variables=None,
+        batch_size=batch_size,
+        max_wait=random.choice((0.0, 0.002, 0.01, 0.1)),
+        adaptive=random.random() < 0.4,
+        max_attempts=random.choice((1, 2, 2, 2, 3)),
+        start_timeout=random.choice((0.5, 5.0)),
+        concurrency=concurrency,
+        ordered=not streams and concurrency == 1 and random.random() < 0.8,
+        streams=streams,
+    )
+
+
+def _draw_pace(random: Random, stage: StagePlan) -> Pace:
+    most = min(random.choice((0.0002, 0.003, 0.02, 0.08)), stage.timeout * 0.9)
+    return Pace(most * random.choice((0.1, 0.5, 1.0)), most, random.choice((1, 4, 12)))
+
+
+def _draw_arrivals(random: Random, world: World) -> list[Arrival]:
+    """Draw clients that come singly and in bursts."""
+    count = random.choice((2, 5, 10, 24))
+    gaps = random.choice(((0.0,), (0.0, 0.001), (0.0, 0.0, 0.02), (0.0, 0.01, 0.3), (0.0, 0.0, 0.0, 0.0, 3.0, 11.0)))
+    leaving = random.choice((0.0, 0.1, 0.4))
+    stalling = random.choice((0.0, 0.1, 0.5))
+    wrong = random.choice((0.0, 0.1, 0.3))
+    hurried = random.choice((0.0, 0.1, 0.5))
+    reads = random.choice((0.0, 0.0, 0.005, 0.1))
+    at = 0.0
+    arrivals = []
+    for _ in range(count):
+        gap = random.choice(gaps)
+        at += gap if random.random() < 0.5 else gap * random.expovariate(1.0)
+        route = random.randrange(len(world.routes))
+        stages = world.routes[route].stages
+        timeout = world.limits.timeout
+        arrivals.append(
+            Arrival(
+                at=at,
+                route=route,
+                timeout=random.choice((0.001, 0.01, 0.1, 0.9)) * timeout if random.random() < hurried else None,
+                leaves_after=_early(random, timeout) if random.random() < leaving else None,
+                reads_after=reads * random.random(),
+                stalls_at=random.randrange(4) if random.random() < stalling else None,
+                stalls_for=random.choice((0.5, 3.0)) * world.limits.stall_timeout * random.random(),
+                poison=random.choice(stages) if random.random() < wrong / 3 else None,
+                fails_at=random.choice(stages) if random.random() < wrong else None,
+            )
+        )
+    return arrivals
+
+
+def _early(random: Random, timeout: float) -> float:
+    """Return seconds, mostly few: at once, after some milliseconds, or anytime."""
+    return random.choice((0.0, 0.001, 0.01, 0.1, 1.0)) * random.random() * min(timeout, 2.0)
