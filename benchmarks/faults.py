@@ -249,7 +249,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = [promise for promise in PROMISES if promise.name in (options.only or [promise.name])]
     results: list[tuple[Promise, Outcome]] = []
     try:
-        with servers.running("besieged", ["mosec_asgi"]) as (server,):
+        with servers.alone("besieged") as server:
             print(f"{CONNECTIONS} connections, {options.seconds:g} s each\n\n{HEADER}\n{'-' * len(HEADER)}", flush=True)
             for promise in chosen:
                 results.append((promise, besiege(server, promise, options.seconds, options.interval)))

@@ -373,7 +373,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run what the command line asks for; return the exit code."""
     options = _parser().parse_args(arguments)
     try:
-        with servers.running("soaked", ["mosec_asgi"]) as (server,):
+        with servers.alone("soaked") as server:
             faults = soak(server, options.seconds, options.interval, streams=options.streams)
     except BenchmarkError as error:
         print(f"error: {error}", file=sys.stderr)

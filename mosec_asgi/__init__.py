@@ -6,6 +6,7 @@ General layout; each floor imports only from those below it:
     server.py               F6  Server: stages and routes -> the ASGI app, its lifespan, run()
     running.py              F6  a service that runs: plans, coordinator, app, metrics on one event loop
     serving.py, dry_run.py  F6  what run() does: uvicorn and signals; each pipeline once
+    testing/                F6  a service on virtual time with inline workers; the simulation of random histories
     web/                    F5  HTTP in, HTTP out: app, inference, sse, request, disconnect, http2, body, compression,
                                 responses, gathering, health;
                                 the contract: openapi, contract, components, examples, swagger

@@ -146,6 +146,7 @@ class ContinuousRunner:
         self._outlet.flush()
         ended = {slot: task_id for slot, task_id in self._tasks.items() if not self._outlet.is_open(task_id)}
         self._evict(list(ended))
+        self._timer.check()
         self._outlet.forget_finished(ended.values())
 
     def _take(self, slot: Hashable, event: Any) -> None:

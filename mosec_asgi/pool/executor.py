@@ -60,6 +60,7 @@ class Executor:
         """Run what comes until the port ends."""
         while (tasks := self._port.next_tasks()) is not None:
             self.run(tasks)
+            self._timer.check()
             self._worker._answered(tasks.payloads)
 
     def run(self, tasks: frames.Tasks) -> None:

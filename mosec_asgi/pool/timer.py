@@ -77,6 +77,14 @@ class Timer:
         if self._handles and not self._pending:
             self._set(max(self._deadline - time.perf_counter(), 1e-6))
 
+    def check(self) -> None:
+        """Notice, between two blocks, that the user's code has cleared the alarm: the next block sets another one."""
+        if self._pending and not signal.getitimer(signal.ITIMER_REAL)[0]:
+            self._pending = False
+            self._handles = None
+            if self._kernel is not None:
+                self._kernel.set(0.0)
+
     def _set(self, seconds: float) -> None:
         self._pending = True
         signal.setitimer(signal.ITIMER_REAL, seconds)
