@@ -20,6 +20,8 @@ from mosec_asgi.metrics import Gauges, StageMetrics
 
 TIMEOUT = 5.0  # seconds that a worker may take for one step
 STUCK = TIMEOUT + GRACE_SECONDS
+# A stage that streams, several streams at a time on each worker.
+STREAMS: dict[str, Any] = {"streams": True, "ordered": False, "concurrency": 4}
 
 
 class Bench:
@@ -269,13 +271,15 @@ async def test_a_worker_that_dies_in_the_turn_in_which_a_client_leaves_is_told_n
 
 
 async def test_a_worker_that_was_asked_to_stop_is_told_nothing_more() -> None:
-    async with bench() as b:
-        (task,) = b.submit()
+    async with bench(**STREAMS) as b:
+        gone, stays = b.submit(2, streams=True)
+        b.loop.turn()
         b.worker.stops_when_asked = False
-        b.leave(task)
+        b.leave(gone)
+        b.stage.taken(stays, 300)
         b.stage.pool.ask_to_stop()
         b.loop.turn()
-        assert b.worker.cancelled == []
+        assert (b.worker.cancelled, b.worker.taken) == ([], [])
 
 
 # -- answers -----------------------------------------------------------------------------------------------------------
@@ -310,8 +314,6 @@ async def test_a_worker_that_answers_what_it_has_not_is_killed_and_nothing_of_it
 
 
 # -- streams -----------------------------------------------------------------------------------------------------------
-
-STREAMS: dict[str, Any] = {"streams": True, "ordered": False, "concurrency": 4}
 
 
 async def test_pieces_of_streams_are_handed_on_in_their_order() -> None:
