@@ -804,6 +804,38 @@ async def test_what_was_measured_under_load_stays_true_through_quiet_times() -> 
         assert b.stage.backlog_seconds == 2.0
 
 
+@pytest.mark.parametrize("how", ["leave", "time out", "stage down"])
+async def test_a_quiet_hour_after_those_that_waited_have_gone_unanswered_does_not_count(how: str) -> None:
+    async with bench() as b:
+        b.submit(9)
+        b.loop.turn()
+        while b.worker.has:
+            b.clock.advance(0.25)
+            b.worker.reply(seconds=0.25)
+            b.loop.turn()
+        waiting = b.submit(3)
+        b.loop.turn()
+        b.worker.exit()
+        if how == "stage down":
+            b.loop.advance(0.0)
+            b.worker.fail_to_start("no weights")
+        else:
+            for task in waiting:
+                b.leave(task) if how == "leave" else b.timed_out(task)
+        b.loop.turn()
+        b.clock.advance(3600.0)
+        b.loop.advance(10.0)
+        b.worker.ready()
+        b.submit(9)
+        b.loop.turn()
+        while len(b.worker.given) < 9:
+            b.clock.advance(0.25)
+            b.worker.reply(seconds=0.25)
+            b.loop.turn()
+        b.submit(8)
+        assert b.stage.backlog_seconds == pytest.approx(2.0)
+
+
 async def test_a_batch_that_waits_to_fill_is_no_backlog() -> None:
     async with bench(max_batch_size=4, max_wait=100.0) as b:
         for _ in range(3):
