@@ -22,6 +22,11 @@ OTHER: dict[str, tuple[Any, str, list[str]]] = {
     "capacity": (7, "7", ["--capacity", "7"]),
     "timeout": (50, "50", ["--timeout", "50"]),
     "wait": (0, "0", ["--wait", "0"]),
+    "start_timeout": (1, "1", ["--start-timeout", "1"]),
+    "event_timeout": (7, "7", ["--event-timeout", "7"]),
+    "stall_timeout": (7, "7", ["--stall-timeout=7"]),
+    "stream_buffer": (4096, "4096", ["--stream-buffer", "4096"]),
+    "load_shedding": (True, "on", ["--load-shedding"]),
     "address": ("127.0.0.1", "127.0.0.1", ["--address", "127.0.0.1"]),
     "port": (8123, "8123", ["--port=8123"]),
     "namespace": ("other", "other", ["--namespace", "other"]),
@@ -39,6 +44,11 @@ def test_the_defaults_are_those_of_the_design() -> None:
         "capacity": 1024,
         "timeout": 3000,
         "wait": 10,
+        "start_timeout": 30 * 60 * 1000,
+        "event_timeout": 0,
+        "stall_timeout": 30_000,
+        "stream_buffer": 256 * 1024,
+        "load_shedding": False,
         "address": "0.0.0.0",
         "port": 8000,
         "namespace": "mosec_service",
@@ -109,6 +119,11 @@ def test_a_switch_in_the_environment_is_read_as_words_or_digits(text: str, value
         ({"timeout": 0}, {}, "must be at least 1, not 0"),
         ({"wait": -1}, {}, "must be at least 0, not -1"),
         ({"max_request_size": 0}, {}, "must be at least 1, not 0"),
+        ({"start_timeout": 0}, {}, "must be at least 1, not 0"),
+        ({"event_timeout": -1}, {}, "must be at least 0, not -1"),
+        ({"stall_timeout": 0}, {}, "must be at least 1, not 0"),
+        ({"stream_buffer": 1023}, {}, "must be at least 1024, not 1023"),
+        ({"load_shedding": 1}, {}, r"Server\(load_shedding=\.\.\.\) must be bool, not 1 \(int\)"),
         ({"log_level": "loud"}, {}, "must be one of debug, info, warning, error, not 'loud'"),
         ({}, {"MOSEC_PORT": "http"}, "the environment variable MOSEC_PORT must be a whole number, not 'http'"),
         ({}, {"MOSEC_WAIT": "1.5"}, "the environment variable MOSEC_WAIT must be a whole number"),
@@ -147,6 +162,8 @@ def test_settings_cannot_be_changed() -> None:
 
 def test_the_timeout_in_seconds_and_the_level_that_counts() -> None:
     assert Settings(timeout=1500).timeout_seconds == 1.5
+    assert Settings(timeout=1500).event_timeout_seconds == 1.5, "unless it has a value of its own"
+    assert Settings(timeout=1500, event_timeout=20).event_timeout_seconds == 0.02
     assert Settings(log_level="error").effective_log_level == "error"
     assert Settings(log_level="error", debug=True).effective_log_level == "debug"
 

@@ -196,3 +196,51 @@ def test_workers_are_made_at_first_use_and_then_kept() -> None:
     stage = StageMetrics("Echo_1", batched=False)
     assert stage.worker(2) is stage.worker(2)
     assert set(stage.workers) == {2}
+
+
+# -- streams -----------------------------------------------------------------------------------------------------------
+
+STREAM_METRICS = {"streams_open", "events_sent", "first_event_second", "event_gap_second"}
+
+
+def streaming_service() -> ServiceMetrics:
+    """Return metrics of a service whose second stage streams, and has been used a little."""
+    metrics = ServiceMetrics(
+        "mosec_service", [StageMetrics("Pre_1", batched=False), StageMetrics("Chat_2", batched=False, streams=True)]
+    )
+    chat = metrics.stages[1]
+    chat.streams_open, chat.events = 2, 7
+    chat.first_event.observe(0.25)
+    chat.event_gap.observe(0.03, 6)
+    return metrics
+
+
+@pytest.mark.parametrize("accept", ["", OPENMETRICS], ids=["text", "openmetrics"])
+def test_what_is_measured_of_streams_is_shown_for_stages_that_stream(accept: str) -> None:
+    found = samples(streaming_service(), accept)
+    assert found[key("mosec_service_streams_open", stage="Chat_2")] == 2
+    assert found[key("mosec_service_events_sent_total", stage="Chat_2")] == 7
+    assert found[key("mosec_service_first_event_second_sum", stage="Chat_2")] == 0.25
+    assert found[key("mosec_service_first_event_second_count", stage="Chat_2")] == 1
+    assert found[key("mosec_service_first_event_second_bucket", stage="Chat_2", le="0.256")] == 1
+    assert found[key("mosec_service_first_event_second_bucket", stage="Chat_2", le="0.128")] == 0
+    assert found[key("mosec_service_event_gap_second_sum", stage="Chat_2")] == pytest.approx(0.18)
+    assert found[key("mosec_service_event_gap_second_count", stage="Chat_2")] == 6
+
+
+def test_nothing_of_streams_is_shown_for_other_stages() -> None:
+    def stages(metrics: ServiceMetrics) -> set[str]:
+        return {
+            dict(labels)["stage"]
+            for name, labels in samples(metrics)
+            if any(name.startswith(f"mosec_service_{metric}") for metric in STREAM_METRICS)
+        }
+
+    assert stages(streaming_service()) == {"Chat_2"}
+    assert stages(service()) == set()
+
+
+def test_the_slots_in_use_are_shown_by_stage() -> None:
+    found = samples(service())
+    assert found[key("mosec_service_slots_in_use", stage="Model_2")] == 3
+    assert found[key("mosec_service_slots_in_use", stage="Pre_1")] == 0

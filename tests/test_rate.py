@@ -9,18 +9,13 @@ from mosec_asgi.batching.rate import SPELL_SECONDS, Rate
 SECONDS = st.floats(0.001, 30.0)
 
 
-def answered(rate: Rate, answers: int, now: float, *, waiting: bool) -> None:
-    """Note answers, and whether tasks still wait then."""
-    rate.answered(answers, now)
-    rate.wait(now, waiting=waiting)
-
-
 def work(rate: Rate, seconds_each: float, answers: int, *, now: float = 0.0) -> float:
     """Let tasks wait until a stage has answered so many, one after the other; return the time after it."""
     rate.wait(now, waiting=True)
-    for place in range(answers):
+    for _ in range(answers):
         now += seconds_each
-        answered(rate, 1, now, waiting=place < answers - 1)
+        rate.answered(1, now)
+    rate.wait(now, waiting=False)
     return now
 
 
@@ -28,20 +23,21 @@ def test_a_stage_that_has_answered_nothing_has_no_rate() -> None:
     rate = Rate()
     assert (rate.per_second, rate.seconds_for(1000)) == (0.0, 0.0)
     rate.wait(1.0, waiting=True)
+    rate.wait(2.0, waiting=True)
     assert (rate.per_second, rate.seconds_for(1000)) == (0.0, 0.0)
 
 
 def test_answers_without_measured_work_give_no_rate() -> None:
     rate = Rate()
     rate.wait(5.0, waiting=True)
-    answered(rate, 1, 5.0, waiting=False)
+    rate.answered(1, 5.0)
     assert (rate.per_second, rate.seconds_for(1000)) == (0.0, 0.0)
 
 
 def test_the_first_answers_count_before_a_whole_spell_of_work() -> None:
     rate = Rate()
     rate.wait(10.0, waiting=True)
-    answered(rate, 2, 10.0 + SPELL_SECONDS / 5, waiting=True)
+    rate.answered(2, 10.0 + SPELL_SECONDS / 5)
     assert rate.per_second == pytest.approx(10 / SPELL_SECONDS)
 
 
@@ -58,31 +54,42 @@ def test_answers_while_nothing_waits_tell_nothing() -> None:
     now = work(rate, 0.1, 20)
     for place in range(1, 50):
         # A trickle: each is answered before the next comes.
-        answered(rate, 1, now + place, waiting=False)
+        rate.wait(now + place - 0.5, waiting=False)
+        rate.answered(1, now + place)
     assert rate.per_second == pytest.approx(10.0)
 
 
 def test_a_quiet_hour_does_not_make_a_stage_look_slow() -> None:
     rate = Rate()
     now = work(rate, 0.1, 20)
-    rate.wait(now + 3600.0, waiting=True)
-    answered(rate, 1, now + 3600.1, waiting=False)
-    work(rate, 0.1, 20, now=now + 7200.0)
+    now = work(rate, 0.1, 1, now=now + 3600.0)
+    work(rate, 0.1, 20, now=now + 3600.0)
     assert rate.per_second == pytest.approx(10.0)
 
 
-def test_work_is_counted_from_where_it_began_however_often_that_is_said() -> None:
+def test_an_hour_after_those_that_waited_have_left_does_not_count_either() -> None:
+    rate = Rate()
+    now = work(rate, 0.125, 20)
+    rate.wait(now, waiting=True)
+    # They leave unanswered.
+    rate.wait(now + 0.25, waiting=False)
+    work(rate, 0.125, 2, now=now + 3600.0)
+    # Of the last half second, half went by without an answer.
+    assert rate.per_second == (8.0 + 4.0) / 2
+
+
+def test_time_in_which_tasks_wait_counts_however_often_that_is_said() -> None:
     rate = Rate()
     for now in (0.0, 0.5, 0.9):
         rate.wait(now, waiting=True)
-    answered(rate, 1, 1.0, waiting=False)
+    rate.answered(1, 1.0)
     assert rate.per_second == pytest.approx(1.0)
 
 
 def test_a_frame_of_many_answers_counts_them_all() -> None:
     rate = Rate()
     rate.wait(0.0, waiting=True)
-    answered(rate, 64, 1.0, waiting=False)
+    rate.answered(64, 1.0)
     assert rate.per_second == pytest.approx(64.0)
 
 
@@ -91,7 +98,7 @@ def test_a_spell_that_is_over_does_not_count_again() -> None:
     work(rate, SPELL_SECONDS, 1)
     first = rate.per_second
     rate.wait(100.0, waiting=True)
-    answered(rate, 0, 100.0 + SPELL_SECONDS, waiting=False)
+    rate.answered(0, 100.0 + SPELL_SECONDS)
     assert rate.per_second == pytest.approx(first / 2), "half of the rate is what was measured last: nothing"
 
 

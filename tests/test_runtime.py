@@ -1,12 +1,16 @@
 from __future__ import annotations
 
+from collections.abc import Hashable, Iterable
 from typing import Any
 
 import pytest
 from fakes import Echo
 
+from mosec_asgi.config import Settings
 from mosec_asgi.errors import DefinitionError
-from mosec_asgi.runtime import Runtime, stage_names
+from mosec_asgi.running import plan_stage
+from mosec_asgi.runtime import Runtime, check_pipeline, stage_names
+from mosec_asgi.streaming import ContinuousWorker, SSEWorker
 from mosec_asgi.worker import Worker
 
 
@@ -28,16 +32,65 @@ class Coroutine(Worker):
         return data
 
 
+class Generator(Worker):
+    def forward(self, data: Any) -> Any:
+        yield data
+
+
 class AsyncGenerator(Worker):
     async def forward(self, data: Any) -> Any:
         yield data
+
+
+class Events(SSEWorker):
+    def forward(self, data: Any) -> Any:
+        yield data
+
+
+class AsyncEvents(SSEWorker):
+    async def forward(self, data: Any) -> Any:
+        yield data
+
+
+class Pushes(SSEWorker):
+    async def forward(self, data: Any) -> Any:
+        self.send_stream_event(data)
+
+
+class Steps(ContinuousWorker):
+    def admit(self, item: Any) -> Hashable:
+        return item
+
+    def step(self) -> Iterable[tuple[Hashable, Any]]:
+        return []
+
+    def evict(self, slot: Hashable) -> None:
+        pass
+
+
+class AsyncSteps(Steps):
+    async def step(self) -> Any:
+        return []
+
+
+class AsyncAdmits(Steps):
+    async def admit(self, item: Any) -> Any:
+        yield item
+
+
+class NoStep(ContinuousWorker):
+    def admit(self, item: Any) -> Hashable:
+        return item
+
+    def evict(self, slot: Hashable) -> None:
+        pass
 
 
 def test_the_defaults() -> None:
     runtime = Runtime(Echo)
     assert (runtime.num, runtime.max_batch_size, runtime.max_wait_time, runtime.timeout) == (1, 1, 0, 0.0)
     assert (runtime.start_method, runtime.env) == ("spawn", None)
-    assert (runtime.max_attempts, runtime.isolation_calls) == (2, None)
+    assert (runtime.max_attempts, runtime.isolation_calls, runtime.concurrency) == (2, None, 1)
 
 
 def test_settings_may_be_given_by_place_in_mosecs_order() -> None:
@@ -70,6 +123,10 @@ def test_settings_may_be_given_by_place_in_mosecs_order() -> None:
         ({"num": 2, "env": [{}, {2: "x"}]}, "env of worker 2: 2: 'x' must be text on both sides; write '2': 'x'"),
         ({"max_attempts": 0}, "max_attempts must be at least 1, not 0"),
         ({"isolation_calls": -1}, "isolation_calls must be at least 0, not -1"),
+        ({"concurrency": 0}, "concurrency must be at least 1, not 0"),
+        ({"concurrency": 2.0}, r"concurrency must be a whole number, not 2.0 \(float\)"),
+        ({"concurrency": True}, "concurrency must be a whole number, not True"),
+        ({"concurrency": 2}, "concurrency=2 needs an asynchronous worker: make Echo.forward `async`, or use num"),
     ],
 )
 def test_what_does_not_fit_is_refused_with_what_to_change(options: dict[str, Any], text: str) -> None:
@@ -86,14 +143,84 @@ def test_what_does_not_fit_is_refused_with_what_to_change(options: dict[str, Any
         ("Echo", "'Echo' is no worker"),
         (NoForward, "the worker NoForward does not define forward; add it to the class"),
         (Worker, "does not define forward"),
-        (Coroutine, "Coroutine.forward is asynchronous"),
-        (AsyncGenerator, "AsyncGenerator.forward is asynchronous"),
+        (Generator, "Generator.forward is a generator, which streams; derive Generator from SSEWorker"),
+        (AsyncGenerator, "AsyncGenerator.forward is a generator, which streams; derive AsyncGenerator from SSEWorker"),
+        (NoStep, "the worker NoStep does not define step; add it to the class"),
+        (ContinuousWorker, "does not define admit, evict, step"),
+        (AsyncSteps, "AsyncSteps.step is asynchronous; a ContinuousWorker has plain methods"),
+        (AsyncAdmits, "AsyncAdmits.admit is asynchronous"),
     ],
     ids=str,
 )
 def test_what_is_no_worker_is_refused(worker: Any, text: str) -> None:
     with pytest.raises(DefinitionError, match=text):
         Runtime(worker)
+
+
+@pytest.mark.parametrize("worker", [Coroutine, AsyncEvents, Pushes])
+def test_an_asynchronous_worker_may_work_on_several_at_a_time(worker: type[Worker]) -> None:
+    assert Runtime(worker, concurrency=100).concurrency == 100
+    assert Runtime(worker, max_batch_size=8, concurrency=2).concurrency == 2
+
+
+@pytest.mark.parametrize("worker", [Echo, Events, Steps])
+def test_no_other_worker_may(worker: type[Worker]) -> None:
+    with pytest.raises(DefinitionError, match=f"make {worker.__name__}.forward `async`"):
+        Runtime(worker, max_batch_size=8, concurrency=2)
+
+
+@pytest.mark.parametrize("worker", [Events, AsyncEvents, Pushes, Steps])
+def test_a_worker_that_streams_is_the_last_stage_of_its_route(worker: type[Worker]) -> None:
+    first, last = Runtime(Echo), Runtime(worker)
+    check_pipeline("/a", [first, first, last])
+    check_pipeline("/a", [last])
+    for pipeline in ([last, first], [first, last, first], [last, last]):
+        with pytest.raises(
+            DefinitionError, match=f"{worker.__name__} streams, so it must be the last stage of /a; append it last"
+        ):
+            check_pipeline("/a", pipeline)
+
+
+# -- as it is to be run ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("runtime", "batch_size", "concurrency", "ordered", "streams"),
+    [
+        (Runtime(Echo), 1, 1, True, False),
+        (Runtime(Echo, max_batch_size=8), 8, 1, True, False),
+        (Runtime(Coroutine, concurrency=5), 1, 5, False, False),
+        (Runtime(Coroutine, max_batch_size=8, concurrency=5), 8, 5, False, False),
+        (Runtime(Events), 1, 1, False, True),
+        (Runtime(Events, max_batch_size=8), 8, 1, False, True),
+        (Runtime(AsyncEvents, concurrency=5), 1, 5, False, True),
+        # Its batch is formed in the worker, which has a slot for each task.
+        (Runtime(Steps, max_batch_size=8), 1, 8, False, True),
+        (Runtime(Steps), 1, 1, False, True),
+    ],
+    ids=lambda value: value.worker.__name__ if isinstance(value, Runtime) else None,
+)
+def test_how_a_stage_is_run_follows_from_its_worker(
+    runtime: Runtime, batch_size: int, concurrency: int, ordered: bool, streams: bool
+) -> None:
+    plan = plan_stage(runtime, "Name_1", Settings())
+    assert (plan.batch_size, plan.concurrency, plan.ordered, plan.streams) == (
+        batch_size, concurrency, ordered, streams,
+    )  # fmt: skip
+    (spec,) = plan.specs
+    assert (spec.max_batch_size, spec.concurrency) == (runtime.max_batch_size, runtime.concurrency)
+
+
+def test_a_stage_has_its_own_times_and_those_of_the_service_where_it_has_none() -> None:
+    settings = Settings(timeout=2500, wait=20, start_timeout=4000, stream_buffer=2048, log_level="error")
+    plan = plan_stage(Runtime(Echo, num=2, env=[{"A": "1"}, {"A": "2"}]), "Echo_1", settings)
+    assert (plan.timeout, plan.max_wait, plan.adaptive, plan.start_timeout) == (2.5, 0.02, True, 4.0)
+    assert plan.variables == [{"A": "1"}, {"A": "2"}]
+    assert [(spec.stage, spec.worker_id) for spec in plan.specs] == [("Echo_1", 1), ("Echo_1", 2)]
+    assert {(spec.stream_buffer, spec.log_level, spec.log_text) for spec in plan.specs} == {(2048, "error", False)}
+    own = plan_stage(Runtime(Echo, max_wait_time=5, timeout=0.5, max_attempts=3, isolation_calls=0), "Echo_1", settings)
+    assert (own.timeout, own.max_wait, own.adaptive, own.max_attempts) == (0.5, 0.005, False, 3)
+    assert own.specs[0].isolation_calls == 0
 
 
 def test_a_refusal_is_a_value_error_for_programs_written_for_mosec() -> None:
@@ -116,6 +243,10 @@ def test_numbers_begin_anew_in_each_server() -> None:
     Runtime(Echo)
     later = Runtime(Other)
     assert stage_names([later]) == {later: "Other_1"}
+
+
+def test_a_stage_says_what_it_is() -> None:
+    assert repr(Runtime(Echo, num=2, max_batch_size=8)) == "<Runtime Echo num=2 max_batch_size=8>"
 
 
 def test_no_stages_have_no_names() -> None:

@@ -15,7 +15,7 @@ import pytest
 from harness import child_processes
 from workers import Echo, Raw
 
-from mosec_asgi import Runtime, Server, Worker
+from mosec_asgi import Runtime, Server, SSEWorker, Worker
 from mosec_asgi.errors import DefinitionError
 
 
@@ -35,6 +35,16 @@ class NoForward(Worker):
 class Asynchronous(Worker):
     async def forward(self, data: Any) -> Any:
         return data
+
+
+class Generator(Worker):
+    def forward(self, data: Any) -> Any:
+        yield data
+
+
+class Events(SSEWorker):
+    def forward(self, data: Any) -> Any:
+        yield data
 
 
 class NoWorker:
@@ -65,6 +75,9 @@ def refusal(act: Callable[[], object]) -> str:
         ({"max_wait_time": -1}, "max_wait_time must be at least 0, not -1"),
         ({"max_attempts": 0}, "max_attempts must be at least 1, not 0"),
         ({"isolation_calls": -1}, "isolation_calls must be at least 0, not -1"),
+        ({"concurrency": 0}, "concurrency must be at least 1, not 0"),
+        ({"concurrency": 4}, "concurrency=4 needs an asynchronous worker: make Echo.forward `async`, or use num for "
+         "more processes"),
         ({"timeout": -0.5}, "timeout must be a number of seconds, 0 or more, not -0.5"),
         ({"timeout": "1"}, "timeout must be a number of seconds, 0 or more, not '1'"),
         ({"timeout": float("inf")}, "timeout must be a number of seconds, 0 or more, not inf"),
@@ -98,7 +111,7 @@ def test_a_stage_that_does_not_fit_is_refused_with_what_to_change(
         (Worker, ["Worker does not define forward", "add it"]),
         (NoForward, ["NoForward does not define forward", "add it"]),
         (Unfinished, ["Unfinished does not define model", "add it"]),
-        (Asynchronous, ["Asynchronous.forward is asynchronous", "make it a plain method"]),
+        (Generator, ["Generator.forward is a generator, which streams", "derive Generator from SSEWorker"]),
     ],
     ids=lambda value: getattr(value, "__name__", None),
 )
@@ -118,6 +131,35 @@ def test_a_route_of_the_servers_own_is_refused(path: str) -> None:
         message = refusal(act)
         assert f"the route {path} is the server's own" in message
         assert "use another" in message
+
+
+def test_an_asynchronous_worker_is_accepted_with_as_many_at_a_time_as_is_said() -> None:
+    server = Server()
+    server.append_worker(Asynchronous, concurrency=16)
+    server.append_worker(Asynchronous, max_batch_size=4)
+    assert repr(server) == (
+        "<Server {'/inference': [<Runtime Asynchronous num=1 max_batch_size=1>, "
+        "<Runtime Asynchronous num=1 max_batch_size=4>]}>"
+    )
+
+
+def test_nothing_follows_a_stage_that_streams() -> None:
+    def append(server: Server) -> None:
+        server.append_worker(Events)
+        server.append_worker(Echo, route=["/other", "/inference"])
+
+    for act in (
+        lambda: append(Server()),
+        lambda: Server().register_runtime({"/inference": [Runtime(Echo), Runtime(Events), Runtime(Echo)]}),
+    ):
+        message = refusal(act)
+        assert "Events streams, so it must be the last stage of /inference" in message
+        assert "append it last, or give what follows it a route of its own" in message
+    server = Server()
+    refusal(lambda: append(server))
+    assert repr(server) == "<Server {'/inference': [<Runtime Events num=1 max_batch_size=1>]}>"
+    server.append_worker(Echo, route="/other")
+    server.append_worker(Events, route="/other")
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,8 @@ from mosec_asgi.metrics import Gauges, StageMetrics
 
 TIMEOUT = 5.0  # seconds that a worker may take for one step
 STUCK = TIMEOUT + GRACE_SECONDS
+# A stage that streams, several streams at a time on each worker.
+STREAMS: dict[str, Any] = {"streams": True, "ordered": False, "concurrency": 4}
 
 
 class Bench:
@@ -269,13 +271,15 @@ async def test_a_worker_that_dies_in_the_turn_in_which_a_client_leaves_is_told_n
 
 
 async def test_a_worker_that_was_asked_to_stop_is_told_nothing_more() -> None:
-    async with bench() as b:
-        (task,) = b.submit()
+    async with bench(**STREAMS) as b:
+        gone, stays = b.submit(2, streams=True)
+        b.loop.turn()
         b.worker.stops_when_asked = False
-        b.leave(task)
+        b.leave(gone)
+        b.stage.taken(stays, 300)
         b.stage.pool.ask_to_stop()
         b.loop.turn()
-        assert b.worker.cancelled == []
+        assert (b.worker.cancelled, b.worker.taken) == ([], [])
 
 
 # -- answers -----------------------------------------------------------------------------------------------------------
@@ -310,8 +314,6 @@ async def test_a_worker_that_answers_what_it_has_not_is_killed_and_nothing_of_it
 
 
 # -- streams -----------------------------------------------------------------------------------------------------------
-
-STREAMS: dict[str, Any] = {"streams": True, "ordered": False, "concurrency": 4}
 
 
 async def test_pieces_of_streams_are_handed_on_in_their_order() -> None:
@@ -800,6 +802,38 @@ async def test_what_was_measured_under_load_stays_true_through_quiet_times() -> 
         b.submit(9)
         b.loop.turn()
         assert b.stage.backlog_seconds == 2.0
+
+
+@pytest.mark.parametrize("how", ["leave", "time out", "stage down"])
+async def test_a_quiet_hour_after_those_that_waited_have_gone_unanswered_does_not_count(how: str) -> None:
+    async with bench() as b:
+        b.submit(9)
+        b.loop.turn()
+        while b.worker.has:
+            b.clock.advance(0.25)
+            b.worker.reply(seconds=0.25)
+            b.loop.turn()
+        waiting = b.submit(3)
+        b.loop.turn()
+        b.worker.exit()
+        if how == "stage down":
+            b.loop.advance(0.0)
+            b.worker.fail_to_start("no weights")
+        else:
+            for task in waiting:
+                b.leave(task) if how == "leave" else b.timed_out(task)
+        b.loop.turn()
+        b.clock.advance(3600.0)
+        b.loop.advance(10.0)
+        b.worker.ready()
+        b.submit(9)
+        b.loop.turn()
+        while len(b.worker.given) < 9:
+            b.clock.advance(0.25)
+            b.worker.reply(seconds=0.25)
+            b.loop.turn()
+        b.submit(8)
+        assert b.stage.backlog_seconds == pytest.approx(2.0)
 
 
 async def test_a_batch_that_waits_to_fill_is_no_backlog() -> None:

@@ -4,6 +4,7 @@ import itertools
 
 import pytest
 
+from mosec_asgi.batching.flow import Flow
 from mosec_asgi.batching.task import TRANSITIONS, Event, State, Task, TaskError
 
 
@@ -18,6 +19,7 @@ def test_a_new_task_waits_at_its_first_stage() -> None:
     assert Task(1, "", 0, (3,), b"", 0.0, 1.0).state is State.QUEUED
     assert (task.stage, task.position, task.attempts, task.alone, task.example) == (3, 0, 0, False, False)
     assert task.arrived == task.queued == 10.0
+    assert (task.flow, task.place, task.batch) == (None, 0, 0)
 
 
 @pytest.mark.parametrize(
@@ -75,6 +77,20 @@ def test_a_settled_task_frees_its_payload(state: State) -> None:
     task = task_in(state)
     task.settle()
     assert (task.state, task.payload) == (State.SETTLED, b"")
+
+
+def test_a_task_of_a_stream_keeps_its_flow_through_all_stages() -> None:
+    flow = Flow(1024)
+    task = Task(7, "", 0, (3, 5), b"", 10.0, 13.0, flow=flow)
+    task.step(Event.DISPATCH)
+    task.advance(b"", 11.0)
+    assert task.flow is flow
+
+
+def test_a_task_says_where_it_is() -> None:
+    task = task_in(State.SENT)
+    task.attempts = 1
+    assert repr(task) == "<Task 7 SENT stage=0 attempts=1>"
 
 
 def test_a_task_is_settled_once() -> None:
