@@ -68,10 +68,12 @@ class Port:
         Raises:
             FrameError: what comes is no frame, or not one for a worker.
         """
-        while not self.tasks and not self.ended:
+        while True:
             with self._reading:
+                # Looked at with the lock held: another thread may have taken in just now what would be waited for.
+                if self.tasks or self.ended:
+                    return bool(self.tasks)
                 self._receive(0)
-        return bool(self.tasks)
 
     def poll(self) -> None:
         """Take in what has come, without waiting."""
