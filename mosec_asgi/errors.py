@@ -117,7 +117,11 @@ def describe(error: BaseException) -> Failure:
     """
     if not isinstance(error, (MosecError, MosecTimeoutError)):
         return Failure(HTTPStatus.INTERNAL_SERVER_ERROR, INTERNAL_ERROR_TEXT)
-    details = str(error).replace("\n", " - ") or error.msg
+    try:
+        details = str(error).replace("\n", " - ") or error.msg
+    except Exception:
+        # A subclass may have a `__str__` of its own, with faults of its own.
+        details = error.msg
     # A subclass may set any code; one that says success, or nothing, would hide the error.
     valid = isinstance(error.code, int) and 400 <= error.code < 600
     code = int(error.code) if valid else HTTPStatus.INTERNAL_SERVER_ERROR

@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from mosec_asgi import log
+from mosec_asgi.errors import MosecTimeoutError
 from mosec_asgi.ipc.progress import ProgressPage
 from mosec_asgi.pool.codec import as_input, examples
 from mosec_asgi.pool.executor import Executor
@@ -27,6 +28,8 @@ from mosec_asgi.pool.timer import KernelTimer
 from mosec_asgi.streaming import ContinuousWorker, is_async, streams
 from mosec_asgi.worker import Worker
 
+# Seconds that a worker has to end, once it has nothing more to do. Its server, where it lives, waits less.
+END_SECONDS = 10.0
 # From <linux/prctl.h>.
 _PR_SET_PDEATHSIG = 1
 if sys.platform == "linux":
@@ -59,20 +62,25 @@ def main(spec: WorkerSpec, sock: socket.socket, progress: ProgressPage) -> None:
     _end_with_the_server()
     log.configure(spec.log_level, text=spec.log_text)
     port = Port(sock, progress)
+    kernel = _kernel_timer()
     try:
         worker = load(spec)
-        runner = runner_for(worker, spec, port, _kernel_timer())
+        rehearsals = examples(worker)
+        runner = runner_for(worker, spec, port, kernel)
     except Exception:
         port.failed(traceback.format_exc())
         sys.exit(1)
     try:
-        warm_up(runner, examples(worker), spec)
+        warm_up(runner, rehearsals, spec)
         port.ready()
         runner.serve()
     finally:
         if sys.platform == "linux":
             # The end of the pipe was read first; the signal must not interrupt what is under way already.
             signal.signal(_SERVER_DIED, signal.SIG_IGN)
+        if kernel is not None:
+            # Whatever `Worker.close`, or a thread that goes on, does: with the server dead, nobody else ends it.
+            kernel.set(END_SECONDS)
         runner.close()
 
 
@@ -86,7 +94,7 @@ def runner_for(worker: Worker, spec: WorkerSpec, port: Port, kernel: KernelTimer
         # Only here: it loads asyncio, which other workers do not need.
         from mosec_asgi.pool.concurrent import ConcurrentRunner
 
-        return ConcurrentRunner(worker, spec, port)
+        return ConcurrentRunner(worker, spec, port, kernel)
     if streams(type(worker)):
         from mosec_asgi.pool.stream_executor import StreamExecutor
 
@@ -111,7 +119,7 @@ def warm_up(runner: Runner, examples: Sequence[Any], spec: WorkerSpec) -> None:
         for place, example in enumerate(examples, 1):
             runner.rehearse(as_input(example, batched=batches))
             logger.debug("warmed up with example %d of %d", place, len(examples))
-    except Exception:
+    except (Exception, MosecTimeoutError):
         logger.exception(
             "warm-up failed: `example` and `multi_examples` must be what `forward` takes%s",
             ", a list of items" if batches else "",

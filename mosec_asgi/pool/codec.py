@@ -51,7 +51,7 @@ class Codec:
             return self.failure(result, request_ids)
         try:
             return 200, self.encode(flags, result)
-        except Exception as error:
+        except (Exception, MosecTimeoutError) as error:
             return self.failure(error, request_ids)
 
     def failure(self, error: BaseException, request_ids: Sequence[str]) -> Answer:
@@ -86,7 +86,8 @@ class Codec:
 
 def examples(worker: Worker) -> list[Any]:
     """Return the worker's examples."""
-    if len(worker.multi_examples):
+    # None as well: mosec takes it.
+    if worker.multi_examples is not None and len(worker.multi_examples):
         return list(worker.multi_examples)
     return [] if worker.example is None else [worker.example]
 

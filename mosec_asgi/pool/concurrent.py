@@ -7,6 +7,7 @@ a time; the frames behind them wait. A unit is cancelled when its time is over, 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import inspect
 import math
@@ -26,6 +27,7 @@ from mosec_asgi.pool.executor import checked, decode_batch, is_final
 from mosec_asgi.pool.outlet import ENDED, Outlet
 from mosec_asgi.pool.port import Port
 from mosec_asgi.pool.spec import WorkerSpec
+from mosec_asgi.pool.timer import FORSAKEN_SECONDS, KernelTimer
 from mosec_asgi.streaming import SSEWorker, streams
 from mosec_asgi.worker import Worker
 
@@ -81,7 +83,12 @@ class ConcurrentRunner:
     """Runs the tasks that come through a port, several at a time, until it ends."""
 
     def __init__(
-        self, worker: Worker, spec: WorkerSpec, port: Port, loop: asyncio.AbstractEventLoop | None = None
+        self,
+        worker: Worker,
+        spec: WorkerSpec,
+        port: Port,
+        kernel: KernelTimer | None = None,
+        loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
         """Bind a worker to its port.
 
@@ -89,11 +96,13 @@ class ConcurrentRunner:
             worker: what to run.
             spec: how.
             port: where tasks come from and results go.
+            kernel: ends the process when its loop hangs and nobody else can.
             loop: to run on; None for one of its own, which `serve` runs.
         """
         self._worker = worker
         self._spec = spec
         self._port = port
+        self._kernel = kernel
         self._codec = Codec(worker, spec)
         self._batches = spec.max_batch_size > 1
         self._streams = streams(type(worker))
@@ -132,6 +141,9 @@ class ConcurrentRunner:
 
     def close(self) -> None:
         """Let the worker release what it took; `close` may be asynchronous."""
+        # Raised anew by a step that the server's death has ended.
+        with contextlib.suppress(SystemExit):
+            self._loop.run_until_complete(self._cancel_all())
         closing = self._worker.close()  # type: ignore[func-returns-value]
         if inspect.isawaitable(closing):
             self._loop.run_until_complete(closing)
@@ -144,7 +156,10 @@ class ConcurrentRunner:
         while not self._port.ended:
             await self._news_come()
         self._loop.remove_reader(self._port.fileno())
-        # The server has ended the stream: nobody waits for what still runs.
+        await self._cancel_all()
+
+    async def _cancel_all(self) -> None:
+        """Let go of all units: the server has ended the stream, or has died, and nobody waits for them."""
         self._waiting.clear()
         for running in list(self._running):
             running.cancel()
@@ -202,6 +217,9 @@ class ConcurrentRunner:
 
     def _beat(self) -> None:
         self._beat_timer = None
+        if self._kernel is not None:
+            # The next beat puts it off; a loop that is blocked for longer than a step may take has none.
+            self._kernel.set(2 * self._spec.timeout + FORSAKEN_SECONDS if self._running else 0.0)
         if self._running:
             self._port.progress.beat()
             self._beat_timer = self._loop.call_later(BEAT_SECONDS, self._beat)

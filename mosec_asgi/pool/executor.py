@@ -85,6 +85,9 @@ class Executor:
             if now - began > GATHER_SECONDS or place == last:
                 codes, payloads = zip(*answers, strict=True)
                 self._port.answer(frames.Results(tasks.ids[done : place + 1], codes, payloads, now - began))
+                if place < last:
+                    # Slow enough that clients may have left meanwhile.
+                    self._port.poll()
                 done, answers, began = place + 1, [], clock()
 
     def _run_one(self, tasks: frames.Tasks, place: int) -> Answer:
@@ -164,7 +167,7 @@ def decode_batch(
         try:
             items.append(codec.decode(tasks.flags[place], tasks.payloads[place]))
             decoded.append(place)
-        except Exception as error:
+        except (Exception, MosecTimeoutError) as error:
             answers[place] = codec.failure(error, tasks.request_ids[place : place + 1])
     return answers, items, decoded
 

@@ -69,7 +69,7 @@ class StreamExecutor(Executor):
     def _stream_one(self, tasks: frames.Tasks, place: int) -> None:
         try:
             item = self._codec.decode(tasks.flags[place], tasks.payloads[place])
-        except Exception as error:
+        except (Exception, MosecTimeoutError) as error:
             self._answer(tasks.ids[place], self._codec.failure(error, tasks.request_ids[place : place + 1]))
         else:
             self._stream(tasks, [item], [place])
