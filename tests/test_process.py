@@ -1,4 +1,4 @@
-"""Workers as real processes: how they are launched, what is noticed of their ends, and what is left of them: nothing."""
+"""Workers as real processes: how they are launched, what is noticed of their ends, and that nothing is left of them."""
 
 from __future__ import annotations
 
