@@ -13,7 +13,7 @@ from fakes import FakeClock, FakeLauncher, FakeLoop, FakeWorker, settled_loop, s
 
 from mosec_asgi.batching.flow import Flow
 from mosec_asgi.batching.stage import GRACE_SECONDS, LOOK_SECONDS, STAGE_DOWN, TIMED_OUT, WORKER_DIED, Stage
-from mosec_asgi.batching.task import State, Task
+from mosec_asgi.batching.task import Event, State, Task
 from mosec_asgi.errors import Failure
 from mosec_asgi.ipc import frames
 from mosec_asgi.metrics import Gauges, StageMetrics
@@ -201,8 +201,10 @@ async def test_the_worker_is_told_once_in_a_turn_of_all_that_nobody_waits_for_an
         for worker, has in ((first, {1, 3, 5}), (second, {2, 4, 6})):
             assert set(worker.cancelled) == has
             assert [type(frame) for frame in worker.heard].count(frames.Cancel) == 1
+        b.leave(tasks[6])
         b.loop.turn()
-        assert len(first.cancelled) == 3, "told once"
+        assert sorted(first.cancelled) == [1, 3, 5, 7], "each is told once"
+        assert len(second.cancelled) == 3
 
 
 async def test_a_worker_hears_of_those_who_left_before_it_gets_new_tasks() -> None:
@@ -422,6 +424,15 @@ async def test_begun_tasks_of_a_dead_worker_run_alone_and_those_sent_ahead_as_be
         assert worker.sizes == [1, 2], "the others are a batch again, whatever the first one's fate was"
 
 
+async def test_what_a_dead_worker_had_goes_to_one_that_has_nothing_in_the_same_turn() -> None:
+    async with bench(num=2) as b:
+        b.submit()
+        one, other = b.launcher.launched
+        one.exit()
+        b.loop.turn()
+        assert other.has == [1]
+
+
 async def test_a_task_that_as_many_workers_died_of_as_it_has_attempts_is_answered_500(
     logged: pytest.LogCaptureFixture,
 ) -> None:
@@ -565,6 +576,7 @@ async def test_a_worker_with_nothing_to_do_is_not_looked_at() -> None:
         b.submit()
         b.worker.reply()
         b.loop.advance(LOOK_SECONDS)
+        assert b.loop.timers == []
         looks = b.worker.looks
         b.loop.advance(100 * STUCK)
         assert b.worker.looks == looks
@@ -675,6 +687,20 @@ async def test_a_batch_leaves_when_its_oldest_has_waited_and_the_wait_of_the_nex
         assert b.worker.sizes == [2, 2]
 
 
+async def test_a_timer_that_fires_a_little_early_is_set_again() -> None:
+    async with bench(max_batch_size=4, max_wait=1.0) as b:
+        b.submit()
+        b.loop.turn()
+        (wake,) = b.loop.timers
+        b.clock.advance(0.9999)
+        wake.cancelled = True
+        wake.callback()
+        b.loop.turn()
+        assert b.worker.frames == []
+        b.loop.advance(0.001)
+        assert b.worker.sizes == [1]
+
+
 async def test_a_batch_that_has_left_leaves_no_timer_of_its_wait() -> None:
     async with bench(max_batch_size=2, max_wait=1.0) as b:
         b.submit()
@@ -730,6 +756,16 @@ async def test_answers_of_one_frame_share_its_time_without_batching_and_are_one_
         b.worker.reply(seconds=2.0)
         measured = b.metrics.worker(1).process_duration
         assert (measured.count, measured.total) == (1, 2.0)
+
+
+async def test_the_wait_of_a_task_counts_from_its_arrival_at_the_stage() -> None:
+    async with bench() as b:
+        task = Task(1, "", 0, (1, 0), b"", b.clock.now, 1e9)
+        task.step(Event.DISPATCH)
+        b.clock.advance(5.0)
+        task.advance(b"", b.clock.now)
+        b.stage.enqueue(task, b.clock.now)
+        assert (b.metrics.queue_wait.count, b.metrics.queue_wait.total) == (1, 0.0)
 
 
 async def test_the_size_of_a_batch_and_the_time_in_which_it_was_formed_are_measured() -> None:

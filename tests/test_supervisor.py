@@ -375,7 +375,8 @@ async def test_a_worker_that_could_not_start_and_stays_is_killed() -> None:
     pool = Pool()
     pool.last.write(frames.encode_failed("OSError: no weights"))
     assert not pool.last.killed
-    (timer,) = pool.timers.running
+    (timer,) = pool.timers.exits
+    assert pool.timers.running == [timer], "the time of its start is over"
     timer.fire()
     assert pool.last.killed
     with pytest.raises(StartupError, match="no weights"):
@@ -705,6 +706,17 @@ async def test_a_worker_that_was_lost_before_the_end_is_told_of_and_not_replaced
     assert pool.timers.running == []
 
 
+async def test_a_worker_that_is_to_exit_by_itself_is_killed_in_time_though_the_end_has_begun() -> None:
+    pool = Pool()
+    await pool.started()
+    pool.last.close_pipe()
+    pool.supervisor.ask_to_stop()
+    (timer,) = pool.timers.running
+    timer.fire()
+    assert pool.last.killed
+    await pool.wait_stopped()
+
+
 async def test_abandoned_workers_are_killed_and_reaped_without_the_loop() -> None:
     pool = Pool(num=2)
     await pool.started()
@@ -714,7 +726,9 @@ async def test_abandoned_workers_are_killed_and_reaped_without_the_loop() -> Non
     assert all(worker.killed and worker.reaped for worker in pool.launcher.launched)
 
 
-async def test_killing_a_worker_twice_gives_its_tasks_back_once() -> None:
+async def test_killing_a_worker_twice_gives_its_tasks_back_once_and_the_first_reason_counts(
+    logged: pytest.LogCaptureFixture,
+) -> None:
     pool = Pool()
     await pool.started()
     (worker,) = pool.supervisor.workers
@@ -723,6 +737,7 @@ async def test_killing_a_worker_twice_gives_its_tasks_back_once() -> None:
     pool.supervisor.kill(worker, "hung again")
     assert pool.heard.events == [("ready", 1), ("gone", 1)]
     pool.last.exit()
+    assert any(message.endswith("it hung; another is started in 0.0 s") for message in messages(logged, logging.ERROR))
 
 
 async def test_a_supervisor_and_its_workers_say_what_they_are() -> None:
