@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import signal
 import socket
 import threading
 import time
@@ -256,10 +257,13 @@ def runner_of(
     """Bind a worker to a server's end for the time of a block; close it then."""
     made = spec_of(worker, stream_buffer=server.buffer, **options)
     runner = runner_for(load(made), made, server.port, kernel)
+    before = signal.getsignal(signal.SIGALRM)
     try:
         yield runner
     finally:
         runner.close()
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def served(
