@@ -65,7 +65,7 @@ class Request(Strict):
     max_tokens: int = Field(default=DEFAULT_LIMIT, ge=1, description="Tokens to write at most.")
     max_completion_tokens: int | None = Field(default=None, ge=1, description="The newer name of `max_tokens`.")
     temperature: float = Field(default=1.0, ge=0, le=2, description="0 takes the likeliest token.")
-    seed: int | None = Field(default=None, ge=0, lt=2**64, description="The same seed gives the same text.")
+    seed: int | None = Field(default=None, ge=0, lt=2**63, description="The same seed gives the same text.")
     stop: Stop | Annotated[list[Stop], Field(max_length=4)] = Field(
         default=[], description="Texts before which the writing ends."
     )
