@@ -444,7 +444,7 @@ class AsyncWorker(InlineWorker):
         """Do what `pool.child.main` does, on a loop that runs already."""
         try:
             worker = self._load()
-            self._runner = runner = ConcurrentRunner(worker, self.spec, self.port, self.loop)
+            self._runner = runner = ConcurrentRunner(worker, self.spec, self.port, loop=self.loop)
         except Exception:
             self.port.failed(traceback.format_exc())
             self._ending = "exited with status 1"
