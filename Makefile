@@ -14,6 +14,7 @@ help:
 	@echo "make serve   install, and serve a real model (Google's Magika) on port $(PORT)"
 	@echo "make test    install, and run every check"
 	@echo "make lint    the static checks alone"
+	@echo "make simulate    random histories of a service in which everything goes wrong"
 	@echo "make bench   compare with mosec (needs wrk)"
 	@echo "make faults  kill and stop workers under load, a minute for each promise"
 	@echo "make soak    five minutes of everything that goes wrong, and what the service holds meanwhile"
@@ -45,6 +46,13 @@ lint: $(VENV)/test.stamp
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# `make simulate SEED=1000000 HISTORIES=5000`: other histories than those of every day.
+SEED ?= 0
+HISTORIES ?= 100000
+.PHONY: simulate
+simulate: $(VENV)/test.stamp
+	$(BIN)/python -m mosec_asgi.testing simulate --seed $(SEED) --histories $(HISTORIES)
 
 format: $(VENV)/test.stamp
 	$(BIN)/ruff check --fix .

@@ -12,7 +12,7 @@ from multiprocessing.process import BaseProcess
 from typing import Any
 
 from mosec_asgi.batching.coordinator import Coordinator, Limits, RoutePlan
-from mosec_asgi.batching.service import Ticket
+from mosec_asgi.batching.service import Statistics, Ticket
 from mosec_asgi.batching.stage import StagePlan
 from mosec_asgi.config import Settings
 from mosec_asgi.errors import Failure
@@ -107,6 +107,10 @@ class RunningService:
     def close(self) -> None:
         """Admit no more requests."""
         self._coordinator.close()
+
+    def statistics(self) -> Statistics:
+        """Return how things stand."""
+        return self._coordinator.statistics()
 
     def abandon(self) -> None:
         """End all workers at once: the event loop is closed and nothing can be waited for."""

@@ -5,6 +5,18 @@ simulate                a whole service under crashes, hangs and floods, histori
 """
 
 from mosec_asgi.testing.loop import DeadlockError, VirtualTimeLoop, run
+from mosec_asgi.testing.script import ScriptedWorker
+from mosec_asgi.testing.service import InlineService, serving
 from mosec_asgi.testing.simulation import Summary, Violation, simulate
 
-__all__ = ["DeadlockError", "Summary", "Violation", "VirtualTimeLoop", "run", "simulate"]
+__all__ = [
+    "DeadlockError",
+    "InlineService",
+    "ScriptedWorker",
+    "Summary",
+    "Violation",
+    "VirtualTimeLoop",
+    "run",
+    "serving",
+    "simulate",
+]

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import deque
 from collections.abc import Callable
 
 from mosec_asgi.batching.coordinator import Coordinator
-from mosec_asgi.batching.service import Ticket
+from mosec_asgi.batching.service import CLIENT_LEFT, Ticket
 from mosec_asgi.errors import Failure
 from mosec_asgi.testing.simulation.agenda import Agenda
 from mosec_asgi.testing.simulation.model import Case
@@ -49,15 +50,20 @@ class SimulatedClient:
         if isinstance(answer, Ticket):
             case.ticket = answer
             self._oracle.admitted(case)
-            answer.outcome.add_done_callback(lambda outcome: self._on_done(outcome.result()))
+            answer.outcome.add_done_callback(self._is_done)
             if arrival.leaves_after is not None:
                 self._agenda.after(arrival.leaves_after, self._leave)
         else:
             self._oracle.refused(case, answer, timeout)
             self._on_done(answer)
 
+    def _is_done(self, outcome: asyncio.Future[bytes | Failure]) -> None:
+        self._on_done(CLIENT_LEFT if outcome.cancelled() else outcome.result())
+
     def _leave(self) -> None:
         self._oracle.leave(self._case)
+        if self._arrival.forgets and self._case.ticket is not None:
+            self._case.ticket.outcome.cancel()
         self._coordinator.cancel(self._case.id)
 
     def _take(self, chunk: bytes) -> None:

@@ -11,6 +11,7 @@ A violation is recorded as well as raised, so that no `except` in the service ca
 
 from __future__ import annotations
 
+import asyncio
 import enum
 import math
 from collections import deque
@@ -179,7 +180,7 @@ class Oracle:
         down = [index for index in case.stages if self.stages[index].down]
         self.require(not down, Contract.RESPAWN, "%s admitted though the stages %s are down", case.name, down)
         self._learn_id(case, ticket.id)
-        ticket.outcome.add_done_callback(lambda outcome: self._answered(case, outcome.result()))
+        ticket.outcome.add_done_callback(lambda outcome: self._answered(case, outcome))
         self.count("admitted")
 
     def refused(self, case: Case, failure: Failure, timeout: float) -> None:
@@ -277,8 +278,9 @@ class Oracle:
             spans.append(limits.stall_timeout)
         case.soonest, case.latest = now + min(spans), now + max(spans)
 
-    def _answered(self, case: Case, outcome: bytes | Failure) -> None:
-        """Its answer is there."""
+    def _answered(self, case: Case, future: asyncio.Future[bytes | Failure]) -> None:
+        """Its answer is there, or nobody waits for it any more."""
+        outcome = CLIENT_LEFT if future.cancelled() else future.result()
         self.open.pop(case.name)
         self.stages[case.stage].note_work(self._clock())
         self.note("%s: answered %s", case.name, outcome if isinstance(outcome, bytes) else outcome.code)
@@ -574,8 +576,9 @@ class Oracle:
         self.note("%s: answers %s", life, frame.ids)
         now = self._clock()
         life.stage.note_work(now)
-        seconds = frame.seconds / len(frame.ids)
-        life.quickest = seconds if life.quickest is None else min(seconds, life.quickest)
+        if frame.ids:
+            seconds = frame.seconds / len(frame.ids)
+            life.quickest = seconds if life.quickest is None else min(seconds, life.quickest)
         cases = [life.unheard.pop(task_id) for task_id in frame.ids]
         for task_id in frame.ids:
             del life.units[task_id]

@@ -22,12 +22,12 @@ START_FAULTS = (
 )  # fmt: skip
 IDLE_FAULTS = (
     "crash when idle", "freeze when idle", "closes its pipe", "garbage when idle", "says twice that it is ready",
-    "sends tasks", "exits in silence",
+    "sends tasks", "exits in silence", "answers nothing",
 )  # fmt: skip
 WORK_FAULTS = (
     "crash before it begins", "crash at work", "crash after its answer", "freeze before it begins", "freeze at work",
     "garbage", "answers twice", "answers what it was not given", "answers in the wrong order", "answers half",
-    "too many events", "events for another",
+    "too many events", "events for another", "streams what is no stream",
 )  # fmt: skip
 FAULTS = (*START_FAULTS, *IDLE_FAULTS, *WORK_FAULTS)
 
@@ -64,6 +64,7 @@ class Arrival:
         route: the route that it asks for.
         timeout: its own, in seconds, or None.
         leaves_after: seconds after which it leaves, or None.
+        forgets: it cancels what it waits for then, as a handler that is cancelled does.
         reads_after: seconds that it takes to read an event.
         stalls_at: the event from which on it reads nothing for `stalls_for` seconds, or None.
         stalls_for: see there.
@@ -75,6 +76,7 @@ class Arrival:
     route: int
     timeout: float | None = None
     leaves_after: float | None = None
+    forgets: bool = False
     reads_after: float = 0.0
     stalls_at: int | None = None
     stalls_for: float = 0.0
@@ -205,7 +207,7 @@ def _draw_pace(random: Random, stage: StagePlan) -> Pace:
 
 def _draw_arrivals(random: Random, world: World) -> list[Arrival]:
     """Draw clients that come singly and in bursts."""
-    count = random.choice((2, 5, 10, 24))
+    count = random.choice((2, 5, 10, 24)) if random.random() < 0.99 else 150
     gaps = random.choice(((0.0,), (0.0, 0.001), (0.0, 0.0, 0.02), (0.0, 0.01, 0.3), (0.0, 0.0, 0.0, 0.0, 3.0, 11.0)))
     leaving = random.choice((0.0, 0.1, 0.4))
     stalling = random.choice((0.0, 0.1, 0.5))
@@ -226,6 +228,7 @@ def _draw_arrivals(random: Random, world: World) -> list[Arrival]:
                 route=route,
                 timeout=random.choice((0.001, 0.01, 0.1, 0.9)) * timeout if random.random() < hurried else None,
                 leaves_after=_early(random, timeout) if random.random() < leaving else None,
+                forgets=random.random() < 0.3,
                 reads_after=reads * random.random(),
                 stalls_at=random.randrange(4) if random.random() < stalling else None,
                 stalls_for=random.choice((0.5, 3.0)) * world.limits.stall_timeout * random.random(),

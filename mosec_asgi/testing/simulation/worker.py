@@ -204,6 +204,8 @@ class SimulatedWorker:
             self._after(at, lambda: self.pipe.write(frames.encode_ready()))
         if self._strikes("sends tasks"):
             self._after(at, lambda: self.pipe.write(frames.encode_cancel(frames.Cancel([1]))))
+        if self._strikes("answers nothing"):
+            self._after(at, lambda: self.pipe.write(frames.encode_results(frames.Results([], [], [], 0.0))))
         if self._strikes("exits in silence"):
             self._after(at, partial(self._die, "exited with status 3", silent=True))
 
@@ -379,6 +381,8 @@ class SimulatedWorker:
             self._write_results([(self._random.choice((0, 1, 2, 999)), 200, b"not mine", 0.01), *answers])
         elif self._strikes("answers in the wrong order"):
             self._write_results(answers[::-1])
+        elif not self._plan.streams and self._strikes("streams what is no stream"):
+            self.pipe.write(frames.encode_events(frames.Events([answers[0][0]], [b"event"])))
         elif len(answers) > 1 and self._strikes("answers half"):
             self._write_results(answers[: len(answers) // 2])
         else:

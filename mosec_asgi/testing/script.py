@@ -1,0 +1,150 @@
+"""What a test has a worker do: `ScriptedWorker`, a worker of an inline service through all its lives."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from mosec_asgi.worker import Worker
+
+
+class Life(Protocol):
+    """One life of a worker, as its script knows it."""
+
+    def crash(self) -> None:
+        """End it now, as a signal does."""
+
+    def freeze(self) -> None:
+        """Stop it in the middle of whatever it does."""
+
+    def thaw(self) -> None:
+        """Let it go on."""
+
+    def write(self, data: bytes) -> None:
+        """Put bytes into its pipe, be they frames or not."""
+
+
+class ScriptedWorker:
+    """A worker, and what is to go wrong with it.
+
+    It stands for one of the `num` workers of a stage: when that one dies, the next life in its place.
+
+    Attributes:
+        stage: the stage's name.
+        number: of the worker in its stage, from 1.
+        calls: what `forward` was called with so far, warm-up not included; of a `ContinuousWorker`, `admit`.
+        starts: how often it was started.
+        instance: the user's worker of the present life; None while there is none.
+    """
+
+    def __init__(self, stage: str, number: int) -> None:
+        self.stage = stage
+        self.number = number
+        self.calls: list[Any] = []
+        self.starts = 0
+        self.instance: Worker | None = None
+        # Of the present life, where there is one.
+        self._life: Life | None = None
+        self._seconds = 0.0
+        self._failing_starts = 0
+        self._repeats = 0
+        # Tasks that it still begins before it crashes, for one life after the other, and before it hangs.
+        self._crashes: list[int] = []
+        self._freeze_in: int | None = None
+
+    def __repr__(self) -> str:
+        return f"<ScriptedWorker {self.stage} {self.number}>"
+
+    # -- for tests ---------------------------------------------------------------------------------------------------
+
+    @property
+    def alive(self) -> bool:
+        """Whether it has been started and has not ended."""
+        return self._life is not None
+
+    def crash(self, after: int | None = None, *, times: int = 1) -> None:
+        """Let it die, as of a segmentation fault; the service starts another in its place.
+
+        Args:
+            after: tasks that it begins before; it dies as it begins the next. None for now.
+            times: how often: so do the lives that follow. `crash(after=0, times=2)` is a request that is deadly.
+        """
+        if after is None:
+            self._living().crash()
+        else:
+            self._crashes = [after] * times
+
+    def hang(self, after: int | None = None) -> None:
+        """Let it stop making progress, as SIGSTOP does, until `resume`; the service's watchdog notices it.
+
+        Args:
+            after: tasks that it begins before; it stops as it begins the next. None for now.
+        """
+        if after is None:
+            self._living().freeze()
+        else:
+            self._freeze_in = after
+
+    def resume(self) -> None:
+        """Let a worker that hangs go on."""
+        self._freeze_in = None
+        self._living().thaw()
+
+    def garble(self) -> None:
+        """Let it write what is no frame to its pipe, now."""
+        self._living().write(b"\xff" * 64)
+
+    def answer_twice(self) -> None:
+        """Let it send its next answer twice."""
+        self._repeats += 1
+
+    def slow(self, seconds: float) -> None:
+        """Let each call of `forward` (of a `ContinuousWorker`, `step`) take so long from now on; 0 for no longer."""
+        self._seconds = seconds
+
+    def fail_to_start(self, times: int = 1) -> None:
+        """Let its next starts fail; scripted before the service starts, the first ones."""
+        self._failing_starts += times
+
+    def _living(self) -> Life:
+        if self._life is None:
+            raise RuntimeError(f"{self!r} is not alive at this moment; wait until it has been started again")
+        return self._life
+
+    # -- for its lives -----------------------------------------------------------------------------------------------
+
+    def born(self, life: Life) -> bool:
+        """Note a start; return whether it is to fail."""
+        self._life = life
+        self.starts += 1
+        fails = self._failing_starts > 0
+        self._failing_starts -= fails
+        return fails
+
+    def died(self) -> None:
+        """Note the end of the present life."""
+        self._life = self.instance = None
+
+    def begins(self, tasks: int) -> str:
+        """Note that it begins tasks; return "crash" or "freeze" where it is to do so now."""
+        if self._crashes:
+            self._crashes[0] -= tasks
+            if self._crashes[0] < 0:
+                del self._crashes[0]
+                return "crash"
+        if self._freeze_in is not None:
+            self._freeze_in -= tasks
+            if self._freeze_in < 0:
+                self._freeze_in = None
+                return "freeze"
+        return ""
+
+    @property
+    def seconds(self) -> float:
+        """How long each call takes."""
+        return self._seconds
+
+    def repeats(self) -> bool:
+        """Whether the answer that it sends now is to be sent twice."""
+        twice = self._repeats > 0
+        self._repeats -= twice
+        return twice
