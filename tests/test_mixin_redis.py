@@ -16,7 +16,7 @@ import httpx
 import pytest
 import redis
 from harness import Program, python, running, wait_until, written
-from test_mosec_compat import Pair, post_together, serving_both
+from mosec_pair import Pair, post_together, serving_both
 
 from mosec_asgi.errors import DefinitionError, ServerError
 from mosec_asgi.mixin import RedisShmIPCMixin

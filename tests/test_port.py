@@ -147,7 +147,6 @@ def test_waiting_ends_after_its_time_and_does_not_begin_after_the_end(pipe: Pipe
     assert time.monotonic() - began < 20.0
 
 
-@pytest.mark.xfail(reason="to be fixed: select() takes no descriptor above 1023")
 def test_a_pipe_with_a_high_number_is_waited_for_as_any_other(pipe: Pipe) -> None:
     resource = pytest.importorskip("resource")
     if resource.getrlimit(resource.RLIMIT_NOFILE)[0] <= 1500:
@@ -350,7 +349,6 @@ def test_frames_of_several_threads_are_not_torn() -> None:
     assert sorted(received) == [(number, True) for number in range(count) for _ in range(each)]
 
 
-@pytest.mark.xfail(reason="to be fixed: two threads read the socket", strict=False)
 def test_threads_that_look_into_the_pipe_while_the_next_tasks_are_waited_for_take_nothing_apart() -> None:
     """As one does that sends an event of a stream after `forward` has returned."""
     pipe = Pipe()
