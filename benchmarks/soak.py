@@ -5,10 +5,11 @@ fail, streams; some clients leave in the middle. All the while workers are kille
 and what the service holds must not grow: memory, descriptors, threads, files in shared memory. The exit status is 1
 where it is otherwise.
 
-Memory is the resident set (RSS) of the server and of a worker that is not killed, sampled every few seconds. The first
-fifth of the time is the warm-up. Of the rest, the median of the last third is compared with the median of the first:
-single samples go up and down with the requests that happen to be under way. Descriptors and threads are counted at
-rest, after the first seconds of load and after the last, and must not be more. Linux only, by /proc.
+Memory is the resident set (RSS) of the server and of a worker that is not killed, looked at every second; a sample is
+the median of five looks. The first fifth of the time is the warm-up. Of the rest, the median of the last third is compared
+with that of the first: single looks go up and down with the requests that happen to be under way. The service runs with
+a setting of glibc's allocator by which memory that was freed shows as free, see `MALLOC`. Descriptors and threads are
+counted at rest, after the first seconds of load and after the last, and must not be more. Linux only, by /proc.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import dataclasses
 import itertools
 import json
 import os
@@ -38,7 +40,9 @@ from problems import BenchmarkError
 CONNECTIONS = 16
 SECONDS = 300.0
 INTERVAL = 1.0
-SAMPLE_SECONDS = 5.0
+# A sample is the median of so many looks, which are so far apart.
+LOOKS = 5
+LOOK_SECONDS = 1.0
 FIRST_SECONDS = 3.0
 # For the last answers, for workers to be replaced, for connections to be closed.
 REST_SECONDS = 20.0
@@ -47,11 +51,13 @@ SHARED_MEMORY = Path("/dev/shm")
 LIVES, DIES = 1, 2
 # What a client does next, by how often; the numbers are shares of their sum.
 KINDS = {"small": 60, "large": 3, "garbled": 8, "refuse": 8, "fail": 4, "leave": 8, "stream": 6, "leave stream": 3}
-# Bytes of a large body. A few sizes, because those drawn at random make holes in glibc's heap, which then grows for
-# many minutes although nothing is kept: measured for a worker that had nothing but bodies of 100 kB to 1 MB, 35 MB in
-# the beginning, 37 after a minute and 38 after three. With MALLOC_MMAP_THRESHOLD_=65536, which keeps them out of the
-# heap, it stayed at 25.
-LARGE = (100_000, 500_000)
+# Bytes of a large body, drawn between the two.
+LARGE = (100_000, 1_000_000)
+# glibc keeps large blocks that are freed in its heap, with holes between them that fill or not as chance has it: a
+# worker that had nothing but large bodies went from 35 to 38 MB in three minutes, and others up and down by 6 MB, while
+# nothing was kept. With this setting large blocks go back to the system at once, the same worker stayed at 25 MB, and
+# what is measured is what is held.
+MALLOC = ("MALLOC_MMAP_THRESHOLD_", "65536")
 STATUS = {"garbled": 400, "refuse": 422, "fail": 500}
 
 
@@ -76,6 +82,12 @@ def usage(pid: int) -> Usage:
     return Usage(
         int(rollup["Rss"]), int(rollup["Pss"]), len(os.listdir(process / "fd")), len(os.listdir(process / "task"))
     )
+
+
+def median_usage(looks: Sequence[Usage]) -> Usage:
+    """Return the median of each number."""
+    columns = zip(*map(dataclasses.astuple, looks), strict=True)
+    return Usage(*map(statistics.median_low, columns))
 
 
 def shared_memory() -> set[str]:
@@ -164,7 +176,7 @@ class Soak:
 
     async def _ask(self, connection: Connection, kind: str) -> None:
         number = next(self._numbers)
-        size = random.choice(LARGE) if kind == "large" else number % 1000
+        size = random.randrange(*LARGE) if kind == "large" else number % 1000
         item = {"number": number, "do": kind, "text": "x" * size}
         body = json.dumps(item).encode()
         request_id = f"soak-{number}"
@@ -243,13 +255,16 @@ class Soak:
         files = shared_memory()
         count = self.findings.answers.total()
         while True:
-            await asyncio.sleep(SAMPLE_SECONDS)
+            looks: list[tuple[Usage, Usage]] = []
+            for _ in range(LOOKS):
+                await asyncio.sleep(LOOK_SECONDS)
+                looks.append((usage(self._server.process.pid), usage(self.worker)))
             now, total = time.monotonic(), self.findings.answers.total()
             sample = Sample(
                 now - began,
                 (total - count) / (now - before),
-                usage(self._server.process.pid),
-                usage(self.worker),
+                median_usage([server for server, _ in looks]),
+                median_usage([worker for _, worker in looks]),
                 len(shared_memory() - files),
             )
             before, count = now, total
@@ -372,6 +387,7 @@ def soak(server: servers.RunningServer, seconds: float, interval: float, *, stre
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run what the command line asks for; return the exit code."""
     options = _parser().parse_args(arguments)
+    os.environ.setdefault(*MALLOC)
     try:
         with servers.alone("soaked") as server:
             faults = soak(server, options.seconds, options.interval, streams=options.streams)
