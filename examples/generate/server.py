@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from chunks import Answer, Refusal
 from completion import Completion, Prompt
-from smollm import CONTEXT, NAME, SLOTS, SmolLM2, load_tokenizer
+from smollm import CONTEXT, NAME, SLOTS, SmolLM2, load_tokenizer, open_model
 
 DEFAULT_LIMIT = 128
 # Tokens of a prompt that are taken in between two steps: as long as that takes, all other texts wait.
@@ -82,7 +82,7 @@ class Read(PydanticMixin):
     example = Request(model=NAME, messages=[Message(role="user", content="Name three colours.")], stream=True)
 
     def __init__(self) -> None:
-        self.tokenizer = load_tokenizer()
+        self.tokenizer = load_tokenizer(open_model())
 
     def deserialize(self, data: bytes) -> Request | Refusal:
         """Check a request; what is wrong with it goes on as a `Refusal`, to be told in the form that clients read."""
@@ -130,8 +130,9 @@ class Write(ContinuousWorker):
     example = Prompt([1, 2], limit=2)
 
     def __init__(self) -> None:
-        self.model = SmolLM2()
-        self.tokenizer = load_tokenizer()
+        file = open_model()
+        self.model = SmolLM2(file)
+        self.tokenizer = load_tokenizer(file)
         self.free = list(range(SLOTS))
         self.answers: dict[int, Answer] = {}
         self.refusals: list[Refusal] = []

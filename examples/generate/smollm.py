@@ -12,7 +12,6 @@ eight every row is summed in the same order by those kernels of OpenBLAS that we
 Bridge); with 16 one of them sums some rows in another.
 """
 
-import functools
 import importlib.util
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -67,7 +66,6 @@ class Layer:
     down: Array
 
 
-@functools.cache
 def open_model() -> gguf.GGUFReader:
     """Open the file with the model.
 
@@ -81,17 +79,16 @@ def open_model() -> gguf.GGUFReader:
     return gguf.GGUFReader(Path(package.origin).with_name(FILE))
 
 
-def load_tokenizer() -> Tokenizer:
-    """Load the tokenizer of the model."""
-    file = open_model()
+def load_tokenizer(file: gguf.GGUFReader) -> Tokenizer:
+    """Load the tokenizer of the model in `file`."""
     return Tokenizer(_value(file, "tokenizer.ggml.tokens"), _value(file, "tokenizer.ggml.merges"))
 
 
 class SmolLM2:
     """The model, and the texts in its slots."""
 
-    def __init__(self) -> None:
-        file = open_model()
+    def __init__(self, file: gguf.GGUFReader) -> None:
+        """Load what `open_model` has opened."""
         tensors = {tensor.name: tensor for tensor in file.tensors}
         self._layers = [_layer(tensors, number) for number in range(_value(file, "llama.block_count"))]
         # The same matrix at both ends: the vector of each token.
