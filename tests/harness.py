@@ -155,14 +155,14 @@ class Program:
         [value] = [line.rpartition(" ")[2] for line in lines if line.startswith(f"mosec_service_{name} ")]
         return int(float(value))
 
-    def wait_ready(self, path: str = "/readyz") -> None:
+    def wait_ready(self, path: str = "/readyz", seconds: float = DEADLINE) -> None:
         """Wait until GET `path` is answered 200; fail if the program ends before."""
 
         def ready_or_ended() -> bool:
             assert self.process.poll() is None, f"it has ended with {self.process.returncode}:\n{self.output}"
             return self.answers(path)
 
-        wait_until(ready_or_ended, f"{path} is not answered 200")
+        wait_until(ready_or_ended, f"{path} is not answered 200", seconds)
 
     def wait_for_output(self, text: str) -> None:
         """Wait until the program has printed `text`; fail if it ends before."""

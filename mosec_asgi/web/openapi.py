@@ -9,6 +9,7 @@ the last word.
 from __future__ import annotations
 
 import inspect
+import json
 import threading
 import types
 import zlib
@@ -17,7 +18,6 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
-import orjson
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -55,7 +55,8 @@ class OpenAPI:
             if self._document is None:
                 self._document = self._build()
         document = with_server(self._document, request.scope.get("root_path", ""))
-        return Response(orjson.dumps(document), media_type="application/json")
+        # Not by orjson, which refuses integers of more than 64 bits; a bound of a user's model may be one.
+        return Response(json.dumps(document), media_type="application/json")
 
 
 def with_server(document: JSON, root_path: str) -> JSON:
@@ -154,6 +155,8 @@ class _Builder:
 
     def _schema(self, route: _Route, runtime: Runtime, target: ParseTarget, mime: str) -> JSON:
         if not _is_overridden(runtime.worker):
+            if target is ParseTarget.RETURN and _gives_events(runtime.worker):
+                return contract.EVENT
             if not _is_notation(mime):
                 return _plain_body(mime, target)
             if target is ParseTarget.RETURN and streams(runtime.worker):
