@@ -1287,6 +1287,20 @@ async def test_a_stop_lets_admitted_requests_finish_and_then_ends_the_workers() 
         assert not second.killed
 
 
+async def test_a_stop_waits_for_the_last_of_the_admitted_requests() -> None:
+    async with running(stage()) as service:
+        tickets = [service.submit() for _ in range(3)]
+        stop = asyncio.ensure_future(service.coordinator.stop(100.0))
+        for ticket in tickets:
+            await settled_loop()
+            assert not stop.done()
+            assert not service.worker.asked_to_stop
+            assert service.worker.has == [ticket.id]
+            service.worker.reply()
+            assert await answer(ticket) == b"re:%d" % ticket.id
+        await asyncio.wait_for(stop, PATIENCE)
+
+
 async def test_what_is_not_finished_within_the_grace_is_answered_503() -> None:
     async with running(stage()) as service:
         on_worker, waiting = service.submit(), service.submit()
