@@ -169,7 +169,6 @@ def test_a_continuous_worker_rehearses_one_request_whatever_the_number_of_its_sl
         RuntimeError("no such layer"),
         pytest.param(
             MosecTimeoutError("no such layer"),
-            marks=pytest.mark.xfail(reason="to be fixed: a MosecTimeoutError of the warm-up ends the worker"),
         ),
     ],
     ids=repr,
@@ -398,7 +397,6 @@ def alone(program: str) -> subprocess.CompletedProcess[str]:
 
 
 @linux
-@pytest.mark.xfail(reason="to be fixed: it is closed before it is cancelled", strict=False)
 @pytest.mark.parametrize("waits", ["time.sleep(600)", "await asyncio.sleep(600)"])
 def test_an_asynchronous_worker_at_work_whose_server_dies_cleans_up_and_closes(waits: str) -> None:
     done = alone(f"""
@@ -418,7 +416,6 @@ class Made(Worker):
 
 
 @linux
-@pytest.mark.xfail(reason="to be fixed: nobody ends what does not end itself", run=False)
 @pytest.mark.parametrize(
     "close",
     ["never()", "threading.Thread(target=time.sleep, args=(600,)).start()", "threading.Event().wait()"],
@@ -440,7 +437,6 @@ class Made(Worker):
 
 
 @linux
-@pytest.mark.xfail(reason="to be fixed: an asynchronous worker has no timer of the kernel", run=False)
 def test_an_asynchronous_worker_whose_loop_is_held_when_its_server_has_died_is_ended() -> None:
     done = alone("""
 from mosec_asgi.pool import concurrent

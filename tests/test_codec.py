@@ -77,7 +77,6 @@ def test_an_encoded_result_of_another_kind_of_bytes_becomes_bytes() -> None:
         codec_of(serialize=lambda self, data: "abc").encode(BOTH, None)
 
 
-@pytest.mark.xfail(reason="to be fixed: a MosecTimeoutError of the formats ends the worker", strict=False)
 @pytest.mark.parametrize("method", ["serialize", "deserialize"])
 @pytest.mark.parametrize("max_batch_size", [1, 4])
 def test_a_timeout_that_the_formats_raise_fails_its_item(method: str, max_batch_size: int) -> None:
@@ -146,7 +145,6 @@ def test_a_fault_that_several_requests_share_is_told_once_with_all_of_them(logge
     ]
 
 
-@pytest.mark.xfail(reason="to be fixed: an exception whose text cannot be made ends the worker")
 def test_an_error_that_cannot_say_what_it_is_fails_its_item_alone(caplog: pytest.LogCaptureFixture) -> None:
     class Mute(ClientError):
         def __str__(self) -> str:
@@ -184,7 +182,6 @@ def test_the_examples_of_a_worker() -> None:
     assert examples(worker_of(lambda data: data, example=1, multi_examples=(2, 3))()) == [2, 3]
 
 
-@pytest.mark.xfail(reason="to be fixed: `multi_examples = None`, which mosec takes, ends the worker")
 def test_none_is_no_examples() -> None:
     assert examples(worker_of(lambda data: data, example=1, multi_examples=None)()) == [1]
 

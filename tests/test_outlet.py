@@ -289,7 +289,6 @@ def test_events_of_several_threads_are_all_sent_and_each_whole(bench: Bench) -> 
         assert bench.server.events[task_id] == data(*map(str, range(200)))
 
 
-@pytest.mark.xfail(reason="to be fixed: an end is looked for and made in two steps", strict=False)
 @pytest.mark.parametrize("repeat", range(5))
 def test_a_stream_that_several_threads_end_at_once_has_one_end(bench: Bench, repeat: int) -> None:
     barrier = threading.Barrier(4)
