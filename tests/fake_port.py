@@ -286,6 +286,10 @@ def served(
         if answers:
             held = (server.port._held, server.port.cancelled, server.port._outstanding)
             assert held == (set(), set(), {}), "the port keeps what is done with"
+            outlet = getattr(runner, "_outlet", None)
+            if outlet is not None:
+                kept = (outlet._open, outlet._begun, outlet._finished, outlet._ids)
+                assert kept == ({}, set(), set(), []), "the outlet keeps what is done with"
     if answers:
         assert len(server.answers) == server._sent, f"only {list(server.answers)} were answered"
     return server
