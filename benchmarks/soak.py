@@ -7,9 +7,10 @@ where it is otherwise.
 
 Memory is the resident set (RSS) of the server and of a worker that is not killed, looked at every second; a sample is
 the median of five looks. The first fifth of the time is the warm-up. Of the rest, the median of the last third is
-compared with that of the first: single looks go up and down with the requests that happen to be under way. The service runs with
-a setting of glibc's allocator by which memory that was freed shows as free, see `MALLOC`. Descriptors and threads are
-counted at rest, after the first seconds of load and after the last, and must not be more. Linux only, by /proc.
+compared with that of the first: single looks go up and down with the requests that happen to be under way. The service
+runs with a setting of glibc's allocator by which memory that was freed shows as free, see `MALLOC`. Descriptors and
+threads are counted at rest, after the first seconds of load and after the last, and must not be more. Linux only, by
+/proc.
 """
 
 from __future__ import annotations

@@ -38,7 +38,11 @@ class ProgressPage:
             OSError: there is no memory or no descriptor left for it.
         """
         self._descriptor = _new_file() if descriptor is None else descriptor
-        self._map = mmap.mmap(self._descriptor, _SIZE)
+        try:
+            self._map = mmap.mmap(self._descriptor, _SIZE)
+        except OSError:
+            os.close(self._descriptor)
+            raise
         self._numbers = memoryview(self._map).cast("Q")
 
     def __reduce__(self) -> tuple[Callable[[Any], ProgressPage], tuple[Any]]:
