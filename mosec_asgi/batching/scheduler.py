@@ -190,8 +190,7 @@ class Scheduler(Generic[WorkerKey]):
     def add_worker(self, worker: WorkerKey) -> None:
         """Take a worker into use; it has nothing yet."""
         self._used += 1
-        ahead = self.concurrency // 4 if self.max_batch_size == 1 else 0
-        self._loads[worker] = _Load(self._used, self.concurrency + ahead)
+        self._loads[worker] = _Load(self._used, self.concurrency + self.concurrency // 4)
 
     def remove_worker(self, worker: WorkerKey) -> list[Task]:
         """Forget a worker; return the tasks that it had not answered, in the order in which they were sent."""
@@ -227,7 +226,7 @@ class Scheduler(Generic[WorkerKey]):
         if task.alone:
             self._lone.remove(task)
         if len(self._queue) > 2 * self._live + 64:
-            self._queue = deque(t for t in self._queue if t.state is State.QUEUED and t is not task)
+            self._queue = deque(t for t in self._queue if t.state is State.QUEUED)
 
     def answered(self, worker: WorkerKey, ids: Sequence[int], seconds: float) -> list[Task]:
         """Note a worker's answers.
