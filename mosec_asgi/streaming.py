@@ -63,10 +63,10 @@ def encode_event(event: Any) -> bytes:
         EncodingError: it is no event, or its text is not valid UTF-8.
     """
     if isinstance(event, Event):
-        fields = [] if event.event is None else [f"event: {event.event}\n".encode()]
+        fields = [] if event.event is None else [b"event: " + _utf8(event.event) + b"\n"]
         fields.append(_data_lines(event.data))
         if event.id is not None:
-            fields.append(f"id: {event.id}\n".encode())
+            fields.append(b"id: " + _utf8(event.id) + b"\n")
         if event.retry is not None:
             fields.append(b"retry: %d\n" % event.retry)
         return b"".join([*fields, b"\n"])

@@ -451,7 +451,6 @@ class Made(Worker):
 
 
 @linux
-@pytest.mark.xfail(reason="to be fixed: a sign of life that is still due takes the limit back", run=False)
 def test_an_asynchronous_worker_whose_closing_does_not_end_is_ended() -> None:
     done = alone("""
 child.END_SECONDS = 0.5

@@ -179,7 +179,6 @@ def test_a_forward_that_cancels_itself_has_a_bug() -> None:
     assert run(awaiting(raise_it), json_tasks(1, 2)) == [INTERNAL] * 2
 
 
-@pytest.mark.xfail(reason="to be fixed: it is never answered", run=False)
 @pytest.mark.parametrize("max_batch_size", [1, 4])
 def test_forward_may_raise_the_timeout_itself(max_batch_size: int) -> None:
     async def forward(self: Worker, item: Any) -> Any:
@@ -325,7 +324,6 @@ def test_a_forward_that_swallows_its_cancellation_and_returns_is_late_all_the_sa
     assert run(awaiting(forward), json_tasks(1), timeout=0.05)[0][0] == LATE
 
 
-@pytest.mark.xfail(reason="to be fixed: its stream seems to have ended well")
 def test_a_generator_that_swallows_its_cancellation_and_ends_is_late_all_the_same() -> None:
     async def forward(item: Any) -> AsyncIterator[str]:
         yield "a"
@@ -740,7 +738,6 @@ def test_a_stream_of_a_batch_whose_client_leaves_ends_alone() -> None:
     assert server.events[2][-1:] == data("last")
 
 
-@pytest.mark.xfail(reason="to be fixed: another client's leaving cancels what comes after the end")
 def test_what_forward_does_after_the_end_of_its_stream_is_not_cut_off_by_another_client() -> None:
     done: list[int] = []
 
@@ -810,7 +807,6 @@ def test_a_worker_is_closed_on_its_loop(asynchronous: bool) -> None:
     assert closed == ["closed"]
 
 
-@pytest.mark.xfail(reason="to be fixed: it is taken for a fault, and the parts of a batch are run again")
 @pytest.mark.parametrize("max_batch_size", [1, 4])
 def test_at_the_end_of_the_stream_what_runs_is_cancelled_once_and_waited_for_a_little(
     max_batch_size: int, logged: pytest.LogCaptureFixture

@@ -378,7 +378,6 @@ def test_a_batch_that_fails_after_an_event_is_not_run_again() -> None:
     assert len(calls.calls) == 1
 
 
-@pytest.mark.xfail(reason="to be fixed: an ended stream's events are forgotten")
 def test_a_batch_that_fails_after_the_end_of_a_stream_that_had_events_is_not_run_again() -> None:
     calls = Recorder()
 
@@ -394,7 +393,6 @@ def test_a_batch_that_fails_after_the_end_of_a_stream_that_had_events_is_not_run
     assert server.answers == {1: ENDED, 2: (400, b"bad request: no")}
 
 
-@pytest.mark.xfail(reason="to be fixed: streams without a client are run again")
 def test_a_stream_whose_client_has_left_is_not_run_again_for_the_culprits_of_its_batch() -> None:
     calls = Recorder()
 
@@ -598,7 +596,6 @@ def test_the_end_of_the_server_ends_the_waiting_for_a_client(kind: str) -> None:
         runner.serve()
 
 
-@pytest.mark.xfail(reason="to be fixed: the threads of one stream do not wait for each other", strict=False)
 def test_several_threads_that_push_into_one_stream_all_wait_for_its_client() -> None:
     def forward(self: SSEWorker, item: Any) -> None:
         faults: list[BaseException] = []

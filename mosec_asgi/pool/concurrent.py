@@ -144,6 +144,9 @@ class ConcurrentRunner:
         # Raised anew by a step that the server's death has ended.
         with contextlib.suppress(SystemExit):
             self._loop.run_until_complete(self._cancel_all())
+        if self._beat_timer is not None:
+            # It would tell the kernel that all is well.
+            self._beat_timer.cancel()
         closing = self._worker.close()  # type: ignore[func-returns-value]
         if inspect.isawaitable(closing):
             self._loop.run_until_complete(closing)
@@ -161,7 +164,8 @@ class ConcurrentRunner:
     async def _cancel_all(self) -> None:
         """Let go of all units: the server has ended the stream, or has died, and nobody waits for them."""
         self._waiting.clear()
-        for running in list(self._running):
+        for running, unit in self._running.items():
+            unit.left = True
             running.cancel()
         if self._running:
             await asyncio.wait(list(self._running), timeout=CANCEL_SECONDS)
@@ -176,7 +180,8 @@ class ConcurrentRunner:
             self._waiting.extend(_Unit(tasks, group) for group in groups)
         if self._port.cancelled:
             for running, unit in self._running.items():
-                if not unit.left and self._port.cancelled.issuperset(self._unanswered(unit)):
+                unanswered = self._unanswered(unit)
+                if not unit.left and unanswered and self._port.cancelled.issuperset(unanswered):
                     unit.left = True
                     self._cancel(running, unit)
         self._begin_units()
@@ -196,7 +201,8 @@ class ConcurrentRunner:
             self._running[running] = unit
             running.add_done_callback(self._ended)
         if self._running and self._beat_timer is None:
-            self._beat_timer = self._loop.call_later(BEAT_SECONDS, self._beat)
+            # At once: the first step may be the one that blocks the loop.
+            self._beat()
 
     def _ended(self, running: asyncio.Task[None]) -> None:
         unit = self._running.pop(running, None)
@@ -250,14 +256,14 @@ class ConcurrentRunner:
                 results = await self._forward(unit, items, ids, request_ids)
             except asyncio.CancelledError:
                 results = [_LEFT] * len(ids)
+        self._outlet.forget(ids)
         if unit.abandoned:
             return
         for place, result in zip(places, results, strict=True):
             if not self._streams:
                 answers[place] = self._codec.answer(tasks.flags[place], result, tasks.request_ids[place : place + 1])
-            elif self._outlet.is_open(tasks.ids[place]):
+            else:
                 self._outlet.end(tasks.ids[place], on_the_wire(result) if isinstance(result, Failure) else ENDED)
-        self._outlet.forget_finished(ids)
         self._answer(tasks, answers, time.perf_counter() - began)
 
     def _answer(self, tasks: frames.Tasks, answers: dict[int, Answer], seconds: float) -> None:
@@ -272,8 +278,12 @@ class ConcurrentRunner:
         part = next(steps)
         failed = False
         while True:
-            unit.inside = [ids[place] for place in part]
-            outcome = await self._call(unit, [items[place] for place in part], whole=len(part) == len(items))
+            # A stream that has ended meanwhile, for want of its client, is not run again.
+            live = [place for place in part if not self._streams or self._outlet.is_open(ids[place])]
+            unit.inside = [ids[place] for place in live]
+            outcome = await self._call(unit, [items[place] for place in live], whole=len(part) == len(items))
+            if self._streams and not isinstance(outcome, isolation.Raised):
+                outcome = [None] * len(part)
             failed = failed or isinstance(outcome, isolation.Raised)
             try:
                 part = steps.send(outcome)
@@ -282,25 +292,27 @@ class ConcurrentRunner:
                 return self._codec.told_of_all(results, request_ids) if failed else results
 
     async def _call(self, unit: _Unit, items: list[Any], *, whole: bool) -> isolation.Outcome:
+        if not items:
+            return ()
         self._port.progress.beat()
         self._restart(unit)
         try:
             result = self._worker.forward(items if self._batches else items[0])
             if isinstance(result, AsyncIterator):
                 await self._drain(unit, result)
-                return [None] * len(items)
-            result = await result
+            else:
+                result = await result
             if unit.late:
                 # It has swallowed its cancellation, and come back all the same.
                 raise asyncio.CancelledError
             if self._streams:
-                return [None] * len(items)
+                return ()
             return checked(result, len(items)) if self._batches else [result]
-        except (Exception, asyncio.CancelledError) as raised:
+        except (Exception, MosecTimeoutError, asyncio.CancelledError) as raised:
             error = self._explained(unit, raised)
             if self._streams and self._outlet.has_begun(unit.inside):
                 self._outlet.fail(unit.inside, error)
-                return [None] * len(items)
+                return ()
             return isolation.Raised(error, final=is_final(error, whole=whole))
         finally:
             unit.deadline = math.inf
@@ -355,6 +367,7 @@ class ConcurrentRunner:
         )
         del self._running[running]
         unit.abandoned = True
+        self._worker._answered([unit.tasks.payloads[place] for place in unit.places])
         late = MosecTimeoutError(f"`forward` took longer than {self._spec.timeout:g} s")
         answer = LEFT if unit.left else self._codec.failure(late, unit.request_ids)
         if self._streams:
@@ -396,7 +409,7 @@ class ConcurrentRunner:
         self._restart(unit)
         try:
             await closing
-        except Exception as error:
+        except (Exception, MosecTimeoutError) as error:
             extra = self._codec.extra(unit.request_ids)
             logger.warning("closing a stream of forward failed: %r", error, exc_info=error, extra=extra)
 

@@ -144,10 +144,8 @@ class ContinuousRunner:
         except (Exception, MosecTimeoutError) as error:
             self._outlet.fail(list(self._slot_of), error)
         self._outlet.flush()
-        ended = {slot: task_id for slot, task_id in self._tasks.items() if not self._outlet.is_open(task_id)}
-        self._evict(list(ended))
+        self._evict([slot for slot, task_id in self._tasks.items() if not self._outlet.is_open(task_id)])
         self._timer.check()
-        self._outlet.forget_finished(ended.values())
 
     def _take(self, slot: Hashable, event: Any) -> None:
         task_id = self._tasks.get(slot)
@@ -161,6 +159,7 @@ class ContinuousRunner:
         for slot in slots:
             task_id = self._tasks.pop(slot)
             del self._slot_of[task_id]
+            self._outlet.forget([task_id])
             self._worker._answered([self._payloads.pop(task_id)])
             try:
                 with self._timer:

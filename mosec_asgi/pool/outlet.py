@@ -52,9 +52,8 @@ class Outlet:
         self._port = port
         # The open streams: the request's id, and when they were opened.
         self._open: dict[int, tuple[str, float]] = {}
-        # Those of them that have sent an event.
+        # Until their call of `forward` is over: those that have sent an event, and those that it has ended itself.
         self._begun: set[int] = set()
-        # Those that the worker has ended itself, until their call of `forward` is over.
         self._finished: set[int] = set()
         # What `flush` sends.
         self._ids: list[int] = []
@@ -71,7 +70,7 @@ class Outlet:
         return task_id in self._open
 
     def has_begun(self, task_ids: Iterable[int]) -> bool:
-        """Whether one of these open streams has sent an event."""
+        """Whether one of these streams has sent an event."""
         return not self._begun.isdisjoint(task_ids)
 
     def has_room(self, task_id: int) -> bool:
@@ -143,8 +142,9 @@ class Outlet:
             self._ids.append(task_id)
             self._chunks.append(chunk)
 
-    def forget_finished(self, task_ids: Iterable[int]) -> None:
-        """Expect no late events for these tasks any more."""
+    def forget(self, task_ids: Iterable[int]) -> None:
+        """Expect no late events of these streams any more."""
+        self._begun.difference_update(task_ids)
         self._finished.difference_update(task_ids)
 
     def flush(self) -> None:
@@ -156,26 +156,28 @@ class Outlet:
 
     def fail(self, task_ids: Iterable[int], error: BaseException) -> None:
         """End those of the streams that are open with an error, which is told once."""
-        concerned = [task_id for task_id in task_ids if task_id in self._open]
-        if concerned:
-            answer = self._codec.failure(error, [self._open[task_id][0] for task_id in concerned])
-            for task_id in concerned:
-                self.end(task_id, answer)
+        with self._lock:
+            concerned = [task_id for task_id in task_ids if task_id in self._open]
+            if concerned:
+                answer = self._codec.failure(error, [self._open[task_id][0] for task_id in concerned])
+                for task_id in concerned:
+                    self.end(task_id, answer)
 
     def end(self, task_id: int, answer: Answer) -> None:
-        """End an open stream: its events, then its answer."""
+        """End a stream, if it is open: its events, then its answer."""
         with self._lock:
-            self.flush()
-            _, opened = self._open.pop(task_id)
-            self._begun.discard(task_id)
-            code, payload = answer
-            self._port.answer(frames.Results([task_id], [code], [payload], time.perf_counter() - opened))
+            if task_id in self._open:
+                self.flush()
+                _, opened = self._open.pop(task_id)
+                code, payload = answer
+                self._port.answer(frames.Results([task_id], [code], [payload], time.perf_counter() - opened))
 
     def drop_left(self, task_ids: Iterable[int]) -> list[int]:
         """End those of the streams whose clients have left; return them."""
         if not self._port.cancelled:
             return []
-        left = [task_id for task_id in task_ids if task_id in self._port.cancelled and task_id in self._open]
-        for task_id in left:
-            self.end(task_id, LEFT)
+        with self._lock:
+            left = [task_id for task_id in task_ids if task_id in self._port.cancelled and task_id in self._open]
+            for task_id in left:
+                self.end(task_id, LEFT)
         return left

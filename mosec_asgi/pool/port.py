@@ -35,8 +35,6 @@ class Port:
         self.ended = False
         self._sock = sock
         self._decoder = frames.Decoder()
-        self._poller = select.poll()
-        self._poller.register(sock, select.POLLIN)
         # Held while something is read, and while something is sent or changed.
         self._reading = threading.Lock()
         self._lock = threading.RLock()
@@ -87,7 +85,10 @@ class Port:
 
     def wait(self, seconds: float) -> None:
         """Wait until something comes, then take it in."""
-        if not self.ended and self._poller.poll(seconds * 1000):
+        # Made anew: one cannot be used by two threads at a time.
+        readable = select.poll()
+        readable.register(self._sock, select.POLLIN)
+        if not self.ended and readable.poll(seconds * 1000):
             self.poll()
 
     def has_left(self, task_id: int) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -32,6 +33,8 @@ class StreamExecutor(Executor):
         self._outlet = Outlet(worker, spec, self._codec, port)
         self._batches = spec.max_batch_size > 1
         self._rehearsing = False
+        # Threads that push into one stream wait for its client one behind the other.
+        self._pushing = threading.Lock()
         if isinstance(worker, SSEWorker):
             worker._send_event = self._push
 
@@ -83,18 +86,21 @@ class StreamExecutor(Executor):
         steps = isolation.resolve(len(items), self._spec.isolation_calls)
         part = next(steps)
         while True:
-            self._inside = [ids[place] for place in part]
-            outcome = self._call([items[place] for place in part], whole=len(part) == len(items))
+            # A stream that has ended meanwhile, for want of its client, is not run again.
+            live = [place for place in part if self._outlet.is_open(ids[place])]
+            self._inside = [ids[place] for place in live]
+            outcome = self._call([items[place] for place in live], whole=len(part) == len(items)) if live else ()
+            if not isinstance(outcome, isolation.Raised):
+                outcome = [None] * len(part)
             try:
                 part = steps.send(outcome)
             except StopIteration as done:
                 results = self._codec.told_of_all(done.value, request_ids)
                 break
         self._inside = ()
-        self._outlet.forget_finished(ids)
         for task_id, result in zip(ids, results, strict=True):
-            if self._outlet.is_open(task_id):
-                self._outlet.end(task_id, on_the_wire(result) if isinstance(result, Failure) else ENDED)
+            self._outlet.end(task_id, on_the_wire(result) if isinstance(result, Failure) else ENDED)
+        self._outlet.forget(ids)
 
     def _call(self, items: list[Any], *, whole: bool) -> isolation.Outcome:
         self._port.progress.beat()
@@ -107,7 +113,7 @@ class StreamExecutor(Executor):
             if not self._outlet.has_begun(self._inside):
                 return isolation.Raised(error, final=is_final(error, whole=whole))
             self._outlet.fail(self._inside, error)
-        return [None] * len(items)
+        return ()
 
     def _drain(self, events: Iterator[Any]) -> None:
         """Send what a generator yields, until it ends or nobody is left to send it to."""
@@ -142,12 +148,13 @@ class StreamExecutor(Executor):
         if self._rehearsing:
             return
         paused = self._timer.pause()
-        self._outlet.put_at(index, event, self._inside)
-        self._outlet.flush()
+        with self._pushing:
+            self._port.poll()
+            self._outlet.drop_left(self._inside)
+            self._wait_for_room()
+            self._outlet.put_at(index, event, self._inside)
+            self._outlet.flush()
         self._port.progress.beat()
-        self._port.poll()
-        self._outlet.drop_left(self._inside)
-        self._wait_for_room()
         self._timer.restart()
         if paused:
             self._timer.resume()
