@@ -247,7 +247,7 @@ def test_a_worker_that_dies_costs_the_server_no_descriptor(tmp_path: Path) -> No
 
 @pytest.fixture(scope="module")
 def besieged() -> Iterator[Any]:
-    with servers.running("besieged", ["mosec_asgi"]) as (server,):
+    with servers.alone("besieged") as server:
         yield server
 
 

@@ -263,7 +263,7 @@ MUTATIONS = [
         "a back-off without an end",
         Backoff,
         "delay",
-        "min(self._most, self._first * 2.0**exponent)",
+        "min(most, self._first * 2.0**exponent)",
         "self._first * 4.0**exponent",
     ),
     Mutation("last words are not read", Supervisor, "_on_exit", "worker.pipe.drain()", "pass"),

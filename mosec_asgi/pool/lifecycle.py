@@ -80,12 +80,14 @@ class Backoff:
 
     A worker that served for `healthy` seconds is replaced at once, and so is the first that dies sooner: one bad
     request, most likely, and the stage is short of a worker. The next in a row waits `first` seconds, and each one
-    after it twice as long, up to `most`; so does one that never became ready.
+    after it twice as long, up to `most` if it never became ready, and up to `most_ready` if it did: a worker that starts
+    well serves others until it dies again.
     """
 
-    def __init__(self, first: float = 0.1, most: float = 30.0, healthy: float = 10.0) -> None:
+    def __init__(self, first: float = 0.1, most: float = 30.0, most_ready: float = 1.0, healthy: float = 10.0) -> None:
         self._first = first
         self._most = most
+        self._most_ready = most_ready
         self._healthy = healthy
         self._early_deaths = 0
         self._forgiven = False
@@ -106,4 +108,5 @@ class Backoff:
             return 0.0
         self._early_deaths += 1
         exponent = min(self._early_deaths - 1, 32)
-        return min(self._most, self._first * 2.0**exponent)
+        most = self._most if ready_at is None else self._most_ready
+        return min(most, self._first * 2.0**exponent)

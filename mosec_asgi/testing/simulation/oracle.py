@@ -32,6 +32,8 @@ TOLERANCE = 0.003
 # Seconds before a dead worker is replaced: the first wait, and the longest.
 FIRST_BACKOFF = 0.1
 MOST_BACKOFF = 30.0
+# Of a worker that was ready before it died.
+MOST_BACKOFF_READY = 1.0
 HEALTHY_SECONDS = 10.0
 # A worker that needs as long for a task is sent no second one before it has answered.
 SLOW_SECONDS = 0.002
@@ -652,7 +654,7 @@ class Oracle:
         if life.ready_at is None:
             self._start_failed(stage, place)
         else:
-            self._expect_another(place, served=self._clock() - life.ready_at)
+            self._expect_another(place, served=self._clock() - life.ready_at, longest=MOST_BACKOFF_READY)
 
     def _start_failed(self, stage: StageModel, place: Place) -> None:
         place.tried = place.failing = True
@@ -663,9 +665,9 @@ class Oracle:
             stage.down_at = self._clock()
             for case in stage.live():
                 case.expected = STAGE_DOWN
-        self._expect_another(place, served=0.0)
+        self._expect_another(place, served=0.0, longest=MOST_BACKOFF)
 
-    def _expect_another(self, place: Place, served: float) -> None:
+    def _expect_another(self, place: Place, served: float, longest: float) -> None:
         """Note when a dead worker is to be replaced: at once, then ever later, the sooner it died."""
         now = self._clock()
         if served >= HEALTHY_SECONDS:
@@ -676,7 +678,7 @@ class Oracle:
             exponent = min(place.early, 40)
             least = FIRST_BACKOFF * 2.0 ** (exponent - 2) if place.early > 1 else 0.0
             most = FIRST_BACKOFF * 2.0 ** (exponent - 1)
-            place.again = (now + min(MOST_BACKOFF, least), now + min(MOST_BACKOFF, most))
+            place.again = (now + min(longest, least), now + min(longest, most))
 
     # -- whenever time is about to pass ------------------------------------------------------------------------------
 
