@@ -80,8 +80,8 @@ class Backoff:
 
     A worker that served for `healthy` seconds is replaced at once, and so is the first that dies sooner: one bad
     request, most likely, and the stage is short of a worker. The next in a row waits `first` seconds, and each one
-    after it twice as long, up to `most` if it never became ready, and up to `most_ready` if it did: a worker that starts
-    well serves others until it dies again.
+    after it twice as long, up to `most` if it never became ready, and up to `most_ready` if it did: a worker that
+    starts well serves others until it dies again.
     """
 
     def __init__(self, first: float = 0.1, most: float = 30.0, most_ready: float = 1.0, healthy: float = 10.0) -> None:
