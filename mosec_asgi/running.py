@@ -25,6 +25,7 @@ from mosec_asgi.version import SERVER
 from mosec_asgi.web import compression
 from mosec_asgi.web.app import App, Egress
 from mosec_asgi.web.openapi import build_document
+from mosec_asgi.worker import Worker
 
 DAEMON_CHECK_SECONDS = 0.2
 
@@ -64,9 +65,8 @@ class RunningService:
         self.loop = asyncio.get_running_loop()
         self._settings = settings
         self._import_main = import_main
-        self._streams = [streams(pipeline[-1].worker) for pipeline in routes.values()]
-        runtimes, names = _stages(routes)
-        methods = {names[runtime]: runtime.start_method for runtime in runtimes}
+        egress = {path: _egress(pipeline[-1].worker) for path, pipeline in routes.items()}
+        self._streams = [last.streams for last in egress.values()]
         stages, pipelines, limits = plan_service(routes, settings)
         metrics = ServiceMetrics(
             settings.namespace,
@@ -75,16 +75,13 @@ class RunningService:
         self._coordinator = Coordinator(
             stages,
             pipelines,
-            platform.launcher if platform else lambda plan, loop: self._launcher(methods[plan.name], loop),
+            platform.launcher if platform else self._launcher,
             metrics,
             limits,
             clock=platform.clock if platform else time.monotonic,
         )
         self.app = App(
-            {
-                path: Egress(pipeline[-1].worker.resp_mime_type, streams(pipeline[-1].worker))
-                for path, pipeline in routes.items()
-            },
+            egress,
             self._coordinator,
             metrics,
             functools.partial(openapi_document, routes, settings),
@@ -138,15 +135,17 @@ class RunningService:
         """Call `on_exit` with the name and the exit code once `process` has ended."""
         self._daemon_watches.append(self.loop.create_task(_watch_daemon(name, process, on_exit)))
 
-    def _launcher(self, start_method: str, loop: asyncio.AbstractEventLoop) -> Launcher:
-        return ProcessLauncher(loop, start_method, import_main=self._import_main)
+    def _launcher(self, plan: StagePlan, loop: asyncio.AbstractEventLoop) -> Launcher:
+        return ProcessLauncher(loop, plan.start_method, import_main=self._import_main)
 
 
 def plan_service(
     routes: Mapping[str, Sequence[Runtime]], settings: Settings
 ) -> tuple[list[StagePlan], list[RoutePlan], Limits]:
     """Return a service as it is to be run: its stages, its routes, and what it allows."""
-    runtimes, names = _stages(routes)
+    names = stage_names([runtime for pipeline in routes.values() for runtime in pipeline])
+    # In the order of their names' numbers, each once, however many routes share it.
+    runtimes = list(names)
     stages = [plan_stage(runtime, names[runtime], settings) for runtime in runtimes]
     pipelines = [RoutePlan(path, tuple(map(runtimes.index, pipeline))) for path, pipeline in routes.items()]
     return stages, pipelines, _limits(settings)
@@ -182,7 +181,12 @@ def plan_stage(runtime: Runtime, name: str, settings: Settings) -> StagePlan:
         adaptive=not runtime.max_wait_time,
         max_attempts=runtime.max_attempts,
         start_timeout=settings.start_timeout / 1000,
+        start_method=runtime.start_method,
     )
+
+
+def _egress(worker: type[Worker]) -> Egress:
+    return Egress(worker.resp_mime_type, streams(worker))
 
 
 def _limits(settings: Settings) -> Limits:
@@ -200,12 +204,6 @@ def openapi_document(routes: Mapping[str, Sequence[Runtime]], settings: Settings
     """Return the OpenAPI document of a service, which need not run."""
     encodings = compression.supported() if settings.compression else ()
     return build_document(routes, max_request_size=settings.max_request_size, encodings=encodings)
-
-
-def _stages(routes: Mapping[str, Sequence[Runtime]]) -> tuple[list[Runtime], dict[Runtime, str]]:
-    """Return all stages in the order of their names' numbers, each once, and the names."""
-    names = stage_names([runtime for pipeline in routes.values() for runtime in pipeline])
-    return list(names), names
 
 
 async def _watch_daemon(

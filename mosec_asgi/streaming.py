@@ -86,9 +86,14 @@ def encode_chunk(chunk: Any) -> bytes:
     raise EncodingError(f"a chunk of a raw stream must be bytes or text, not {type(chunk).__name__}")
 
 
+def is_event_stream(mime_type: str) -> bool:
+    """Whether a stream of this type is made of events, and not of raw chunks."""
+    return mime_type.partition(";")[0].strip().lower() == EVENT_STREAM
+
+
 def encoder_for(mime_type: str) -> Callable[[Any], bytes]:
     """Return what gives the events of a worker with this `resp_mime_type` their form."""
-    return encode_event if mime_type.partition(";")[0].strip().lower() == EVENT_STREAM else encode_chunk
+    return encode_event if is_event_stream(mime_type) else encode_chunk
 
 
 def _data_lines(data: Any) -> bytes:

@@ -18,7 +18,7 @@ from http import HTTPStatus
 from mosec_asgi import log
 from mosec_asgi.batching.flow import Flow
 from mosec_asgi.batching.service import CLIENT_LEFT, StageStatistics, Statistics, Ticket
-from mosec_asgi.batching.stage import STAGE_DOWN, TIMED_OUT, Stage, StagePlan
+from mosec_asgi.batching.stage import STAGE_DOWN, TIMED_OUT, Stage, StagePlan, delay_until
 from mosec_asgi.batching.task import State, Task
 from mosec_asgi.errors import Failure
 from mosec_asgi.ipc import frames
@@ -338,9 +338,7 @@ class Coordinator:
         if self._sweep_timer is not None:
             self._sweep_timer.cancel()
         self._sweep_at = deadline
-        # Rounded up to whole milliseconds: uvloop's timers know no finer, and would otherwise fire too early and spin.
-        delay = math.ceil(max(0.0, deadline - now) * 1000) / 1000
-        self._sweep_timer = self._loop.call_later(delay, self._sweep)
+        self._sweep_timer = self._loop.call_later(delay_until(deadline, now), self._sweep)
 
     def _sweep(self) -> None:
         """Answer 408 to all tasks whose deadline has passed, and sleep until the next one's."""

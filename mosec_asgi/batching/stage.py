@@ -59,6 +59,7 @@ class StagePlan:
         adaptive: `max_wait` is not the user's: wait only where it pays.
         max_attempts: workers that may die with a task before it is answered 500.
         start_timeout: seconds that a worker may take to load and warm up.
+        start_method: of its processes, where they are processes: "spawn" or "fork".
     """
 
     specs: list[WorkerSpec]
@@ -71,6 +72,7 @@ class StagePlan:
     concurrency: int = 1
     ordered: bool = True
     streams: bool = False
+    start_method: str = "spawn"
 
     @property
     def name(self) -> str:
@@ -329,9 +331,7 @@ class Stage:
         if self._wake_timer is not None:
             self._wake_timer.cancel()
         self._wake_at = wake_at
-        # Rounded up to whole milliseconds: uvloop's timers know no finer, and would otherwise fire too early and spin.
-        delay = None if wake_at is None else math.ceil(max(0.0, wake_at - now) * 1000) / 1000
-        self._wake_timer = None if delay is None else self._loop.call_later(delay, self._wake)
+        self._wake_timer = None if wake_at is None else self._loop.call_later(delay_until(wake_at, now), self._wake)
 
     def _wake(self) -> None:
         self._wake_at = self._wake_timer = None
@@ -352,6 +352,12 @@ class Stage:
 
     def _extra(self, worker: PoolWorker, task: Task) -> dict[str, object]:
         return {"stage": self.plan.name, "worker": worker.worker_id, "request_id": task.request_id}
+
+
+def delay_until(when: float, now: float) -> float:
+    """Return the seconds from `now` until `when`, for a timer."""
+    # Rounded up to whole milliseconds: uvloop's timers know no finer, and would otherwise fire too early and spin.
+    return math.ceil(max(0.0, when - now) * 1000) / 1000
 
 
 def _flags(task: Task) -> int:

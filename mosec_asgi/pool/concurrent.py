@@ -278,12 +278,8 @@ class ConcurrentRunner:
         part = next(steps)
         failed = False
         while True:
-            # A stream that has ended meanwhile, for want of its client, is not run again.
-            live = [place for place in part if not self._streams or self._outlet.is_open(ids[place])]
-            unit.inside = [ids[place] for place in live]
-            outcome = await self._call(unit, [items[place] for place in live], whole=len(part) == len(items))
-            if self._streams and not isinstance(outcome, isolation.Raised):
-                outcome = [None] * len(part)
+            unit.inside = [ids[place] for place in part]
+            outcome = await self._call(unit, [items[place] for place in part], whole=len(part) == len(items))
             failed = failed or isinstance(outcome, isolation.Raised)
             try:
                 part = steps.send(outcome)
@@ -292,8 +288,14 @@ class ConcurrentRunner:
                 return self._codec.told_of_all(results, request_ids) if failed else results
 
     async def _call(self, unit: _Unit, items: list[Any], *, whole: bool) -> isolation.Outcome:
-        if not items:
-            return ()
+        ended: isolation.Outcome = [None] * len(items)
+        if self._streams:
+            # A stream that has ended meanwhile, for want of its client, is not run again.
+            live = [place for place, task_id in enumerate(unit.inside) if self._outlet.is_open(task_id)]
+            unit.inside = [unit.inside[place] for place in live]
+            items = [items[place] for place in live]
+            if not items:
+                return ended
         self._port.progress.beat()
         self._restart(unit)
         try:
@@ -306,13 +308,13 @@ class ConcurrentRunner:
                 # It has swallowed its cancellation, and come back all the same.
                 raise asyncio.CancelledError
             if self._streams:
-                return ()
+                return ended
             return checked(result, len(items)) if self._batches else [result]
         except (Exception, MosecTimeoutError, asyncio.CancelledError) as raised:
             error = self._explained(unit, raised)
             if self._streams and self._outlet.has_begun(unit.inside):
                 self._outlet.fail(unit.inside, error)
-                return ()
+                return ended
             return isolation.Raised(error, final=is_final(error, whole=whole))
         finally:
             unit.deadline = math.inf

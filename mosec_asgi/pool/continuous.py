@@ -128,7 +128,7 @@ class ContinuousRunner:
 
     def _answer(self, tasks: frames.Tasks, place: int, answer: Answer) -> None:
         """Answer a task that has no slot."""
-        self._port.answer(frames.Results([tasks.ids[place]], [answer[0]], [answer[1]], 0.0))
+        self._port.answer_one(tasks.ids[place], answer)
         self._worker._answered(tasks.payloads[place : place + 1])
 
     def _step(self) -> None:

@@ -13,7 +13,6 @@ from typing import Any
 
 from mosec_asgi import log
 from mosec_asgi.errors import EncodingError, MosecError
-from mosec_asgi.ipc import frames
 from mosec_asgi.pool.codec import LEFT, Answer, Codec
 from mosec_asgi.pool.executor import WrongShape
 from mosec_asgi.pool.port import Port
@@ -169,8 +168,7 @@ class Outlet:
             if task_id in self._open:
                 self.flush()
                 _, opened = self._open.pop(task_id)
-                code, payload = answer
-                self._port.answer(frames.Results([task_id], [code], [payload], time.perf_counter() - opened))
+                self._port.answer_one(task_id, answer, time.perf_counter() - opened)
 
     def drop_left(self, task_ids: Iterable[int]) -> list[int]:
         """End those of the streams whose clients have left; return them."""

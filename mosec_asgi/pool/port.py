@@ -148,6 +148,10 @@ class Port:
                     self._outstanding.pop(task_id, None)
             self._send(frames.encode_results(results))
 
+    def answer_one(self, task_id: int, answer: tuple[int, bytes], seconds: float = 0.0) -> None:
+        """Send the answer of one task: its status and its payload."""
+        self.answer(frames.Results([task_id], [answer[0]], [answer[1]], seconds))
+
     def emit(self, ids: Sequence[int], payloads: Sequence[bytes]) -> None:
         """Send pieces of streams."""
         with self._lock:

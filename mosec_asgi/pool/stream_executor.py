@@ -10,7 +10,7 @@ from mosec_asgi import log
 from mosec_asgi.errors import Failure, MosecTimeoutError
 from mosec_asgi.ipc import frames
 from mosec_asgi.pool import isolation
-from mosec_asgi.pool.codec import LEFT, Answer, on_the_wire
+from mosec_asgi.pool.codec import LEFT, on_the_wire
 from mosec_asgi.pool.executor import Executor, decode_batch, is_final
 from mosec_asgi.pool.outlet import ENDED, Outlet
 from mosec_asgi.pool.port import Port
@@ -55,25 +55,22 @@ class StreamExecutor(Executor):
             self._port.progress.begin(len(tasks.ids))
             answers, items, places = decode_batch(self._codec, tasks, self._port, range(len(tasks.ids)))
             for place, answer in answers.items():
-                self._answer(tasks.ids[place], answer)
+                self._port.answer_one(tasks.ids[place], answer)
             if items:
                 self._stream(tasks, items, places)
         else:
             for place, task_id in enumerate(tasks.ids):
                 self._port.progress.begin()
                 if task_id in self._port.cancelled:
-                    self._answer(task_id, LEFT)
+                    self._port.answer_one(task_id, LEFT)
                 else:
                     self._stream_one(tasks, place)
-
-    def _answer(self, task_id: int, answer: Answer) -> None:
-        self._port.answer(frames.Results([task_id], [answer[0]], [answer[1]], 0.0))
 
     def _stream_one(self, tasks: frames.Tasks, place: int) -> None:
         try:
             item = self._codec.decode(tasks.flags[place], tasks.payloads[place])
         except (Exception, MosecTimeoutError) as error:
-            self._answer(tasks.ids[place], self._codec.failure(error, tasks.request_ids[place : place + 1]))
+            self._port.answer_one(tasks.ids[place], self._codec.failure(error, tasks.request_ids[place : place + 1]))
         else:
             self._stream(tasks, [item], [place])
 
@@ -83,26 +80,20 @@ class StreamExecutor(Executor):
         request_ids = [tasks.request_ids[place] for place in places]
         for task_id, request_id in zip(ids, request_ids, strict=True):
             self._outlet.open(task_id, request_id)
-        steps = isolation.resolve(len(items), self._spec.isolation_calls)
-        part = next(steps)
-        while True:
-            # A stream that has ended meanwhile, for want of its client, is not run again.
-            live = [place for place in part if self._outlet.is_open(ids[place])]
-            self._inside = [ids[place] for place in live]
-            outcome = self._call([items[place] for place in live], whole=len(part) == len(items)) if live else ()
-            if not isinstance(outcome, isolation.Raised):
-                outcome = [None] * len(part)
-            try:
-                part = steps.send(outcome)
-            except StopIteration as done:
-                results = self._codec.told_of_all(done.value, request_ids)
-                break
+        results = self._forward(items, ids, request_ids)
         self._inside = ()
         for task_id, result in zip(ids, results, strict=True):
             self._outlet.end(task_id, on_the_wire(result) if isinstance(result, Failure) else ENDED)
         self._outlet.forget(ids)
 
     def _call(self, items: list[Any], *, whole: bool) -> isolation.Outcome:
+        ended: isolation.Outcome = [None] * len(items)
+        # A stream that has ended meanwhile, for want of its client, is not run again.
+        live = [place for place, task_id in enumerate(self._inside) if self._outlet.is_open(task_id)]
+        self._inside = [self._inside[place] for place in live]
+        items = [items[place] for place in live]
+        if not items:
+            return ended
         self._port.progress.beat()
         try:
             with self._timer:
@@ -113,7 +104,7 @@ class StreamExecutor(Executor):
             if not self._outlet.has_begun(self._inside):
                 return isolation.Raised(error, final=is_final(error, whole=whole))
             self._outlet.fail(self._inside, error)
-        return ()
+        return ended
 
     def _drain(self, events: Iterator[Any]) -> None:
         """Send what a generator yields, until it ends or nobody is left to send it to."""

@@ -25,12 +25,11 @@ from mosec_asgi import log
 from mosec_asgi.annotations import forward_input_type, forward_return_type
 from mosec_asgi.runtime import Runtime
 from mosec_asgi.schema import JSON, MOSEC_REF_TEMPLATE, MissingLibraryError, ParseTarget
-from mosec_asgi.streaming import streams
+from mosec_asgi.streaming import is_event_stream, streams
 from mosec_asgi.version import __version__
 from mosec_asgi.web import contract
 from mosec_asgi.web.components import Components
 from mosec_asgi.web.examples import request_examples
-from mosec_asgi.web.responses import has_events
 from mosec_asgi.worker import Worker
 
 # Notations of a value, by the last part of their names: application/json, application/problem+json, x-msgpack.
@@ -232,7 +231,7 @@ def _result_of(worker: type[Worker]) -> str:
 
 
 def _gives_events(worker: type[Worker]) -> bool:
-    return streams(worker) and has_events(worker.resp_mime_type)
+    return streams(worker) and is_event_stream(worker.resp_mime_type)
 
 
 def _is_notation(mime: str) -> bool:

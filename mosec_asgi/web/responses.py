@@ -8,7 +8,7 @@ from typing import Any
 from starlette.types import Send
 
 from mosec_asgi.errors import Failure
-from mosec_asgi.streaming import Event, encode_event, encoder_for
+from mosec_asgi.streaming import Event, encode_event
 
 TEXT = (b"content-type", b"text/plain; charset=utf-8")
 
@@ -39,11 +39,6 @@ def headers_of(failure: Failure, common: list[Header]) -> list[Header]:
     if failure.retry_after is not None:
         headers.append((b"retry-after", b"%d" % failure.retry_after))
     return headers
-
-
-def has_events(content_type: str) -> bool:
-    """Whether a stream of this type is made of events, and not of raw chunks."""
-    return encoder_for(content_type) is encode_event
 
 
 async def send_success(send: Send, body: bytes, content_type: Header, common: list[Header]) -> None:

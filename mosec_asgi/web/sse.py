@@ -20,9 +20,10 @@ from starlette.types import Receive, Scope, Send
 from mosec_asgi import log
 from mosec_asgi.batching.service import CLIENT_LEFT, Service, Ticket
 from mosec_asgi.errors import Failure
+from mosec_asgi.streaming import is_event_stream
 from mosec_asgi.web.body import ClientLeft
 from mosec_asgi.web.request import Headers, Shared, timeout_of
-from mosec_asgi.web.responses import Header, error_event, has_events, send_failure
+from mosec_asgi.web.responses import Header, error_event, send_failure
 
 # mosec's: an empty comment, and often enough for clients with a short read timeout (httpx: 5 s).
 KEEP_ALIVE = b":\n\n"
@@ -51,7 +52,7 @@ class StreamEndpoint:
         self._path = path
         self._route = route
         self._content_type = (b"content-type", content_type.encode("latin-1"))
-        self._has_events = has_events(content_type)
+        self._has_events = is_event_stream(content_type)
         self._keep_alive = keep_alive if self._has_events else None
         self._service = shared.service
         self._metrics = shared.metrics
