@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 
@@ -19,3 +20,10 @@ def _no_settings_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 def log(tmp_path: Path) -> Path:
     """Where a program under test prints to."""
     return tmp_path / "output.log"
+
+
+@pytest.fixture
+def logged(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
+    """Catch all that the package logs, from debug on."""
+    caplog.set_level(logging.DEBUG, logger="mosec_asgi")
+    return caplog

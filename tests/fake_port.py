@@ -57,6 +57,7 @@ def ok(value: Any) -> tuple[int, bytes]:
 INTERNAL = (500, b"inference internal error")
 LEFT = (499, b"")
 ENDED = (200, b"")
+TOO_SLOW = (408, b"mosec timeout error: the client does not read its stream")
 
 
 def data(*texts: str) -> list[bytes]:

@@ -15,11 +15,7 @@ from mosec_asgi.pool.child import load
 from mosec_asgi.pool.codec import Codec, as_input, examples, on_the_wire
 from mosec_asgi.worker import Worker
 
-
-@pytest.fixture(autouse=True)
-def logged(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
-    caplog.set_level(logging.DEBUG, logger="mosec_asgi")
-    return caplog
+pytestmark = pytest.mark.usefixtures("logged")
 
 
 def codec_of(max_batch_size: int = 1, **members: Any) -> Codec:

@@ -17,6 +17,7 @@ from fake_port import (
     INTERNAL,
     LEFT,
     PATIENCE,
+    TOO_SLOW,
     Recorder,
     ServerEnd,
     data,
@@ -40,14 +41,10 @@ from mosec_asgi.pool.concurrent import BEAT_SECONDS, CANCEL_SECONDS, ConcurrentR
 from mosec_asgi.streaming import FINISHED, Event, SSEWorker
 from mosec_asgi.worker import Worker
 
-TOO_SLOW = (408, b"mosec timeout error: the client does not read its stream")
 LATE = 408
 
 
-@pytest.fixture(autouse=True)
-def logged(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
-    caplog.set_level(logging.DEBUG, logger="mosec_asgi")
-    return caplog
+pytestmark = pytest.mark.usefixtures("logged")
 
 
 def awaiting(

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from typing import Any
@@ -10,6 +9,7 @@ from fake_port import (
     ENDED,
     INTERNAL,
     LEFT,
+    TOO_SLOW,
     ServerEnd,
     data,
     hang,
@@ -26,14 +26,10 @@ from hypothesis import strategies as st
 from mosec_asgi.errors import ClientError, MosecTimeoutError, ServerError
 from mosec_asgi.streaming import ContinuousWorker, Event
 
-TOO_SLOW = (408, b"mosec timeout error: the client does not read its stream")
 LATE = 408
 
 
-@pytest.fixture(autouse=True)
-def logged(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
-    caplog.set_level(logging.DEBUG, logger="mosec_asgi")
-    return caplog
+pytestmark = pytest.mark.usefixtures("logged")
 
 
 class Countdown(ContinuousWorker):

@@ -16,11 +16,7 @@ from mosec_asgi.errors import Failure, StartupError
 from mosec_asgi.ipc import frames
 from mosec_asgi.metrics import Gauges
 
-
-@pytest.fixture(autouse=True)
-def logged(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
-    caplog.set_level(logging.DEBUG, logger="mosec_asgi")
-    return caplog
+pytestmark = pytest.mark.usefixtures("logged")
 
 
 async def let_start_fail(service: Service, stage_name: str = "Echo_1") -> None:

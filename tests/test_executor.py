@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import logging
 import socket
 import time
 from collections.abc import Callable
@@ -31,11 +30,7 @@ from mosec_asgi.errors import ClientError, MosecTimeoutError, ValidationError
 from mosec_asgi.pool import executor
 from mosec_asgi.worker import Worker
 
-
-@pytest.fixture(autouse=True)
-def logged(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
-    caplog.set_level(logging.DEBUG, logger="mosec_asgi")
-    return caplog
+pytestmark = pytest.mark.usefixtures("logged")
 
 
 def doubled(batch: list[int]) -> list[int]:

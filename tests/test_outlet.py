@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from fake_port import ENDED, INTERNAL, ServerEnd, data, json_tasks, spec_of, until, worker_of
+from fake_port import ENDED, INTERNAL, TOO_SLOW, ServerEnd, data, json_tasks, spec_of, until, worker_of
 from fakes import told
 
 from mosec_asgi.errors import ClientError
@@ -14,8 +14,6 @@ from mosec_asgi.pool.codec import LEFT, Codec
 from mosec_asgi.pool.executor import WrongShape
 from mosec_asgi.pool.outlet import Outlet
 from mosec_asgi.streaming import FINISHED, Event, SSEWorker
-
-TOO_SLOW = (408, b"mosec timeout error: the client does not read its stream")
 
 
 class Bench:

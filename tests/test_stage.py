@@ -131,10 +131,7 @@ async def bench(**options: Any) -> AsyncIterator[Bench]:
     assert made.loop.timers == []
 
 
-@pytest.fixture(autouse=True)
-def logged(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
-    caplog.set_level(logging.DEBUG, logger="mosec_asgi")
-    return caplog
+pytestmark = pytest.mark.usefixtures("logged")
 
 
 # -- turns -------------------------------------------------------------------------------------------------------------

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -12,6 +11,7 @@ from fake_port import (
     INTERNAL,
     LEFT,
     PATIENCE,
+    TOO_SLOW,
     Recorder,
     ServerEnd,
     data,
@@ -31,14 +31,10 @@ from mosec_asgi.errors import ClientError, MosecTimeoutError, ValidationError
 from mosec_asgi.streaming import FINISHED, Event, SSEWorker
 from mosec_asgi.worker import Worker
 
-TOO_SLOW = (408, b"mosec timeout error: the client does not read its stream")
 LATE = 408
 
 
-@pytest.fixture(autouse=True)
-def logged(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
-    caplog.set_level(logging.DEBUG, logger="mosec_asgi")
-    return caplog
+pytestmark = pytest.mark.usefixtures("logged")
 
 
 def yielding(forward: Callable[[Any], Iterator[Any]], **members: Any) -> type[Worker]:

@@ -138,10 +138,7 @@ class Pool:
         await asyncio.wait_for(self.supervisor.wait_stopped(), PATIENCE)
 
 
-@pytest.fixture(autouse=True)
-def logged(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
-    caplog.set_level(logging.DEBUG, logger="mosec_asgi")
-    return caplog
+pytestmark = pytest.mark.usefixtures("logged")
 
 
 def messages(logged: pytest.LogCaptureFixture, level: int) -> list[str]:
