@@ -83,6 +83,29 @@ class Connection:
         Raises:
             Lost: the connection ended before its end.
         """
+        status, headers = await self._receive_head()
+        try:
+            body = b"".join([part async for part in self._body(headers)])
+        except (asyncio.IncompleteReadError, OSError) as error:
+            raise Lost(f"in the body of the answer: {error}") from error
+        return Answer(status, headers, body)
+
+    async def receive_parts(self) -> AsyncIterator[bytes]:
+        """Yield the body of the answer to what was sent as it comes, chunk by chunk.
+
+        Raises:
+            Lost: the connection ended before its end, or the answer is an error.
+        """
+        status, headers = await self._receive_head()
+        if status != 200:
+            raise Lost(f"the answer is an error, {status}")
+        try:
+            async for part in self._body(headers):
+                yield part
+        except (asyncio.IncompleteReadError, OSError) as error:
+            raise Lost(f"in the body of the answer: {error}") from error
+
+    async def _receive_head(self) -> tuple[int, dict[str, str]]:
         try:
             status_line, *lines = (await self._reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
         except asyncio.IncompleteReadError as error:
@@ -90,11 +113,7 @@ class Connection:
         except OSError as error:
             raise Lost(f"before the answer: {error}") from error
         headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines if line)}
-        try:
-            body = b"".join([part async for part in self._body(headers)])
-        except (asyncio.IncompleteReadError, OSError) as error:
-            raise Lost(f"in the body of the answer: {error}") from error
-        return Answer(int(status_line.split(" ")[1]), headers, body)
+        return int(status_line.split(" ")[1]), headers
 
     async def _body(self, headers: dict[str, str]) -> AsyncIterator[bytes]:
         if headers.get("transfer-encoding") != "chunked":

@@ -9,18 +9,24 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
+import itertools
+import json
 import statistics
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import servers
-from stream_client import Connection, Stream, stream
+from connection import Connection, connected
+from problems import BenchmarkError
 
 ROUNDS = 5
 # That of `services/steps.py`.
 STEP_SECONDS = 0.02
+STEP_MS = STEP_SECONDS * 1000
+SLOTS = 32
 EVENTS = 100
 SILENT_SECONDS = 5.0
 
@@ -37,6 +43,24 @@ class Row:
     def kept(self) -> bool:
         """Whether the promise was kept."""
         return self.measured <= self.most
+
+
+@dataclass(slots=True)
+class Stream:
+    """One stream as its client saw it, by `time.perf_counter`: when it was asked for, and when each event came."""
+
+    began: float
+    times: list[float] = field(default_factory=list)
+
+    @property
+    def first(self) -> float:
+        """Seconds from the request to the first event."""
+        return self.times[0] - self.began
+
+    @property
+    def gaps(self) -> list[float]:
+        """Seconds between events."""
+        return [later - earlier for earlier, later in itertools.pairwise(self.times)]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -57,13 +81,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 async def _round(port: int) -> list[Row]:
-    step = STEP_SECONDS * 1000
     rows = []
     for path, name in (("/slots", "continuous"), ("/batch", "static")):
-        together = await _together(port, path, 32)
-        off = abs(_median_gap(together) - step)
+        together = await _together(port, path, SLOTS)
+        off = abs(_median_gap(together) - STEP_MS)
         rows += [
-            Row(f"32 {name} streams at once: median time to the first event", _median_first(together), 2 * step),
+            Row(f"32 {name} streams at once: median time to the first event", _median_first(together), 2 * STEP_MS),
             Row(f"32 {name} streams at once: median gap, its distance from a step", off, 2),
         ]
     rows += await _beside_a_silent_reader(port)
@@ -74,26 +97,38 @@ async def _round(port: int) -> list[Row]:
 
 
 async def _together(port: int, path: str, count: int) -> list[Stream]:
-    """Send `count` requests at once over connections that are open already; read all streams."""
-    connections = [await Connection.open(port) for _ in range(count)]
-    try:
-        asked = await asyncio.gather(*[connection.ask(path, {"count": EVENTS}) for connection in connections])
-        pairs = zip(connections, asked, strict=True)
-        return await asyncio.gather(*[connection.read(one) for connection, one in pairs])
-    finally:
-        for connection in connections:
-            connection.close()
+    """Ask for `count` streams at once, over connections that are open already, and read all of them."""
+    async with contextlib.AsyncExitStack() as stack:
+        connections = [await stack.enter_async_context(connected(port)) for _ in range(count)]
+        return await asyncio.gather(*[_read(connection, path, EVENTS) for connection in connections])
+
+
+async def _read(connection: Connection, path: str, events: int) -> Stream:
+    """Ask for a stream and read it to its end; it must have as many events as asked for."""
+    stream = Stream(time.perf_counter())
+    await connection.send(path, _body(events))
+    async for part in connection.receive_parts():
+        # Each event of these services is one line of data.
+        stream.times += [time.perf_counter()] * part.count(b"data: ")
+    if len(stream.times) != events:
+        raise BenchmarkError(f"a stream of {path} had {len(stream.times)} events instead of {events}")
+    return stream
+
+
+async def _stream(port: int, path: str, events: int) -> Stream:
+    """Read a stream over a connection of its own."""
+    async with connected(port) as connection:
+        return await _read(connection, path, events)
 
 
 async def _beside_a_silent_reader(port: int) -> list[Row]:
     """Let one of 16 readers read nothing for 5 s, of a stream that is more than all buffers hold."""
     events = int(SILENT_SECONDS / STEP_SECONDS)
-    alone = await asyncio.gather(*[stream(port, "/slots", {"count": events}) for _ in range(15)])
-    silent = await Connection.open(port)
-    await silent.ask("/slots", {"count": events, "size": 100_000})
-    others = await asyncio.gather(*[stream(port, "/slots", {"count": events}) for _ in range(15)])
-    silent.close()
-    worse = _median_gap(list(others)) - _median_gap(list(alone))
+    alone = await asyncio.gather(*[_stream(port, "/slots", events) for _ in range(15)])
+    async with connected(port) as silent:
+        await silent.send("/slots", _body(events, size=100_000))
+        others = await asyncio.gather(*[_stream(port, "/slots", events) for _ in range(15)])
+    worse = _median_gap(others) - _median_gap(alone)
     longest = [statistics.quantiles([gap for one in group for gap in one.gaps], n=100)[98] for group in (alone, others)]
     return [
         Row("15 streams beside one that is not read for 5 s: what that adds to their median gap", worse, 1),
@@ -102,27 +137,34 @@ async def _beside_a_silent_reader(port: int) -> list[Row]:
 
 
 async def _after_one_that_leaves(port: int) -> Row:
-    """Take all slots but one, leave that one after the first of 1,000 events, and ask for it anew."""
-    leaver = await Connection.open(port)
-    await leaver.read(await leaver.ask("/slots", {"count": 1000}), events=1)
-    leaver.close()
-    began = time.perf_counter()
-    await stream(port, "/slots", {"count": 1})
-    return Row(
-        "after a client that left in mid-stream: the next request's only event",
-        (time.perf_counter() - began) * 1000,
-        3 * STEP_SECONDS * 1000,
-    )
+    """Take all slots, let one client leave after the first of its events, and ask for the slot anew."""
+    async with contextlib.AsyncExitStack() as stack:
+        for _ in range(SLOTS):
+            connection = await stack.enter_async_context(connected(port))
+            await connection.send("/slots", _body(1000))
+            parts = connection.receive_parts()
+            await anext(parts)
+        # The last one leaves.
+        await connection.close()
+        began = time.perf_counter()
+        await _stream(port, "/slots", 1)
+        took = (time.perf_counter() - began) * 1000
+    return Row("after a client that left, all slots being taken: the next request's only event", took, 3 * STEP_MS)
 
 
 async def _waits(port: int, path: str) -> float:
-    connections = [await Connection.open(port) for _ in range(64)]
-    began = time.perf_counter()
-    asked = [await connection.ask(path, 1) for connection in connections]
-    await asyncio.gather(*[one.read(two) for one, two in zip(connections, asked, strict=True)])
-    for connection in connections:
-        connection.close()
-    return (time.perf_counter() - began) * 1000
+    async with contextlib.AsyncExitStack() as stack:
+        connections = [await stack.enter_async_context(connected(port)) for _ in range(64)]
+        began = time.perf_counter()
+        answers = await asyncio.gather(*[connection.ask(path, b"1") for connection in connections])
+        took = (time.perf_counter() - began) * 1000
+    if {answer.status for answer in answers} != {200}:
+        raise BenchmarkError(f"{path} was answered {sorted({answer.status for answer in answers})}")
+    return took
+
+
+def _body(events: int, size: int = 8) -> bytes:
+    return json.dumps({"count": events, "size": size}).encode()
 
 
 def _median_first(group: Sequence[Stream]) -> float:

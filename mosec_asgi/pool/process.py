@@ -140,7 +140,7 @@ class ProcessLauncher:
         )
         hide_main = spawn and not self._import_main and spec.worker.__module__ != "__main__"
         try:
-            with _environment(variables), _main_hidden(hide_main), _children_allowed():
+            with environment(variables), _main_hidden(hide_main), _children_allowed():
                 process.start()
         except Exception as error:
             ours.close()
@@ -275,7 +275,7 @@ def _check_importable(spec: WorkerSpec) -> None:
 
 
 @contextmanager
-def _environment(variables: Mapping[str, str]) -> Iterator[None]:
+def environment(variables: Mapping[str, str]) -> Iterator[None]:
     """Set environment variables for the time of a block, then put back what was there."""
     before = {key: os.environ.get(key) for key in variables}
     os.environ.update(variables)

@@ -30,7 +30,7 @@ from mosec_asgi.pool.child import load, runner_for, warm_up
 from mosec_asgi.pool.codec import as_input, examples
 from mosec_asgi.pool.concurrent import ConcurrentRunner
 from mosec_asgi.pool.port import Port
-from mosec_asgi.pool.process import _environment
+from mosec_asgi.pool.process import environment
 from mosec_asgi.pool.spec import WorkerSpec
 from mosec_asgi.streaming import ContinuousWorker, is_async
 from mosec_asgi.testing.baton import BatonThread, Ended
@@ -285,7 +285,7 @@ class InlineWorker:
         """Make the user's worker."""
         if self.script.born(self):
             raise RuntimeError("this start was scripted to fail")
-        with _environment(self._variables):
+        with environment(self._variables):
             worker = load(self.spec)
         self.script.instance = worker
         return worker
