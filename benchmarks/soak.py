@@ -391,7 +391,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault(*MALLOC)
     try:
         with servers.alone("soaked") as server:
-            faults = soak(server, options.seconds, options.interval, streams=options.streams)
+            try:
+                faults = soak(server, options.seconds, options.interval, streams=options.streams)
+            except OSError as error:
+                # Of all that is looked at only a process that is gone cannot be read.
+                raise server.failure(f"{error}; the server's exit status is {server.process.poll()}") from error
     except BenchmarkError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -92,6 +92,10 @@ class Channel:
         self._open = False
         self._unsent.clear()
         self._sock.close()
+        # Whoever listens has this channel, and this channel must not have him: both would stay in memory, with what was
+        # read last, until the garbage collector comes.
+        self._on_frame = self._on_closed = _nobody
+        self._decoder = Decoder()
 
     def _read(self) -> bool:
         """Read once and hand over the frames that are whole; False where there is nothing more to read now."""
@@ -133,5 +137,10 @@ class Channel:
 
     def _fail(self, reason: str) -> None:
         if self._open:
+            on_closed = self._on_closed
             self.close()
-            self._on_closed(reason)
+            on_closed(reason)
+
+
+def _nobody(_: object) -> None:
+    """Hear nothing more of a channel that is closed."""

@@ -224,6 +224,12 @@ class WorkerProcess:
             if self._process.exitcode is not None:
                 # It holds descriptors until it is collected, which may be long after.
                 self._process.close()
+            # Whoever listens has this handle: neither must wait for the garbage collector.
+            self._on_exit = _nothing
+
+
+def _nothing() -> None:
+    """Hear nothing more of a process that has ended."""
 
 
 # A process that runs must be found by `_reap_all`, whoever has forgotten it.

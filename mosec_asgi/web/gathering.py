@@ -44,7 +44,8 @@ class GatheringTransport(asyncio.Transport):
 
     def _flush(self) -> None:
         held, self._held = self._held, b""
-        if held:
+        # A client may have left since: uvloop raises for a transport that is closed.
+        if held and not self._transport.is_closing():
             self._transport.write(held)
 
     def close(self) -> None:
