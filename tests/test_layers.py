@@ -27,7 +27,7 @@ FLOORS = {
     "log": 0, "errors": 0, "version": 0,
 }  # fmt: skip
 PURE = {
-    "batching.scheduler", "batching.task", "batching.flow", "batching.rate",
+    "batching.scheduler", "batching.arrivals", "batching.task", "batching.flow", "batching.rate",
     "pool.lifecycle", "pool.watchdog", "pool.isolation",
     "ipc.frames",
 }  # fmt: skip

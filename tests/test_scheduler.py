@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import heapq
 import itertools
 import sys
 from collections.abc import Sequence
@@ -30,8 +31,10 @@ def assign(scheduler: Scheduler[str], now: float = 0.0) -> dict[str, list[list[T
     return by_worker
 
 
-def answered(scheduler: Scheduler[str], worker: str, tasks: Sequence[Task], seconds: float = 0.01) -> None:
-    assert scheduler.answered(worker, [task.id for task in tasks], seconds) == list(tasks)
+def answered(
+    scheduler: Scheduler[str], worker: str, tasks: Sequence[Task], seconds: float = 0.01, now: float = 0.0
+) -> None:
+    assert scheduler.answered(worker, [task.id for task in tasks], seconds, now) == list(tasks)
     for task in tasks:
         if task.state is not State.SETTLED:
             task.settle()
@@ -301,6 +304,45 @@ def test_an_idle_worker_waits_where_the_rate_fills_the_batch() -> None:
     now = arrivals(scheduler, gap=0.0005, count=30) + 0.0005
     enqueue(scheduler, now=now)
     assert scheduler.assign(now) == ([], now + 0.01)
+
+
+def closed_loop(clients: int, *, think: float = 0.0001, workers: str = "a") -> list[int]:
+    """Let clients ask again `think` seconds apart after their answers; return the sizes of 40 batches of 5 ms."""
+    scheduler = batched(*workers, size=64, max_wait=0.01, adaptive=True)
+    # What happens when: a task arrives, a worker answers, or somebody looks again.
+    agenda = [(0.0, place, "arrival", ()) for place in range(clients)]
+    order, sizes = itertools.count(clients), []
+    while len(sizes) < 40:
+        now, _, what, (*batch,) = heapq.heappop(agenda)
+        if what == "arrival":
+            enqueue(scheduler, now=now)
+        elif what == "answer":
+            worker, *tasks = batch
+            answered(scheduler, worker, tasks, 0.005, now)
+            for place in range(1, len(tasks) + 1):
+                heapq.heappush(agenda, (now + place * think, next(order), "arrival", ()))
+        assignments, wake_at = scheduler.assign(now)
+        for assignment in assignments:
+            sizes.append(len(assignment.tasks))
+            answer = (assignment.worker, *assignment.tasks)
+            heapq.heappush(agenda, (now + 0.005, next(order), "answer", answer))
+        if wake_at is not None:
+            heapq.heappush(agenda, (wake_at, next(order), "look", ()))
+    return sizes
+
+
+@pytest.mark.parametrize("clients", [1, 2, 3, 8, 40])
+def test_clients_that_come_back_at_once_are_one_batch(clients: int) -> None:
+    assert set(closed_loop(clients)[20:]) == {clients}
+
+
+def test_clients_that_take_their_time_are_not_waited_for() -> None:
+    assert max(closed_loop(8, think=0.004)[20:]) < 4
+
+
+@pytest.mark.parametrize(("workers", "shares"), [("ab", {8}), ("abc", {5, 6})])
+def test_free_workers_share_those_that_come_back(workers: str, shares: set[int]) -> None:
+    assert set(closed_loop(16, workers=workers)[20:]) == shares
 
 
 def test_a_wait_that_was_set_is_kept_whatever_the_rate() -> None:
@@ -753,7 +795,7 @@ def test_answers_to_tasks_that_a_worker_does_not_have_change_nothing(
 ) -> None:
     scheduler, tasks = four_tasks_on_a_worker(size, ordered=ordered)
     with pytest.raises(AnswerError, match=str(wrong[0])):
-        scheduler.answered("a", wrong, 0.01)
+        scheduler.answered("a", wrong, 0.01, 0.0)
     assert sent_to(scheduler, "a") == tasks
     assert scheduler.in_flight == 4
     answered(scheduler, "a", tasks)
@@ -767,7 +809,7 @@ def test_answers_of_a_worker_that_keeps_order_come_in_the_order_in_which_it_was_
 ) -> None:
     scheduler, tasks = four_tasks_on_a_worker(size, ordered=True)
     with pytest.raises(AnswerError, match="when its next ones were 1, 2, 3, 4"):
-        scheduler.answered("a", wrong, 0.01)
+        scheduler.answered("a", wrong, 0.01, 0.0)
     assert sent_to(scheduler, "a") == tasks
     other, tasks = four_tasks_on_a_worker(size, ordered=False)
     answered(other, "a", [tasks[number - 1] for number in wrong])
@@ -777,7 +819,7 @@ def test_answers_of_a_worker_that_keeps_order_come_in_the_order_in_which_it_was_
 def test_a_wrong_answer_is_told_in_brief_however_long_it_is() -> None:
     scheduler, _ = four_tasks_on_a_worker(1, ordered=True)
     with pytest.raises(AnswerError) as error:
-        scheduler.answered("a", range(7, 9000), 0.01)
+        scheduler.answered("a", range(7, 9000), 0.01, 0.0)
     assert "7, 8, 9, 10, 11, 12, 13, 14, ..." in str(error.value)
     assert len(str(error.value)) < 200
 
@@ -935,7 +977,7 @@ class AnyOrderOfEvents(RuleBasedStateMachine):
             tasks = sent[: data.draw(st.integers(1, len(sent)))]
         else:
             tasks = data.draw(st.lists(st.sampled_from(sent), min_size=1, unique=True))
-        assert self.scheduler.answered(worker, [task.id for task in tasks], seconds) == tasks
+        assert self.scheduler.answered(worker, [task.id for task in tasks], seconds, self.now) == tasks
         for task in tasks:
             (batch,) = [batch for batch in self.batches[worker] if task in batch]
             batch.remove(task)
@@ -957,7 +999,7 @@ class AnyOrderOfEvents(RuleBasedStateMachine):
         elif flaw == "out of turn" and self.ordered and len(ids) > 1:
             wrong = ids[data.draw(st.integers(1, len(ids) - 1)) :]
         with pytest.raises(AnswerError):
-            self.scheduler.answered(worker, wrong, 0.01)
+            self.scheduler.answered(worker, wrong, 0.01, self.now)
 
     @rule(data=st.data())
     @precondition(lambda self: self.alone)
@@ -1089,7 +1131,7 @@ class AnyOrderOfEvents(RuleBasedStateMachine):
         if any(count < self.concurrency for count in running.values()):
             assert not full
             assert self.now < due
-            assert wake_at == due
+            assert wake_at == due or (self.adaptive and wake_at is not None and wake_at < due)
         else:
             assert wake_at is None
             assert not full or all(count == self.concurrency + 1 for count in running.values())

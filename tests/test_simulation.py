@@ -244,9 +244,9 @@ MUTATIONS = [
     Mutation(
         "a task waits too long for a batch",
         Scheduler,
-        "_assign_batches",
-        "now < oldest.queued + self.max_wait",
-        "now < oldest.queued + self.max_wait + 0.05",
+        "_wait_until",
+        "most = oldest.queued + self.max_wait",
+        "most = oldest.queued + self.max_wait + 0.05",
     ),
     Mutation(
         "a dead worker's tasks stay in flight", Scheduler, "remove_worker", "self._in_flight -= len(tasks)", "pass"

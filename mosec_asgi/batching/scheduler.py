@@ -22,8 +22,8 @@ already full: a part of a batch can still grow while it waits here, and cannot o
 several batches, at a time. They answer in any order, and are sent a quarter more tasks than they run, so that one that
 is done is followed by the next without a round trip.
 
-*Waiting must pay.* Where `max_wait` was not set for the stage, an idle worker does not wait for a batch that the
-measured rate of arrivals would not fill in time.
+*Waiting must pay.* Where `max_wait` was not set for the stage, an idle worker does not wait for a batch that would not
+fill in time, except for tasks that are likely to come back at once (`arrivals`).
 
 *After a crash* a task comes back to its place in the queue. One that the dead worker had begun is run alone, before all
 others, on a worker that has nothing else, so that if it is the one that kills workers, it kills alone. A stream has
@@ -43,12 +43,11 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Generic, TypeVar
 
+from mosec_asgi.batching.arrivals import SMOOTHING, Arrivals
 from mosec_asgi.batching.task import Event, State, Task
 
 WINDOW_SECONDS = 0.0015
 MAX_WINDOW = 128
-# Weight of the newest measurement in the moving averages.
-SMOOTHING = 0.2
 
 WorkerKey = TypeVar("WorkerKey", bound=Hashable)
 
@@ -129,8 +128,7 @@ class Scheduler(Generic[WorkerKey]):
         self._in_flight = 0
         self._loads: dict[WorkerKey, _Load] = {}
         self._used = 0
-        self._gap: float | None = None
-        self._last_arrival: float | None = None
+        self._arrivals = Arrivals()
 
     def __repr__(self) -> str:
         return f"<Scheduler queued={self._live} sent={self.in_flight} workers={len(self._loads)}>"
@@ -203,7 +201,7 @@ class Scheduler(Generic[WorkerKey]):
         self._queue.append(task)
         self._live += 1
         if self.adaptive:
-            self._note_arrival(now)
+            self._arrivals.arrived(now, self._live + self._in_flight)
 
     def requeue(self, tasks: Iterable[Task]) -> None:
         """Take tasks that a dead worker had back into the queue, in order of arrival; those with attempts, alone."""
@@ -228,13 +226,14 @@ class Scheduler(Generic[WorkerKey]):
         if len(self._queue) > 2 * self._live + 64:
             self._queue = deque(t for t in self._queue if t.state is State.QUEUED)
 
-    def answered(self, worker: WorkerKey, ids: Sequence[int], seconds: float) -> list[Task]:
+    def answered(self, worker: WorkerKey, ids: Sequence[int], seconds: float, now: float) -> list[Task]:
         """Note a worker's answers.
 
         Args:
             worker: who answers.
             ids: the numbers of the tasks.
             seconds: the time that it was at work on them.
+            now: the time.
 
         Returns:
             the tasks, in the order of `ids`.
@@ -257,6 +256,8 @@ class Scheduler(Generic[WorkerKey]):
             load.alone = False
         if self.max_batch_size > 1:
             self._count_off(load, tasks)
+            if self.adaptive and tasks:
+                self._arrivals.answered(now, self._live + self._in_flight + count, seconds)
         elif tasks and self.concurrency == 1:
             self._measure(load, seconds / count)
         return tasks
@@ -327,8 +328,8 @@ class Scheduler(Generic[WorkerKey]):
                 worker = self._prefetching_worker() if full else None
                 if worker is None:
                     break
-            elif not full and now < oldest.queued + self.max_wait and not self._waiting_is_vain(oldest, now):
-                return assignments, oldest.queued + self.max_wait
+            elif not full and now < (until := self._wait_until(oldest, now)):
+                return assignments, until
             batch = self._form_batch()
             self._take(worker, batch)
             assignments.append(Assignment(worker, batch))
@@ -337,11 +338,13 @@ class Scheduler(Generic[WorkerKey]):
     def _idle_worker(self) -> WorkerKey | None:
         """Return the worker that runs the fewest batches and has room to run one more at once."""
         idle = [
-            ((len(load.batches), load.order), worker)
-            for worker, load in self._loads.items()
-            if not load.alone and len(load.batches) < self.concurrency
+            ((len(load.batches), load.order), worker) for worker, load in self._loads.items() if self._has_room(load)
         ]
         return min(idle, key=lambda pair: pair[0])[1] if idle else None
+
+    def _has_room(self, load: _Load) -> bool:
+        """Whether a worker can run one more batch at once."""
+        return not load.alone and len(load.batches) < self.concurrency
 
     def _prefetching_worker(self) -> WorkerKey | None:
         """Return the worker with all that it can run and nothing ahead that will be free first."""
@@ -357,12 +360,14 @@ class Scheduler(Generic[WorkerKey]):
         live = (task for task in self._queue if task.state is State.QUEUED)
         return list(islice(live, self.max_batch_size))
 
-    def _waiting_is_vain(self, oldest: Task, now: float) -> bool:
-        """Whether the measured rate of arrivals would not fill the batch before the oldest task has waited enough."""
-        if not self.adaptive:
-            return False
+    def _wait_until(self, oldest: Task, now: float) -> float:
+        """Return until when an idle worker waits for the batch that begins with `oldest` to fill."""
+        most = oldest.queued + self.max_wait
         missing = self.max_batch_size - (self._live - len(self._lone))
-        return self._gap is None or now + missing * self._gap > oldest.queued + self.max_wait
+        if not self.adaptive or self._arrivals.will_fill(missing, now, most):
+            return most
+        free = sum(map(self._has_room, self._loads.values()))
+        return min(most, self._arrivals.linger_until(self._live, self._in_flight, free))
 
     # -- book-keeping ------------------------------------------------------------------------------------------------
 
@@ -410,12 +415,6 @@ class Scheduler(Generic[WorkerKey]):
             batches[task.batch] -= 1
             if not batches[task.batch]:
                 del batches[task.batch]
-
-    def _note_arrival(self, now: float) -> None:
-        if self._last_arrival is not None:
-            gap = now - self._last_arrival
-            self._gap = gap if self._gap is None else self._gap + SMOOTHING * (gap - self._gap)
-        self._last_arrival = now
 
 
 def _arrival(task: Task) -> tuple[float, int]:

@@ -207,11 +207,11 @@ class Stage:
 
     def worker_results(self, worker: PoolWorker, results: frames.Results) -> None:
         """Take in results."""
+        now = self._clock()
         try:
-            tasks = self.scheduler.answered(worker, results.ids, results.seconds)
+            tasks = self.scheduler.answered(worker, results.ids, results.seconds, now)
         except AnswerError as error:
             raise frames.FrameError(str(error)) from error
-        now = self._clock()
         self._rate.answered(len(tasks), now)
         measured = self.metrics.worker(worker.worker_id).process_duration
         if self.metrics.batched:

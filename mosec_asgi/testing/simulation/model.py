@@ -203,6 +203,7 @@ class StageModel:
         places: of its workers, by number from 1.
         waiting: what waits for a worker, in order; some may have been answered meanwhile.
         overtaken: what was waiting when others were sent that came after it.
+        refused: what was sent at this moment through a pipe that turned out to be broken.
         arrivals: how many have come.
         down: all its places are failing.
         down_at: when they began to be.
@@ -215,6 +216,7 @@ class StageModel:
     places: dict[int, Place]
     waiting: list[Case] = field(default_factory=list)
     overtaken: set[Case] = field(default_factory=set)
+    refused: set[Case] = field(default_factory=set)
     arrivals: int = 0
     down: bool = False
     down_at: float = -1.0

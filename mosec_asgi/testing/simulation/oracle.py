@@ -364,6 +364,11 @@ class Oracle:
         else:
             raise self.fail(Contract.PROTOCOL, f"{life} was sent {frame}")
 
+    def sent_in_vain(self, life: Life, frame: frames.Frame) -> None:
+        """The service learns by this frame that the pipe is broken; what others are sent now overtakes nobody."""
+        if isinstance(frame, frames.Tasks):
+            life.stage.refused.update(self.open[name] for name in frame.request_ids)
+
     def _sent_tasks(self, life: Life, frame: frames.Tasks) -> None:
         stage, plan, now = life.stage, life.stage.plan, self._clock()
         stage.note_work(now)
@@ -711,9 +716,10 @@ class Oracle:
 
     def _settle_order(self, stage: StageModel) -> None:
         if stage.overtaken:
-            overtaken = [case for case in stage.overtaken if not case.done]
+            overtaken = [case for case in stage.overtaken - stage.refused if not case.done]
             self.require(not overtaken, Contract.ORDER, "%s were overtaken at stage %d", overtaken, stage.index)
             stage.overtaken.clear()
+        stage.refused.clear()
 
     def _settle_place(self, stage: StageModel, place: Place, now: float) -> None:
         life = place.life

@@ -55,14 +55,14 @@ class MemoryPipe:
         """Send a frame; after the pipe has closed this does nothing."""
         if not self.is_open:
             return
-        if self._ended is not None:
-            self._fail("writing to it failed: Broken pipe")
-            return
         self._sent.receive_data(data)
         frame = self._sent.next_frame()
         if frame is None or self._sent.pending:
             raise AssertionError("a send is one frame")
-        self._pass_on(frame)
+        if self._ended is None:
+            self._pass_on(frame)
+        else:
+            self._refuse(frame)
 
     def drain(self) -> None:
         """Take in what the worker has sent before its end."""
@@ -105,6 +105,9 @@ class MemoryPipe:
         if not self._for_worker:
             self._later(self._arrive)
         self._for_worker.append(frame)
+
+    def _refuse(self, frame: frames.Frame) -> None:
+        self._fail("writing to it failed: Broken pipe")
 
     def _arrive(self) -> None:
         arrived, self._for_worker = self._for_worker, []

@@ -106,6 +106,10 @@ class WatchedPipe(MemoryPipe):
             self._oracle.sent(self._life, frame)
         super()._pass_on(frame)
 
+    def _refuse(self, frame: frames.Frame) -> None:
+        self._oracle.sent_in_vain(self._life, frame)
+        super()._refuse(frame)
+
 
 class SimulatedWorker:
     """One life of a simulated worker."""
