@@ -69,6 +69,18 @@ def test_the_first_early_death_of_a_worker_costs_no_wait_and_further_ones_do() -
     assert delays[2:] == pytest.approx([2 * delays[1], 4 * delays[1]])
 
 
+def test_a_worker_that_starts_well_and_answers_nothing_waits_up_to_a_most_of_its_own() -> None:
+    backoff = Backoff(first=0.1, most=30.0, most_ready=0.5, healthy=10.0)
+    assert [backoff.delay(100.0, 101.0) for _ in range(5)][1:] == pytest.approx([0.1, 0.2, 0.4, 0.5])
+
+
+def test_a_worker_that_has_answered_is_replaced_at_once_however_often() -> None:
+    backoff = Backoff(first=0.1, healthy=10.0)
+    backoff.delay(None, 0.0)
+    assert [backoff.delay(100.0, 100.1, answered=True) for _ in range(5)] == [0.0] * 5
+    assert backoff.delay(None, 100.1) == pytest.approx(0.1)
+
+
 def test_a_healthy_spell_makes_the_past_forgotten() -> None:
     backoff = Backoff(first=0.1, most=30.0, healthy=10.0)
     for _ in range(5):

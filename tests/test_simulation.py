@@ -260,6 +260,9 @@ MUTATIONS = [
     Mutation("a failed start is not tried again", Supervisor, "_start_failed", "self._relaunch(", "(lambda *_: None)("),
     Mutation("no back-off", Backoff, "delay", "self._first * 2.0**exponent", "0.0"),
     Mutation(
+        "a back-off for workers that answer", Backoff, "delay", "if answered or (", "if (False and answered) or ("
+    ),
+    Mutation(
         "a back-off without an end",
         Backoff,
         "delay",

@@ -237,6 +237,33 @@ async def test_workers_that_keep_dying_are_replaced_ever_more_slowly() -> None:
     assert later == pytest.approx([2 * second, 4 * second, 8 * second])
 
 
+async def test_workers_that_have_answered_are_replaced_at_once_however_often_they_die() -> None:
+    pool = Pool()
+    await pool.started()
+    for _ in range(5):
+        pool.last.reply_unasked([1])
+        pool.last.exit()
+        pool.timers.relaunch()
+        pool.last.ready()
+    assert pool.timers.delays == [0.0] * 5
+
+
+async def test_an_answer_to_nothing_and_one_that_is_refused_are_no_answers() -> None:
+    pool = Pool()
+    await pool.started()
+    for _ in range(2):
+        pool.last.reply_unasked([])
+        pool.last.exit()
+        pool.timers.relaunch()
+        pool.last.ready()
+    pool.heard.refuses = True
+    pool.last.reply_unasked([9])
+    pool.last.exit()
+    first, *later = pool.timers.delays
+    assert first == 0.0
+    assert later == pytest.approx([0.1, 0.2])
+
+
 async def test_starts_that_keep_failing_are_tried_ever_more_slowly() -> None:
     pool = Pool()
     for _ in range(12):

@@ -78,10 +78,10 @@ def transition(state: State, event: Event) -> State:
 class Backoff:
     """How long to wait before a dead worker is replaced: exponential, forgotten after a healthy spell.
 
-    A worker that served for `healthy` seconds is replaced at once, and so is the first that dies sooner: one bad
-    request, most likely, and the stage is short of a worker. The next in a row waits `first` seconds, and each one
-    after it twice as long, up to `most` if it never became ready, and up to `most_ready` if it did: a worker that
-    starts well serves others until it dies again.
+    A worker that has answered a task, or lived for `healthy` seconds, was healthy, and is replaced at once: what killed
+    it is most likely a request, or somebody else, and meanwhile the stage is short of a worker. So is the first that
+    dies sooner. The next in a row waits `first` seconds, and each one after it twice as long, up to `most` if it never
+    became ready, and up to `most_ready` if it did: a worker that starts well may serve others until it dies again.
     """
 
     def __init__(self, first: float = 0.1, most: float = 30.0, most_ready: float = 1.0, healthy: float = 10.0) -> None:
@@ -92,14 +92,15 @@ class Backoff:
         self._early_deaths = 0
         self._forgiven = False
 
-    def delay(self, ready_at: float | None, now: float) -> float:
+    def delay(self, ready_at: float | None, now: float, *, answered: bool = False) -> float:
         """Note a death and return the seconds to wait.
 
         Args:
             ready_at: when the worker became ready; None if it never did.
             now: the time of its death.
+            answered: it has answered a task.
         """
-        if ready_at is not None and now - ready_at >= self._healthy:
+        if answered or (ready_at is not None and now - ready_at >= self._healthy):
             self._early_deaths = 0
             self._forgiven = False
             return 0.0

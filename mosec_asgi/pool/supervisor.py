@@ -52,6 +52,7 @@ class PoolWorker:
         self.worker_id = spec.worker_id
         self.state = State.STARTING
         self.ready_at: float | None = None
+        self.answered = False
         # Why it is being killed, for the log line at its end.
         self.reason = ""
         # What it said if it could not start.
@@ -240,6 +241,7 @@ class Supervisor:
             try:
                 if isinstance(frame, frames.Results):
                     self._listener.worker_results(worker, frame)
+                    worker.answered = worker.answered or bool(frame.ids)
                 else:
                     self._listener.worker_events(worker, frame)
             except frames.FrameError as error:
@@ -312,7 +314,7 @@ class Supervisor:
         if worker.ready_at is None:
             self._start_failed(place, f"{_obituary(worker)}\n{worker.traceback}".rstrip())
             return
-        delay = place.backoff.delay(worker.ready_at, self._clock())
+        delay = place.backoff.delay(worker.ready_at, self._clock(), answered=worker.answered)
         logger.error("%s; another is started in %.1f s", _obituary(worker), delay, extra=_extra(worker))
         self._relaunch(place, delay)
 

@@ -134,7 +134,7 @@ class Life:
         lost_at: when the service gave it up.
         failed_at: when the service heard that it cannot start.
         cancelled: tasks that it was told to be left.
-        quickest: the least seconds for a task that it has reported.
+        quickest: the least seconds for a task that it has reported; None while it has answered none.
     """
 
     __slots__ = (

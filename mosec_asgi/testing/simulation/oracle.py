@@ -659,7 +659,8 @@ class Oracle:
         if life.ready_at is None:
             self._start_failed(stage, place)
         else:
-            self._expect_another(place, served=self._clock() - life.ready_at, longest=MOST_BACKOFF_READY)
+            healthy = life.quickest is not None or self._clock() - life.ready_at >= HEALTHY_SECONDS
+            self._expect_another(place, healthy=healthy, longest=MOST_BACKOFF_READY)
 
     def _start_failed(self, stage: StageModel, place: Place) -> None:
         place.tried = place.failing = True
@@ -670,12 +671,12 @@ class Oracle:
             stage.down_at = self._clock()
             for case in stage.live():
                 case.expected = STAGE_DOWN
-        self._expect_another(place, served=0.0, longest=MOST_BACKOFF)
+        self._expect_another(place, healthy=False, longest=MOST_BACKOFF)
 
-    def _expect_another(self, place: Place, served: float, longest: float) -> None:
-        """Note when a dead worker is to be replaced: at once, then ever later, the sooner it died."""
+    def _expect_another(self, place: Place, *, healthy: bool, longest: float) -> None:
+        """Note when a dead worker is to be replaced: at once after a healthy spell, else ever later."""
         now = self._clock()
-        if served >= HEALTHY_SECONDS:
+        if healthy:
             place.early = 0
             place.again = (now, now)
         else:
