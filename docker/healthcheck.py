@@ -1,6 +1,6 @@
 """Exit with 0 where the service on this machine is ready, else with 1 and the reason: the image's HEALTHCHECK.
 
-Plain sockets' worth of the standard library: it is run every few seconds beside a busy model.
+Nothing but the standard library, and little of that: it is run every few seconds beside a busy model.
 """
 
 import http.client
