@@ -97,11 +97,11 @@ def test_a_users_own_service_takes_the_examples_place_and_its_orphans_are_buried
     image: Image, log: Path, own: Path
 ) -> None:
     with started(image, log, {own: "/app"}) as container:
-        [server] = container.workers()
+        number = len(container.workers())
         assert container.program.client.post("/abandon", json="/app/soon").status_code == 500
-        wait_until(lambda: len(container.workers()) == 2, "process 1 has not inherited what the worker has left")
+        wait_until(lambda: len(container.workers()) == number + 1, "process 1 does not inherit what the worker leaves")
         (own / "soon").touch()
-        wait_until(lambda: child_processes(container.pid) == [server], "it is a zombie")
+        wait_until(lambda: len(child_processes(container.pid)) == number, "it has ended and is not buried")
         assert container.program.client.post("/inference", json=1).json()["echo"] == 1
         assert container.stop() == 0
 
