@@ -83,7 +83,7 @@ def test_the_whole_package_is_in_it(image: Image) -> None:
 
 def test_by_itself_it_serves_the_file_types_and_needs_no_rights(image: Image, log: Path) -> None:
     with started(image, log) as container:
-        assert unhealthy(image, container) == ""
+        wait_until(lambda: not unhealthy(image, container), "the healthcheck does not see that it is ready")
         [server] = container.workers()
         for pid in (container.pid, server, *child_processes(server)):
             assert numbers(pid, "Uid:") == numbers(pid, "Gid:") == {"10001"}

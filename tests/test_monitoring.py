@@ -153,7 +153,7 @@ def assert_answered(prometheus: Prometheus, queries: dict[str, str]) -> None:
         return not missing
 
     try:
-        wait_until(all_answered, "some queries find nothing", 20.0)
+        wait_until(all_answered, "some queries find nothing")
     except AssertionError as error:
         raise AssertionError(
             "\n".join([str(error), *(f"{name}: {query}" for name, query in missing.items())])
@@ -198,4 +198,4 @@ def test_what_went_wrong_is_told_apart(service: Program, prometheus: Prometheus)
         'mosec_service_worker_restarts_total{stage="Sabotage_1"} >= 2',
         'mosec_service_events_sent_total{stage="Count_3"} > 0',
     ):
-        wait_until(lambda query=condition: prometheus.finds(query), condition, 10.0)
+        wait_until(lambda query=condition: prometheus.finds(query), condition)
