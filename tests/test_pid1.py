@@ -7,20 +7,17 @@ has died. The container is a process namespace of its own, which `unshare` makes
 from __future__ import annotations
 
 import contextlib
-import functools
 import os
 import re
-import shutil
 import signal
-import subprocess
 import textwrap
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from harness import Program, child_processes, processes, python, running, wait_until, written
+from containers import Container, contained, unshare
+from harness import python, wait_until, written
 
 SERVICE = """
     from mosec_asgi import Server
@@ -35,65 +32,20 @@ SERVICE = """
 """
 
 
-@functools.cache
-def unshare() -> tuple[list[str], str]:
-    """Return the command that runs another as process 1 of a namespace, or none and why it cannot be done here."""
-    path = shutil.which("unshare")
-    if path is None:
-        return [], "unshare, of util-linux, is not here"
-    reason = ""
-    # With rights of its own, or those that it may give itself.
-    for rights in ([], ["--user", "--map-root-user"]):
-        command = [path, *rights, "--pid", "--fork", "--mount-proc", "--kill-child"]
-        done = subprocess.run([*command, "true"], capture_output=True, text=True)
-        if done.returncode == 0:
-            return command, ""
-        reason = done.stderr.strip()
-    return [], f"this kernel or container forbids namespaces: {reason}"
-
-
-@dataclass
-class Container:
-    """A server that is process 1 of its namespace.
-
-    Attributes:
-        program: what runs it, whose exit code is the server's.
-        pid: the server's number outside.
-    """
-
-    program: Program
-    pid: int
-
-    def workers(self) -> set[int]:
-        """Return the numbers, outside, of its children that run."""
-        return {pid for pid, parent, _, state in processes() if parent == self.pid and state not in "ZX"}
-
-    def zombies(self) -> set[int]:
-        """Return the numbers, outside, of its children that have ended and are not buried."""
-        return {pid for pid, parent, _, state in processes() if parent == self.pid and state == "Z"}
-
-    def stop(self) -> int:
-        """Send it SIGTERM; return its exit code."""
-        os.kill(self.pid, signal.SIGTERM)
-        return self.program.wait(10.0)
-
-
 @contextlib.contextmanager
-def contained(folder: Path, service: str) -> Iterator[Container]:
+def serving(folder: Path, service: str) -> Iterator[Container]:
     """Run a service as process 1, without waiting until it is ready."""
     command, reason = unshare()
     if not command:
         pytest.skip(reason)
     file = written(folder, textwrap.dedent(service))
-    with running([*command, *python(file)], folder / "output.log") as program:
-        wait_until(lambda: child_processes(program.process.pid), "the namespace does not come to be")
-        [pid] = child_processes(program.process.pid)
-        yield Container(program, pid)
+    with contained([*command, *python(file)], folder / "output.log") as container:
+        yield container
 
 
 @pytest.fixture
 def container(tmp_path: Path) -> Iterator[Container]:
-    with contained(tmp_path, SERVICE) as container:
+    with serving(tmp_path, SERVICE) as container:
         container.program.wait_ready()
         assert '"pid": 1,' in container.program.output, "it is not process 1"
         yield container
@@ -104,7 +56,7 @@ def test_sigterm_ends_it_in_good_order(container: Container, tmp_path: Path) -> 
     with ThreadPoolExecutor(1) as threads:
         request = threads.submit(program.client.post, "/gate", json=str(gate))
         program.wait_for_output("waiting at the gate")
-        os.kill(container.pid, signal.SIGTERM)
+        container.send(signal.SIGTERM)
         wait_until(lambda: not program.answers("/readyz"), "it stays ready")
         gate.touch()
         assert request.result().status_code == 200
@@ -113,7 +65,7 @@ def test_sigterm_ends_it_in_good_order(container: Container, tmp_path: Path) -> 
 
 
 def test_sigterm_ends_it_while_its_workers_load(tmp_path: Path) -> None:
-    with contained(tmp_path, SERVICE.replace("Gate, route", "Loading, route")) as container:
+    with serving(tmp_path, SERVICE.replace("Gate, route", "Loading, route")) as container:
         container.program.wait_for_output("loading has begun")
         assert container.stop() == 0
         container.program.assert_nothing_left(1.0)
