@@ -14,9 +14,10 @@ General layout; each floor imports only from those below it:
                                 service: what web may ask
     pool/                   F3  worker processes, from outside: supervisor, process; pure: lifecycle, watchdog;
                                 from inside: child, spec, port, codec, timer; executor, stream_executor, outlet,
-                                concurrent, continuous; pure: isolation
+                                concurrent, continuous; pure: isolation; custom metrics: metered, counting
     ipc/                    F2  bytes between the two: channel, progress; pure: frames
     metrics.py              F1  what is counted and measured
+    custom_metrics.py       F1  the same by users' workers, with prometheus_client
     worker.py, runtime.py   F1  what users subclass and configure
     streaming.py            F1  the same for streams: SSEWorker, ContinuousWorker, Event
     mixin/, formats.py      F1  formats other than the default; what they share

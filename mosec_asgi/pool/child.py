@@ -21,6 +21,7 @@ from mosec_asgi import log
 from mosec_asgi.errors import MosecTimeoutError
 from mosec_asgi.ipc.progress import ProgressPage
 from mosec_asgi.pool.codec import as_input, examples
+from mosec_asgi.pool.counting import remove_if_orphaned
 from mosec_asgi.pool.executor import Executor
 from mosec_asgi.pool.port import Port
 from mosec_asgi.pool.spec import WorkerSpec
@@ -37,6 +38,10 @@ if sys.platform == "linux":
     _SERVER_DIED = signal.SIGRTMAX - 1
 
 logger = log.internal_logger(__name__)
+
+
+class _ServerDied(SystemExit):
+    """Raised wherever the worker is. No `Exception`: it passes through a `forward` that catches those."""
 
 
 class Runner(Protocol):
@@ -57,6 +62,17 @@ def main(spec: WorkerSpec, sock: socket.socket, progress: ProgressPage) -> None:
 
     A worker that cannot start sends its traceback through the pipe and exits with status 1.
     """
+    told = False
+    try:
+        _main(spec, sock, progress)
+    except _ServerDied:
+        told = True
+        raise
+    finally:
+        remove_if_orphaned(spec.metrics_directory, sock, told=told)
+
+
+def _main(spec: WorkerSpec, sock: socket.socket, progress: ProgressPage) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     _end_with_the_server()
@@ -150,5 +166,4 @@ def _end_with_the_server() -> None:
 
 
 def _server_died(*_: object) -> None:
-    # No `Exception`: it passes through a `forward` that catches those, and leads to `Worker.close`.
-    raise SystemExit(1)
+    raise _ServerDied(1)
