@@ -66,7 +66,10 @@ class Settings:
     port: int = _setting(8000, "port to listen on; 0 for any that is free", least=0, most=65535)
     namespace: str = _setting("mosec_service", "prefix of the metrics' names")
     log_level: str = _setting("info", "least level to log", choices=LOG_LEVELS)
-    debug: bool = _setting(False, "log at level debug, as coloured text instead of JSON lines")
+    debug: bool = _setting(False, "log at level debug, as text instead of JSON lines; coloured on a terminal")
+    access_log: bool = _setting(
+        False, "log a line for each request: its method, path, status, duration and id; never what it holds"
+    )
     dry_run: bool = _setting(
         False, "start one worker a stage, send each pipeline its first worker's example once, report and exit"
     )

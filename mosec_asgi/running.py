@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from typing import Any
 
+from starlette.types import ASGIApp
+
 from mosec_asgi.batching.coordinator import Coordinator, Limits, RoutePlan
 from mosec_asgi.batching.service import Statistics, Ticket
 from mosec_asgi.batching.stage import StagePlan
@@ -25,6 +27,7 @@ from mosec_asgi.runtime import Runtime, stage_names
 from mosec_asgi.streaming import ContinuousWorker, is_async, streams
 from mosec_asgi.version import SERVER
 from mosec_asgi.web import compression
+from mosec_asgi.web.access import AccessLog
 from mosec_asgi.web.app import App, Egress
 from mosec_asgi.web.openapi import build_document
 from mosec_asgi.worker import Worker
@@ -86,7 +89,7 @@ class RunningService:
             limits,
             clock=platform.clock if platform else time.monotonic,
         )
-        self.app = App(
+        self.app: ASGIApp = App(
             egress,
             self._coordinator,
             metrics,
@@ -95,6 +98,8 @@ class RunningService:
             compressed=settings.compression,
             server=SERVER,
         )
+        if settings.access_log:
+            self.app = AccessLog(self.app)
         self._daemon_watches: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:

@@ -47,6 +47,9 @@ class _ServerDied(SystemExit):
 class Runner(Protocol):
     """Runs the tasks of one worker, in the way that its class asks for."""
 
+    def request_ids(self) -> Sequence[str]:
+        """Return the ids of the requests on whose behalf the code that asks is running, for the logs."""
+
     def rehearse(self, example: Any) -> None:
         """Run `forward` on an example, and let go of what comes of it; raises what it raises."""
 
@@ -77,12 +80,14 @@ def _main(spec: WorkerSpec, sock: socket.socket, progress: ProgressPage) -> None
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     _end_with_the_server()
     log.configure(spec.log_level, text=spec.log_text)
+    log.speak_as(lambda: {"stage": spec.stage, "worker": spec.worker_id})
     port = Port(sock, progress)
     kernel = _kernel_timer()
     try:
         worker = load(spec)
         rehearsals = examples(worker)
         runner = runner_for(worker, spec, port, kernel)
+        log.speak_as(speaker_for(runner, spec))
     except Exception:
         port.failed(traceback.format_exc())
         sys.exit(1)
@@ -116,6 +121,15 @@ def runner_for(worker: Worker, spec: WorkerSpec, port: Port, kernel: KernelTimer
 
         return StreamExecutor(worker, spec, port, kernel)
     return Executor(worker, spec, port, kernel)
+
+
+def speaker_for(runner: Runner, spec: WorkerSpec) -> log.Speaker:
+    """Return who speaks in the log lines of a worker."""
+
+    def speaker() -> dict[str, object]:
+        return {"stage": spec.stage, "worker": spec.worker_id, "request_id": " ".join(runner.request_ids())}
+
+    return speaker
 
 
 def load(spec: WorkerSpec) -> Worker:
