@@ -289,3 +289,15 @@ def test_no_file_is_left_by_a_server_that_is_killed(program: Program) -> None:
     program.send(signal.SIGKILL)
     program.wait()
     wait_until(lambda: not os.path.exists(directory), f"{directory} is left")
+
+
+def test_a_program_that_sets_the_directory_up_itself_as_under_mosec_keeps_it(tmp_path: Path, log: Path) -> None:
+    folder = tmp_path / "prometheus"
+    folder.mkdir()
+    head = f'import os\nos.environ["PROMETHEUS_MULTIPROC_DIR"] = {str(folder)!r}\n'
+    file = written(tmp_path, head + PROGRAM.replace("METHOD", "spawn"))
+    with running([sys.executable, str(file), "--port", "{port}"], log, cwd=tmp_path) as program:
+        program.wait_ready()
+        _, directory, asked = both_answer(program)
+        assert (directory, numbers(program)["calls_total"]) == (str(folder), asked)
+    assert list(folder.glob("counter_*.db"))

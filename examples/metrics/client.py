@@ -25,8 +25,15 @@ def main() -> int:
                 answer = client.post("/inference", json=sentence).raise_for_status()
                 print(f"{answer.json()['kind']:12} {sentence}")
             lines = client.get("/metrics").raise_for_status().text.splitlines()
-    except httpx.HTTPError as error:
-        print(f"No answer from {options.url} ({error}). Is examples/metrics/server.py running?", file=sys.stderr)
+    except httpx.HTTPStatusError as error:
+        print(f"{error.response.status_code}: {error.response.text}", file=sys.stderr)
+        return 1
+    except (httpx.TransportError, httpx.InvalidURL) as error:
+        print(
+            f"No answer from {options.url} ({str(error) or type(error).__name__}). "
+            "Is examples/metrics/server.py running?",
+            file=sys.stderr,
+        )
         return 1
     print(*(line for line in lines if line.startswith(OWN)), sep="\n")
     return 0
