@@ -1,4 +1,4 @@
-"""What holds for all examples: their clients without a server, their servers under uvicorn, and the table of them."""
+"""What holds for all examples: their clients without a server, and the table of them."""
 
 from __future__ import annotations
 
@@ -11,12 +11,10 @@ import zlib
 from pathlib import Path
 
 import pytest
-from harness import ROOT, free_port, running
+from harness import ROOT, free_port
 
 EXAMPLES = ROOT / "examples"
 CLIENTS = sorted(path.parent.name for path in EXAMPLES.glob("*/client.py"))
-# Those without a large model, whose own tests do it.
-SMALL = ["compression", "echo", "environment", "fastapi_app", "ipc", "metrics", "routes", "typed"]
 
 
 def png() -> bytes:
@@ -53,14 +51,6 @@ def test_without_a_server_a_client_says_so_in_one_line(example: str, tmp_path: P
     assert (done.returncode, len(told), done.stdout) == (1, 1, ""), done.stderr
     assert url in told[0]
     assert "server" in told[0]
-
-
-@pytest.mark.parametrize("example", SMALL)
-def test_a_server_runs_under_uvicorn(example: str, log: Path) -> None:
-    app, path = ("app", "/ml/readyz") if example == "fastapi_app" else ("server", "/readyz")
-    command = [sys.executable, "-m", "uvicorn", f"server:{app}", "--port", "{port}"]
-    with running(command, log, cwd=EXAMPLES / example) as program:
-        program.wait_ready(path)
 
 
 def test_the_table_has_a_row_for_each_example() -> None:

@@ -9,17 +9,19 @@ import sys
 from collections.abc import Iterator
 
 import pytest
-from harness import ROOT, Program, child_processes, python, running, wait_until
+from harness import ROOT, Program, child_processes, running, wait_until
 
 EXAMPLE = ROOT / "examples" / "environment"
 
 
 @pytest.fixture(scope="module")
 def program(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Program]:
+    """The service under uvicorn; as `python server.py` it runs in test_openapi.py."""
     log = tmp_path_factory.mktemp("log") / "server.log"
     # The service's own is not theirs.
-    environment = {"CUDA_VISIBLE_DEVICES": "7"}
-    with running(python(EXAMPLE / "server.py", "--timeout", "30000"), log, environment=environment) as program:
+    environment = {"CUDA_VISIBLE_DEVICES": "7", "MOSEC_TIMEOUT": "30000"}
+    command = [sys.executable, "-m", "uvicorn", "server:server", "--port", "{port}"]
+    with running(command, log, cwd=EXAMPLE, environment=environment) as program:
         program.wait_ready()
         yield program
 

@@ -10,15 +10,17 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from harness import ROOT, Program, python, running
+from harness import ROOT, Program, running
 
 EXAMPLE = ROOT / "examples" / "fastapi_app"
 
 
 @pytest.fixture(scope="module")
 def program(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Program]:
+    """The service under uvicorn; as `python server.py` it runs in test_openapi.py."""
     log = tmp_path_factory.mktemp("log") / "server.log"
-    with running(python(EXAMPLE / "server.py"), log) as program:
+    command = [sys.executable, "-m", "uvicorn", "server:app", "--port", "{port}"]
+    with running(command, log, cwd=EXAMPLE, environment={"MOSEC_TIMEOUT": "30000"}) as program:
         program.wait_ready("/ml/readyz")
         yield program
 

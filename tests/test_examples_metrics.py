@@ -8,15 +8,17 @@ import sys
 from collections.abc import Iterator
 
 import pytest
-from harness import ROOT, Program, python, running
+from harness import ROOT, Program, running
 
 EXAMPLE = ROOT / "examples" / "metrics"
 
 
 @pytest.fixture(scope="module")
 def program(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Program]:
+    """The service under uvicorn; as `python server.py` it runs in test_openapi.py."""
     log = tmp_path_factory.mktemp("log") / "server.log"
-    with running(python(EXAMPLE / "server.py", "--timeout", "30000"), log) as program:
+    command = [sys.executable, "-m", "uvicorn", "server:server", "--port", "{port}"]
+    with running(command, log, cwd=EXAMPLE, environment={"MOSEC_TIMEOUT": "30000"}) as program:
         program.wait_ready()
         yield program
 
@@ -35,8 +37,8 @@ def test_the_client_shows_what_the_readme_does(program: Program) -> None:
 
 def test_a_wrong_request_is_answered_and_not_counted(program: Program) -> None:
     before = program.client.get("/metrics").text
-    answer = program.client.post("/inference", json=" ")
-    assert (answer.status_code, "one sentence" in answer.text) == (422, True)
+    answer = program.client.post("/inference", json=1)
+    assert (answer.status_code, "a sentence" in answer.text) == (422, True)
     after = program.client.get("/metrics").text
     assert [line for line in after.splitlines() if line.startswith("texts_")] == [
         line for line in before.splitlines() if line.startswith("texts_")

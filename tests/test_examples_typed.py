@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from harness import ROOT, Program, python, running
+from harness import ROOT, Program, running
 
 EXAMPLE = ROOT / "examples" / "typed"
 QUERY: dict[str, Any] = {"question": "who barks?", "passages": ["Cats purr.", "Dogs bark."]}
@@ -20,8 +20,10 @@ QUERY: dict[str, Any] = {"question": "who barks?", "passages": ["Cats purr.", "D
 
 @pytest.fixture(scope="module")
 def program(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Program]:
+    """The service under uvicorn; as `python server.py` it runs in test_openapi.py."""
     log = tmp_path_factory.mktemp("log") / "server.log"
-    with running(python(EXAMPLE / "server.py", "--timeout", "30000"), log) as program:
+    command = [sys.executable, "-m", "uvicorn", "server:server", "--port", "{port}"]
+    with running(command, log, cwd=EXAMPLE, environment={"MOSEC_TIMEOUT": "30000"}) as program:
         program.wait_ready()
         yield program
 

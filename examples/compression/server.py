@@ -7,8 +7,6 @@ The worker knows nothing of it: requests come unpacked, and answers are packed o
 accepts it.
 """
 
-from typing import Any
-
 from mosec_asgi import Server, ValidationError, Worker
 
 
@@ -17,7 +15,7 @@ class Index(Worker):
 
     example = "to be\nor not to be"
 
-    def forward(self, data: Any) -> dict[str, list[int]]:
+    def forward(self, data: str) -> dict[str, list[int]]:
         """Return the numbers of the lines, from 1, for each word of a text."""
         if not isinstance(data, str):
             raise ValidationError("send the text as a JSON string")

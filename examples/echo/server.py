@@ -8,11 +8,24 @@
 """
 
 import time
-from typing import Any
+from typing import Any, TypedDict
 
 from mosec_asgi import Server, ValidationError, Worker
 
 SECONDS = 0.02
+
+
+class Call(TypedDict):
+    """What a client sends. Annotations are the contract, at /openapi/swagger/; a plain `Worker` checks by itself."""
+
+    text: str
+
+
+class Echo(TypedDict):
+    """What a client gets."""
+
+    echo: str
+    batch: int
 
 
 class Prepare(Worker):
@@ -20,11 +33,11 @@ class Prepare(Worker):
 
     example = {"text": "hello"}
 
-    def forward(self, data: Any) -> str:
+    def forward(self, data: Call) -> str:
         """Return the text of a request."""
-        text = data.get("text") if isinstance(data, dict) else None
-        if not isinstance(text, str) or not text.strip():
-            raise ValidationError("'text' must be a text that is not empty")
+        text: Any = data.get("text") if isinstance(data, dict) else None
+        if not isinstance(text, str):
+            raise ValidationError("'text' must be a string")
         return text.strip()
 
 
@@ -40,7 +53,7 @@ class Infer(Worker):
 class Shape(Worker):
     """Make an answer of what the model has found."""
 
-    def forward(self, data: tuple[list[str], int]) -> dict[str, Any]:
+    def forward(self, data: tuple[list[str], int]) -> Echo:
         """Return the echo as one text."""
         echoes, batch = data
         return {"echo": " ".join(echoes), "batch": batch}

@@ -12,16 +12,31 @@ client gets a few numbers. Each route passes the picture on in another way:
 """
 
 import os
-from typing import Any
+from typing import Annotated, Any, TypedDict
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import Field
 
 from mosec_asgi import Runtime, Server, ValidationError, Worker
 from mosec_asgi.mixin import NumBinIPCMixin, RedisShmIPCMixin
 
-MOST_PIXELS = 2048
+MOST_PIXELS = 1024
 Picture = npt.NDArray[np.float32]
+
+
+class Order(TypedDict):
+    """What a client sends."""
+
+    side: Annotated[int, Field(ge=1, le=MOST_PIXELS)]
+
+
+class Report(TypedDict):
+    """What a client gets."""
+
+    shape: list[int]
+    bytes: int
+    mean: list[float]
 
 
 class Paint(Worker):
@@ -29,9 +44,11 @@ class Paint(Worker):
 
     example = {"side": 64}
 
-    def forward(self, data: Any) -> Picture:
+    def forward(self, data: Order) -> Picture:
         """Return a picture: lines, columns and three colours."""
-        side = data.get("side") if isinstance(data, dict) else None
+        side: Any = data.get("side") if isinstance(data, dict) else None
+        if isinstance(side, float) and side.is_integer():
+            side = int(side)
         if type(side) is not int or not 1 <= side <= MOST_PIXELS:
             raise ValidationError(f"'side' must be a whole number from 1 to {MOST_PIXELS}")
         wave = np.sin(np.linspace(0, 4 * np.pi, side, dtype=np.float32))
@@ -43,9 +60,9 @@ class Paint(Worker):
 class Measure(Worker):
     """Measure pictures."""
 
-    def forward(self, data: Picture) -> dict[str, Any]:
+    def forward(self, data: Picture) -> Report:
         """Return the shape, the bytes and the mean colour of a picture."""
-        return {"shape": data.shape, "bytes": data.nbytes, "mean": data.mean((0, 1)).round(4)}
+        return {"shape": list(data.shape), "bytes": data.nbytes, "mean": data.mean((0, 1)).round(4).tolist()}
 
 
 class PaintNumBin(NumBinIPCMixin, Paint):

@@ -7,19 +7,26 @@ Both pipelines begin with the same two processes of `Split`; a `Runtime` that st
 """
 
 from collections import Counter
-from typing import Any
+from typing import Any, TypedDict
 
 from mosec_asgi import Runtime, Server, ValidationError, Worker
+
+
+class Request(TypedDict):
+    """What a client sends to either route."""
+
+    text: str
 
 
 class Split(Worker):
     """Split a text into words, for whichever route."""
 
-    def forward(self, data: Any) -> list[str]:
+    def forward(self, data: Request) -> list[str]:
         """Return the words of a text, in small letters."""
-        if not isinstance(data, dict) or not isinstance(data.get("text"), str):
+        text: Any = data.get("text") if isinstance(data, dict) else None
+        if not isinstance(text, str):
             raise ValidationError("'text' must be a string")
-        return str(data["text"]).lower().split()
+        return text.lower().split()
 
 
 class Count(Worker):
