@@ -63,8 +63,15 @@ format: $(VENV)/test.stamp
 
 # The reviewed contracts of the examples, made anew; `make test` checks that they are up to date.
 openapi: $(VENV)/test.stamp
+	$(BIN)/mosec-asgi openapi examples.compression.server:server --output openapi/compression.json
+	$(BIN)/mosec-asgi openapi examples.echo.server:server --output openapi/echo.json
+	$(BIN)/mosec-asgi openapi examples.environment.server:server --output openapi/environment.json
+	$(BIN)/mosec-asgi openapi examples.fastapi_app.server:server --output openapi/fastapi_app.json
 	$(BIN)/mosec-asgi openapi examples.filetype.server:server --output openapi/filetype.json
 	$(BIN)/mosec-asgi openapi examples.generate.server:server --output openapi/generate.json
+	$(BIN)/mosec-asgi openapi examples.ipc.server:server --output openapi/ipc.json
+	$(BIN)/mosec-asgi openapi examples.metrics.server:server --output openapi/metrics.json
+	$(BIN)/mosec-asgi openapi examples.routes.server:server --output openapi/routes.json
 	$(BIN)/mosec-asgi openapi examples.sse.server:server --output openapi/sse.json
 	$(BIN)/mosec-asgi openapi examples.typed.server:server --output openapi/typed.json
 

@@ -8,15 +8,16 @@ General layout; each floor imports only from those below it:
     serving.py, dry_run.py  F6  what run() does: uvicorn and signals; each pipeline once
     testing/                F6  a service on virtual time with inline workers; the simulation of random histories
     web/                    F5  HTTP in, HTTP out: app, inference, sse, request, disconnect, http2, body, compression,
-                                responses, gathering, health;
+                                responses, gathering, health, access;
                                 the contract: openapi, contract, components, examples, swagger
     batching/               F4  waiting and grouping: coordinator, stage; pure: scheduler, task, flow, rate;
                                 service: what web may ask
     pool/                   F3  worker processes, from outside: supervisor, process; pure: lifecycle, watchdog;
                                 from inside: child, spec, port, codec, timer; executor, stream_executor, outlet,
-                                concurrent, continuous; pure: isolation
+                                concurrent, continuous; pure: isolation; custom metrics: metered, counting
     ipc/                    F2  bytes between the two: channel, progress; pure: frames
     metrics.py              F1  what is counted and measured
+    custom_metrics.py       F1  the same by users' workers, with prometheus_client
     worker.py, runtime.py   F1  what users subclass and configure
     streaming.py            F1  the same for streams: SSEWorker, ContinuousWorker, Event
     mixin/, formats.py      F1  formats other than the default; what they share

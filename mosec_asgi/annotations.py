@@ -147,16 +147,21 @@ def with_extended_typed_dicts(annotation: Any) -> Any:
     if typing.is_typeddict(annotation) and type(annotation).__module__ == "typing":
         make: Any = typing_extensions.TypedDict
         needed, other = typing_extensions.Required, typing_extensions.NotRequired
-        hints = typing.get_type_hints(annotation)
-        twin = make(
-            annotation.__name__,
-            {
-                name: (needed if name in annotation.__required_keys__ else other)[with_extended_typed_dicts(hint)]
-                for name, hint in hints.items()
-            },
-        )
+        fields = {}
+        # With what `Annotated` says, such as bounds.
+        for name, hint in typing.get_type_hints(annotation, include_extras=True).items():
+            kind = typing.get_origin(hint)
+            if kind in (needed, other):
+                (hint,) = typing.get_args(hint)
+            else:
+                kind = needed if name in annotation.__required_keys__ else other
+            fields[name] = kind[with_extended_typed_dicts(hint)]
+        twin = make(annotation.__name__, fields)
         twin.__doc__ = annotation.__doc__
         return twin
+    if typing.get_origin(annotation) is Annotated:
+        inner, *metadata = typing.get_args(annotation)
+        return Annotated[(with_extended_typed_dicts(inner), *metadata)]
     arguments = tuple(map(with_extended_typed_dicts, typing.get_args(annotation)))
     if not arguments or arguments == typing.get_args(annotation):
         return annotation

@@ -1,7 +1,7 @@
 """The settings of a service: keyword < `MOSEC_*` environment < command line, read and checked in one place.
 
-One table, the fields of `Settings`, drives the three sources, the checks and `--help`. Only `resolve` reads the
-environment and only `parse_command_line` looks at arguments; nothing else in the package does.
+One table, the fields of `Settings`, drives the three sources, the checks and `--help`. Only this module reads the
+environment (the settings, and where prometheus_client is to count) and looks at arguments; nothing else does.
 """
 
 from __future__ import annotations
@@ -66,7 +66,10 @@ class Settings:
     port: int = _setting(8000, "port to listen on; 0 for any that is free", least=0, most=65535)
     namespace: str = _setting("mosec_service", "prefix of the metrics' names")
     log_level: str = _setting("info", "least level to log", choices=LOG_LEVELS)
-    debug: bool = _setting(False, "log at level debug, as coloured text instead of JSON lines")
+    debug: bool = _setting(False, "log at level debug, as text instead of JSON lines; coloured on a terminal")
+    access_log: bool = _setting(
+        False, "log a line for each request: its method, path, status, duration and id; never what it holds"
+    )
     dry_run: bool = _setting(
         False, "start one worker a stage, send each pipeline its first worker's example once, report and exit"
     )
@@ -162,6 +165,11 @@ def resolve(
     for name, value in (command_line or {}).items():
         values[name] = _checked(name, value, f"the argument --{name.replace('_', '-')}")
     return Settings(**values)
+
+
+def prometheus_directory() -> str | None:
+    """Return the directory that the user has set up for prometheus_client's multiprocess mode, or None."""
+    return os.environ.get("PROMETHEUS_MULTIPROC_DIR") or None
 
 
 def build_parser(settings: Settings, program: str | None = None) -> argparse.ArgumentParser:

@@ -1,8 +1,11 @@
-"""Log lines: JSON in production, coloured text with `--debug`.
+"""Log lines: JSON in production, text with `--debug` and on a terminal, where it is coloured.
 
 All loggers of the package hang below `mosec_asgi`; a user's worker logs through `get_logger()`. Importing sets nothing
 up. `configure` is called when a service starts, in the server and in every worker process, and leaves a program alone
 that has set up logging itself.
+
+A worker's lines say who speaks: its stage, its number, and the requests that it is at work on. Nobody attaches these
+to anything beforehand. A line that is logged asks the speaker; see `speak_as`.
 """
 
 from __future__ import annotations
@@ -10,20 +13,66 @@ from __future__ import annotations
 import json
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextvars import ContextVar
 from datetime import datetime, timezone
+from typing import TypeAlias
 
 ROOT = "mosec_asgi"
 USER = "mosec_asgi.user"
-# Attributes that our own calls pass as `extra`, in the order in which they are printed.
+# Attributes that our own calls pass as `extra`, and that speakers tell, in the order in which they are printed.
 EXTRA = ("stage", "worker", "request_id")
+# Those of an access line, whose message says them as well; for machines.
+ACCESS = ("method", "path", "status", "duration_ms")
+
+# Returns what a line says beside its message, by the names of `EXTRA`.
+Speaker: TypeAlias = Callable[[], Mapping[str, object]]
 
 _COLOURS = {"DEBUG": "34", "INFO": "32", "WARNING": "33", "ERROR": "31", "CRITICAL": "35"}
 
 
+# Who speaks in this process; and in this context, where several workers share a process.
+_process_speaker: Speaker | None = None
+_context_speaker: ContextVar[Speaker | None] = ContextVar("speaker", default=None)
+
+
 def get_logger() -> logging.Logger:
-    """Return the logger for a user's workers and server program; it writes in the same form as the server's own."""
+    """Return the logger for a user's workers and server program; it writes in the same form as the server's own.
+
+    In a worker its lines say the stage and the worker, and in `forward` the ids of the requests that it has: `stage`,
+    `worker` and `request_id` of a record are there for a program's own formats, too, and empty where there is none.
+    """
     return logging.getLogger(USER)
+
+
+def speak_as(speaker: Speaker, *, context: bool = False) -> None:
+    """Have the lines of this process say what `speaker` returns at that moment.
+
+    Args:
+        speaker: called for each line that is logged, by whichever thread logs it.
+        context: only lines of this context (`contextvars`).
+    """
+    global _process_speaker
+    if context:
+        _context_speaker.set(speaker)
+    else:
+        _process_speaker = speaker
+
+
+class SpeakerFilter(logging.Filter):
+    """Lets every record pass, and adds what its speaker says, where the record does not say it itself."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Add to the record."""
+        speaker = _context_speaker.get() or _process_speaker
+        said = speaker() if speaker is not None else {}
+        for name in EXTRA:
+            if not hasattr(record, name):
+                setattr(record, name, said.get(name, ""))
+        return True
+
+
+_SPEAKER_FILTER = SpeakerFilter()
 
 
 def internal_logger(name: str) -> logging.Logger:
@@ -47,7 +96,7 @@ class JSONFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """Return the record as a line of JSON."""
         fields: dict[str, object] = {"message": record.getMessage()}
-        fields.update({key: getattr(record, key) for key in EXTRA if hasattr(record, key)})
+        fields.update({name: value for name in (*EXTRA, *ACCESS) if (value := getattr(record, name, "")) != ""})
         if record.exc_info:
             fields["exc_info"] = self.formatException(record.exc_info)
         if record.stack_info:
@@ -63,12 +112,23 @@ class JSONFormatter(logging.Formatter):
 
 
 class TextFormatter(logging.Formatter):
-    """Text for a person at a terminal, the level coloured."""
+    """Text for a person to read."""
+
+    def __init__(self, *, coloured: bool = True) -> None:
+        """Set up the form.
+
+        Args:
+            coloured: the level in its colour, by the codes of a terminal.
+        """
+        super().__init__()
+        self._coloured = coloured
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the record as text, a traceback below it."""
-        level = f"\x1b[{_COLOURS.get(record.levelname, '0')}m{record.levelname}\x1b[0m"
-        extra = "".join(f" {key}={getattr(record, key)}" for key in EXTRA if hasattr(record, key))
+        level = record.levelname
+        if self._coloured:
+            level = f"\x1b[{_COLOURS.get(level, '0')}m{level}\x1b[0m"
+        extra = "".join(f" {name}={value}" for name in EXTRA if (value := getattr(record, name, "")) != "")
         text = f"{_timestamp(record)} {level} {_target(record)} [{record.process}]: {record.getMessage()}{extra}"
         if record.exc_info:
             text += "\n" + self.formatException(record.exc_info)
@@ -80,10 +140,13 @@ def configure(level: str, *, text: bool = False, others: Sequence[str] = ()) -> 
 
     Args:
         level: the least level to log: debug, info, warning or error.
-        text: coloured text instead of JSON lines.
+        text: text instead of JSON lines, also where standard error is no terminal.
         others: further loggers to send the same way.
     """
-    formatter = TextFormatter() if text else JSONFormatter()
+    terminal = sys.stderr is not None and sys.stderr.isatty()
+    formatter = TextFormatter(coloured=terminal) if text or terminal else JSONFormatter()
+    # On the logger itself: its records go to a program's own handlers as well.
+    get_logger().addFilter(_SPEAKER_FILTER)
     for name in (ROOT, *others):
         _configure_one(logging.getLogger(name), level.upper(), formatter)
 
@@ -99,4 +162,5 @@ def _configure_one(logger: logging.Logger, level: str, formatter: logging.Format
     if not logger.propagate:
         handler = logging.StreamHandler(sys.stderr)
         handler.setFormatter(formatter)
+        handler.addFilter(_SPEAKER_FILTER)
         logger.addHandler(handler)

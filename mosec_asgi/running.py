@@ -11,18 +11,23 @@ from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from typing import Any
 
+from starlette.types import ASGIApp
+
 from mosec_asgi.batching.coordinator import Coordinator, Limits, RoutePlan
 from mosec_asgi.batching.service import Statistics, Ticket
 from mosec_asgi.batching.stage import StagePlan
-from mosec_asgi.config import Settings
+from mosec_asgi.config import Settings, prometheus_directory
+from mosec_asgi.custom_metrics import CustomMetrics
 from mosec_asgi.errors import Failure
 from mosec_asgi.metrics import ServiceMetrics, StageMetrics
+from mosec_asgi.pool.metered import MeteredLauncher
 from mosec_asgi.pool.process import Launcher, ProcessLauncher
 from mosec_asgi.pool.spec import WorkerSpec
 from mosec_asgi.runtime import Runtime, stage_names
 from mosec_asgi.streaming import ContinuousWorker, is_async, streams
 from mosec_asgi.version import SERVER
 from mosec_asgi.web import compression
+from mosec_asgi.web.access import AccessLog
 from mosec_asgi.web.app import App, Egress
 from mosec_asgi.web.openapi import build_document
 from mosec_asgi.worker import Worker
@@ -72,6 +77,10 @@ class RunningService:
             settings.namespace,
             [StageMetrics(plan.name, batched=plan.batch_size > 1, streams=plan.streams) for plan in stages],
         )
+        # Workers in this process count where everything else does.
+        self._custom = None if platform else CustomMetrics(prometheus_directory())
+        if self._custom is not None:
+            metrics.registry.register(self._custom)
         self._coordinator = Coordinator(
             stages,
             pipelines,
@@ -80,7 +89,7 @@ class RunningService:
             limits,
             clock=platform.clock if platform else time.monotonic,
         )
-        self.app = App(
+        self.app: ASGIApp = App(
             egress,
             self._coordinator,
             metrics,
@@ -89,17 +98,28 @@ class RunningService:
             compressed=settings.compression,
             server=SERVER,
         )
+        if settings.access_log:
+            self.app = AccessLog(self.app)
         self._daemon_watches: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
         """Start all workers and wait until the service can serve; raise `StartupError` where it never will."""
-        await self._coordinator.start()
+        if self._custom is not None:
+            self._custom.open()
+        try:
+            await self._coordinator.start()
+        except BaseException:
+            self._close_custom_metrics()
+            raise
 
     async def stop(self) -> None:
         """Finish what was admitted, within the service's timeout, and end all workers."""
         for watch in self._daemon_watches:
             watch.cancel()
-        await self._coordinator.stop(self._settings.timeout_seconds)
+        try:
+            await self._coordinator.stop(self._settings.timeout_seconds)
+        finally:
+            self._close_custom_metrics()
 
     def close(self) -> None:
         """Admit no more requests."""
@@ -112,6 +132,7 @@ class RunningService:
     def abandon(self) -> None:
         """End all workers at once: the event loop is closed and nothing can be waited for."""
         self._coordinator.abandon()
+        self._close_custom_metrics()
 
     async def run_example(self, route: int, request_id: str) -> int | Failure:
         """Run the example of a route's first worker; return the bytes of its result, or of its events."""
@@ -136,7 +157,12 @@ class RunningService:
         self._daemon_watches.append(self.loop.create_task(_watch_daemon(name, process, on_exit)))
 
     def _launcher(self, plan: StagePlan, loop: asyncio.AbstractEventLoop) -> Launcher:
-        return ProcessLauncher(loop, plan.start_method, import_main=self._import_main)
+        launcher = ProcessLauncher(loop, plan.start_method, import_main=self._import_main)
+        return launcher if self._custom is None else MeteredLauncher(launcher, self._custom)
+
+    def _close_custom_metrics(self) -> None:
+        if self._custom is not None:
+            self._custom.close()
 
 
 def plan_service(

@@ -58,8 +58,9 @@ class Server:
         Args:
             **settings: see `config.Settings`: capacity, timeout (milliseconds), wait (milliseconds), start_timeout
                 (milliseconds), event_timeout (milliseconds), stall_timeout (milliseconds), stream_buffer (bytes),
-                load_shedding, address, port, namespace, log_level, debug, dry_run, compression, max_request_size
-                (bytes), path. The environment's `MOSEC_<NAME>` wins over them, and `run()`'s command line over both.
+                load_shedding, address, port, namespace, log_level, debug, access_log, dry_run, compression,
+                max_request_size (bytes), path. The environment's `MOSEC_<NAME>` wins over them, and `run()`'s command
+                line over both.
 
         Raises:
             DefinitionError: a name is no setting, or a value does not fit.
@@ -215,7 +216,7 @@ class Server:
         from mosec_asgi import dry_run, serving
 
         self._settings = settings = config.from_command_line(self._keywords)
-        log.configure(settings.effective_log_level, text=settings.debug, others=("uvicorn",))
+        log.configure(settings.effective_log_level, text=settings.debug, others=("uvicorn", "asyncio"))
         code = dry_run.run(self._routes, settings) if settings.dry_run else serving.run(self, settings)
         if code:
             sys.exit(code)

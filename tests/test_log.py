@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import contextvars
+import io
 import json
 import logging
 import sys
@@ -107,6 +109,88 @@ def test_all_loggers_hang_below_the_packages_own() -> None:
     assert log.internal_logger("mosec_asgi.pool.child").name == "mosec_asgi.pool.child"
 
 
+def test_an_access_line_has_its_fields_for_machines_only() -> None:
+    made = record(method="GET", path="/a", status=200, duration_ms=1.5, request_id="r1")
+    fields = json.loads(log.JSONFormatter().format(made))["fields"]
+    assert list(fields) == ["message", "request_id", "method", "path", "status", "duration_ms"]
+    assert log.TextFormatter().format(made).endswith("said this request_id=r1")
+
+
+# -- who speaks --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def speaker() -> Iterator[dict[str, object]]:
+    """What a speaker says, to be changed."""
+    said: dict[str, object] = {}
+    log.speak_as(lambda: said)
+    yield said
+    log.speak_as(dict)
+
+
+def test_a_line_says_what_its_speaker_says_when_it_is_logged(
+    speaker: dict[str, object], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with bare_program():
+        log.configure("info")
+        for request_id in ("r1", ""):
+            speaker.update(stage="Echo_1", worker=2, request_id=request_id)
+            log.get_logger().info("hello")
+    first, second = (line["fields"] for line in lines(capsys))
+    assert first == {"message": "hello", "stage": "Echo_1", "worker": 2, "request_id": "r1"}
+    assert second == {"message": "hello", "stage": "Echo_1", "worker": 2}
+
+
+def test_what_a_line_says_itself_is_kept(speaker: dict[str, object], capsys: pytest.CaptureFixture[str]) -> None:
+    speaker.update(stage="Echo_1", request_id="all")
+    with bare_program():
+        log.configure("info")
+        log.internal_logger("mosec_asgi.pool").info("hello", extra={"request_id": "mine"})
+    assert lines(capsys)[0]["fields"] == {"message": "hello", "stage": "Echo_1", "request_id": "mine"}
+
+
+def test_a_speaker_of_a_context_speaks_only_there(
+    speaker: dict[str, object], capsys: pytest.CaptureFixture[str]
+) -> None:
+    speaker.update(stage="process")
+
+    def within() -> None:
+        log.speak_as(lambda: {"stage": "context"}, context=True)
+        log.get_logger().info("hello")
+
+    with bare_program():
+        log.configure("info")
+        contextvars.copy_context().run(within)
+        log.get_logger().info("hello")
+    assert [line["fields"]["stage"] for line in lines(capsys)] == ["context", "process"]
+
+
+def test_a_format_of_the_programs_own_can_name_the_speaker_where_there_is_none(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(message)s [%(stage)s %(worker)s %(request_id)s]"))
+    with bare_program() as root:
+        root.addHandler(handler)
+        log.configure("info")
+        log.get_logger().info("hello")
+    assert capsys.readouterr().err == "hello [  ]\n"
+
+
+def test_nobody_is_asked_where_nothing_is_logged(capsys: pytest.CaptureFixture[str]) -> None:
+    def fail() -> dict[str, object]:
+        raise AssertionError("asked in vain")
+
+    log.speak_as(fail)
+    try:
+        with bare_program():
+            log.configure("warning")
+            log.get_logger().info("hello")
+    finally:
+        log.speak_as(dict)
+    assert capsys.readouterr().err == ""
+
+
 # -- configure ---------------------------------------------------------------------------------------------------------
 
 
@@ -131,7 +215,22 @@ def test_configuring_again_replaces_and_does_not_double(capsys: pytest.CaptureFi
         log.get_logger().debug("once")
     text = capsys.readouterr().err
     assert text.count("once") == 1
-    assert "\x1b[" in text
+    assert " DEBUG user::test_log.py" in text
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("text", [False, True])
+def test_a_terminal_gets_coloured_text(text: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = Terminal()
+    monkeypatch.setattr(sys, "stderr", screen)
+    with bare_program():
+        log.configure("info", text=text)
+        log.get_logger().info("hello")
+    assert " \x1b[32mINFO\x1b[0m user::test_log.py" in screen.getvalue()
 
 
 def test_other_loggers_can_be_sent_the_same_way(capsys: pytest.CaptureFixture[str]) -> None:

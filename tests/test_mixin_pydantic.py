@@ -13,7 +13,7 @@ import pydantic_core
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from typing_extensions import TypedDict
+from typing_extensions import NotRequired, TypedDict
 
 from mosec_asgi import Worker
 from mosec_asgi.errors import DecodingError, DefinitionError, EncodingError, ValidationError
@@ -308,3 +308,21 @@ def test_a_typed_dict_of_typing_itself_is_read_and_written() -> None:
     assert worker.serialize(worker.forward(worker.deserialize(b'{"limit": 1}'))) == b'{"limit":2}'
     with pytest.raises(ValidationError, match="limit"):
         worker.deserialize(b"{}")
+
+
+class BoundedOptions(typing.TypedDict):
+    limit: Annotated[int, pydantic.Field(ge=1)]
+    inner: NotRequired[Annotated[PlainOptions, "as a whole"]]
+
+
+class TakesBoundedTypedDict(PydanticMixin):
+    def forward(self, data: BoundedOptions) -> BoundedOptions:
+        return data
+
+
+def test_the_bounds_in_a_typed_dict_of_typing_itself_are_checked() -> None:
+    worker = TakesBoundedTypedDict()
+    assert worker.deserialize(b'{"limit": 1}') == {"limit": 1}
+    for body in (b'{"limit": 0}', b'{"limit": 1, "inner": {"limit": "many"}}', b'{"inner": {}}'):
+        with pytest.raises(ValidationError, match="limit"):
+            worker.deserialize(body)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import os
 import subprocess
 import sys
 import threading
@@ -19,7 +20,7 @@ import msgspec
 import numpy as np
 import pydantic
 import pytest
-from harness import ROOT, python, running, written
+from harness import ROOT, TESTS, python, running, written
 from openapi_spec_validator import OpenAPIV31SpecValidator
 from typing_extensions import NotRequired, TypedDict
 
@@ -839,6 +840,8 @@ allow-extra-parameters = false
 """
 # What is wrong with a request for a stream of events is told by an event.
 STREAMS = SCHEMATHESIS.replace('["4xx"]', '["200", "4xx"]')
+# Where an app of its own has the service, and the command line.
+MOUNTED = {"fastapi_app": "/ml"}
 EXAMPLES = [pytest.param(path, id=path.stem) for path in sorted((ROOT / "openapi").glob("*.json"))]
 
 
@@ -858,14 +861,19 @@ def test_a_running_example_keeps_to_its_document(document: Path, tmp_path: Path,
     server = ROOT / "examples" / document.stem / "server.py"
     settings = STREAMS if "text/event-stream" in document.read_text() else SCHEMATHESIS
     written(tmp_path, settings, "schemathesis.toml")
-    with running(python(server, "--timeout", "30000"), log) as program:
+    prefix = MOUNTED.get(document.stem, "")
+    with running(python(server, *([] if prefix else ["--timeout", "30000"])), log) as program:
         # The language model takes ten seconds to load on a machine that does nothing else.
-        program.wait_ready(seconds=240)
-        assert program.client.get("/openapi/metadata.json").json() == json.loads(document.read_text())
+        program.wait_ready(f"{prefix}/readyz", seconds=240)
+        shown = program.client.get(f"{prefix}/openapi/metadata.json").json()
+        assert shown == json.loads(document.read_text()) | {"servers": [{"url": prefix or "/"}]}
         command = [sys.executable, "-m", "schemathesis.cli", "--no-color", "run", str(document)]
-        command += ["--url", f"http://127.0.0.1:{program.port}", "--phases", "examples,coverage,fuzzing"]
+        command += ["--url", f"http://127.0.0.1:{program.port}{prefix}", "--phases", "examples,coverage,fuzzing"]
         command += ["--checks", "all", "--max-examples", "40", "--seed", "3", "--suppress-health-check", "all"]
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=480)
+        hooks = {"SCHEMATHESIS_HOOKS": str(TESTS / "schemathesis_msgpack.py")}
+        done = subprocess.run(
+            command, cwd=tmp_path, capture_output=True, text=True, timeout=480, env={**os.environ, **hooks}
+        )
         assert done.returncode == 0, done.stdout + done.stderr
         assert "No issues found" in done.stdout
-        assert program.client.get("/readyz").status_code == 200
+        assert program.client.get(f"{prefix}/readyz").status_code == 200

@@ -13,10 +13,11 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from typing import Any
 
 import pytest
+from fakes import told
 from starlette.applications import Starlette
 from starlette.routing import Mount
 
-from mosec_asgi import ClientError, ContinuousWorker, Server, SSEWorker, Worker, testing
+from mosec_asgi import ClientError, ContinuousWorker, Server, SSEWorker, Worker, get_logger, testing
 from mosec_asgi.errors import DefinitionError, StartupError
 from mosec_asgi.testing import InlineService
 
@@ -234,6 +235,30 @@ async def test_a_worker_is_loaded_as_in_its_process() -> None:
         ["there", 2, "Where_1", False],
     ]
     assert "PLACE" not in os.environ
+
+
+class Speak(Worker):
+    def forward(self, data: str) -> str:
+        get_logger().info("plain")
+        return data
+
+
+class SpeakLater(Worker):
+    async def forward(self, data: str) -> str:
+        get_logger().info("asynchronous")
+        return data
+
+
+@on_virtual_time
+async def test_a_workers_log_lines_say_whose_they_are(logged: pytest.LogCaptureFixture) -> None:
+    server = Server()
+    server.append_worker(Speak)
+    server.append_worker(SpeakLater)
+    async with testing.serving(server) as service:
+        await service.client.post("/inference", json="a", headers={"x-request-id": "r1"})
+    assert [
+        told(record, "stage", "worker", "request_id") for record in logged.records if record.name == "mosec_asgi.user"
+    ] == [("Speak_1", 1, "r1"), ("SpeakLater_2", 1, "r1")]
 
 
 @on_virtual_time

@@ -21,6 +21,7 @@ from mosec_asgi import log
 from mosec_asgi.errors import MosecTimeoutError
 from mosec_asgi.ipc.progress import ProgressPage
 from mosec_asgi.pool.codec import as_input, examples
+from mosec_asgi.pool.counting import remove_if_orphaned
 from mosec_asgi.pool.executor import Executor
 from mosec_asgi.pool.port import Port
 from mosec_asgi.pool.spec import WorkerSpec
@@ -39,8 +40,15 @@ if sys.platform == "linux":
 logger = log.internal_logger(__name__)
 
 
+class _ServerDied(SystemExit):
+    """Raised wherever the worker is. No `Exception`: it passes through a `forward` that catches those."""
+
+
 class Runner(Protocol):
     """Runs the tasks of one worker, in the way that its class asks for."""
+
+    def request_ids(self) -> Sequence[str]:
+        """Return the ids of the requests on whose behalf the code that asks is running, for the logs."""
 
     def rehearse(self, example: Any) -> None:
         """Run `forward` on an example, and let go of what comes of it; raises what it raises."""
@@ -57,16 +65,29 @@ def main(spec: WorkerSpec, sock: socket.socket, progress: ProgressPage) -> None:
 
     A worker that cannot start sends its traceback through the pipe and exits with status 1.
     """
+    told = False
+    try:
+        _main(spec, sock, progress)
+    except _ServerDied:
+        told = True
+        raise
+    finally:
+        remove_if_orphaned(spec.metrics_directory, sock, told=told)
+
+
+def _main(spec: WorkerSpec, sock: socket.socket, progress: ProgressPage) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     _end_with_the_server()
     log.configure(spec.log_level, text=spec.log_text)
+    log.speak_as(lambda: {"stage": spec.stage, "worker": spec.worker_id})
     port = Port(sock, progress)
     kernel = _kernel_timer()
     try:
         worker = load(spec)
         rehearsals = examples(worker)
         runner = runner_for(worker, spec, port, kernel)
+        log.speak_as(speaker_for(runner, spec))
     except Exception:
         port.failed(traceback.format_exc())
         sys.exit(1)
@@ -100,6 +121,15 @@ def runner_for(worker: Worker, spec: WorkerSpec, port: Port, kernel: KernelTimer
 
         return StreamExecutor(worker, spec, port, kernel)
     return Executor(worker, spec, port, kernel)
+
+
+def speaker_for(runner: Runner, spec: WorkerSpec) -> log.Speaker:
+    """Return who speaks in the log lines of a worker."""
+
+    def speaker() -> dict[str, object]:
+        return {"stage": spec.stage, "worker": spec.worker_id, "request_id": " ".join(runner.request_ids())}
+
+    return speaker
 
 
 def load(spec: WorkerSpec) -> Worker:
@@ -150,5 +180,4 @@ def _end_with_the_server() -> None:
 
 
 def _server_died(*_: object) -> None:
-    # No `Exception`: it passes through a `forward` that catches those, and leads to `Worker.close`.
-    raise SystemExit(1)
+    raise _ServerDied(1)

@@ -23,7 +23,7 @@ from mosec_asgi.errors import Failure, MosecTimeoutError
 from mosec_asgi.ipc import frames
 from mosec_asgi.pool import isolation
 from mosec_asgi.pool.codec import LEFT, Answer, Codec, on_the_wire
-from mosec_asgi.pool.executor import checked, decode_batch, is_final
+from mosec_asgi.pool.executor import NO_TASKS, checked, decode_batch, is_final
 from mosec_asgi.pool.outlet import ENDED, Outlet
 from mosec_asgi.pool.port import Port
 from mosec_asgi.pool.spec import WorkerSpec
@@ -119,13 +119,21 @@ class ConcurrentRunner:
         if isinstance(worker, SSEWorker):
             worker._send_event = self._push
 
+    def request_ids(self) -> list[str]:
+        """Return the ids of the requests of the unit on whose behalf the code that asks is running."""
+        unit = _current.get(None)
+        if unit is None:
+            return []
+        names = dict(zip(unit.tasks.ids, unit.tasks.request_ids, strict=True))
+        return [names[task_id] for task_id in unit.inside or unit.ids]
+
     # -- its life ----------------------------------------------------------------------------------------------------
 
     def rehearse(self, example: Any) -> None:
         """Run `forward` on an example, whose events nobody receives."""
 
         async def drain() -> None:
-            _current.set(_Unit(frames.Tasks((), (), (), ()), []))
+            _current.set(_Unit(NO_TASKS, []))
             result = self._worker.forward(example)
             if isinstance(result, AsyncIterator):
                 async for _ in result:

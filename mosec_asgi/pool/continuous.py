@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 from mosec_asgi import log
@@ -47,8 +47,15 @@ class ContinuousRunner:
         self._tasks: dict[Hashable, int] = {}
         self._slot_of: dict[int, Hashable] = {}
         self._payloads: dict[int, bytes] = {}
+        # The requests' ids, for the logs: of the tasks that have slots, and of the one that comes or goes just now.
+        self._names: dict[int, str] = {}
+        self._at: Sequence[str] = ()
         # What the last step took; a guess before the first.
         self._step_seconds = 0.01
+
+    def request_ids(self) -> Sequence[str]:
+        """Return the id of the request that `admit` or `evict` has now; of all that run, in `step`."""
+        return self._at or list(self._names.values())
 
     def rehearse(self, example: Any) -> None:
         """Run one request to its end, whose events nobody receives."""
@@ -112,6 +119,7 @@ class ContinuousRunner:
         if task_id in self._port.cancelled:
             self._answer(tasks, place, LEFT)
             return
+        self._at = request_ids
         try:
             item = self._codec.decode(tasks.flags[place], tasks.payloads[place])
             with self._timer:
@@ -121,6 +129,9 @@ class ContinuousRunner:
         except (Exception, MosecTimeoutError) as error:
             self._answer(tasks, place, self._codec.failure(error, request_ids))
             return
+        finally:
+            self._at = ()
+        self._names[task_id] = request_ids[0]
         self._outlet.open(task_id, request_ids[0])
         self._tasks[slot] = task_id
         self._slot_of[task_id] = slot
@@ -160,9 +171,12 @@ class ContinuousRunner:
             task_id = self._tasks.pop(slot)
             del self._slot_of[task_id]
             self._outlet.forget([task_id])
+            self._at = (self._names.pop(task_id),)
             self._worker._answered([self._payloads.pop(task_id)])
             try:
                 with self._timer:
                     self._worker.evict(slot)
             except (Exception, MosecTimeoutError) as error:
                 logger.warning("evict failed: %r", error, exc_info=error, extra=self._codec.extra(()))
+            finally:
+                self._at = ()

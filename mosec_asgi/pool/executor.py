@@ -21,6 +21,7 @@ from mosec_asgi.worker import Worker
 
 # Replies of single items are gathered while the model is quick, and go out at once when it is slow.
 GATHER_SECONDS = 0.0005
+NO_TASKS = frames.Tasks((), (), (), ())
 
 
 class WrongShape(ServerError):
@@ -44,9 +45,17 @@ class Executor:
         self._port = port
         self._codec = Codec(worker, spec)
         self._timer = Timer(spec.timeout, kernel)
-        # The tasks that `forward` has now, in the order in which it has them.
+        # The frame that is run, and the tasks that `forward` has now, in the order in which it has them.
+        self._frame: frames.Tasks = NO_TASKS
         self._inside: Sequence[int] = ()
         worker._has_left = self._has_left
+
+    def request_ids(self) -> list[str]:
+        """Return the ids of the requests that `forward` has now."""
+        # Once: another thread of the worker may ask.
+        frame = self._frame
+        names = dict(zip(frame.ids, frame.request_ids, strict=True))
+        return [names[task_id] for task_id in self._inside if task_id in names]
 
     def rehearse(self, example: Any) -> None:
         """Run `forward` on an example; raises what it raises."""
@@ -59,7 +68,9 @@ class Executor:
     def serve(self) -> None:
         """Run what comes until the port ends."""
         while (tasks := self._port.next_tasks()) is not None:
+            self._frame = tasks
             self.run(tasks)
+            self._frame = NO_TASKS
             self._timer.check()
             self._worker._answered(tasks.payloads)
 

@@ -27,6 +27,7 @@ from mosec_asgi.ipc.channel import Channel
 from mosec_asgi.ipc.frames import Frame
 from mosec_asgi.ipc.progress import Progress, ProgressPage
 from mosec_asgi.pool.child import main
+from mosec_asgi.pool.counting import share_after_fork
 from mosec_asgi.pool.spec import WorkerSpec
 
 logger = log.internal_logger(__name__)
@@ -342,6 +343,7 @@ def _main_after_fork(spec: WorkerSpec, sock: socket.socket, page: ProgressPage) 
             _replace_if_socket(descriptor, null)
     os.close(null)
     _running.clear()
+    share_after_fork()
     main(spec, sock, page)
 
 

@@ -21,7 +21,8 @@ class WorkerSpec:
         concurrency: batches, or items without batching, that an asynchronous worker runs at a time.
         stream_buffer: bytes of a stream that may be on their way to its client.
         log_level: the least level to log.
-        log_text: coloured text instead of JSON lines.
+        log_text: text instead of JSON lines, also where standard error is no terminal.
+        metrics_directory: the server's private directory of custom metrics; empty if there is none.
     """
 
     worker: type[Worker]
@@ -34,3 +35,4 @@ class WorkerSpec:
     stream_buffer: int = 256 * 1024
     log_level: str = "info"
     log_text: bool = False
+    metrics_directory: str = ""

@@ -26,7 +26,7 @@ from mosec_asgi.errors import MosecTimeoutError
 from mosec_asgi.ipc import frames
 from mosec_asgi.ipc.channel import Channel
 from mosec_asgi.ipc.progress import Progress, ProgressPage
-from mosec_asgi.pool.child import load, runner_for, warm_up
+from mosec_asgi.pool.child import load, runner_for, speaker_for, warm_up
 from mosec_asgi.pool.codec import as_input, examples
 from mosec_asgi.pool.concurrent import ConcurrentRunner
 from mosec_asgi.pool.port import Port
@@ -353,6 +353,7 @@ class PlainWorker(InlineWorker):
         try:
             worker = self._load()
             runner = runner_for(worker, self.spec, self.port)
+            log.speak_as(speaker_for(runner, self.spec), context=True)
         except Exception:
             self.port.failed(traceback.format_exc())
             self._ending = "exited with status 1"
@@ -445,6 +446,7 @@ class AsyncWorker(InlineWorker):
         try:
             worker = self._load()
             self._runner = runner = ConcurrentRunner(worker, self.spec, self.port, loop=self.loop)
+            log.speak_as(speaker_for(runner, self.spec), context=True)
         except Exception:
             self.port.failed(traceback.format_exc())
             self._ending = "exited with status 1"

@@ -1,0 +1,73 @@
+"""A log line for each request, where the service is asked for it: the setting `access_log`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from urllib.parse import quote
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from mosec_asgi import log
+from mosec_asgi.web.request import RequestIds
+
+# What nginx says of a client that has left before it was answered.
+CLIENT_LEFT = 499
+# Characters of a path that are shown as they are (RFC 3986, `pchar` and the slash); others are percent-encoded, so that
+# a path cannot write log lines of its own.
+_PATH = "/:@!$&'()*+,;="
+
+logger = log.internal_logger(__name__)
+
+
+class AccessLog:
+    """An app around another, which logs how each request has ended: once, at the end of the response.
+
+    The line does not say what a request holds, nor the query of its path.
+    """
+
+    def __init__(self, app: ASGIApp, clock: Callable[[], float] = time.perf_counter) -> None:
+        """Wrap an app.
+
+        Args:
+            app: answers the requests.
+            clock: seconds.
+        """
+        self._app = app
+        self._clock = clock
+        self._request_ids = RequestIds()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request."""
+        began = self._clock()
+        status, finished = 0, False
+
+        async def watched(message: Message) -> None:
+            nonlocal status, finished
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+            finished = message["type"] == "http.response.body" and not message.get("more_body", False)
+
+        # Named here: a client that leaves at once gets no answer to read the id from.
+        request_id = self._request_ids.of(dict(scope["headers"]))
+        scope = {**scope, "headers": [*scope["headers"], (b"x-request-id", request_id.encode())]}
+        error = 500
+        try:
+            await self._app(scope, receive, watched)
+            error = CLIENT_LEFT
+        finally:
+            milliseconds = (self._clock() - began) * 1000
+            _log(scope, status or error, request_id, milliseconds, "" if finished else ", not finished,")
+
+
+def _log(scope: Scope, status: int, request_id: str, milliseconds: float, end: str) -> None:
+    method, path = scope["method"], quote(scope["path"], safe=_PATH)
+    extra = {
+        "request_id": request_id,
+        "method": method,
+        "path": path,
+        "status": status,
+        "duration_ms": round(milliseconds, 3),
+    }
+    logger.info("%s %s %d%s in %.1f ms", method, path, status, end, milliseconds, extra=extra)
