@@ -72,11 +72,15 @@ openapi: $(VENV)/test.stamp
 	$(BIN)/mosec-asgi openapi examples.filetype.server:server --output openapi/filetype.json
 	$(BIN)/mosec-asgi openapi examples.generate.server:server --output openapi/generate.json
 	$(BIN)/mosec-asgi openapi examples.ipc.server:server --output openapi/ipc.json
+	$(BIN)/mosec-asgi openapi examples.jax_single_layer.server:server --output openapi/jax_single_layer.json
 	$(BIN)/mosec-asgi openapi examples.metrics.server:server --output openapi/metrics.json
 	$(BIN)/mosec-asgi openapi examples.ocr.server:server --output openapi/ocr.json
 	$(BIN)/mosec-asgi openapi examples.rerank.server:server --output openapi/rerank.json
 	$(BIN)/mosec-asgi openapi examples.routes.server:server --output openapi/routes.json
+	$(BIN)/mosec-asgi openapi examples.segment_anything.server:server --output openapi/segment_anything.json
+	$(BIN)/mosec-asgi openapi examples.sentiment.server:server --output openapi/sentiment.json
 	$(BIN)/mosec-asgi openapi examples.sse.server:server --output openapi/sse.json
+	$(BIN)/mosec-asgi openapi examples.stable_diffusion.server:server --output openapi/stable_diffusion.json
 	$(BIN)/mosec-asgi openapi examples.typed.server:server --output openapi/typed.json
 
 bench: $(VENV)/bench.stamp
