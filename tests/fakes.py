@@ -154,6 +154,7 @@ class FakeWorker:
         self.spec = spec
         self.variables = dict(variables)
         self.pid: int | None = pid
+        self.memory = None
         self.frames: list[frames.Tasks] = []
         self.asked_to_stop = False
         self.killed = False
