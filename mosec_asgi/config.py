@@ -82,6 +82,7 @@ class Settings:
         "bytes of shared memory that the server, and each worker, may fill with payloads of 64 KiB and more; what "
         "finds no room goes through the pipe; 0 turns it off",
         least=0,
+        most=1 << 40,
     )
     path: str = _setting("", "accepted for mosec's sake and not used: workers are reached over unnamed socket pairs")
 

@@ -51,7 +51,7 @@ _ENTRY_SIZES = {
 }
 # What a result may say: the result, where in shared memory the result lies, an error, or (as nginx writes it, 499) that
 # nobody waits for it.
-IN_MEMORY = 1
+IN_MEMORY = 1200
 STATUSES = frozenset({IN_MEMORY, 200, *range(400, 600)})
 CANCELLED = 499
 
