@@ -12,7 +12,7 @@ import pytest
 from test_shm import SIZE, Pair, send
 
 from mosec_asgi.ipc import frames, parcel
-from mosec_asgi.ipc.arena import LARGE
+from mosec_asgi.ipc.arena import LARGE, PAGE
 from mosec_asgi.ipc.ledger import Parcel
 from mosec_asgi.ipc.mapped import Mapped
 from mosec_asgi.pool.pickler import Pickler, load
@@ -103,7 +103,7 @@ def test_the_bytes_of_an_array_do_not_pass_through_the_pipe(passage: Passage) ->
     assert (code, len(payload) < 500, passage.in_use(passage.writer)) == (
         frames.IN_MEMORY,
         True,
-        3 * LARGE - LARGE + 4096,
+        2 * LARGE + PAGE,
     )
 
 
