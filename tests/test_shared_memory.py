@@ -166,6 +166,11 @@ def test_where_there_is_little_memory_all_is_answered_and_each_process_says_so_o
         for value in range(5):
             ask(program, "/use", "keep", value=value, bytes=100_000 if value % 2 else 1_000_000)
         assert ask(program, "/use", "tell and let go") == [[value] for value in range(5)]
+        # What is free again is written again.
+        for value in range(20):
+            assert ask(program, "/use", value=value, bytes=100_000) == [value, value]
+        ask(program, "/use", "keep", bytes=100_000)
+        assert in_use(program) == 102_400
         told = [row for row in program.lines() if "raise the setting shared_memory" in row["fields"]["message"]]
         pids = [row["pid"] for row in told]
         assert pids

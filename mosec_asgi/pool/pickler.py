@@ -98,8 +98,7 @@ def _take_apart(tensor: Any) -> Any:
         # Alone in its storage: views of one storage arrive as such only by torch's own way.
         and tensor.untyped_storage().nbytes() == size
         and not (tensor.requires_grad or tensor.is_quantized or tensor.is_conj() or tensor.is_neg())
-        and not tensor.has_names()
-        and not tensor.__dict__
+        and not (tensor.__dict__ or any(getattr(tensor, "names", ())))
     )
     if not plain:
         return tensor.__reduce_ex__(PROTOCOL)
