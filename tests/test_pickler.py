@@ -141,7 +141,7 @@ def test_a_result_that_cannot_be_pickled_leaves_nothing_in_the_memory(passage: P
 
 def test_torch_tensors_arrive_as_they_were() -> None:
     torch = pytest.importorskip("torch")
-    passage = Passage()
+    passage = Passage(8 * SIZE)
     base = torch.arange(LARGE, dtype=torch.float32)
     tensors = [
         base,
