@@ -6,6 +6,7 @@ import errno
 import os
 import resource
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -254,6 +255,18 @@ def test_a_service_without_shared_memory_runs_on(caplog: pytest.LogCaptureFixtur
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     (text,) = caplog.messages
     assert "lower the setting shared_memory" in text
+
+
+def test_where_mapped_memory_counts_as_used_there_is_none(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    setting = tmp_path / "overcommit_memory"
+    setting.write_text("2\n")
+    assert shared_memory(SIZE, 1, setting) is None
+    (text,) = caplog.messages
+    assert "vm.overcommit_memory" in text
+    setting.write_text("0\n")
+    memory = shared_memory(SIZE, 1, setting)
+    assert memory is not None
+    memory.close()
 
 
 def test_nothing_is_left_of_a_memory_that_was_closed() -> None:

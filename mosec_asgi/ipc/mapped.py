@@ -16,7 +16,6 @@ import ctypes
 import mmap
 import os
 import pickle
-import platform
 import weakref
 from collections import deque
 from collections.abc import Sequence
@@ -30,7 +29,7 @@ from mosec_asgi.ipc.shm import Share, Writer, keep_freed_memory
 
 # Python has the name since 3.13. Without it the kernel refuses mappings that are larger than the machine's memory.
 _MAP_NORESERVE: int = getattr(
-    mmap, "MAP_NORESERVE", 0x4000 if platform.machine() in ("x86_64", "aarch64", "riscv64") else 0
+    mmap, "MAP_NORESERVE", 0x4000 if os.uname().machine in ("x86_64", "aarch64", "riscv64") else 0
 )
 # The highest byte of a page's entry in /proc/self/pagemap: not mapped, or mapped as the file has it (bit 61), be it by
 # this process alone (bit 56) or by others too. Whatever else it says, the page may be a copy.

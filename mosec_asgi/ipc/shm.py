@@ -16,6 +16,7 @@ import os
 import threading
 from collections.abc import Callable, Sequence
 from multiprocessing import reduction
+from pathlib import Path
 from typing import Any
 
 from mosec_asgi import log
@@ -26,6 +27,8 @@ from mosec_asgi.ipc.parcel import Span
 
 # Bytes of freed memory that glibc then keeps for the next payload, twice this at most.
 _KEPT_BY_MALLOC = 4 * 1024 * 1024
+
+_OVERCOMMIT = Path("/proc/sys/vm/overcommit_memory")
 
 logger = log.internal_logger(__name__)
 
@@ -225,9 +228,21 @@ class SharedMemory:
             os.close(self._descriptor)
 
 
-def shared_memory(size: int, workers: int) -> SharedMemory | None:
-    """Return the shared memory of a service, or None where there is none; see `SharedMemory`."""
+def shared_memory(size: int, workers: int, overcommit: Path = _OVERCOMMIT) -> SharedMemory | None:
+    """Return the shared memory of a service, or None where there is none.
+
+    Args:
+        size: see `SharedMemory`; 0 for none.
+        workers: see `SharedMemory`.
+        overcommit: where the system says how it counts memory that is mapped and not used.
+    """
     if not size or not hasattr(os, "memfd_create"):
+        return None
+    if overcommit.exists() and overcommit.read_text().strip() == "2":
+        logger.warning(
+            "this system counts memory that is only mapped (vm.overcommit_memory=2): none is shared, large payloads "
+            "go through the pipes, which is slower; allow overcommitment, or set shared_memory to 0"
+        )
         return None
     try:
         return SharedMemory(size, workers)
