@@ -276,8 +276,10 @@ class Coordinator:
             self._stages[task.stages[task.position]].enqueue(task, now)
         elif isinstance(payload, Parcel):
             raise TypeError("a client is answered with bytes")
+        elif code == 200:
+            self._settle(task, payload)
         else:
-            self._settle(task, payload if code == 200 else Failure(code, payload.decode(errors="replace")))
+            self._settle(task, Failure(code, payload.decode(errors="replace")))
 
     def streamed(self, task: Task, chunk: bytes, now: float) -> None:
         """Pass a piece of a stream on to its client."""
