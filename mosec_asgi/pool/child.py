@@ -69,7 +69,7 @@ def main(spec: WorkerSpec, sock: socket.socket, progress: ProgressPage, share: S
     """
     told = False
     try:
-        _main(spec, sock, progress)
+        _main(spec, sock, progress, share)
     except _ServerDied:
         told = True
         raise
@@ -77,7 +77,7 @@ def main(spec: WorkerSpec, sock: socket.socket, progress: ProgressPage, share: S
         remove_if_orphaned(spec.metrics_directory, sock, told=told)
 
 
-def _main(spec: WorkerSpec, sock: socket.socket, progress: ProgressPage) -> None:
+def _main(spec: WorkerSpec, sock: socket.socket, progress: ProgressPage, share: Share | None) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     _end_with_the_server()
