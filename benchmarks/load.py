@@ -12,7 +12,7 @@ import shutil
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from problems import BenchmarkError
 
@@ -58,11 +58,20 @@ class Load(Protocol):
         """
 
 
-class Echoes:
-    """POST requests with a body of JSON that is to come back."""
+class Posts:
+    """POST requests with one body, and the JSON that is to come back."""
 
     unit = "req/s"
-    example = json.dumps({"id": 1, "text": "the quick brown fox", "scores": [0.25, 0.5, 0.75]})
+
+    def __init__(self, example: str, answer: Any) -> None:
+        """Describe the load.
+
+        Args:
+            example: the body of a request, which is JSON as well.
+            answer: what the answer says.
+        """
+        self.example = example
+        self._answer = answer
 
     def check(self) -> None:
         """Make sure that wrk is installed; see `Load.check`."""
@@ -70,8 +79,8 @@ class Echoes:
             raise BenchmarkError("wrk makes the load and is not installed; on Debian and Ubuntu: apt-get install wrk")
 
     def is_right(self, answer: bytes) -> bool:
-        """Whether `answer` is the JSON that was sent."""
-        return bool(json.loads(answer) == json.loads(self.example))
+        """Whether `answer` is the JSON that was to come back."""
+        return bool(json.loads(answer) == self._answer)
 
     def put_on(self, url: str, connections: int, seconds: int) -> Measurement:
         """Run wrk; see `Load.put_on`."""
@@ -84,7 +93,16 @@ class Echoes:
         return _checked(json.loads(report), " ".join(command))
 
 
-ECHOES = Echoes()
+_ITEM = {"id": 1, "text": "the quick brown fox", "scores": [0.25, 0.5, 0.75]}
+ECHOES = Posts(json.dumps(_ITEM), _ITEM)
+# wrk has the body from an environment variable, which holds no more than 128 KiB.
+_TEXT = "x" * (100_000 - 2)
+LARGE_ECHOES = Posts(json.dumps(_TEXT), _TEXT)
+
+
+def arrays(size: int) -> Posts:
+    """Return requests for an array of `size` bytes, which are answered by its mean."""
+    return Posts(json.dumps({"length": size // 4, "value": 1.5}), {"mean": 1.5})
 
 
 def _checked(report: dict[str, int | dict[str, int]], command: str) -> Measurement:

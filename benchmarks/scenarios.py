@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from load import ECHOES, Load
+from load import ECHOES, LARGE_ECHOES, Load, arrays
 from stream_load import EQUAL, LONG_TAILED
 
 Rival = Literal["mosec", "bare", "static"]
@@ -50,6 +50,25 @@ SCENARIOS = (
     Scenario("model", "model of 5 ms + 0.1 ms/item, batches of up to 64, 256 connections", "model", 256),
     Scenario("model-few", "the same with max_wait_time unset, 8 connections", "model_default_wait", 8),
     Scenario("two-stages", "JSON echo through two stages, 64 connections", "two_stages", 64),
+    Scenario(
+        "bytes-100kb", "bodies of 100 kB echoed as bytes, 16 connections", "bytes_echo", 16, bar=1.2, load=LARGE_ECHOES
+    ),
+    Scenario(
+        "array-1mb",
+        "float32 array of 1 MB from stage to stage, 4 connections",
+        "arrays",
+        4,
+        bar=5.0,
+        load=arrays(1_000_000),
+    ),
+    Scenario(
+        "array-10mb",
+        "float32 array of 10 MB from stage to stage, 4 connections",
+        "arrays",
+        4,
+        bar=15.0,
+        load=arrays(10_000_000),
+    ),
     Scenario("pushed", "events pushed into one stream at a time, 500 each, 1 connection", "pushed", 1, load=EQUAL),
     # The longest texts take 4 s: in 3 s nobody would see the end of one.
     Scenario(

@@ -77,6 +77,13 @@ class Settings:
     max_request_size: int = _setting(
         10 * 1024 * 1024, "bytes of a request's body; beyond it the answer is 413", least=1
     )
+    shared_memory: int = _setting(
+        256 * 1024 * 1024,
+        "bytes of shared memory that the server, and each worker, may fill with payloads of 64 KiB and more; what "
+        "finds no room goes through the pipe; 0 turns it off",
+        least=0,
+        most=1 << 40,
+    )
     path: str = _setting("", "accepted for mosec's sake and not used: workers are reached over unnamed socket pairs")
 
     @property

@@ -126,6 +126,7 @@ class ServiceMetrics:
         throughput: answers by route and status.
         duration: seconds from a request's arrival to its answer, for those that were answered 200.
         remaining: returns the number of tasks admitted and not yet answered.
+        shared_memory: returns the bytes of shared memory that payloads take.
     """
 
     def __init__(self, namespace: str, stages: Sequence[StageMetrics]) -> None:
@@ -134,6 +135,7 @@ class ServiceMetrics:
         self.throughput: dict[tuple[str, int], int] = {}
         self.duration = Histogram()
         self.remaining: Callable[[], int] = lambda: 0
+        self.shared_memory: Callable[[], int] = lambda: 0
         self.registry = CollectorRegistry()
         self.registry.register(self)
 
@@ -159,6 +161,11 @@ class ServiceMetrics:
             f"{self.namespace}_remaining_task",
             "remaining tasks for the whole service",
             value=self.remaining(),
+        )
+        yield GaugeMetricFamily(
+            f"{self.namespace}_shared_memory_bytes",
+            "shared memory that payloads on their way take",
+            value=self.shared_memory(),
         )
         yield from self._stage_metrics()
 

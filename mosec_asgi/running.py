@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import itertools
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from typing import Any
@@ -19,6 +20,7 @@ from mosec_asgi.batching.stage import StagePlan
 from mosec_asgi.config import Settings, prometheus_directory
 from mosec_asgi.custom_metrics import CustomMetrics
 from mosec_asgi.errors import Failure
+from mosec_asgi.ipc.shm import SharedMemory, shared_memory
 from mosec_asgi.metrics import ServiceMetrics, StageMetrics
 from mosec_asgi.pool.metered import MeteredLauncher
 from mosec_asgi.pool.process import Launcher, ProcessLauncher
@@ -72,9 +74,12 @@ class RunningService:
         self.loop = asyncio.get_running_loop()
         self._settings = settings
         self._import_main = import_main
+        self._simulated = platform is not None
         egress = {path: _egress(pipeline[-1].worker) for path, pipeline in routes.items()}
         self._streams = [last.streams for last in egress.values()]
         stages, pipelines, limits = plan_service(routes, settings)
+        self._workers = sum(len(plan.specs) for plan in stages)
+        self._memory: SharedMemory | None = None
         metrics = ServiceMetrics(
             settings.namespace,
             [StageMetrics(plan.name, batched=plan.batch_size > 1, streams=plan.streams) for plan in stages],
@@ -83,6 +88,7 @@ class RunningService:
         self._custom = None if platform else CustomMetrics(prometheus_directory())
         if self._custom is not None:
             metrics.registry.register(self._custom)
+        metrics.shared_memory = lambda: self._memory.in_use if self._memory is not None else 0
         self._coordinator = Coordinator(
             stages,
             pipelines,
@@ -108,10 +114,12 @@ class RunningService:
         """Start all workers and wait until the service can serve; raise `StartupError` where it never will."""
         if self._custom is not None:
             self._custom.open()
+        if not self._simulated:
+            self._memory = shared_memory(self._settings.shared_memory, self._workers)
         try:
             await self._coordinator.start()
         except BaseException:
-            self._close_custom_metrics()
+            self._let_go()
             raise
 
     async def stop(self) -> None:
@@ -121,7 +129,7 @@ class RunningService:
         try:
             await self._coordinator.stop(self._settings.timeout_seconds)
         finally:
-            self._close_custom_metrics()
+            self._let_go()
 
     def close(self) -> None:
         """Admit no more requests."""
@@ -134,7 +142,7 @@ class RunningService:
     def abandon(self) -> None:
         """End all workers at once: the event loop is closed and nothing can be waited for."""
         self._coordinator.abandon()
-        self._close_custom_metrics()
+        self._let_go()
 
     async def run_example(self, route: int, request_id: str) -> int | Failure:
         """Run the example of a route's first worker; return the bytes of its result, or of its events."""
@@ -159,12 +167,16 @@ class RunningService:
         self._daemon_watches.append(self.loop.create_task(_watch_daemon(name, process, on_exit)))
 
     def _launcher(self, plan: StagePlan, loop: asyncio.AbstractEventLoop) -> Launcher:
-        launcher = ProcessLauncher(loop, plan.start_method, import_main=self._import_main)
+        launcher = ProcessLauncher(loop, plan.start_method, import_main=self._import_main, memory=self._memory)
         return launcher if self._custom is None else MeteredLauncher(launcher, self._custom)
 
-    def _close_custom_metrics(self) -> None:
+    def _let_go(self) -> None:
+        """Let go of what is shared with the workers, which have ended."""
         if self._custom is not None:
             self._custom.close()
+        if self._memory is not None:
+            self._memory.close()
+            self._memory = None
 
 
 def plan_service(
@@ -174,13 +186,27 @@ def plan_service(
     names = stage_names([runtime for pipeline in routes.values() for runtime in pipeline])
     # In the order of their names' numbers, each once, however many routes share it.
     runtimes = list(names)
-    stages = [plan_stage(runtime, names[runtime], settings) for runtime in runtimes]
+    stages = [
+        plan_stage(runtime, names[runtime], settings, _followers(runtime, routes.values())) for runtime in runtimes
+    ]
     pipelines = [RoutePlan(path, tuple(map(runtimes.index, pipeline))) for path, pipeline in routes.items()]
     return stages, pipelines, _limits(settings)
 
 
-def plan_stage(runtime: Runtime, name: str, settings: Settings) -> StagePlan:
-    """Return a stage as it is to be run: the user's values, and the settings where there are none."""
+def _followers(runtime: Runtime, pipelines: Iterable[Sequence[Runtime]]) -> list[type[Worker]]:
+    """Return the classes of the stages that read what a stage passes on, on any route."""
+    return [after.worker for pipeline in pipelines for stage, after in itertools.pairwise(pipeline) if stage is runtime]
+
+
+def plan_stage(runtime: Runtime, name: str, settings: Settings, followers: Sequence[type[Worker]] = ()) -> StagePlan:
+    """Return a stage as it is to be run: the user's values, and the settings where there are none.
+
+    Args:
+        runtime: what the user has written.
+        name: of the stage.
+        settings: of the service.
+        followers: the workers that read what it passes on.
+    """
     specs = [
         WorkerSpec(
             worker=runtime.worker,
@@ -191,6 +217,7 @@ def plan_stage(runtime: Runtime, name: str, settings: Settings) -> StagePlan:
             isolation_calls=runtime.isolation_calls,
             concurrency=runtime.concurrency,
             stream_buffer=settings.stream_buffer,
+            buffers_apart=all(after.deserialize_ipc is Worker.deserialize_ipc for after in followers),
             log_level=settings.effective_log_level,
             log_text=settings.debug,
         )

@@ -20,6 +20,7 @@ from mosec_asgi.batching.stage import StagePlan
 from mosec_asgi.errors import Failure, StartupError
 from mosec_asgi.ipc import frames
 from mosec_asgi.ipc.progress import Progress
+from mosec_asgi.ipc.shm import WorkerMemory
 from mosec_asgi.metrics import ServiceMetrics, StageMetrics
 from mosec_asgi.pool.spec import WorkerSpec
 from mosec_asgi.worker import Worker
@@ -154,6 +155,7 @@ class FakeWorker:
         self.spec = spec
         self.variables = dict(variables)
         self.pid: int | None = pid
+        self.memory: WorkerMemory | None = None
         self.frames: list[frames.Tasks] = []
         self.asked_to_stop = False
         self.killed = False
@@ -193,6 +195,10 @@ class FakeWorker:
             return
         self._from_server.receive_data(data)
         frame = self._from_server.next_frame()
+        if isinstance(frame, frames.Freed):
+            # It goes along with tasks.
+            self.heard.append(frame)
+            frame = self._from_server.next_frame()
         assert not self._from_server.pending, "one send is one frame"
         assert not self.asked_to_stop, "something was sent after the end"
         assert isinstance(frame, (frames.Tasks, frames.Cancel, frames.Taken))

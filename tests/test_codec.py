@@ -1,16 +1,21 @@
 from __future__ import annotations
 
+import dataclasses
 import logging
+import os
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 from fake_port import BOTH, INTERNAL, json_tasks, ok, run, run_batch, spec_of, tasks, worker_of
 from fakes import told
 
 from mosec_asgi.errors import ClientError, EncodingError, Failure, MosecTimeoutError, ServerError, ValidationError
-from mosec_asgi.ipc import frames
+from mosec_asgi.ipc import frames, parcel
+from mosec_asgi.ipc.mapped import Mapped
+from mosec_asgi.ipc.shm import SharedMemory
 from mosec_asgi.pool.child import load
 from mosec_asgi.pool.codec import Codec, as_input, examples, on_the_wire
 from mosec_asgi.worker import Worker
@@ -68,7 +73,7 @@ def test_a_result_that_cannot_be_encoded_is_answered_with_why() -> None:
 def test_an_encoded_result_of_another_kind_of_bytes_becomes_bytes() -> None:
     for kind in (bytearray, memoryview):
         encoded = codec_of(serialize=lambda self, data, kind=kind: kind(b"abc")).encode(BOTH, None)
-        assert (type(encoded), encoded) == (bytes, b"abc")
+        assert (type(encoded[1]), encoded) == (bytes, (200, b"abc"))
     with pytest.raises(EncodingError, match="must return bytes, not str"):
         codec_of(serialize=lambda self, data: "abc").encode(BOTH, None)
 
@@ -189,3 +194,51 @@ def test_a_dry_run_feeds_the_example_in_place_of_the_payload() -> None:
     assert run(batched, tasks(b"", flags=flags), max_batch_size=4) == [ok(8)]
     several = worker_of(lambda item: item + 1, multi_examples=[1, 2])
     assert run(several, tasks(b"", flags=flags)) == [ok(2)]
+
+
+# -- shared memory -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def mapped() -> Iterator[Mapped]:
+    if not hasattr(os, "memfd_create"):
+        pytest.skip("this system has no memfd")
+    memory = SharedMemory(1 << 20, 1)
+    yield Mapped(memory.open_worker().share)
+    memory.close()
+
+
+def test_large_bytes_of_a_workers_own_format_go_through_the_memory(mapped: Mapped) -> None:
+    members = {
+        "serialize_ipc": lambda self, data: bytearray(data),
+        "deserialize_ipc": lambda self, data: (type(data), data),
+        "serialize": lambda self, data: data,
+        "deserialize": lambda self, data: (type(data), data),
+    }
+    spec = dataclasses.replace(spec_of(worker_of(lambda data: data, **members)), buffers_apart=True)
+    codec = Codec(load(spec), spec, mapped)
+    for encoding, decoding in ((0, 0), (frames.EGRESS, frames.INGRESS)):
+        large, small = bytes(range(256)) * 300, bytes(65_535)
+        code, payload = codec.encode(encoding, large)
+        assert (code, parcel.unpack(payload).kind) == (frames.IN_MEMORY, parcel.Kind.BYTES)
+        assert codec.decode(decoding | frames.SHARED, payload) == (bytes, large)
+        assert codec.encode(encoding, small) == (200, small)
+        assert codec.decode(decoding, small) == (bytes, small)
+
+
+def test_what_stages_read_in_their_own_way_is_one_pickle(mapped: Mapped) -> None:
+    large = np.zeros(100_000, np.uint8)
+    spec = spec_of(worker_of(lambda data: data))
+    code, payload = Codec(load(spec), spec, mapped).encode(frames.INGRESS, large)
+    contents = parcel.unpack(payload)
+    assert (code, contents.kind) == (frames.IN_MEMORY, parcel.Kind.BYTES)
+    assert np.array_equal(pickle.loads(mapped.read(contents.spans[0])), large)
+    spec = dataclasses.replace(spec, buffers_apart=True)
+    code, payload = Codec(load(spec), spec, mapped).encode(frames.INGRESS, large)
+    assert (code, parcel.unpack(payload).kind) == (frames.IN_MEMORY, parcel.Kind.PICKLE)
+
+
+def test_a_worker_without_the_memory_answers_what_it_cannot_read_with_an_error() -> None:
+    payload = parcel.pack(parcel.Kind.BYTES, [parcel.Span(0, 5)])
+    with pytest.raises(frames.FrameError, match="this worker has none"):
+        codec_of().decode(frames.INGRESS | frames.SHARED, payload)

@@ -36,6 +36,7 @@ OTHER: dict[str, tuple[Any, str, list[str]]] = {
     "dry_run": (True, "1", ["--dry-run"]),
     "compression": (True, "yes", ["--compression"]),
     "max_request_size": (99, "99", ["--max-request-size", "99"]),
+    "shared_memory": (0, "0", ["--shared-memory", "0"]),
     "path": ("/tmp/x", "/tmp/x", ["--path", "/tmp/x"]),
 }
 
@@ -59,6 +60,7 @@ def test_the_defaults_are_those_of_the_design() -> None:
         "dry_run": False,
         "compression": False,
         "max_request_size": 10 * 1024 * 1024,
+        "shared_memory": 256 * 1024 * 1024,
         "path": "",
     }
 

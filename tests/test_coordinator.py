@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
+import os
 import time
 from typing import Any
 
@@ -13,7 +14,9 @@ from mosec_asgi.batching.coordinator import CLOSING, STALLED, TOO_LATE, TOO_MANY
 from mosec_asgi.batching.service import CLIENT_LEFT, StageStatistics, Ticket
 from mosec_asgi.batching.stage import STAGE_DOWN, TIMED_OUT, WORKER_DIED, StagePlan
 from mosec_asgi.errors import Failure, StartupError
-from mosec_asgi.ipc import frames
+from mosec_asgi.ipc import frames, parcel
+from mosec_asgi.ipc.mapped import Mapped
+from mosec_asgi.ipc.shm import SharedMemory
 from mosec_asgi.metrics import Gauges
 
 pytestmark = pytest.mark.usefixtures("logged")
@@ -1439,3 +1442,120 @@ async def test_task_numbers_are_never_used_twice() -> None:
         tickets = [service.submit() for _ in range(5)]
         assert [ticket.id for ticket in tickets] == [1, 2, 3, 4, 5]
         assert all(isinstance(ticket, Ticket) for ticket in tickets)
+
+
+# -- shared memory -----------------------------------------------------------------------------------------------------
+
+LARGE_BODY = b"x" * 100_000
+memfd = pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="this system has no memfd")
+
+
+class Sharing:
+    """A service of two stages whose workers share memory with it, and their ends of that."""
+
+    def __init__(self, service: Service) -> None:
+        self.service = service
+        self.memory = SharedMemory(1 << 20, 2)
+        self.ends: dict[FakeWorker, Mapped] = {}
+        for worker in service.workers:
+            worker.memory = self.memory.open_worker()
+            self.ends[worker] = Mapped(worker.memory.share)
+
+    async def pass_on(self, worker: FakeWorker) -> bytes:
+        """Let a worker answer its task by a place in the memory; return the place's description."""
+        await worker.gets_work()
+        span = self.ends[worker].put(LARGE_BODY)
+        assert span is not None
+        description = parcel.pack(parcel.Kind.BYTES, [span])
+        worker.reply(code=frames.IN_MEMORY, payloads=[description])
+        return description
+
+    def close(self) -> None:
+        for worker in self.ends:
+            assert worker.memory is not None
+            worker.memory.close()
+        assert self.memory.in_use == 0
+        self.memory.close()
+
+
+@memfd
+async def test_a_large_result_goes_to_the_next_stage_as_its_place_and_to_the_client_as_bytes() -> None:
+    async with running(stage("One_1"), stage("Two_2")) as service:
+        sharing = Sharing(service)
+        one, two = service.workers
+        ticket = service.submit(LARGE_BODY)
+        assert one.frames[0].flags[0] == frames.INGRESS | frames.SHARED
+        description = await sharing.pass_on(one)
+        await two.gets_work()
+        assert (two.frames[0].flags[0], two.payload(ticket.id)) == (frames.EGRESS | frames.SHARED, description)
+        await sharing.pass_on(two)
+        assert await answer(ticket) == LARGE_BODY
+        assert sharing.memory.in_use == 0
+        sharing.close()
+
+
+@memfd
+async def test_a_task_that_nobody_waits_for_leaves_nothing_in_the_memory() -> None:
+    async with running(stage("One_1"), stage("Two_2")) as service:
+        sharing = Sharing(service)
+        one, two = service.workers
+        first = service.submit()
+        await sharing.pass_on(one)
+        await two.gets_work()
+        service.coordinator.cancel(first.id)
+        assert sharing.memory.in_use > 0, "the worker still reads it"
+        two.reply()
+        assert sharing.memory.in_use == 0
+        second = service.submit()
+        await one.gets_work()
+        assert any(isinstance(frame, frames.Freed) for frame in one.heard), "its block may be written over"
+        service.coordinator.cancel(second.id)
+        await sharing.pass_on(one)
+        assert sharing.memory.in_use == 0
+        sharing.close()
+
+
+@memfd
+@pytest.mark.parametrize("place", [0, 1 << 40], ids=["the server's memory", "no memory at all"])
+async def test_a_worker_that_answers_by_a_place_that_is_not_its_own_is_killed(place: int) -> None:
+    async with running(stage("One_1"), stage("Two_2")) as service:
+        sharing = Sharing(service)
+        one, _ = service.workers
+        ticket = service.submit()
+        await one.gets_work()
+        one.reply(code=frames.IN_MEMORY, payloads=[parcel.pack(parcel.Kind.BYTES, [parcel.Span(place, 5)])])
+        assert one.killed
+        again = await service.next_life(one)
+        again.reply()
+        assert not ticket.outcome.done()
+        sharing.close()
+
+
+@memfd
+async def test_places_in_a_refused_answer_are_let_go_of() -> None:
+    async with running(stage("One_1"), stage("Two_2")) as service:
+        sharing = Sharing(service)
+        one, _ = service.workers
+        ticket = service.submit()
+        await one.gets_work()
+        span = sharing.ends[one].put(LARGE_BODY)
+        assert span is not None
+        description = parcel.pack(parcel.Kind.BYTES, [span])
+        # The second lies where the first does.
+        results = frames.Results([ticket.id] * 2, [frames.IN_MEMORY] * 2, [description] * 2, 0.01)
+        one.write(frames.encode_results(results))
+        assert (one.killed, sharing.memory.in_use) == (True, 0)
+        sharing.close()
+
+
+async def test_a_worker_that_has_no_shared_memory_cannot_answer_or_keep_anything_there() -> None:
+    async with running(stage()) as service:
+        worker = service.worker
+        ticket = service.submit()
+        await worker.gets_work()
+        worker.reply(code=frames.IN_MEMORY, payloads=[parcel.pack(parcel.Kind.BYTES, [parcel.Span(0, 5)])])
+        assert worker.killed
+        worker = await service.next_life(worker)
+        worker.write(frames.encode_blocks(frames.Kept([0])))
+        assert worker.killed
+        assert await answer(ticket) == WORKER_DIED

@@ -48,12 +48,16 @@ def taken(draw: st.DrawFn) -> frames.Taken:
     return frames.Taken(ids, sizes)
 
 
+BLOCKS = st.lists(NUMBERS, max_size=6).map(tuple)
 FRAMES = st.one_of(
     tasks(),
     results(),
     events(),
     taken(),
     st.builds(frames.Cancel, st.lists(NUMBERS, max_size=6).map(tuple)),
+    st.builds(frames.Kept, BLOCKS),
+    st.builds(frames.Released, BLOCKS),
+    st.builds(frames.Freed, BLOCKS),
     st.just(frames.Ready()),
     st.builds(frames.Failed, st.text(max_size=40)),
 )
@@ -71,6 +75,8 @@ def encode(frame: frames.Frame) -> bytes:
             return frames.encode_cancel(frame)
         case frames.Taken():
             return frames.encode_taken(frame)
+        case frames.Kept() | frames.Released() | frames.Freed():
+            return frames.encode_blocks(frame)
         case frames.Ready():
             return frames.encode_ready()
         case frames.Failed():

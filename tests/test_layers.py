@@ -29,7 +29,7 @@ FLOORS = {
 PURE = {
     "batching.scheduler", "batching.arrivals", "batching.task", "batching.flow", "batching.rate",
     "pool.lifecycle", "pool.watchdog", "pool.isolation",
-    "ipc.frames",
+    "ipc.frames", "ipc.arena", "ipc.parcel", "ipc.ledger",
 }  # fmt: skip
 IMPURE = {"asyncio", "socket", "time", "threading", "multiprocessing", "signal", "subprocess", "os", "select"}
 HEAVY = {

@@ -23,6 +23,7 @@ def service(namespace: str = "mosec_service") -> ServiceMetrics:
     metrics.answered("/other", 200)
     metrics.duration.observe(0.003)
     metrics.remaining = lambda: 5
+    metrics.shared_memory = lambda: 4096
     pre.worker(1).process_duration.observe(0.001, 3)
     model.worker(2).process_duration.observe(0.5)
     model.worker(2).batch_size.observe(8)
@@ -96,6 +97,7 @@ def test_mosecs_names_and_labels_are_kept(accept: str) -> None:
     assert found[key("mosec_service_throughput_total", code="408", endpoint="/inference")] == 1
     assert found[key("mosec_service_throughput_total", code="200", endpoint="/other")] == 1
     assert found[key("mosec_service_remaining_task")] == 5
+    assert found[key("mosec_service_shared_memory_bytes")] == 4096
     for stage, connection, duration, count in (
         ("total", "total", 0.003, 1),
         ("Pre_1", "1", 0.003, 3),

@@ -13,7 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mosec_asgi.ipc import frames
+from mosec_asgi.ipc.arena import PAGE
+from mosec_asgi.ipc.mapped import Mapped
+from mosec_asgi.ipc.parcel import Span
 from mosec_asgi.ipc.progress import ProgressPage
+from mosec_asgi.ipc.shm import SharedMemory
 from mosec_asgi.pool.port import READ_SIZE, Port
 
 
@@ -59,6 +63,8 @@ def encoded(frame: frames.Frame | bytes) -> bytes:
         return frames.encode_tasks(frame)
     if isinstance(frame, frames.Cancel):
         return frames.encode_cancel(frame)
+    if isinstance(frame, frames.Freed):
+        return frames.encode_blocks(frame)
     assert isinstance(frame, frames.Taken)
     return frames.encode_taken(frame)
 
@@ -386,3 +392,47 @@ def test_threads_that_look_into_the_pipe_while_the_next_tasks_are_waited_for_tak
         pipe.close()
     assert not faults
     assert got == list(range(1, count + 1))
+
+
+# -- shared memory -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def sharing(pipe: Pipe) -> Iterator[tuple[Pipe, Mapped]]:
+    """A pipe whose worker shares memory with the server, and its end of that."""
+    memory = SharedMemory(1 << 20, 1)
+    pipe.port.memory = Mapped(memory.open_worker().share)
+    yield pipe, pipe.port.memory
+    memory.close()
+
+
+@pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="this system has no memfd")
+def test_before_an_answer_it_is_said_what_is_kept_and_before_a_wait_what_no_more(
+    sharing: tuple[Pipe, Mapped],
+) -> None:
+    pipe, mapped = sharing
+    view = mapped.view(Span(PAGE, 5))
+    pipe.port.answer(results(1))
+    kept, answer = pipe.said()
+    assert (kept, answer.__class__) == (frames.Kept((PAGE,)), frames.Results)
+    del view
+    pipe.send(tasks(b"a"))
+    assert pipe.next_ids() == [1]
+    assert pipe.said() == [frames.Released((PAGE,))]
+
+
+@pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="this system has no memfd")
+def test_what_the_server_says_is_free_is_written_again(sharing: tuple[Pipe, Mapped]) -> None:
+    pipe, mapped = sharing
+    span = mapped.put(bytes(1 << 20))
+    assert span is not None
+    assert mapped.put(b"x") is None
+    pipe.send(frames.Freed([span.begin]), tasks(b"a"))
+    pipe.next_ids()
+    assert mapped.put(b"x") == (span.begin, 1)
+
+
+def test_a_worker_without_shared_memory_has_nothing_to_be_freed(pipe: Pipe) -> None:
+    pipe.send(frames.Freed([0]))
+    with pytest.raises(frames.FrameError, match="not Freed"):
+        pipe.port.next_tasks()

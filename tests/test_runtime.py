@@ -8,7 +8,7 @@ from fakes import Echo
 
 from mosec_asgi.config import Settings
 from mosec_asgi.errors import DefinitionError
-from mosec_asgi.running import plan_stage
+from mosec_asgi.running import plan_service, plan_stage
 from mosec_asgi.runtime import Runtime, check_pipeline, stage_names
 from mosec_asgi.streaming import ContinuousWorker, SSEWorker
 from mosec_asgi.worker import Worker
@@ -221,6 +221,22 @@ def test_a_stage_has_its_own_times_and_those_of_the_service_where_it_has_none() 
     own = plan_stage(Runtime(Echo, max_wait_time=5, timeout=0.5, max_attempts=3, isolation_calls=0), "Echo_1", settings)
     assert (own.timeout, own.max_wait, own.adaptive, own.max_attempts) == (0.5, 0.005, False, 3)
     assert own.specs[0].isolation_calls == 0
+
+
+def test_buffers_go_apart_where_all_stages_that_read_them_unpickle_by_default() -> None:
+    class Own(Echo):
+        def deserialize_ipc(self, data: bytes) -> bytes:
+            return data
+
+    first, plain, own = Runtime(Echo), Runtime(Other), Runtime(Own)
+    for routes, apart in (
+        ({"/a": [first, plain]}, True),
+        ({"/a": [first, own]}, False),
+        ({"/a": [first, plain], "/b": [first, own]}, False),
+        ({"/a": [first, plain, own]}, True),
+    ):
+        stages, _, _ = plan_service(routes, Settings())
+        assert stages[0].specs[0].buffers_apart is apart
 
 
 def test_a_refusal_is_a_value_error_for_programs_written_for_mosec() -> None:

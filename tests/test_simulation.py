@@ -187,9 +187,7 @@ MUTATIONS = [
     Mutation("timers outlive the service", Coordinator, "stop", "stage.stop_timers()", "pass"),
     Mutation("the rest is not answered at the end", Coordinator, "stop", "self.failed(entry.task, CLOSING)", "pass"),
     Mutation("the grace is forgotten", Coordinator, "stop", "if self._admitted and grace > 0:", "if False:"),
-    Mutation(
-        "answers are swapped", Stage, "worker_results", "zip(tasks, results.codes", "zip(tasks[::-1], results.codes"
-    ),
+    Mutation("answers are swapped", Stage, "worker_results", "zip(tasks, codes", "zip(tasks[::-1], codes"),
     Mutation("a dead worker's tasks are lost", Stage, "worker_gone", "self.scheduler.requeue(again)", "pass"),
     Mutation("one attempt too many", Stage, "worker_gone", "task.attempts < self.plan", "task.attempts <= self.plan"),
     Mutation("one attempt too few", Stage, "worker_gone", "task.attempts < self.plan", "task.attempts + 1 < self.plan"),

@@ -76,6 +76,7 @@ class Heard:
         self.results: list[tuple[PoolWorker, frames.Results]] = []
         self.streamed: list[tuple[PoolWorker, frames.Events]] = []
         self.ready: list[PoolWorker] = []
+        self.blocks: list[tuple[PoolWorker, frames.Kept | frames.Released]] = []
         self.refuses = False
 
     def worker_ready(self, worker: PoolWorker) -> None:
@@ -91,6 +92,11 @@ class Heard:
         if self.refuses:
             raise frames.FrameError("sent events of task 9, which it did not have")
         self.streamed.append((worker, events))
+
+    def worker_memory(self, worker: PoolWorker, frame: frames.Kept | frames.Released) -> None:
+        if self.refuses:
+            raise frames.FrameError("keeps a block at 9, which it does not have")
+        self.blocks.append((worker, frame))
 
     def worker_gone(self, worker: PoolWorker) -> None:
         # It can still be told how far it has come.

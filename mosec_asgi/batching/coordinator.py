@@ -22,6 +22,7 @@ from mosec_asgi.batching.stage import STAGE_DOWN, TIMED_OUT, Stage, StagePlan, d
 from mosec_asgi.batching.task import State, Task
 from mosec_asgi.errors import Failure
 from mosec_asgi.ipc import frames
+from mosec_asgi.ipc.ledger import Parcel
 from mosec_asgi.metrics import ServiceMetrics
 from mosec_asgi.pool.process import Launcher
 
@@ -245,7 +246,7 @@ class Coordinator:
             )
             for stage in self._stages
         )
-        return Statistics(len(self._admitted), self._closing, stages)
+        return Statistics(len(self._admitted), self._closing, stages, self._metrics.shared_memory())
 
     def _refusal(self, stages: tuple[int, ...], timeout: float) -> Failure | None:
         if self._closing:
@@ -268,15 +269,17 @@ class Coordinator:
 
     # -- heard from the stages ---------------------------------------------------------------------------------------
 
-    def answered(self, task: Task, code: int, payload: bytes, now: float) -> None:
+    def answered(self, task: Task, code: int, payload: bytes | Parcel, now: float) -> None:
         """Take a worker's answer to `task`: on to the next stage, or to its client."""
-        if code != 200:
-            self._settle(task, Failure(code, payload.decode(errors="replace")))
-        elif task.at_last_stage:
-            self._settle(task, payload)
-        else:
+        if code == 200 and not task.at_last_stage:
             task.advance(payload, now)
             self._stages[task.stages[task.position]].enqueue(task, now)
+        elif isinstance(payload, Parcel):
+            raise TypeError("a client is answered with bytes")
+        elif code == 200:
+            self._settle(task, payload)
+        else:
+            self._settle(task, Failure(code, payload.decode(errors="replace")))
 
     def streamed(self, task: Task, chunk: bytes, now: float) -> None:
         """Pass a piece of a stream on to its client."""

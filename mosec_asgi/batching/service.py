@@ -59,11 +59,13 @@ class Statistics:
         admitted: tasks admitted and not yet answered.
         closing: the service is shutting down and admits no more.
         stages: in the order of the service's list.
+        shared_memory: bytes of shared memory that payloads take.
     """
 
     admitted: int
     closing: bool
     stages: tuple[StageStatistics, ...]
+    shared_memory: int = 0
 
 
 class Service(Protocol):

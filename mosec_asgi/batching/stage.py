@@ -13,10 +13,10 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Protocol
+from typing import Any, Protocol
 
 from mosec_asgi import log
 from mosec_asgi.batching.rate import Rate
@@ -24,6 +24,8 @@ from mosec_asgi.batching.scheduler import AnswerError, Assignment, Scheduler
 from mosec_asgi.batching.task import State, Task
 from mosec_asgi.errors import Failure
 from mosec_asgi.ipc import frames
+from mosec_asgi.ipc.arena import LARGE
+from mosec_asgi.ipc.ledger import Parcel
 from mosec_asgi.metrics import Gauges, StageMetrics
 from mosec_asgi.pool.process import Launcher
 from mosec_asgi.pool.spec import WorkerSpec
@@ -88,8 +90,8 @@ class StagePlan:
 class Owner(Protocol):
     """Hears what becomes of the tasks of a stage."""
 
-    def answered(self, task: Task, code: int, payload: bytes, now: float) -> None:
-        """Take a worker's answer to `task`."""
+    def answered(self, task: Task, code: int, payload: bytes | Parcel, now: float) -> None:
+        """Take a worker's answer to `task`; a result for a client, and an error, is bytes."""
 
     def streamed(self, task: Task, chunk: bytes, now: float) -> None:
         """Take a piece of the stream that is the answer to `task`; raise `frames.FrameError` if none may come now."""
@@ -208,10 +210,18 @@ class Stage:
     def worker_results(self, worker: PoolWorker, results: frames.Results) -> None:
         """Take in results."""
         now = self._clock()
+        codes: Sequence[int] = results.codes
+        payloads: Sequence[bytes | Parcel] = results.payloads
         try:
+            if frames.IN_MEMORY in codes:
+                codes, payloads = self._received(worker, results)
             tasks = self.scheduler.answered(worker, results.ids, results.seconds, now)
         except AnswerError as error:
+            _drop(payloads)
             raise frames.FrameError(str(error)) from error
+        memory = worker.handle.memory
+        if memory is not None and memory.reads:
+            memory.answered(results.ids)
         self._rate.answered(len(tasks), now)
         measured = self.metrics.worker(worker.worker_id).process_duration
         if self.metrics.batched:
@@ -219,13 +229,38 @@ class Stage:
         elif tasks:
             measured.observe(results.seconds / len(tasks), len(tasks))
         answered = self._owner.answered
-        for task, code, payload in zip(tasks, results.codes, results.payloads, strict=True):
+        for task, code, payload in zip(tasks, codes, payloads, strict=True):
             if task.state is not State.SETTLED:
                 answered(task, code, payload, now)
         if self.scheduler.queued:
             self._mark()
         else:
             self._rate.wait(now, waiting=False)
+
+    def _received(self, worker: PoolWorker, results: frames.Results) -> tuple[Sequence[int], Sequence[bytes | Parcel]]:
+        """Return the codes and payloads of results of which some lie in shared memory, the last stage's as bytes."""
+        memory = worker.handle.memory
+        if memory is None:
+            raise frames.FrameError("answered by shared memory, and has none")
+        payloads: list[bytes | Parcel] = []
+        try:
+            tasks = self.scheduler.given(worker, results.ids)
+            for task, code, sent in zip(tasks, results.codes, results.payloads, strict=True):
+                payload = memory.receive(sent, whole=task.at_last_stage) if code == frames.IN_MEMORY else sent
+                if task.state is State.SETTLED:
+                    _drop([payload])
+                    payload = b""
+                payloads.append(payload)
+        except frames.FrameError:
+            _drop(payloads)
+            raise
+        return [200 if code == frames.IN_MEMORY else code for code in results.codes], payloads
+
+    def worker_memory(self, worker: PoolWorker, frame: frames.Kept | frames.Released) -> None:
+        """Take in what a worker says of the shared memory that it reads."""
+        if worker.handle.memory is None:
+            raise frames.FrameError("spoke of shared memory, and has none")
+        worker.handle.memory.hear(frame)
 
     def worker_events(self, worker: PoolWorker, events: frames.Events) -> None:
         """Take in pieces of streams."""
@@ -308,22 +343,22 @@ class Stage:
         for task in tasks:
             observe(now - task.queued)
             flags.append(_flags(task))
+        ids = [task.id for task in tasks]
+        payloads: list[Any] = [task.payload for task in tasks]
+        memory = assignment.worker.handle.memory
+        freed = b""
+        if memory is not None:
+            freed = memory.freed()
+            if max(map(len, payloads)) >= LARGE:
+                memory.send(ids, flags, payloads)
         if self.metrics.batched:
             measured = self.metrics.worker(assignment.worker.worker_id)
             measured.batch_size.observe(len(tasks))
             measured.batch_duration.observe(now - tasks[0].queued)
         if self._look_timer is None:
             self._look_timer = self._loop.call_later(LOOK_SECONDS, self._look)
-        assignment.worker.send(
-            frames.encode_tasks(
-                frames.Tasks(
-                    [task.id for task in tasks],
-                    flags,
-                    [task.request_id for task in tasks],
-                    [task.payload for task in tasks],
-                )
-            )
-        )
+        encoded = frames.encode_tasks(frames.Tasks(ids, flags, [task.request_id for task in tasks], payloads))
+        assignment.worker.send(freed + encoded if freed else encoded)
 
     # -- timers ------------------------------------------------------------------------------------------------------
 
@@ -352,6 +387,13 @@ class Stage:
 
     def _extra(self, worker: PoolWorker, task: Task) -> dict[str, object]:
         return {"stage": self.plan.name, "worker": worker.worker_id, "request_id": task.request_id}
+
+
+def _drop(payloads: Iterable[bytes | Parcel]) -> None:
+    """Let go of what lies in shared memory."""
+    for payload in payloads:
+        if isinstance(payload, Parcel):
+            payload.drop()
 
 
 def delay_until(when: float, now: float) -> float:

@@ -22,6 +22,7 @@ from __future__ import annotations
 import enum
 
 from mosec_asgi.batching.flow import Flow
+from mosec_asgi.ipc.ledger import Parcel
 
 
 # IntEnum, not Enum: a plain enum's hash is a Python function, and each request looks up the table four times.
@@ -64,7 +65,8 @@ class Task:
         route: the place of its route in the service's list.
         stages: the stages of its pipeline, by their place in the service's list.
         position: which of `stages` it is at, from 0.
-        payload: the encoded input of the stage that it is at; empty once it is settled.
+        payload: the encoded input of the stage that it is at, or where in shared memory that lies; empty once it is
+            settled.
         arrived: when it was admitted, in seconds of the coordinator's clock.
         deadline: when it is answered 408.
         queued: when it came to the queue of the stage that it is at.
@@ -100,7 +102,7 @@ class Task:
         self.route = route
         self.stages = stages
         self.position = 0
-        self.payload = payload
+        self.payload: bytes | Parcel = payload
         self.arrived = self.queued = now
         self.deadline = deadline
         self.attempts = 0
@@ -134,9 +136,10 @@ class Task:
         except KeyError:
             raise TaskError(f"{self!r} cannot see the event {event.name}") from None
 
-    def advance(self, payload: bytes, now: float) -> None:
+    def advance(self, payload: bytes | Parcel, now: float) -> None:
         """Go on to the next stage with what this one has answered."""
         self.step(Event.ADVANCE)
+        self._drop_payload()
         self.position += 1
         self.payload = payload
         self.queued = now
@@ -146,4 +149,9 @@ class Task:
     def settle(self) -> None:
         """End its life; the payload's memory is free from here on."""
         self.step(Event.SETTLE)
+        self._drop_payload()
         self.payload = b""
+
+    def _drop_payload(self) -> None:
+        if isinstance(self.payload, Parcel):
+            self.payload.drop()

@@ -10,8 +10,14 @@ read for many tasks. All numbers are little-endian.
     EVENTS   = count x (task u64, payload length u64), payloads: pieces of streams, several of one task in order
     CANCEL   = count x (task u64): nobody waits for these any more
     TAKEN    = count x (task u64, bytes u64): what clients have taken of their streams
+    KEPT     = count x (block u64): the worker will still read these when it has answered their tasks
+    RELEASED = count x (block u64): of those that it has kept, it needs these no more
+    FREED    = count x (block u64): nobody reads these any more, which the worker has written
     READY    = nothing: the worker has loaded and warmed up
     FAILED   = text: the traceback of a worker that could not start
+
+A large payload lies in memory that both sides share (`ipc.parcel`), and its description stands in its place: behind the
+flag `SHARED` of a task, and the status `IN_MEMORY` of a result. Blocks of that memory are known by where they begin.
 
 The table comes first, as one block of numbers, so that a frame is written by one `pack` and one `join` and read by
 one `unpack`, however many tasks it holds. The end of the stream asks a worker to stop, and tells the server that it
@@ -27,7 +33,7 @@ import enum
 import functools
 import math
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 MAGIC = 0x6D61
@@ -38,12 +44,15 @@ TASK_ENTRY = "QQHH"
 RESULT_ENTRY = "QQH"
 EVENT_ENTRY = "QQ"
 CANCEL_ENTRY = "Q"
+BLOCK_ENTRY = "Q"
 TAKEN_ENTRY = "QQ"
 _ENTRY_SIZES = {
     entry: struct.calcsize("<" + entry) for entry in (TASK_ENTRY, RESULT_ENTRY, EVENT_ENTRY, CANCEL_ENTRY, TAKEN_ENTRY)
 }
-# What a result may say: the result, an error, or (as nginx writes it, 499) that nobody waits for it.
-STATUSES = frozenset({200, *range(400, 600)})
+# What a result may say: the result, where in shared memory the result lies, an error, or (as nginx writes it, 499) that
+# nobody waits for it.
+IN_MEMORY = 1200
+STATUSES = frozenset({IN_MEMORY, 200, *range(400, 600)})
 CANCELLED = 499
 
 
@@ -61,6 +70,9 @@ class Kind(enum.IntEnum):
     EVENTS = 5
     CANCEL = 6
     TAKEN = 7
+    KEPT = 8
+    RELEASED = 9
+    FREED = 10
 
 
 # Where a task stands in its pipeline, which decides how the worker decodes and encodes it. Plain numbers, added up: an
@@ -69,6 +81,8 @@ INGRESS = 1
 EGRESS = 2
 # The input is the worker's own example, not the payload: a dry run.
 EXAMPLE = 4
+# The payload says where in shared memory the input lies.
+SHARED = 8
 
 
 @dataclass(slots=True)
@@ -77,7 +91,7 @@ class Tasks:
 
     Attributes:
         ids: the tasks' numbers.
-        flags: the sum of `INGRESS`, `EGRESS` and `EXAMPLE` for each.
+        flags: the sum of `INGRESS`, `EGRESS`, `EXAMPLE` and `SHARED` for each.
         request_ids: what the logs call the requests.
         payloads: the encoded inputs.
     """
@@ -94,7 +108,8 @@ class Results:
 
     Attributes:
         ids: the tasks' numbers.
-        codes: an HTTP status each; 200 means that the payload is the encoded result, else it is the error's text.
+        codes: an HTTP status each; 200 means that the payload is the encoded result, else it is the error's text. Or
+            `IN_MEMORY`: a 200 whose payload says where in shared memory the result lies.
         payloads: the encoded results, or texts.
         seconds: time from decoding the first to encoding the last, waiting not included.
     """
@@ -139,6 +154,27 @@ class Taken:
 
 
 @dataclass(slots=True)
+class Kept:
+    """The worker will still read the blocks at `blocks` after it has answered their tasks."""
+
+    blocks: Sequence[int]
+
+
+@dataclass(slots=True)
+class Released:
+    """The worker needs the blocks at `blocks`, which it had kept, no more."""
+
+    blocks: Sequence[int]
+
+
+@dataclass(slots=True)
+class Freed:
+    """Nobody reads the blocks at `blocks` any more, which the worker has written."""
+
+    blocks: Sequence[int]
+
+
+@dataclass(slots=True)
 class Ready:
     """The worker has loaded and warmed up."""
 
@@ -150,7 +186,17 @@ class Failed:
     text: str
 
 
-Frame = Tasks | Results | Events | Cancel | Taken | Ready | Failed
+Frame = Tasks | Results | Events | Cancel | Taken | Kept | Released | Freed | Ready | Failed
+
+# The frames that are tables of numbers and nothing else.
+_NUMBERS: dict[int, tuple[str, Callable[..., Frame]]] = {
+    Kind.CANCEL: (CANCEL_ENTRY, Cancel),
+    Kind.TAKEN: (TAKEN_ENTRY, Taken),
+    Kind.KEPT: (BLOCK_ENTRY, Kept),
+    Kind.RELEASED: (BLOCK_ENTRY, Released),
+    Kind.FREED: (BLOCK_ENTRY, Freed),
+}
+_KIND_OF: dict[type, Kind] = {Kept: Kind.KEPT, Released: Kind.RELEASED, Freed: Kind.FREED}
 
 
 @functools.lru_cache(maxsize=256)
@@ -205,6 +251,12 @@ def encode_taken(taken: Taken) -> bytes:
     """Return `taken` as a frame."""
     count = len(taken.ids)
     return _frame(Kind.TAKEN, count, 0.0, [b"", _pack_table(TAKEN_ENTRY, (taken.ids, taken.sizes), count)])
+
+
+def encode_blocks(frame: Kept | Released | Freed) -> bytes:
+    """Return a frame that is about blocks of shared memory."""
+    count = len(frame.blocks)
+    return _frame(_KIND_OF[type(frame)], count, 0.0, [b"", _pack_table(BLOCK_ENTRY, (frame.blocks,), count)])
 
 
 def encode_ready() -> bytes:
@@ -273,7 +325,7 @@ class Decoder:
             return _decode_tasks(buffer, start, end, count)
         if kind == Kind.EVENTS:
             return _decode_events(buffer, start, end, count)
-        if kind in (Kind.CANCEL, Kind.TAKEN):
+        if kind in _NUMBERS:
             return _decode_numbers(kind, buffer, start, end, count)
         return _decode_notice(kind, count, buffer[start:end])
 
@@ -319,12 +371,12 @@ def _decode_events(data: bytes, start: int, end: int, count: int) -> Events:
     return Events(ids, _cut(data, position, lengths))
 
 
-def _decode_numbers(kind: int, data: bytes, start: int, end: int, count: int) -> Cancel | Taken:
-    entry = CANCEL_ENTRY if kind == Kind.CANCEL else TAKEN_ENTRY
+def _decode_numbers(kind: int, data: bytes, start: int, end: int, count: int) -> Frame:
+    entry, made_of = _NUMBERS[kind]
     columns, position = _unpack_table(entry, data, start, end, count)
     if position != end:
         raise FrameError(f"no frame: {count} rows do not add up to a body of {end - start} bytes")
-    return Cancel(columns[0]) if kind == Kind.CANCEL else Taken(columns[0], columns[1])
+    return made_of(*columns)
 
 
 def _decode_tasks(data: bytes, start: int, end: int, count: int) -> Tasks:

@@ -19,7 +19,9 @@ from typing import Any, Protocol
 
 from mosec_asgi import log
 from mosec_asgi.errors import MosecTimeoutError
+from mosec_asgi.ipc.mapped import Mapped
 from mosec_asgi.ipc.progress import ProgressPage
+from mosec_asgi.ipc.shm import Share
 from mosec_asgi.pool.codec import as_input, examples
 from mosec_asgi.pool.counting import remove_if_orphaned
 from mosec_asgi.pool.executor import Executor
@@ -60,14 +62,14 @@ class Runner(Protocol):
         """Release what the worker took."""
 
 
-def main(spec: WorkerSpec, sock: socket.socket, progress: ProgressPage) -> None:
+def main(spec: WorkerSpec, sock: socket.socket, progress: ProgressPage, share: Share | None = None) -> None:
     """Run a worker until its pipe ends. The target of the worker process.
 
     A worker that cannot start sends its traceback through the pipe and exits with status 1.
     """
     told = False
     try:
-        _main(spec, sock, progress)
+        _main(spec, sock, progress, share)
     except _ServerDied:
         told = True
         raise
@@ -75,7 +77,7 @@ def main(spec: WorkerSpec, sock: socket.socket, progress: ProgressPage) -> None:
         remove_if_orphaned(spec.metrics_directory, sock, told=told)
 
 
-def _main(spec: WorkerSpec, sock: socket.socket, progress: ProgressPage) -> None:
+def _main(spec: WorkerSpec, sock: socket.socket, progress: ProgressPage, share: Share | None) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     _end_with_the_server()
@@ -84,6 +86,7 @@ def _main(spec: WorkerSpec, sock: socket.socket, progress: ProgressPage) -> None
     port = Port(sock, progress)
     kernel = _kernel_timer()
     try:
+        port.memory = None if share is None else Mapped(share)
         worker = load(spec)
         rehearsals = examples(worker)
         runner = runner_for(worker, spec, port, kernel)

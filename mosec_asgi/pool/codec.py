@@ -1,4 +1,7 @@
-"""Bytes to what `forward` takes, what it returns to bytes, one item at a time; and what a client is told of a fault."""
+"""Bytes to what `forward` takes, what it returns to bytes, one item at a time; and what a client is told of a fault.
+
+Large payloads lie in memory that the worker shares with the server, where there is such memory.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,10 @@ from typing import Any
 
 from mosec_asgi import log
 from mosec_asgi.errors import EncodingError, Failure, MosecError, MosecTimeoutError, describe
-from mosec_asgi.ipc import frames
+from mosec_asgi.ipc import frames, parcel
+from mosec_asgi.ipc.arena import LARGE
+from mosec_asgi.ipc.mapped import Mapped
+from mosec_asgi.pool.pickler import Pickler, load
 from mosec_asgi.pool.spec import WorkerSpec
 from mosec_asgi.worker import Worker
 
@@ -24,12 +30,23 @@ LEFT: Answer = (frames.CANCELLED, b"")
 class Codec:
     """Decodes and encodes by the worker's own methods, as a task's place in its pipeline asks for."""
 
-    def __init__(self, worker: Worker, spec: WorkerSpec) -> None:
+    def __init__(self, worker: Worker, spec: WorkerSpec, memory: Mapped | None = None) -> None:
         self._worker = worker
         self._spec = spec
+        self._memory = memory
+        default = type(worker).serialize_ipc is Worker.serialize_ipc
+        # Buffers apart from the rest only where both sides take the default way.
+        self._pickler = Pickler(memory) if memory is not None and default and spec.buffers_apart else None
 
     def decode(self, flags: int, payload: bytes) -> Any:
         """Return the input of `forward`; raises what the worker's `deserialize` raises."""
+        if flags & frames.SHARED:
+            contents = parcel.unpack(payload)
+            if self._memory is None:
+                raise frames.FrameError("a task lies in shared memory, and this worker has none")
+            if contents.kind is not parcel.Kind.BYTES:
+                return load(contents, self._memory)
+            payload = self._memory.read(contents.spans[0])
         if flags & frames.INGRESS:
             return self._worker.deserialize(payload)
         if flags & frames.EXAMPLE:
@@ -38,10 +55,19 @@ class Codec:
             return example[0] if self._spec.max_batch_size > 1 and isinstance(example, list) else example
         return self._worker.deserialize_ipc(payload)
 
-    def encode(self, flags: int, result: Any) -> bytes:
-        """Return a result as bytes; raises what the worker's `serialize` raises."""
-        payload = self._worker.serialize(result) if flags & frames.EGRESS else self._worker.serialize_ipc(result)
-        return payload if type(payload) is bytes else _as_bytes(payload)
+    def encode(self, flags: int, result: Any) -> Answer:
+        """Return a result as an answer; raises what the worker's `serialize` raises."""
+        if flags & frames.EGRESS:
+            payload = self._worker.serialize(result)
+        elif self._pickler is not None:
+            return self._pickler.dump(result)
+        else:
+            payload = self._worker.serialize_ipc(result)
+        if type(payload) is not bytes:
+            payload = _as_bytes(payload)
+        if len(payload) >= LARGE and self._memory is not None and (span := self._memory.put(payload)) is not None:
+            return frames.IN_MEMORY, parcel.pack(parcel.Kind.BYTES, [span])
+        return 200, payload
 
     def answer(self, flags: int, result: Any, request_ids: Sequence[str]) -> Answer:
         """Return the answer for what `forward` made of an item, be it an exception."""
@@ -50,7 +76,7 @@ class Codec:
         if isinstance(result, BaseException):
             return self.failure(result, request_ids)
         try:
-            return 200, self.encode(flags, result)
+            return self.encode(flags, result)
         except (Exception, MosecTimeoutError) as error:
             return self.failure(error, request_ids)
 

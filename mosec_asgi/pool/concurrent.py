@@ -103,7 +103,7 @@ class ConcurrentRunner:
         self._spec = spec
         self._port = port
         self._kernel = kernel
-        self._codec = Codec(worker, spec)
+        self._codec = Codec(worker, spec, port.memory)
         self._batches = spec.max_batch_size > 1
         self._streams = streams(type(worker))
         self._outlet = Outlet(worker, spec, self._codec, port)
@@ -227,6 +227,7 @@ class ConcurrentRunner:
             # Ours, not the user's: those are answers by now.
             self._loop.call_exception_handler({"message": "a unit of work failed", "exception": error})
         self._worker._answered([unit.tasks.payloads[place] for place in unit.places])
+        self._port.report()
         self._begin_units()
 
     def _beat(self) -> None:

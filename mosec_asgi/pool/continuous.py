@@ -40,7 +40,7 @@ class ContinuousRunner:
         self._worker = worker
         self._port = port
         self._slots = spec.max_batch_size
-        self._codec = Codec(worker, spec)
+        self._codec = Codec(worker, spec, port.memory)
         self._outlet = Outlet(worker, spec, self._codec, port)
         self._timer = Timer(spec.timeout, kernel)
         # Tasks by the slots that they have, the slots by the tasks, and what the tasks came with.

@@ -43,7 +43,7 @@ class Executor:
         self._worker = worker
         self._spec = spec
         self._port = port
-        self._codec = Codec(worker, spec)
+        self._codec = Codec(worker, spec, port.memory)
         self._timer = Timer(spec.timeout, kernel)
         # The frame that is run, and the tasks that `forward` has now, in the order in which it has them.
         self._frame: frames.Tasks = NO_TASKS
@@ -110,7 +110,7 @@ class Executor:
             data = self._codec.decode(flags, tasks.payloads[place])
             with self._timer:
                 result = self._worker.forward(data)
-            return 200, self._codec.encode(flags, result)
+            return self._codec.encode(flags, result)
         except (Exception, MosecTimeoutError) as error:
             return self._codec.failure(error, tasks.request_ids[place : place + 1])
 

@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Sequence
 
 from mosec_asgi.ipc import frames
+from mosec_asgi.ipc.mapped import Mapped
 from mosec_asgi.ipc.progress import ProgressPage
 
 READ_SIZE = 1 << 18
@@ -23,6 +24,7 @@ class Port:
 
     Attributes:
         progress: where the worker notes how far it has come.
+        memory: what it shares with the server for large payloads, where it shares any.
         tasks: frames of tasks that have come and have not been begun.
         cancelled: tasks that the worker has and nobody waits for.
         ended: the server has ended the stream, or is gone: no more tasks come.
@@ -30,6 +32,7 @@ class Port:
 
     def __init__(self, sock: socket.socket, progress: ProgressPage) -> None:
         self.progress = progress
+        self.memory: Mapped | None = None
         self.tasks: deque[frames.Tasks] = deque()
         self.cancelled: set[int] = set()
         self.ended = False
@@ -74,6 +77,7 @@ class Port:
                 # Looked at with the lock held: another thread may have taken in just now what would be waited for.
                 if self.tasks or self.ended:
                     return bool(self.tasks)
+                self.report()
                 self._receive(0)
 
     def poll(self) -> None:
@@ -126,6 +130,8 @@ class Port:
             for task_id, size in zip(frame.ids, frame.sizes, strict=True):
                 if task_id in self._outstanding:
                     self._outstanding[task_id] -= size
+        elif isinstance(frame, frames.Freed) and self.memory is not None:
+            self.memory.freed(frame.blocks)
         else:
             raise frames.FrameError(f"a worker is sent tasks, not {type(frame).__name__}")
 
@@ -149,7 +155,14 @@ class Port:
             if self._outstanding:
                 for task_id in results.ids:
                     self._outstanding.pop(task_id, None)
-            self._send(frames.encode_results(results))
+            encoded = frames.encode_results(results)
+            self._send(encoded if self.memory is None else self.memory.report() + encoded)
+
+    def report(self) -> None:
+        """Say which parts of shared memory, kept beyond their tasks, are needed no more; an answer says it as well."""
+        if self.memory is not None and self.memory.has_news:
+            with self._lock:
+                self._send(self.memory.report())
 
     def answer_one(self, task_id: int, answer: tuple[int, bytes], seconds: float = 0.0) -> None:
         """Send the answer of one task: its status and its payload."""

@@ -26,6 +26,7 @@ from mosec_asgi.errors import StartupError
 from mosec_asgi.ipc.channel import Channel
 from mosec_asgi.ipc.frames import Frame
 from mosec_asgi.ipc.progress import Progress, ProgressPage
+from mosec_asgi.ipc.shm import Share, SharedMemory, WorkerMemory
 from mosec_asgi.pool.child import main
 from mosec_asgi.pool.counting import share_after_fork
 from mosec_asgi.pool.spec import WorkerSpec
@@ -39,6 +40,10 @@ class Handle(Protocol):
     @property
     def pid(self) -> int | None:
         """The process's number, for the logs."""
+
+    @property
+    def memory(self) -> WorkerMemory | None:
+        """The account of what it shares with the server for large payloads; None where all go through its pipe."""
 
     def progress(self) -> Progress:
         """How far it has come; known until it has been reaped."""
@@ -97,7 +102,14 @@ class Launcher(Protocol):
 class ProcessLauncher:
     """Starts workers as processes by `multiprocessing`, on one event loop."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, start_method: str, *, import_main: bool = False) -> None:
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        start_method: str,
+        *,
+        import_main: bool = False,
+        memory: SharedMemory | None = None,
+    ) -> None:
         """Prepare; nothing is started.
 
         Args:
@@ -106,10 +118,12 @@ class ProcessLauncher:
             import_main: let spawned workers import the program's main module even where their class is defined
                 elsewhere. Right for a user's script, which may set things up there; wrong for `uvicorn` and the like,
                 where it would load a web server into every worker.
+            memory: to share with the workers for large payloads, where there is any.
         """
         self._loop = loop
         self._start_method = start_method
         self._import_main = import_main
+        self._memory = memory
 
     def launch(
         self,
@@ -133,11 +147,12 @@ class ProcessLauncher:
             ours.close()
             theirs.close()
             raise StartupError(f"no shared page for worker {spec.worker_id} of {spec.stage}: {error}") from error
+        memory = self._memory.open_worker() if self._memory is not None else None
         context = multiprocessing.get_context(self._start_method)
         name = f"mosec_asgi {spec.stage} {spec.worker_id}"
         target = main if spawn else _main_after_fork
         process = context.Process(  # type: ignore[attr-defined]
-            target=target, args=(spec, theirs, page), name=name, daemon=False
+            target=target, args=(spec, theirs, page, memory and memory.share), name=name, daemon=False
         )
         hide_main = spawn and not self._import_main and spec.worker.__module__ != "__main__"
         try:
@@ -146,13 +161,21 @@ class ProcessLauncher:
         except Exception as error:
             ours.close()
             page.close()
+            if memory is not None:
+                memory.close()
             raise StartupError(f"worker {spec.worker_id} of {spec.stage} cannot be started: {error}") from error
         finally:
             theirs.close()
-        handle = WorkerProcess(process, page, self._loop, on_exit)
+        handle = WorkerProcess(process, page, self._loop, on_exit, memory)
         channel = Channel(ours, on_frame, on_closed)
         channel.open(self._loop)
+        if memory is not None:
+            memory.on_full(functools.partial(self._tell_freed_soon, memory, channel))
         return handle, channel
+
+    def _tell_freed_soon(self, memory: WorkerMemory, channel: Channel) -> None:
+        # Not at once: whoever frees blocks is in the middle of something, and what is sent may fail.
+        self._loop.call_soon(_tell_freed, memory, channel)
 
 
 class WorkerProcess:
@@ -164,7 +187,9 @@ class WorkerProcess:
         page: ProgressPage,
         loop: asyncio.AbstractEventLoop,
         on_exit: Callable[[], None],
+        memory: WorkerMemory | None = None,
     ) -> None:
+        self.memory = memory
         self._process = process
         # Asked for when the process's own object may be closed.
         self._pid = process.pid
@@ -220,6 +245,8 @@ class WorkerProcess:
         if self in _running:
             _running.discard(self)
             self._page.close()
+            if self.memory is not None:
+                self.memory.close()
             if self._watched != self._process.sentinel:
                 os.close(self._watched)
             if self._process.exitcode is not None:
@@ -227,6 +254,11 @@ class WorkerProcess:
                 self._process.close()
             # Whoever listens has this handle: neither must wait for the garbage collector.
             self._on_exit = _nothing
+
+
+def _tell_freed(memory: WorkerMemory, channel: Channel) -> None:
+    if freed := memory.freed():
+        channel.send(freed)
 
 
 def _nothing() -> None:
@@ -330,7 +362,7 @@ def _children_allowed() -> Iterator[None]:
             settings["daemon"] = daemonic
 
 
-def _main_after_fork(spec: WorkerSpec, sock: socket.socket, page: ProgressPage) -> None:
+def _main_after_fork(spec: WorkerSpec, sock: socket.socket, page: ProgressPage, share: Share | None) -> None:
     """Let go of the server's sockets that a forked worker has inherited, then run it.
 
     Kept open, they would hold the server's port after its death, its clients' connections after it has closed them, and
@@ -344,7 +376,7 @@ def _main_after_fork(spec: WorkerSpec, sock: socket.socket, page: ProgressPage) 
     os.close(null)
     _running.clear()
     share_after_fork()
-    main(spec, sock, page)
+    main(spec, sock, page, share)
 
 
 def _open_descriptors() -> list[int]:

@@ -20,6 +20,8 @@ class WorkerSpec:
         isolation_calls: the most calls of `forward` to find the culprits of a failed batch; None for the default.
         concurrency: batches, or items without batching, that an asynchronous worker runs at a time.
         stream_buffer: bytes of a stream that may be on their way to its client.
+        buffers_apart: large buffers in what it passes on, such as arrays, may go apart from their pickle: all stages
+            that read it have the default `deserialize_ipc`.
         log_level: the least level to log.
         log_text: text instead of JSON lines, also where standard error is no terminal.
         metrics_directory: the server's private directory of custom metrics; empty if there is none.
@@ -33,6 +35,7 @@ class WorkerSpec:
     isolation_calls: int | None = None
     concurrency: int = 1
     stream_buffer: int = 256 * 1024
+    buffers_apart: bool = False
     log_level: str = "info"
     log_text: bool = False
     metrics_directory: str = ""

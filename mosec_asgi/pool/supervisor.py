@@ -21,6 +21,8 @@ from mosec_asgi.pool.spec import WorkerSpec
 
 # Seconds in which a worker that has closed its pipe, or could not start, exits by itself; then it is killed.
 EXIT_SECONDS = 1.0
+# What a worker sends while it has tasks.
+_AT_WORK = (frames.Results, frames.Events, frames.Kept, frames.Released)
 
 logger = log.internal_logger(__name__)
 
@@ -36,6 +38,9 @@ class Listener(Protocol):
 
     def worker_events(self, worker: PoolWorker, events: frames.Events) -> None:
         """Take in pieces of streams; raise `frames.FrameError` if `worker` may not send them."""
+
+    def worker_memory(self, worker: PoolWorker, frame: frames.Kept | frames.Released) -> None:
+        """Take in what `worker` says of shared memory; raise `frames.FrameError` if it cannot be so."""
 
     def worker_gone(self, worker: PoolWorker) -> None:
         """Give no more tasks to `worker`, and take back what it has not answered."""
@@ -237,16 +242,18 @@ class Supervisor:
         )
 
     def _on_frame(self, worker: PoolWorker, place: _Place, frame: frames.Frame) -> None:
-        if isinstance(frame, (frames.Results, frames.Events)) and worker.state is State.READY:
+        if isinstance(frame, _AT_WORK) and worker.state is State.READY:
             try:
                 if isinstance(frame, frames.Results):
                     self._listener.worker_results(worker, frame)
                     worker.answered = worker.answered or bool(frame.ids)
-                else:
+                elif isinstance(frame, frames.Events):
                     self._listener.worker_events(worker, frame)
+                else:
+                    self._listener.worker_memory(worker, frame)
             except frames.FrameError as error:
                 self.kill(worker, str(error))
-        elif isinstance(frame, (frames.Results, frames.Events)) and worker.state is State.STOPPING:
+        elif isinstance(frame, _AT_WORK) and worker.state is State.STOPPING:
             # Its tasks were taken back when it was asked to stop; nobody waits for these answers any more.
             return
         elif isinstance(frame, frames.Ready) and worker.state in (State.STARTING, State.STOPPING):

@@ -218,6 +218,8 @@ class InlineWorker:
         on_exit: Callable[[], None],
     ) -> None:
         self.pid: int | None = os.getpid()
+        # It is in the server's own process.
+        self.memory = None
         self.spec = spec
         self.script = script
         self.loop = loop

@@ -116,6 +116,7 @@ class SimulatedWorker:
 
     def __init__(self, life: Life, stage: int, around: Surroundings) -> None:
         self.pid: int | None = life.number
+        self.memory = None
         self.pipe: WatchedPipe
         self._life = life
         self._stage = stage

@@ -1,0 +1,279 @@
+"""Whose blocks of shared memory are where, and who needs them: the server's books. Pure.
+
+The memory is one file that every process has from its start, so that no descriptor has to be passed later. It is
+divided into regions of equal size. A region is written by one process, the server or one life of a worker, and read by
+all. Whoever writes a region decides alone where in it a block goes (`ipc.arena`), without asking anybody. The server
+hears of a worker's block when it comes as a result, and decides when it is over:
+
+- The *task* needs the block until the stage that reads it has answered, so that another worker can be given it if the
+  first one dies.
+- A *worker* needs it from when it is sent the task. With its answer it needs it no more, unless it has said before that
+  it keeps it, because `forward` has kept an array that lies there; it then says when the last reference is gone.
+- When nobody needs it, its writer is told, and writes there again.
+
+Why so, and not one allocator for all, in the shared memory itself: a process may die at any instruction. Here nothing
+that it leaves half done matters. An allocator dies with its process, and the region is the server's again. What a dead
+reader needed is crossed out. What a dead writer had finished stays readable where it is: its region is given to another
+life only when the last of its blocks is over, and lives that come meanwhile get other regions, of which there are two
+for each worker. All that the server is told is checked against these books.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Sequence
+
+from mosec_asgi.ipc.arena import LARGE, pages
+from mosec_asgi.ipc.frames import FrameError
+from mosec_asgi.ipc.parcel import Span
+
+# Writers are told of free blocks with their next tasks, which costs nothing; or at once, where those are this part of
+# the region.
+TELL_SHARE = 4
+
+
+class Block:
+    """A part of the memory that somebody needs.
+
+    Attributes:
+        begin: where it begins.
+        length: bytes, whole pages.
+        region: where it lies.
+        users: how many need it: its task, and workers that read it.
+    """
+
+    __slots__ = ("begin", "length", "region", "users")
+
+    def __init__(self, begin: int, length: int, region: Region) -> None:
+        self.begin = begin
+        self.length = length
+        self.region = region
+        self.users = 1
+
+    def __repr__(self) -> str:
+        return f"<Block {self.begin} + {self.length}, {self.users} users>"
+
+
+class Region:
+    """The part of the memory that one process writes.
+
+    Attributes:
+        begin: where it begins.
+        size: in bytes.
+        blocks: that somebody needs, by where they begin.
+        freed: blocks that are over, of which the writer has not been told.
+        over: called with each block that is over, in place of noting it in `freed`.
+        full: called when much of the region is in `freed`.
+    """
+
+    def __init__(self, begin: int, size: int) -> None:
+        self.begin = begin
+        self.size = size
+        self.blocks: dict[int, Block] = {}
+        self.freed: list[int] = []
+        self.over: Callable[[int], None] | None = None
+        self.full: Callable[[], None] | None = None
+        self.closed = False
+        self._freed_bytes = 0
+        # Where the blocks begin, in order.
+        self._begins: list[int] = []
+
+    def add(self, spans: Sequence[Span]) -> list[Block]:
+        """Note blocks that the writer has passed on.
+
+        Raises:
+            FrameError: they are not where it may write, or where others are; nothing is changed.
+        """
+        added: list[Block] = []
+        try:
+            for span in spans:
+                place = self._place_of(span)
+                block = self.blocks[span.begin] = Block(span.begin, pages(span.length), self)
+                self._begins.insert(place, span.begin)
+                added.append(block)
+        except FrameError:
+            for block in added:
+                self.remove(block)
+            raise
+        return added
+
+    def remove(self, block: Block) -> None:
+        """Forget a block."""
+        del self.blocks[block.begin]
+        del self._begins[bisect_left(self._begins, block.begin)]
+
+    def _place_of(self, span: Span) -> int:
+        """Return the place among the blocks, in order, of one that may be where `span` is."""
+        begin, end = span.begin, span.begin + pages(span.length)
+        if not self.begin <= begin < end <= self.begin + self.size:
+            raise FrameError(f"a block of {span.length} bytes at {begin} is not in its writer's memory")
+        place = bisect_left(self._begins, begin)
+        before = self.blocks[self._begins[place - 1]] if place else None
+        follows = place < len(self._begins) and self._begins[place] < end
+        if follows or (before is not None and before.begin + before.length > begin):
+            raise FrameError(f"a block of {span.length} bytes at {begin} lies where another one does")
+        return place
+
+    def take_freed(self) -> list[int]:
+        """Return the blocks that the writer is now told of."""
+        freed, self.freed, self._freed_bytes = self.freed, [], 0
+        return freed
+
+    def note_freed(self, block: Block) -> None:
+        """Note that a block is over."""
+        if self.over is not None:
+            self.over(block.begin)
+            return
+        self.freed.append(block.begin)
+        self._freed_bytes += block.length
+        if self.full is not None and self._freed_bytes * TELL_SHARE >= self.size:
+            self.full()
+
+
+class Ledger:
+    """The regions, and the blocks that somebody needs.
+
+    Attributes:
+        in_use: bytes of those blocks.
+        vacated: regions whose memory can be given back to the system; whoever does that empties the list.
+    """
+
+    def __init__(self, region_size: int, regions: int) -> None:
+        self.in_use = 0
+        self.vacated: list[int] = []
+        self._size = region_size
+        self._vacant = [number * region_size for number in reversed(range(regions))]
+
+    def open_region(self) -> Region | None:
+        """Give a region to a new writer; None where there is none left."""
+        return Region(self._vacant.pop(), self._size) if self._vacant else None
+
+    def close_region(self, region: Region) -> None:
+        """Note that the writer is dead; the region is given to another when its blocks are over."""
+        region.closed = True
+        self._vacate(region)
+
+    def wrote(self, region: Region, spans: Sequence[Span]) -> list[Block]:
+        """Note blocks that their writer has passed on; they have one user each.
+
+        Raises:
+            FrameError: they are not where that writer may write; nothing is changed.
+        """
+        blocks = region.add(spans)
+        self.in_use += sum(block.length for block in blocks)
+        return blocks
+
+    def drop(self, blocks: Iterable[Block]) -> None:
+        """Note that of each block one user needs it no more."""
+        for block in blocks:
+            block.users -= 1
+            if not block.users:
+                region = block.region
+                region.remove(block)
+                self.in_use -= block.length
+                if region.closed:
+                    self._vacate(region)
+                else:
+                    region.note_freed(block)
+
+    def _vacate(self, region: Region) -> None:
+        if not region.blocks:
+            self._vacant.append(region.begin)
+            self.vacated.append(region.begin)
+
+
+class Parcel:
+    """A payload that lies in shared memory, as a task carries it; see `ipc.parcel` for its description.
+
+    Attributes:
+        description: what a worker is sent.
+        blocks: where it lies.
+    """
+
+    __slots__ = ("_ledger", "blocks", "description")
+
+    def __init__(self, description: bytes, blocks: Sequence[Block], ledger: Ledger) -> None:
+        self.description = description
+        self.blocks = blocks
+        self._ledger = ledger
+
+    def __len__(self) -> int:
+        # So that one look at lengths finds all payloads that need care.
+        return LARGE
+
+    def drop(self) -> None:
+        """Note that the task needs it no more. To be called once."""
+        self._ledger.drop(self.blocks)
+
+
+class _Use:
+    """A block that a worker needs, and why."""
+
+    __slots__ = ("answered", "block", "kept")
+
+    def __init__(self, block: Block) -> None:
+        self.block = block
+        self.kept = self.answered = False
+
+
+class Reader:
+    """What one life of a worker needs of the memory.
+
+    Attributes:
+        sent: the blocks of the tasks that it has not answered.
+    """
+
+    def __init__(self, ledger: Ledger) -> None:
+        self.sent: dict[int, Sequence[Block]] = {}
+        self._ledger = ledger
+        self._uses: dict[int, _Use] = {}
+
+    def send(self, task_id: int, blocks: Sequence[Block]) -> None:
+        """Note that it is sent a task whose payload lies in `blocks`; the caller has counted it among their users."""
+        self.sent[task_id] = blocks
+        for block in blocks:
+            self._uses[block.begin] = _Use(block)
+
+    def answered(self, ids: Iterable[int]) -> None:
+        """Note that it has answered tasks: it needs their blocks no more, but for those that it keeps."""
+        for task_id in ids:
+            for block in self.sent.pop(task_id, ()):
+                use = self._uses[block.begin]
+                use.answered = True
+                self._end(use)
+
+    def keep(self, blocks: Iterable[int]) -> None:
+        """Note that it keeps blocks beyond its answers.
+
+        Raises:
+            FrameError: it does not have one of them, or has said so before.
+        """
+        for begin in blocks:
+            use = self._uses.get(begin)
+            if use is None or use.kept:
+                raise FrameError(f"keeps a block at {begin}, which it does not have or keeps already")
+            use.kept = True
+
+    def release(self, blocks: Iterable[int]) -> None:
+        """Note that it keeps blocks no longer.
+
+        Raises:
+            FrameError: it did not keep one of them.
+        """
+        for begin in blocks:
+            use = self._uses.get(begin)
+            if use is None or not use.kept:
+                raise FrameError(f"releases a block at {begin}, which it does not keep")
+            use.kept = False
+            self._end(use)
+
+    def close(self) -> None:
+        """Note that it is dead."""
+        uses, self._uses = self._uses, {}
+        self.sent.clear()
+        self._ledger.drop(use.block for use in uses.values())
+
+    def _end(self, use: _Use) -> None:
+        if use.answered and not use.kept:
+            del self._uses[use.block.begin]
+            self._ledger.drop((use.block,))

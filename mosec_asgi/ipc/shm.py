@@ -1,0 +1,368 @@
+"""Large payloads in shared memory: the file, what the server writes there, and its account of each worker.
+
+`ipc.ledger` says who may write where, and why it is so. The file has no name (a memfd), so nothing of it can stay
+behind: it is gone with the last process that has it. Its pages exist only where something has been written. They are
+reserved before the first write to them: a system without memory then says so, and the payload goes through the pipe,
+where a write to a page that cannot be had would kill the process by SIGBUS. Its size is sealed for the same reason.
+
+Where there is no memfd (macOS), or no memory, all payloads go through the pipes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import os
+import threading
+from collections.abc import Callable, Sequence
+from multiprocessing import reduction
+from pathlib import Path
+from typing import Any
+
+from mosec_asgi import log
+from mosec_asgi.ipc import frames, parcel
+from mosec_asgi.ipc.arena import LARGE, Arena, pages
+from mosec_asgi.ipc.ledger import Block, Ledger, Parcel, Reader, Region
+from mosec_asgi.ipc.parcel import Span
+
+# Bytes of freed memory that glibc then keeps for the next payload, twice this at most.
+_KEPT_BY_MALLOC = 4 * 1024 * 1024
+
+_OVERCOMMIT = Path("/proc/sys/vm/overcommit_memory")
+
+logger = log.internal_logger(__name__)
+
+
+def keep_freed_memory() -> None:
+    """Have glibc keep some freed memory rather than give it back to the system after each payload, and fetch it anew.
+
+    It learns from the blocks that it has mapped and seen freed, and this is one. It takes the server's processor time
+    for a body of 100 kB, echoed, from 390 to 310 µs.
+    """
+    bytearray(_KEPT_BY_MALLOC)
+
+
+class Writer:
+    """Writes blocks into one region. Used by several threads of a worker: one encodes, and any may read the pipe."""
+
+    def __init__(
+        self,
+        descriptor: int,
+        mapping: mmap.mmap,
+        region: tuple[int, int],
+        shift: int,
+        reserve: Callable[[int, int, int], None] | None = None,
+    ) -> None:
+        """Begin with an empty region.
+
+        Args:
+            descriptor: of the file.
+            mapping: a mapping of it, to write to.
+            region: where in the file the region begins, and its size.
+            shift: where the region begins in the mapping.
+            reserve: makes sure of the memory behind a part of the file; None for `os.posix_fallocate`.
+        """
+        self._descriptor = descriptor
+        self._mapping = mapping
+        self._begin, self._size = region
+        self._shift = shift
+        self._reserve = reserve or os.posix_fallocate
+        self._arena = Arena(self._size)
+        # How far pages have been reserved.
+        self._reserved = 0
+        self._lock = threading.Lock()
+        self._warned = False
+
+    @property
+    def in_use(self) -> int:
+        """Bytes of the region that are taken."""
+        return self._arena.in_use
+
+    def put(self, data: bytes | memoryview) -> Span | None:
+        """Write a block, and return where it lies; None where there is no room for it."""
+        length = len(data)
+        with self._lock:
+            place = self._arena.allocate(length)
+            if place is None:
+                self._warn(
+                    f"a payload of {length} bytes found no room in {self._size} bytes of shared memory, of which "
+                    f"{self._arena.in_use} are in use, and goes through the pipe, which is slower; to change that, "
+                    "raise the setting shared_memory"
+                )
+                return None
+            if not self._make_sure_of(place + pages(length)):
+                self._arena.free(place)
+                return None
+        at = self._shift + place
+        self._mapping[at : at + length] = data
+        return Span(self._begin + place, length)
+
+    def free(self, begin: int) -> None:
+        """Have a block written over.
+
+        Raises:
+            ArenaError: there is none.
+        """
+        with self._lock:
+            self._arena.free(begin - self._begin)
+
+    def _make_sure_of(self, end: int) -> bool:
+        """Reserve pages up to `end`; False where the system has none."""
+        if end <= self._reserved:
+            return True
+        try:
+            self._reserve(self._descriptor, self._begin + self._reserved, end - self._reserved)
+        except OSError as error:
+            self._warn(
+                f"the system has no memory left to share ({error.strerror}): large payloads go through the pipe, which "
+                "is slower; raise the memory limit of the container or machine, or lower the setting shared_memory"
+            )
+            return False
+        self._reserved = end
+        return True
+
+    def _warn(self, text: str) -> None:
+        # Once: it would be every request's line otherwise.
+        if not self._warned:
+            self._warned = True
+            logger.warning("%s", text)
+
+
+class Share:
+    """What a worker is given of the memory; crosses into its process, and is opened there by `ipc.mapped.Mapped`.
+
+    Attributes:
+        descriptor: of the file.
+        total: bytes of the file.
+        region: where the worker may write: where that begins, and its size, which is 0 if there is no room for it.
+    """
+
+    def __init__(self, descriptor: int, total: int, region: tuple[int, int]) -> None:
+        self.descriptor = descriptor
+        self.total = total
+        self.region = region
+
+    def __reduce__(self) -> tuple[Callable[..., Share], tuple[Any, ...]]:
+        """Cross into a process that is being spawned; a forked one has the file as it is."""
+        return _attach, (reduction.DupFd(self.descriptor), self.total, self.region)
+
+
+def _attach(duplicate: Any, total: int, region: tuple[int, int]) -> Share:
+    return Share(duplicate.detach(), total, region)
+
+
+class SharedMemory:
+    """The memory that a server shares with its workers."""
+
+    def __init__(self, size: int, workers: int) -> None:
+        """Make the file and map it.
+
+        Args:
+            size: bytes that the server and each worker may fill.
+            workers: processes that run at a time.
+
+        Raises:
+            OSError: the system refuses it.
+        """
+        keep_freed_memory()
+        size = pages(size)
+        # A region for the server. Two for each worker: what a dead one has left may still be read when the next comes.
+        regions = 1 + 2 * workers
+        self._total = regions * size
+        self._size = size
+        self._descriptor = _sealed_file(self._total)
+        try:
+            self._mapping = mmap.mmap(self._descriptor, self._total)
+        except OSError:
+            os.close(self._descriptor)
+            raise
+        self._ledger = Ledger(size, regions)
+        own = self._ledger.open_region()
+        assert own is not None
+        self._region = own
+        self._writer = Writer(self._descriptor, self._mapping, (own.begin, size), own.begin)
+        own.over = self._writer.free
+        self._closed = False
+
+    def __repr__(self) -> str:
+        return f"<SharedMemory {self.in_use} of {self._total} bytes in use>"
+
+    @property
+    def in_use(self) -> int:
+        """Bytes that tasks or workers need at this moment."""
+        return self._ledger.in_use
+
+    def open_worker(self) -> WorkerMemory:
+        """Open the account of a worker that is about to be started."""
+        return WorkerMemory(self, self._ledger, self._ledger.open_region())
+
+    def share(self, region: Region | None) -> Share:
+        """Return what a worker that writes to `region` is given."""
+        return Share(self._descriptor, self._total, (region.begin, region.size) if region else (0, 0))
+
+    def put(self, payload: bytes) -> tuple[bytes, list[Block]] | None:
+        """Write what a worker is to be sent; return its description and its blocks, or None where there is no room."""
+        span = self._writer.put(payload)
+        if span is None:
+            return None
+        return parcel.pack(parcel.Kind.BYTES, [span]), self._ledger.wrote(self._region, [span])
+
+    def read(self, span: Span) -> bytes:
+        """Return a copy of a block."""
+        return self._mapping[span.begin : span.begin + span.length]
+
+    def give_back(self) -> None:
+        """Give the pages of regions that nobody uses any more back to the system."""
+        while self._ledger.vacated:
+            begin = self._ledger.vacated.pop()
+            if not self._closed:
+                # Where it cannot be done, they stay, and are written over by the region's next owner.
+                with contextlib.suppress(OSError):
+                    self._mapping.madvise(mmap.MADV_REMOVE, begin, self._size)
+
+    def close(self) -> None:
+        """Let go of the file. Idempotent."""
+        if not self._closed:
+            self._closed = True
+            self._mapping.close()
+            os.close(self._descriptor)
+
+
+def shared_memory(size: int, workers: int, overcommit: Path = _OVERCOMMIT) -> SharedMemory | None:
+    """Return the shared memory of a service, or None where there is none.
+
+    Args:
+        size: see `SharedMemory`; 0 for none.
+        workers: see `SharedMemory`.
+        overcommit: where the system says how it counts memory that is mapped and not used.
+    """
+    if not size or not hasattr(os, "memfd_create"):
+        return None
+    if overcommit.exists() and overcommit.read_text().strip() == "2":
+        logger.warning(
+            "this system counts memory that is only mapped (vm.overcommit_memory=2): none is shared, large payloads "
+            "go through the pipes, which is slower; allow overcommitment, or set shared_memory to 0"
+        )
+        return None
+    try:
+        return SharedMemory(size, workers)
+    except OSError as error:
+        logger.warning(
+            "no shared memory of %d bytes for each of %d workers (%s): large payloads go through the pipes, which is "
+            "slower; lower the setting shared_memory, or set it to 0",
+            size,
+            workers,
+            error,
+        )
+        return None
+
+
+def _sealed_file(size: int) -> int:
+    """Return a nameless file of a size that nobody can change."""
+    # Not with the module, which is imported where there is no such thing.
+    import fcntl
+
+    descriptor = os.memfd_create("mosec_asgi payloads", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        os.ftruncate(descriptor, size)
+        fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+class WorkerMemory:
+    """The server's account of one life of a worker: what it needs, and what it has written."""
+
+    def __init__(self, memory: SharedMemory, ledger: Ledger, region: Region | None) -> None:
+        self._memory = memory
+        self._ledger = ledger
+        self._region = region
+        self._reader = Reader(ledger)
+        self._closed = False
+
+    @property
+    def share(self) -> Share:
+        """What its process is given."""
+        return self._memory.share(self._region)
+
+    @property
+    def reads(self) -> bool:
+        """Whether it has been sent blocks with tasks that it has not answered."""
+        return bool(self._reader.sent)
+
+    def on_full(self, tell: Callable[[], None]) -> None:
+        """Have `tell` called when the worker should be told which of its blocks are free, though it needs no tasks."""
+        if self._region is not None:
+            self._region.full = tell
+
+    def send(self, ids: Sequence[int], flags: list[int], payloads: list[bytes | Parcel]) -> None:
+        """Put descriptions in the place of those payloads that go, or are already, in the memory."""
+        for place, payload in enumerate(payloads):
+            if isinstance(payload, Parcel):
+                for block in payload.blocks:
+                    block.users += 1
+                sent = payload.description, payload.blocks
+            elif len(payload) < LARGE or (put := self._memory.put(payload)) is None:
+                continue
+            else:
+                sent = put
+            payloads[place] = sent[0]
+            flags[place] |= frames.SHARED
+            self._reader.send(ids[place], sent[1])
+
+    def receive(self, description: bytes, *, whole: bool) -> bytes | Parcel:
+        """Take in a result that lies in the memory.
+
+        Args:
+            description: where.
+            whole: return its bytes rather than where it is.
+
+        Raises:
+            FrameError: it is no result of this worker.
+        """
+        contents = parcel.unpack(description)
+        if self._region is None:
+            raise frames.FrameError("a result lies in shared memory, where this worker has no region")
+        if whole and contents.kind is not parcel.Kind.BYTES:
+            raise frames.FrameError(f"the answer to a client is no {contents.kind.name}")
+        blocks = self._ledger.wrote(self._region, contents.spans)
+        if not whole:
+            return Parcel(description, blocks, self._ledger)
+        data = self._memory.read(contents.spans[0])
+        self._ledger.drop(blocks)
+        return data
+
+    def answered(self, ids: Sequence[int]) -> None:
+        """Note that it has answered tasks."""
+        self._reader.answered(ids)
+        self._memory.give_back()
+
+    def hear(self, frame: frames.Kept | frames.Released) -> None:
+        """Take in what it says of the blocks that it needs.
+
+        Raises:
+            FrameError: it has no such blocks.
+        """
+        if isinstance(frame, frames.Kept):
+            self._reader.keep(frame.blocks)
+        else:
+            self._reader.release(frame.blocks)
+            self._memory.give_back()
+
+    def freed(self) -> bytes:
+        """Return the frame that tells it which of its blocks are free; empty where there is nothing to tell."""
+        if self._region is None or not self._region.freed:
+            return b""
+        return frames.encode_blocks(frames.Freed(self._region.take_freed()))
+
+    def close(self) -> None:
+        """Note that its process has ended. Idempotent."""
+        if not self._closed:
+            self._closed = True
+            self._reader.close()
+            if self._region is not None:
+                self._region.full = None
+                self._ledger.close_region(self._region)
+            self._memory.give_back()
