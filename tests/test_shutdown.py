@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import json
 import os
 import re
@@ -65,9 +66,27 @@ def leaving_nothing(folder: Path) -> Iterator[dict[str, str]]:
 
 
 def shared_memory() -> set[str]:
-    """Return the names of what lies there, but for semaphores of `multiprocessing`: mosec leaves some, we make none."""
+    """Return the names of what lies there and is left.
+
+    Not semaphores of `multiprocessing`, of which mosec leaves some and we make none, nor what the living servers of other
+    tests use, which hold a lock on it.
+    """
     names = os.listdir(SHARED_MEMORY) if SHARED_MEMORY.exists() else []
-    return {name for name in names if not name.startswith("sem.mp-")}
+    return {name for name in names if not name.startswith("sem.mp-") and not is_locked(SHARED_MEMORY / name)}
+
+
+def is_locked(path: Path) -> bool:
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
 
 
 def can_listen(port: int) -> bool:
