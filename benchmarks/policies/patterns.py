@@ -32,9 +32,10 @@ def lognormal(rng: random.Random) -> float:
 
 
 def pareto(rng: random.Random) -> float:
-    """Draw a factor of mean 1 and infinite variance: one in a hundred is above 5.7."""
+    """Draw a factor of mean 1, of which one in a hundred is above 5.7 and none above 30."""
     alpha = 1.8
-    return rng.paretovariate(alpha) * (alpha - 1) / alpha
+    # A service has a timeout; and without a bound the few largest of a run would decide about its p99 alone.
+    return min(30.0, rng.paretovariate(alpha) * (alpha - 1) / alpha)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +80,8 @@ class Open:
         """
         rate *= self.load
         size = max(1, round(self.burst * batch))
-        now, times = 0.0, []
+        now = 0.0
+        times: list[float] = []
         while len(times) < count:
             now += rng.expovariate(rate / size)
             # Those of a burst come over one network, not at one instant.
@@ -104,13 +106,23 @@ class Closed:
 
 @dataclass(frozen=True, slots=True)
 class Pattern:
-    """One situation in which policies are compared."""
+    """One situation in which policies are compared.
+
+    Attributes:
+        arrivals: how tasks arrive.
+        service: what a batch costs.
+        workers: how many there are.
+        batch: the most tasks in a batch.
+        seed: of all chance in it.
+        length: how many tasks a run has; None for as many as show what happens.
+    """
 
     arrivals: Open | Closed
     service: Service
     workers: int
     batch: int
     seed: int
+    length: int | None = None
 
     @property
     def name(self) -> str:
@@ -125,6 +137,8 @@ class Pattern:
     @property
     def tasks(self) -> int:
         """How many tasks a run has."""
+        if self.length is not None:
+            return self.length
         at_once = self.workers * self.batch
         if isinstance(self.arrivals, Closed):
             at_once = min(at_once, self.arrivals.clients)

@@ -11,6 +11,7 @@ import heapq
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from statistics import median
 from typing import Any, Protocol
 
 from policies.patterns import Closed, Open, Pattern
@@ -28,6 +29,7 @@ class Job:
         number: its place in the order of arrival, from 0.
         arrived: when it came.
         cost: the factor on the time that it takes by itself.
+        route: 0, or that of others who ask beside the clients of the pattern.
         answered: when it was answered.
     """
 
@@ -75,6 +77,16 @@ class Outcome:
     p50: float
     p99: float
     batch: float
+
+
+def middle(outcomes: Sequence[Outcome]) -> Outcome:
+    """Return the medians of several runs."""
+    return Outcome(
+        median(one.per_second for one in outcomes),
+        median(one.p50 for one in outcomes),
+        median(one.p99 for one in outcomes),
+        median(one.batch for one in outcomes),
+    )
 
 
 class Run:
@@ -125,9 +137,9 @@ class Run:
     def _at(self, when: float, happen: Callable[..., None], *arguments: Any) -> None:
         heapq.heappush(self._events, (when, next(self._sequence), happen, arguments))
 
-    def _arrive(self) -> None:
+    def _arrive(self, route: int = 0) -> None:
         if len(self.jobs) < self.pattern.tasks:
-            job = Job(len(self.jobs), self._now, self._costs[len(self.jobs)])
+            job = Job(len(self.jobs), self._now, self._costs[len(self.jobs)], route)
             self.jobs.append(job)
             self.policy.arrived(job, self._now)
 
@@ -138,7 +150,7 @@ class Run:
         arrivals = self.pattern.arrivals
         for job in batch:
             job.answered = now
-            if isinstance(arrivals, Closed):
+            if isinstance(arrivals, Closed) and job.route == 0:
                 self._at(now + arrivals.pause(self._rng), self._arrive)
 
     def _wake(self, wake_at: float) -> None:

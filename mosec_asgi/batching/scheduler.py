@@ -255,9 +255,10 @@ class Scheduler(Generic[WorkerKey]):
         if not sent:
             load.alone = False
         if self.max_batch_size > 1:
-            self._count_off(load, tasks)
             if self.adaptive and tasks:
-                self._arrivals.answered(now, self._live + self._in_flight + count, seconds)
+                idle = any(map(self._has_room, self._loads.values()))
+                self._arrivals.answered(now, self._live + self._in_flight + count, seconds, idle=idle)
+            self._count_off(load, tasks)
         elif tasks and self.concurrency == 1:
             self._measure(load, seconds / count)
         return tasks
@@ -362,12 +363,12 @@ class Scheduler(Generic[WorkerKey]):
 
     def _wait_until(self, oldest: Task, now: float) -> float:
         """Return until when an idle worker waits for the batch that begins with `oldest` to fill."""
-        most = oldest.queued + self.max_wait
-        missing = self.max_batch_size - (self._live - len(self._lone))
-        if not self.adaptive or self._arrivals.will_fill(missing, now, most):
-            return most
+        if not self.adaptive:
+            return oldest.queued + self.max_wait
+        if self._arrivals.will_fill(self.max_batch_size, now):
+            return oldest.queued + min(self.max_wait, self._arrivals.batch_seconds)
         free = sum(map(self._has_room, self._loads.values()))
-        return min(most, self._arrivals.linger_until(self._live, self._in_flight, free))
+        return self._arrivals.linger_until(self._live, self._in_flight, free, self.max_wait)
 
     # -- book-keeping ------------------------------------------------------------------------------------------------
 
