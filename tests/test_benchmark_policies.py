@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -227,8 +229,20 @@ def test_the_report_names_every_policy_and_the_worst_cases() -> None:
     slow = dataclasses.replace(outcomes["Triton"], per_second=1.0, p99=9.0)
     text = report.text({pattern: {**outcomes, "ours, wait 10 ms": slow}})
     assert all(name in text for name in command.POLICIES)
-    assert "ours, wait 10 ms: beaten most clearly in" in text
+    assert "ours, wait 10 ms: where it is beaten most clearly" in text
     assert pattern.name in text
+
+
+def test_the_data_are_json_with_a_line_for_each_pattern(tmp_path: Path) -> None:
+    pattern = small(patterns.Closed("closed", 8))
+    results = {pattern: command.play(pattern)}
+    report.write_json(tmp_path / "data.json", {"date": "today"}, {"seed": 7}, results, [])
+    data = json.loads((tmp_path / "data.json").read_text())
+    assert (data["date"], data["settings"], data["routes"]) == ("today", {"seed": 7}, [])
+    [line] = data["patterns"]
+    assert line["pattern"] == pattern.name
+    assert line["Triton"][0] == pytest.approx(results[pattern]["Triton"].per_second, abs=0.1)
+    assert data["verdicts"]["Triton"]["of"] == 1
 
 
 # -- fairness ----------------------------------------------------------------------------------------------------------

@@ -13,9 +13,6 @@ from policies.patterns import Pattern
 from policies.simulation import Outcome
 from policies.verdict import Beaten, Outcomes, Verdict, is_ours, judge, rivals_of
 
-# How many of the worst cases are named.
-WORST = 8
-
 Results = Mapping[Pattern, Outcomes]
 
 
@@ -30,8 +27,8 @@ def text(results: Results) -> str:
     lines += ["", *_by("service", {pattern: pattern.service.name for pattern in results}, results, names)]
     for verdict in verdicts:
         if is_ours(verdict.policy) and verdict.beaten:
-            lines += ["", f"{verdict.policy}: beaten most clearly in"]
-            lines += [f"  {_case(each)}" for each in verdict.beaten[:WORST]]
+            lines += ["", f"{verdict.policy}: where it is beaten most clearly, for each service"]
+            lines += [f"  {_case(each)}" for each in _worst(verdict)]
     return "\n".join(lines)
 
 
@@ -48,7 +45,7 @@ def fairness(rows: Sequence[Row]) -> str:
 
 
 def write_json(
-    path: Path, machine: dict[str, Any], settings: dict[str, Any], results: Results, routes: Sequence[Row]
+    path: Path, origin: dict[str, Any], settings: dict[str, Any], results: Results, routes: Sequence[Row]
 ) -> None:
     """Write all numbers, a line for each pattern; of each policy: tasks a second, p50 and p99 in ms, batch size."""
     names = list(next(iter(results.values())))
@@ -58,12 +55,12 @@ def write_json(
             "of": verdict.patterns,
             "throughput_to_best": round(verdict.throughput, 4),
             "p99_to_best": round(verdict.p99, 3),
-            "beaten": [_case(each) for each in verdict.beaten[:WORST]],
+            "beaten": [_case(each) for each in _worst(verdict)],
         }
         for verdict in (judge(name, results, rivals_of(name, names)) for name in names)
     }
     head = {
-        "machine": machine,
+        **origin,
         "settings": settings,
         "verdicts": verdicts,
         "routes": [{name: round(value, 3) for name, value in asdict(row).items()} for row in routes],
@@ -107,6 +104,14 @@ def _by(what: str, kinds: Mapping[Pattern, str], results: Results, names: Sequen
         counts = [judge(name, part, rivals_of(name, names)).on_frontier for name in names]
         lines.append(f"{kind:28}  {len(part):>3}  " + "  ".join(f"{count:>19}" for count in counts))
     return lines
+
+
+def _worst(verdict: Verdict) -> list[Beaten]:
+    """Return the worst case of each service, the worst of all first."""
+    found: dict[str, Beaten] = {}
+    for each in verdict.beaten:
+        found.setdefault(each.pattern.service.name, each)
+    return list(found.values())
 
 
 def _case(case: Beaten) -> str:
