@@ -17,6 +17,7 @@ help:
 	@echo "make lint    the static checks alone"
 	@echo "make simulate    random histories of a service in which everything goes wrong"
 	@echo "make bench   compare with mosec (needs wrk)"
+	@echo "make policies    batching policies of four servers, simulated; tables and plots"
 	@echo "make faults  kill and stop workers under load, a minute for each promise"
 	@echo "make soak    five minutes of everything that goes wrong, and what the service holds meanwhile"
 
@@ -89,6 +90,11 @@ bench: $(VENV)/bench.stamp
 # What clients of streams feel: time to the first event, gaps, slow readers.
 streams: $(VENV)/test.stamp
 	$(BIN)/python benchmarks/streams.py
+
+# Thousands of runs on virtual time; a faster or busier machine does not change what comes out.
+.PHONY: policies
+policies: $(VENV)/bench.stamp
+	PYTHONPATH=benchmarks $(BIN)/python -m policies
 
 # `make profile SCENARIO=echo`: where the time goes.
 profile: $(VENV)/bench.stamp

@@ -275,14 +275,14 @@ def test_among_idle_workers_the_one_unused_for_longest_gets_the_batch() -> None:
 # -- waiting must pay --------------------------------------------------------------------------------------------------
 
 
-def arrivals(scheduler: Scheduler[str], gap: float, count: int) -> float:
+def arrivals(scheduler: Scheduler[str], gap: float, count: int, seconds: float = 0.01) -> float:
     """Let single tasks come `gap` seconds apart and be run, and return the time after them."""
     now = 0.0
     for _ in range(count):
         now += gap
         enqueue(scheduler, now=now)
         for worker, batches in assign(scheduler, now + 100.0).items():
-            answered(scheduler, worker, [task for batch in batches for task in batch])
+            answered(scheduler, worker, [task for batch in batches for task in batch], seconds, now)
     return now
 
 
@@ -301,14 +301,32 @@ def test_an_idle_worker_goes_at_once_where_the_rate_cannot_fill_the_batch() -> N
 
 def test_an_idle_worker_waits_where_the_rate_fills_the_batch() -> None:
     scheduler = batched("a", size=8, max_wait=0.01, adaptive=True)
-    now = arrivals(scheduler, gap=0.0005, count=30) + 0.0005
+    now = arrivals(scheduler, gap=0.0005, count=200) + 0.0005
     enqueue(scheduler, now=now)
     assert scheduler.assign(now) == ([], now + 0.01)
 
 
-def closed_loop(clients: int, *, think: float = 0.0001, workers: str = "a") -> list[int]:
-    """Let clients ask again `think` seconds apart after their answers; return the sizes of 40 batches of 5 ms."""
-    scheduler = batched(*workers, size=64, max_wait=0.01, adaptive=True)
+def test_one_client_that_asks_again_at_once_is_not_taken_for_a_batch_that_fills() -> None:
+    scheduler = batched("a", size=8, max_wait=0.01, adaptive=True)
+    for number in range(40):
+        now = 0.0008 * number
+        tasks = enqueue(scheduler, now=now)
+        assert assign(scheduler, now) == {"a": [tasks]}
+        answered(scheduler, "a", tasks, 0.0005, now + 0.0006)
+
+
+def test_an_idle_worker_waits_for_the_rate_no_longer_than_a_batch_takes() -> None:
+    scheduler = batched("a", size=8, max_wait=0.01, adaptive=True)
+    now = arrivals(scheduler, gap=0.0001, count=400, seconds=0.002) + 0.0001
+    enqueue(scheduler, now=now)
+    assert scheduler.assign(now) == ([], pytest.approx(now + 0.002))
+
+
+def closed_loop(
+    clients: int, *, think: float = 0.0001, workers: str = "a", seconds: float = 0.005, size: int = 64
+) -> list[int]:
+    """Let clients ask again `think` seconds apart after their answers; return the sizes of 40 batches."""
+    scheduler = batched(*workers, size=size, max_wait=0.01, adaptive=True)
     # What happens when: a task arrives, a worker answers, or somebody looks again.
     agenda = [(0.0, place, "arrival", ()) for place in range(clients)]
     order, sizes = itertools.count(clients), []
@@ -318,14 +336,14 @@ def closed_loop(clients: int, *, think: float = 0.0001, workers: str = "a") -> l
             enqueue(scheduler, now=now)
         elif what == "answer":
             worker, *tasks = batch
-            answered(scheduler, worker, tasks, 0.005, now)
+            answered(scheduler, worker, tasks, seconds, now)
             for place in range(1, len(tasks) + 1):
                 heapq.heappush(agenda, (now + place * think, next(order), "arrival", ()))
         assignments, wake_at = scheduler.assign(now)
         for assignment in assignments:
             sizes.append(len(assignment.tasks))
             answer = (assignment.worker, *assignment.tasks)
-            heapq.heappush(agenda, (now + 0.005, next(order), "answer", answer))
+            heapq.heappush(agenda, (now + seconds, next(order), "answer", answer))
         if wake_at is not None:
             heapq.heappush(agenda, (wake_at, next(order), "look", ()))
     return sizes
@@ -334,6 +352,10 @@ def closed_loop(clients: int, *, think: float = 0.0001, workers: str = "a") -> l
 @pytest.mark.parametrize("clients", [1, 2, 3, 8, 40])
 def test_clients_that_come_back_at_once_are_one_batch(clients: int) -> None:
     assert set(closed_loop(clients)[20:]) == {clients}
+
+
+def test_clients_of_a_slow_model_have_waited_for_it_and_not_for_their_batch() -> None:
+    assert set(closed_loop(8, seconds=0.048, size=8)[20:]) == {8}
 
 
 def test_clients_that_take_their_time_are_not_waited_for() -> None:

@@ -1,48 +1,60 @@
 """How tasks arrive at a stage, and whether an idle worker does well to wait for more of them. Pure.
 
-Two signs say that waiting pays.
+What waiting can win is what a batch costs beside its tasks, which is at most a batch's time; so all that is waited is a
+small part of that. Two signs say that it pays.
 
-*The rate.* An average of the gaps between arrivals says when a batch would be full. It is of use where many clients
-ask independently of each other.
+*The rate.* Where a whole batch comes within `FILL_SHARE` of a batch's time there is work for several workers, and full
+batches leave them more time. The rate is measured over some batches' time, not from the last few gaps: clients that ask
+again as soon as they are answered come within a millisecond, and then none of them for as long as a batch takes. To
+expect the next batch's worth at such a burst's rate would be to wait for clients that do not exist.
 
-*Those who come back.* Clients that ask again as soon as they are answered do not arrive at a rate: after a batch of
-eight, eight tasks come within a millisecond, then none for as long as a batch takes. Whoever starts with the first of
-them lets seven wait for a whole batch, and so it goes on: one, seven, one, seven. So a worker **lingers**. Until as
-many tasks are at the stage as there were just before the latest answers, the rest are taken to be on their way.
-Whether that is so is measured: of those that were missing, the share that came within `LINGER_SHARE` of a batch's time
-after the arrival or the answers before them. Lingering ends with a silence of that length, so what it can cost where
-the guess is wrong is a small part of what it wins where it is right. The number of clients needs no estimate of its
-own: one that goes is missed once, and one that is new is counted when it waits. Where a batch takes so little that the
-event loop's timers, which know whole milliseconds, would wait for longer than it does, there is nothing to win.
+*Those who come back.* Whoever starts with the first of eight such clients lets seven wait for a whole batch, and so it
+goes on: one, seven, one, seven. So a worker **lingers**. Until as many tasks are at the stage as there were just before
+the latest answers, the rest are taken to be on their way. Whether that is so is measured: the share of those expected
+that came within `LINGER_SHARE` of a batch's time after the latest answers, or after the arrival that found the stage
+empty, where they come in bursts. An idle worker lingers for as long and no longer, so what it can cost where the guess
+is wrong is a small part of what it wins where it is right. The number of clients needs no estimate of its own: one that
+goes is missed once, and one that is new is counted when it waits. Where a batch takes so little that the event loop's
+timers, which know whole milliseconds, would wait for longer than it does, there is nothing to win.
+
+`benchmarks/policies` shows what these rules come to, beside those of other servers.
 """
 
 from __future__ import annotations
 
+import math
+
 # Weight of the newest measurement in the moving averages.
 SMOOTHING = 0.2
+# The rate is that of the latest so many batches' times.
+RATE_SPAN = 4.0
+# Of a batch's time: how long a full batch may take to come where an idle worker waits for it.
+FILL_SHARE = 0.5
 # Of a batch's time: how long a worker lingers in silence.
 LINGER_SHARE = 0.125
+# Of the usual gap between arrivals: how soon those come who come back together. By chance two in five come so soon.
+QUICK_SHARE = 0.5
+# How many of those that were expected must have come so lately, and the weight of the newest of them.
+LINGER_CHANCE = 0.6
+LINGER_SMOOTHING = 0.1
 # The least silence that is worth a timer, in seconds.
 LEAST_SILENCE = 0.00025
-# How many of those that were missing must have come in time lately.
-LINGER_CHANCE = 0.5
 
 
 class Arrivals:
     """What is measured of the arrivals at one stage. All times are in seconds."""
 
-    __slots__ = ("_batch_seconds", "_gap", "_last", "_missing_since", "_present", "_returning")
+    __slots__ = ("_answered", "_idle_since", "_last", "_measured", "_present", "_recent", "_returning")
 
     def __init__(self) -> None:
-        self._gap: float | None = None
-        self._last: float | None = None
-        self._batch_seconds: float | None = None
+        self._recent = 0.0
+        self._measured: float | None = None
         # Tasks at the stage just before the latest answers.
         self._present = 0
-        # The share of missing tasks that came back quickly.
+        # The share of those expected that came in time.
         self._returning = 0.0
-        # The latest arrival or answer, where a task was missing after it.
-        self._missing_since: float | None = None
+        # The latest arrival, the latest answers, and the answers since which some worker is free.
+        self._last = self._answered = self._idle_since = -math.inf
 
     def arrived(self, now: float, present: int) -> None:
         """Note an arrival.
@@ -51,50 +63,68 @@ class Arrivals:
             now: the time.
             present: tasks at the stage, waiting and on workers, this one among them.
         """
-        if self._last is not None:
-            self._gap = _average(self._gap, now - self._last)
+        recent = self._recent_at(now)
+        if present <= self._present:
+            usual = RATE_SPAN * self.batch_seconds / recent if recent else math.inf
+            in_time = now - self._latest <= min(self._silence, QUICK_SHARE * usual)
+            self._returning += LINGER_SMOOTHING * (in_time - self._returning)
+        self._recent = recent + 1.0
         self._last = now
-        if self._missing_since is not None:
-            in_time = now - self._missing_since <= self._silence
-            self._returning = _average(self._returning, float(in_time))
-        self._missing_since = now if present < self._present else None
+        if present == 1:
+            self._idle_since = now
 
-    def answered(self, now: float, present: int, seconds: float) -> None:
+    def answered(self, now: float, present: int, seconds: float, *, idle: bool = False) -> None:
         """Note that a worker has answered.
 
         Args:
             now: the time.
             present: tasks at the stage, waiting and on workers, before those that were answered have left it.
             seconds: the time that it was at work on them.
+            idle: another worker was free already.
         """
-        self._batch_seconds = _average(self._batch_seconds, seconds)
-        awaited = self._missing_since is not None and now <= self._missing_since + self._silence
+        before = self._measured
+        self._measured = seconds if before is None else before + SMOOTHING * (seconds - before)
         # Those whom another worker has just answered are still on their way.
+        awaited = now <= self._latest + self._silence
         self._present = max(present, self._present) if awaited else present
-        self._missing_since = now
+        self._answered = now
+        if not idle:
+            self._idle_since = now
 
-    def will_fill(self, missing: int, now: float, until: float) -> bool:
-        """Whether `missing` more tasks come before the time `until`, at the measured rate."""
-        return self._gap is not None and now + missing * self._gap <= until
+    @property
+    def batch_seconds(self) -> float:
+        """What a batch has taken of late; 0 while that is not known."""
+        return self._measured or 0.0
 
-    def linger_until(self, waiting: int, on_workers: int, free: int) -> float:
+    def will_fill(self, size: int, now: float) -> bool:
+        """Whether a whole batch of `size` comes within `FILL_SHARE` of a batch's time, at the measured rate."""
+        return self._recent_at(now) / RATE_SPAN * FILL_SHARE >= size
+
+    def linger_until(self, waiting: int, on_workers: int, free: int, most: float) -> float:
         """Return until when an idle worker should wait for those that are likely to come back; 0 if it should not.
 
         Args:
             waiting: tasks that wait at the stage.
             on_workers: tasks that its workers have.
             free: workers that could run a batch now; each is to have its share.
+            most: seconds that it may take at most.
         """
-        likely = self._returning >= LINGER_CHANCE and self._silence >= LEAST_SILENCE
-        if self._missing_since is None or not likely:
+        if self._returning < LINGER_CHANCE or self._silence < LEAST_SILENCE:
             return 0.0
-        enough = waiting * free >= self._present - on_workers
-        return 0.0 if enough else self._missing_since + self._silence
+        if waiting * free >= self._present - on_workers:
+            return 0.0
+        return min(self._latest + self._silence, self._idle_since + min(self.batch_seconds, most))
+
+    def _recent_at(self, now: float) -> float:
+        """Return the arrivals of late, of which older ones count less: at a steady rate, those in `RATE_SPAN`."""
+        span = RATE_SPAN * self.batch_seconds
+        return self._recent * math.exp((self._last - now) / span) if span and self._recent else 0.0
+
+    @property
+    def _latest(self) -> float:
+        """When somebody came or was answered."""
+        return max(self._last, self._answered)
 
     @property
     def _silence(self) -> float:
-        return LINGER_SHARE * (self._batch_seconds or 0.0)
-
-
-def _average(before: float | None, value: float) -> float:
-    return value if before is None else before + SMOOTHING * (value - before)
+        return LINGER_SHARE * self.batch_seconds

@@ -22,8 +22,9 @@ already full: a part of a batch can still grow while it waits here, and cannot o
 several batches, at a time. They answer in any order, and are sent a quarter more tasks than they run, so that one that
 is done is followed by the next without a round trip.
 
-*Waiting must pay.* Where `max_wait` was not set for the stage, an idle worker does not wait for a batch that would not
-fill in time, except for tasks that are likely to come back at once (`arrivals`).
+*Waiting must pay.* Where `max_wait` was not set for the stage, an idle worker waits only where a whole batch comes in a
+part of a batch's time, or for tasks that are likely to come back at once, and never longer than a batch takes
+(`arrivals`).
 
 *After a crash* a task comes back to its place in the queue. One that the dead worker had begun is run alone, before all
 others, on a worker that has nothing else, so that if it is the one that kills workers, it kills alone. A stream has
@@ -112,7 +113,7 @@ class Scheduler(Generic[WorkerKey]):
         Args:
             max_batch_size: the most tasks in a batch; 1 turns batching off.
             max_wait: seconds that a task may wait for its batch to fill.
-            adaptive: let an idle worker start before `max_wait` where the batch would not fill in time.
+            adaptive: let an idle worker start before `max_wait` where waiting does not pay.
             concurrency: batches, or tasks where there is no batching, that a worker runs at a time.
             ordered: a worker answers in the order in which it was sent its tasks; else in any.
         """
@@ -255,9 +256,10 @@ class Scheduler(Generic[WorkerKey]):
         if not sent:
             load.alone = False
         if self.max_batch_size > 1:
-            self._count_off(load, tasks)
             if self.adaptive and tasks:
-                self._arrivals.answered(now, self._live + self._in_flight + count, seconds)
+                idle = any(map(self._has_room, self._loads.values()))
+                self._arrivals.answered(now, self._live + self._in_flight + count, seconds, idle=idle)
+            self._count_off(load, tasks)
         elif tasks and self.concurrency == 1:
             self._measure(load, seconds / count)
         return tasks
@@ -363,11 +365,12 @@ class Scheduler(Generic[WorkerKey]):
     def _wait_until(self, oldest: Task, now: float) -> float:
         """Return until when an idle worker waits for the batch that begins with `oldest` to fill."""
         most = oldest.queued + self.max_wait
-        missing = self.max_batch_size - (self._live - len(self._lone))
-        if not self.adaptive or self._arrivals.will_fill(missing, now, most):
+        if not self.adaptive:
             return most
+        if self._arrivals.will_fill(self.max_batch_size, now):
+            return min(most, oldest.queued + self._arrivals.batch_seconds)
         free = sum(map(self._has_room, self._loads.values()))
-        return min(most, self._arrivals.linger_until(self._live, self._in_flight, free))
+        return self._arrivals.linger_until(self._live, self._in_flight, free, self.max_wait)
 
     # -- book-keeping ------------------------------------------------------------------------------------------------
 

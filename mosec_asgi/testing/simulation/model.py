@@ -128,6 +128,7 @@ class Life:
         still_since: when it last made a step, or got work after it had none.
         launched_at: when it was started.
         ready_at: when the service heard that it is ready.
+        heard_at: when the service last heard of it, that it is ready or answers.
         finished_at: when it was asked to stop.
         fault: why the service may end it.
         killed: the service has ended it.
@@ -138,8 +139,8 @@ class Life:
     """
 
     __slots__ = (
-        "begun", "cancelled", "failed_at", "fault", "finished_at", "killed", "launched_at", "lost_at", "number",
-        "phase", "quickest", "ready_at", "stage", "still_since", "unheard", "units", "worker_id",
+        "begun", "cancelled", "failed_at", "fault", "finished_at", "heard_at", "killed", "launched_at", "lost_at",
+        "number", "phase", "quickest", "ready_at", "stage", "still_since", "unheard", "units", "worker_id",
     )  # fmt: skip
 
     def __init__(self, stage: StageModel, worker_id: int, number: int, now: float) -> None:
@@ -150,7 +151,7 @@ class Life:
         self.unheard: dict[int, Case] = {}
         self.units: dict[int, int] = {}
         self.begun: set[int] = set()
-        self.still_since = self.launched_at = now
+        self.still_since = self.launched_at = self.heard_at = now
         self.ready_at: float | None = None
         self.finished_at: float | None = None
         self.lost_at: float | None = None

@@ -574,14 +574,14 @@ class Oracle:
     def _is_ready(self, life: Life) -> None:
         self.note("%s: is ready", life)
         life.phase = Phase.READY
-        life.ready_at = self._clock()
+        life.ready_at = life.heard_at = self._clock()
         place = life.stage.places[life.worker_id]
         place.tried, place.failing = True, False
         life.stage.down = False
 
     def _heard_results(self, life: Life, frame: frames.Results) -> None:
         self.note("%s: answers %s", life, frame.ids)
-        now = self._clock()
+        now = life.heard_at = self._clock()
         life.stage.note_work(now)
         if frame.ids:
             seconds = frame.seconds / len(frame.ids)
@@ -764,8 +764,10 @@ class Oracle:
         if not others:
             return
         first = others[0]
-        due = first.queued_at + plan.max_wait if len(others) < plan.batch_size else now - 2 * TOLERANCE
         for life in ready:
+            # Left to the scheduler, a worker that was busy may wait as long for those whom it has just answered.
+            since = max(first.queued_at, life.heard_at) if plan.adaptive else first.queued_at
+            due = since + plan.max_wait if len(others) < plan.batch_size else now - 2 * TOLERANCE
             running = life.batches if plan.batch_size > 1 else len(life.unheard)
             if running < plan.concurrency and not life.runs_alone:
                 self._owed(due, now, Contract.PROGRESS, "%s waits beside %s", first, life)
