@@ -68,8 +68,8 @@ def leaving_nothing(folder: Path) -> Iterator[dict[str, str]]:
 def shared_memory() -> set[str]:
     """Return the names of what lies there and is left.
 
-    Not semaphores of `multiprocessing`, of which mosec leaves some and we make none, nor what the living servers of other
-    tests use, which hold a lock on it.
+    Not semaphores of `multiprocessing`, of which mosec leaves some and we make none, nor what the living servers of
+    other tests use, which hold a lock on it.
     """
     names = os.listdir(SHARED_MEMORY) if SHARED_MEMORY.exists() else []
     return {name for name in names if not name.startswith("sem.mp-") and not is_locked(SHARED_MEMORY / name)}
