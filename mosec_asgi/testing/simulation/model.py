@@ -204,7 +204,7 @@ class StageModel:
         places: of its workers, by number from 1.
         waiting: what waits for a worker, in order; some may have been answered meanwhile.
         overtaken: what was waiting when others were sent that came after it.
-        refused: what was sent at this moment through a pipe that turned out to be broken.
+        refused: what comes back at this moment, because in sending a pipe turned out to be broken.
         arrivals: how many have come.
         down: all its places are failing.
         down_at: when they began to be.

@@ -365,8 +365,9 @@ class Oracle:
             raise self.fail(Contract.PROTOCOL, f"{life} was sent {frame}")
 
     def sent_in_vain(self, life: Life, frame: frames.Frame) -> None:
-        """The service learns by this frame that the pipe is broken; what others are sent now overtakes nobody."""
+        """The service learns at this moment that the pipe is broken; what others are sent now overtakes nobody."""
         if isinstance(frame, frames.Tasks):
+            life.stage.refused.update(life.unheard.values())
             life.stage.refused.update(self.open[name] for name in frame.request_ids)
 
     def _sent_tasks(self, life: Life, frame: frames.Tasks) -> None:

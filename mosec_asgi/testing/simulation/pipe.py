@@ -53,13 +53,11 @@ class MemoryPipe:
 
     def send(self, data: bytes) -> None:
         """Send a frame; after the pipe has closed this does nothing."""
-        if not self.is_open:
-            return
         self._sent.receive_data(data)
         frame = self._sent.next_frame()
         if frame is None or self._sent.pending:
             raise AssertionError("a send is one frame")
-        if self._ended is None:
+        if self.is_open and self._ended is None:
             self._pass_on(frame)
         else:
             self._refuse(frame)
@@ -107,7 +105,8 @@ class MemoryPipe:
         self._for_worker.append(frame)
 
     def _refuse(self, frame: frames.Frame) -> None:
-        self._fail("writing to it failed: Broken pipe")
+        if self.is_open:
+            self._fail("writing to it failed: Broken pipe")
 
     def _arrive(self) -> None:
         arrived, self._for_worker = self._for_worker, []
