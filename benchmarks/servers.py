@@ -101,30 +101,33 @@ def running(service: str, packages: Sequence[Package], load: Load) -> Iterator[l
         servers: list[RunningServer] = []
         try:
             for package in packages:
-                servers.append(_start(service, package, Path(folder)))
+                servers.append(start(service, package, Path(folder)))
             for server in servers:
                 _wait_ready(server)
                 _check_answer(server, load)
             yield servers
         finally:
-            _stop(servers)
+            stop(servers)
 
 
 @contextlib.contextmanager
 def alone(service: str) -> Iterator[RunningServer]:
     """Run a service that is written for mosec_asgi alone, for the time of a block from when it is ready."""
     with tempfile.TemporaryDirectory(prefix="bench") as folder:
-        server = _start(service, "mosec_asgi", Path(folder))
+        server = start(service, "mosec_asgi", Path(folder))
         try:
             _wait_ready(server)
             yield server
         finally:
-            _stop([server])
+            stop([server])
 
 
-def _start(service: str, package: Package, folder: Path) -> RunningServer:
-    # Their environment is ours without the settings that somebody may have there: both run with their defaults.
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("MOSEC_")}
+def start(service: str, package: Package, folder: Path) -> RunningServer:
+    """Start a service; `folder` is for its sockets and its log."""
+    # Their environment is ours without the settings that somebody may have there: both run with their defaults, and
+    # what is installed for development is compiled once, as what pip has installed is.
+    ours = {name for name in os.environ if name.startswith("MOSEC_")} | {"PYTHONDONTWRITEBYTECODE"}
+    environment = {name: value for name, value in os.environ.items() if name not in ours}
     environment["BENCH_PACKAGE"] = "mosec" if package == "mosec" else "mosec_asgi"
     program = SERVICES / f"{package if package in ('bare', 'static') else service}.py"
     port = _free_port()
@@ -178,7 +181,8 @@ def _check_answer(server: RunningServer, load: Load) -> None:
         raise server.failure(f"POST {ROUTE} with {load.example} is answered {status} {body!r}")
 
 
-def _stop(servers: Sequence[RunningServer]) -> None:
+def stop(servers: Sequence[RunningServer]) -> None:
+    """Ask servers to stop, and kill what is left of them."""
     for server in servers:
         server.process.terminate()
     deadline = time.monotonic() + SECONDS_TO_STOP
