@@ -15,8 +15,8 @@ def test_every_process_of_a_service_is_found_and_has_its_role() -> None:
     measured = footprint.measure("mosec_asgi")
     assert measured.memory.keys() == {"server", "worker", "tracker"}
     assert all(1 < memory.pss <= memory.rss for memory in measured.memory.values())
-    assert 0 < measured.processor
-    assert 0 < measured.seconds
+    assert measured.processor > 0
+    assert measured.seconds > 0
 
 
 def side(seconds: float, worker: float) -> footprint.Footprint:
