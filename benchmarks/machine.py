@@ -11,7 +11,18 @@ from pathlib import Path
 from typing import Any
 
 # Those that the numbers depend on.
-PACKAGES = ("mosec-asgi", "mosec", "uvicorn", "uvloop", "httptools", "zttp", "orjson", "starlette", "prometheus-client")
+PACKAGES = (
+    "mosec-asgi",
+    "mosec",
+    "litserve",
+    "uvicorn",
+    "uvloop",
+    "httptools",
+    "zttp",
+    "orjson",
+    "starlette",
+    "prometheus-client",
+)
 
 
 def describe() -> dict[str, Any]:

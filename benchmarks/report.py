@@ -13,8 +13,8 @@ from typing import Any
 from results import Result
 
 HEADER = (
-    f"{'':12}  {'':8}  {'':>8}  {'':>8}  {'median':>6}  {'':>12}  {'':10}  {'p50 ms':^15}  {'p99 ms':^15}\n"
-    f"{'scenario':12}  {'unit':8}  {'theirs':>8}  {'ours':>8}  {'ratio':>6}  {'lowest-highest':>14}  {'bar':9}"
+    f"{'':14}  {'':8}  {'':>8}  {'':>8}  {'median':>6}  {'':>12}  {'':10}  {'p50 ms':^15}  {'p99 ms':^15}\n"
+    f"{'scenario':14}  {'unit':8}  {'theirs':>8}  {'ours':>8}  {'ratio':>6}  {'lowest-highest':>14}  {'bar':9}"
     f" {'theirs':>7} {'ours':>7}  {'theirs':>7} {'ours':>7}"
 )
 
@@ -37,14 +37,17 @@ def _row(result: Result) -> str:
     spread = f"{min(result.ratios):.2f}-{max(result.ratios):.2f}"
     latencies = "  ".join(f"{result.theirs(p):>7.2f} {result.ours(p):>7.2f}" for p in ("p50_ms", "p99_ms"))
     return (
-        f"{scenario.name:12}  {unit:8}  {theirs:>8}  {ours:>8}  {result.ratio:>6.2f}  {spread:>14}  {bar:11}{latencies}"
+        f"{scenario.name:14}  {unit:8}  {theirs:>8}  {ours:>8}  {result.ratio:>6.2f}  {spread:>14}  {bar:11}{latencies}"
     )
 
 
 def _note(result: Result) -> str:
-    return {"mosec": "", "bare": "; theirs is the bare app", "static": "; theirs are the static batches"}[
-        result.scenario.rival
-    ]
+    return {
+        "mosec": "",
+        "litserve": "; theirs is LitServe",
+        "bare": "; theirs is the bare app",
+        "static": "; theirs are the static batches",
+    }[result.scenario.rival]
 
 
 def write_json(path: Path, machine: dict[str, Any], settings: dict[str, Any], results: Sequence[Result]) -> None:

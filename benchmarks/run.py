@@ -36,8 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run what the command line asks for; return the exit code."""
     options = _parser().parse_args(arguments)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    chosen = [scenario for scenario in SCENARIOS if scenario.name in (options.only or [scenario.name])]
     try:
+        chosen = _chosen(options.only)
         for scenario in chosen:
             scenario.load.check()
         if any(scenario.rival == "mosec" for scenario in chosen):
@@ -49,6 +49,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     return 0
+
+
+def _chosen(names: Sequence[str] | None) -> list[Scenario]:
+    """Return the scenarios of these names; without any, all whose rival is there."""
+    chosen = [scenario for scenario in SCENARIOS if scenario.name in (names or [scenario.name])]
+    if any(scenario.optional for scenario in chosen):
+        try:
+            servers.check_litserve()
+        except BenchmarkError as missing:
+            if names:
+                raise
+            print(f"left out: {missing}", file=sys.stderr)
+            chosen = [scenario for scenario in chosen if not scenario.optional]
+    return chosen
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -79,7 +93,8 @@ def _compare_all(scenarios: Sequence[Scenario], rounds: int, seconds: int) -> No
     print(f"\n{report.table(results)}\n")
 
     # Only a whole run becomes the record that is kept in git.
-    whole = list(scenarios) == list(SCENARIOS) and rounds >= ROUNDS and seconds >= SECONDS
+    all_there = {scenario for scenario in SCENARIOS if not scenario.optional} <= set(scenarios)
+    whole = all_there and rounds >= ROUNDS and seconds >= SECONDS
     path = RESULTS / ("latest.json" if whole else "trial.json")
     report.write_json(path, where, {"rounds": rounds, "seconds": seconds}, results)
     print(f"written: {path}")

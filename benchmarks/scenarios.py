@@ -8,7 +8,7 @@ from typing import Literal
 from load import ECHOES, LARGE_ECHOES, Load, arrays
 from stream_load import EQUAL, LONG_TAILED
 
-Rival = Literal["mosec", "bare", "static"]
+Rival = Literal["mosec", "litserve", "bare", "static"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,8 +23,8 @@ class Scenario:
         measure: what the ratio is formed of: what the load counts in a second, the median latency, or the one of the
             two that is worse for us.
         bar: the least ratio that the project accepts; None where the number is for information.
-        rival: whom ours is compared with: mosec on the same service, an ASGI app that only echoes, or the same model
-            behind our own static batches.
+        rival: whom ours is compared with: mosec on the same service, LitServe on one of the same kind, an ASGI app that
+            only echoes, or the same model behind our own static batches.
         load: what its clients do.
         stretch: how many times as long as others it is measured.
     """
@@ -38,6 +38,11 @@ class Scenario:
     rival: Rival = "mosec"
     load: Load = ECHOES
     stretch: int = 1
+
+    @property
+    def optional(self) -> bool:
+        """Whether a whole run may do without it: its rival is a large install."""
+        return self.rival == "litserve"
 
 
 SCENARIOS = (
@@ -83,4 +88,6 @@ SCENARIOS = (
         stretch=3,
     ),
     Scenario("ceiling", "JSON echo beside a bare ASGI echo, 64 connections", "echo", 64, rival="bare"),
+    Scenario("litserve-echo", "JSON echo beside LitServe, no batching, 64 connections", "echo", 64, rival="litserve"),
+    Scenario("litserve-model", "the model beside LitServe, 256 connections", "model", 256, rival="litserve"),
 )

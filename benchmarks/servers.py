@@ -30,7 +30,9 @@ SECONDS_TO_START = 30.0
 SECONDS_TO_STOP = 10.0
 POLL = 0.02
 
-Package = Literal["mosec", "mosec_asgi", "bare", "static"]
+Package = Literal["mosec", "mosec_asgi", "litserve", "bare", "static"]
+# Where one answers 200 once it is ready.
+READY = {"mosec_asgi": "/readyz", "litserve": "/health"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +64,7 @@ class RunningServer:
         """
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=SECONDS_TO_START)
         with contextlib.closing(connection):
-            connection.request(method, path, body)
+            connection.request(method, path, body, {"content-type": "application/json"})
             answer = connection.getresponse()
             return answer.status, answer.read()
 
@@ -85,13 +87,23 @@ def check_mosec() -> None:
         )
 
 
+def check_litserve() -> None:
+    """Make sure that LitServe can be run.
+
+    Raises:
+        BenchmarkError: it is not installed.
+    """
+    if importlib.util.find_spec("litserve") is None:
+        raise BenchmarkError("LitServe, to compare with, is not installed: pip install 'mosec-asgi[compare-litserve]'")
+
+
 @contextlib.contextmanager
 def running(service: str, packages: Sequence[Package], load: Load) -> Iterator[list[RunningServer]]:
     """Run a service under each of `packages` for the time of a block, each ready and answering rightly.
 
     Args:
         service: the file under `services/`.
-        packages: whose; "bare" and "static" are services of their own.
+        packages: whose; "bare" and "static" are services of their own, and LitServe's is in `litserve_<service>.py`.
         load: whose example is asked.
 
     Raises:
@@ -129,7 +141,7 @@ def start(service: str, package: Package, folder: Path) -> RunningServer:
     ours = {name for name in os.environ if name.startswith("MOSEC_")} | {"PYTHONDONTWRITEBYTECODE"}
     environment = {name: value for name, value in os.environ.items() if name not in ours}
     environment["BENCH_PACKAGE"] = "mosec" if package == "mosec" else "mosec_asgi"
-    program = SERVICES / f"{package if package in ('bare', 'static') else service}.py"
+    program = SERVICES / f"{_program(service, package)}.py"
     port = _free_port()
     command = [sys.executable, str(program), "--address", "127.0.0.1", "--port", str(port)]
     # For mosec's unix sockets; ours accepts it and needs none.
@@ -148,6 +160,12 @@ def start(service: str, package: Package, folder: Path) -> RunningServer:
     return RunningServer(package, process, port, log)
 
 
+def _program(service: str, package: Package) -> str:
+    if package in ("bare", "static"):
+        return package
+    return f"litserve_{service}" if package == "litserve" else service
+
+
 def _free_port() -> int:
     """Return a port that nobody listens on, outside the range from which clients' own ports are drawn."""
     while True:
@@ -162,7 +180,7 @@ def _free_port() -> int:
 
 
 def _wait_ready(server: RunningServer) -> None:
-    path = "/readyz" if server.package == "mosec_asgi" else "/"
+    path = READY.get(server.package, "/")
     deadline = time.monotonic() + SECONDS_TO_START
     while time.monotonic() < deadline:
         if server.process.poll() is not None:
