@@ -17,6 +17,7 @@ General layout; each floor imports only from those below it:
                                 concurrent, continuous; pure: isolation; custom metrics: metered, counting
     ipc/                    F2  bytes between the two: channel, progress; pure: frames
     metrics.py              F1  what is counted and measured
+    exposition.py           F1  the same as Prometheus text
     custom_metrics.py       F1  the same by users' workers, with prometheus_client
     worker.py, runtime.py   F1  what users subclass and configure
     streaming.py            F1  the same for streams: SSEWorker, ContinuousWorker, Event

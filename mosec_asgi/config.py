@@ -6,14 +6,16 @@ environment (the settings, and where prometheus_client is to count) and looks at
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mosec_asgi.errors import DefinitionError
+
+if TYPE_CHECKING:
+    import argparse
 
 ENV_PREFIX = "MOSEC_"
 LOG_LEVELS = ("debug", "info", "warning", "error")
@@ -181,6 +183,9 @@ def prometheus_directory() -> str | None:
 
 def build_parser(settings: Settings, program: str | None = None) -> argparse.ArgumentParser:
     """Build the parser of a service's command line; `settings` are the defaults that `--help` shows."""
+    # Only here: workers load this module, and have no command line.
+    import argparse
+
     parser = argparse.ArgumentParser(
         prog=program,
         description="Serve the models of this program.",

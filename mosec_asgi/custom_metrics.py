@@ -26,11 +26,12 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
-
-from prometheus_client import Metric, mmap_dict, multiprocess
+from typing import TYPE_CHECKING, Any
 
 from mosec_asgi import log
+
+if TYPE_CHECKING:
+    from prometheus_client import Metric
 
 VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 PREFIX = "mosec_asgi-metrics-"
@@ -39,14 +40,19 @@ MOST_DEAD = 16
 # The process to which the folded files belong by their names; no real one has this number.
 FOLDED = "0"
 
-# Without types of their own.
-MmapedDict: Any = mmap_dict.MmapedDict
-merge: Any = multiprocess.MultiProcessCollector.merge
-mark_process_dead: Any = multiprocess.mark_process_dead
-
 # A value, and when it was set (0 where nobody has said).
 _Value = tuple[float, float]
 _Fold = Callable[[_Value, _Value], _Value]
+
+
+def _library() -> tuple[Any, Any]:
+    """Return prometheus_client's modules `multiprocess` and `mmap_dict`, which have no types of their own.
+
+    They load with the first who needs them: the directory must be there before the workers start, and they need not.
+    """
+    from prometheus_client import mmap_dict, multiprocess
+
+    return multiprocess, mmap_dict
 
 
 def _add(one: _Value, other: _Value) -> _Value:
@@ -140,7 +146,7 @@ class CustomMetrics:
             if self._owned:
                 self._fold(pid)
             else:
-                mark_process_dead(pid, self._path)
+                _library()[0].mark_process_dead(pid, self._path)
         except Exception as error:
             logger.warning("the custom metrics of process %d were not folded: %r", pid, error, exc_info=error)
 
@@ -157,7 +163,7 @@ class CustomMetrics:
                 # Processes that workers have started die unnoticed.
                 self._fold(None)
             files = [str(file) for file in self._files()]
-            families = list(merge(files)) if files else []
+            families = list(_library()[0].MultiProcessCollector.merge(files)) if files else []
         except Exception as error:
             # The service's own metrics must not be lost for it.
             logger.warning("the custom metrics in %s cannot be read: %r", self._path, error, exc_info=error)
@@ -188,10 +194,11 @@ class CustomMetrics:
             file.unlink()
 
     def _fold_one(self, file: Path, kind: str) -> None:
-        folded = MmapedDict(os.path.join(self._path, f"{kind}_{FOLDED}.db"))
+        mmaped = _library()[1].MmapedDict
+        folded = mmaped(os.path.join(self._path, f"{kind}_{FOLDED}.db"))
         try:
             held = _values(folded.read_all_values())
-            for key, value in _values(row[:3] for row in MmapedDict.read_all_values_from_file(str(file))).items():
+            for key, value in _values(row[:3] for row in mmaped.read_all_values_from_file(str(file))).items():
                 folded.write_value(key, *(_FOLDS[kind](held[key], value) if key in held else value))
         finally:
             folded.close()

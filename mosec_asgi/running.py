@@ -10,9 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
-from typing import Any
-
-from starlette.types import ASGIApp
+from typing import TYPE_CHECKING, Any
 
 from mosec_asgi.batching.coordinator import Coordinator, Limits, RoutePlan
 from mosec_asgi.batching.service import Statistics, Ticket
@@ -28,11 +26,10 @@ from mosec_asgi.pool.spec import WorkerSpec
 from mosec_asgi.runtime import Runtime, stage_names
 from mosec_asgi.streaming import ContinuousWorker, is_async, streams
 from mosec_asgi.version import SERVER
-from mosec_asgi.web import compression
-from mosec_asgi.web.access import AccessLog
-from mosec_asgi.web.app import App, Egress
-from mosec_asgi.web.openapi import build_document
 from mosec_asgi.worker import Worker
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp
 
 DAEMON_CHECK_SECONDS = 0.2
 
@@ -75,40 +72,31 @@ class RunningService:
         self._settings = settings
         self._import_main = import_main
         self._simulated = platform is not None
-        egress = {path: _egress(pipeline[-1].worker) for path, pipeline in routes.items()}
-        self._streams = [last.streams for last in egress.values()]
+        self._routes = routes
+        self._document = document or functools.partial(openapi_document, routes, settings)
+        self._streams = [streams(pipeline[-1].worker) for pipeline in routes.values()]
         stages, pipelines, limits = plan_service(routes, settings)
         self._workers = sum(len(plan.specs) for plan in stages)
         self._memory: SharedMemory | None = None
-        metrics = ServiceMetrics(
+        self._metrics = ServiceMetrics(
             settings.namespace,
             [StageMetrics(plan.name, batched=plan.batch_size > 1, streams=plan.streams) for plan in stages],
         )
         # Workers in this process count where everything else does.
         self._custom = None if platform else CustomMetrics(prometheus_directory())
-        if self._custom is not None:
-            metrics.registry.register(self._custom)
-        metrics.shared_memory = lambda: self._memory.in_use if self._memory is not None else 0
+        self._metrics.custom = self._custom
+        self._metrics.shared_memory = lambda: self._memory.in_use if self._memory is not None else 0
         self._coordinator = Coordinator(
             stages,
             pipelines,
             platform.launcher if platform else self._launcher,
-            metrics,
+            self._metrics,
             limits,
             clock=platform.clock if platform else time.monotonic,
         )
-        self.app: ASGIApp = App(
-            egress,
-            self._coordinator,
-            metrics,
-            document or functools.partial(openapi_document, routes, settings),
-            max_request_size=settings.max_request_size,
-            compressed=settings.compression,
-            server=SERVER,
-        )
-        if settings.access_log:
-            self.app = AccessLog(self.app)
         self._daemon_watches: list[asyncio.Task[None]] = []
+        # Answers requests, once the service has started.
+        self.app: ASGIApp
 
     async def start(self) -> None:
         """Start all workers and wait until the service can serve; raise `StartupError` where it never will."""
@@ -116,9 +104,15 @@ class RunningService:
             self._custom.open()
         if not self._simulated:
             self._memory = shared_memory(self._settings.shared_memory, self._workers)
+        starting = self.loop.create_task(self._coordinator.start())
         try:
-            await self._coordinator.start()
+            # Its first step launches the workers.
+            await asyncio.sleep(0)
+            self.app = self._build_app()
+            await starting
         except BaseException:
+            starting.cancel()
+            await asyncio.wait([starting])
             self._let_go()
             raise
 
@@ -165,6 +159,30 @@ class RunningService:
     ) -> None:
         """Call `on_exit` with the name and the exit code once `process` has ended."""
         self._daemon_watches.append(self.loop.create_task(_watch_daemon(name, process, on_exit)))
+
+    def is_here(self) -> bool:
+        """Whether this is the event loop that the service runs on."""
+        return self.loop is asyncio.get_running_loop()
+
+    def _build_app(self) -> ASGIApp:
+        # Only here: this loads the web framework, which takes about as long as a small worker takes to load, and then
+        # happens at the same time.
+        from mosec_asgi.web.access import AccessLog
+        from mosec_asgi.web.app import App, Egress
+
+        app: ASGIApp = App(
+            {
+                path: Egress(pipeline[-1].worker.resp_mime_type, streams(pipeline[-1].worker))
+                for path, pipeline in self._routes.items()
+            },
+            self._coordinator,
+            self._metrics,
+            self._document,
+            max_request_size=self._settings.max_request_size,
+            compressed=self._settings.compression,
+            server=SERVER,
+        )
+        return AccessLog(app) if self._settings.access_log else app
 
     def _launcher(self, plan: StagePlan, loop: asyncio.AbstractEventLoop) -> Launcher:
         launcher = ProcessLauncher(loop, plan.start_method, import_main=self._import_main, memory=self._memory)
@@ -240,10 +258,6 @@ def plan_stage(runtime: Runtime, name: str, settings: Settings, followers: Seque
     )
 
 
-def _egress(worker: type[Worker]) -> Egress:
-    return Egress(worker.resp_mime_type, streams(worker))
-
-
 def _limits(settings: Settings) -> Limits:
     return Limits(
         capacity=settings.capacity,
@@ -257,6 +271,9 @@ def _limits(settings: Settings) -> Limits:
 
 def openapi_document(routes: Mapping[str, Sequence[Runtime]], settings: Settings) -> dict[str, Any]:
     """Return the OpenAPI document of a service, which need not run."""
+    from mosec_asgi.web import compression
+    from mosec_asgi.web.openapi import build_document
+
     encodings = compression.supported() if settings.compression else ()
     return build_document(routes, max_request_size=settings.max_request_size, encodings=encodings)
 

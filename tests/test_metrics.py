@@ -7,6 +7,7 @@ from prometheus_client import REGISTRY, Metric
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
+from mosec_asgi.exposition import Exposition
 from mosec_asgi.metrics import DURATION_BUCKETS, SIZE_BUCKETS, Gauges, Histogram, ServiceMetrics, StageMetrics
 
 OPENMETRICS = "application/openmetrics-text; version=1.0.0"
@@ -35,7 +36,7 @@ def service(namespace: str = "mosec_service") -> ServiceMetrics:
 
 
 def samples(metrics: ServiceMetrics, accept: str = "") -> Samples:
-    body, content_type = metrics.render(accept)
+    body, content_type = Exposition(metrics).render(accept)
     parse = parse_openmetrics if "openmetrics" in content_type else parse_text
     return {
         (sample.name, frozenset(sample.labels.items())): sample.value
@@ -134,7 +135,7 @@ def test_each_histogram_has_mosecs_buckets(name: str, bounds: tuple[float, ...],
 
 
 def test_bounds_are_written_without_the_noise_of_binary_fractions() -> None:
-    body, _ = service().render("")
+    body, _ = Exposition(service()).render("")
     bounds = {line.split('le="')[1].split('"')[0] for line in body.decode().splitlines() if 'le="' in line}
     assert {"0.001", "0.002", "0.008", "0.064", "4.096", "1.0", "512.0", "+Inf"} <= bounds
     assert all(len(bound) <= 5 for bound in bounds)
@@ -166,14 +167,14 @@ def test_a_service_that_was_never_used_can_be_shown() -> None:
 
 
 def test_the_format_is_what_the_accept_header_asks_for() -> None:
-    assert service().render("")[1].startswith("text/plain")
-    body, content_type = service().render(OPENMETRICS)
+    assert Exposition(service()).render("")[1].startswith("text/plain")
+    body, content_type = Exposition(service()).render(OPENMETRICS)
     assert content_type.startswith("application/openmetrics-text")
     assert body.endswith(b"# EOF\n")
 
 
 def test_the_namespace_stands_before_every_name() -> None:
-    families: list[Metric] = list(service("other").collect())
+    families: list[Metric] = list(Exposition(service("other")).collect())
     assert families
     assert all(family.name.startswith("other_") for family in families)
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import mmap
 import os
-import tempfile
 from collections.abc import Callable
 from multiprocessing import reduction
 from typing import Any, NamedTuple
@@ -79,6 +78,9 @@ def _new_file() -> int:
     if hasattr(os, "memfd_create"):
         descriptor = os.memfd_create("mosec_asgi progress")
     else:
+        # Only here: it loads compressors and random numbers, which no worker needs.
+        import tempfile
+
         with tempfile.TemporaryFile() as file:
             descriptor = os.dup(file.fileno())
     os.ftruncate(descriptor, _SIZE)

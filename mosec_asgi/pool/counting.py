@@ -8,7 +8,6 @@ from __future__ import annotations
 import multiprocessing
 import os
 import select
-import shutil
 import socket
 import sys
 import time
@@ -48,6 +47,9 @@ def remove_if_orphaned(directory: str, sock: socket.socket, *, told: bool) -> No
         told: the kernel has said that the server has died.
     """
     if directory and (told or _hung_up(sock)) and _server_has_died():
+        # Only here: it loads compressors, which no worker needs.
+        import shutil
+
         shutil.rmtree(directory, ignore_errors=True)
 
 

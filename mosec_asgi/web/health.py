@@ -6,6 +6,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from mosec_asgi.batching.service import Service
+from mosec_asgi.exposition import Exposition
 from mosec_asgi.metrics import ServiceMetrics
 
 
@@ -14,7 +15,7 @@ class Health:
 
     def __init__(self, service: Service, metrics: ServiceMetrics) -> None:
         self._service = service
-        self._metrics = metrics
+        self._exposition = Exposition(metrics)
 
     async def root(self, request: Request) -> Response:
         """Say that the service is there, as mosec does."""
@@ -40,5 +41,5 @@ class Health:
 
     async def metrics(self, request: Request) -> Response:
         """Show the metrics as Prometheus text, or OpenMetrics where the Accept header asks for it."""
-        body, content_type = self._metrics.render(request.headers.get("accept", ""))
+        body, content_type = self._exposition.render(request.headers.get("accept", ""))
         return Response(body, headers={"content-type": content_type})
