@@ -94,6 +94,7 @@ class RunningService:
             limits,
             clock=platform.clock if platform else time.monotonic,
         )
+        self._launchers: list[ProcessLauncher] = []
         self._daemon_watches: list[asyncio.Task[None]] = []
         # Answers requests, once the service has started.
         self.app: ASGIApp
@@ -185,11 +186,16 @@ class RunningService:
         return AccessLog(app) if self._settings.access_log else app
 
     def _launcher(self, plan: StagePlan, loop: asyncio.AbstractEventLoop) -> Launcher:
-        launcher = ProcessLauncher(loop, plan.start_method, import_main=self._import_main, memory=self._memory)
+        launcher = ProcessLauncher(
+            loop, plan.start_method, import_main=self._import_main, preload=plan.preload, memory=self._memory
+        )
+        self._launchers.append(launcher)
         return launcher if self._custom is None else MeteredLauncher(launcher, self._custom)
 
     def _let_go(self) -> None:
-        """Let go of what is shared with the workers, which have ended."""
+        """Let go of what workers were forked from and of what was shared with them, once they have ended."""
+        for launcher in self._launchers:
+            launcher.close()
         if self._custom is not None:
             self._custom.close()
         if self._memory is not None:
@@ -255,6 +261,7 @@ def plan_stage(runtime: Runtime, name: str, settings: Settings, followers: Seque
         max_attempts=runtime.max_attempts,
         start_timeout=settings.start_timeout / 1000,
         start_method=runtime.start_method,
+        preload=runtime.preload,
     )
 
 

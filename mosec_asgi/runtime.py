@@ -34,6 +34,7 @@ class Runtime:
         max_attempts: int = 2,
         isolation_calls: int | None = None,
         concurrency: int = 1,
+        preload: bool = False,
     ) -> None:
         """Describe a stage; nothing is started.
 
@@ -53,6 +54,9 @@ class Runtime:
                 spends up to 4·log2(n) calls on larger ones.
             concurrency: for a worker whose `forward` is asynchronous: items, or batches with `max_batch_size` > 1, that
                 one process works on at a time.
+            preload: make the worker once, in a process of its own, and fork all `num` workers from there, so that they
+                share the memory of its model (Linux). For models that run on the CPU; see docs/preload.md for what
+                must not be shared.
 
         Raises:
             DefinitionError: an argument does not fit; the text says what to change.
@@ -74,6 +78,7 @@ class Runtime:
                 f"concurrency={concurrency} needs an asynchronous worker: make {self.worker.__name__}.forward `async`, "
                 "or use num for more processes"
             )
+        self.preload = _checked_preload(preload, start_method, self.env)
         # Orders the stages of a server as they were written, whatever order the routes name them in.
         self.sequence = next(_created)
 
@@ -136,6 +141,21 @@ def _checked_worker(worker: Any) -> type[Worker]:
                     f"{worker.__name__}.{method.__name__} is asynchronous; a ContinuousWorker has plain methods"
                 )
     return worker
+
+
+def _checked_preload(preload: Any, start_method: str, env: list[dict[str, str]] | None) -> bool:
+    if not isinstance(preload, bool):
+        raise DefinitionError(f"preload must be True or False, not {preload!r}")
+    if preload and start_method != "spawn":
+        raise DefinitionError(
+            f"preload forks the workers from a process that is spawned for it; leave out start_method={start_method!r}"
+        )
+    if preload and env and any(variables != env[0] for variables in env):
+        raise DefinitionError(
+            "with preload all workers are forked from one process, so env must be the same for each; "
+            "leave preload out where workers need variables of their own, such as CUDA_VISIBLE_DEVICES"
+        )
+    return preload
 
 
 def _checked_env(env: Any, num: int) -> list[dict[str, str]] | None:

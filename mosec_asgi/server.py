@@ -101,6 +101,7 @@ class Server:
         max_attempts: int = 2,
         isolation_calls: int | None = None,
         concurrency: int = 1,
+        preload: bool = False,
     ) -> None:
         """Append a stage to the pipeline of one route, or of several that then share its workers.
 
@@ -118,6 +119,8 @@ class Server:
             isolation_calls: the most extra calls of `forward` to find which items of a batch made it fail; see
                 `Runtime`.
             concurrency: for an asynchronous `forward`: items, or batches, that one process works on at a time.
+            preload: make the worker once and fork all `num` processes from there, so that they share the memory of a
+                model that runs on the CPU; see docs/preload.md.
 
         Raises:
             DefinitionError: an argument does not fit; the text says what to change.
@@ -133,6 +136,7 @@ class Server:
             max_attempts=max_attempts,
             isolation_calls=isolation_calls,
             concurrency=concurrency,
+            preload=preload,
         )
         routes = route if isinstance(route, (list, tuple)) else [route]
         if not routes:

@@ -143,6 +143,13 @@ class Worker(abc.ABC):
         """
         return forward_json_schema(cls, target, ref_template, batched=cls._max_batch_size > 1)
 
+    def after_fork(self) -> None:  # noqa: B027 - a hook that most workers do not need
+        """Set up what must not be shared. Called once in each worker of a stage with `preload`, after its fork.
+
+        `__init__` has then run in another process, with a `worker_id` of 0: this is the place for what depends on that
+        number, and for threads, connections, random numbers of one's own.
+        """
+
     def _answered(self, payloads: Sequence[bytes]) -> None:  # noqa: B027
         """Called when tasks with these encoded inputs are answered, and so will not be run again elsewhere."""
 

@@ -62,6 +62,7 @@ class StagePlan:
         max_attempts: workers that may die with a task before it is answered 500.
         start_timeout: seconds that a worker may take to load and warm up.
         start_method: of its processes, where they are processes: "spawn" or "fork".
+        preload: fork them from one that has loaded the worker.
     """
 
     specs: list[WorkerSpec]
@@ -75,6 +76,7 @@ class StagePlan:
     ordered: bool = True
     streams: bool = False
     start_method: str = "spawn"
+    preload: bool = False
 
     @property
     def name(self) -> str:

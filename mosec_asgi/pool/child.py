@@ -62,32 +62,50 @@ class Runner(Protocol):
         """Release what the worker took."""
 
 
-def main(spec: WorkerSpec, sock: socket.socket, progress: ProgressPage, share: Share | None = None) -> None:
+def main(
+    spec: WorkerSpec,
+    sock: socket.socket,
+    progress: ProgressPage,
+    share: Share | None = None,
+    *,
+    preloaded: Worker | None = None,
+) -> None:
     """Run a worker until its pipe ends. The target of the worker process.
 
     A worker that cannot start sends its traceback through the pipe and exits with status 1.
+
+    Args:
+        spec: what to run.
+        sock: its pipe.
+        progress: where it notes how far it has come.
+        share: what it shares with the server for large payloads.
+        preloaded: the worker, where this process was forked from one that had loaded it.
     """
     told = False
     try:
-        _main(spec, sock, progress, share)
+        _main(spec, sock, progress, share, preloaded)
     except _ServerDied:
         told = True
         raise
     finally:
-        remove_if_orphaned(spec.metrics_directory, sock, told=told)
+        # A forked worker is not the server's child and cannot tell; its template can.
+        if preloaded is None:
+            remove_if_orphaned(spec.metrics_directory, sock, told=told)
 
 
-def _main(spec: WorkerSpec, sock: socket.socket, progress: ProgressPage, share: Share | None) -> None:
+def _main(
+    spec: WorkerSpec, sock: socket.socket, progress: ProgressPage, share: Share | None, preloaded: Worker | None
+) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    _end_with_the_server()
+    end_with_the_server()
     log.configure(spec.log_level, text=spec.log_text)
     log.speak_as(lambda: {"stage": spec.stage, "worker": spec.worker_id})
     port = Port(sock, progress)
     kernel = _kernel_timer()
     try:
         port.memory = None if share is None else Mapped(share)
-        worker = load(spec)
+        worker = load(spec) if preloaded is None else _awake(preloaded, spec)
         rehearsals = examples(worker)
         runner = runner_for(worker, spec, port, kernel)
         log.speak_as(speaker_for(runner, spec))
@@ -145,6 +163,17 @@ def load(spec: WorkerSpec) -> Worker:
     return worker
 
 
+def _awake(worker: Worker, spec: WorkerSpec) -> Worker:
+    """Make a worker that was loaded in another process one of its own."""
+    worker._worker_id = spec.worker_id
+    # Python's `random` has done so by itself.
+    for library in ("numpy.random", "torch"):
+        if library in sys.modules:
+            sys.modules[library].seed()
+    worker.after_fork()
+    return worker
+
+
 def warm_up(runner: Runner, examples: Sequence[Any], spec: WorkerSpec) -> None:
     """Run the worker's examples; a failure is logged and the worker serves all the same, as in mosec."""
     batches = spec.max_batch_size > 1 and not issubclass(spec.worker, ContinuousWorker)
@@ -168,7 +197,7 @@ def _kernel_timer() -> KernelTimer | None:
         return None
 
 
-def _end_with_the_server() -> None:
+def end_with_the_server() -> None:
     """Have the kernel send a signal when the server dies, which ends this process in good order (Linux).
 
     The end of the pipe says so too, but a worker that is loading, or at work, does not read it for a long time.

@@ -19,7 +19,7 @@ import types
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from multiprocessing.process import BaseProcess
-from typing import Protocol
+from typing import Any, Protocol
 
 from mosec_asgi import log
 from mosec_asgi.errors import StartupError
@@ -29,6 +29,7 @@ from mosec_asgi.ipc.progress import Progress, ProgressPage
 from mosec_asgi.ipc.shm import Share, SharedMemory, WorkerMemory
 from mosec_asgi.pool.child import main
 from mosec_asgi.pool.counting import share_after_fork
+from mosec_asgi.pool.preload import ForkedProcess, Template
 from mosec_asgi.pool.spec import WorkerSpec
 
 logger = log.internal_logger(__name__)
@@ -109,6 +110,7 @@ class ProcessLauncher:
         *,
         import_main: bool = False,
         memory: SharedMemory | None = None,
+        preload: bool = False,
     ) -> None:
         """Prepare; nothing is started.
 
@@ -119,11 +121,18 @@ class ProcessLauncher:
                 elsewhere. Right for a user's script, which may set things up there; wrong for `uvicorn` and the like,
                 where it would load a web server into every worker.
             memory: to share with the workers for large payloads, where there is any.
+            preload: load the worker once and fork its processes from there, for one stage; `close` it in the end.
         """
         self._loop = loop
         self._start_method = start_method
         self._import_main = import_main
         self._memory = memory
+        self._template = Template() if preload else None
+
+    def close(self) -> None:
+        """End what workers are forked from, once there are none. Idempotent."""
+        if self._template is not None:
+            self._template.close()
 
     def launch(
         self,
@@ -148,16 +157,10 @@ class ProcessLauncher:
             theirs.close()
             raise StartupError(f"no shared page for worker {spec.worker_id} of {spec.stage}: {error}") from error
         memory = self._memory.open_worker() if self._memory is not None else None
-        context = multiprocessing.get_context(self._start_method)
-        name = f"mosec_asgi {spec.stage} {spec.worker_id}"
-        target = main if spawn else _main_after_fork
-        process = context.Process(  # type: ignore[attr-defined]
-            target=target, args=(spec, theirs, page, memory and memory.share), name=name, daemon=False
-        )
         hide_main = spawn and not self._import_main and spec.worker.__module__ != "__main__"
         try:
             with environment(variables), _main_hidden(hide_main), _children_allowed():
-                process.start()
+                process = self._start((spec, theirs, page, memory and memory.share))
         except Exception as error:
             ours.close()
             page.close()
@@ -177,13 +180,27 @@ class ProcessLauncher:
         # Not at once: whoever frees blocks is in the middle of something, and what is sent may fail.
         self._loop.call_soon(_tell_freed, memory, channel)
 
+    def _start(self, arguments: tuple[Any, ...]) -> BaseProcess | ForkedProcess:
+        """Start a process that runs `main` with `arguments`."""
+        if self._template is not None:
+            return self._template.fork(arguments)
+        spec: WorkerSpec = arguments[0]
+        process: BaseProcess = multiprocessing.get_context(self._start_method).Process(  # type: ignore[attr-defined]
+            target=main if self._start_method == "spawn" else _main_after_fork,
+            args=arguments,
+            name=f"mosec_asgi {spec.stage} {spec.worker_id}",
+            daemon=False,
+        )
+        process.start()
+        return process
+
 
 class WorkerProcess:
     """A worker's process: a `Handle` that notices its exit through the event loop and reaps it."""
 
     def __init__(
         self,
-        process: BaseProcess,
+        process: BaseProcess | ForkedProcess,
         page: ProgressPage,
         loop: asyncio.AbstractEventLoop,
         on_exit: Callable[[], None],
@@ -205,7 +222,7 @@ class WorkerProcess:
     @property
     def pid(self) -> int | None:
         """The process's number."""
-        return self._pid
+        return self._process.pid if isinstance(self._process, ForkedProcess) else self._pid
 
     def progress(self) -> Progress:
         """How far the worker has come."""
@@ -287,13 +304,13 @@ def _reap_at_exit(pid: int) -> None:
     multiprocessing.util.Finalize(None, _reap_all, exitpriority=100)
 
 
-def _exit_descriptor(process: BaseProcess) -> int:
+def _exit_descriptor(process: BaseProcess | ForkedProcess) -> int:
     """Return a descriptor that turns readable when the process ends.
 
     `multiprocessing`'s sentinel is a pipe that the worker's own children inherit and may keep open after its death; a
     pidfd (Linux) is not fooled by them.
     """
-    if hasattr(os, "pidfd_open") and process.pid is not None:
+    if isinstance(process, BaseProcess) and hasattr(os, "pidfd_open") and process.pid is not None:
         try:
             return os.pidfd_open(process.pid)
         except OSError:

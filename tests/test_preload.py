@@ -1,0 +1,301 @@
+"""Workers that are forked from a template which has loaded their model: what they share, and how all of it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import json
+import os
+import signal
+from collections.abc import AsyncIterator, Iterator
+from multiprocessing import resource_tracker
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fakes import spec
+from harness import Program, child_processes, serving, until, wait_until
+from preload_workers import Endless, Loaded, Random, Stubborn, Unable
+
+from mosec_asgi import Server
+from mosec_asgi.errors import StartupError
+from mosec_asgi.ipc import frames
+from mosec_asgi.ipc.channel import Channel
+from mosec_asgi.pool.process import ProcessLauncher, WorkerProcess
+from mosec_asgi.worker import Worker
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="needs a pidfd")
+
+
+class Life:
+    """One life of a worker: what was heard of it."""
+
+    def __init__(self, launcher: ProcessLauncher, worker: type[Worker], number: int) -> None:
+        self.frames: list[frames.Frame] = []
+        self.ends: list[str] = []
+        self.handle: WorkerProcess
+        self.channel: Channel
+        self.handle, self.channel = launcher.launch(
+            spec(worker, worker_id=number), {}, self.frames.append, lambda reason: None, self._ended
+        )
+
+    def _ended(self) -> None:
+        self.ends.append(self.handle.describe_exit())
+        self.channel.close()
+
+    async def ready(self) -> Life:
+        await until(lambda: self.frames, "it says that it is ready")
+        assert self.frames == [frames.Ready()]
+        return self
+
+    async def ended(self) -> str:
+        await until(lambda: self.ends, "its end is noticed")
+        return self.ends[0]
+
+    def send(self, body: bytes) -> None:
+        self.channel.send(frames.encode_tasks(frames.Tasks([1], [frames.INGRESS | frames.EGRESS], ["request"], [body])))
+
+    async def ask(self, body: bytes) -> Any:
+        before = len(self.frames)
+        self.send(body)
+        await until(lambda: len(self.frames) > before, "it answers")
+        results = self.frames[-1]
+        assert isinstance(results, frames.Results)
+        return json.loads(results.payloads[0])
+
+
+class Pool:
+    """The workers of one launcher."""
+
+    def __init__(self) -> None:
+        self.launcher = ProcessLauncher(asyncio.get_running_loop(), "spawn", preload=True)
+        self.lives: list[Life] = []
+
+    def launch(self, worker: type[Worker] = Loaded, number: int = 1) -> Life:
+        self.lives.append(Life(self.launcher, worker, number))
+        return self.lives[-1]
+
+    async def pair(self, worker: type[Worker] = Loaded) -> list[Life]:
+        return [await life.ready() for life in (self.launch(worker), self.launch(worker, 2))]
+
+    @property
+    def template(self) -> int:
+        [pid] = [pid for pid in child_processes(os.getpid()) if b"spawn_main" in command(pid)]
+        return pid
+
+    async def close(self) -> None:
+        for life in self.lives:
+            life.handle.kill()
+        for life in self.lives:
+            await life.ended()
+            assert len(life.ends) == 1, "its end is told once"
+        self.launcher.close()
+
+
+def command(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
+
+
+def lives(pid: int) -> bool:
+    """Whether a process runs; a zombie does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
+def descriptors() -> int:
+    gc.collect()
+    return len(os.listdir("/proc/self/fd"))
+
+
+@pytest.fixture
+async def pool() -> AsyncIterator[Pool]:
+    # What `multiprocessing` keeps is there before.
+    resource_tracker.ensure_running()
+    before, children = descriptors(), child_processes(os.getpid())
+    made = Pool()
+    yield made
+    await made.close()
+    assert child_processes(os.getpid()) == children
+    made.lives.clear()
+    assert descriptors() == before
+
+
+async def test_workers_are_loaded_once_and_forked_from_there(pool: Pool) -> None:
+    first, second = [await life.ask(b'"who"') for life in await pool.pair()]
+    assert first["loaded"] == second["loaded"] == [pool.template, 0]
+    assert (first["id"], second["id"]) == (1, 2)
+    for life, who in zip(pool.lives, (first, second), strict=True):
+        assert who["forked"] == who["pid"] == life.handle.pid
+        assert who["pid"] in child_processes(pool.template)
+
+
+async def test_each_worker_has_random_numbers_of_its_own(pool: Pool) -> None:
+    first, second = [await life.ask(b"1") for life in await pool.pair(Random)]
+    assert not set(first) & set(second)
+
+
+async def test_a_worker_holds_nothing_of_its_siblings_or_of_its_template(pool: Pool) -> None:
+    first, second = [await life.ask(b'"descriptors"') for life in await pool.pair()]
+    assert first.count("socket") == 1
+    assert [kind for kind in first if kind != "pipe"] == [kind for kind in second if kind != "pipe"]
+    # With these two `multiprocessing` would tell the first one of the template's end.
+    assert second.count("pipe") - first.count("pipe") == 2
+
+
+async def test_a_replacement_is_forked_from_the_same_template(pool: Pool) -> None:
+    first, _ = await pool.pair()
+    before = await first.ask(b'"who"')
+    first.send(b'["exit", 7]')
+    assert await first.ended() == "exited with status 7"
+    assert (await (await pool.launch().ready()).ask(b'"who"'))["loaded"] == before["loaded"]
+
+
+async def test_a_worker_can_be_killed_more_than_once_and_leaves_its_sibling_alone(pool: Pool) -> None:
+    first, second = await pool.pair()
+    first.handle.kill()
+    first.handle.kill()
+    assert await first.ended() == "was killed by signal 9"
+    assert await second.ask(b"5") == 5
+
+
+async def test_a_worker_ends_when_its_pipe_does(pool: Pool) -> None:
+    first, _ = await pool.pair()
+    first.channel.finish()
+    assert await first.ended() == "exited with status 0"
+
+
+@pytest.mark.parametrize(("worker", "said"), [(Unable, "OSError: no weights"), (Stubborn, "OSError: no connection")])
+async def test_a_worker_that_cannot_be_loaded_or_forked_says_why(pool: Pool, worker: type[Worker], said: str) -> None:
+    both = [pool.launch(worker), pool.launch(worker, 2)]
+    for life in both:
+        assert await life.ended() == "exited with status 1"
+        (why,) = life.frames
+        assert isinstance(why, frames.Failed)
+        assert said in why.text
+    # Another try is one.
+    assert await pool.launch(worker).ended() == "exited with status 1"
+
+
+async def test_the_death_of_the_template_is_that_of_its_workers_and_the_next_one_is_another(pool: Pool) -> None:
+    first, second = await pool.pair()
+    template, pids = pool.template, [life.handle.pid for life in pool.lives]
+    os.kill(template, signal.SIGKILL)
+    assert (await first.ended(), await second.ended()) == ("was killed by signal 9",) * 2
+    assert not any(lives(pid) for pid in pids if pid is not None)
+    third = await pool.launch().ready()
+    assert (await third.ask(b'"who"'))["loaded"][0] == pool.template != template
+
+
+async def test_a_template_that_never_loads_is_ended_with_the_workers_that_wait_for_it(pool: Pool) -> None:
+    both = [pool.launch(Endless), pool.launch(Endless, 2)]
+    template = pool.template
+    assert both[0].handle.pid == both[1].handle.pid == template
+    both[0].handle.kill()
+    for life in both:
+        assert await life.ended() == "was killed by signal 9"
+    assert not lives(template)
+
+
+async def test_a_worker_whose_template_hangs_can_be_ended_all_the_same(pool: Pool) -> None:
+    first, second = await pool.pair()
+    os.kill(pool.template, signal.SIGSTOP)
+    first.handle.kill()
+    assert await first.ended() == "was killed by signal 9"
+    assert await second.ended() == "was killed by signal 9"
+
+
+async def test_a_worker_can_be_reaped_without_a_loop(pool: Pool) -> None:
+    first, _ = await pool.pair()
+    pid = first.handle.pid
+    assert pid is not None
+    asyncio.get_running_loop().remove_reader(first.handle._watched)
+    first.channel.close()
+    first.handle.reap(0.01)
+    assert not lives(pid)
+    first.ends.append("reaped")
+
+
+async def test_without_pidfds_it_is_refused_with_the_reason(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(os, "pidfd_open")
+    with pytest.raises(StartupError, match=r"worker 1 of Echo_1 cannot be started: preload needs Linux"):
+        pool.launch()
+    pool.lives.clear()
+
+
+# -- a service ---------------------------------------------------------------------------------------------------------
+
+MEGABYTES = 100
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Program]:
+    stage = f"from preload_workers import Heavy\nserver.append_worker(Heavy, num=2, preload=True, env=[{{'HEAVY': '{MEGABYTES}'}}] * 2)"
+    with serving(tmp_path_factory.mktemp("preload"), stage) as program:
+        yield program
+
+
+def tree(program: Program) -> tuple[int, list[int]]:
+    """Return the template of a service and its workers."""
+    [template] = [pid for pid in child_processes(program.process.pid) if b"spawn_main" in command(pid)]
+    return template, [pid for pid in child_processes(template) if lives(pid)]
+
+
+def ready(program: Program) -> int:
+    return program.metric('workers_ready{stage="Heavy_1"}')
+
+
+def proportional_set_size(pid: int) -> float:
+    """Return MB in which memory that is shared counts in parts."""
+    [line] = [row for row in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines() if row.startswith("Pss:")]
+    return int(line.split()[1]) / 1024
+
+
+def test_two_workers_share_the_memory_of_their_model(service: Program) -> None:
+    total = sum(service.client.post("/inference", json=1).json() for _ in range(4))
+    assert total == 4 * MEGABYTES, "they have read all of it"
+    _, workers = tree(service)
+    assert len(workers) == 2
+    # A third each: the template has it too.
+    assert all(proportional_set_size(pid) < MEGABYTES / 2 for pid in workers)
+
+
+def test_a_worker_that_crashes_is_replaced_without_loading_again(service: Program) -> None:
+    template, workers = tree(service)
+    before = service.restarts("Heavy_1")
+    os.kill(workers[0], signal.SIGKILL)
+    wait_until(lambda: service.restarts("Heavy_1") == before + 1, "it is replaced")
+    wait_until(lambda: ready(service) == 2, "another is ready")
+    assert tree(service)[0] == template
+    assert service.client.post("/inference", json=1).json() == MEGABYTES
+
+
+def test_a_template_that_dies_is_replaced_with_its_workers(service: Program) -> None:
+    template, workers = tree(service)
+    os.kill(template, signal.SIGKILL)
+    wait_until(lambda: not any(map(lives, workers)), "its workers end")
+    wait_until(lambda: ready(service) == 2, "others are ready")
+    assert service.client.post("/inference", json=1).json() == MEGABYTES
+    assert tree(service)[0] != template
+
+
+def test_a_server_that_is_killed_leaves_nothing(tmp_path: Path) -> None:
+    with serving(tmp_path, "server.append_worker(Nap, num=2, preload=True)", stops=False) as program:
+        program.send(signal.SIGKILL)
+        program.wait()
+        program.assert_nothing_left()
+
+
+async def test_a_stage_that_cannot_be_started_leaves_no_template() -> None:
+    resource_tracker.ensure_running()
+    children = child_processes(os.getpid())
+    server = Server()
+    server.append_worker(Stubborn, num=2, preload=True)
+    with pytest.raises(StartupError, match="no connection"):
+        async with server.lifespan():
+            pass
+    assert child_processes(os.getpid()) == children
