@@ -104,8 +104,6 @@ def main(spec: WorkerSpec, sock: socket.socket) -> NoReturn:
     try:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        # A request may end while it is told of its worker's fate.
-        signal.signal(signal.SIGPIPE, signal.SIG_IGN)
         child.end_with_the_server()
         log.configure(spec.log_level, text=spec.log_text)
         log.speak_as(lambda: {"stage": spec.stage})
