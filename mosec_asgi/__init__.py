@@ -12,9 +12,10 @@ General layout; each floor imports only from those below it:
                                 the contract: openapi, contract, components, examples, swagger
     batching/               F4  waiting and grouping: coordinator, stage; pure: scheduler, task, flow, rate;
                                 service: what web may ask
-    pool/                   F3  worker processes, from outside: supervisor, process; pure: lifecycle, watchdog;
-                                from inside: child, spec, port, codec, timer; executor, stream_executor, outlet,
-                                concurrent, continuous; pure: isolation; custom metrics: metered, counting
+    pool/                   F3  worker processes, from outside: supervisor, process, preload; pure: lifecycle,
+                                watchdog; from inside: child, template, spec, port, codec, timer; executor,
+                                stream_executor, outlet, concurrent, continuous; pure: isolation;
+                                custom metrics: metered, counting
     ipc/                    F2  bytes between the two: channel, progress; pure: frames
     metrics.py              F1  what is counted and measured
     exposition.py           F1  the same as Prometheus text

@@ -234,7 +234,8 @@ MEGABYTES = 100
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Program]:
-    stage = f"from preload_workers import Heavy\nserver.append_worker(Heavy, num=2, preload=True, env=[{{'HEAVY': '{MEGABYTES}'}}] * 2)"
+    env = [{"HEAVY": str(MEGABYTES)}] * 2
+    stage = f"from preload_workers import Heavy\nserver.append_worker(Heavy, num=2, preload=True, env={env})"
     with serving(tmp_path_factory.mktemp("preload"), stage) as program:
         yield program
 

@@ -126,6 +126,9 @@ def test_settings_may_be_given_by_place_in_mosecs_order() -> None:
         ({"concurrency": 0}, "concurrency must be at least 1, not 0"),
         ({"concurrency": 2.0}, r"concurrency must be a whole number, not 2.0 \(float\)"),
         ({"concurrency": True}, "concurrency must be a whole number, not True"),
+        ({"preload": 1}, "preload must be True or False, not 1"),
+        ({"preload": True, "start_method": "fork"}, "leave out start_method='fork'"),
+        ({"preload": True, "num": 2, "env": [{"A": "1"}, {"A": "2"}]}, "env must be the same for each; leave preload"),
         ({"concurrency": 2}, "concurrency=2 needs an asynchronous worker: make Echo.forward `async`, or use num"),
     ],
 )
@@ -167,6 +170,10 @@ def test_an_asynchronous_worker_may_work_on_several_at_a_time(worker: type[Worke
 def test_no_other_worker_may(worker: type[Worker]) -> None:
     with pytest.raises(DefinitionError, match=f"make {worker.__name__}.forward `async`"):
         Runtime(worker, max_batch_size=8, concurrency=2)
+
+
+def test_preloaded_workers_may_have_variables_that_are_the_same_for_all() -> None:
+    assert Runtime(Echo, num=2, env=[{"A": "1"}] * 2, preload=True).preload
 
 
 @pytest.mark.parametrize("worker", [Events, AsyncEvents, Pushes, Steps])
