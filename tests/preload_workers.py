@@ -75,12 +75,16 @@ class Random(Loaded):
 
 
 class Heavy(Worker):
-    """Holds as many megabytes as the environment says, and counts them each time that it is asked."""
+    """Holds as many megabytes as the environment says, and counts them each time that it is asked, and how often."""
 
     def __init__(self) -> None:
+        from prometheus_client import Counter
+
+        self.asked = Counter("asked", "how often")
         self.model = bytearray(int(os.environ["HEAVY"]) << 20)
         for page in range(0, len(self.model), 4096):
             self.model[page] = 1
 
     def forward(self, data: Any) -> Any:
+        self.asked.inc()
         return sum(self.model[::4096]) >> 8

@@ -19,6 +19,7 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 
 from mosec_asgi import custom_metrics
 from mosec_asgi.custom_metrics import MOST_DEAD, CustomMetrics
+from mosec_asgi.exposition import Exposition
 from mosec_asgi.metrics import ServiceMetrics
 
 SUFFIXES = {"counter": "_total", "histogram": "_bucket", "summary": "_count"}
@@ -132,9 +133,9 @@ def test_a_file_that_cannot_be_read_costs_only_the_custom_metrics(
 ) -> None:
     Path(metrics.private, f"counter_{LIVE}.db").write_bytes(b"\x40\0\0\0\0\0\0\0\xff\xff\xff\x7f" + b"x" * 100)
     service = ServiceMetrics("mosec_service", [])
-    service.registry.register(metrics)
+    service.custom = metrics
     service.answered("/inference", 200)
-    text = service.render("")[0].decode()
+    text = Exposition(service).render("")[0].decode()
     assert 'mosec_service_throughput_total{code="200",endpoint="/inference"} 1.0' in text
     assert "cannot be read" in logged.text
 
@@ -144,8 +145,8 @@ def test_the_text_can_be_parsed(metrics: CustomMetrics, accept: str) -> None:
     for kind in ("counter", "gauge_all", "summary"):
         count(metrics, kind, LIVE, 2.0, name=kind)
     service = ServiceMetrics("mosec_service", [])
-    service.registry.register(metrics)
-    body, kind = service.render(accept)
+    service.custom = metrics
+    body, kind = Exposition(service).render(accept)
     parse: Any = parse_openmetrics if "openmetrics" in kind else parse_text
     families: list[Metric] = list(parse(body.decode()))
     assert {sample.name for family in families for sample in family.samples} >= {"counter_total", "gauge_all"}

@@ -264,6 +264,13 @@ def tree(program: Program) -> tuple[int, list[int]]:
     return template, [pid for pid in child_processes(template) if lives(pid)]
 
 
+def metrics_directory(pid: int) -> Path:
+    """Return where a process counts with prometheus_client."""
+    environment = Path(f"/proc/{pid}/environ").read_text().split("\0")
+    [path] = [line.partition("=")[2] for line in environment if line.startswith("PROMETHEUS_MULTIPROC_DIR=")]
+    return Path(path)
+
+
 def ready(program: Program) -> int:
     return program.metric('workers_ready{stage="Heavy_1"}')
 
@@ -283,6 +290,17 @@ def test_two_workers_share_the_memory_of_their_model(service: Program) -> None:
     assert all(proportional_set_size(pid) < MEGABYTES / 2 for pid in workers)
 
 
+def test_what_forked_workers_count_is_added_up(service: Program) -> None:
+    def asked() -> float:
+        lines = service.client.get("/metrics").text.splitlines()
+        return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith("asked_total "))
+
+    before = asked()
+    for _ in range(3):
+        service.client.post("/inference", json=1)
+    assert asked() == before + 3
+
+
 def test_a_worker_that_crashes_is_replaced_without_loading_again(service: Program) -> None:
     template, workers = tree(service)
     before = service.restarts("Heavy_1")
@@ -295,18 +313,23 @@ def test_a_worker_that_crashes_is_replaced_without_loading_again(service: Progra
 
 def test_a_template_that_dies_is_replaced_with_its_workers(service: Program) -> None:
     template, workers = tree(service)
+    directory = metrics_directory(template)
     os.kill(template, signal.SIGKILL)
     wait_until(lambda: not any(map(lives, workers)), "its workers end")
     wait_until(lambda: ready(service) == 2, "others are ready")
     assert service.client.post("/inference", json=1).json() == MEGABYTES
     assert tree(service)[0] != template
+    assert directory.is_dir(), "the server still shows what its workers count"
 
 
 def test_a_server_that_is_killed_leaves_nothing(tmp_path: Path) -> None:
     with serving(tmp_path, "server.append_worker(Nap, num=2, preload=True)", stops=False) as program:
+        directory = metrics_directory(tree(program)[0])
+        assert directory.is_dir()
         program.send(signal.SIGKILL)
         program.wait()
         program.assert_nothing_left()
+        assert not directory.exists()
 
 
 async def test_a_stage_that_cannot_be_started_leaves_no_template() -> None:
