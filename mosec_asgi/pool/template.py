@@ -100,27 +100,33 @@ class Request:
 
 def main(spec: WorkerSpec, sock: socket.socket) -> NoReturn:
     """Load the worker and fork processes from it until the socket ends. The target of the template process."""
-    status, told = 1, False
+    status = 1
     try:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        child.end_with_the_server()
-        log.configure(spec.log_level, text=spec.log_text)
-        log.speak_as(lambda: {"stage": spec.stage})
-        worker = _load(spec, sock)
-        if worker is not None:
-            _Template(worker, sock).serve()
-            status = 0
+        status = _main(spec, sock)
+        remove_if_orphaned(spec.metrics_directory, sock, told=False)
     except SystemExit:
-        told = True
+        # The server has died. The kernel says so once, but may do so when the socket has ended already.
+        remove_if_orphaned(spec.metrics_directory, sock, told=True)
     except Exception:
         logger.exception("the template of stage %s has failed", spec.stage)
     finally:
-        remove_if_orphaned(spec.metrics_directory, sock, told=told)
         sys.stdout.flush()
         sys.stderr.flush()
         # Without waiting for its workers, as `multiprocessing` would: they hear of its end.
         os._exit(status)
+
+
+def _main(spec: WorkerSpec, sock: socket.socket) -> int:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    child.end_with_the_server()
+    log.configure(spec.log_level, text=spec.log_text)
+    log.speak_as(lambda: {"stage": spec.stage})
+    worker = _load(spec, sock)
+    if worker is None:
+        return 1
+    _Template(worker, sock).serve()
+    return 0
 
 
 def _load(spec: WorkerSpec, sock: socket.socket) -> Worker | None:
