@@ -58,7 +58,7 @@ def test_a_scalar_arrives_as_an_array_without_axes() -> None:
         (None, "not NoneType"),
         (np.array(["a"]), "not ndarray of <U1"),
         (np.zeros(70_000), r"axes of up to 65535, not ndarray of float64 and shape \(70000,\)"),
-        (np.array([object()]), "not ndarray of object"),
+        pytest.param(np.array([object()]), "not ndarray of object", id="objects"),
         (np.array(["2024-01-01"], dtype="M8[D]"), r"not ndarray of datetime64\[D\]"),
     ],
     ids=lambda value: repr(value)[:30],

@@ -140,7 +140,7 @@ def test_what_does_not_fit_is_refused_with_what_to_change(options: dict[str, Any
 @pytest.mark.parametrize(
     ("worker", "text"),
     [
-        (Echo(), "append the class Echo itself, not an instance"),
+        pytest.param(Echo(), "append the class Echo itself, not an instance", id="an-instance"),
         (NoWorker, "is no worker: a worker is a subclass of mosec_asgi.Worker"),
         (print, "is no worker"),
         ("Echo", "'Echo' is no worker"),
