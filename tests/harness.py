@@ -19,12 +19,16 @@ import sys
 import textwrap
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 ROOT = Path(__file__).parent.parent
 TESTS = Path(__file__).parent
@@ -164,6 +168,22 @@ class Program:
             if kind in totals and f'stage="{stage}"' in name:
                 totals[kind] += float(value)
         return int(totals["sum"]), int(totals["count"])
+
+    def ask_together(self, stage: str, ask: Callable[[T], R], items: Sequence[T]) -> list[R]:
+        """Ask for all items at once, and again until a batch of several was among those of `stage`; return the answers.
+
+        A quick model on a slow machine may be done with each before the next one comes.
+        """
+        deadline = time.monotonic() + DEADLINE
+        with ThreadPoolExecutor(len(items)) as threads:
+            while True:
+                before = self.batches(stage)
+                answers = list(threads.map(ask, items))
+                requests, batches = (now - then for now, then in zip(self.batches(stage), before, strict=True))
+                assert requests == len(items)
+                if batches < requests:
+                    return answers
+                assert time.monotonic() < deadline, f"no batch of several at {stage}"
 
     def wait_ready(self, path: str = "/readyz", seconds: float = DEADLINE) -> None:
         """Wait until GET `path` is answered 200; fail if the program ends before."""

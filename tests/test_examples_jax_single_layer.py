@@ -5,7 +5,6 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -47,14 +46,12 @@ def by_numpy(inputs: np.ndarray) -> np.ndarray:
 def test_batches_of_all_sizes_are_what_numpy_computes_and_compile_nothing(program: Program) -> None:
     assert compiled(program) == COMPILED
     vectors = np.random.default_rng(1).normal(size=(SIZES[-1] + 11, INPUTS))
-    with ThreadPoolExecutor(len(vectors)) as threads:
-        for count in (1, 2, 5, 17, len(vectors)):
-            answers = list(threads.map(lambda row: ask(program, row.tolist()), vectors[:count]))
-            np.testing.assert_allclose(answers, by_numpy(vectors[:count]), atol=1e-6)
-    # Some were computed together, or the paddings would not have been seen.
-    assert program.metric('batch_size_sum{connection="1",stage="Layer_1"}') > program.metric(
-        'batch_size_count{connection="1",stage="Layer_1"}'
-    )
+    for row in vectors[:3]:
+        np.testing.assert_allclose(ask(program, row.tolist()), by_numpy(row), atol=1e-6)
+    for count in (5, 17, len(vectors)):
+        # Some computed together, or the paddings would not be seen.
+        answers = program.ask_together("Layer_1", lambda row: ask(program, row.tolist()), vectors[:count])
+        np.testing.assert_allclose(answers, by_numpy(vectors[:count]), atol=1e-6)
     assert compiled(program) == COMPILED
 
 

@@ -895,7 +895,7 @@ def test_a_running_example_keeps_to_its_document(document: Path, tmp_path: Path,
         command = [sys.executable, "-m", "schemathesis.cli", "--no-color", "run", str(document)]
         command += ["--url", f"http://127.0.0.1:{program.port}{prefix}", "--phases", "examples,coverage,fuzzing"]
         # A model of many layers, however tiny, is slow where a model of one is quick.
-        count = "10" if document.stem in LARGE_MODELS else "40"
+        count = "5" if document.stem in LARGE_MODELS else "40"
         command += ["--checks", "all", "--max-examples", count, "--seed", "3", "--suppress-health-check", "all"]
         hooks = {"SCHEMATHESIS_HOOKS": str(TESTS / "schemathesis_msgpack.py")}
         done = subprocess.run(
