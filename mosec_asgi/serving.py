@@ -118,9 +118,9 @@ def _http_protocol() -> type[asyncio.Protocol]:
         from mosec_asgi.web.http2 import AutoProtocol
 
         return AutoProtocol
-    from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+    from mosec_asgi.web.http1 import Http1Protocol
 
-    return HttpToolsProtocol
+    return Http1Protocol
 
 
 def _listen(address: str, port: int) -> socket.socket:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 
-from mosec_asgi.web.gathering import GatheringTransport
+import pytest
+
+from mosec_asgi.web.gathering from mosec_asgi.web.gathering import LARGE, GatheringTransport, TurnEnd
 
 
 class Leaving(asyncio.Transport):
@@ -26,10 +28,39 @@ class Leaving(asyncio.Transport):
 
 async def test_what_is_held_goes_out_at_the_end_of_the_turn() -> None:
     inner = Leaving()
-    GatheringTransport(inner, asyncio.get_running_loop()).write(b"head")
+    GatheringTransport(inner, TurnEnd(asyncio.get_running_loop())).write(b"head")
     assert inner.written == b""
     await asyncio.sleep(0)
     assert inner.written == b"head"
+
+
+@pytest.mark.parametrize("size", [1, LARGE - 1, LARGE, 10 * LARGE])
+async def test_head_and_body_go_out_in_order_and_once(size: int) -> None:
+    inner = Leaving()
+    transport = GatheringTransport(inner, TurnEnd(asyncio.get_running_loop()))
+    transport.write(b"head")
+    transport.write(b"b" * size)
+    assert inner.written == b"head" + b"b" * size
+    await asyncio.sleep(0)
+    assert len(inner.written) == 4 + size
+
+
+async def test_a_connection_that_fails_keeps_no_other_from_its_client() -> None:
+    class Broken(Leaving):
+        def write(self, data: bytes | bytearray | memoryview) -> None:
+            raise OSError("no")
+
+    errors: list[object] = []
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda _, context: errors.append(context["exception"]))
+    turn_end = TurnEnd(loop)
+    connections = [Leaving(), Broken(), Leaving(), Leaving()]
+    for inner in connections:
+        GatheringTransport(inner, turn_end).write(b"head")
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert [inner.written for inner in connections] == [b"head", b"", b"head", b"head"]
+    assert [str(error) for error in errors] == ["no"]
 
 
 async def test_what_is_held_for_a_client_that_leaves_meanwhile_is_dropped_without_an_error() -> None:
@@ -37,7 +68,7 @@ async def test_what_is_held_for_a_client_that_leaves_meanwhile_is_dropped_withou
     loop = asyncio.get_running_loop()
     loop.set_exception_handler(lambda _, context: errors.append(context))
     inner = Leaving()
-    GatheringTransport(inner, loop).write(b"head")
+    GatheringTransport(inner, TurnEnd(loop)).write(b"head")
     inner.left = True
     await asyncio.sleep(0)
     assert (inner.written, errors) == (b"", [])

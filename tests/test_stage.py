@@ -176,11 +176,33 @@ async def test_where_tasks_stand_in_their_pipeline_goes_with_them() -> None:
             ((1, 0), 1, True, frames.EGRESS),
         ):
             task = Task(len(expected) + 1, "", 0, stages, b"", b.clock.now, 1e9, example=example)
-            task.position = position
+            for _ in range(position):
+                task.step(Event.DISPATCH)
+                task.advance(b"", b.clock.now)
             b.stage.enqueue(task, b.clock.now)
             expected.append(flags)
         b.loop.turn()
         assert [flag for frame in b.worker.frames for flag in frame.flags] == expected
+
+
+async def test_a_task_that_comes_alone_is_sent_at_once_and_one_after_a_crowd_waits_for_the_turns_end() -> None:
+    async with bench() as b:
+        b.submit()
+        assert len(b.worker.given) == 1, "the first one"
+        b.worker.reply(seconds=0.0001)
+        b.submit()
+        assert len(b.worker.given) == 2, "one after another"
+        b.worker.reply(seconds=0.0001)
+        b.submit(3)
+        b.loop.turn()
+        b.worker.reply(seconds=0.0001)
+        b.loop.turn()
+        b.worker.reply(seconds=0.0001)
+        given = len(b.worker.given)
+        b.submit()
+        assert len(b.worker.given) == given, "others may come in the same turn, as they did before"
+        b.loop.turn()
+        assert len(b.worker.given) == given + 1
 
 
 # -- clients that leave ------------------------------------------------------------------------------------------------

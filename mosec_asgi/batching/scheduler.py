@@ -119,7 +119,7 @@ class Scheduler(Generic[WorkerKey]):
         """
         self.max_batch_size = max_batch_size
         self.max_wait = max_wait
-        self.adaptive = adaptive
+        self.adaptive = adaptive and max_batch_size > 1
         self.concurrency = concurrency
         self.ordered = ordered
         self._queue: deque[Task] = deque()
@@ -300,25 +300,29 @@ class Scheduler(Generic[WorkerKey]):
 
     def _assign_window(self) -> list[Assignment[WorkerKey]]:
         given: dict[WorkerKey, list[Task]] = {}
-        while (task := self._head()) is not None:
-            worker = self._least_loaded_with_room()
+        while self._head() is not None:
+            worker, count = self._least_loaded_with_room()
             if worker is None:
                 break
-            self._take(worker, [task])
-            given.setdefault(worker, []).append(task)
+            tasks = self._next_tasks(count)
+            self._take(worker, tasks)
+            given.setdefault(worker, []).extend(tasks)
         return [Assignment(worker, tasks) for worker, tasks in given.items()]
 
-    def _least_loaded_with_room(self) -> WorkerKey | None:
+    def _least_loaded_with_room(self) -> tuple[WorkerKey | None, int]:
+        """Return the worker that the next task is for, and how many go there before another may have its turn."""
         best: WorkerKey | None = None
         best_rank = (0.0, 0, 0)
+        count = 0
         for worker, load in self._loads.items():
             ahead = len(load.sent)
             if load.alone or ahead >= load.window:
                 continue
+            count = load.window - ahead if best is None else 1
             rank = (load.work, ahead, load.order)
             if best is None or rank < best_rank:
                 best, best_rank = worker, rank
-        return best
+        return best, count
 
     def _assign_batches(self, now: float) -> tuple[list[Assignment[WorkerKey]], float | None]:
         assignments: list[Assignment[WorkerKey]] = []
@@ -332,7 +336,7 @@ class Scheduler(Generic[WorkerKey]):
                     break
             elif not full and now < (until := self._wait_until(oldest, now)):
                 return assignments, until
-            batch = self._form_batch()
+            batch = self._next_tasks(self.max_batch_size)
             self._take(worker, batch)
             assignments.append(Assignment(worker, batch))
         return assignments, None
@@ -357,10 +361,10 @@ class Scheduler(Generic[WorkerKey]):
         ]
         return min(ready, key=lambda pair: pair[0])[1] if ready else None
 
-    def _form_batch(self) -> list[Task]:
-        """Return the next batch: live tasks from the head of the queue, which stay there until they are taken."""
+    def _next_tasks(self, most: int) -> list[Task]:
+        """Return live tasks from the head of the queue, which stay there until they are taken."""
         live = (task for task in self._queue if task.state is State.QUEUED)
-        return list(islice(live, self.max_batch_size))
+        return list(islice(live, most))
 
     def _wait_until(self, oldest: Task, now: float) -> float:
         """Return until when an idle worker waits for the batch that begins with `oldest` to fill."""

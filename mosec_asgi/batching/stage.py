@@ -5,8 +5,8 @@ has happened, and carries out what they say. What becomes of a task is its `Owne
 
 It works in turns. Whatever happens in one turn of the loop (tasks that arrive, results that come back, clients that
 leave) only marks the stage; at the turn's end it is asked once what to send. So all that is ready for one worker goes
-out as one frame and one write, however it came. Only a task that finds the stage idle does not wait for the turn's end,
-which spares a lonely request a round of the loop.
+out as one frame and one write, however it came. Only a task that finds the stage idle and came alone, as the one before
+it did, does not wait for the turn's end, which spares a lonely request a round of the loop.
 """
 
 from __future__ import annotations
@@ -143,6 +143,8 @@ class Stage:
         self._rate = Rate()
         self._watchdog: Watchdog[PoolWorker] = Watchdog(plan.timeout + GRACE_SECONDS)
         self._marked = False
+        # What was sent last was a single task.
+        self._calm = True
         self._wake_at: float | None = None
         self._wake_timer: asyncio.TimerHandle | None = None
         self._look_timer: asyncio.TimerHandle | None = None
@@ -176,7 +178,7 @@ class Stage:
         if self.pool.down:
             self._owner.failed(task, STAGE_DOWN)
         elif not self._marked:
-            if self.scheduler.starts_at_once:
+            if self._calm and self.scheduler.starts_at_once:
                 self._dispatch(now)
             else:
                 self._mark()
@@ -332,6 +334,8 @@ class Stage:
 
     def _dispatch(self, now: float) -> None:
         assignments, wake_at = self.scheduler.assign(now)
+        if assignments:
+            self._calm = len(assignments) == 1 == len(assignments[0].tasks)
         for assignment in assignments:
             self._send(assignment, now)
         self._rate.wait(now, waiting=wake_at is None and self.scheduler.queued > 0)

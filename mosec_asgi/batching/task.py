@@ -65,6 +65,7 @@ class Task:
         route: the place of its route in the service's list.
         stages: the stages of its pipeline, by their place in the service's list.
         position: which of `stages` it is at, from 0.
+        at_last_stage: whether that is its pipeline's last.
         payload: the encoded input of the stage that it is at, or where in shared memory that lies; empty once it is
             settled.
         arrived: when it was admitted, in seconds of the coordinator's clock.
@@ -80,8 +81,8 @@ class Task:
     """
 
     __slots__ = (
-        "alone", "arrived", "attempts", "batch", "deadline", "example", "flow", "id", "payload", "place", "position",
-        "queued", "request_id", "route", "stages", "state",
+        "alone", "arrived", "at_last_stage", "attempts", "batch", "deadline", "example", "flow", "id", "payload",
+        "place", "position", "queued", "request_id", "route", "stages", "state",
     )  # fmt: skip
 
     def __init__(
@@ -102,6 +103,7 @@ class Task:
         self.route = route
         self.stages = stages
         self.position = 0
+        self.at_last_stage = len(stages) == 1
         self.payload: bytes | Parcel = payload
         self.arrived = self.queued = now
         self.deadline = deadline
@@ -120,11 +122,6 @@ class Task:
         """The stage that it is at, by its place in the service's list."""
         return self.stages[self.position]
 
-    @property
-    def at_last_stage(self) -> bool:
-        """Whether the stage that it is at is its pipeline's last."""
-        return self.position + 1 == len(self.stages)
-
     def step(self, event: Event) -> None:
         """Go to the state after `event`.
 
@@ -141,6 +138,7 @@ class Task:
         self.step(Event.ADVANCE)
         self._drop_payload()
         self.position += 1
+        self.at_last_stage = self.position + 1 == len(self.stages)
         self.payload = payload
         self.queued = now
         self.attempts = 0

@@ -8,17 +8,44 @@ fell from about 55 to 46 µs when this was measured (batched JSON echo, 128 conn
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Iterable
 from typing import Any, cast
+
+# Bytes from which two pieces are handed on as two, for one system call, rather than copied into one.
+LARGE = 16 * 1024
+
+
+class TurnEnd:
+    """Flushes transports at the end of the loop's turn: one callback for all of them."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
+        self._waiting: deque[GatheringTransport] = deque()
+
+    def flush(self, transport: GatheringTransport) -> None:
+        """Flush `transport` when the turn ends."""
+        if not self._waiting:
+            self.loop.call_soon(self._flush_all)
+        self._waiting.append(transport)
+
+    def _flush_all(self) -> None:
+        try:
+            while self._waiting:
+                self._waiting.popleft().flush()
+        finally:
+            # One that fails does not keep the others from their clients.
+            if self._waiting:
+                self.loop.call_soon(self._flush_all)
 
 
 class GatheringTransport(asyncio.Transport):
     """Passes everything on to another transport; a write waits for the next one, or for the end of the loop's turn."""
 
-    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, transport: asyncio.Transport, turn_end: TurnEnd) -> None:
         super().__init__()
         self._transport = transport
-        self._loop = loop
+        self._turn_end = turn_end
         self._held = b""
         # Asked for on each request; spared a call in between.
         self.is_closing = transport.is_closing  # type: ignore[method-assign]
@@ -31,18 +58,22 @@ class GatheringTransport(asyncio.Transport):
         if not data:
             return
         if self._held:
-            self._transport.write(self._held + data)
+            if len(data) < LARGE:
+                self._transport.write(self._held + data)
+            else:
+                self._transport.writelines((self._held, data))
             self._held = b""
         else:
             # A copy of what the caller may change; of bytes it is none.
             self._held = bytes(data)
-            self._loop.call_soon(self._flush)
+            self._turn_end.flush(self)
 
     def writelines(self, list_of_data: Iterable[bytes | bytearray | memoryview[Any]]) -> None:
         """Write all pieces as one."""
         self.write(b"".join(list_of_data))
 
-    def _flush(self) -> None:
+    def flush(self) -> None:
+        """Write what is held."""
         held, self._held = self._held, b""
         # A client may have left since: uvloop raises for a transport that is closed.
         if held and not self._transport.is_closing():
@@ -50,7 +81,7 @@ class GatheringTransport(asyncio.Transport):
 
     def close(self) -> None:
         """Close once all that was written is sent."""
-        self._flush()
+        self.flush()
         self._transport.close()
 
     def abort(self) -> None:
@@ -60,7 +91,7 @@ class GatheringTransport(asyncio.Transport):
 
     def write_eof(self) -> None:
         """End the stream after what was written."""
-        self._flush()
+        self.flush()
         self._transport.write_eof()
 
     def can_write_eof(self) -> bool:
@@ -94,10 +125,14 @@ class GatheringTransport(asyncio.Transport):
 
 def gathering(protocol: type[asyncio.Protocol]) -> type[asyncio.Protocol]:
     """Return `protocol` as a class whose connections gather their writes."""
+    turn_end: TurnEnd | None = None
 
     class Gathering(protocol):  # type: ignore[valid-type,misc]
         def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            nonlocal turn_end
             loop = asyncio.get_running_loop()
-            super().connection_made(GatheringTransport(cast(asyncio.Transport, transport), loop))
+            if turn_end is None or turn_end.loop is not loop:
+                turn_end = TurnEnd(loop)
+            super().connection_made(GatheringTransport(cast(asyncio.Transport, transport), turn_end))
 
     return Gathering

@@ -7,12 +7,12 @@ import time
 
 from starlette.types import Receive, Scope, Send
 
-from mosec_asgi.batching.service import CLIENT_LEFT
+from mosec_asgi.batching.service import CLIENT_LEFT, Ticket
 from mosec_asgi.errors import Failure
 from mosec_asgi.web import compression
 from mosec_asgi.web.body import ClientLeft
 from mosec_asgi.web.request import Headers, Shared, timeout_of
-from mosec_asgi.web.responses import Header, send_failure, send_success
+from mosec_asgi.web.responses import Header, send_failure, success
 
 
 class InferenceEndpoint:
@@ -47,9 +47,22 @@ class InferenceEndpoint:
             body = await self._bodies.read(headers, receive)
         except ClientLeft:
             return
-        outcome = body if isinstance(body, Failure) else await self._run(body, headers, request_id, receive)
-        if outcome is CLIENT_LEFT:
-            return
+        ticket = body if isinstance(body, Failure) else self._submit(body, headers, request_id)
+        outcome: bytes | Failure
+        if isinstance(ticket, Failure):
+            outcome = ticket
+        else:
+            task_id, result = ticket
+            self._watch.add(task_id, receive)
+            try:
+                outcome = await result
+            except asyncio.CancelledError:
+                self._service.cancel(task_id)
+                raise
+            finally:
+                self._watch.discard(task_id)
+            if outcome is CLIENT_LEFT:
+                return
         common = [(b"x-request-id", request_id.encode()), self._server]
         if isinstance(outcome, Failure):
             self._metrics.answered(self._path, outcome.code)
@@ -59,7 +72,8 @@ class InferenceEndpoint:
             self._metrics.duration.observe(time.perf_counter() - began)
             if self._compression:
                 outcome = await self._packed(outcome, headers.get(b"accept-encoding"), common)
-            await send_success(send, outcome, self._content_type, common)
+            for message in success(outcome, self._content_type, common):
+                await send(message)
 
     async def _packed(self, body: bytes, accept: bytes | None, headers: list[Header]) -> bytes:
         """Return a result as the client wants it, and add the headers that say so."""
@@ -70,20 +84,9 @@ class InferenceEndpoint:
         headers.append((b"content-encoding", encoding.encode()))
         return await compression.compress(body, encoding)
 
-    async def _run(self, body: bytes, headers: Headers, request_id: str, receive: Receive) -> bytes | Failure:
-        """Run a request as a task and return its outcome."""
+    def _submit(self, body: bytes, headers: Headers, request_id: str) -> Ticket | Failure:
+        """Have a request admitted as a task, or return what speaks against it."""
         timeout = timeout_of(headers)
         if isinstance(timeout, Failure):
             return timeout
-        ticket = self._service.submit(self._route, body, request_id, timeout)
-        if isinstance(ticket, Failure):
-            return ticket
-        task_id, outcome = ticket
-        self._watch.add(task_id, receive)
-        try:
-            return await outcome
-        except asyncio.CancelledError:
-            self._service.cancel(task_id)
-            raise
-        finally:
-            self._watch.discard(task_id)
+        return self._service.submit(self._route, body, request_id, timeout)

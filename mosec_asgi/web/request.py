@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
 
@@ -73,7 +73,8 @@ class BodyReader:
         self._limit = limit
         self._compressed = compressed
 
-    async def read(self, headers: Headers, receive: Receive) -> bytes | Failure:
+    # No coroutine of its own, see `App`.
+    def read(self, headers: Headers, receive: Receive) -> Awaitable[bytes | Failure]:
         """Return a request's body, at least one byte long, or what is wrong with it.
 
         Raises:
@@ -81,7 +82,10 @@ class BodyReader:
         """
         declared, encoding = headers.get(b"content-length"), headers.get(b"content-encoding")
         if encoding is None:
-            return await read_body(receive, declared, self._limit)
+            return read_body(receive, declared, self._limit)
+        return self._read_encoded(receive, declared, encoding)
+
+    async def _read_encoded(self, receive: Receive, declared: bytes | None, encoding: bytes) -> bytes | Failure:
         name = encoding.decode("latin-1").strip().lower()
         if name not in ("", "identity") and not (self._compressed and name in compression.supported()):
             return compression.unknown(name, enabled=self._compressed)

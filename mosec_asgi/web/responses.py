@@ -5,7 +5,7 @@ from __future__ import annotations
 from http import HTTPStatus
 from typing import Any
 
-from starlette.types import Send
+from starlette.types import Message, Send
 
 from mosec_asgi.errors import Failure
 from mosec_asgi.streaming import Event, encode_event
@@ -41,11 +41,13 @@ def headers_of(failure: Failure, common: list[Header]) -> list[Header]:
     return headers
 
 
-async def send_success(send: Send, body: bytes, content_type: Header, common: list[Header]) -> None:
-    """Send a result; `common` are the headers that every response has, and those of its encoding."""
+def success(body: bytes, content_type: Header, common: list[Header]) -> tuple[Message, Message]:
+    """Return the messages of a result; `common` are the headers that every response has, and those of its encoding."""
     headers = [content_type, (b"content-length", b"%d" % len(body)), *common]
-    await send({"type": "http.response.start", "status": 200, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
+    return (
+        {"type": "http.response.start", "status": 200, "headers": headers},
+        {"type": "http.response.body", "body": body},
+    )
 
 
 async def send_failure(send: Send, failure: Failure, common: list[Header]) -> None:
