@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from mosec_asgi.web.gathering from mosec_asgi.web.gathering import LARGE, GatheringTransport, TurnEnd
+from mosec_asgi.web.gathering import LARGE, GatheringTransport, TurnEnd
 
 
 class Leaving(asyncio.Transport):
