@@ -20,6 +20,7 @@ import uvicorn
 from mosec_asgi import log
 from mosec_asgi.config import Settings
 from mosec_asgi.web.gathering import gathering
+from mosec_asgi.web.keep_alive import KeepAlive
 
 if TYPE_CHECKING:
     from mosec_asgi.server import Server
@@ -120,7 +121,10 @@ def _http_protocol() -> type[asyncio.Protocol]:
         return AutoProtocol
     from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-    return HttpToolsProtocol
+    class Http1Protocol(KeepAlive, HttpToolsProtocol):
+        """HTTP/1.1 alone."""
+
+    return Http1Protocol
 
 
 def _listen(address: str, port: int) -> socket.socket:

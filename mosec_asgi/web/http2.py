@@ -13,22 +13,39 @@ import zttp
 from uvicorn.protocols.http.auto_zttp_impl import AutoZttpProtocol
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT, FlowControl
 from uvicorn.protocols.http.zttp_h2_impl import RequestResponseCycle, ZttpH2Protocol
+from uvicorn.protocols.http.zttp_impl import ZttpProtocol
+
+from mosec_asgi.web.keep_alive import KeepAlive, has_unread
 
 
 class AutoProtocol(AutoZttpProtocol):
     """HTTP/1.1 and prior-knowledge HTTP/2 on one port."""
 
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Wait for the first bytes, as long as between two requests."""
+        super().connection_made(transport)
+        if self.timeout_task is not None:
+            self.timeout_task.cancel()
+            self.timeout_task = self.loop.call_later(self.config.timeout_keep_alive, self._close_if_silent)
+
+    def _close_if_silent(self) -> None:
+        if not has_unread(self.transport):
+            self.transport.close()
+
     def _switch(self, http2: bool, initial_data: bytes = b"") -> None:
-        if not http2:
-            super()._switch(http2, initial_data)
-            return
-        protocol = PacedHttp2Protocol(self.config, self.server_state, self.app_state, self.loop)
+        kind = PacedHttp2Protocol if http2 else Http1Protocol
+        protocol = kind(self.config, self.server_state, self.app_state, self.loop)
         self.transport.set_protocol(protocol)
         protocol.connection_made(self.transport)
-        protocol.data_received(initial_data)
+        if initial_data:
+            protocol.data_received(initial_data)
 
 
-class PacedHttp2Protocol(ZttpH2Protocol):
+class Http1Protocol(KeepAlive, ZttpProtocol):
+    """A connection over HTTP/1.1."""
+
+
+class PacedHttp2Protocol(KeepAlive, ZttpH2Protocol):
     """A connection whose streams wait for their clients, each for itself."""
 
     # Set when the client has sent something, which may have opened a window, or is gone.
