@@ -54,14 +54,20 @@ class Connection:
         """Return what comes next, nothing at the end."""
         return await asyncio.wait_for(self._loop.sock_recv(self.sock, 1000), PATIENCE)
 
-    async def ask_a_server_that_stands_still(self) -> None:
-        """Send a request, and keep the loop from reading it until the time of a silent connection is over."""
+    async def ask(self) -> bytes:
+        """Send a request, and return its answer."""
+        self.sock.send(REQUEST)
+        return await self.read()
+
+    async def stand_still(self, seconds: float, sent: bytes = b"") -> None:
+        """Send something, and keep the loop from reading it for so long."""
         stood_still = asyncio.Event()
 
         def stand_still() -> None:
             self._loop.remove_reader(here)
-            self.sock.send(REQUEST)
-            time.sleep(KEEP_ALIVE + 0.2)
+            if sent:
+                self.sock.send(sent)
+            time.sleep(seconds)
             stood_still.set()
 
         # While the loop handles what has come from sockets: its timers are next, and then sockets again.
@@ -107,27 +113,43 @@ def on_uvloop(main: Coroutine[None, None, None]) -> None:
 
 
 @EACH_PROTOCOL
+@pytest.mark.parametrize("late", [0.01, 0.5], ids=["nearly in time", "late"])
 def test_a_first_request_that_came_while_the_server_stood_still_is_answered(
-    protocol: Callable[[], type[asyncio.Protocol]],
+    protocol: Callable[[], type[asyncio.Protocol]], late: float
 ) -> None:
     async def main() -> None:
         async with connected(protocol()) as connection:
-            await connection.ask_a_server_that_stands_still()
+            await connection.stand_still(KEEP_ALIVE + late, REQUEST)
             assert (await connection.read()).endswith(b"done")
 
     on_uvloop(main())
 
 
 @EACH_PROTOCOL
+@pytest.mark.parametrize("late", [0.01, 0.5], ids=["nearly in time", "late"])
 def test_a_next_request_that_came_while_the_server_stood_still_is_answered(
+    protocol: Callable[[], type[asyncio.Protocol]], late: float
+) -> None:
+    async def main() -> None:
+        async with connected(protocol()) as connection:
+            assert (await connection.ask()).endswith(b"done")
+            await connection.stand_still(KEEP_ALIVE + late, REQUEST)
+            assert (await connection.read()).endswith(b"done")
+
+    on_uvloop(main())
+
+
+@EACH_PROTOCOL
+def test_a_client_that_stood_still_with_the_server_has_its_time_again(
     protocol: Callable[[], type[asyncio.Protocol]],
 ) -> None:
     async def main() -> None:
         async with connected(protocol()) as connection:
-            connection.sock.send(REQUEST)
-            assert (await connection.read()).endswith(b"done")
-            await connection.ask_a_server_that_stands_still()
-            assert (await connection.read()).endswith(b"done")
+            for _ in range(2):
+                await connection.stand_still(KEEP_ALIVE + 0.5)
+                # The timers that are due have run.
+                await asyncio.sleep(KEEP_ALIVE / 10)
+                assert (await connection.ask()).endswith(b"done")
 
     on_uvloop(main())
 
@@ -136,17 +158,16 @@ def test_a_next_request_that_came_while_the_server_stood_still_is_answered(
 def test_a_connection_without_a_next_request_is_closed(protocol: Callable[[], type[asyncio.Protocol]]) -> None:
     async def main() -> None:
         async with connected(protocol()) as connection:
-            connection.sock.send(REQUEST)
-            assert (await connection.read()).endswith(b"done")
-            time.sleep(KEEP_ALIVE + 0.2)
+            assert (await connection.ask()).endswith(b"done")
             assert await connection.read() == b""
 
     on_uvloop(main())
 
 
-def test_a_connection_without_a_first_request_is_closed() -> None:
+def test_a_connection_without_a_first_request_is_closed_also_when_the_server_stood_still() -> None:
     async def main() -> None:
         async with connected(automatic()) as connection:
+            await connection.stand_still(KEEP_ALIVE + 0.5)
             assert await connection.read() == b""
 
     on_uvloop(main())

@@ -15,7 +15,7 @@ from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT, FlowControl
 from uvicorn.protocols.http.zttp_h2_impl import RequestResponseCycle, ZttpH2Protocol
 from uvicorn.protocols.http.zttp_impl import ZttpProtocol
 
-from mosec_asgi.web.keep_alive import KeepAlive, has_unread
+from mosec_asgi.web.keep_alive import KeepAlive, has_unread, is_late
 
 
 class AutoProtocol(AutoZttpProtocol):
@@ -26,10 +26,15 @@ class AutoProtocol(AutoZttpProtocol):
         super().connection_made(transport)
         if self.timeout_task is not None:
             self.timeout_task.cancel()
-            self.timeout_task = self.loop.call_later(self.config.timeout_keep_alive, self._close_if_silent)
+            self._wait()
+
+    def _wait(self) -> None:
+        self.timeout_task = self.loop.call_later(self.config.timeout_keep_alive, self._close_if_silent)
 
     def _close_if_silent(self) -> None:
-        if not has_unread(self.transport):
+        if self.timeout_task is not None and is_late(self.timeout_task, self.loop):
+            self._wait()
+        elif not has_unread(self.transport):
             self.transport.close()
 
     def _switch(self, http2: bool, initial_data: bytes = b"") -> None:
