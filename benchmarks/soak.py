@@ -36,6 +36,7 @@ from pathlib import Path
 import servers
 from connection import Answer, Connection, Lost, connected
 from faults import positive
+from leftovers import SHARED_MEMORY, leftovers
 from problems import BenchmarkError
 
 CONNECTIONS = 16
@@ -48,7 +49,6 @@ FIRST_SECONDS = 3.0
 # For the last answers, for workers to be replaced, for connections to be closed.
 REST_SECONDS = 20.0
 GROWTH = 0.02
-SHARED_MEMORY = Path("/dev/shm")
 LIVES, DIES = 1, 2
 # What a client does next, by how often; the numbers are shares of their sum.
 KINDS = {"small": 60, "large": 3, "garbled": 8, "refuse": 8, "fail": 4, "leave": 8, "stream": 6, "leave stream": 3}
@@ -89,14 +89,6 @@ def median_usage(looks: Sequence[Usage]) -> Usage:
     """Return the median of each number."""
     columns = zip(*map(dataclasses.astuple, looks), strict=True)
     return Usage(*map(statistics.median_low, columns))
-
-
-def shared_memory() -> set[str]:
-    """Return the names of what lies in shared memory.
-
-    Without the semaphores of `multiprocessing`: this package makes none, and other programs may leave theirs meanwhile.
-    """
-    return {name for name in os.listdir(SHARED_MEMORY) if not name.startswith("sem.mp-")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,7 +245,7 @@ class Soak:
     async def _watch(self, report: Callable[[Sample], None]) -> None:
         assert self.worker is not None
         began = before = time.monotonic()
-        files = shared_memory()
+        files = leftovers()
         count = self.findings.answers.total()
         while True:
             looks: list[tuple[Usage, Usage]] = []
@@ -266,7 +258,7 @@ class Soak:
                 (total - count) / (now - before),
                 median_usage([server for server, _ in looks]),
                 median_usage([worker for _, worker in looks]),
-                len(shared_memory() - files),
+                len(leftovers() - files),
             )
             before, count = now, total
             self.findings.samples.append(sample)
@@ -352,7 +344,7 @@ def soak(server: servers.RunningServer, seconds: float, interval: float, *, stre
         streams: ask for streams too.
     """
     run = Soak(server, interval, streams=streams)
-    files = shared_memory()
+    files = leftovers()
     # Everything once, so that what is loaded or opened at its first use is there.
     asyncio.run(run.load(FIRST_SECONDS, kill=False))
     if run.worker is None:
@@ -379,7 +371,7 @@ def soak(server: servers.RunningServer, seconds: float, interval: float, *, stre
                 faults.append(f"the {name} has {now} {what} at rest, and had {then}")
     if not _is_idle(server):
         faults.append(f"it is not at rest {REST_SECONDS:.0f} s after the last request")
-    left = shared_memory() - files
+    left = leftovers() - files
     if left:
         faults.append(f"{len(left)} files are left in {SHARED_MEMORY}: {', '.join(sorted(left)[:5])}")
     return faults

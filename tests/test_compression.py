@@ -175,7 +175,7 @@ def test_a_service_with_compression_on(tmp_path: Path, log: Path) -> None:
         before = memory_of(program.process.pid)
         began = time.monotonic()
         assert post(bomb, content_encoding="gzip").status_code == 413
-        assert time.monotonic() - began < 1.0
+        assert time.monotonic() - began < 5.0
         assert memory_of(program.process.pid) - before < 2_000_000
 
 

@@ -272,7 +272,7 @@ def test_the_time_of_one_is_not_that_of_the_others() -> None:
         await asyncio.sleep(item)
         return item
 
-    answers = run(awaiting(forward), json_tasks(0.3, PATIENCE, 0.3, 0.3, 0.3), concurrency=2, timeout=0.6)
+    answers = run(awaiting(forward), json_tasks(0.5, PATIENCE, 0.5, 0.5, 0.5), concurrency=2, timeout=1.2)
     assert [code for code, _ in answers] == [200, LATE, 200, 200, 200]
 
 
@@ -597,15 +597,15 @@ def test_a_batch_that_fails_after_an_event_is_not_run_again() -> None:
 def test_a_stream_may_take_longer_than_each_of_its_events(kind: str) -> None:
     async def forward(item: Any) -> AsyncIterator[str]:
         for number in range(5):
-            await asyncio.sleep(0.15)
+            await asyncio.sleep(0.3)
             yield f"{number}"
 
     async def push(self: SSEWorker, item: Any) -> None:
         for number in range(5):
-            await asyncio.sleep(0.15)
+            await asyncio.sleep(0.3)
             self.send_stream_event(f"{number}")
 
-    server = served(yielding(forward) if kind == "yields" else pushing(push), json_tasks(1), timeout=0.5)
+    server = served(yielding(forward) if kind == "yields" else pushing(push), json_tasks(1), timeout=1.0)
     assert (len(server.events[1]), server.answers) == (5, {1: ENDED})
 
 

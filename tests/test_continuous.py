@@ -319,10 +319,10 @@ def test_a_step_that_takes_too_long_ends_all_streams() -> None:
 def test_each_step_has_the_whole_time() -> None:
     class Slow(Countdown):
         def step(self) -> Iterable[tuple[Hashable, Any]]:
-            hang(0.2)
+            hang(0.4)
             return list(super().step())
 
-    server, _ = serve(Slow, json_tasks(4), timeout=0.5)
+    server, _ = serve(Slow, json_tasks(4), timeout=1.0)
     assert server.answers == {1: ENDED}
 
 

@@ -325,8 +325,8 @@ def test_the_timeout_passes_through_a_retry_loop_and_lets_forward_clean_up() -> 
 
 
 def test_each_call_has_the_whole_time() -> None:
-    answers = run(worker_of(lambda item: hang(item)), json_tasks(0.25, PATIENCE, 0.25, 0.25), timeout=0.5)
-    assert [code for code, _ in answers] == [200, 408, 200, 200]
+    answers = run(worker_of(lambda item: hang(item)), json_tasks(0.5, PATIENCE, 0.5, 0.5, 0.5), timeout=1.2)
+    assert [code for code, _ in answers] == [200, 408, 200, 200, 200]
 
 
 def test_an_alarm_that_is_late_interrupts_nothing() -> None:

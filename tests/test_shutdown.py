@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import json
 import os
 import re
@@ -24,7 +23,7 @@ from workers import Echo, Raw
 
 from mosec_asgi import Server
 
-connection = benchmark("connection")
+connection, leftovers = benchmark("connection"), benchmark("leftovers")
 
 EACH_WAY_TO_RUN = pytest.mark.parametrize("by", ["run", "uvicorn", "mounted"])
 # Seconds. A request that is written so long before a signal has been read by the server, whatever else it does.
@@ -33,7 +32,6 @@ STAGES = """
     server.append_worker(Counted)
     server.append_worker(Nap, max_batch_size=8, max_wait_time=1, route="/nap")
 """
-SHARED_MEMORY = Path("/dev/shm")
 
 
 def once(program: Program) -> None:
@@ -57,36 +55,12 @@ def leaving_nothing(folder: Path) -> Iterator[dict[str, str]]:
     """Make sure that what runs in the block, with the environment that it is given, leaves no file behind."""
     temporary = folder / "tmp"
     temporary.mkdir()
-    before = shared_memory()
+    before = leftovers.leftovers()
     yield {"TMPDIR": str(temporary), "MOSEC_TIMEOUT": "20000"}
     assert list(temporary.iterdir()) == []
     # Others may use shared memory on this machine at the same time, but not for long.
-    new = shared_memory() - before
-    wait_until(lambda: not new & shared_memory(), f"{new} are left in {SHARED_MEMORY}")
-
-
-def shared_memory() -> set[str]:
-    """Return the names of what lies there and is left.
-
-    Not semaphores of `multiprocessing`, of which mosec leaves some and we make none, nor what the living servers of
-    other tests use, which hold a lock on it.
-    """
-    names = os.listdir(SHARED_MEMORY) if SHARED_MEMORY.exists() else []
-    return {name for name in names if not name.startswith("sem.mp-") and not is_locked(SHARED_MEMORY / name)}
-
-
-def is_locked(path: Path) -> bool:
-    try:
-        descriptor = os.open(path, os.O_RDONLY)
-    except FileNotFoundError:
-        return False
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(descriptor)
-    return False
+    new = leftovers.leftovers() - before
+    wait_until(lambda: not new & leftovers.leftovers(), f"{new} are left in {leftovers.SHARED_MEMORY}")
 
 
 def can_listen(port: int) -> bool:

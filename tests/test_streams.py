@@ -21,7 +21,7 @@ SERVER = """
 from stream_workers import *
 from mosec_asgi import Server
 
-server = Server(timeout=5000, stream_buffer=65536)
+server = Server(timeout=20000, stream_buffer=65536)
 server.append_worker(Count, route="/count")
 server.append_worker(CountBatch, num=2, max_batch_size=16, max_wait_time=20, route="/batch")
 server.append_worker(Pushed, max_batch_size=8, max_wait_time=20, route="/pushed")
@@ -42,9 +42,9 @@ ONE_BY_ONE = """
 from stream_workers import Slow
 from mosec_asgi import Server
 
-server = Server(timeout=300, event_timeout=300)
+server = Server(timeout=2000, event_timeout=2000)
 server.append_worker(Slow)
-server.append_worker(Slow, timeout=0.1, route="/short")
+server.append_worker(Slow, timeout=1.0, route="/short")
 
 if __name__ == "__main__":
     server.run()
@@ -299,12 +299,12 @@ async def test_a_client_that_leaves_ends_its_generator_and_frees_the_worker(
 ) -> None:
     name = f"leaver{path.replace('/', '-')}"
     async with client_of(program) as client:
-        async with client.stream("POST", path, json={"name": name, "count": 1000, "seconds": 0.05}) as response:
+        async with client.stream("POST", path, json={"name": name, "count": 1000, "seconds": 0.3}) as response:
             assert await anext(response.aiter_lines()) == f"data: {name} 0"
         await until(lambda: "closed" in noted(notes, name), "the generator is not closed")
         assert await events(client, path, {"name": "next", "count": 2}) == ["next 0", "next 1"]
-    # One that was being made while the client left, and one more before the news came.
-    assert len(noted(notes, name)) <= 4
+    # One that was being made while the client left, one more before the news came, and two where the machine stalls.
+    assert len(noted(notes, name)) <= 6
     wait_until(lambda: "mosec_service_remaining_task 0.0" in program.client.get("/metrics").text, "a task remains")
 
 
@@ -360,7 +360,8 @@ async def test_time_bounds_the_first_event_and_each_gap(
 
 async def test_a_stream_may_take_longer_than_the_time_for_one_event(impatient: Program) -> None:
     async with client_of(impatient) as client:
-        assert await events(client, "/inference", {"before": 0.2, "between": 0.2}) == ["first", "second"]
+        # Either is 0.8 s below the bound, which a machine that stalls does not use up.
+        assert await events(client, "/inference", {"before": 1.2, "between": 1.2}) == ["first", "second"]
 
 
 async def test_a_worker_that_dies_before_the_first_event_costs_no_stream(program: Program, notes: Path) -> None:

@@ -10,8 +10,10 @@ from __future__ import annotations
 from uvicorn._types import ASGI3Application
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
+from mosec_asgi.web.keep_alive import KeepAlive
 
-class Http1Protocol(HttpToolsProtocol):
+
+class Http1Protocol(KeepAlive, HttpToolsProtocol):
     """A connection whose running request hears that its client has left."""
 
     _running: RequestResponseCycle | None = None
