@@ -46,6 +46,7 @@ def _note(result: Result) -> str:
         "mosec": "",
         "litserve": "; theirs is LitServe",
         "bare": "; theirs is the bare app",
+        "uvicorn": "; theirs is the bare app",
         "static": "; theirs are the static batches",
     }[result.scenario.rival]
 

@@ -30,7 +30,7 @@ SECONDS_TO_START = 30.0
 SECONDS_TO_STOP = 10.0
 POLL = 0.02
 
-Package = Literal["mosec", "mosec_asgi", "litserve", "bare", "static"]
+Package = Literal["mosec", "mosec_asgi", "litserve", "bare", "uvicorn", "static"]
 # Where one answers 200 once it is ready.
 READY = {"mosec_asgi": "/readyz", "litserve": "/health"}
 
@@ -103,7 +103,8 @@ def running(service: str, packages: Sequence[Package], load: Load) -> Iterator[l
 
     Args:
         service: the file under `services/`.
-        packages: whose; "bare" and "static" are services of their own, and LitServe's is in `litserve_<service>.py`.
+        packages: whose; "bare", "uvicorn" and "static" are services of their own, and LitServe's is in
+            `litserve_<service>.py`.
         load: whose example is asked.
 
     Raises:
@@ -163,6 +164,8 @@ def start(service: str, package: Package, folder: Path) -> RunningServer:
 def _program(service: str, package: Package) -> str:
     if package in ("bare", "static"):
         return package
+    if package == "uvicorn":
+        return "bare_uvicorn"
     return f"litserve_{service}" if package == "litserve" else service
 
 
