@@ -2,12 +2,17 @@
 
 py-spy samples the server's process and its workers from outside. For each process the functions that the time is spent
 in are printed, by their own time (without what they call) and by their total time (with it). What C code does (uvloop's
-waiting and writing, the HTTP parser, orjson) counts as own time of the Python function that called it.
+waiting and writing, the HTTP parser, orjson) counts as own time of the Python function that called it. A sample is
+taken at the next system call or soon after it, so that functions that make one look more expensive than they are.
+
+Before that, without py-spy, the processor time of a request is measured, by what the system counts for each process
+(Linux): the number to compare versions by, for it depends less than others on what else the machine does.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import shutil
 import subprocess
@@ -24,6 +29,8 @@ from problems import BenchmarkError
 from scenarios import SCENARIOS, Scenario
 
 WARM_UP_SECONDS = 1
+# The system counts in hundredths of a second: with this, to about a tenth of a microsecond a request.
+CPU_SECONDS = 5
 # py-spy stops the server for each sample: more of them would change what they show.
 SAMPLES_PER_SECOND = 200
 # The load outlasts the sampling at both ends, py-spy's own start included.
@@ -87,6 +94,7 @@ def _profile(py_spy: str, scenario: Scenario, seconds: int, top: int) -> None:
         ThreadPoolExecutor(1) as thread,
     ):
         scenario.load.put_on(server.url, scenario.connections, WARM_UP_SECONDS)
+        _print_cpu_time(server, scenario)
         measuring = thread.submit(scenario.load.put_on, server.url, scenario.connections, seconds + MARGIN_SECONDS)
         lines = _record(py_spy, server.process.pid, seconds)
         measurement = measuring.result()
@@ -100,6 +108,31 @@ def _profile(py_spy: str, scenario: Scenario, seconds: int, top: int) -> None:
         # Without what is in every sample: the way from the program's start to its loop.
         inner = Counter({function: count for function, count in profile.total.items() if count < profile.samples})
         _print_counts("total time", inner, profile.samples, top)
+
+
+def _print_cpu_time(server: servers.RunningServer, scenario: Scenario) -> None:
+    pid = server.process.pid
+    children = Path(f"/proc/{pid}/task/{pid}/children")
+    if not children.exists():
+        return
+    pids = [pid, *map(int, children.read_text().split())]
+    before = [_cpu_time(each) for each in pids]
+    measurement = scenario.load.put_on(server.url, scenario.connections, CPU_SECONDS)
+    after = [_cpu_time(each) for each in pids]
+    done = measurement.per_second * CPU_SECONDS
+    print(f"{measurement.per_second:,.0f} {scenario.load.unit}; of processor time, each of them takes")
+    for each, (user, system), (user_before, system_before) in zip(pids, after, before, strict=True):
+        user, system = (user - user_before) / done, (system - system_before) / done
+        if user + system > 0:
+            name = "the server" if each == pid else f"worker {each}"
+            print(f"  {(user + system) * 1e6:6.1f} µs of {name}, {system * 1e6:.1f} of them in the kernel")
+
+
+def _cpu_time(pid: int) -> tuple[float, float]:
+    """Return the seconds that a process has run so far, in its own code and in the kernel."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    ticks = os.sysconf("SC_CLK_TCK")
+    return int(fields[11]) / ticks, int(fields[12]) / ticks
 
 
 def _print_counts(title: str, counts: Counter[str], samples: int, top: int) -> None:
