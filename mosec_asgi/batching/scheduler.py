@@ -315,11 +315,11 @@ class Scheduler(Generic[WorkerKey]):
         best_rank = (0.0, 0, 0)
         count = 0
         for worker, load in self._loads.items():
-            ahead = len(load.sent)
-            if load.alone or ahead >= load.window:
+            room = load.window - len(load.sent)
+            if load.alone or room < 1:
                 continue
-            count = load.window - ahead if best is None else 1
-            rank = (load.work, ahead, load.order)
+            count = room if best is None else 1
+            rank = (load.work, len(load.sent), load.order)
             if best is None or rank < best_rank:
                 best, best_rank = worker, rank
         return best, count
