@@ -61,7 +61,7 @@ class GatheringTransport(asyncio.Transport):
             if len(data) < LARGE:
                 self._transport.write(self._held + data)
             else:
-                self._transport.writelines((self._held, data))
+                self._transport.writelines((self._held, bytes(data)))
             self._held = b""
         else:
             # A copy of what the caller may change; of bytes it is none.
