@@ -234,7 +234,6 @@ MUTATIONS = [
     ),
     Mutation("a window of one more", Scheduler, "_least_loaded_with_room", "room = ", "room = 1 + "),
     Mutation("no window at all", Scheduler, "_least_loaded_with_room", "room = ", "room = 1_000_000 + "),
-    Mutation(),
     Mutation("a batch of one more", Scheduler, "_assign_batches", "(self.max_batch_size)", "(self.max_batch_size + 1)"),
     Mutation("a part of a batch is sent ahead", Scheduler, "_assign_batches", "if full else None", "if True else None"),
     Mutation("answers in any order are believed", Scheduler, "answered", "if self.ordered:", "if False:"),
