@@ -93,7 +93,7 @@ class App:
         self._rest.router.redirect_slashes = False
 
     # Here and where else it says so, a plain function returns what is to be awaited: a coroutine between two others
-    # costs a request about half a microsecond, for it is made, and gone through on the way down and up again.
+    # costs each request, for it is made, and gone through on the way down and up again.
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         """Answer one request."""
         if scope["method"] == "POST":

@@ -21,8 +21,7 @@ from mosec_asgi.web.keep_alive import KeepAlive, has_unread, is_late
 class AutoProtocol(AutoZttpProtocol):
     """HTTP/1.1 and prior-knowledge HTTP/2 on one port.
 
-    HTTP/1.1 is the same as without the extra `http2`, and not zttp's, which copies large bodies twice more: it answered
-    a seventh fewer requests a second when this was measured (bodies of 100 kB echoed, 16 connections).
+    HTTP/1.1 is the same as without the extra `http2`, and not zttp's, which copies large bodies more often.
     """
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
