@@ -13,7 +13,7 @@ from multiprocessing.process import BaseProcess
 from typing import TYPE_CHECKING, Any
 
 from mosec_asgi.batching.coordinator import Coordinator, Limits, RoutePlan
-from mosec_asgi.batching.service import Statistics, Ticket
+from mosec_asgi.batching.service import Statistics, outcome_future
 from mosec_asgi.batching.stage import StagePlan
 from mosec_asgi.config import Settings, prometheus_directory
 from mosec_asgi.custom_metrics import CustomMetrics
@@ -30,6 +30,8 @@ from mosec_asgi.worker import Worker
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp
+
+    from mosec_asgi.web.direct import DirectRoute
 
 DAEMON_CHECK_SECONDS = 0.2
 
@@ -96,8 +98,9 @@ class RunningService:
         )
         self._launchers: list[ProcessLauncher] = []
         self._daemon_watches: list[asyncio.Task[None]] = []
-        # Answers requests, once the service has started.
+        # Answers requests, once the service has started; and the routes that need not be asked through it, by path.
         self.app: ASGIApp
+        self.direct_routes: Mapping[bytes, DirectRoute] = {}
 
     async def start(self) -> None:
         """Start all workers and wait until the service can serve; raise `StartupError` where it never will."""
@@ -146,13 +149,14 @@ class RunningService:
         def take(chunk: bytes) -> None:
             nonlocal size
             size += len(chunk)
-            if isinstance(ticket, Ticket):
-                self._coordinator.taken(ticket.id, len(chunk))
+            if isinstance(task, int):
+                self._coordinator.taken(task, len(chunk))
 
-        ticket = self._coordinator.submit(
-            route, b"", request_id, example=True, on_chunk=take if self._streams[route] else None
+        future, resolve = outcome_future()
+        task = self._coordinator.submit(
+            route, b"", request_id, resolve, example=True, on_chunk=take if self._streams[route] else None
         )
-        outcome = await ticket.outcome if isinstance(ticket, Ticket) else ticket
+        outcome = await future if isinstance(task, int) else task
         return outcome if isinstance(outcome, Failure) else size + len(outcome)
 
     def watch_daemon(
@@ -171,7 +175,7 @@ class RunningService:
         from mosec_asgi.web.access import AccessLog
         from mosec_asgi.web.app import App, Egress
 
-        app: ASGIApp = App(
+        app = App(
             {
                 path: Egress(pipeline[-1].worker.resp_mime_type, streams(pipeline[-1].worker))
                 for path, pipeline in self._routes.items()
@@ -183,7 +187,10 @@ class RunningService:
             compressed=self._settings.compression,
             server=SERVER,
         )
-        return AccessLog(app) if self._settings.access_log else app
+        if self._settings.access_log:
+            return AccessLog(app)
+        self.direct_routes = app.direct_routes
+        return app
 
     def _launcher(self, plan: StagePlan, loop: asyncio.AbstractEventLoop) -> Launcher:
         launcher = ProcessLauncher(

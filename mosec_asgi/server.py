@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import multiprocessing.process
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from multiprocessing.process import BaseProcess
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
 
     from mosec_asgi.running import Platform, RunningService
+    from mosec_asgi.web.direct import DirectRoute
 
 DEFAULT_ROUTE = "/inference"
 # The server's own paths; user routes must keep off them.
@@ -270,6 +271,12 @@ class Server:
             await self._follow_lifespan(receive, send)
         elif scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1000})
+
+    def direct_routes(self) -> Mapping[bytes, DirectRoute]:
+        """Return the routes that `run()` need not ask through ASGI; see `web.direct`."""
+        # A subclass may have put something in between.
+        unchanged = type(self).__call__ is Server.__call__
+        return self._running.direct_routes if self._running is not None and unchanged else {}
 
     # -- its life ----------------------------------------------------------------------------------------------------
 

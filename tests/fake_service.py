@@ -13,7 +13,7 @@ from typing import Any
 from fakes import pending_timers, settled_loop
 from starlette.types import ASGIApp, Message
 
-from mosec_asgi.batching.service import CLIENT_LEFT, Statistics, Ticket
+from mosec_asgi.batching.service import CLIENT_LEFT, Outcome, Statistics
 from mosec_asgi.errors import Failure
 
 
@@ -30,23 +30,34 @@ class FakeTask:
     body: bytes
     request_id: str
     timeout: float | None
+    on_outcome: Callable[[Outcome], None]
     on_chunk: Callable[[bytes], None] | None
-    outcome: asyncio.Future[bytes | Failure]
+    outcome: Outcome | None = None
     taken: list[int] = field(default_factory=list)
 
     def chunk(self, *chunks: bytes) -> None:
         """Send chunks."""
         assert self.on_chunk is not None, "the route was not asked as one that streams"
-        assert not self.outcome.done(), "no chunk comes after the outcome"
+        assert not self.done, "no chunk comes after the outcome"
         for chunk in chunks:
             self.on_chunk(chunk)
 
+    @property
+    def done(self) -> bool:
+        """Whether it has its outcome."""
+        return self.outcome is not None
+
     def answer(self, outcome: bytes = b"") -> None:
         """Answer it, or end its stream."""
-        self.outcome.set_result(outcome)
+        self.end(outcome)
 
     def fail(self, code: int, text: str, retry_after: int | None = None) -> None:
-        self.outcome.set_result(Failure(code, text, retry_after))
+        self.end(Failure(code, text, retry_after))
+
+    def end(self, outcome: Outcome) -> None:
+        assert not self.done, "a task ends once"
+        self.outcome = outcome
+        self.on_outcome(outcome)
 
 
 class FakeService:
@@ -68,30 +79,28 @@ class FakeService:
         route: int,
         body: bytes,
         request_id: str,
+        on_outcome: Callable[[Outcome], None],
         timeout: float | None = None,
         *,
         example: bool = False,
         on_chunk: Callable[[bytes], None] | None = None,
-    ) -> Ticket | Failure:
+    ) -> int | Failure:
         if self.refusal is not None:
             return self.refusal
-        future: asyncio.Future[bytes | Failure] = asyncio.get_running_loop().create_future()
-        self.tasks.append(FakeTask(len(self.tasks) + 1, route, body, request_id, timeout, on_chunk, future))
-        return Ticket(self.tasks[-1].id, future)
+        self.tasks.append(FakeTask(len(self.tasks) + 1, route, body, request_id, timeout, on_outcome, on_chunk))
+        return self.tasks[-1].id
 
     def taken(self, task_id: int, size: int) -> None:
         self.tasks[task_id - 1].taken.append(size)
 
     def cancel(self, task_id: int) -> None:
-        outcome = self.tasks[task_id - 1].outcome
-        # A future that its waiter took down with it says nothing of the task.
-        if not outcome.done() or outcome.cancelled():
+        task = self.tasks[task_id - 1]
+        if not task.done:
             self.cancelled.append(task_id)
-        if not outcome.done():
-            outcome.set_result(CLIENT_LEFT)
+            task.end(CLIENT_LEFT)
 
     def statistics(self) -> Statistics:
-        return Statistics(sum(not task.outcome.done() for task in self.tasks), False, ())
+        return Statistics(sum(not task.done for task in self.tasks), False, ())
 
     @property
     def task(self) -> FakeTask:

@@ -15,7 +15,7 @@ from contextlib import asynccontextmanager
 from typing import Any, NamedTuple
 
 from mosec_asgi.batching.coordinator import Coordinator, Limits, RoutePlan
-from mosec_asgi.batching.service import Ticket
+from mosec_asgi.batching.service import Outcome, outcome_future
 from mosec_asgi.batching.stage import StagePlan
 from mosec_asgi.errors import Failure, StartupError
 from mosec_asgi.ipc import frames
@@ -64,6 +64,18 @@ async def settled_loop() -> None:
 def told(record: logging.LogRecord, *names: str) -> tuple[object, ...]:
     """Return what a log record says beside its message, by name."""
     return tuple(record.__dict__[name] for name in names)
+
+
+class Ticket(NamedTuple):
+    """An admitted request.
+
+    Attributes:
+        id: the number of its task.
+        outcome: what becomes of it.
+    """
+
+    id: int
+    outcome: asyncio.Future[Outcome]
 
 
 async def answer(ticket: Ticket | Failure) -> bytes | Failure:
@@ -484,7 +496,7 @@ class Service:
         """Submit a request that must be admitted; bodies and request ids are numbered where none are given."""
         number = next(self._names)
         body = b"%d" % number if body is None else body
-        ticket: Ticket | Failure
+        ticket: Ticket | Failure | None = None
 
         def pass_on(chunk: bytes) -> None:
             assert isinstance(ticket, Ticket)
@@ -492,11 +504,26 @@ class Service:
             assert on_chunk is not None
             on_chunk(chunk)
 
-        ticket = self.coordinator.submit(
+        ticket = self.try_to_submit(
             route, body, name or f"request-{number}", timeout, on_chunk=None if on_chunk is None else pass_on
         )
         assert isinstance(ticket, Ticket), ticket
         return ticket
+
+    def try_to_submit(
+        self,
+        route: int,
+        body: bytes,
+        name: str,
+        timeout: float | None = None,
+        *,
+        example: bool = False,
+        on_chunk: Callable[[bytes], None] | None = None,
+    ) -> Ticket | Failure:
+        """Submit a request, which may be refused."""
+        future, resolve = outcome_future()
+        task = self.coordinator.submit(route, body, name, resolve, timeout, example=example, on_chunk=on_chunk)
+        return Ticket(task, future) if isinstance(task, int) else task
 
     def stream(
         self, body: bytes | None = None, *, route: int = 0, name: str | None = None, timeout: float | None = None

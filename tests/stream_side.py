@@ -80,7 +80,7 @@ async def serving(content_type: str = EVENT_STREAM, *, compressed: bool = False)
     before = asyncio.all_tasks()
     side = Side(content_type, compressed=compressed)
     yield side
-    assert all(task.outcome.done() for task in side.service.tasks)
+    assert all(task.done for task in side.service.tasks)
     await until(lambda: asyncio.all_tasks() == before)
     assert side.idle
     await until(lambda: not pending_timers(loop))

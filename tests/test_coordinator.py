@@ -8,10 +8,10 @@ import time
 from typing import Any
 
 import pytest
-from fakes import PATIENCE, FakeClock, FakeWorker, Service, answer, running, settled_loop, stage, told, until
+from fakes import PATIENCE, FakeClock, FakeWorker, Service, Ticket, answer, running, settled_loop, stage, told, until
 
 from mosec_asgi.batching.coordinator import CLOSING, STALLED, TOO_LATE, TOO_MANY
-from mosec_asgi.batching.service import CLIENT_LEFT, StageStatistics, Ticket
+from mosec_asgi.batching.service import CLIENT_LEFT, StageStatistics
 from mosec_asgi.batching.stage import STAGE_DOWN, TIMED_OUT, WORKER_DIED, StagePlan
 from mosec_asgi.errors import Failure, StartupError
 from mosec_asgi.ipc import frames, parcel
@@ -173,7 +173,7 @@ async def test_routes_share_a_stage_and_keep_their_own_ways() -> None:
 async def test_an_example_takes_the_place_of_the_body() -> None:
     async with running(stage("A_1"), stage("B_2")) as service:
         first, second = service.workers
-        ticket = service.coordinator.submit(0, b"", "dry-run", example=True)
+        ticket = service.try_to_submit(0, b"", "dry-run", example=True)
         await first.gets_work()
         assert list(first.frames[0].flags) == [frames.EXAMPLE]
         first.reply()
@@ -223,14 +223,14 @@ async def test_without_a_wait_of_its_own_a_stage_does_not_wait_for_what_will_not
 async def test_beyond_its_capacity_a_service_refuses_until_one_is_answered() -> None:
     async with running(stage(), capacity=3) as service:
         tickets = [service.submit() for _ in range(3)]
-        refused = service.coordinator.submit(0, b"", "one too many")
+        refused = service.try_to_submit(0, b"", "one too many")
         assert refused == Failure(429, TOO_MANY, retry_after=1)
         assert service.metrics.stages[0].rejected == 1
         await service.worker.gets_work()
         service.worker.reply()
         await answer(tickets[0])
         service.submit()
-        assert service.coordinator.submit(0, b"", "one too many") == refused
+        assert service.try_to_submit(0, b"", "one too many") == refused
         assert service.coordinator.statistics().admitted == 3
 
 
@@ -248,7 +248,7 @@ async def test_after_close_requests_are_refused_and_admitted_ones_are_answered()
     async with running(stage()) as service:
         ticket = service.submit()
         service.coordinator.close()
-        refused = service.coordinator.submit(0, b"", "late")
+        refused = service.try_to_submit(0, b"", "late")
         assert refused == CLOSING
         assert isinstance(refused, Failure)
         assert (refused.code, refused.retry_after) == (503, 1)
@@ -271,12 +271,12 @@ async def test_a_service_at_its_capacity_says_when_it_will_have_worked_that_off(
     async with running(stage(), clock=clock, capacity=25, timeout=1e6) as service:
         for _ in range(25):
             service.submit()
-        assert service.coordinator.submit(0, b"", "") == Failure(429, TOO_MANY, retry_after=1), "nothing is known yet"
+        assert service.try_to_submit(0, b"", "") == Failure(429, TOO_MANY, retry_after=1), "nothing is known yet"
         await saturate(service, service.worker, clock, 0.125)
         for _ in range(25):
             service.submit()
         # One is on the worker, 24 wait, and it does eight in a second.
-        assert service.coordinator.submit(0, b"", "") == Failure(429, TOO_MANY, retry_after=3)
+        assert service.try_to_submit(0, b"", "") == Failure(429, TOO_MANY, retry_after=3)
 
 
 async def test_nobody_is_sent_away_for_more_than_a_minute() -> None:
@@ -285,7 +285,7 @@ async def test_nobody_is_sent_away_for_more_than_a_minute() -> None:
         for _ in range(2):
             for _ in range(10):
                 service.submit()
-            refused = service.coordinator.submit(0, b"", "")
+            refused = service.try_to_submit(0, b"", "")
             await saturate(service, service.worker, clock, 1000.0)
         assert refused == Failure(429, TOO_MANY, retry_after=60)
 
@@ -308,8 +308,8 @@ async def test_the_slowest_stage_of_a_route_says_when_to_come_again() -> None:
         assert before.stages[1].queued == 15
         for _ in range(14):
             service.submit(route=1)
-        assert service.coordinator.submit(0, b"", "") == Failure(429, TOO_MANY, retry_after=2)
-        assert service.coordinator.submit(1, b"", "") == Failure(429, TOO_MANY, retry_after=1)
+        assert service.try_to_submit(0, b"", "") == Failure(429, TOO_MANY, retry_after=2)
+        assert service.try_to_submit(1, b"", "") == Failure(429, TOO_MANY, retry_after=1)
         assert slow.has
 
 
@@ -328,7 +328,7 @@ async def test_a_request_that_would_not_be_done_in_time_is_refused_at_once_where
     async with running(stage(), clock=clock, timeout=2.0, load_shedding=True) as service:
         await known_to_do_eight_a_second(service, clock)
         admitted = 0
-        while isinstance(refused := service.coordinator.submit(0, b"", ""), Ticket):
+        while isinstance(refused := service.try_to_submit(0, b"", ""), Ticket):
             admitted += 1
         assert refused == Failure(429, TOO_LATE, retry_after=3)
         assert admitted == 18, "one on the worker, 16 that wait for two seconds, and the one that is too many"
@@ -337,7 +337,7 @@ async def test_a_request_that_would_not_be_done_in_time_is_refused_at_once_where
         await settled_loop()
         service.worker.reply(seconds=0.125)
         await settled_loop()
-        assert isinstance(service.coordinator.submit(0, b"", ""), Ticket)
+        assert isinstance(service.try_to_submit(0, b"", ""), Ticket)
 
 
 async def test_it_is_the_requests_own_time_that_counts() -> None:
@@ -347,7 +347,7 @@ async def test_it_is_the_requests_own_time_that_counts() -> None:
         for _ in range(17):
             service.submit()
         # 16 wait, which takes two seconds.
-        refused = service.coordinator.submit(0, b"", "", 1.9)
+        refused = service.try_to_submit(0, b"", "", 1.9)
         assert refused == Failure(429, TOO_LATE, retry_after=2)
         service.submit(timeout=2.0)
         service.submit()
@@ -1152,7 +1152,7 @@ async def test_a_stage_that_cannot_start_again_answers_503_at_once_and_recovers(
         assert await answer(waiting) == STAGE_DOWN
         assert STAGE_DOWN.code == 503
         assert STAGE_DOWN.retry_after is not None
-        assert service.coordinator.submit(0, b"", "refused") == STAGE_DOWN
+        assert service.try_to_submit(0, b"", "refused") == STAGE_DOWN
         (now,) = service.coordinator.statistics().stages
         assert (now.down, now.ready, now.queued) == (True, 0, 0)
         assert service.metrics.stages[0].rejected == 1
@@ -1167,8 +1167,8 @@ async def test_only_routes_through_a_stage_that_is_down_are_refused() -> None:
     async with running(stage("A_1"), stage("B_2"), routes=[[0], [0, 1], [1]]) as service:
         first, _ = service.workers
         await let_start_fail(service, "B_2")
-        assert service.coordinator.submit(1, b"", "") == STAGE_DOWN
-        assert service.coordinator.submit(2, b"", "") == STAGE_DOWN
+        assert service.try_to_submit(1, b"", "") == STAGE_DOWN
+        assert service.try_to_submit(2, b"", "") == STAGE_DOWN
         ticket = service.submit(route=0)
         await first.gets_work()
         first.reply()
@@ -1274,7 +1274,7 @@ async def test_a_stop_lets_admitted_requests_finish_and_then_ends_the_workers() 
         await settled_loop()
         assert not stop.done()
         assert not first.asked_to_stop
-        assert service.coordinator.submit(0, b"", "late") == CLOSING
+        assert service.try_to_submit(0, b"", "late") == CLOSING
         first.reply()
         await second.gets_work()
         second.reply()

@@ -503,7 +503,7 @@ def check(client: FakeClient, task: FakeTask, made: bytes) -> None:
 
 
 async def happen(event: str, loop: ManualLoop, client: FakeClient, task: FakeTask, made: list[bytes]) -> None:
-    going_on = not task.outcome.done()
+    going_on = not task.done
     if event in ("chunk", "two chunks") and going_on:
         chunks = [b"<%d>" % (len(made) + place) for place in range(1 if event == "chunk" else 2)]
         made += chunks

@@ -1,4 +1,4 @@
-"""The async shell around the queues: requests in, tasks through their stages, answers to futures.
+"""The async shell around the queues: requests in, tasks through their stages, answers out.
 
 All state of the tasks lives on one event loop. The coordinator admits tasks, hands them from `Stage` to `Stage`, and
 ends each exactly once: with its result, an error, its deadline, or its client's leaving. One timer stands for all
@@ -17,7 +17,7 @@ from http import HTTPStatus
 
 from mosec_asgi import log
 from mosec_asgi.batching.flow import Flow
-from mosec_asgi.batching.service import CLIENT_LEFT, StageStatistics, Statistics, Ticket
+from mosec_asgi.batching.service import CLIENT_LEFT, Outcome, StageStatistics, Statistics
 from mosec_asgi.batching.stage import STAGE_DOWN, TIMED_OUT, Stage, StagePlan, delay_until
 from mosec_asgi.batching.task import State, Task
 from mosec_asgi.errors import Failure
@@ -73,7 +73,7 @@ class _Entry:
     """An admitted task, and where its answer goes."""
 
     task: Task
-    outcome: asyncio.Future[bytes | Failure]
+    on_outcome: Callable[[Outcome], None]
     on_chunk: Callable[[bytes], None] | None
 
 
@@ -189,11 +189,12 @@ class Coordinator:
         route: int,
         body: bytes,
         request_id: str,
+        on_outcome: Callable[[Outcome], None],
         timeout: float | None = None,
         *,
         example: bool = False,
         on_chunk: Callable[[bytes], None] | None = None,
-    ) -> Ticket | Failure:
+    ) -> int | Failure:
         """Admit a request, or say why not; see `Service.submit`."""
         stages = self._routes[route].stages
         most = self._limits.timeout
@@ -206,12 +207,11 @@ class Coordinator:
         deadline = now + timeout
         flow = None if on_chunk is None else Flow(self._limits.stream_buffer)
         task = Task(next(self._numbers), request_id, route, stages, body, now, deadline, example=example, flow=flow)
-        future: asyncio.Future[bytes | Failure] = self._loop.create_future()
-        self._admitted[task.id] = _Entry(task, future, on_chunk)
+        self._admitted[task.id] = _Entry(task, on_outcome, on_chunk)
         if deadline < self._sweep_at:
             self._set_sweep(deadline, now)
         self._stages[stages[0]].enqueue(task, now)
-        return Ticket(task.id, future)
+        return task.id
 
     def taken(self, task_id: int, size: int) -> None:
         """Note what the client has taken of a stream; see `Service.taken`."""
@@ -317,16 +317,19 @@ class Coordinator:
         )
         self.failed(task, STALLED if stalled else TIMED_OUT)
 
-    def _settle(self, task: Task, outcome: bytes | Failure) -> None:
+    def _settle(self, task: Task, outcome: Outcome) -> None:
         """End a task's life, here and nowhere else."""
-        future = self._admitted.pop(task.id).outcome
+        on_outcome = self._admitted.pop(task.id).on_outcome
         task.settle()
         if task.flow is not None and task.flow.events:
             self._stages[task.stage].metrics.streams_open -= 1
-        if not future.done():
-            future.set_result(outcome)
         if self._closing and not self._admitted:
             self._all_answered.set()
+        try:
+            on_outcome(outcome)
+        except Exception:
+            # Others wait for what this call stands in the middle of.
+            logger.exception("the outcome of a request was not passed on", extra={"request_id": task.request_id})
 
     # -- deadlines ---------------------------------------------------------------------------------------------------
 

@@ -9,25 +9,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 from mosec_asgi.errors import Failure
 
+# What becomes of a task: the encoded result, or what went wrong; for a stream that has ended well, empty bytes.
+Outcome = bytes | Failure
+
 # The outcome of a task whose client has left; 499 is nginx's number for it, and nobody is there to read it.
 CLIENT_LEFT = Failure(499, "the client left")
-
-
-class Ticket(NamedTuple):
-    """An admitted task.
-
-    Attributes:
-        id: its number, for `Service.cancel` and `Service.taken`.
-        outcome: the encoded result, or what went wrong; for a stream, empty bytes once it has ended well. It never
-            raises.
-    """
-
-    id: int
-    outcome: asyncio.Future[bytes | Failure]
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,22 +66,28 @@ class Service(Protocol):
         route: int,
         body: bytes,
         request_id: str,
+        on_outcome: Callable[[Outcome], None],
         timeout: float | None = None,
         *,
         example: bool = False,
         on_chunk: Callable[[bytes], None] | None = None,
-    ) -> Ticket | Failure:
-        """Admit a request, or say why not.
+    ) -> int | Failure:
+        """Admit a request as a task, or say why not.
 
         Args:
             route: the place of its route in the service's list.
             body: the encoded input.
             request_id: what the logs call it.
+            on_outcome: called once, when the task has ended, from within whatever has ended it: it must be brief, and
+                must not call the service. A future, to wait for, is made of it by `outcome_future`.
             timeout: seconds until it is answered 408; None, or more than the service's own, for the service's own. For
                 a stream, seconds until its first chunk.
             example: run the first worker's example in place of `body`.
-            on_chunk: called with each chunk of a stream, in order, and never after `outcome` is there. A route that
-                streams needs it; what it is given must be reported by `taken`.
+            on_chunk: called with each chunk of a stream, in order, and never after `on_outcome`. A route that streams
+                needs it; what it is given must be reported by `taken`.
+
+        Returns:
+            the task's number, for `cancel` and `taken`.
         """
 
     def taken(self, task_id: int, size: int) -> None:
@@ -105,3 +101,14 @@ class Service(Protocol):
 
     def statistics(self) -> Statistics:
         """Return how things stand."""
+
+
+def outcome_future() -> tuple[asyncio.Future[Outcome], Callable[[Outcome], None]]:
+    """Return a future on the running event loop, and what to call with its result; once it is cancelled, in vain."""
+    future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+
+    def resolve(outcome: Outcome) -> None:
+        if not future.done():
+            future.set_result(outcome)
+
+    return future, resolve

@@ -14,6 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mosec_asgi.batching.service import Service
 from mosec_asgi.metrics import ServiceMetrics
+from mosec_asgi.web.direct import DirectRoute
 from mosec_asgi.web.disconnect import DisconnectWatch
 from mosec_asgi.web.health import Health
 from mosec_asgi.web.inference import InferenceEndpoint
@@ -37,7 +38,11 @@ class Egress:
 
 
 class App:
-    """The ASGI app of a running service."""
+    """The ASGI app of a running service.
+
+    Attributes:
+        direct_routes: those that a protocol of ours need not ask through ASGI, by path as it stands in a request.
+    """
 
     def __init__(
         self,
@@ -75,6 +80,11 @@ class App:
             path: (StreamEndpoint if egress.streams else InferenceEndpoint)(path, place, egress.content_type, shared)
             for place, (path, egress) in enumerate(routes.items())
         }
+        self.direct_routes = {
+            path.encode(): DirectRoute(endpoint, max_request_size)
+            for path, endpoint in self._inference.items()
+            if isinstance(endpoint, InferenceEndpoint) and not compressed and _is_plain(path)
+        }
         self._rest = Starlette(
             routes=[
                 Route("/", health.root),
@@ -110,6 +120,11 @@ def _path_below_mount(scope: Scope) -> str:
     if not root or not path.startswith(root) or path[len(root) : len(root) + 1] not in ("", "/"):
         return path
     return path[len(root) :]
+
+
+def _is_plain(path: str) -> bool:
+    """Whether a path stands in a request as it is: nothing of it is encoded, and nothing of it means anything else."""
+    return path.isascii() and path.isprintable() and not set(path) & set(" %?#")
 
 
 class _ServerHeader:

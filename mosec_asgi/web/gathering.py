@@ -45,6 +45,8 @@ class GatheringTransport(asyncio.Transport):
     def __init__(self, transport: asyncio.Transport, turn_end: TurnEnd) -> None:
         super().__init__()
         self._transport = transport
+        # What is passed on is written at once: uvloop would leave it to the end of its turn.
+        transport.set_write_buffer_limits(0)
         self._turn_end = turn_end
         self._held = b""
         # Asked for on each request; spared a call in between.
@@ -71,6 +73,15 @@ class GatheringTransport(asyncio.Transport):
     def writelines(self, list_of_data: Iterable[bytes | bytearray | memoryview[Any]]) -> None:
         """Write all pieces as one."""
         self.write(b"".join(list_of_data))
+
+    def write_response(self, head: bytes, body: bytes) -> None:
+        """Write a response that is there as a whole: there is nothing to wait for."""
+        if self._held:
+            self.flush()
+        if len(body) < LARGE:
+            self._transport.write(head + body)
+        else:
+            self._transport.writelines((head, body))
 
     def flush(self) -> None:
         """Write what is held."""

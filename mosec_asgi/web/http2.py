@@ -15,7 +15,7 @@ from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT, FlowControl
 from uvicorn.protocols.http.zttp_h2_impl import RequestResponseCycle, ZttpH2Protocol
 
 from mosec_asgi.web.http1 import Http1Protocol
-from mosec_asgi.web.keep_alive import KeepAlive, has_unread, is_late
+from mosec_asgi.web.keep_alive import KeepAlive, SilenceTimer
 
 
 class AutoProtocol(AutoZttpProtocol):
@@ -24,23 +24,24 @@ class AutoProtocol(AutoZttpProtocol):
     HTTP/1.1 is the same as without the extra `http2`, and not zttp's, which copies large bodies more often.
     """
 
+    _silence: SilenceTimer
+
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Wait for the first bytes, as long as between two requests."""
+        self._silence = SilenceTimer(transport, self.config.timeout_keep_alive, self.loop)
         super().connection_made(transport)
         if self.timeout_task is not None:
             self.timeout_task.cancel()
-            self._wait()
+            self.timeout_task = None
+            self._silence.begin()
 
-    def _wait(self) -> None:
-        self.timeout_task = self.loop.call_later(self.config.timeout_keep_alive, self._close_if_silent)
-
-    def _close_if_silent(self) -> None:
-        if self.timeout_task is not None and is_late(self.timeout_task, self.loop):
-            self._wait()
-        elif not has_unread(self.transport):
-            self.transport.close()
+    def connection_lost(self, exc: Exception | None) -> None:
+        """End."""
+        super().connection_lost(exc)
+        self._silence.stop()
 
     def _switch(self, http2: bool, initial_data: bytes = b"") -> None:
+        self._silence.stop()
         kind: type[PacedHttp2Protocol | Http1Protocol] = PacedHttp2Protocol if http2 else Http1Protocol
         protocol = kind(self.config, self.server_state, self.app_state, self.loop)
         self.transport.set_protocol(protocol)

@@ -34,8 +34,61 @@ def has_unread(transport: asyncio.BaseTransport) -> bool:
     return bool(poll.poll(0))
 
 
+class SilenceTimer:
+    """Closes a connection that is silent for too long.
+
+    One timer for each time that it may be silent, and not for each request: one that goes off too early is set for what
+    is left. That spares each request the making and the cancelling of a timer, some 2 µs.
+    """
+
+    def __init__(self, transport: asyncio.Transport, seconds: float, loop: asyncio.AbstractEventLoop) -> None:
+        """Set nothing yet.
+
+        Args:
+            transport: is closed.
+            seconds: that it may be silent.
+            loop: the transport's.
+        """
+        self._transport = transport
+        self._seconds = seconds
+        self._loop = loop
+        self._since: float | None = None
+        self._timer: asyncio.TimerHandle | None = None
+
+    def begin(self) -> None:
+        """Note that it is silent from now on."""
+        self._since = self._loop.time()
+        if self._timer is None:
+            self._timer = self._loop.call_later(self._seconds, self._look)
+
+    def end(self) -> None:
+        """Note that something has come."""
+        self._since = None
+
+    def stop(self) -> None:
+        """Let nothing happen any more."""
+        self._since = None
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _look(self) -> None:
+        timer, self._timer = self._timer, None
+        if self._since is None or timer is None:
+            return
+        if is_late(timer, self._loop):
+            self.begin()
+            return
+        left = self._since + self._seconds - self._loop.time()
+        if left > 0:
+            # Not less than a timer of uvloop's can be set for: it would go off at once, again and again.
+            self._timer = self._loop.call_later(max(left, 0.001), self._look)
+        # What lies there ends the silence when it is read.
+        elif not has_unread(self._transport):
+            self._transport.close()
+
+
 class KeepAlive:
-    """A base of uvicorn's protocols, before theirs: the timer closes silent connections, and only those."""
+    """A base of uvicorn's protocols, before theirs: its timer closes silent connections, and only those."""
 
     loop: asyncio.AbstractEventLoop
     transport: asyncio.Transport

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from http import HTTPStatus
-from typing import Any
 
 from starlette.types import Message, Send
 
@@ -33,29 +32,34 @@ def reason(code: int) -> str:
         return HTTPStatus(code // 100 * 100).phrase
 
 
-def headers_of(failure: Failure, common: list[Header]) -> list[Header]:
+def success_headers(size: int, content_type: Header, common: list[Header]) -> list[Header]:
+    """Return the headers of a result of `size` bytes.
+
+    `common` are those that every response has, and those of its encoding.
+    """
+    return [content_type, (b"content-length", b"%d" % size), *common]
+
+
+def failure_headers(failure: Failure, common: list[Header]) -> list[Header]:
     """Return the headers of a failure's response; `common` are those that every response has."""
-    headers = [TEXT, *common]
+    headers = [(b"content-length", b"%d" % len(failure.text.encode())), TEXT, *common]
     if failure.retry_after is not None:
         headers.append((b"retry-after", b"%d" % failure.retry_after))
     return headers
 
 
 def success(body: bytes, content_type: Header, common: list[Header]) -> tuple[Message, Message]:
-    """Return the messages of a result; `common` are the headers that every response has, and those of its encoding."""
-    headers = [content_type, (b"content-length", b"%d" % len(body)), *common]
+    """Return the messages of a result; for `common` see `success_headers`."""
     return (
-        {"type": "http.response.start", "status": 200, "headers": headers},
+        {"type": "http.response.start", "status": 200, "headers": success_headers(len(body), content_type, common)},
         {"type": "http.response.body", "body": body},
     )
 
 
 async def send_failure(send: Send, failure: Failure, common: list[Header]) -> None:
     """Send what went wrong: its status, and its text for a person to read."""
-    body = failure.text.encode()
-    headers: list[Any] = [(b"content-length", b"%d" % len(body)), *headers_of(failure, common)]
-    await send({"type": "http.response.start", "status": failure.code, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
+    await send({"type": "http.response.start", "status": failure.code, "headers": failure_headers(failure, common)})
+    await send({"type": "http.response.body", "body": failure.text.encode()})
 
 
 def error_event(failure: Failure) -> bytes:

@@ -18,7 +18,7 @@ import time
 from starlette.types import Receive, Scope, Send
 
 from mosec_asgi import log
-from mosec_asgi.batching.service import CLIENT_LEFT, Service, Ticket
+from mosec_asgi.batching.service import CLIENT_LEFT, Outcome, Service
 from mosec_asgi.errors import Failure
 from mosec_asgi.streaming import is_event_stream
 from mosec_asgi.web.body import ClientLeft
@@ -67,18 +67,18 @@ class StreamEndpoint:
         headers = dict(scope["headers"])
         stream = _Stream(send, self._request_ids.of(headers), self._server, self._content_type, self._service)
         try:
-            ticket = await self._submit(headers, receive, stream)
+            task_id = await self._submit(headers, receive, stream)
         except ClientLeft:
             return
-        if isinstance(ticket, Failure):
-            self._metrics.answered(self._path, ticket.code)
-            await stream.refuse(ticket)
+        if isinstance(task_id, Failure):
+            self._metrics.answered(self._path, task_id.code)
+            await stream.refuse(task_id)
             return
-        self._watch.add(ticket.id, receive)
+        self._watch.add(task_id, receive)
         try:
             # A server may raise it on sending to a client that has left (ASGI 2.4).
             with contextlib.suppress(OSError):
-                outcome = await stream.follow(ticket, self._keep_alive)
+                outcome = await stream.follow(task_id, self._keep_alive)
                 if isinstance(outcome, Failure):
                     await self._fail(stream, outcome)
                 else:
@@ -87,11 +87,11 @@ class StreamEndpoint:
                     await stream.write(more_body=False)
         finally:
             stream.close()
-            self._watch.discard(ticket.id)
+            self._watch.discard(task_id)
             # Whatever has ended this before its time; a task that has its outcome is left alone.
-            self._service.cancel(ticket.id)
+            self._service.cancel(task_id)
 
-    async def _submit(self, headers: Headers, receive: Receive, stream: _Stream) -> Ticket | Failure:
+    async def _submit(self, headers: Headers, receive: Receive, stream: _Stream) -> int | Failure:
         """Read a request and have it admitted, or return what speaks against it."""
         body = await self._bodies.read(headers, receive)
         if isinstance(body, Failure):
@@ -99,7 +99,7 @@ class StreamEndpoint:
         timeout = timeout_of(headers)
         if isinstance(timeout, Failure):
             return timeout
-        return self._service.submit(self._route, body, stream.request_id, timeout, on_chunk=stream.feed)
+        return self._service.submit(self._route, body, stream.request_id, stream.end, timeout, on_chunk=stream.feed)
 
     async def _fail(self, stream: _Stream, failure: Failure) -> None:
         """Tell the client what went wrong, as well as what it has already got allows."""
@@ -136,6 +136,7 @@ class _Stream:
         self._task_id = 0
         self._has_head = False
         self._chunks: list[bytes] = []
+        self._outcome: Outcome | None = None
         self._woken = asyncio.Event()
         self._loop = asyncio.get_running_loop()
         self._written_at = 0.0
@@ -152,26 +153,30 @@ class _Stream:
         self._chunks.append(chunk)
         self._woken.set()
 
+    def end(self, outcome: Outcome) -> None:
+        """Take the outcome, after the last chunk, from the service."""
+        self._outcome = outcome
+        self._woken.set()
+
     async def refuse(self, failure: Failure) -> None:
         """Send an ordinary answer in place of a stream."""
         await send_failure(self._send, failure, self._common)
 
-    async def follow(self, ticket: Ticket, keep_alive: float | None) -> bytes | Failure:
+    async def follow(self, task_id: int, keep_alive: float | None) -> Outcome:
         """Write the chunks of a task as they come, until its outcome is there.
 
         Args:
-            ticket: the task.
+            task_id: its number.
             keep_alive: seconds without a chunk until a comment is written; None for never.
 
         Returns:
             the outcome; chunks that came together with it are left to the next `write`.
         """
-        self._task_id, outcome = ticket
-        outcome.add_done_callback(lambda _: self._woken.set())
+        self._task_id = task_id
         if keep_alive is not None:
             self._written_at = self._loop.time()
             self._look(keep_alive)
-        while not outcome.done():
+        while self._outcome is None:
             if self._chunks:
                 await self.write()
             elif self._is_idle:
@@ -179,7 +184,7 @@ class _Stream:
             else:
                 self._woken.clear()
                 await self._woken.wait()
-        return outcome.result()
+        return self._outcome
 
     async def write(self, more: bytes = b"", *, more_body: bool = True) -> None:
         """Send the chunks that are there as one message, with `more` behind them.

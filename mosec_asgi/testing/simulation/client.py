@@ -7,8 +7,7 @@ from collections import deque
 from collections.abc import Callable
 
 from mosec_asgi.batching.coordinator import Coordinator
-from mosec_asgi.batching.service import CLIENT_LEFT, Ticket
-from mosec_asgi.errors import Failure
+from mosec_asgi.batching.service import CLIENT_LEFT, Outcome, outcome_future
 from mosec_asgi.testing.simulation.agenda import Agenda
 from mosec_asgi.testing.simulation.model import Case
 from mosec_asgi.testing.simulation.oracle import Oracle
@@ -25,7 +24,7 @@ class SimulatedClient:
         coordinator: Coordinator,
         oracle: Oracle,
         agenda: Agenda,
-        on_done: Callable[[bytes | Failure], None],
+        on_done: Callable[[Outcome], None],
     ) -> None:
         stages = oracle.world.routes[arrival.route].stages
         streams = oracle.world.stages[stages[-1]].streams
@@ -46,24 +45,27 @@ class SimulatedClient:
         timeout = most if arrival.timeout is None else min(most, arrival.timeout)
         self._oracle.submit(case, timeout)
         on_chunk = self._take if case.streams else None
-        answer = self._coordinator.submit(arrival.route, case.payload, case.name, arrival.timeout, on_chunk=on_chunk)
-        if isinstance(answer, Ticket):
-            case.ticket = answer
-            self._oracle.admitted(case)
-            answer.outcome.add_done_callback(self._is_done)
+        future, resolve = outcome_future()
+        answer = self._coordinator.submit(
+            arrival.route, case.payload, case.name, resolve, arrival.timeout, on_chunk=on_chunk
+        )
+        if isinstance(answer, int):
+            case.outcome = future
+            self._oracle.admitted(case, answer)
+            future.add_done_callback(self._is_done)
             if arrival.leaves_after is not None:
                 self._agenda.after(arrival.leaves_after, self._leave)
         else:
             self._oracle.refused(case, answer, timeout)
             self._on_done(answer)
 
-    def _is_done(self, outcome: asyncio.Future[bytes | Failure]) -> None:
+    def _is_done(self, outcome: asyncio.Future[Outcome]) -> None:
         self._on_done(CLIENT_LEFT if outcome.cancelled() else outcome.result())
 
     def _leave(self) -> None:
         self._oracle.leave(self._case)
-        if self._arrival.forgets and self._case.ticket is not None:
-            self._case.ticket.outcome.cancel()
+        if self._arrival.forgets and self._case.outcome is not None:
+            self._case.outcome.cancel()
         self._coordinator.cancel(self._case.id)
 
     def _take(self, chunk: bytes) -> None:

@@ -6,13 +6,14 @@ what it heard from them. `oracle` compares what the service does with it.
 
 from __future__ import annotations
 
+import asyncio
 import enum
 from bisect import insort
 from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from mosec_asgi.batching.service import Ticket
+from mosec_asgi.batching.service import Outcome
 from mosec_asgi.batching.stage import StagePlan
 from mosec_asgi.errors import Failure
 
@@ -42,7 +43,7 @@ class Case:
         stages: of its route.
         streams: its answer is a stream.
         id: the task's number, once that is known.
-        ticket: where its answer comes.
+        outcome: where its answer comes.
         position: which of `stages` it is at.
         payload: what the stage that it is at is to get.
         sequence: its place in the order of arrival at that stage.
@@ -61,7 +62,7 @@ class Case:
 
     __slots__ = (
         "alone", "arrival", "chunks", "deaths", "events", "expected", "id", "latest", "left", "life", "name", "number",
-        "payload", "position", "queued_at", "read", "reported", "sequence", "soonest", "stages", "streams", "ticket",
+        "outcome", "payload", "position", "queued_at", "read", "reported", "sequence", "soonest", "stages", "streams",
         "unread",
     )  # fmt: skip
 
@@ -72,7 +73,7 @@ class Case:
         self.stages = stages
         self.streams = streams
         self.id = 0
-        self.ticket: Ticket | None = None
+        self.outcome: asyncio.Future[Outcome] | None = None
         self.position = 0
         self.payload = b"%d" % number
         self.sequence = 0
@@ -111,7 +112,7 @@ class Case:
     @property
     def done(self) -> bool:
         """Whether it has been answered."""
-        return self.ticket is not None and self.ticket.outcome.done()
+        return self.outcome is not None and self.outcome.done()
 
 
 class Life:

@@ -171,18 +171,17 @@ class Oracle:
         self.open[case.name] = case
         self.stages[case.stage].arrive(case, now)
 
-    def admitted(self, case: Case) -> None:
-        """It was admitted; `case.ticket` is there."""
-        ticket = case.ticket
-        assert ticket is not None
+    def admitted(self, case: Case, task_id: int) -> None:
+        """It was admitted; `case.outcome` is there."""
+        assert case.outcome is not None
         others = sum(not other.done for other in self.open.values() if other is not case)
         limit = self.world.limits.capacity
         self.require(others < limit, Contract.BOUNDED, "%s admitted beyond a capacity of %d", case.name, limit)
         self.require(self.stopping is None, Contract.SHUTDOWN, "%s admitted after the stop", case.name)
         down = [index for index in case.stages if self.stages[index].down]
         self.require(not down, Contract.RESPAWN, "%s admitted though the stages %s are down", case.name, down)
-        self._learn_id(case, ticket.id)
-        ticket.outcome.add_done_callback(lambda outcome: self._answered(case, outcome))
+        self._learn_id(case, task_id)
+        case.outcome.add_done_callback(lambda outcome: self._answered(case, outcome))
         self.count("admitted")
 
     def refused(self, case: Case, failure: Failure, timeout: float) -> None:
