@@ -363,8 +363,13 @@ class Scheduler(Generic[WorkerKey]):
 
     def _next_tasks(self, most: int) -> list[Task]:
         """Return live tasks from the head of the queue, which stay there until they are taken."""
-        live = (task for task in self._queue if task.state is State.QUEUED)
-        return list(islice(live, most))
+        tasks: list[Task] = []
+        for task in self._queue:
+            if task.state is State.QUEUED:
+                tasks.append(task)
+                if len(tasks) == most:
+                    break
+        return tasks
 
     def _wait_until(self, oldest: Task, now: float) -> float:
         """Return until when an idle worker waits for the batch that begins with `oldest` to fill."""

@@ -226,16 +226,17 @@ class Stage:
         memory = worker.handle.memory
         if memory is not None and memory.reads:
             memory.answered(results.ids)
+        answered = self._owner.answered
+        for task, code, payload in zip(tasks, codes, payloads, strict=True):
+            if task.state is not State.SETTLED:
+                answered(task, code, payload, now)
+        # Measured when the answers are on their way, as below when the tasks are: clients do not wait for it.
         self._rate.answered(len(tasks), now)
         measured = self.metrics.worker(worker.worker_id).process_duration
         if self.metrics.batched:
             measured.observe(results.seconds)
         elif tasks:
             measured.observe(results.seconds / len(tasks), len(tasks))
-        answered = self._owner.answered
-        for task, code, payload in zip(tasks, codes, payloads, strict=True):
-            if task.state is not State.SETTLED:
-                answered(task, code, payload, now)
         if self.scheduler.queued:
             self._mark()
         else:
@@ -344,27 +345,32 @@ class Stage:
 
     def _send(self, assignment: Assignment[PoolWorker], now: float) -> None:
         tasks = assignment.tasks
-        observe = self.metrics.queue_wait.observe
+        ids: list[int] = []
         flags: list[int] = []
+        request_ids: list[str] = []
+        payloads: list[Any] = []
         for task in tasks:
-            observe(now - task.queued)
+            ids.append(task.id)
             flags.append(_flags(task))
-        ids = [task.id for task in tasks]
-        payloads: list[Any] = [task.payload for task in tasks]
+            request_ids.append(task.request_id)
+            payloads.append(task.payload)
         memory = assignment.worker.handle.memory
         freed = b""
         if memory is not None:
             freed = memory.freed()
             if max(map(len, payloads)) >= LARGE:
                 memory.send(ids, flags, payloads)
+        encoded = frames.encode_tasks(frames.Tasks(ids, flags, request_ids, payloads))
+        assignment.worker.send(freed + encoded if freed else encoded)
+        observe = self.metrics.queue_wait.observe
+        for task in tasks:
+            observe(now - task.queued)
         if self.metrics.batched:
             measured = self.metrics.worker(assignment.worker.worker_id)
             measured.batch_size.observe(len(tasks))
             measured.batch_duration.observe(now - tasks[0].queued)
         if self._look_timer is None:
             self._look_timer = self._loop.call_later(LOOK_SECONDS, self._look)
-        encoded = frames.encode_tasks(frames.Tasks(ids, flags, [task.request_id for task in tasks], payloads))
-        assignment.worker.send(freed + encoded if freed else encoded)
 
     # -- timers ------------------------------------------------------------------------------------------------------
 

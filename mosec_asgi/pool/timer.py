@@ -50,8 +50,11 @@ class Timer:
         if self._handles is None:
             self._handles = _handle_alarm(self._alarm)
             self._thread = threading.get_ident()
-        self.restart()
-        self.resume()
+        # As `restart` and `resume` do, without two calls for each block.
+        self._deadline = time.perf_counter() + self._seconds
+        self._running = True
+        if self._handles and not self._pending:
+            self._set(self._seconds)
 
     def __exit__(self, *_: object) -> None:
         self._running = False

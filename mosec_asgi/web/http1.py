@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any
 
 from uvicorn._types import ASGI3Application
 from uvicorn.config import Config
@@ -44,6 +44,8 @@ class Http1Protocol(HttpToolsProtocol):
         seen = self.access_log or self.limit_concurrency is not None
         self._routes: Mapping[bytes, DirectRoute] = {} if routes is None or seen else routes()
         self._exchange = Exchange(self)
+        # The newest request is on the short way.
+        self._is_direct = False
         # The request of uvicorn's that runs, or was the last to.
         self._running: RequestResponseCycle | None = None
         self._silence: SilenceTimer
@@ -72,10 +74,6 @@ class Http1Protocol(HttpToolsProtocol):
 
     # -- from the parser ---------------------------------------------------------------------------------------------
 
-    @property
-    def _is_direct(self) -> bool:
-        return self.cycle is self._exchange  # type: ignore[comparison-overlap]
-
     def on_message_begin(self) -> None:
         """Take in no more than what the head of a request is collected in."""
         self.url = b""
@@ -90,7 +88,8 @@ class Http1Protocol(HttpToolsProtocol):
             return
         headers = dict(self.headers)
         if route.takes(headers):
-            self.cycle = cast(RequestResponseCycle, self._exchange)
+            self._is_direct = True
+            self.cycle = self._exchange  # type: ignore[assignment]  # which has what uvicorn asks of one
             self._exchange.begin(route, headers)
         else:
             self._begin_as_uvicorn()
@@ -109,6 +108,7 @@ class Http1Protocol(HttpToolsProtocol):
         )
 
     def _begin_as_uvicorn(self) -> None:
+        self._is_direct = False
         url, headers, expects = self.url, self.headers, self.expect_100_continue
         super().on_message_begin()
         self.url, self.expect_100_continue = url, expects
