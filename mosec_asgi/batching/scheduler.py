@@ -180,6 +180,10 @@ class Scheduler(Generic[WorkerKey]):
         """Return the tasks that `worker` has not answered and has begun: it began `count` of all that it was sent."""
         return [task for task in self._loads[worker].sent.values() if task.place <= count]
 
+    def seconds_per_item(self, worker: WorkerKey) -> float | None:
+        """Return how long `worker` takes for a task without batching; None while that is not known."""
+        return self._loads[worker].seconds_per_item
+
     def holder(self, task: Task) -> WorkerKey | None:
         """Return the worker that has `task`."""
         return next((worker for worker, load in self._loads.items() if task.id in load.sent), None)

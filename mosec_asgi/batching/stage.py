@@ -6,7 +6,8 @@ has happened, and carries out what they say. What becomes of a task is its `Owne
 It works in turns. Whatever happens in one turn of the loop (tasks that arrive, results that come back, clients that
 leave) only marks the stage; at the turn's end it is asked once what to send. So all that is ready for one worker goes
 out as one frame and one write, however it came. Only a task that finds the stage idle and came alone, as the one before
-it did, does not wait for the turn's end, which spares a lonely request a round of the loop.
+it did, does not wait for the turn's end, which spares a lonely request a round of the loop; and the answer to such a
+task is looked for at once where `BusyPoll` says that it pays.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from http import HTTPStatus
 from typing import Any, Protocol
 
 from mosec_asgi import log
+from mosec_asgi.batching.busy_poll import BusyPoll
 from mosec_asgi.batching.rate import Rate
 from mosec_asgi.batching.scheduler import AnswerError, Assignment, Scheduler
 from mosec_asgi.batching.task import State, Task
@@ -145,6 +147,7 @@ class Stage:
         self._marked = False
         # What was sent last was a single task.
         self._calm = True
+        self._busy_poll = BusyPoll()
         self._wake_at: float | None = None
         self._wake_timer: asyncio.TimerHandle | None = None
         self._look_timer: asyncio.TimerHandle | None = None
@@ -179,7 +182,7 @@ class Stage:
             self._owner.failed(task, STAGE_DOWN)
         elif not self._marked:
             if self._calm and self.scheduler.starts_at_once:
-                self._dispatch(now)
+                self._start_alone(now)
             else:
                 self._mark()
 
@@ -214,6 +217,7 @@ class Stage:
     def worker_results(self, worker: PoolWorker, results: frames.Results) -> None:
         """Take in results."""
         now = self._clock()
+        self._busy_poll.busy(now)
         codes: Sequence[int] = results.codes
         payloads: Sequence[bytes | Parcel] = results.payloads
         try:
@@ -333,7 +337,15 @@ class Stage:
         for worker, sizes in taken.items():
             worker.send(frames.encode_taken(frames.Taken(list(sizes), list(sizes.values()))))
 
-    def _dispatch(self, now: float) -> None:
+    def _start_alone(self, now: float) -> None:
+        """Send a task that is alone, and look for its answer where it will be there in a moment."""
+        for assignment in self._dispatch(now):
+            worker = assignment.worker
+            seconds = self._busy_poll.alone(now, self.scheduler.seconds_per_item(worker))
+            if seconds:
+                self._busy_poll.looked(found=worker.pipe.busy_poll(seconds))
+
+    def _dispatch(self, now: float) -> list[Assignment[PoolWorker]]:
         assignments, wake_at = self.scheduler.assign(now)
         if assignments:
             self._calm = len(assignments) == 1 == len(assignments[0].tasks)
@@ -342,6 +354,7 @@ class Stage:
         self._rate.wait(now, waiting=wake_at is None and self.scheduler.queued > 0)
         if wake_at != self._wake_at:
             self._set_wake(wake_at, now)
+        return assignments
 
     def _send(self, assignment: Assignment[PoolWorker], now: float) -> None:
         tasks = assignment.tasks

@@ -8,7 +8,9 @@ all channels of the process share.
 from __future__ import annotations
 
 import asyncio
+import select
 import socket
+import time
 from collections.abc import Callable
 
 from mosec_asgi.ipc.frames import Decoder, Frame, FrameError
@@ -26,6 +28,8 @@ class Channel:
         sock: socket.socket,
         on_frame: Callable[[Frame], None],
         on_closed: Callable[[str], None],
+        *,
+        busy_polls: bool = False,
     ) -> None:
         """Take over a socket; nothing is read before `open`.
 
@@ -34,6 +38,7 @@ class Channel:
             on_frame: called with each frame that arrives.
             on_closed: called once, with the reason, when the other side has closed, broken or garbled the pipe. Not
                 called after `close`.
+            busy_polls: the other side runs on a processor of its own, so that `busy_poll` can see it answer.
         """
         sock.setblocking(False)
         self._sock = sock
@@ -42,6 +47,10 @@ class Channel:
         self._decoder = Decoder()
         self._unsent: list[memoryview] = []
         self._open = False
+        self._poll: select.poll | None = None
+        if busy_polls:
+            self._poll = select.poll()
+            self._poll.register(sock, select.POLLIN)
         self._loop: asyncio.AbstractEventLoop
 
     def open(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -70,6 +79,21 @@ class Channel:
         if sent < len(data):
             self._unsent.append(memoryview(data)[sent:])
             self._loop.add_writer(self._sock.fileno(), self._writable)
+
+    def busy_poll(self, seconds: float) -> bool:
+        """Look for something to read for so long, without sleeping, and take it in.
+
+        Returns:
+            whether something came.
+        """
+        if self._poll is None or not self._open:
+            return False
+        until = time.perf_counter() + seconds
+        while not self._poll.poll(0):
+            if time.perf_counter() > until:
+                return False
+        self._read()
+        return True
 
     def drain(self) -> None:
         """Take in what the other side has sent before its end, without waiting for more."""

@@ -65,6 +65,9 @@ class Pipe(Protocol):
     def send(self, data: bytes) -> None:
         """Send a frame."""
 
+    def busy_poll(self, seconds: float) -> bool:
+        """Look for what the worker sends for so long, and take it in; return whether something came."""
+
     def drain(self) -> None:
         """Take in what the worker has sent before its end."""
 
@@ -170,7 +173,7 @@ class ProcessLauncher:
         finally:
             theirs.close()
         handle = WorkerProcess(process, page, self._loop, on_exit, memory)
-        channel = Channel(ours, on_frame, on_closed)
+        channel = Channel(ours, on_frame, on_closed, busy_polls=_usable_cores() > 1)
         channel.open(self._loop)
         if memory is not None:
             memory.on_full(functools.partial(self._tell_freed_soon, memory, channel))
@@ -271,6 +274,13 @@ class WorkerProcess:
                 self._process.close()
             # Whoever listens has this handle: neither must wait for the garbage collector.
             self._on_exit = _nothing
+
+
+def _usable_cores() -> int:
+    """Return on how many processors this process and its children may run."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _tell_freed(memory: WorkerMemory, channel: Channel) -> None:
