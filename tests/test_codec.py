@@ -64,10 +64,10 @@ def test_a_serializer_may_return_anything_that_is_bytes(kind: Callable[[bytes], 
 
 
 def test_a_result_that_cannot_be_encoded_is_answered_with_why() -> None:
-    code, text = codec_of().answer(BOTH, object(), ["r1"])
+    code, text = codec_of().answer(BOTH, object(), "r1")
     assert code == 500
     assert text.startswith(b"encoding error: ")
-    assert codec_of(serialize=lambda self, data: {}["a secret"]).answer(BOTH, 1, ["r1"]) == INTERNAL
+    assert codec_of(serialize=lambda self, data: {}["a secret"]).answer(BOTH, 1, "r1") == INTERNAL
 
 
 def test_an_encoded_result_of_another_kind_of_bytes_becomes_bytes() -> None:
@@ -132,8 +132,8 @@ def test_a_failure_is_what_a_client_is_told() -> None:
 
 def test_an_exception_in_the_place_of_a_result_is_its_answer() -> None:
     codec = codec_of()
-    assert codec.answer(BOTH, ValidationError("odd"), ["r1"]) == (422, b"request validation error: odd")
-    assert codec.answer(BOTH, KeyError("a secret"), ["r1"]) == INTERNAL
+    assert codec.answer(BOTH, ValidationError("odd"), "r1") == (422, b"request validation error: odd")
+    assert codec.answer(BOTH, KeyError("a secret"), "r1") == INTERNAL
 
 
 def test_a_fault_that_several_requests_share_is_told_once_with_all_of_them(logged: pytest.LogCaptureFixture) -> None:

@@ -8,8 +8,8 @@ loop, in which nothing else is served. So it is done only where nothing else is 
 - The task is alone at its stage, as were the `STREAK` before it, and between them nothing happened for `QUIET_SECONDS`.
   Clients that ask together, or a saturated loop, leave no such gaps: there, many tasks at a time are the quicker way.
 - The worker's measured time for a task is at most `QUICK_SECONDS`.
-- It pays. Each look in vain, up to `POLL_SECONDS` long, doubles the number of lone tasks until the next one, so that on a
-  machine whose processors are all at work it does not happen.
+- It pays. Each look in vain, up to `POLL_SECONDS` long, doubles the number of lone tasks until the next one, so that it
+  is hardly done on a machine whose processors are all at work.
 """
 
 from __future__ import annotations

@@ -37,6 +37,7 @@ import math
 import struct
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 
 MAGIC = 0x6D61
 MAX_BODY = 1 << 34
@@ -230,10 +231,10 @@ def encode_tasks(tasks: Tasks) -> bytes:
     request_ids = [request_id.encode() for request_id in tasks.request_ids]
     count = len(request_ids)
     if count == 1:
-        (payload,), (name,) = tasks.payloads, request_ids
+        (task_id,), (task_flags,), (payload,), (name,) = tasks.ids, tasks.flags, tasks.payloads, request_ids
         size, name_size = len(payload), len(name)
         body = _TASK_ROW.size + name_size + size
-        row = (tasks.ids[0], size, tasks.flags[0], name_size)
+        row = (task_id, size, task_flags, name_size)
         return _ONE_TASK.pack(MAGIC, Kind.TASKS, 1, body, 0.0, *row) + name + payload
     columns = (tasks.ids, map(len, tasks.payloads), tasks.flags, map(len, request_ids))
     table = _pack_table(TASK_ENTRY, columns, count)
@@ -244,9 +245,9 @@ def encode_results(results: Results) -> bytes:
     """Return `results` as a frame."""
     count = len(results.ids)
     if count == 1:
-        (payload,) = results.payloads
+        (task_id,), (code,), (payload,) = results.ids, results.codes, results.payloads
         size = len(payload)
-        body, row = _RESULT_ROW.size + size, (results.ids[0], size, results.codes[0])
+        body, row = _RESULT_ROW.size + size, (task_id, size, code)
         return _ONE_RESULT.pack(MAGIC, Kind.RESULTS, 1, body, results.seconds, *row) + payload
     table = _pack_table(RESULT_ENTRY, (results.ids, map(len, results.payloads), results.codes), count)
     return _frame(Kind.RESULTS, count, results.seconds, [b"", table, *results.payloads])
@@ -364,11 +365,7 @@ def _unpack_table(entry: str, data: bytes, start: int, end: int, count: int) -> 
 
 
 def _cut(data: bytes, position: int, lengths: Sequence[int]) -> list[bytes]:
-    pieces = []
-    for length in lengths:
-        pieces.append(data[position : position + length])
-        position += length
-    return pieces
+    return [data[start:end] for start, end in pairwise(accumulate(lengths, initial=position))]
 
 
 def _decode_results(data: bytes, start: int, end: int, count: int, seconds: float) -> Results:
@@ -376,7 +373,7 @@ def _decode_results(data: bytes, start: int, end: int, count: int, seconds: floa
         task_id, length, code = _RESULT_ROW.unpack_from(data, start)
         position = start + _RESULT_ROW.size
         if code in STATUSES and position + length == end and 0.0 <= seconds < math.inf:
-            return Results((task_id,), (code,), (data[position:end],), seconds)
+            return Results((task_id,), (code,), [data[position:end]], seconds)
         # Below it is said what is wrong with it.
     (ids, lengths, codes), position = _unpack_table(RESULT_ENTRY, data, start, end, count)
     if not 0.0 <= seconds < math.inf:
@@ -409,14 +406,20 @@ def _decode_tasks(data: bytes, start: int, end: int, count: int) -> Tasks:
         position = start + _TASK_ROW.size
         names_end = position + name_length
         if names_end + length == end and (name := data[position:names_end]).isascii():
-            return Tasks((task_id,), (task_flags,), (name.decode(),), (data[names_end:end],))
+            return Tasks((task_id,), (task_flags,), [name.decode()], [data[names_end:end]])
         # Below it is said what is wrong with it.
     (ids, lengths, flags, name_lengths), position = _unpack_table(TASK_ENTRY, data, start, end, count)
     names_end = position + sum(name_lengths)
     if names_end + sum(lengths) != end:
         raise FrameError(f"no frame: {count} tasks do not add up to a body of {end - start} bytes")
     try:
-        request_ids = [name.decode() for name in _cut(data, position, name_lengths)]
+        names = data[position:names_end].decode()
+        if len(names) == names_end - position:
+            # ASCII, as nearly all are: decoded once, and cut as text.
+            ends = accumulate(name_lengths, initial=0)
+            request_ids = [names[start:end] for start, end in pairwise(ends)]
+        else:
+            request_ids = [name.decode() for name in _cut(data, position, name_lengths)]
     except UnicodeDecodeError as error:
         raise FrameError("no frame: a request id is not UTF-8") from error
     return Tasks(ids, flags, request_ids, _cut(data, names_end, lengths))

@@ -69,16 +69,14 @@ class Codec:
             return frames.IN_MEMORY, parcel.pack(parcel.Kind.BYTES, [span])
         return 200, payload
 
-    def answer(self, flags: int, result: Any, request_ids: Sequence[str]) -> Answer:
+    def answer(self, flags: int, result: Any, request_id: str) -> Answer:
         """Return the answer for what `forward` made of an item, be it an exception."""
-        if isinstance(result, Failure):
-            return on_the_wire(result)
-        if isinstance(result, BaseException):
-            return self.failure(result, request_ids)
         try:
-            return self.encode(flags, result)
+            if not isinstance(result, (BaseException, Failure)):
+                return self.encode(flags, result)
         except (Exception, MosecTimeoutError) as error:
-            return self.failure(error, request_ids)
+            result = error
+        return on_the_wire(result) if isinstance(result, Failure) else self.failure(result, [request_id])
 
     def failure(self, error: BaseException, request_ids: Sequence[str]) -> Answer:
         """Log a fault, and return the answer that tells of it."""

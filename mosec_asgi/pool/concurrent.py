@@ -270,7 +270,7 @@ class ConcurrentRunner:
             return
         for place, result in zip(places, results, strict=True):
             if not self._streams:
-                answers[place] = self._codec.answer(tasks.flags[place], result, tasks.request_ids[place : place + 1])
+                answers[place] = self._codec.answer(tasks.flags[place], result, tasks.request_ids[place])
             else:
                 self._outlet.end(tasks.ids[place], on_the_wire(result) if isinstance(result, Failure) else ENDED)
         self._answer(tasks, answers, time.perf_counter() - began)

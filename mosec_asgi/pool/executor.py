@@ -119,15 +119,16 @@ class Executor:
         self._port.progress.begin(len(tasks.ids))
         answers, items, places = decode_batch(self._codec, tasks, self._port, range(len(tasks.ids)))
         if items:
-            request_ids = [tasks.request_ids[place] for place in places]
-            results = self._forward(items, [tasks.ids[place] for place in places], request_ids)
-            for place, result in zip(places, results, strict=True):
-                self._port.progress.beat()
-                answers[place] = self._codec.answer(tasks.flags[place], result, tasks.request_ids[place : place + 1])
+            ids, flags, request_ids = _columns(tasks, places)
+            results = self._forward(items, ids, request_ids)
+            beat, answer = self._port.progress.beat, self._codec.answer
+            for place, flag, result, request_id in zip(places, flags, results, request_ids, strict=True):
+                beat()
+                answers[place] = answer(flag, result, request_id)
         codes, payloads = zip(*[answers[place] for place in range(len(tasks.ids))], strict=True)
         return frames.Results(tasks.ids, codes, payloads, time.perf_counter() - began)
 
-    def _forward(self, items: list[Any], ids: list[int], request_ids: list[str]) -> list[Any]:
+    def _forward(self, items: list[Any], ids: Sequence[int], request_ids: Sequence[str]) -> list[Any]:
         """Return a result for each item; one that failed has its `Failure`."""
         steps = isolation.resolve(len(items), self._spec.isolation_calls)
         part = next(steps)
@@ -170,17 +171,27 @@ def decode_batch(
     answers: dict[int, Answer] = {}
     items: list[Any] = []
     decoded: list[int] = []
+    beat, decode, cancelled = port.progress.beat, codec.decode, port.cancelled
     for place in places:
-        if tasks.ids[place] in port.cancelled:
+        if cancelled and tasks.ids[place] in cancelled:
             answers[place] = LEFT
             continue
-        port.progress.beat()
+        beat()
         try:
-            items.append(codec.decode(tasks.flags[place], tasks.payloads[place]))
+            items.append(decode(tasks.flags[place], tasks.payloads[place]))
             decoded.append(place)
         except (Exception, MosecTimeoutError) as error:
             answers[place] = codec.failure(error, tasks.request_ids[place : place + 1])
     return answers, items, decoded
+
+
+def _columns(tasks: frames.Tasks, places: list[int]) -> tuple[Sequence[int], Sequence[int], Sequence[str]]:
+    """Return the numbers, flags and request ids of the tasks at `places` of a frame."""
+    if len(places) == len(tasks.ids):
+        return tasks.ids, tasks.flags, tasks.request_ids
+    pick = [(tasks.ids[place], tasks.flags[place], tasks.request_ids[place]) for place in places]
+    ids, flags, request_ids = zip(*pick, strict=True)
+    return ids, flags, request_ids
 
 
 def is_final(error: BaseException, *, whole: bool) -> bool:
