@@ -178,13 +178,13 @@ def test_a_text_that_is_not_unicode_still_tells_why_a_worker_failed() -> None:
 
 
 def test_columns_of_unequal_length_are_refused_when_written() -> None:
-    with pytest.raises(ValueError, match=r"argument|size"):
+    with pytest.raises(ValueError, match=r"argument|size|values to unpack"):
         frames.encode_tasks(frames.Tasks([1, 2], [0], ["a", "b"], [b"", b""]))
-    with pytest.raises(ValueError, match=r"argument|size"):
+    with pytest.raises(ValueError, match=r"argument|size|values to unpack"):
         frames.encode_results(frames.Results([1], [200, 200], [b""], 0.0))
-    with pytest.raises(ValueError, match=r"argument|size"):
+    with pytest.raises(ValueError, match=r"argument|size|values to unpack"):
         frames.encode_events(frames.Events([1, 2], [b""]))
-    with pytest.raises(ValueError, match=r"argument|size"):
+    with pytest.raises(ValueError, match=r"argument|size|values to unpack"):
         frames.encode_taken(frames.Taken([1], [1, 2]))
 
 

@@ -38,6 +38,7 @@ live ones true, and the queue compacts itself when more than half of it is dead.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
@@ -421,7 +422,7 @@ class Scheduler(Generic[WorkerKey]):
         before = load.seconds_per_item
         load.seconds_per_item = seconds_per_item if before is None else before + SMOOTHING * (seconds_per_item - before)
         quick = WINDOW_SECONDS / max(load.seconds_per_item, 1e-7)
-        load.window = max(1, min(MAX_WINDOW, int(quick)))
+        load.window = max(1, min(MAX_WINDOW, math.ceil(quick)))
 
     @staticmethod
     def _count_off(load: _Load, tasks: Iterable[Task]) -> None:
