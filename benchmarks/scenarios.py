@@ -85,6 +85,7 @@ SCENARIOS = (
         load=LONG_TAILED,
         stretch=3,
     ),
+    Scenario("asgi-echo", "JSON echo through ASGI, under uvicorn as it comes, 64 connections", "asgi_echo", 64),
     Scenario("ceiling", "JSON echo beside a bare ASGI echo, 64 connections", "echo", 64, bar=0.75, rival="bare"),
     Scenario(
         "uvicorn",

@@ -7,11 +7,11 @@ General layout; each floor imports only from those below it:
     running.py              F6  a service that runs: plans, coordinator, app, metrics on one event loop
     serving.py, dry_run.py  F6  what run() does: uvicorn and signals; each pipeline once
     testing/                F6  a service on virtual time with inline workers; the simulation of random histories
-    web/                    F5  HTTP in, HTTP out: app, inference, sse, request, disconnect, http1, http2, body,
-                                compression, responses, gathering, keep_alive, health, access;
+    web/                    F5  HTTP in, HTTP out: app, inference, sse, direct, request, disconnect, http1, http2,
+                                body, compression, responses, gathering, keep_alive, health, access;
                                 the contract: openapi, contract, components, examples, swagger
-    batching/               F4  waiting and grouping: coordinator, stage; pure: scheduler, task, flow, rate;
-                                service: what web may ask
+    batching/               F4  waiting and grouping: coordinator, stage; pure: scheduler, arrivals, task, flow,
+                                rate, busy_poll; service: what web may ask
     pool/                   F3  worker processes, from outside: supervisor, process, preload; pure: lifecycle,
                                 watchdog; from inside: child, template, spec, port, codec, timer; executor,
                                 stream_executor, outlet, concurrent, continuous; pure: isolation;

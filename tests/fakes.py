@@ -185,6 +185,9 @@ class FakeWorker:
         self.heard: list[frames.Frame] = []
         # Bytes that it has written and the server has not read; taken in at its end.
         self.unread = b""
+        # Whether it answers while the server looks for it, and for how many seconds that has looked, each time.
+        self.answers_when_polled = False
+        self.polls: list[float] = []
         # A child of its own holds its pipe open when it ends.
         self.pipe_outlives_it = False
         self._ending = "is still running"
@@ -218,6 +221,12 @@ class FakeWorker:
         if isinstance(frame, frames.Tasks):
             self.frames.append(frame)
             self._unanswered += frame.ids
+
+    def busy_poll(self, seconds: float) -> bool:
+        self.polls.append(seconds)
+        if self.answers_when_polled:
+            self.reply(seconds=0.0)
+        return self.answers_when_polled
 
     def drain(self) -> None:
         unread, self.unread = self.unread, b""

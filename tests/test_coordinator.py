@@ -11,7 +11,7 @@ import pytest
 from fakes import PATIENCE, FakeClock, FakeWorker, Service, Ticket, answer, running, settled_loop, stage, told, until
 
 from mosec_asgi.batching.coordinator import CLOSING, STALLED, TOO_LATE, TOO_MANY
-from mosec_asgi.batching.service import CLIENT_LEFT, StageStatistics
+from mosec_asgi.batching.service import CLIENT_LEFT, Outcome, StageStatistics
 from mosec_asgi.batching.stage import STAGE_DOWN, TIMED_OUT, WORKER_DIED, StagePlan
 from mosec_asgi.errors import Failure, StartupError
 from mosec_asgi.ipc import frames, parcel
@@ -540,6 +540,35 @@ async def test_a_future_that_its_waiter_has_cancelled_disturbs_nobody() -> None:
         await service.worker.gets_work()
         service.worker.reply()
         assert await answer(stays) == b"re:2"
+
+
+async def test_a_fault_of_who_is_told_an_outcome_disturbs_nobody(logged: pytest.LogCaptureFixture) -> None:
+    def fail(outcome: Outcome) -> None:
+        raise RuntimeError(f"nothing to do with {outcome!r}")
+
+    async with running(stage(max_batch_size=3, max_wait=1.0)) as service:
+        first = service.submit()
+        service.coordinator.submit(0, b"2", "the-faulty", fail)
+        last = service.submit()
+        await service.worker.gets_work()
+        service.worker.reply()
+        assert [await answer(first), await answer(last)] == [b"re:1", b"re:2"]
+        assert service.coordinator.statistics().admitted == 0
+    (record,) = [record for record in logged.records if record.levelno >= logging.ERROR]
+    assert told(record, "request_id") == ("the-faulty",)
+
+
+async def test_an_outcome_is_told_once_whatever_ends_the_task() -> None:
+    outcomes: list[Outcome] = []
+    async with running(stage()) as service:
+        task = service.coordinator.submit(0, b"1", "mine", outcomes.append)
+        assert isinstance(task, int)
+        await service.worker.gets_work()
+        service.coordinator.cancel(task)
+        service.worker.reply()
+        await settled_loop()
+        service.coordinator.cancel(task)
+        assert outcomes == [CLIENT_LEFT]
 
 
 # -- streams -----------------------------------------------------------------------------------------------------------

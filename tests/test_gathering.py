@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
 
 import pytest
 
@@ -22,6 +23,10 @@ class Leaving(asyncio.Transport):
 
     def is_closing(self) -> bool:
         return self.left
+
+    def writelines(self, list_of_data: Iterable[bytes | bytearray | memoryview]) -> None:
+        for data in list_of_data:
+            self.write(data)
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         if self.left:
@@ -75,3 +80,14 @@ async def test_what_is_held_for_a_client_that_leaves_meanwhile_is_dropped_withou
     inner.left = True
     await asyncio.sleep(0)
     assert (inner.written, errors) == (b"", [])
+
+
+@pytest.mark.parametrize("size", [0, 1, LARGE, 10 * LARGE])
+async def test_a_whole_response_goes_out_at_once_and_behind_what_is_held(size: int) -> None:
+    inner = Leaving()
+    transport = GatheringTransport(inner, TurnEnd(asyncio.get_running_loop()))
+    transport.write(b"before")
+    transport.write_response(b"head", b"b" * size)
+    assert inner.written == b"beforehead" + b"b" * size
+    await asyncio.sleep(0)
+    assert len(inner.written) == 10 + size

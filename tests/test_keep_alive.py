@@ -12,7 +12,7 @@ import pytest
 import uvicorn
 import uvloop
 from fakes import PATIENCE
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.server import ServerState
 
 from mosec_asgi.web.gathering import gathering
@@ -36,6 +36,11 @@ EACH_PROTOCOL = pytest.mark.parametrize("protocol", [automatic, lambda: Http1Pro
 async def app(scope: Scope, receive: Receive, send: Send) -> None:
     await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"4")]})
     await send({"type": "http.response.body", "body": b"done"})
+
+
+async def slow(scope: Scope, receive: Receive, send: Send) -> None:
+    await asyncio.sleep(2 * KEEP_ALIVE)
+    await app(scope, receive, send)
 
 
 class Connection:
@@ -74,7 +79,7 @@ class Connection:
 
 
 @contextlib.asynccontextmanager
-async def connected(protocol: type[asyncio.Protocol]) -> AsyncIterator[Connection]:
+async def connected(protocol: type[asyncio.Protocol], app: ASGIApp = app) -> AsyncIterator[Connection]:
     loop, accepted = asyncio.get_running_loop(), asyncio.Event()
     # uvicorn says whole seconds, and takes any.
     keep_alive: int = KEEP_ALIVE  # type: ignore[assignment]
@@ -155,6 +160,36 @@ def test_a_connection_without_a_next_request_is_closed(protocol: Callable[[], ty
         async with connected(protocol()) as connection:
             assert (await connection.ask()).endswith(b"done")
             assert await connection.read() == b""
+
+    on_uvloop(main())
+
+
+@EACH_PROTOCOL
+def test_the_time_counts_from_the_last_answer(protocol: Callable[[], type[asyncio.Protocol]]) -> None:
+    async def main() -> None:
+        async with connected(protocol()) as connection:
+            loop = asyncio.get_running_loop()
+            for _ in range(4):
+                assert (await connection.ask()).endswith(b"done")
+                last = loop.time()
+                # So that timers which count from answers before are due in between.
+                await asyncio.sleep(KEEP_ALIVE * 0.6)
+            assert await connection.read() == b""
+            # uvloop's timers know whole milliseconds.
+            assert loop.time() - last >= KEEP_ALIVE - 0.002
+
+    on_uvloop(main())
+
+
+@EACH_PROTOCOL
+def test_a_request_that_takes_long_is_no_silence(protocol: Callable[[], type[asyncio.Protocol]]) -> None:
+    async def main() -> None:
+        async with connected(protocol(), slow) as connection:
+            connection.sock.send(REQUEST + REQUEST)
+            received = b""
+            while received.count(b"done") < 2:
+                received += (piece := await connection.read())
+                assert piece, "closed before the answer"
 
     on_uvloop(main())
 

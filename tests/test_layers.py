@@ -28,6 +28,7 @@ FLOORS = {
 }  # fmt: skip
 PURE = {
     "batching.scheduler", "batching.arrivals", "batching.task", "batching.flow", "batching.rate",
+    "batching.busy_poll",
     "pool.lifecycle", "pool.watchdog", "pool.isolation",
     "ipc.frames", "ipc.arena", "ipc.parcel", "ipc.ledger",
 }  # fmt: skip

@@ -8,7 +8,7 @@ Theory of operation
 -------------------
 Tasks start in order of arrival. One central queue: a worker is chosen when the task leaves it, not when it comes.
 
-*Without batching* (`max_batch_size` 1) a worker is sent several tasks ahead, a **window**: as many as it does in
+*Without batching* (`max_batch_size` 1) a worker is sent several tasks ahead, a **window**: as many as it begins in
 `WINDOW_SECONDS` by its own measured time. Then the pipe is never empty between two quick tasks and one write serves
 many, while a slow model has a window of one and no task waits behind another as long as some worker is free. Among
 workers with room, the one with the least measured work ahead gets the task.

@@ -6,6 +6,10 @@ head is complete, and is done for all others as if nothing had been.
 A client may send its next request before it has its answer (pipelining, RFC 9112, section 9.3.2), and the server runs
 them one after the other. When the client leaves, uvicorn tells only the newest of its requests, and the one that runs,
 for which a worker is at work, would go on in vain. Here that one is told as well.
+
+A client may ask to go on in another protocol (curl and Java's client ask for HTTP/2 so), and a server may ignore that
+(RFC 9110, section 7.8). httptools takes what follows the head for the other protocol all the same, and the body would
+be lost: such a request is read again without its wish.
 """
 
 from __future__ import annotations
@@ -14,6 +18,7 @@ import asyncio
 from collections.abc import Mapping
 from typing import Any
 
+import httptools
 from uvicorn._types import ASGI3Application
 from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
@@ -23,6 +28,10 @@ from mosec_asgi.web.direct import DirectRoute, Exchange
 from mosec_asgi.web.gathering import GatheringTransport
 from mosec_asgi.web.keep_alive import SilenceTimer
 from mosec_asgi.web.responses import Header
+
+INVALID = "Invalid HTTP request received."
+# Headers that are about the connection alone, and are not read again.
+_OF_UPGRADES = frozenset((b"connection", b"upgrade", b"http2-settings"))
 
 
 class Http1Protocol(HttpToolsProtocol):
@@ -48,6 +57,8 @@ class Http1Protocol(HttpToolsProtocol):
         self._is_direct = False
         # The request of uvicorn's that runs, or was the last to.
         self._running: RequestResponseCycle | None = None
+        # The newest request asks for another protocol; it is about to be read again.
+        self._asks_for_upgrade = False
         self._silence: SilenceTimer
 
     # -- a connection's life -----------------------------------------------------------------------------------------
@@ -72,6 +83,33 @@ class Http1Protocol(HttpToolsProtocol):
     def _unset_keepalive_if_required(self) -> None:
         self._silence.end()
 
+    def data_received(self, data: bytes) -> None:
+        """Take in what the client sends."""
+        self._silence.end()
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            if self._asks_for_upgrade:
+                self._read_again(data[upgrade.args[0] :])
+            elif self._should_upgrade():
+                self.handle_websocket_upgrade()
+        except httptools.HttpParserError:
+            self.logger.warning(INVALID)
+            self.send_400_response(INVALID)
+
+    def _read_again(self, rest: bytes) -> None:
+        """Read the newest request again, without its wish for another protocol."""
+        self._asks_for_upgrade = False
+        method, version = self.parser.get_method(), self.parser.get_http_version().encode()
+        head = [b"%b %b HTTP/%b" % (method, self.url, version)]
+        head += [b"%b: %b" % header for header in self.headers if header[0] not in _OF_UPGRADES]
+        if any(name == b"connection" and b"close" in value.lower() for name, value in self.headers):
+            head.append(b"connection: close")
+        self.parser = httptools.HttpRequestParser(self)
+        # As uvicorn's own.
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+        self.data_received(b"\r\n".join([*head, b"", rest]))
+
     # -- from the parser ---------------------------------------------------------------------------------------------
 
     def on_message_begin(self) -> None:
@@ -82,6 +120,10 @@ class Http1Protocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """Choose the request's way."""
+        parser = self.parser
+        if parser.should_upgrade() and parser.get_method() != b"CONNECT" and not self._should_upgrade():
+            self._asks_for_upgrade = True
+            return
         route = self._routes.get(self.url)
         if route is None or not self._is_usual():
             self._begin_as_uvicorn()
@@ -102,7 +144,6 @@ class Http1Protocol(HttpToolsProtocol):
             and parser.get_method() == b"POST"
             and parser.should_keep_alive()
             and parser.get_http_version() == "1.1"
-            and not parser.should_upgrade()
             and not self.expect_100_continue
             and not self.flow.write_paused
         )
@@ -129,6 +170,8 @@ class Http1Protocol(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         """Take note of a request's end."""
+        if self._asks_for_upgrade:
+            return
         if self._is_direct:
             self._exchange.submit()
         else:

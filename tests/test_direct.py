@@ -1,0 +1,556 @@
+"""The short way of a request past ASGI: which requests take it, and that nobody can tell by what they are answered."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import socket
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any, NamedTuple
+
+import pytest
+import uvicorn
+from fake_service import FakeService, FakeTask
+from fakes import PATIENCE, settled_loop, told, until
+from starlette.types import Receive, Scope, Send
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from workers import Echo
+
+from mosec_asgi import Server, SSEWorker, testing
+from mosec_asgi.batching.service import Outcome
+from mosec_asgi.errors import Failure
+from mosec_asgi.metrics import ServiceMetrics
+from mosec_asgi.web.app import App, Egress
+from mosec_asgi.web.direct import DirectRoute
+from mosec_asgi.web.gathering import gathering
+from mosec_asgi.web.http1 import Http1Protocol
+
+LIMIT = 3_000_000
+# More than one read brings.
+LARGE = b"~" * 2_000_000
+# More than all buffers between the server and a client hold.
+FLOOD = b"~" * 30_000_000
+
+
+class Response(NamedTuple):
+    status: int
+    headers: list[tuple[str, str]]
+    body: bytes
+
+    def header(self, name: str) -> str | None:
+        return dict(self.headers).get(name)
+
+    @property
+    def comparable(self) -> tuple[object, ...]:
+        """All that does not depend on when it was asked."""
+        made = re.compile("[0-9a-f]{32}")
+        headers = [(name, "made" if made.fullmatch(value) else value) for name, value in self.headers]
+        return self.status, [header for header in headers if header[0] != "date"], self.body
+
+
+class Client:
+    """A connection."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader, self._writer = reader, writer
+
+    def send(self, data: bytes) -> None:
+        self._writer.write(data)
+
+    async def until(self, mark: bytes) -> bytes:
+        """Read to a mark."""
+        return await asyncio.wait_for(self._reader.readuntil(mark), PATIENCE)
+
+    async def response(self) -> Response:
+        lines = (await self.until(b"\r\n\r\n")).decode().split("\r\n")[:-2]
+        headers = [(name, value) for name, _, value in (line.partition(": ") for line in lines[1:])]
+        length = int(dict(headers)["content-length"])
+        body = await asyncio.wait_for(self._reader.readexactly(length), PATIENCE)
+        return Response(int(lines[0].split()[1]), headers, body)
+
+    async def at_end(self) -> bool:
+        """Wait for the next byte; whether there is none."""
+        return await asyncio.wait_for(self._reader.read(1), PATIENCE) == b""
+
+    def leave(self) -> None:
+        self._writer.transport.abort()
+
+
+class Side:
+    """A service under uvicorn.
+
+    Attributes:
+        asked: the requests that came through ASGI.
+    """
+
+    def __init__(self, service: FakeService, port: int) -> None:
+        self.service = service
+        self.metrics = ServiceMetrics("test", [])
+        self.asked = 0
+        self.server: uvicorn.Server
+        self._port = port
+        self._app = App(
+            {
+                "/json": Egress("application/json", False),
+                "/raw": Egress("x/100%d", False),
+                "/stream": Egress("text/event-stream", True),
+                "/a%b": Egress("application/json", False),
+            },
+            service,
+            self.metrics,
+            dict,
+            max_request_size=LIMIT,
+            compressed=False,
+            server="test/1%",
+        )
+
+    def direct_routes(self) -> dict[bytes, DirectRoute]:
+        return self._app.direct_routes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.asked += 1
+        await self._app(scope, receive, send)
+
+    @asynccontextmanager
+    async def client(self) -> AsyncIterator[Client]:
+        reader, writer = await asyncio.open_connection("127.0.0.1", self._port, limit=1 << 16)
+        try:
+            yield Client(reader, writer)
+        finally:
+            writer.transport.abort()
+
+    async def task(self, number: int = 1) -> FakeTask:
+        """Wait until so many requests are admitted, and return the last."""
+        await until(lambda: len(self.service.tasks) == number)
+        return self.service.tasks[-1]
+
+
+@asynccontextmanager
+async def serving(
+    protocol: type[asyncio.Protocol] = Http1Protocol, service: FakeService | None = None, **settings: Any
+) -> AsyncIterator[Side]:
+    """Serve for the time of a block; at its end nothing may be left of it."""
+    sock = socket.create_server(("127.0.0.1", 0))
+    side = Side(service or FakeService(), sock.getsockname()[1])
+    options: dict[str, Any] = {"interface": "asgi3", "lifespan": "off", "ws": "none", "log_config": None}
+    options |= {"access_log": False, "proxy_headers": False, "server_header": False, **settings}
+    side.server = uvicorn.Server(uvicorn.Config(side, http=gathering(protocol), **options))
+    running = asyncio.create_task(side.server.serve(sockets=[sock]))
+    try:
+        await until(lambda: side.server.started)
+        yield side
+        assert side.service.statistics().admitted == 0
+        await until(lambda: not side.server.server_state.connections)
+    finally:
+        side.server.should_exit = True
+        await running
+
+
+def post(body: bytes = b"[1]", path: str = "/json", version: str = "1.1", **headers: str) -> bytes:
+    lines = {"Host": "test", "Content-Length": str(len(body)), **headers}
+    head = "".join(f"{name.replace('_', '-')}: {value}\r\n" for name, value in lines.items() if value)
+    return f"POST {path} HTTP/{version}\r\n{head}\r\n".encode() + body
+
+
+async def answered(side: Side, request: bytes, outcome: Outcome | None) -> Response:
+    """Return what a request is answered, which is admitted where there is an outcome for it."""
+    async with side.client() as client:
+        client.send(request)
+        if outcome is not None:
+            (await side.task()).end(outcome)
+        return await client.response()
+
+
+# -- the same answers --------------------------------------------------------------------------------------------------
+
+USUAL: dict[str, tuple[bytes, Outcome | None]] = {
+    "result": (post(), b"[1]"),
+    "empty result": (post(), b""),
+    "large result": (post(), LARGE),
+    "large body": (post(LARGE), b"[1]"),
+    "another content type": (post(path="/raw"), b"\x00%d%b"),
+    "request id": (post(X_Request_Id="my-%d-id"), b"[1]"),
+    "request id that is none": (post(X_Request_Id="ü" * 200), b"[1]"),
+    "request id of a failure": (post(X_Request_Id="mine"), Failure(422, "wrong")),
+    "failure": (post(), Failure(500, "größer: 100%d")),
+    "failure with an unknown status": (post(), Failure(499 + 91, "odd")),
+    "time over": (post(X_Request_Timeout="20"), Failure(408, "inference timeout")),
+    "busy": (post(), Failure(429, "too many", retry_after=7)),
+    "no body": (post(b""), None),
+    "bad timeout": (post(X_Request_Timeout="soon"), None),
+    "kept explicitly": (post(Connection="keep-alive"), b"[1]"),
+}
+
+
+@pytest.mark.parametrize("case", USUAL.values(), ids=USUAL)
+async def test_a_usual_request_goes_past_asgi_and_is_answered_as_it_would_be_there(
+    case: tuple[bytes, Outcome | None],
+) -> None:
+    responses, counted, asked = [], [], []
+    for protocol in (Http1Protocol, HttpToolsProtocol):
+        async with serving(protocol) as side:
+            responses.append((await answered(side, *case)).comparable)
+            await until(lambda side=side: side.metrics.throughput)
+            counted.append((side.metrics.throughput, side.metrics.duration.count))
+            asked.append(side.asked)
+    assert responses[0] == responses[1]
+    assert counted[0] == counted[1]
+    assert asked == [0, 1]
+
+
+async def test_a_task_has_the_body_the_route_the_id_and_the_time_of_its_request() -> None:
+    async with serving() as side, side.client() as client:
+        client.send(post(LARGE, "/raw", X_Request_Id="mine", X_Request_Timeout="1500"))
+        task = await side.task()
+        assert (task.route, task.request_id, task.timeout, task.on_chunk) == (1, "mine", 1.5, None)
+        assert task.body == LARGE
+        task.answer(b"")
+        assert (await client.response()).header("x-request-id") == "mine"
+
+
+async def test_requests_of_a_connection_follow_each_other_with_ids_of_their_own() -> None:
+    async with serving() as side, side.client() as client:
+        ids = set()
+        for number in range(1, 6):
+            client.send(post(b"%d" % number))
+            (await side.task(number)).answer(b"<%d>" % number)
+            response = await client.response()
+            assert response.body == b"<%d>" % number
+            ids.add(response.header("x-request-id"))
+        assert len(ids) == 5
+        assert side.asked == 0
+        assert side.server.server_state.total_requests == 5
+
+
+async def test_the_date_is_that_of_the_response() -> None:
+    async with serving() as side, side.client() as client:
+        for number, date in enumerate(("Mon, 01 Jan", "Tue, 02 Jan"), 1):
+            client.send(post())
+            task = await side.task(number)
+            side.server.server_state.default_headers = [(b"date", date.encode())]
+            task.answer()
+            assert (await client.response()).header("date") == date
+
+
+async def test_a_body_in_pieces_is_put_together() -> None:
+    async with serving() as side, side.client() as client:
+        request = post(b"0123456789")
+        for place in range(len(request)):
+            client.send(request[place : place + 1])
+            await settled_loop()
+        assert (await side.task()).body == b"0123456789"
+        assert side.asked == 0
+        side.service.task.answer()
+        await client.response()
+
+
+# -- what goes through ASGI --------------------------------------------------------------------------------------------
+
+CHUNKED = b"POST /json HTTP/1.1\r\nhost: t\r\ntransfer-encoding: chunked\r\n\r\n3\r\n[1]\r\n0\r\n\r\n"
+UNUSUAL = {
+    "chunks": CHUNKED,
+    "closing": post(Connection="close"),
+    "an older version": post(version="1.0"),
+    "an older version that stays": post(version="1.0", Connection="keep-alive"),
+    "a query": post(path="/json?a=1"),
+    "an encoded path": post(path="/js%6Fn"),
+    "a route that is written otherwise": post(path="/a%25b"),
+    "a content encoding": post(Content_Encoding="identity"),
+}
+
+
+@pytest.mark.parametrize("request_", UNUSUAL.values(), ids=UNUSUAL)
+async def test_what_is_unusual_goes_through_asgi(request_: bytes) -> None:
+    async with serving() as side:
+        assert (await answered(side, request_, b"done")).body == b"done"
+        assert side.asked == 1
+
+
+async def test_a_client_that_waits_to_be_told_to_go_on_is_told() -> None:
+    async with serving() as side, side.client() as client:
+        head, body = post(Expect="100-continue").split(b"[")
+        client.send(head)
+        await until(lambda: side.asked)
+        client.send(b"[" + body)
+        (await side.task()).answer(b"done")
+        assert (await client.until(b"\r\n\r\n")).startswith(b"HTTP/1.1 100 ")
+        assert (await client.response()).body == b"done"
+
+
+@pytest.mark.parametrize(
+    ("request_", "status"),
+    [
+        (b"GET /json HTTP/1.1\r\nhost: t\r\n\r\n", 405),
+        (post(path="/other"), 404),
+        (post(path="/json/"), 404),
+        (b"POST /json HTTP/1.1\r\nhost: t\r\ncontent-length: %d\r\n\r\n" % (LIMIT + 1), 413),
+        (b"POST /json HTTP/1.1\r\nhost: t\r\ncontent-length: 1%d\r\n\r\n" % 10**18, 413),
+        (post(Content_Encoding="gzip"), 415),
+    ],
+)
+async def test_what_is_refused_by_its_head_is_refused_by_asgi(request_: bytes, status: int) -> None:
+    async with serving() as side:
+        assert (await answered(side, request_, None)).status == status
+        assert side.asked == 1
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        post(Transfer_Encoding="chunked"),
+        post(Content_Length="3, 4"),
+        post(Content_Length="-3"),
+        post(Content_Length="0x3"),
+        b"POST /json HTTP/1.1\r\ncontent-length: 3\r\ncontent-length: 4\r\n\r\n[1]",
+    ],
+)
+async def test_two_lengths_or_none_that_is_a_number_are_no_request(wrong: bytes) -> None:
+    async with serving() as side, side.client() as client:
+        client.send(wrong)
+        assert (await client.response()).status == 400
+        assert await client.at_end()
+        assert not side.service.tasks
+
+
+async def test_a_stream_goes_through_asgi() -> None:
+    async with serving() as side, side.client() as client:
+        client.send(post(path="/stream"))
+        (await side.task()).answer()
+        assert (await client.until(b"0\r\n\r\n")).startswith(b"HTTP/1.1 200 ")
+        assert side.asked == 1
+
+
+@pytest.mark.parametrize("settings", [{"limit_concurrency": 10}, {"access_log": True}], ids=repr)
+async def test_where_uvicorn_is_to_see_requests_it_sees_them(settings: dict[str, Any]) -> None:
+    logging.getLogger("uvicorn.access").addHandler(handler := logging.NullHandler())
+    try:
+        async with serving(**settings) as side:
+            await answered(side, post(), b"done")
+            assert side.asked == 1
+    finally:
+        logging.getLogger("uvicorn.access").removeHandler(handler)
+
+
+async def test_a_client_that_does_not_read_is_waited_for() -> None:
+    async with serving() as side, side.client() as client:
+        client.send(post())
+        (await side.task()).answer(FLOOD)
+        client.send(post())
+        (await side.task(2)).answer(b"last")
+        # Only ASGI has a way to wait until there is room for more.
+        assert side.asked == 1
+        assert (await client.response()).body == FLOOD
+        assert (await client.response()).body == b"last"
+
+
+# -- another protocol --------------------------------------------------------------------------------------------------
+
+# As curl and Java's client ask for it.
+H2C: dict[str, str] = {"Connection": "Upgrade, HTTP2-Settings", "Upgrade": "h2c", "HTTP2-Settings": "AAMAAABkAAQAAP__"}
+WEBSOCKET = {"Connection": "keep-alive, Upgrade", "Upgrade": "websocket"}
+
+
+@pytest.mark.parametrize("wish", [H2C, WEBSOCKET], ids=["h2c", "websocket"])
+@pytest.mark.parametrize("pieces", [1, 7, 1000])
+async def test_the_wish_for_another_protocol_is_ignored(wish: dict[str, str], pieces: int) -> None:
+    async with serving(Http1Protocol) as side, side.client() as client:
+        request = post(b"0123456789", X_Request_Id="mine", **wish) + post(b"behind", X_Request_Id="next")
+        size = -(-len(request) // pieces)
+        for place in range(0, len(request), size):
+            client.send(request[place : place + size])
+            await settled_loop()
+        for number, (body, name) in enumerate(((b"0123456789", "mine"), (b"behind", "next")), 1):
+            task = await side.task(number)
+            assert (task.body, task.request_id) == (body, name)
+            task.answer(b"<%b>" % body)
+            assert (await client.response()).body == b"<%b>" % body
+
+
+@pytest.mark.parametrize(
+    ("request_", "status"),
+    [
+        (b"GET / HTTP/1.1\r\nhost: t\r\nconnection: upgrade\r\nupgrade: h2c\r\n\r\n", 200),
+        (b"GET /json HTTP/1.1\r\nhost: t\r\nconnection: upgrade\r\nupgrade: h2c\r\n\r\n", 405),
+        (CHUNKED.replace(b"\r\n", b"\r\nconnection: upgrade\r\nupgrade: h2c\r\n", 1), 200),
+        (b"CONNECT t:80 HTTP/1.1\r\nhost: t\r\n\r\n", 400),
+    ],
+    ids=["no body", "a wrong method", "chunks", "a tunnel"],
+)
+async def test_it_is_ignored_whatever_asks_for_it(request_: bytes, status: int) -> None:
+    async with serving() as side:
+        outcome = b"done" if request_.startswith(b"POST") else None
+        assert (await answered(side, request_, outcome)).status == status
+
+
+async def test_one_that_asks_for_another_protocol_and_the_end_gets_the_end() -> None:
+    async with serving() as side, side.client() as client:
+        client.send(post(Connection="Upgrade, close", Upgrade="h2c"))
+        (await side.task()).answer(b"done")
+        response = await client.response()
+        assert (response.body, response.header("connection")) == (b"done", "close")
+        assert await client.at_end()
+
+
+# -- several at a time on one connection -------------------------------------------------------------------------------
+
+
+async def test_requests_sent_ahead_are_run_one_after_the_other() -> None:
+    async with serving() as side, side.client() as client:
+        client.send(post(b"1") + post(b"2") + post(b"3"))
+        for number in (1, 2, 3):
+            task = await side.task(number)
+            await settled_loop()
+            assert len(side.service.tasks) == number
+            assert task.body == b"%d" % number
+            task.answer(b"<%d>" % number)
+            assert (await client.response()).body == b"<%d>" % number
+        # Those behind wait as uvicorn has them wait; the next that comes alone takes the short way again.
+        assert side.asked == 2
+        client.send(post(b"4"))
+        (await side.task(4)).answer()
+        await client.response()
+        assert side.asked == 2
+
+
+async def test_a_request_that_is_refused_at_once_is_answered_before_the_one_behind_it() -> None:
+    async with serving() as side, side.client() as client:
+        client.send(post(b"") + post(b"2"))
+        assert (await client.response()).status == 400
+        (await side.task()).answer(b"<2>")
+        assert (await client.response()).body == b"<2>"
+
+
+@pytest.mark.parametrize("behind", [0, 1])
+async def test_a_client_that_leaves_while_its_request_runs_frees_it(behind: int) -> None:
+    async with serving() as side, side.client() as client:
+        client.send(post() * (1 + behind))
+        await side.task()
+        client.leave()
+        await until(lambda: side.service.cancelled == [1])
+        await until(lambda: not side.server.server_state.connections)
+    assert len(side.service.tasks) == 1
+    assert side.metrics.throughput == {}
+
+
+@pytest.mark.parametrize("sent", [post(), post(LARGE)], ids=["short", "long"])
+async def test_a_client_that_leaves_in_the_middle_of_its_body_leaves_nothing(sent: bytes) -> None:
+    async with serving() as side, side.client() as client:
+        client.send(sent[:-1])
+        await until(lambda: side.server.server_state.connections)
+        await settled_loop()
+        client.leave()
+    assert not side.service.tasks
+
+
+async def test_an_answer_to_a_client_that_has_left_meanwhile_goes_nowhere() -> None:
+    async with serving() as side, side.client() as client:
+        client.send(post())
+        task = await side.task()
+        (connection,) = side.server.server_state.connections
+        connection.transport.abort()  # type: ignore[attr-defined]
+        # The protocol has not heard of it yet.
+        task.answer(b"late")
+        assert await client.at_end()
+
+
+# -- faults, and the end -----------------------------------------------------------------------------------------------
+
+
+class Quick(FakeService):
+    """A service that answers within the call."""
+
+    def submit(self, *args: Any, **options: Any) -> int | Failure:
+        task = super().submit(*args, **options)
+        self.tasks[-1].answer(b"at once")
+        return task
+
+
+async def test_an_outcome_that_is_there_at_once_is_answered() -> None:
+    async with serving(service=Quick()) as side, side.client() as client:
+        for _ in range(3):
+            client.send(post())
+            assert (await client.response()).body == b"at once"
+        assert side.asked == 0
+
+
+class Faulty(FakeService):
+    """A service with a fault, in the first call."""
+
+    faults = 1
+
+    def submit(self, *args: Any, **options: Any) -> int | Failure:
+        if self.faults:
+            self.faults -= 1
+            raise RuntimeError("a secret")
+        return super().submit(*args, **options)
+
+
+async def test_a_fault_of_ours_is_no_fault_of_the_clients(logged: pytest.LogCaptureFixture) -> None:
+    async with serving(service=Faulty()) as side, side.client() as client:
+        client.send(post(X_Request_Id="mine"))
+        response = await client.response()
+        assert (response.status, response.body) == (500, b"inference internal error")
+        client.send(post())
+        (await side.task()).answer(b"done")
+        assert (await client.response()).body == b"done"
+    (record,) = [record for record in logged.records if record.levelno >= logging.ERROR]
+    assert told(record, "request_id") == ("mine",)
+    assert record.exc_info is not None
+
+
+async def test_at_the_end_a_connection_closes_behind_the_answer_that_it_waits_for() -> None:
+    async with serving() as side, side.client() as client, side.client() as idle:
+        idle.send(post())
+        (await side.task()).answer()
+        await idle.response()
+        client.send(post())
+        task = await side.task(2)
+        side.server.should_exit = True
+        assert await idle.at_end()
+        task.answer(b"the last")
+        response = await client.response()
+        assert (response.body, response.header("connection")) == (b"the last", "close")
+        assert await client.at_end()
+
+
+# -- which routes ------------------------------------------------------------------------------------------------------
+
+
+class Events(SSEWorker):
+    def forward(self, data: Any) -> None:
+        self.send_stream_event("a")
+
+
+class InBetween(Server):
+    """A server that sees each request."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await super().__call__(scope, receive, send)
+
+
+def routes_of(server: Server) -> set[bytes]:
+    return set(server.direct_routes())
+
+
+@pytest.mark.parametrize(
+    ("make", "expected"),
+    [
+        (Server, {b"/inference", b"/b"}),
+        (InBetween, set()),
+        (lambda: Server(compression=True), set()),
+        (lambda: Server(access_log=True), set()),
+    ],
+    ids=["plain", "something in between", "compression", "access log"],
+)
+async def test_the_short_way_is_there_for_results_that_nobody_else_must_see(
+    make: Callable[[], Server], expected: set[bytes]
+) -> None:
+    server = make()
+    server.append_worker(Echo, route=["/inference", "/b", "/ü", "/a%b", "/a b"])
+    server.append_worker(Events, route="/stream")
+    assert routes_of(server) == set()
+    async with testing.serving(server):
+        assert routes_of(server) == expected
+    assert routes_of(server) == set()
