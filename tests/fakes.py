@@ -19,6 +19,7 @@ from mosec_asgi.batching.service import Outcome, outcome_future
 from mosec_asgi.batching.stage import StagePlan
 from mosec_asgi.errors import Failure, StartupError
 from mosec_asgi.ipc import frames
+from mosec_asgi.ipc.channel import Seen
 from mosec_asgi.ipc.progress import Progress
 from mosec_asgi.ipc.shm import WorkerMemory
 from mosec_asgi.metrics import ServiceMetrics, StageMetrics
@@ -185,8 +186,8 @@ class FakeWorker:
         self.heard: list[frames.Frame] = []
         # Bytes that it has written and the server has not read; taken in at its end.
         self.unread = b""
-        # Whether it answers while the server looks for it, and for how many seconds that has looked, each time.
-        self.answers_when_polled = False
+        # What the server sees when it looks for an answer, and for how many seconds that has looked, each time.
+        self.seen = Seen.NOTHING
         self.polls: list[float] = []
         # A child of its own holds its pipe open when it ends.
         self.pipe_outlives_it = False
@@ -222,11 +223,11 @@ class FakeWorker:
             self.frames.append(frame)
             self._unanswered += frame.ids
 
-    def busy_poll(self, seconds: float) -> bool:
+    def busy_poll(self, seconds: float) -> Seen:
         self.polls.append(seconds)
-        if self.answers_when_polled:
+        if self.seen is Seen.SOMETHING:
             self.reply(seconds=0.0)
-        return self.answers_when_polled
+        return self.seen
 
     def drain(self) -> None:
         unread, self.unread = self.unread, b""

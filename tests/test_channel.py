@@ -8,13 +8,14 @@ import socket
 import threading
 import time
 import weakref
-from collections.abc import AsyncIterator
+from collections.abc import Callable, Coroutine
 from typing import Any
 
-import pytest_asyncio
+import pytest
+import uvloop
 from fakes import PATIENCE
 
-from mosec_asgi.ipc.channel import Channel
+from mosec_asgi.ipc.channel import Channel, Seen
 from mosec_asgi.ipc.frames import Frame, Ready, encode_ready
 
 
@@ -49,7 +50,7 @@ async def test_a_channel_that_is_closed_does_not_keep_its_listener_in_memory() -
         gc.enable()
 
 
-# -- busy polling ------------------------------------------------------------------------------------------------------
+# -- busy polling, which needs uvloop ----------------------------------------------------------------------------------
 
 
 class Pipe:
@@ -61,46 +62,91 @@ class Pipe:
         self.channel = Channel(ours, self.heard.append, self.heard.append, **options)
         self.channel.open(asyncio.get_running_loop())
 
-
-@pytest_asyncio.fixture
-async def pipe() -> AsyncIterator[Pipe]:
-    pipe = Pipe(busy_polls=True)
-    yield pipe
-    pipe.channel.close()
-    pipe.theirs.close()
+    def close(self) -> None:
+        self.channel.close()
+        self.theirs.close()
 
 
-async def test_a_look_takes_in_what_is_there(pipe: Pipe) -> None:
-    pipe.theirs.sendall(encode_ready() * 2)
-    assert pipe.channel.busy_poll(0.0)
-    assert pipe.heard == [Ready(), Ready()]
+def on_uvloop(test: Callable[[Pipe], Coroutine[None, None, None]]) -> None:
+    """Run a test with a pipe at which the server may look."""
+
+    async def main() -> None:
+        pipe = Pipe(busy_polls=True)
+        # The loop takes new descriptors into its epoll when it waits.
+        await asyncio.sleep(0.001)
+        try:
+            await test(pipe)
+        finally:
+            pipe.close()
+
+    loop = uvloop.new_event_loop()
+    try:
+        loop.run_until_complete(main())
+    finally:
+        loop.close()
 
 
-async def test_a_look_takes_in_what_comes_meanwhile_and_ends_with_it(pipe: Pipe) -> None:
-    began = time.monotonic()
-    sender = threading.Timer(0.05, pipe.theirs.sendall, [encode_ready()])
-    sender.start()
-    assert pipe.channel.busy_poll(PATIENCE)
-    assert pipe.heard == [Ready()]
-    assert time.monotonic() - began < PATIENCE
-    sender.join()
+def test_a_look_takes_in_what_is_there() -> None:
+    async def test(pipe: Pipe) -> None:
+        pipe.theirs.sendall(encode_ready() * 2)
+        assert pipe.channel.busy_poll(PATIENCE) is Seen.SOMETHING
+        assert pipe.heard == [Ready(), Ready()]
+
+    on_uvloop(test)
 
 
-async def test_a_look_in_vain_ends_with_its_time(pipe: Pipe) -> None:
-    assert not pipe.channel.busy_poll(0.01)
-    assert pipe.heard == []
+def test_a_look_takes_in_what_comes_meanwhile_and_ends_with_it() -> None:
+    async def test(pipe: Pipe) -> None:
+        sender = threading.Timer(0.05, pipe.theirs.sendall, [encode_ready()])
+        sender.start()
+        began = time.monotonic()
+        assert pipe.channel.busy_poll(PATIENCE) is Seen.SOMETHING
+        assert pipe.heard == [Ready()]
+        assert time.monotonic() - began < PATIENCE
+        sender.join()
+
+    on_uvloop(test)
 
 
-async def test_a_look_hears_of_the_end_of_the_pipe(pipe: Pipe) -> None:
-    pipe.theirs.close()
-    assert pipe.channel.busy_poll(PATIENCE)
-    assert pipe.heard == ["it was closed"]
-    assert not pipe.channel.busy_poll(PATIENCE), "there is nothing to look at any more"
+def test_a_look_in_vain_ends_with_its_time() -> None:
+    async def test(pipe: Pipe) -> None:
+        assert pipe.channel.busy_poll(0.01) is Seen.NOTHING
+        assert pipe.heard == []
+
+    on_uvloop(test)
 
 
-async def test_nobody_looks_where_the_other_side_cannot_run_meanwhile() -> None:
-    pipe = Pipe()
+def test_a_look_ends_when_other_work_comes_for_the_loop() -> None:
+    async def test(pipe: Pipe) -> None:
+        loop, read = asyncio.get_running_loop(), asyncio.Event()
+        here, there = socket.socketpair()
+        with here, there:
+            loop.add_reader(here, read.set)
+            await asyncio.sleep(0.001)
+            there.sendall(b"1")
+            assert pipe.channel.busy_poll(PATIENCE) is Seen.OTHER_WORK
+            await asyncio.wait_for(read.wait(), PATIENCE)
+            assert pipe.channel.busy_poll(PATIENCE) is Seen.OTHER_WORK, "it is still there"
+            pipe.theirs.sendall(encode_ready())
+            assert pipe.channel.busy_poll(PATIENCE) is Seen.SOMETHING, "which goes first"
+            loop.remove_reader(here)
+
+    on_uvloop(test)
+
+
+def test_a_look_hears_of_the_end_of_the_pipe() -> None:
+    async def test(pipe: Pipe) -> None:
+        pipe.theirs.close()
+        assert pipe.channel.busy_poll(PATIENCE) is Seen.SOMETHING
+        assert pipe.heard == ["it was closed"]
+        assert pipe.channel.busy_poll(PATIENCE) is Seen.NOTHING, "there is nothing to look at any more"
+
+    on_uvloop(test)
+
+
+@pytest.mark.parametrize("busy_polls", [False, True])
+async def test_nobody_looks_where_the_other_side_cannot_run_meanwhile_or_the_loop_is_another(busy_polls: bool) -> None:
+    pipe = Pipe(busy_polls=busy_polls)
     pipe.theirs.sendall(encode_ready())
-    assert not pipe.channel.busy_poll(PATIENCE)
-    pipe.channel.close()
-    pipe.theirs.close()
+    assert pipe.channel.busy_poll(PATIENCE) is Seen.NOTHING
+    pipe.close()

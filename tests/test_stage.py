@@ -11,12 +11,13 @@ from typing import Any
 import pytest
 from fakes import FakeClock, FakeLauncher, FakeLoop, FakeWorker, settled_loop, stage, told
 
-from mosec_asgi.batching.busy_poll import POLL_SECONDS, STREAK
+from mosec_asgi.batching.busy_poll import POLL_SECONDS
 from mosec_asgi.batching.flow import Flow
 from mosec_asgi.batching.stage import GRACE_SECONDS, LOOK_SECONDS, STAGE_DOWN, TIMED_OUT, WORKER_DIED, Stage
 from mosec_asgi.batching.task import Event, State, Task
 from mosec_asgi.errors import Failure
 from mosec_asgi.ipc import frames
+from mosec_asgi.ipc.channel import Seen
 from mosec_asgi.metrics import Gauges, StageMetrics
 
 TIMEOUT = 5.0  # seconds that a worker may take for one step
@@ -206,11 +207,10 @@ async def test_a_task_that_comes_alone_is_sent_at_once_and_one_after_a_crowd_wai
         assert len(b.worker.given) == given + 1
 
 
-async def quick_tasks(b: Bench, count: int) -> list[Task]:
+def quick_tasks(b: Bench, count: int) -> list[Task]:
     """Let tasks come one by one to a worker that does each in no time."""
     tasks: list[Task] = []
     for _ in range(count):
-        b.clock.now += 0.01
         tasks += b.submit()
         if b.worker.has:
             b.worker.reply(seconds=0.0)
@@ -219,10 +219,10 @@ async def quick_tasks(b: Bench, count: int) -> list[Task]:
 
 async def test_the_answer_to_a_task_that_comes_alone_to_a_quick_worker_is_looked_for() -> None:
     async with bench() as b:
-        await quick_tasks(b, STREAK)
-        assert b.worker.polls == []
-        b.worker.answers_when_polled = True
-        (task,) = await quick_tasks(b, 1)
+        quick_tasks(b, 1)
+        assert b.worker.polls == [], "it was not known to be quick"
+        b.worker.seen = Seen.SOMETHING
+        (task,) = quick_tasks(b, 1)
         assert b.worker.polls == [POLL_SECONDS]
         assert task.state is State.SETTLED
         assert b.loop.turn() == 0
@@ -230,22 +230,28 @@ async def test_the_answer_to_a_task_that_comes_alone_to_a_quick_worker_is_looked
 
 async def test_a_task_whose_answer_was_looked_for_in_vain_is_answered_all_the_same() -> None:
     async with bench() as b:
-        tasks = await quick_tasks(b, STREAK + 2)
+        tasks = quick_tasks(b, 3)
         assert b.worker.polls == [POLL_SECONDS], "and not again so soon"
         assert {task.state for task in tasks} == {State.SETTLED}
 
 
+async def test_a_look_that_other_work_has_ended_was_not_in_vain() -> None:
+    async with bench() as b:
+        b.worker.seen = Seen.OTHER_WORK
+        quick_tasks(b, 4)
+        assert b.worker.polls == 3 * [POLL_SECONDS]
+
+
 async def test_no_answer_is_looked_for_while_others_wait_or_batches_form() -> None:
     async with bench(max_batch_size=2) as b:
-        for _ in range(2 * STREAK):
+        for _ in range(4):
             b.clock.now += 10
             b.submit()
             b.loop.turn()
             b.worker.reply(seconds=0.0)
         assert b.worker.polls == []
     async with bench() as b:
-        await quick_tasks(b, STREAK)
-        b.clock.now += 10
+        quick_tasks(b, 1)
         b.submit(2)
         b.loop.turn()
         assert b.worker.polls == [POLL_SECONDS], "for the first, which was alone when it came"

@@ -27,6 +27,7 @@ from mosec_asgi.batching.task import State, Task
 from mosec_asgi.errors import Failure
 from mosec_asgi.ipc import frames
 from mosec_asgi.ipc.arena import LARGE
+from mosec_asgi.ipc.channel import Seen
 from mosec_asgi.ipc.ledger import Parcel
 from mosec_asgi.metrics import Gauges, StageMetrics
 from mosec_asgi.pool.process import Launcher
@@ -217,7 +218,6 @@ class Stage:
     def worker_results(self, worker: PoolWorker, results: frames.Results) -> None:
         """Take in results."""
         now = self._clock()
-        self._busy_poll.busy(now)
         codes: Sequence[int] = results.codes
         payloads: Sequence[bytes | Parcel] = results.payloads
         try:
@@ -341,9 +341,10 @@ class Stage:
         """Send a task that is alone, and look for its answer where it will be there in a moment."""
         for assignment in self._dispatch(now):
             worker = assignment.worker
-            seconds = self._busy_poll.alone(now, self.scheduler.seconds_per_item(worker))
-            if seconds:
-                self._busy_poll.looked(found=worker.pipe.busy_poll(seconds))
+            seconds = self._busy_poll.seconds(self.scheduler.seconds_per_item(worker))
+            seen = worker.pipe.busy_poll(seconds) if seconds else Seen.OTHER_WORK
+            if seen is not Seen.OTHER_WORK:
+                self._busy_poll.looked(found=seen is Seen.SOMETHING)
 
     def _dispatch(self, now: float) -> list[Assignment[PoolWorker]]:
         assignments, wake_at = self.scheduler.assign(now)

@@ -8,6 +8,7 @@ all channels of the process share.
 from __future__ import annotations
 
 import asyncio
+import enum
 import select
 import socket
 import time
@@ -18,6 +19,14 @@ from mosec_asgi.ipc.frames import Decoder, Frame, FrameError
 READ_SIZE = 256 * 1024
 _scratch = bytearray(READ_SIZE)
 _scratch_view = memoryview(_scratch)
+
+
+class Seen(enum.Enum):
+    """What a look for something to read has come to."""
+
+    SOMETHING = enum.auto()
+    OTHER_WORK = enum.auto()
+    NOTHING = enum.auto()
 
 
 class Channel:
@@ -38,7 +47,8 @@ class Channel:
             on_frame: called with each frame that arrives.
             on_closed: called once, with the reason, when the other side has closed, broken or garbled the pipe. Not
                 called after `close`.
-            busy_polls: the other side runs on a processor of its own, so that `busy_poll` can see it answer.
+            busy_polls: the other side runs on a processor of its own, so that `busy_poll` can see it answer; that
+                needs uvloop.
         """
         sock.setblocking(False)
         self._sock = sock
@@ -47,10 +57,9 @@ class Channel:
         self._decoder = Decoder()
         self._unsent: list[memoryview] = []
         self._open = False
+        self._busy_polls = busy_polls
+        # The pipe, and the descriptor on which the event loop waits.
         self._poll: select.poll | None = None
-        if busy_polls:
-            self._poll = select.poll()
-            self._poll.register(sock, select.POLLIN)
         self._loop: asyncio.AbstractEventLoop
 
     def open(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -58,6 +67,11 @@ class Channel:
         self._loop = loop
         self._open = True
         loop.add_reader(self._sock.fileno(), self._read)
+        waits_on = getattr(loop, "_get_backend_id", None)
+        if self._busy_polls and waits_on is not None:
+            self._poll = select.poll()
+            self._poll.register(self._sock, select.POLLIN)
+            self._poll.register(waits_on(), select.POLLIN)
 
     def send(self, data: bytes) -> None:
         """Send a frame: at once where the pipe has room, and the rest as soon as it has; order is kept.
@@ -80,20 +94,23 @@ class Channel:
             self._unsent.append(memoryview(data)[sent:])
             self._loop.add_writer(self._sock.fileno(), self._writable)
 
-    def busy_poll(self, seconds: float) -> bool:
+    def busy_poll(self, seconds: float) -> Seen:
         """Look for something to read for so long, without sleeping, and take it in.
 
-        Returns:
-            whether something came.
+        It ends as soon as anything else has come that the event loop is to take in. The descriptor of its epoll tells:
+        that is readable when one of those which it watches is (epoll(7)).
         """
         if self._poll is None or not self._open:
-            return False
+            return Seen.NOTHING
         until = time.perf_counter() + seconds
-        while not self._poll.poll(0):
+        while not (ready := self._poll.poll(0)):
             if time.perf_counter() > until:
-                return False
+                return Seen.NOTHING
+        # The loop watches the pipe as well, so both are ready where it is.
+        if len(ready) == 1:
+            return Seen.OTHER_WORK
         self._read()
-        return True
+        return Seen.SOMETHING
 
     def drain(self) -> None:
         """Take in what the other side has sent before its end, without waiting for more."""

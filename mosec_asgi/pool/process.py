@@ -23,7 +23,7 @@ from typing import Any, Protocol
 
 from mosec_asgi import log
 from mosec_asgi.errors import StartupError
-from mosec_asgi.ipc.channel import Channel
+from mosec_asgi.ipc.channel import Channel, Seen
 from mosec_asgi.ipc.frames import Frame
 from mosec_asgi.ipc.progress import Progress, ProgressPage
 from mosec_asgi.ipc.shm import Share, SharedMemory, WorkerMemory
@@ -65,8 +65,8 @@ class Pipe(Protocol):
     def send(self, data: bytes) -> None:
         """Send a frame."""
 
-    def busy_poll(self, seconds: float) -> bool:
-        """Look for what the worker sends for so long, and take it in; return whether something came."""
+    def busy_poll(self, seconds: float) -> Seen:
+        """Look for what the worker sends for so long, unless other work has come, and take it in."""
 
     def drain(self) -> None:
         """Take in what the worker has sent before its end."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from mosec_asgi.ipc import frames
+from mosec_asgi.ipc.channel import Seen
 
 
 class MemoryPipe:
@@ -62,9 +63,9 @@ class MemoryPipe:
         else:
             self._refuse(frame)
 
-    def busy_poll(self, seconds: float) -> bool:
+    def busy_poll(self, seconds: float) -> Seen:
         """See nothing come: no worker runs meanwhile."""
-        return False
+        return Seen.NOTHING
 
     def drain(self) -> None:
         """Take in what the worker has sent before its end."""
