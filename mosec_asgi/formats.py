@@ -23,8 +23,7 @@ _CONTAINERS = frozenset((dict, list, tuple))
 # Makes integers easy to find: digits become 0, and what may stand before a number becomes a comma, but for its sign.
 _NUMBERS = bytes.maketrans(b"123456789[: \t\n\r", b"000000000,,,,,,")
 _LONG, _LONGER = b"0" * 19, b"0" * 20
-# Bytes below which nothing is nested too deeply and no integer is longer than 64 bits.
-_LEAST_DOUBTFUL = 20
+_DIGITS = b"0123456789"
 
 
 def loads_json(data: bytes) -> Any:
@@ -42,9 +41,11 @@ def loads_json(data: bytes) -> Any:
         value = orjson.loads(data)
     except orjson.JSONDecodeError as error:
         raise DecodingError(f"the body is not JSON: {error}") from error
-    if len(data) < _LEAST_DOUBTFUL:
-        return value
-    if may_nest_deeply(data):
+    if len(data) <= 2 * MAX_DEPTH:
+        # Nothing so short nests too deeply, and few digits are no huge integer: half of the time for a small body.
+        if len(data) - len(data.translate(None, _DIGITS)) < len(_LONG):
+            return value
+    elif may_nest_deeply(data):
         check_depth(value)
     # orjson reads an integer that 64 bits cannot hold as a float; the standard library is exact, and much slower.
     return json.loads(data) if _may_hold_huge_integer(data) else value
