@@ -609,6 +609,17 @@ async def test_a_pipe_that_breaks_at_the_first_of_two_batches_loses_neither() ->
         assert worker.sizes == [2, 2]
 
 
+async def test_a_pipe_that_breaks_at_a_lone_task_of_a_quick_worker_does_not_lose_it() -> None:
+    async with bench() as b:
+        quick_tasks(b, 1)
+        worker = b.worker
+        worker.send = lambda data: worker.close_pipe("writing to it failed")  # type: ignore[method-assign]
+        b.submit()
+        assert worker.polls == [], "there is nobody to answer"
+        worker = await b.replaced(worker)
+        assert worker.sizes == [1]
+
+
 # -- workers that are stuck --------------------------------------------------------------------------------------------
 
 

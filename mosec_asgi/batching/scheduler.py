@@ -182,8 +182,9 @@ class Scheduler(Generic[WorkerKey]):
         return [task for task in self._loads[worker].sent.values() if task.place <= count]
 
     def seconds_per_item(self, worker: WorkerKey) -> float | None:
-        """Return how long `worker` takes for a task without batching; None while that is not known."""
-        return self._loads[worker].seconds_per_item
+        """Return how long `worker` takes for a task without batching; None while that is not known, or it is gone."""
+        load = self._loads.get(worker)
+        return None if load is None else load.seconds_per_item
 
     def holder(self, task: Task) -> WorkerKey | None:
         """Return the worker that has `task`."""

@@ -21,7 +21,7 @@ flag `SHARED` of a task, and the status `IN_MEMORY` of a result. Blocks of that 
 
 The table comes first, as one block of numbers, so that a frame is written by one `pack` and one `join` and read by
 one `unpack`, however many tasks it holds. A frame with one row, which is what a lone request waits for, is written and
-read without columns being made of it: in 1.2 µs instead of 3, and where caches are cold in a third of the time as well.
+read without columns being made of it (by timeit: 0.9 µs instead of 2.0 to write a task, 1.5 instead of 2.8 to read it).
 The end of the stream asks a worker to stop, and tells the server that it
 has.
 
