@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import re
 import socket
+import weakref
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any, NamedTuple
 
 import pytest
 import uvicorn
+import uvloop
 from fake_service import FakeService, FakeTask
 from fakes import PATIENCE, settled_loop, told, until
 from starlette.types import Receive, Scope, Send
@@ -513,6 +516,34 @@ async def test_at_the_end_a_connection_closes_behind_the_answer_that_it_waits_fo
         response = await client.response()
         assert (response.body, response.header("connection")) == (b"the last", "close")
         assert await client.at_end()
+
+
+@pytest.mark.parametrize("loop_of", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
+@pytest.mark.parametrize("running", [False, True], ids=["answered", "running"])
+def test_a_connection_that_has_ended_is_freed_at_once(
+    loop_of: Callable[[], asyncio.AbstractEventLoop], running: bool
+) -> None:
+    async def main() -> None:
+        async with serving() as side, side.client() as client:
+            client.send(post())
+            task = await side.task()
+            if not running:
+                task.answer(b"done")
+                await client.response()
+            ended = weakref.ref(*side.server.server_state.connections)
+            gc.collect()
+            gc.disable()
+            try:
+                client.leave()
+                await until(lambda: ended() is None)
+            finally:
+                gc.enable()
+
+    loop = loop_of()
+    try:
+        loop.run_until_complete(main())
+    finally:
+        loop.close()
 
 
 # -- which routes ------------------------------------------------------------------------------------------------------

@@ -1,12 +1,11 @@
 """The short way of a request: from the parser to the service, and from its outcome to the socket, past ASGI.
 
 Between a server and an app, ASGI costs a request a task of the event loop, a scope, an event, and three coroutines that
-wait for each other: half of the processor time of a small one. Where `run()` serves, both sides are ours, and a request
-of the usual kind (a POST to a model's route, its length declared, its connection kept) takes none of them: when its
-body is complete it is submitted, and its outcome is written as soon as it is there. Whatever else comes goes through
-uvicorn and the ASGI app, which answer with the same headers: `http1` decides, from the head of the request alone.
-
-`benchmarks/` has a row for either way: the services there take the short one, `asgi-echo` the long.
+wait for each other: `benchmarks/profile.py` shows 43 µs of the server's processor time for an `asgi-echo`, and 20 for
+an `echo`. Where `run()` serves, both sides are ours, and a request of the usual kind (a POST to a model's route, its
+length declared, its connection kept) takes none of them: when its body is complete it is submitted, and its outcome is
+written as soon as it is there. Whatever else comes goes through uvicorn and the ASGI app, which answer with the same
+headers: `http1` decides, from the head of the request alone.
 """
 
 from __future__ import annotations
@@ -148,8 +147,10 @@ class Exchange:
         elif not self.response_complete:
             self._task_id = task_id
 
-    def client_left(self) -> None:
-        """Let go of the request: nobody waits for its answer."""
+    def close(self) -> None:
+        """End with the connection: nobody waits for an answer any more."""
+        # The two would keep each other in memory until the garbage collector comes.
+        del self._connection
         self.response_complete = True
         self._body, self._more = b"", []
         if self._task_id is not None:

@@ -74,8 +74,7 @@ class Http1Protocol(HttpToolsProtocol):
             self.cycle = None  # type: ignore[assignment]  # as before the first request
         super().connection_lost(exc)
         self._silence.stop()
-        if not self._exchange.response_complete:
-            self._exchange.client_left()
+        self._exchange.close()
         if self._running is not None and not self._running.response_complete:
             self._running.disconnected = True
             self._running.message_event.set()
