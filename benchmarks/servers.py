@@ -172,7 +172,7 @@ def _program(service: str, package: Package) -> str:
 def _free_port() -> int:
     """Return a port that nobody listens on, outside the range from which clients' own ports are drawn."""
     while True:
-        port = random.randrange(12_000, 32_000)
+        port = random.randrange(10_000, 12_000)
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:

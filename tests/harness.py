@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import importlib
+import itertools
 import json
 import os
 import random
@@ -54,10 +55,25 @@ async def until(condition: Callable[[], object], what: str, seconds: float = DEA
         await asyncio.sleep(POLL)
 
 
+def _own_ports() -> Iterator[int]:
+    """Yield ports that no other test is given, be it of this process or of one that runs tests beside it."""
+    processes = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    number = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    share = (32_000 - 12_000) // processes
+    first = 12_000 + number * share
+    # From anywhere, for the sake of another run of the tests on this machine.
+    start = random.randrange(share)
+    for place in itertools.count(start):
+        yield first + place % share
+
+
+_ports = _own_ports()
+
+
 def free_port() -> int:
     """Return a port that nobody listens on, outside the range from which clients' own ports are drawn."""
     while True:
-        port = random.randrange(12_000, 32_000)
+        port = next(_ports)
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -15,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from harness import free_port
 from prometheus_client.parser import text_string_to_metric_families
 
 httpx = pytest.importorskip("httpx")
@@ -62,12 +62,6 @@ class Run:
     def answers(self) -> dict[str, Answer]:
         rows = map(json.loads, self.client.stdout.splitlines())
         return {row["path"]: Answer(row["label"], row["score"]) for row in rows}
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def wait_until_ready(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
