@@ -42,7 +42,7 @@ def loads_json(data: bytes) -> Any:
     except orjson.JSONDecodeError as error:
         raise DecodingError(f"the body is not JSON: {error}") from error
     if len(data) <= 2 * MAX_DEPTH:
-        # Nothing so short nests too deeply, and few digits are no huge integer: half of the time for a small body.
+        # Nothing so short nests too deeply, and few digits are no huge integer.
         if len(data) - len(data.translate(None, _DIGITS)) < len(_LONG):
             return value
     elif may_nest_deeply(data):

@@ -132,14 +132,18 @@ class Side:
 
 @asynccontextmanager
 async def serving(
-    protocol: type[asyncio.Protocol] = Http1Protocol, service: FakeService | None = None, **settings: Any
+    protocol: type[asyncio.Protocol] = Http1Protocol,
+    service: FakeService | None = None,
+    *,
+    gathers: bool = True,
+    **settings: Any,
 ) -> AsyncIterator[Side]:
     """Serve for the time of a block; at its end nothing may be left of it."""
     sock = socket.create_server(("127.0.0.1", 0))
     side = Side(service or FakeService(), sock.getsockname()[1])
     options: dict[str, Any] = {"interface": "asgi3", "lifespan": "off", "ws": "none", "log_config": None}
     options |= {"access_log": False, "proxy_headers": False, "server_header": False, **settings}
-    side.server = uvicorn.Server(uvicorn.Config(side, http=gathering(protocol), **options))
+    side.server = uvicorn.Server(uvicorn.Config(side, http=gathering(protocol) if gathers else protocol, **options))
     running = asyncio.create_task(side.server.serve(sockets=[sock]))
     try:
         await until(lambda: side.server.started)
@@ -235,6 +239,12 @@ async def test_the_date_is_that_of_the_response() -> None:
             side.server.server_state.default_headers = [(b"date", date.encode())]
             task.answer()
             assert (await client.response()).header("date") == date
+
+
+async def test_writes_need_not_be_gathered() -> None:
+    async with serving(gathers=False) as side:
+        assert (await answered(side, post(), LARGE)).body == LARGE
+        assert side.asked == 0
 
 
 async def test_a_body_in_pieces_is_put_together() -> None:

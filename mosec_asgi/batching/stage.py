@@ -342,7 +342,9 @@ class Stage:
         for assignment in self._dispatch(now):
             worker = assignment.worker
             seconds = self._busy_poll.seconds(self.scheduler.seconds_per_item(worker))
-            seen = worker.pipe.busy_poll(seconds) if seconds else Seen.OTHER_WORK
+            if not seconds:
+                continue
+            seen = worker.pipe.busy_poll(seconds)
             if seen is not Seen.OTHER_WORK:
                 self._busy_poll.looked(found=seen is Seen.SOMETHING)
 

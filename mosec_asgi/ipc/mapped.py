@@ -4,7 +4,7 @@ What others have written is mapped as a private copy: `forward` may write to an 
 and the block stays as it was for another worker that is given the task if this one dies. The kernel copies a page only
 when it is written to. Such a page must be dropped before its place is read for the next time. To drop all pages of each
 block would cost more than to copy it (10 MB: 570 µs, a copy 360 µs), because they have to be mapped again. So the
-kernel is asked which pages differ (10 MB: 60 µs and more), and nearly always none does. Where this process has had no
+kernel is asked which pages differ (10 MB: 60 µs), and nearly always none does. Where this process has had no
 page fault since the block was mapped, none can: the first write to a page is one.
 
 An array holds the buffer that it was made from, and that holds an object here. When it dies the last reference is gone.

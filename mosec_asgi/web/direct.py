@@ -11,18 +11,16 @@ headers: `http1` decides, from the head of the request alone.
 from __future__ import annotations
 
 import time
-from http import HTTPStatus
 from typing import Protocol
 
 from mosec_asgi import log
 from mosec_asgi.batching.service import Outcome
-from mosec_asgi.errors import INTERNAL_ERROR_TEXT, Failure
+from mosec_asgi.errors import Failure, describe
 from mosec_asgi.web.body import EMPTY
 from mosec_asgi.web.inference import InferenceEndpoint
 from mosec_asgi.web.request import Headers
 from mosec_asgi.web.responses import Header, failure_headers, reason, success_headers
 
-INTERNAL_ERROR = Failure(HTTPStatus.INTERNAL_SERVER_ERROR, INTERNAL_ERROR_TEXT)
 CLOSE = (b"connection", b"close")
 
 logger = log.internal_logger(__name__)
@@ -138,10 +136,10 @@ class Exchange:
         submit = self._route.endpoint.submit
         try:
             task_id = submit(body, self._headers, self._request_id, self._answer) if body else EMPTY
-        except Exception:
+        except Exception as error:
             # The parser, which has called, would take it for a fault of the client's.
             logger.exception("a request was not submitted", extra={"request_id": self._request_id})
-            task_id = INTERNAL_ERROR
+            task_id = describe(error)
         if isinstance(task_id, Failure):
             self._answer(task_id)
         elif not self.response_complete:

@@ -1,8 +1,7 @@
 """A transport that writes the head of a response together with the beginning of its body.
 
 ASGI sends a response in two messages, head and body, and uvicorn writes each as it comes. That is two system calls and
-two packets, and a client that is woken twice, for every response. Written as one, the server's CPU time per request
-fell from about 55 to 46 µs when this was measured (batched JSON echo, 128 connections).
+two packets, and a client that is woken twice, for every response; written as one, it is one of each.
 """
 
 from __future__ import annotations
@@ -60,11 +59,8 @@ class GatheringTransport(asyncio.Transport):
         if not data:
             return
         if self._held:
-            if len(data) < LARGE:
-                self._transport.write(self._held + data)
-            else:
-                self._transport.writelines((self._held, bytes(data)))
-            self._held = b""
+            held, self._held = self._held, b""
+            self.write_response(held, bytes(data))
         else:
             # A copy of what the caller may change; of bytes it is none.
             self._held = bytes(data)

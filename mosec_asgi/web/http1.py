@@ -79,9 +79,6 @@ class Http1Protocol(HttpToolsProtocol):
             self._running.disconnected = True
             self._running.message_event.set()
 
-    def _unset_keepalive_if_required(self) -> None:
-        self._silence.end()
-
     def data_received(self, data: bytes) -> None:
         """Take in what the client sends."""
         self._silence.end()
