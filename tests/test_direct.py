@@ -514,7 +514,8 @@ async def test_a_fault_of_ours_is_no_fault_of_the_clients(logged: pytest.LogCapt
 
 
 async def test_at_the_end_a_connection_closes_behind_the_answer_that_it_waits_for() -> None:
-    async with serving() as side, side.client() as client, side.client() as idle:
+    # Long enough for nothing else to close a connection.
+    async with serving(timeout_keep_alive=3600) as side, side.client() as client, side.client() as idle:
         idle.send(post())
         (await side.task()).answer()
         await idle.response()
