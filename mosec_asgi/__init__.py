@@ -2,32 +2,28 @@
 
 General layout; each floor imports only from those below it:
 
-    cli.py, __main__.py     F7  the command `mosec-asgi`
-    server.py               F6  Server: stages and routes -> the ASGI app, its lifespan, run()
-    running.py              F6  a service that runs: plans, coordinator, app, metrics on one event loop
-    serving.py, dry_run.py  F6  what run() does: uvicorn and signals; each pipeline once
-    testing/                F6  a service on virtual time with inline workers; the simulation of random histories
-    web/                    F5  HTTP in, HTTP out: app, inference, sse, direct, request, disconnect, http1, http2,
-                                body, compression, responses, gathering, keep_alive, health, access;
-                                the contract: openapi, contract, components, examples, swagger
-    batching/               F4  waiting and grouping: coordinator, stage; pure: scheduler, arrivals, task, flow,
-                                rate, busy_poll; service: what web may ask
-    pool/                   F3  worker processes, from outside: supervisor, process, preload; pure: lifecycle,
-                                watchdog; from inside: child, template, spec, port, codec, timer; executor,
-                                stream_executor, outlet, concurrent, continuous; pure: isolation;
-                                custom metrics: metered, counting
-    ipc/                    F2  bytes between the two: channel, progress; pure: frames
-    metrics.py              F1  what is counted and measured
-    exposition.py           F1  the same as Prometheus text
-    custom_metrics.py       F1  the same by users' workers, with prometheus_client
+    cli.py, __main__.py     F8  the command `mosec-asgi`
+    testing/                F8  a service on virtual time with scripted workers; the simulation of random histories
+    server.py               F7  Server: stages and routes -> the ASGI app, its lifespan, run()
+    definition.py           F6  what was defined, as data
+    service.py              F6  a service that runs: engine, app, metrics on one event loop
+    host/                   F6  run() under uvicorn, signals, the dry run
+    web/                    F5  HTTP in, HTTP out; the OpenAPI document; uvicorn/: HTTP/1.1 and HTTP/2 under run()
+    batching/               F4  the engine: admission, queues, batches, deadlines; engine: what its callers may ask
+    pool/                   F3  the live workers of a stage; process/: workers that are processes
+    inside/                 F3  what runs in a worker, whatever the worker runs on
+    ipc/                    F2  bytes between the server and a worker process
+    observing/              F1  metrics, their Prometheus text, metrics of users' workers
     worker.py, runtime.py   F1  what users subclass and configure
     streaming.py            F1  the same for streams: SSEWorker, ContinuousWorker, Event
     mixin/, formats.py      F1  formats other than the default; what they share
     annotations.py          F1  what forward takes and returns
     schema.py               F1  the same as JSON Schema
-    config.py               F1  settings: keyword < MOSEC_* environment < command line
+    config.py               F0  settings: keyword < MOSEC_* environment < command line
     log.py, errors.py       F0  log lines; the error tree
     version.py              F0
+
+CONTRIBUTING.md has the map with all modules.
 
 Importing this package, as every spawned worker does, loads none of starlette, uvicorn, pydantic or prometheus_client.
 """

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from starlette.types import Receive, Scope, Send
 
-    from mosec_asgi.running import Platform, RunningService
+    from mosec_asgi.service import Platform, Service
     from mosec_asgi.web.direct import DirectRoute
 
 DEFAULT_ROUTE = "/inference"
@@ -74,8 +74,8 @@ class Server:
         self._keywords = config.check_keywords(settings)
         self._routes: dict[str, list[Runtime]] = {}
         self._daemons: dict[str, subprocess.Popen[Any] | BaseProcess] = {}
-        self._running: RunningService | None = None
-        self._starting: asyncio.Task[RunningService] | None = None
+        self._running: Service | None = None
+        self._starting: asyncio.Task[Service] | None = None
         # Called with the name and the exit code of a daemon process that has ended.
         self.on_daemon_exit: Callable[[str, int], None] | None = None
         # Set by `run()`, which alone looks at the command line.
@@ -204,7 +204,7 @@ class Server:
             DefinitionError: there is no stage to serve.
         """
         self._check_defined()
-        from mosec_asgi.running import openapi_document
+        from mosec_asgi.definition import openapi_document
         from mosec_asgi.web.openapi import with_server
 
         return with_server(openapi_document(self._routes, self._settings or config.resolve(self._keywords)), root_path)
@@ -227,11 +227,11 @@ class Server:
                 'Put the call under `if __name__ == "__main__":`, so that only the program itself runs it'
             )
         self._check_defined()
-        from mosec_asgi import dry_run, serving
+        from mosec_asgi.host import dry_run, run
 
         self._settings = settings = config.from_command_line(self._keywords)
         log.configure(settings.effective_log_level, text=settings.debug, others=("uvicorn", "asyncio"))
-        code = dry_run.run(self._routes, settings) if settings.dry_run else serving.run(self, settings)
+        code = dry_run.run(self._routes, settings) if settings.dry_run else run.run(self, settings)
         if code:
             sys.exit(code)
 
@@ -294,7 +294,7 @@ class Server:
         await self._stop()
         await send({"type": "lifespan.shutdown.complete"})
 
-    async def _start_late(self, scope: Scope, send: Send) -> RunningService | None:
+    async def _start_late(self, scope: Scope, send: Send) -> Service | None:
         """Start at the first request, for an app whose lifespan nobody runs."""
         if self._starting is None:
             logger.warning(
@@ -314,7 +314,7 @@ class Server:
             await send_failure(send, NOT_STARTED, headers)
             return None
 
-    async def _ensure_started(self) -> RunningService:
+    async def _ensure_started(self) -> Service:
         """Start the service on this event loop, once; wait for a start that is under way."""
         import asyncio
 
@@ -332,13 +332,13 @@ class Server:
                 self._starting = None
             raise
 
-    async def _start(self) -> RunningService:
-        from mosec_asgi.running import RunningService
+    async def _start(self) -> Service:
+        from mosec_asgi.service import Service
 
         self._check_defined()
         settings = self._settings or config.resolve(self._keywords)
         log.configure(settings.effective_log_level, text=settings.debug)
-        running = RunningService(
+        running = Service(
             self._routes,
             settings,
             import_main=self._settings is not None,

@@ -12,9 +12,9 @@ import numpy as np
 from workers import Raw
 
 from mosec_asgi import Worker
-from mosec_asgi.ipc import frames, parcel
-from mosec_asgi.ipc.parcel import Span
-from mosec_asgi.pool.codec import Codec
+from mosec_asgi.inside.codec import Codec
+from mosec_asgi.ipc import frames, reference
+from mosec_asgi.ipc.reference import Span
 
 
 class Lethal:
@@ -92,5 +92,5 @@ class Garbage(Raw):
 
     def forward(self, data: bytes) -> bytes:
         if data == b"garbage":
-            Codec.encode = lambda *_: (frames.IN_MEMORY, parcel.pack(parcel.Kind.BYTES, [Span(0, 5000)]))  # type: ignore
+            Codec.encode = lambda *_: (frames.IN_MEMORY, reference.pack(reference.Kind.BYTES, [Span(0, 5000)]))  # type: ignore
         return data

@@ -18,12 +18,12 @@ from types import TracebackType
 from typing import Any
 
 from mosec_asgi.batching.flow import Flow
+from mosec_asgi.inside.loading import Runner, load, runner_for
+from mosec_asgi.inside.port import Port
+from mosec_asgi.inside.spec import WorkerSpec
+from mosec_asgi.inside.timer import KernelTimer
 from mosec_asgi.ipc import frames
 from mosec_asgi.ipc.progress import Progress, ProgressPage
-from mosec_asgi.pool.child import Runner, load, runner_for
-from mosec_asgi.pool.port import Port
-from mosec_asgi.pool.spec import WorkerSpec
-from mosec_asgi.pool.timer import KernelTimer
 from mosec_asgi.worker import Worker
 
 BOTH = frames.INGRESS | frames.EGRESS

@@ -15,15 +15,15 @@ from contextlib import asynccontextmanager
 from typing import Any, NamedTuple
 
 from mosec_asgi.batching.coordinator import Coordinator, Limits, RoutePlan
-from mosec_asgi.batching.service import Outcome, outcome_future
+from mosec_asgi.batching.engine import Outcome, outcome_future
 from mosec_asgi.batching.stage import StagePlan
 from mosec_asgi.errors import Failure, StartupError
+from mosec_asgi.inside.spec import WorkerSpec
 from mosec_asgi.ipc import frames
 from mosec_asgi.ipc.channel import Seen
 from mosec_asgi.ipc.progress import Progress
 from mosec_asgi.ipc.shm import WorkerMemory
-from mosec_asgi.metrics import ServiceMetrics, StageMetrics
-from mosec_asgi.pool.spec import WorkerSpec
+from mosec_asgi.observing.metrics import ServiceMetrics, StageMetrics
 from mosec_asgi.worker import Worker
 
 PATIENCE = 10.0  # seconds; far above what is needed, so that only a hang reaches it

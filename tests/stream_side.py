@@ -8,16 +8,16 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import uvicorn
-from fake_service import FakeClient, FakeService, FakeTask
+from fake_engine import FakeClient, FakeEngine, FakeTask
 from fakes import pending_timers, settled_loop, until
 from uvicorn.importer import import_from_string
 
-from mosec_asgi.metrics import ServiceMetrics
+from mosec_asgi.observing.metrics import ServiceMetrics
 from mosec_asgi.streaming import EVENT_STREAM
 from mosec_asgi.web.disconnect import DisconnectWatch
-from mosec_asgi.web.gathering import gathering
 from mosec_asgi.web.request import BodyReader, RequestIds, Shared
 from mosec_asgi.web.sse import StreamEndpoint
+from mosec_asgi.web.uvicorn.gathering import gathering
 
 # Bytes of a request's body.
 LIMIT = 1000
@@ -31,7 +31,7 @@ class Side:
     """An endpoint with all that it works with."""
 
     def __init__(self, content_type: str, *, compressed: bool) -> None:
-        self.service = FakeService()
+        self.service = FakeEngine()
         self.metrics = ServiceMetrics("test", [])
         self.watch = DisconnectWatch(self.service.cancel)
         shared = Shared(

@@ -4,7 +4,7 @@ import logging
 from typing import Any
 
 import pytest
-from fake_service import FakeClient
+from fake_engine import FakeClient
 from fakes import FakeClock, told, until
 from starlette.types import Message, Receive, Scope, Send
 

@@ -18,16 +18,16 @@ from fake_port import PATIENCE, ServerEnd, hang, json_tasks, spec_of, worker_of
 from fakes import Echo, told
 
 from mosec_asgi.errors import MosecTimeoutError
+from mosec_asgi.inside.async_runner import AsyncRunner
+from mosec_asgi.inside.codec import examples
+from mosec_asgi.inside.continuous_runner import ContinuousRunner
+from mosec_asgi.inside.loading import load, runner_for, warm_up
+from mosec_asgi.inside.plain_runner import PlainRunner
+from mosec_asgi.inside.spec import WorkerSpec
+from mosec_asgi.inside.stream_runner import StreamRunner
 from mosec_asgi.ipc import frames
 from mosec_asgi.ipc.progress import ProgressPage
-from mosec_asgi.pool import child
-from mosec_asgi.pool.child import load, runner_for, warm_up
-from mosec_asgi.pool.codec import examples
-from mosec_asgi.pool.concurrent import ConcurrentRunner
-from mosec_asgi.pool.continuous import ContinuousRunner
-from mosec_asgi.pool.executor import Executor
-from mosec_asgi.pool.spec import WorkerSpec
-from mosec_asgi.pool.stream_executor import StreamExecutor
+from mosec_asgi.pool.process import child
 from mosec_asgi.streaming import ContinuousWorker, SSEWorker
 from mosec_asgi.worker import Worker
 
@@ -83,11 +83,11 @@ class AwaitingStream(SSEWorker):
 @pytest.mark.parametrize(
     ("worker", "kind"),
     [
-        (Echo, Executor),
-        (Pushing, StreamExecutor),
-        (Yielding, StreamExecutor),
-        (Awaiting, ConcurrentRunner),
-        (AwaitingStream, ConcurrentRunner),
+        (Echo, PlainRunner),
+        (Pushing, StreamRunner),
+        (Yielding, StreamRunner),
+        (Awaiting, AsyncRunner),
+        (AwaitingStream, AsyncRunner),
         (Counting, ContinuousRunner),
     ],
 )
@@ -369,8 +369,8 @@ import asyncio, ctypes, os, signal, socket, sys, threading, time
 from mosec_asgi import Worker
 from mosec_asgi.ipc import frames
 from mosec_asgi.ipc.progress import ProgressPage
-from mosec_asgi.pool import child
-from mosec_asgi.pool.spec import WorkerSpec
+from mosec_asgi.pool.process import child
+from mosec_asgi.inside.spec import WorkerSpec
 
 def server_dies():
     threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGRTMAX - 1)).start()
@@ -440,7 +440,7 @@ class Made(Worker):
 @linux
 def test_an_asynchronous_worker_whose_loop_is_held_when_its_server_has_died_is_ended() -> None:
     done = alone("""
-from mosec_asgi.pool import concurrent
+from mosec_asgi.inside import async_runner as concurrent
 concurrent.FORSAKEN_SECONDS = timeout = 0.2
 
 class Made(Worker):

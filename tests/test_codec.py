@@ -13,11 +13,11 @@ from fake_port import BOTH, INTERNAL, json_tasks, ok, run, run_batch, spec_of, t
 from fakes import told
 
 from mosec_asgi.errors import ClientError, EncodingError, Failure, MosecTimeoutError, ServerError, ValidationError
-from mosec_asgi.ipc import frames, parcel
+from mosec_asgi.inside.codec import Codec, as_input, examples, on_the_wire
+from mosec_asgi.inside.loading import load
+from mosec_asgi.ipc import frames, reference
 from mosec_asgi.ipc.mapped import Mapped
 from mosec_asgi.ipc.shm import SharedMemory
-from mosec_asgi.pool.child import load
-from mosec_asgi.pool.codec import Codec, as_input, examples, on_the_wire
 from mosec_asgi.worker import Worker
 
 pytestmark = pytest.mark.usefixtures("logged")
@@ -220,7 +220,7 @@ def test_large_bytes_of_a_workers_own_format_go_through_the_memory(mapped: Mappe
     for encoding, decoding in ((0, 0), (frames.EGRESS, frames.INGRESS)):
         large, small = bytes(range(256)) * 300, bytes(65_535)
         code, payload = codec.encode(encoding, large)
-        assert (code, parcel.unpack(payload).kind) == (frames.IN_MEMORY, parcel.Kind.BYTES)
+        assert (code, reference.unpack(payload).kind) == (frames.IN_MEMORY, reference.Kind.BYTES)
         assert codec.decode(decoding | frames.SHARED, payload) == (bytes, large)
         assert codec.encode(encoding, small) == (200, small)
         assert codec.decode(decoding, small) == (bytes, small)
@@ -230,15 +230,15 @@ def test_what_stages_read_in_their_own_way_is_one_pickle(mapped: Mapped) -> None
     large = np.zeros(100_000, np.uint8)
     spec = spec_of(worker_of(lambda data: data))
     code, payload = Codec(load(spec), spec, mapped).encode(frames.INGRESS, large)
-    contents = parcel.unpack(payload)
-    assert (code, contents.kind) == (frames.IN_MEMORY, parcel.Kind.BYTES)
+    contents = reference.unpack(payload)
+    assert (code, contents.kind) == (frames.IN_MEMORY, reference.Kind.BYTES)
     assert np.array_equal(pickle.loads(mapped.read(contents.spans[0])), large)
     spec = dataclasses.replace(spec, buffers_apart=True)
     code, payload = Codec(load(spec), spec, mapped).encode(frames.INGRESS, large)
-    assert (code, parcel.unpack(payload).kind) == (frames.IN_MEMORY, parcel.Kind.PICKLE)
+    assert (code, reference.unpack(payload).kind) == (frames.IN_MEMORY, reference.Kind.PICKLE)
 
 
 def test_a_worker_without_the_memory_answers_what_it_cannot_read_with_an_error() -> None:
-    payload = parcel.pack(parcel.Kind.BYTES, [parcel.Span(0, 5)])
+    payload = reference.pack(reference.Kind.BYTES, [reference.Span(0, 5)])
     with pytest.raises(frames.FrameError, match="this worker has none"):
         codec_of().decode(frames.INGRESS | frames.SHARED, payload)

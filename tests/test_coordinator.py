@@ -11,13 +11,13 @@ import pytest
 from fakes import PATIENCE, FakeClock, FakeWorker, Service, Ticket, answer, running, settled_loop, stage, told, until
 
 from mosec_asgi.batching.coordinator import CLOSING, STALLED, TOO_LATE, TOO_MANY
-from mosec_asgi.batching.service import CLIENT_LEFT, Outcome, StageStatistics
+from mosec_asgi.batching.engine import CLIENT_LEFT, Outcome, StageStatistics
 from mosec_asgi.batching.stage import STAGE_DOWN, TIMED_OUT, WORKER_DIED, StagePlan
 from mosec_asgi.errors import Failure, StartupError
-from mosec_asgi.ipc import frames, parcel
+from mosec_asgi.ipc import frames, reference
 from mosec_asgi.ipc.mapped import Mapped
 from mosec_asgi.ipc.shm import SharedMemory
-from mosec_asgi.metrics import Gauges
+from mosec_asgi.observing.metrics import Gauges
 
 pytestmark = pytest.mark.usefixtures("logged")
 
@@ -1495,7 +1495,7 @@ class Sharing:
         await worker.gets_work()
         span = self.ends[worker].put(LARGE_BODY)
         assert span is not None
-        description = parcel.pack(parcel.Kind.BYTES, [span])
+        description = reference.pack(reference.Kind.BYTES, [span])
         worker.reply(code=frames.IN_MEMORY, payloads=[description])
         return description
 
@@ -1552,7 +1552,7 @@ async def test_a_worker_that_answers_by_a_place_that_is_not_its_own_is_killed(pl
         one, _ = service.workers
         ticket = service.submit()
         await one.gets_work()
-        one.reply(code=frames.IN_MEMORY, payloads=[parcel.pack(parcel.Kind.BYTES, [parcel.Span(place, 5)])])
+        one.reply(code=frames.IN_MEMORY, payloads=[reference.pack(reference.Kind.BYTES, [reference.Span(place, 5)])])
         assert one.killed
         again = await service.next_life(one)
         again.reply()
@@ -1569,7 +1569,7 @@ async def test_places_in_a_refused_answer_are_let_go_of() -> None:
         await one.gets_work()
         span = sharing.ends[one].put(LARGE_BODY)
         assert span is not None
-        description = parcel.pack(parcel.Kind.BYTES, [span])
+        description = reference.pack(reference.Kind.BYTES, [span])
         # The second lies where the first does.
         results = frames.Results([ticket.id] * 2, [frames.IN_MEMORY] * 2, [description] * 2, 0.01)
         one.write(frames.encode_results(results))
@@ -1582,7 +1582,7 @@ async def test_a_worker_that_has_no_shared_memory_cannot_answer_or_keep_anything
         worker = service.worker
         ticket = service.submit()
         await worker.gets_work()
-        worker.reply(code=frames.IN_MEMORY, payloads=[parcel.pack(parcel.Kind.BYTES, [parcel.Span(0, 5)])])
+        worker.reply(code=frames.IN_MEMORY, payloads=[reference.pack(reference.Kind.BYTES, [reference.Span(0, 5)])])
         assert worker.killed
         worker = await service.next_life(worker)
         worker.write(frames.encode_blocks(frames.Kept([0])))

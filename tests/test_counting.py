@@ -9,7 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from mosec_asgi.pool.counting import remove_if_orphaned
+from mosec_asgi.inside.counting import remove_if_orphaned
 
 MADE_BEFORE = """
 import os, sys
@@ -45,7 +45,7 @@ def run(program: str, *arguments: str) -> list[str]:
 def test_metrics_that_were_made_before_the_fork_count_for_the_server_from_zero(tmp_path: Path) -> None:
     share = """
 os.environ["PROMETHEUS_MULTIPROC_DIR"] = sys.argv[1]
-from mosec_asgi.pool.counting import share_after_fork
+from mosec_asgi.inside.counting import share_after_fork
 share_after_fork()
 """
     assert sorted(run(MADE_BEFORE + share + COUNT + SHOW, str(tmp_path))) == [
@@ -60,7 +60,7 @@ share_after_fork()
 
 
 def test_without_a_directory_a_fork_changes_nothing() -> None:
-    share = "from mosec_asgi.pool.counting import share_after_fork\nshare_after_fork()\n"
+    share = "from mosec_asgi.inside.counting import share_after_fork\nshare_after_fork()\n"
     assert run(MADE_BEFORE + share + COUNT + "print(plain._value.get())\n") == ["101.0"]
 
 
@@ -68,7 +68,7 @@ def test_what_is_not_loaded_stays_so(tmp_path: Path) -> None:
     program = """
 import os, sys
 os.environ["PROMETHEUS_MULTIPROC_DIR"] = sys.argv[1]
-from mosec_asgi.pool.counting import share_after_fork
+from mosec_asgi.inside.counting import share_after_fork
 share_after_fork()
 print("prometheus_client" in sys.modules)
 """

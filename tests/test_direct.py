@@ -15,20 +15,20 @@ from typing import Any, NamedTuple
 import pytest
 import uvicorn
 import uvloop
-from fake_service import FakeService, FakeTask
+from fake_engine import FakeEngine, FakeTask
 from fakes import PATIENCE, settled_loop, told, until
 from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from workers import Echo
 
 from mosec_asgi import Server, SSEWorker, testing
-from mosec_asgi.batching.service import Outcome
+from mosec_asgi.batching.engine import Outcome
 from mosec_asgi.errors import Failure
-from mosec_asgi.metrics import ServiceMetrics
+from mosec_asgi.observing.metrics import ServiceMetrics
 from mosec_asgi.web.app import App, Egress
 from mosec_asgi.web.direct import DirectRoute
-from mosec_asgi.web.gathering import gathering
-from mosec_asgi.web.http1 import Http1Protocol
+from mosec_asgi.web.uvicorn.gathering import gathering
+from mosec_asgi.web.uvicorn.http1 import Http1Protocol
 
 LIMIT = 3_000_000
 # More than one read brings.
@@ -88,7 +88,7 @@ class Side:
         asked: the requests that came through ASGI.
     """
 
-    def __init__(self, service: FakeService, port: int) -> None:
+    def __init__(self, service: FakeEngine, port: int) -> None:
         self.service = service
         self.metrics = ServiceMetrics("test", [])
         self.asked = 0
@@ -133,14 +133,14 @@ class Side:
 @asynccontextmanager
 async def serving(
     protocol: type[asyncio.Protocol] = Http1Protocol,
-    service: FakeService | None = None,
+    service: FakeEngine | None = None,
     *,
     gathers: bool = True,
     **settings: Any,
 ) -> AsyncIterator[Side]:
     """Serve for the time of a block; at its end nothing may be left of it."""
     sock = socket.create_server(("127.0.0.1", 0))
-    side = Side(service or FakeService(), sock.getsockname()[1])
+    side = Side(service or FakeEngine(), sock.getsockname()[1])
     options: dict[str, Any] = {"interface": "asgi3", "lifespan": "off", "ws": "none", "log_config": None}
     options |= {"access_log": False, "proxy_headers": False, "server_header": False, **settings}
     side.server = uvicorn.Server(uvicorn.Config(side, http=gathering(protocol) if gathers else protocol, **options))
@@ -471,7 +471,7 @@ async def test_an_answer_to_a_client_that_has_left_meanwhile_goes_nowhere() -> N
 # -- faults, and the end -----------------------------------------------------------------------------------------------
 
 
-class Quick(FakeService):
+class Quick(FakeEngine):
     """A service that answers within the call."""
 
     def submit(self, *args: Any, **options: Any) -> int | Failure:
@@ -488,7 +488,7 @@ async def test_an_outcome_that_is_there_at_once_is_answered() -> None:
         assert side.asked == 0
 
 
-class Faulty(FakeService):
+class Faulty(FakeEngine):
     """A service with a fault, in the first call."""
 
     faults = 1

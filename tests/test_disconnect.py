@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from fake_service import ManualLoop, in_manual_time
+from fake_engine import ManualLoop, in_manual_time
 from fakes import pending_timers, settled_loop
 from starlette.types import Message
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 import pytest
 
-from mosec_asgi.web.gathering import LARGE, GatheringTransport, TurnEnd
+from mosec_asgi.web.uvicorn.gathering import LARGE, GatheringTransport, TurnEnd
 
 
 class Leaving(asyncio.Transport):

@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
-from fake_service import FakeTask
+from fake_engine import FakeTask
 from fakes import settled_loop, until
 from stream_side import MUCH, RAW, Side, uvicorn_serving
 
@@ -17,7 +17,7 @@ pytest.importorskip("zttp", reason="the extra http2 is not installed")
 h2_connection = pytest.importorskip("h2.connection")
 h2_events = pytest.importorskip("h2.events")
 
-PROTOCOL = "mosec_asgi.web.http2:AutoProtocol"
+PROTOCOL = "mosec_asgi.web.uvicorn.http2:AutoProtocol"
 # Far more than the window of a stream and what may wait for it to open.
 ENOUGH = 20 * len(MUCH)
 

@@ -7,11 +7,11 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
-from fake_service import FakeClient, FakeService
+from fake_engine import FakeClient, FakeEngine
 from fakes import pending_timers, until
 
 from mosec_asgi.errors import Failure
-from mosec_asgi.metrics import ServiceMetrics
+from mosec_asgi.observing.metrics import ServiceMetrics
 from mosec_asgi.web.app import App, Egress
 from mosec_asgi.web.request import BAD_TIMEOUT
 
@@ -20,7 +20,7 @@ class Side:
     """An app with two routes and all that it works with."""
 
     def __init__(self) -> None:
-        self.service = FakeService()
+        self.service = FakeEngine()
         self.metrics = ServiceMetrics("test", [])
         self.app = App(
             {"/json": Egress("application/json", False), "/stream": Egress("text/event-stream", True)},

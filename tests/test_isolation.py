@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mosec_asgi.pool import isolation
+from mosec_asgi.inside import isolation
 
 
 def found(size: int, culprits: set[int], calls: int | None = None) -> tuple[list[int], list[list[int]]]:

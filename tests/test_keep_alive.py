@@ -15,8 +15,8 @@ from fakes import PATIENCE
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.server import ServerState
 
-from mosec_asgi.web.gathering import gathering
-from mosec_asgi.web.http1 import Http1Protocol
+from mosec_asgi.web.uvicorn.gathering import gathering
+from mosec_asgi.web.uvicorn.http1 import Http1Protocol
 
 # Seconds.
 KEEP_ALIVE = 0.3
@@ -25,7 +25,7 @@ REQUEST = b"GET / HTTP/1.1\r\nhost: test\r\n\r\n"
 
 def automatic() -> type[asyncio.Protocol]:
     pytest.importorskip("zttp", reason="the extra http2 is not installed")
-    from mosec_asgi.web.http2 import AutoProtocol
+    from mosec_asgi.web.uvicorn.http2 import AutoProtocol
 
     return AutoProtocol
 

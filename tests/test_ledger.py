@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 
 from mosec_asgi.ipc.arena import LARGE, PAGE, Arena
 from mosec_asgi.ipc.frames import FrameError
-from mosec_asgi.ipc.ledger import Ledger, Parcel, Reader, Region
-from mosec_asgi.ipc.parcel import Span
+from mosec_asgi.ipc.ledger import Ledger, Reader, Region, SharedPayload
+from mosec_asgi.ipc.reference import Span
 
 SIZE = 8 * PAGE
 
@@ -18,24 +18,26 @@ def region_of(ledger: Ledger) -> Region:
     return region
 
 
-def sent(reader: Reader, parcel: Parcel, task_id: int) -> None:
-    """Send a task whose payload a parcel is, as `ipc.shm` does it."""
-    for block in parcel.blocks:
+def sent(reader: Reader, payload: SharedPayload, task_id: int) -> None:
+    """Send a task whose payload a payload is, as `ipc.shm` does it."""
+    for block in payload.blocks:
         block.users += 1
-    reader.send(task_id, parcel.blocks)
+    reader.send(task_id, payload.blocks)
 
 
 class Books:
-    """A writer, a reader, and a parcel of one block for task 1."""
+    """A writer, a reader, and a payload of one block for task 1."""
 
     def __init__(self) -> None:
         self.ledger = Ledger(SIZE, 3)
         self.region = region_of(self.ledger)
         self.reader = Reader(self.ledger)
-        self.parcel = self.write(0)
+        self.payload = self.write(0)
 
-    def write(self, place: int, length: int = PAGE) -> Parcel:
-        return Parcel(b"", self.ledger.wrote(self.region, [Span(self.region.begin + place, length)]), self.ledger)
+    def write(self, place: int, length: int = PAGE) -> SharedPayload:
+        return SharedPayload(
+            b"", self.ledger.wrote(self.region, [Span(self.region.begin + place, length)]), self.ledger
+        )
 
     def freed(self) -> list[int]:
         return self.region.take_freed()
@@ -47,37 +49,37 @@ def books() -> Books:
 
 
 def test_a_block_is_over_when_neither_its_task_nor_a_worker_needs_it(books: Books) -> None:
-    sent(books.reader, books.parcel, 1)
-    books.parcel.drop()
+    sent(books.reader, books.payload, 1)
+    books.payload.drop()
     assert (books.freed(), books.ledger.in_use) == ([], PAGE)
     books.reader.answered([1])
     assert (books.freed(), books.ledger.in_use) == ([0], 0)
 
 
 def test_a_block_outlives_the_worker_that_reads_it_while_its_task_goes_on(books: Books) -> None:
-    sent(books.reader, books.parcel, 1)
+    sent(books.reader, books.payload, 1)
     books.reader.close()
     assert books.freed() == []
     second = Reader(books.ledger)
-    sent(second, books.parcel, 1)
-    books.parcel.drop()
+    sent(second, books.payload, 1)
+    books.payload.drop()
     second.answered([1])
     assert books.freed() == [0]
 
 
 def test_what_a_worker_keeps_is_over_when_it_says_so(books: Books) -> None:
-    sent(books.reader, books.parcel, 1)
+    sent(books.reader, books.payload, 1)
     books.reader.keep([0])
     books.reader.answered([1])
-    books.parcel.drop()
+    books.payload.drop()
     assert books.freed() == []
     books.reader.release([0])
     assert books.freed() == [0]
 
 
 def test_what_was_kept_and_released_before_the_answer_is_over_with_it(books: Books) -> None:
-    sent(books.reader, books.parcel, 1)
-    books.parcel.drop()
+    sent(books.reader, books.payload, 1)
+    books.payload.drop()
     books.reader.keep([0])
     books.reader.release([0])
     assert books.freed() == []
@@ -86,10 +88,10 @@ def test_what_was_kept_and_released_before_the_answer_is_over_with_it(books: Boo
 
 
 def test_what_a_dead_worker_has_kept_is_over(books: Books) -> None:
-    sent(books.reader, books.parcel, 1)
+    sent(books.reader, books.payload, 1)
     books.reader.keep([0])
     books.reader.answered([1])
-    books.parcel.drop()
+    books.payload.drop()
     books.reader.close()
     assert (books.freed(), books.ledger.in_use) == ([0], 0)
 
@@ -97,7 +99,7 @@ def test_what_a_dead_worker_has_kept_is_over(books: Books) -> None:
 def test_a_worker_cannot_keep_or_release_what_it_does_not_have(books: Books) -> None:
     with pytest.raises(FrameError, match="keeps a block at 0, which it does not have"):
         books.reader.keep([0])
-    sent(books.reader, books.parcel, 1)
+    sent(books.reader, books.payload, 1)
     with pytest.raises(FrameError, match="releases a block at 0, which it does not keep"):
         books.reader.release([0])
     books.reader.keep([0])
@@ -109,7 +111,7 @@ def test_the_region_of_a_dead_writer_is_given_away_when_its_last_block_is_over(b
     others = [region_of(books.ledger), region_of(books.ledger)]
     books.ledger.close_region(books.region)
     assert books.ledger.open_region() is None
-    books.parcel.drop()
+    books.payload.drop()
     assert books.ledger.vacated == [books.region.begin]
     assert region_of(books.ledger).begin == books.region.begin
     assert books.region.begin not in {other.begin for other in others}
@@ -140,14 +142,14 @@ def test_a_writer_is_told_at_once_when_much_of_its_region_is_free(books: Books) 
     told: list[list[int]] = []
     books.region.full = lambda: told.append(books.freed())
     second = books.write(PAGE)
-    books.parcel.drop()
+    books.payload.drop()
     assert told == []
     second.drop()
     assert told == [[0, PAGE]]
 
 
-def test_a_parcel_counts_as_large() -> None:
-    assert len(Parcel(b"", [], Ledger(SIZE, 1))) >= LARGE
+def test_a_shared_payload_counts_as_large() -> None:
+    assert len(SharedPayload(b"", [], Ledger(SIZE, 1))) >= LARGE
 
 
 @settings(max_examples=150, deadline=None)
@@ -158,13 +160,13 @@ def test_whatever_happens_no_block_that_is_needed_is_written_over_and_all_comes_
     writers: list[tuple[Region, Arena]] = []
     readers: list[Reader] = []
     # What the model says: who needs which block; a task, or a reader.
-    tasks: dict[int, Parcel] = {}
+    tasks: dict[int, SharedPayload] = {}
     has: dict[Reader, dict[int, int]] = {}
     keeps: dict[Reader, set[int]] = {}
     numbers = iter(range(1, 1000))
 
     def needed() -> set[int]:
-        of_tasks = {block.begin for parcel in tasks.values() for block in parcel.blocks}
+        of_tasks = {block.begin for payload in tasks.values() for block in payload.blocks}
         return of_tasks.union(*(set(own.values()) for own in has.values()), *keeps.values())
 
     for _ in range(data.draw(st.integers(0, 50))):
@@ -181,7 +183,7 @@ def test_whatever_happens_no_block_that_is_needed_is_written_over_and_all_comes_
             if (place := arena.allocate(data.draw(st.integers(1, 3 * PAGE)))) is not None:
                 span = Span(region.begin + place, 1)
                 assert span.begin not in needed()
-                tasks[next(numbers)] = Parcel(b"", ledger.wrote(region, [span]), ledger)
+                tasks[next(numbers)] = SharedPayload(b"", ledger.wrote(region, [span]), ledger)
         elif step == "send" and readers and tasks:
             reader, task_id = data.draw(st.sampled_from(readers)), data.draw(st.sampled_from(sorted(tasks)))
             begin = tasks[task_id].blocks[0].begin
@@ -219,8 +221,8 @@ def test_whatever_happens_no_block_that_is_needed_is_written_over_and_all_comes_
                     arena.free(begin - region.begin)
         assert ledger.in_use == len(needed()) * PAGE
 
-    for parcel in tasks.values():
-        parcel.drop()
+    for payload in tasks.values():
+        payload.drop()
     for reader in readers:
         reader.close()
     for region, arena in writers:

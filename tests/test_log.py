@@ -35,8 +35,15 @@ def bare_program() -> Iterator[logging.Logger]:
 
 
 def record(message: str = "said %s", *args: object, **extra: object) -> logging.LogRecord:
-    made = logging.getLogger("mosec_asgi.pool.child").makeRecord(
-        "mosec_asgi.pool.child", logging.WARNING, "/a/child.py", 12, message, args or ("this",), None, extra=extra
+    made = logging.getLogger("mosec_asgi.pool.process.child").makeRecord(
+        "mosec_asgi.pool.process.child",
+        logging.WARNING,
+        "/a/child.py",
+        12,
+        message,
+        args or ("this",),
+        None,
+        extra=extra,
     )
     made.created = 1_700_000_000.25
     return made
@@ -57,7 +64,7 @@ def test_a_line_of_json_has_all_of_the_record() -> None:
     assert json.loads(line) == {
         "timestamp": "2023-11-14T22:13:20.250000Z",
         "level": "WARNING",
-        "target": "mosec_asgi.pool.child::child.py:12",
+        "target": "mosec_asgi.pool.process.child::child.py:12",
         "pid": record().process,
         "fields": {"message": "said this", "stage": "Echo_1", "worker": 3, "request_id": "r1"},
     }
@@ -106,7 +113,7 @@ def test_a_level_of_ones_own_is_written_without_a_colour() -> None:
 
 def test_all_loggers_hang_below_the_packages_own() -> None:
     assert log.get_logger().name.startswith(log.ROOT + ".")
-    assert log.internal_logger("mosec_asgi.pool.child").name == "mosec_asgi.pool.child"
+    assert log.internal_logger("mosec_asgi.pool.process.child").name == "mosec_asgi.pool.process.child"
 
 
 def test_an_access_line_has_its_fields_for_machines_only() -> None:

@@ -182,7 +182,7 @@ def test_outside_of_a_request_a_worker_says_who_it_is(program: Program) -> None:
 
 def test_uvicorns_lines_have_the_same_form_and_so_has_every_line(program: Program) -> None:
     targets = {row["target"].partition("::")[0] for row in program.lines()}
-    assert {"uvicorn.error", "user", "mosec_asgi.serving", "mosec_asgi.web.access"} <= targets
+    assert {"uvicorn.error", "user", "mosec_asgi.host.run", "mosec_asgi.web.access"} <= targets
     assert len(program.lines()) == len(program.output.splitlines())
 
 

@@ -14,7 +14,7 @@ from test_shm import BODY, SIZE, Pair, send, span_of
 from mosec_asgi.errors import StartupError
 from mosec_asgi.ipc import frames
 from mosec_asgi.ipc.mapped import Mapped
-from mosec_asgi.ipc.parcel import Span
+from mosec_asgi.ipc.reference import Span
 from mosec_asgi.ipc.shm import Share, WorkerMemory
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="this system has no memfd")
@@ -33,7 +33,7 @@ class End:
         return span_of(send(self.account, task_id, body)[1])
 
     def answer(self, task_id: int) -> list[frames.Frame]:
-        """Answer a task, as `pool.port` does; return what was said before the answer."""
+        """Answer a task, as `inside.port` does; return what was said before the answer."""
         said = self.report()
         self.account.answered([task_id])
         return said

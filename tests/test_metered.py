@@ -7,9 +7,9 @@ from typing import Any
 from fakes import spec
 from prometheus_client.mmap_dict import MmapedDict
 
-from mosec_asgi.custom_metrics import VARIABLE, CustomMetrics
-from mosec_asgi.pool.metered import MeteredLauncher
-from mosec_asgi.pool.spec import WorkerSpec
+from mosec_asgi.inside.spec import WorkerSpec
+from mosec_asgi.observing.custom import VARIABLE, CustomMetrics
+from mosec_asgi.pool.process.metered import MeteredLauncher
 
 PID = 4_200_000  # above what the system gives
 

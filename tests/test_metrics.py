@@ -7,8 +7,8 @@ from prometheus_client import REGISTRY, Metric
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
-from mosec_asgi.exposition import Exposition
-from mosec_asgi.metrics import DURATION_BUCKETS, SIZE_BUCKETS, Gauges, Histogram, ServiceMetrics, StageMetrics
+from mosec_asgi.observing.exposition import Exposition
+from mosec_asgi.observing.metrics import DURATION_BUCKETS, SIZE_BUCKETS, Gauges, Histogram, ServiceMetrics, StageMetrics
 
 OPENMETRICS = "application/openmetrics-text; version=1.0.0"
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]

@@ -9,10 +9,10 @@ from fake_port import ENDED, INTERNAL, TOO_SLOW, ServerEnd, data, json_tasks, sp
 from fakes import told
 
 from mosec_asgi.errors import ClientError
-from mosec_asgi.pool.child import load
-from mosec_asgi.pool.codec import LEFT, Codec
-from mosec_asgi.pool.executor import WrongShape
-from mosec_asgi.pool.outlet import Outlet
+from mosec_asgi.inside.codec import LEFT, Codec
+from mosec_asgi.inside.loading import load
+from mosec_asgi.inside.outlet import Outlet
+from mosec_asgi.inside.plain_runner import WrongShape
 from mosec_asgi.streaming import FINISHED, Event, SSEWorker
 
 

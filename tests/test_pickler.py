@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from test_shm import SIZE, Pair, send
 
-from mosec_asgi.ipc import frames, parcel
+from mosec_asgi.inside.pickler import Pickler, load
+from mosec_asgi.ipc import frames, reference
 from mosec_asgi.ipc.arena import LARGE, PAGE
-from mosec_asgi.ipc.ledger import Parcel
+from mosec_asgi.ipc.ledger import SharedPayload
 from mosec_asgi.ipc.mapped import Mapped
-from mosec_asgi.pool.pickler import Pickler, load
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="this system has no memfd")
 
@@ -40,11 +40,11 @@ class Passage:
             return pickle.loads(payload)
         assert code == frames.IN_MEMORY
         taken = self.first.receive(payload, whole=False)
-        assert isinstance(taken, Parcel)
+        assert isinstance(taken, SharedPayload)
         self.task_id += 1
         flags, description = send(self.second, self.task_id, taken)
         assert flags == frames.SHARED
-        arrived = load(parcel.unpack(description), self.reader)
+        arrived = load(reference.unpack(description), self.reader)
         taken.drop()
         return arrived
 
@@ -120,8 +120,8 @@ def test_what_finds_no_room_goes_along_in_the_pickle(passage: Passage) -> None:
     arrays = [np.full(SIZE // 10, number, np.float32) for number in range(5)]
     code, payload = passage.dump(arrays)
     assert code == frames.IN_MEMORY
-    contents = parcel.unpack(payload)
-    assert (contents.kind, len(contents.spans)) == (parcel.Kind.PICKLE, 2)
+    contents = reference.unpack(payload)
+    assert (contents.kind, len(contents.spans)) == (reference.Kind.PICKLE, 2)
     assert same(arrays, load(contents, passage.reader))
 
 

@@ -12,13 +12,13 @@ from fake_port import chunks_of, tasks, until
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mosec_asgi.inside.port import READ_SIZE, Port
 from mosec_asgi.ipc import frames
 from mosec_asgi.ipc.arena import PAGE
 from mosec_asgi.ipc.mapped import Mapped
-from mosec_asgi.ipc.parcel import Span
 from mosec_asgi.ipc.progress import ProgressPage
+from mosec_asgi.ipc.reference import Span
 from mosec_asgi.ipc.shm import SharedMemory
-from mosec_asgi.pool.port import READ_SIZE, Port
 
 
 class Pipe:

@@ -22,7 +22,7 @@ from mosec_asgi import Server
 from mosec_asgi.errors import StartupError
 from mosec_asgi.ipc import frames
 from mosec_asgi.ipc.channel import Channel
-from mosec_asgi.pool.process import ProcessLauncher, WorkerProcess
+from mosec_asgi.pool.process.launcher import ProcessLauncher, WorkerProcess
 from mosec_asgi.worker import Worker
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="needs a pidfd")

@@ -7,8 +7,8 @@ import pytest
 from fakes import Echo
 
 from mosec_asgi.config import Settings
+from mosec_asgi.definition import plan_service, plan_stage
 from mosec_asgi.errors import DefinitionError
-from mosec_asgi.running import plan_service, plan_stage
 from mosec_asgi.runtime import Runtime, check_pipeline, stage_names
 from mosec_asgi.streaming import ContinuousWorker, SSEWorker
 from mosec_asgi.worker import Worker

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from mosec_asgi.ipc import frames, parcel
+from mosec_asgi.ipc import frames, reference
 from mosec_asgi.ipc.arena import LARGE, PAGE
-from mosec_asgi.ipc.ledger import Parcel
+from mosec_asgi.ipc.ledger import SharedPayload
 from mosec_asgi.ipc.mapped import Mapped
-from mosec_asgi.ipc.parcel import Kind, Span
+from mosec_asgi.ipc.reference import Kind, Span
 from mosec_asgi.ipc.shm import SharedMemory, WorkerMemory, Writer, shared_memory
 
 pytestmark = [
@@ -52,7 +52,7 @@ def pair() -> Iterator[Pair]:
     pair.close()
 
 
-def send(account: WorkerMemory, task_id: int, payload: bytes | Parcel) -> tuple[int, Any]:
+def send(account: WorkerMemory, task_id: int, payload: bytes | SharedPayload) -> tuple[int, Any]:
     """Send a payload; return the flags and what goes through the pipe."""
     flags, payloads = [0], [payload]
     account.send([task_id], flags, payloads)
@@ -60,7 +60,7 @@ def send(account: WorkerMemory, task_id: int, payload: bytes | Parcel) -> tuple[
 
 
 def span_of(description: bytes) -> Span:
-    return parcel.unpack(description).spans[0]
+    return reference.unpack(description).spans[0]
 
 
 def test_a_large_body_goes_through_the_memory_and_a_small_one_does_not(pair: Pair) -> None:
@@ -77,7 +77,7 @@ def test_a_result_for_the_client_comes_whole_and_its_place_is_free_at_once(pair:
     account, mapped = pair.worker()
     span = mapped.put(BODY)
     assert span is not None
-    assert account.receive(parcel.pack(Kind.BYTES, [span]), whole=True) == BODY
+    assert account.receive(reference.pack(Kind.BYTES, [span]), whole=True) == BODY
     assert pair.memory.in_use == 0
     decoder = frames.Decoder()
     decoder.receive_data(account.freed())
@@ -93,10 +93,10 @@ def test_a_result_for_the_next_stage_never_passes_through_the_server(pair: Pair)
     second, reader = pair.worker()
     span = writer.put(BODY)
     assert span is not None
-    result = first.receive(parcel.pack(Kind.BYTES, [span]), whole=False)
-    assert isinstance(result, Parcel)
+    result = first.receive(reference.pack(Kind.BYTES, [span]), whole=False)
+    assert isinstance(result, SharedPayload)
     flags, description = send(second, 1, result)
-    assert (flags, description) == (frames.SHARED, parcel.pack(Kind.BYTES, [span]))
+    assert (flags, description) == (frames.SHARED, reference.pack(Kind.BYTES, [span]))
     assert reader.read(span) == BODY
     second.answered([1])
     assert (pair.memory.in_use, first.freed()) == (LARGE, b"")
@@ -110,8 +110,8 @@ def test_what_a_dead_worker_has_written_can_still_be_read(pair: Pair) -> None:
     second, reader = pair.worker()
     span = writer.put(BODY)
     assert span is not None
-    result = first.receive(parcel.pack(Kind.BYTES, [span]), whole=False)
-    assert isinstance(result, Parcel)
+    result = first.receive(reference.pack(Kind.BYTES, [span]), whole=False)
+    assert isinstance(result, SharedPayload)
     first.close()
     # Its successor writes, and so does the next one: not there.
     for _ in range(2):
@@ -149,8 +149,8 @@ def test_the_payload_stays_for_another_worker_when_the_first_one_dies(pair: Pair
     second, _ = pair.worker()
     span = writer.put(BODY)
     assert span is not None
-    result = first.receive(parcel.pack(Kind.BYTES, [span]), whole=False)
-    assert isinstance(result, Parcel)
+    result = first.receive(reference.pack(Kind.BYTES, [span]), whole=False)
+    assert isinstance(result, SharedPayload)
     send(second, 1, result)
     second.close()
     third, reader = pair.worker()
@@ -163,11 +163,11 @@ def test_the_payload_stays_for_another_worker_when_the_first_one_dies(pair: Pair
     "description",
     [
         b"garbage",
-        parcel.pack(Kind.BYTES, [Span(0, 100)]),
-        parcel.pack(Kind.BYTES, [Span(1 << 60, 100)]),
-        parcel.pack(Kind.PICKLE, [Span(SIZE, 100)], b"stream"),
+        reference.pack(Kind.BYTES, [Span(0, 100)]),
+        reference.pack(Kind.BYTES, [Span(1 << 60, 100)]),
+        reference.pack(Kind.PICKLE, [Span(SIZE, 100)], b"stream"),
     ],
-    ids=["no parcel", "the server's memory", "beyond the end", "a pickle for a client"],
+    ids=["no reference", "the server's memory", "beyond the end", "a pickle for a client"],
 )
 def test_a_result_that_is_none_is_refused(pair: Pair, description: bytes) -> None:
     account, _ = pair.worker()
@@ -204,7 +204,7 @@ def test_a_worker_without_a_region_reads_all_the_same(pair: Pair) -> None:
     _, description = send(account, 1, BODY)
     assert mapped.read(span_of(description)) == BODY
     with pytest.raises(frames.FrameError, match="no region"):
-        account.receive(parcel.pack(Kind.BYTES, [Span(0, 100)]), whole=True)
+        account.receive(reference.pack(Kind.BYTES, [Span(0, 100)]), whole=True)
 
 
 def test_a_system_without_memory_is_no_fault_and_nothing_is_written(caplog: pytest.LogCaptureFixture) -> None:

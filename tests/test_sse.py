@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from fake_service import FakeClient, FakeTask, ManualLoop, in_manual_time
+from fake_engine import FakeClient, FakeTask, ManualLoop, in_manual_time
 from fakes import settled_loop, until
 from hypothesis import given, settings
 from hypothesis import strategies as st

@@ -18,7 +18,7 @@ from mosec_asgi.batching.task import Event, State, Task
 from mosec_asgi.errors import Failure
 from mosec_asgi.ipc import frames
 from mosec_asgi.ipc.channel import Seen
-from mosec_asgi.metrics import Gauges, StageMetrics
+from mosec_asgi.observing.metrics import Gauges, StageMetrics
 
 TIMEOUT = 5.0  # seconds that a worker may take for one step
 STUCK = TIMEOUT + GRACE_SECONDS

@@ -12,7 +12,7 @@ import pytest
 from fake_port import PATIENCE, ServerEnd, hang, json_tasks, runner_of, served, until, worker_of
 
 from mosec_asgi.errors import MosecTimeoutError
-from mosec_asgi.pool.timer import FORSAKEN_SECONDS, Timer
+from mosec_asgi.inside.timer import FORSAKEN_SECONDS, Timer
 from mosec_asgi.streaming import SSEWorker
 
 LONG = 1000.0
@@ -377,7 +377,7 @@ def exit_of(program: str) -> tuple[int, float]:
 
 HELD = """
 import ctypes
-from mosec_asgi.pool.timer import KernelTimer, Timer
+from mosec_asgi.inside.timer import KernelTimer, Timer
 
 class Sooner(KernelTimer):
     def set(self, seconds):

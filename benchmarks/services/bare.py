@@ -10,7 +10,8 @@ from typing import Any, cast
 
 from package import Server
 
-from mosec_asgi import config, serving
+from mosec_asgi import config
+from mosec_asgi.host import run as serving
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]

@@ -16,15 +16,15 @@ from dataclasses import dataclass
 from http import HTTPStatus
 
 from mosec_asgi import log
+from mosec_asgi.batching.engine import CLIENT_LEFT, Outcome, StageStatistics, Statistics
 from mosec_asgi.batching.flow import Flow
-from mosec_asgi.batching.service import CLIENT_LEFT, Outcome, StageStatistics, Statistics
 from mosec_asgi.batching.stage import STAGE_DOWN, TIMED_OUT, Stage, StagePlan, delay_until
 from mosec_asgi.batching.task import State, Task
 from mosec_asgi.errors import Failure
 from mosec_asgi.ipc import frames
-from mosec_asgi.ipc.ledger import Parcel
-from mosec_asgi.metrics import ServiceMetrics
-from mosec_asgi.pool.process import Launcher
+from mosec_asgi.ipc.ledger import SharedPayload
+from mosec_asgi.observing.metrics import ServiceMetrics
+from mosec_asgi.pool.process.launcher import Launcher
 
 # Seconds that workers get to run `Worker.close` before they are killed.
 CLOSE_SECONDS = 5.0
@@ -78,7 +78,7 @@ class _Entry:
 
 
 class Coordinator:
-    """Brings requests to workers and answers back; see `batching.service.Service`."""
+    """Brings requests to workers and answers back; see `batching.engine.Engine`."""
 
     def __init__(
         self,
@@ -195,7 +195,7 @@ class Coordinator:
         example: bool = False,
         on_chunk: Callable[[bytes], None] | None = None,
     ) -> int | Failure:
-        """Admit a request, or say why not; see `Service.submit`."""
+        """Admit a request, or say why not; see `Engine.submit`."""
         stages = self._routes[route].stages
         most = self._limits.timeout
         timeout = most if timeout is None else min(timeout, most)
@@ -214,7 +214,7 @@ class Coordinator:
         return task.id
 
     def taken(self, task_id: int, size: int) -> None:
-        """Note what the client has taken of a stream; see `Service.taken`."""
+        """Note what the client has taken of a stream; see `Engine.taken`."""
         entry = self._admitted.get(task_id)
         if entry is None or entry.task.flow is None:
             return
@@ -227,7 +227,7 @@ class Coordinator:
             self._allow(task, self._clock())
 
     def cancel(self, task_id: int) -> None:
-        """Drop a task whose client has left; see `Service.cancel`."""
+        """Drop a task whose client has left; see `Engine.cancel`."""
         entry = self._admitted.get(task_id)
         if entry is not None:
             self._stages[entry.task.stage].metrics.cancelled += 1
@@ -269,12 +269,12 @@ class Coordinator:
 
     # -- heard from the stages ---------------------------------------------------------------------------------------
 
-    def answered(self, task: Task, code: int, payload: bytes | Parcel, now: float) -> None:
+    def answered(self, task: Task, code: int, payload: bytes | SharedPayload, now: float) -> None:
         """Take a worker's answer to `task`: on to the next stage, or to its client."""
         if code == 200 and not task.at_last_stage:
             task.advance(payload, now)
             self._stages[task.stages[task.position]].enqueue(task, now)
-        elif isinstance(payload, Parcel):
+        elif isinstance(payload, SharedPayload):
             raise TypeError("a client is answered with bytes")
         elif code == 200:
             self._settle(task, payload)

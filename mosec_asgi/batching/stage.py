@@ -25,13 +25,13 @@ from mosec_asgi.batching.rate import Rate
 from mosec_asgi.batching.scheduler import AnswerError, Assignment, Scheduler
 from mosec_asgi.batching.task import State, Task
 from mosec_asgi.errors import Failure
+from mosec_asgi.inside.spec import WorkerSpec
 from mosec_asgi.ipc import frames
 from mosec_asgi.ipc.arena import LARGE
 from mosec_asgi.ipc.channel import Seen
-from mosec_asgi.ipc.ledger import Parcel
-from mosec_asgi.metrics import Gauges, StageMetrics
-from mosec_asgi.pool.process import Launcher
-from mosec_asgi.pool.spec import WorkerSpec
+from mosec_asgi.ipc.ledger import SharedPayload
+from mosec_asgi.observing.metrics import Gauges, StageMetrics
+from mosec_asgi.pool.process.launcher import Launcher
 from mosec_asgi.pool.supervisor import PoolWorker, Supervisor
 from mosec_asgi.pool.watchdog import Watchdog
 
@@ -95,7 +95,7 @@ class StagePlan:
 class Owner(Protocol):
     """Hears what becomes of the tasks of a stage."""
 
-    def answered(self, task: Task, code: int, payload: bytes | Parcel, now: float) -> None:
+    def answered(self, task: Task, code: int, payload: bytes | SharedPayload, now: float) -> None:
         """Take a worker's answer to `task`; a result for a client, and an error, is bytes."""
 
     def streamed(self, task: Task, chunk: bytes, now: float) -> None:
@@ -219,7 +219,7 @@ class Stage:
         """Take in results."""
         now = self._clock()
         codes: Sequence[int] = results.codes
-        payloads: Sequence[bytes | Parcel] = results.payloads
+        payloads: Sequence[bytes | SharedPayload] = results.payloads
         try:
             if frames.IN_MEMORY in codes:
                 codes, payloads = self._received(worker, results)
@@ -246,12 +246,14 @@ class Stage:
         else:
             self._rate.wait(now, waiting=False)
 
-    def _received(self, worker: PoolWorker, results: frames.Results) -> tuple[Sequence[int], Sequence[bytes | Parcel]]:
+    def _received(
+        self, worker: PoolWorker, results: frames.Results
+    ) -> tuple[Sequence[int], Sequence[bytes | SharedPayload]]:
         """Return the codes and payloads of results of which some lie in shared memory, the last stage's as bytes."""
         memory = worker.handle.memory
         if memory is None:
             raise frames.FrameError("answered by shared memory, and has none")
-        payloads: list[bytes | Parcel] = []
+        payloads: list[bytes | SharedPayload] = []
         try:
             tasks = self.scheduler.given(worker, results.ids)
             for task, code, sent in zip(tasks, results.codes, results.payloads, strict=True):
@@ -417,10 +419,10 @@ class Stage:
         return {"stage": self.plan.name, "worker": worker.worker_id, "request_id": task.request_id}
 
 
-def _drop(payloads: Iterable[bytes | Parcel]) -> None:
+def _drop(payloads: Iterable[bytes | SharedPayload]) -> None:
     """Let go of what lies in shared memory."""
     for payload in payloads:
-        if isinstance(payload, Parcel):
+        if isinstance(payload, SharedPayload):
             payload.drop()
 
 

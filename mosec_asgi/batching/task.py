@@ -22,7 +22,7 @@ from __future__ import annotations
 import enum
 
 from mosec_asgi.batching.flow import Flow
-from mosec_asgi.ipc.ledger import Parcel
+from mosec_asgi.ipc.ledger import SharedPayload
 
 
 # IntEnum, not Enum: a plain enum's hash is a Python function, and each request looks up the table four times.
@@ -104,7 +104,7 @@ class Task:
         self.stages = stages
         self.position = 0
         self.at_last_stage = len(stages) == 1
-        self.payload: bytes | Parcel = payload
+        self.payload: bytes | SharedPayload = payload
         self.arrived = self.queued = now
         self.deadline = deadline
         self.attempts = 0
@@ -133,7 +133,7 @@ class Task:
         except KeyError:
             raise TaskError(f"{self!r} cannot see the event {event.name}") from None
 
-    def advance(self, payload: bytes | Parcel, now: float) -> None:
+    def advance(self, payload: bytes | SharedPayload, now: float) -> None:
         """Go on to the next stage with what this one has answered."""
         self.step(Event.ADVANCE)
         self._drop_payload()
@@ -151,5 +151,5 @@ class Task:
         self.payload = b""
 
     def _drop_payload(self) -> None:
-        if isinstance(self.payload, Parcel):
+        if isinstance(self.payload, SharedPayload):
             self.payload.drop()

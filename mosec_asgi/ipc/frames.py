@@ -16,8 +16,9 @@ read for many tasks. All numbers are little-endian.
     READY    = nothing: the worker has loaded and warmed up
     FAILED   = text: the traceback of a worker that could not start
 
-A large payload lies in memory that both sides share (`ipc.parcel`), and its description stands in its place: behind the
-flag `SHARED` of a task, and the status `IN_MEMORY` of a result. Blocks of that memory are known by where they begin.
+A large payload lies in memory that both sides share (`ipc.reference`), and its description stands in its place: behind
+the flag `SHARED` of a task, and the status `IN_MEMORY` of a result. Blocks of that memory are known by where they
+begin.
 
 The table comes first, as one block of numbers, so that a frame is written by one `pack` and one `join` and read by
 one `unpack`, however many tasks it holds. A frame with one row, which is what a lone request waits for, is written and

@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from mosec_asgi.ipc.arena import LARGE, pages
 from mosec_asgi.ipc.frames import FrameError
-from mosec_asgi.ipc.parcel import Span
+from mosec_asgi.ipc.reference import Span
 
 # Writers are told of free blocks with their next tasks, which costs nothing; or at once, where those are this part of
 # the region.
@@ -182,8 +182,8 @@ class Ledger:
             self.vacated.append(region.begin)
 
 
-class Parcel:
-    """A payload that lies in shared memory, as a task carries it; see `ipc.parcel` for its description.
+class SharedPayload:
+    """A payload that lies in shared memory, as a task carries it; see `ipc.reference` for its description.
 
     Attributes:
         description: what a worker is sent.

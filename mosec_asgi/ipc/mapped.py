@@ -26,7 +26,7 @@ from mosec_asgi import log
 from mosec_asgi.errors import StartupError
 from mosec_asgi.ipc import frames
 from mosec_asgi.ipc.arena import PAGE, ArenaError, pages
-from mosec_asgi.ipc.parcel import Span
+from mosec_asgi.ipc.reference import Span
 from mosec_asgi.ipc.shm import Share, Writer, keep_freed_memory
 
 # Python has the name since 3.13. Without it the kernel refuses mappings that are larger than the machine's memory.

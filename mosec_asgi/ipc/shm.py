@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import Any
 
 from mosec_asgi import log
-from mosec_asgi.ipc import frames, parcel
+from mosec_asgi.ipc import frames, reference
 from mosec_asgi.ipc.arena import LARGE, Arena, pages
-from mosec_asgi.ipc.ledger import Block, Ledger, Parcel, Reader, Region
-from mosec_asgi.ipc.parcel import Span
+from mosec_asgi.ipc.ledger import Block, Ledger, Reader, Region, SharedPayload
+from mosec_asgi.ipc.reference import Span
 
 # Bytes of freed memory that glibc then keeps for the next payload, twice this at most.
 _KEPT_BY_MALLOC = 4 * 1024 * 1024
@@ -205,7 +205,7 @@ class SharedMemory:
         span = self._writer.put(payload)
         if span is None:
             return None
-        return parcel.pack(parcel.Kind.BYTES, [span]), self._ledger.wrote(self._region, [span])
+        return reference.pack(reference.Kind.BYTES, [span]), self._ledger.wrote(self._region, [span])
 
     def read(self, span: Span) -> bytes:
         """Return a copy of a block."""
@@ -297,10 +297,10 @@ class WorkerMemory:
         if self._region is not None:
             self._region.full = tell
 
-    def send(self, ids: Sequence[int], flags: list[int], payloads: list[bytes | Parcel]) -> None:
+    def send(self, ids: Sequence[int], flags: list[int], payloads: list[bytes | SharedPayload]) -> None:
         """Put descriptions in the place of those payloads that go, or are already, in the memory."""
         for place, payload in enumerate(payloads):
-            if isinstance(payload, Parcel):
+            if isinstance(payload, SharedPayload):
                 for block in payload.blocks:
                     block.users += 1
                 sent = payload.description, payload.blocks
@@ -312,7 +312,7 @@ class WorkerMemory:
             flags[place] |= frames.SHARED
             self._reader.send(ids[place], sent[1])
 
-    def receive(self, description: bytes, *, whole: bool) -> bytes | Parcel:
+    def receive(self, description: bytes, *, whole: bool) -> bytes | SharedPayload:
         """Take in a result that lies in the memory.
 
         Args:
@@ -322,14 +322,14 @@ class WorkerMemory:
         Raises:
             FrameError: it is no result of this worker.
         """
-        contents = parcel.unpack(description)
+        contents = reference.unpack(description)
         if self._region is None:
             raise frames.FrameError("a result lies in shared memory, where this worker has no region")
-        if whole and contents.kind is not parcel.Kind.BYTES:
+        if whole and contents.kind is not reference.Kind.BYTES:
             raise frames.FrameError(f"the answer to a client is no {contents.kind.name}")
         blocks = self._ledger.wrote(self._region, contents.spans)
         if not whole:
-            return Parcel(description, blocks, self._ledger)
+            return SharedPayload(description, blocks, self._ledger)
         data = self._memory.read(contents.spans[0])
         self._ledger.drop(blocks)
         return data

@@ -14,10 +14,10 @@ from typing import Protocol
 
 from mosec_asgi import log
 from mosec_asgi.errors import StartupError
+from mosec_asgi.inside.spec import WorkerSpec
 from mosec_asgi.ipc import frames
 from mosec_asgi.pool.lifecycle import Backoff, Event, State, transition
-from mosec_asgi.pool.process import Handle, Launcher, Pipe
-from mosec_asgi.pool.spec import WorkerSpec
+from mosec_asgi.pool.process.launcher import Handle, Launcher, Pipe
 
 # Seconds in which a worker that has closed its pipe, or could not start, exits by itself; then it is killed.
 EXIT_SECONDS = 1.0

@@ -6,7 +6,7 @@ simulate                a whole service under crashes, hangs and floods, histori
 
 from mosec_asgi.testing.loop import DeadlockError, VirtualTimeLoop, run
 from mosec_asgi.testing.script import ScriptedWorker
-from mosec_asgi.testing.service import InlineService, serving
+from mosec_asgi.testing.serving import InlineService, serving
 from mosec_asgi.testing.simulation import Summary, Violation, simulate
 
 __all__ = [

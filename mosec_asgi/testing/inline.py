@@ -23,15 +23,15 @@ from typing import Any
 
 from mosec_asgi import log
 from mosec_asgi.errors import MosecTimeoutError
+from mosec_asgi.inside.async_runner import AsyncRunner
+from mosec_asgi.inside.codec import as_input, examples
+from mosec_asgi.inside.loading import load, runner_for, speaker_for, warm_up
+from mosec_asgi.inside.port import Port
+from mosec_asgi.inside.spec import WorkerSpec
 from mosec_asgi.ipc import frames
 from mosec_asgi.ipc.channel import Channel
 from mosec_asgi.ipc.progress import Progress, ProgressPage
-from mosec_asgi.pool.child import load, runner_for, speaker_for, warm_up
-from mosec_asgi.pool.codec import as_input, examples
-from mosec_asgi.pool.concurrent import ConcurrentRunner
-from mosec_asgi.pool.port import Port
-from mosec_asgi.pool.process import environment
-from mosec_asgi.pool.spec import WorkerSpec
+from mosec_asgi.pool.process.launcher import environment
 from mosec_asgi.streaming import ContinuousWorker, is_async
 from mosec_asgi.testing.baton import BatonThread, Ended
 from mosec_asgi.testing.script import ScriptedWorker
@@ -351,7 +351,7 @@ class PlainWorker(InlineWorker):
             self._baton.wait(0.0)
 
     def _main(self) -> None:
-        """Do what `pool.child.main` does."""
+        """Do what `pool.process.child.main` does."""
         try:
             worker = self._load()
             runner = runner_for(worker, self.spec, self.port)
@@ -399,7 +399,7 @@ class AsyncWorker(InlineWorker):
     """A worker whose `forward` is asynchronous, on the service's own loop."""
 
     _serving: asyncio.Task[None] | None = None
-    _runner: ConcurrentRunner | None = None
+    _runner: AsyncRunner | None = None
     _stopping: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -444,10 +444,10 @@ class AsyncWorker(InlineWorker):
         self._has_ended()
 
     async def _main(self) -> None:
-        """Do what `pool.child.main` does, on a loop that runs already."""
+        """Do what `pool.process.child.main` does, on a loop that runs already."""
         try:
             worker = self._load()
-            self._runner = runner = ConcurrentRunner(worker, self.spec, self.port, loop=self.loop)
+            self._runner = runner = AsyncRunner(worker, self.spec, self.port, loop=self.loop)
             log.speak_as(speaker_for(runner, self.spec), context=True)
         except Exception:
             self.port.failed(traceback.format_exc())

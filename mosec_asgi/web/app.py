@@ -12,8 +12,8 @@ from starlette.middleware import Middleware
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from mosec_asgi.batching.service import Service
-from mosec_asgi.metrics import ServiceMetrics
+from mosec_asgi.batching.engine import Engine
+from mosec_asgi.observing.metrics import ServiceMetrics
 from mosec_asgi.web.direct import DirectRoute
 from mosec_asgi.web.disconnect import DisconnectWatch
 from mosec_asgi.web.health import Health
@@ -47,7 +47,7 @@ class App:
     def __init__(
         self,
         routes: Mapping[str, Egress],
-        service: Service,
+        service: Engine,
         metrics: ServiceMetrics,
         document: Callable[[], dict[str, Any]],
         *,

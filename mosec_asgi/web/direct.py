@@ -14,7 +14,7 @@ import time
 from typing import Protocol
 
 from mosec_asgi import log
-from mosec_asgi.batching.service import Outcome
+from mosec_asgi.batching.engine import Outcome
 from mosec_asgi.errors import Failure, describe
 from mosec_asgi.web.body import EMPTY
 from mosec_asgi.web.inference import InferenceEndpoint

@@ -5,15 +5,15 @@ from __future__ import annotations
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
-from mosec_asgi.batching.service import Service
-from mosec_asgi.exposition import Exposition
-from mosec_asgi.metrics import ServiceMetrics
+from mosec_asgi.batching.engine import Engine
+from mosec_asgi.observing.exposition import Exposition
+from mosec_asgi.observing.metrics import ServiceMetrics
 
 
 class Health:
     """The endpoints that probes and Prometheus ask."""
 
-    def __init__(self, service: Service, metrics: ServiceMetrics) -> None:
+    def __init__(self, service: Engine, metrics: ServiceMetrics) -> None:
         self._service = service
         self._exposition = Exposition(metrics)
 

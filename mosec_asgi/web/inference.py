@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from starlette.types import Receive, Scope, Send
 
-from mosec_asgi.batching.service import CLIENT_LEFT, Outcome, outcome_future
+from mosec_asgi.batching.engine import CLIENT_LEFT, Outcome, outcome_future
 from mosec_asgi.errors import Failure
 from mosec_asgi.web import compression
 from mosec_asgi.web.body import ClientLeft
@@ -83,7 +83,7 @@ class InferenceEndpoint:
     def submit(
         self, body: bytes, headers: Headers, request_id: str, on_outcome: Callable[[Outcome], None]
     ) -> int | Failure:
-        """Have a request admitted as a task, or return what speaks against it; see `Service.submit`."""
+        """Have a request admitted as a task, or return what speaks against it; see `Engine.submit`."""
         timeout = timeout_of(headers)
         if isinstance(timeout, Failure):
             return timeout

@@ -10,9 +10,9 @@ from http import HTTPStatus
 
 from starlette.types import Receive
 
-from mosec_asgi.batching.service import Service
+from mosec_asgi.batching.engine import Engine
 from mosec_asgi.errors import Failure
-from mosec_asgi.metrics import ServiceMetrics
+from mosec_asgi.observing.metrics import ServiceMetrics
 from mosec_asgi.web import compression
 from mosec_asgi.web.body import EMPTY, read_body
 from mosec_asgi.web.disconnect import DisconnectWatch
@@ -110,7 +110,7 @@ class Shared:
         compressed: compress results for clients that accept it.
     """
 
-    service: Service
+    service: Engine
     metrics: ServiceMetrics
     bodies: BodyReader
     request_ids: RequestIds

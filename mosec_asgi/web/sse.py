@@ -18,7 +18,7 @@ import time
 from starlette.types import Receive, Scope, Send
 
 from mosec_asgi import log
-from mosec_asgi.batching.service import CLIENT_LEFT, Outcome, Service
+from mosec_asgi.batching.engine import CLIENT_LEFT, Engine, Outcome
 from mosec_asgi.errors import Failure
 from mosec_asgi.streaming import is_event_stream
 from mosec_asgi.web.body import ClientLeft
@@ -127,7 +127,7 @@ class _Stream:
         request_id: what the logs call it.
     """
 
-    def __init__(self, send: Send, request_id: str, server: Header, content_type: Header, service: Service) -> None:
+    def __init__(self, send: Send, request_id: str, server: Header, content_type: Header, service: Engine) -> None:
         self.request_id = request_id
         self._send = send
         self._common = [(b"x-request-id", request_id.encode()), server]

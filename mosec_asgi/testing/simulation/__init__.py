@@ -98,7 +98,7 @@ def run(seeds: Iterable[int], world: World | None = None, *, replay: str = "", v
 def _world_of(server: Server) -> World:
     """Return the service that a server defines."""
     from mosec_asgi import config
-    from mosec_asgi.running import plan_service
+    from mosec_asgi.definition import plan_service
     from mosec_asgi.testing.simulation.scenario import World
 
     return World(*plan_service(server._routes, config.resolve(server._keywords)))

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable
 
 from mosec_asgi.batching.coordinator import Coordinator
-from mosec_asgi.batching.service import CLIENT_LEFT, Outcome, outcome_future
+from mosec_asgi.batching.engine import CLIENT_LEFT, Outcome, outcome_future
 from mosec_asgi.testing.simulation.agenda import Agenda
 from mosec_asgi.testing.simulation.model import Case
 from mosec_asgi.testing.simulation.oracle import Oracle

@@ -12,7 +12,7 @@ from typing import Any
 from mosec_asgi import log
 from mosec_asgi.batching.coordinator import CLOSE_SECONDS, Coordinator
 from mosec_asgi.errors import Failure, StartupError
-from mosec_asgi.metrics import ServiceMetrics, StageMetrics
+from mosec_asgi.observing.metrics import ServiceMetrics, StageMetrics
 from mosec_asgi.testing.loop import DeadlockError, VirtualTimeLoop
 from mosec_asgi.testing.simulation.agenda import Agenda
 from mosec_asgi.testing.simulation.client import SimulatedClient

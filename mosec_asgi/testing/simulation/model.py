@@ -13,7 +13,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from mosec_asgi.batching.service import Outcome
+from mosec_asgi.batching.engine import Outcome
 from mosec_asgi.batching.stage import StagePlan
 from mosec_asgi.errors import Failure
 

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from typing import Any
 
 from mosec_asgi.batching.coordinator import CLOSE_SECONDS, CLOSING, MOST_RETRY_SECONDS, STALLED, TOO_LATE, TOO_MANY
-from mosec_asgi.batching.service import CLIENT_LEFT, Statistics
+from mosec_asgi.batching.engine import CLIENT_LEFT, Statistics
 from mosec_asgi.batching.stage import GRACE_SECONDS, LOOK_SECONDS, STAGE_DOWN, TIMED_OUT, WORKER_DIED
 from mosec_asgi.errors import Failure
 from mosec_asgi.ipc import frames

@@ -12,7 +12,7 @@ from random import Random
 
 from mosec_asgi.batching.coordinator import Limits, RoutePlan
 from mosec_asgi.batching.stage import StagePlan
-from mosec_asgi.pool.spec import WorkerSpec
+from mosec_asgi.inside.spec import WorkerSpec
 from mosec_asgi.worker import Worker
 
 # What can go wrong with a worker while it starts, while it has nothing to do, and while it is at work.

@@ -11,9 +11,9 @@ from random import Random
 
 from mosec_asgi.batching.stage import StagePlan
 from mosec_asgi.errors import StartupError
+from mosec_asgi.inside.spec import WorkerSpec
 from mosec_asgi.ipc import frames
 from mosec_asgi.ipc.progress import Progress
-from mosec_asgi.pool.spec import WorkerSpec
 from mosec_asgi.testing.simulation.agenda import Agenda
 from mosec_asgi.testing.simulation.model import Case, Life
 from mosec_asgi.testing.simulation.oracle import Oracle

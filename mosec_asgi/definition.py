@@ -1,0 +1,97 @@
+"""What was defined, as data: the stages, the routes and the limits of a service, which serving and the dry run read."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from mosec_asgi.batching.coordinator import Limits, RoutePlan
+from mosec_asgi.batching.stage import StagePlan
+from mosec_asgi.config import Settings
+from mosec_asgi.inside.spec import WorkerSpec
+from mosec_asgi.runtime import Runtime, stage_names
+from mosec_asgi.streaming import ContinuousWorker, is_async, streams
+from mosec_asgi.worker import Worker
+
+
+def plan_service(
+    routes: Mapping[str, Sequence[Runtime]], settings: Settings
+) -> tuple[list[StagePlan], list[RoutePlan], Limits]:
+    """Return a service as it is to be run: its stages, its routes, and what it allows."""
+    names = stage_names([runtime for pipeline in routes.values() for runtime in pipeline])
+    # In the order of their names' numbers, each once, however many routes share it.
+    runtimes = list(names)
+    stages = [
+        plan_stage(runtime, names[runtime], settings, _followers(runtime, routes.values())) for runtime in runtimes
+    ]
+    pipelines = [RoutePlan(path, tuple(map(runtimes.index, pipeline))) for path, pipeline in routes.items()]
+    return stages, pipelines, _limits(settings)
+
+
+def _followers(runtime: Runtime, pipelines: Iterable[Sequence[Runtime]]) -> list[type[Worker]]:
+    """Return the classes of the stages that read what a stage passes on, on any route."""
+    return [after.worker for pipeline in pipelines for stage, after in itertools.pairwise(pipeline) if stage is runtime]
+
+
+def plan_stage(runtime: Runtime, name: str, settings: Settings, followers: Sequence[type[Worker]] = ()) -> StagePlan:
+    """Return a stage as it is to be run: the user's values, and the settings where there are none.
+
+    Args:
+        runtime: what the user has written.
+        name: of the stage.
+        settings: of the service.
+        followers: the workers that read what it passes on.
+    """
+    specs = [
+        WorkerSpec(
+            worker=runtime.worker,
+            stage=name,
+            worker_id=worker_id,
+            max_batch_size=runtime.max_batch_size,
+            timeout=runtime.timeout or settings.timeout_seconds,
+            isolation_calls=runtime.isolation_calls,
+            concurrency=runtime.concurrency,
+            stream_buffer=settings.stream_buffer,
+            buffers_apart=all(after.deserialize_ipc is Worker.deserialize_ipc for after in followers),
+            log_level=settings.effective_log_level,
+            log_text=settings.debug,
+        )
+        for worker_id in range(1, runtime.num + 1)
+    ]
+    # A running batch is formed by its worker: each request has a slot as soon as one is free.
+    continuous = issubclass(runtime.worker, ContinuousWorker)
+    return StagePlan(
+        specs,
+        runtime.env,
+        batch_size=1 if continuous else runtime.max_batch_size,
+        concurrency=runtime.max_batch_size if continuous else runtime.concurrency,
+        ordered=not (is_async(runtime.worker) or streams(runtime.worker)),
+        streams=streams(runtime.worker),
+        max_wait=(runtime.max_wait_time or settings.wait) / 1000,
+        adaptive=not runtime.max_wait_time,
+        max_attempts=runtime.max_attempts,
+        start_timeout=settings.start_timeout / 1000,
+        start_method=runtime.start_method,
+        preload=runtime.preload,
+    )
+
+
+def _limits(settings: Settings) -> Limits:
+    return Limits(
+        capacity=settings.capacity,
+        timeout=settings.timeout_seconds,
+        event_timeout=settings.event_timeout_seconds,
+        stall_timeout=settings.stall_timeout / 1000,
+        stream_buffer=settings.stream_buffer,
+        load_shedding=settings.load_shedding,
+    )
+
+
+def openapi_document(routes: Mapping[str, Sequence[Runtime]], settings: Settings) -> dict[str, Any]:
+    """Return the OpenAPI document of a service, which need not run."""
+    from mosec_asgi.web import compression
+    from mosec_asgi.web.openapi import build_document
+
+    encodings = compression.supported() if settings.compression else ()
+    return build_document(routes, max_request_size=settings.max_request_size, encodings=encodings)

@@ -1,0 +1,1 @@
+"""`server.run()`: the port, the signals, the exit code; the dry run."""

@@ -1,0 +1,79 @@
+"""`--dry-run`: each pipeline once, with its first worker's example, on one worker a stage."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import dataclasses
+import json
+import time
+from collections.abc import Mapping, Sequence
+
+from mosec_asgi import log
+from mosec_asgi.config import Settings
+from mosec_asgi.errors import Failure, StartupError
+from mosec_asgi.runtime import Runtime
+from mosec_asgi.service import Service
+
+# Milliseconds for a first run, which may compile or load what later ones find ready.
+TIMEOUT = 600_000
+
+logger = log.internal_logger(__name__)
+
+
+def run(routes: Mapping[str, Sequence[Runtime]], settings: Settings) -> int:
+    """Run each pipeline once and log what became of it.
+
+    Returns:
+        the exit code: 0 if all workers started and no pipeline failed.
+    """
+    return asyncio.run(_run(_one_worker_each(routes), dataclasses.replace(settings, timeout=TIMEOUT)))
+
+
+def _one_worker_each(routes: Mapping[str, Sequence[Runtime]]) -> dict[str, list[Runtime]]:
+    single: dict[Runtime, Runtime] = {}
+    for runtime in [runtime for pipeline in routes.values() for runtime in pipeline]:
+        one = single.setdefault(runtime, copy.copy(runtime))
+        one.num = 1
+        one.env = runtime.env[:1] if runtime.env else None
+    return {path: [single[runtime] for runtime in pipeline] for path, pipeline in routes.items()}
+
+
+async def _run(routes: Mapping[str, Sequence[Runtime]], settings: Settings) -> int:
+    service = Service(routes, settings, import_main=True)
+    try:
+        await service.start()
+    except StartupError as error:
+        logger.error("dry run failed: %s", error)
+        return 1
+    try:
+        results = [
+            await _run_route(service, place, path, pipeline) for place, (path, pipeline) in enumerate(routes.items())
+        ]
+    finally:
+        await service.stop()
+    logger.info("dry run finished: %d of %d routes passed", sum(results), len(results))
+    return 0 if all(results) else 1
+
+
+async def _run_route(service: Service, place: int, path: str, pipeline: Sequence[Runtime]) -> bool:
+    """Send a pipeline its example; True if it came through, or there is none."""
+    worker = pipeline[0].worker
+    if worker.example is None and not len(worker.multi_examples):
+        logger.info("%s: %s has no example; its workers start, and that is all this run shows", path, worker.__name__)
+        return True
+    example = worker.multi_examples[0] if len(worker.multi_examples) else worker.example
+    began = time.perf_counter()
+    outcome = await service.run_example(place, f"dry-run{path}")
+    if isinstance(outcome, Failure):
+        logger.error("%s: the example was answered %d: %s", path, outcome.code, outcome.text)
+        return False
+    report = {
+        "route": path,
+        "stages": [runtime.worker.__name__ for runtime in pipeline],
+        "request": example,
+        "result_size": outcome,
+        "warmup_duration": time.perf_counter() - began,
+    }
+    logger.info("dry run result: %s", json.dumps(report, default=str))
+    return True

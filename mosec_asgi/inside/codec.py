@@ -1,0 +1,134 @@
+"""Bytes to what `forward` takes, what it returns to bytes, one item at a time; and what a client is told of a fault.
+
+Large payloads lie in memory that the worker shares with the server, where there is such memory.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+from mosec_asgi import log
+from mosec_asgi.errors import EncodingError, Failure, MosecError, MosecTimeoutError, describe
+from mosec_asgi.inside.pickler import Pickler, load
+from mosec_asgi.inside.spec import WorkerSpec
+from mosec_asgi.ipc import frames, reference
+from mosec_asgi.ipc.arena import LARGE
+from mosec_asgi.ipc.mapped import Mapped
+from mosec_asgi.worker import Worker
+
+# The target of what is told here, in the logs.
+logger = log.internal_logger(__name__)
+
+# The status and the payload of an answer.
+Answer = tuple[int, bytes]
+# For a task that nobody waits for.
+LEFT: Answer = (frames.CANCELLED, b"")
+
+
+class Codec:
+    """Decodes and encodes by the worker's own methods, as a task's place in its pipeline asks for."""
+
+    def __init__(self, worker: Worker, spec: WorkerSpec, memory: Mapped | None = None) -> None:
+        self._worker = worker
+        self._spec = spec
+        self._memory = memory
+        default = type(worker).serialize_ipc is Worker.serialize_ipc
+        # Buffers apart from the rest only where both sides take the default way.
+        self._pickler = Pickler(memory) if memory is not None and default and spec.buffers_apart else None
+
+    def decode(self, flags: int, payload: bytes) -> Any:
+        """Return the input of `forward`; raises what the worker's `deserialize` raises."""
+        if flags & frames.SHARED:
+            contents = reference.unpack(payload)
+            if self._memory is None:
+                raise frames.FrameError("a task lies in shared memory, and this worker has none")
+            if contents.kind is not reference.Kind.BYTES:
+                return load(contents, self._memory)
+            payload = self._memory.read(contents.spans[0])
+        if flags & frames.INGRESS:
+            return self._worker.deserialize(payload)
+        if flags & frames.EXAMPLE:
+            example = examples(self._worker)[0]
+            # An example of a worker with batching is a batch; a dry run has one task to show for it.
+            return example[0] if self._spec.max_batch_size > 1 and isinstance(example, list) else example
+        return self._worker.deserialize_ipc(payload)
+
+    def encode(self, flags: int, result: Any) -> Answer:
+        """Return a result as an answer; raises what the worker's `serialize` raises."""
+        if flags & frames.EGRESS:
+            payload = self._worker.serialize(result)
+        elif self._pickler is not None:
+            return self._pickler.dump(result)
+        else:
+            payload = self._worker.serialize_ipc(result)
+        if type(payload) is not bytes:
+            payload = _as_bytes(payload)
+        if len(payload) >= LARGE and self._memory is not None and (span := self._memory.put(payload)) is not None:
+            return frames.IN_MEMORY, reference.pack(reference.Kind.BYTES, [span])
+        return 200, payload
+
+    def answer(self, flags: int, result: Any, request_id: str) -> Answer:
+        """Return the answer for what `forward` made of an item, be it an exception."""
+        try:
+            if not isinstance(result, (BaseException, Failure)):
+                return self.encode(flags, result)
+        except (Exception, MosecTimeoutError) as error:
+            result = error
+        return on_the_wire(result) if isinstance(result, Failure) else self.failure(result, [request_id])
+
+    def failure(self, error: BaseException, request_ids: Sequence[str]) -> Answer:
+        """Log a fault, and return the answer that tells of it."""
+        return on_the_wire(self.told(error, request_ids))
+
+    def told(self, error: BaseException, request_ids: Sequence[str]) -> Failure:
+        """Log a fault once, with its request ids, and return what the clients are told."""
+        failure = describe(error)
+        extra = self.extra(request_ids)
+        if isinstance(error, (MosecError, MosecTimeoutError)):
+            logger.log(logging.INFO if failure.code < 500 else logging.WARNING, "%s", failure.text, extra=extra)
+        else:
+            logger.warning("%s: %s", type(error).__name__, error, exc_info=error, extra=extra)
+        return failure
+
+    def told_of_all(self, results: list[Any], request_ids: Sequence[str]) -> list[Any]:
+        """Return `results` with failures for exceptions; a fault that has failed several requests is told once."""
+        told: dict[int, Failure] = {}
+        for place, fault in enumerate(results):
+            if isinstance(fault, BaseException):
+                if id(fault) not in told:
+                    concerned = [request_ids[p] for p, result in enumerate(results) if result is fault]
+                    told[id(fault)] = self.told(fault, concerned)
+                results[place] = told[id(fault)]
+        return results
+
+    def extra(self, request_ids: Sequence[str]) -> dict[str, object]:
+        """Return what a log line of this worker says beside its message."""
+        return {"stage": self._spec.stage, "worker": self._spec.worker_id, "request_id": " ".join(request_ids)}
+
+
+def examples(worker: Worker) -> list[Any]:
+    """Return the worker's examples."""
+    # None as well: mosec takes it.
+    if worker.multi_examples is not None and len(worker.multi_examples):
+        return list(worker.multi_examples)
+    return [] if worker.example is None else [worker.example]
+
+
+def as_input(example: Any, *, batched: bool) -> Any:
+    """Return an example as what `forward` takes: with batching, a list is a batch and anything else a batch of one."""
+    return [example] if batched and not isinstance(example, list) else example
+
+
+def on_the_wire(failure: Failure) -> Answer:
+    """Return a failure as an answer."""
+    # A text may hold what is no Unicode, like the name of a file: it is shown escaped.
+    return failure.code, failure.text.encode(errors="backslashreplace")
+
+
+def _as_bytes(payload: Any) -> bytes:
+    """Return what a serializer returned as bytes; refuse what has none."""
+    if isinstance(payload, (bytes, bytearray, memoryview)):
+        return bytes(payload)
+    raise EncodingError(f"a serializer must return bytes, not {type(payload).__name__}")

@@ -1,0 +1,73 @@
+"""The worker's side of custom metrics; see `mosec_asgi.observing.custom`.
+
+A spawned worker has the variable in its environment, and needs no more. Nothing here loads prometheus_client.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import select
+import socket
+import sys
+import time
+from typing import Any
+
+# Seconds from the first sign of a server's death to the time when it is no longer the parent; far more than it takes.
+DEATH_SECONDS = 0.5
+
+
+def share_after_fork() -> None:
+    """Have a forked worker count where the server looks, in metrics that were made before the fork as well.
+
+    The server has loaded prometheus_client without its multiprocess mode. What the server itself has counted is not
+    shown for the worker. Of metrics made before the fork, those of the default registry are found.
+    """
+    client: Any = sys.modules.get("prometheus_client")
+    values: Any = sys.modules.get("prometheus_client.values")
+    if client is None or values is None or values.ValueClass is not values.MutexValue:
+        return
+    values.ValueClass = values.get_value_class()
+    if values.ValueClass is values.MutexValue:
+        # No directory: the variable is not set.
+        return
+    for metric in list(client.REGISTRY._collector_to_names):
+        if isinstance(metric, client.metrics.MetricWrapperBase):
+            # A metric with labels holds one for each of their values.
+            for one in metric._metrics.values() if metric._is_parent() else [metric]:
+                one._metric_init()
+
+
+def remove_if_orphaned(directory: str, sock: socket.socket, *, told: bool) -> None:
+    """Remove the directory of a server that has died; its workers are the last who can.
+
+    Args:
+        directory: the server's own; empty if it has none.
+        sock: the worker's end of the pipe.
+        told: the kernel has said that the server has died.
+    """
+    if directory and (told or _hung_up(sock)) and _server_has_died():
+        # Only here: it loads compressors, which no worker needs.
+        import shutil
+
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+def _hung_up(sock: socket.socket) -> bool:
+    """Whether the other end is gone, rather than quiet."""
+    poll = select.poll()
+    poll.register(sock, 0)
+    return any(event & select.POLLHUP for _, event in poll.poll(0))
+
+
+def _server_has_died() -> bool:
+    """Whether this process is an orphan.
+
+    That follows a little later than the end of the pipe and the kernel's signal, which comes with the server's first
+    thread to go.
+    """
+    server = multiprocessing.parent_process()
+    until = time.monotonic() + DEATH_SECONDS
+    while server is not None and os.getppid() == server.pid and time.monotonic() < until:
+        time.sleep(0.005)
+    return server is not None and os.getppid() != server.pid

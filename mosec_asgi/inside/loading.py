@@ -1,0 +1,86 @@
+"""From a worker's class to a worker that serves: make it, choose what runs it, warm it up."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from mosec_asgi import log
+from mosec_asgi.errors import MosecTimeoutError
+from mosec_asgi.inside.codec import as_input
+from mosec_asgi.inside.plain_runner import PlainRunner
+from mosec_asgi.inside.port import Port
+from mosec_asgi.inside.spec import WorkerSpec
+from mosec_asgi.inside.timer import KernelTimer
+from mosec_asgi.streaming import ContinuousWorker, is_async, streams
+from mosec_asgi.worker import Worker
+
+logger = log.internal_logger(__name__)
+
+
+class Runner(Protocol):
+    """Runs the tasks of one worker, in the way that its class asks for."""
+
+    def request_ids(self) -> Sequence[str]:
+        """Return the ids of the requests on whose behalf the code that asks is running, for the logs."""
+
+    def rehearse(self, example: Any) -> None:
+        """Run `forward` on an example, and let go of what comes of it; raises what it raises."""
+
+    def serve(self) -> None:
+        """Run what comes until the port ends."""
+
+    def close(self) -> None:
+        """Release what the worker took."""
+
+
+def runner_for(worker: Worker, spec: WorkerSpec, port: Port, kernel: KernelTimer | None = None) -> Runner:
+    """Return what runs a worker of this class."""
+    if isinstance(worker, ContinuousWorker):
+        from mosec_asgi.inside.continuous_runner import ContinuousRunner
+
+        return ContinuousRunner(worker, spec, port, kernel)
+    if is_async(type(worker)):
+        # Only here: it loads asyncio, which other workers do not need.
+        from mosec_asgi.inside.async_runner import AsyncRunner
+
+        return AsyncRunner(worker, spec, port, kernel)
+    if streams(type(worker)):
+        from mosec_asgi.inside.stream_runner import StreamRunner
+
+        return StreamRunner(worker, spec, port, kernel)
+    return PlainRunner(worker, spec, port, kernel)
+
+
+def speaker_for(runner: Runner, spec: WorkerSpec) -> log.Speaker:
+    """Return who speaks in the log lines of a worker."""
+
+    def speaker() -> dict[str, object]:
+        return {"stage": spec.stage, "worker": spec.worker_id, "request_id": " ".join(runner.request_ids())}
+
+    return speaker
+
+
+def load(spec: WorkerSpec) -> Worker:
+    """Make the worker, with its number, stage and batch size known before its `__init__` runs."""
+    worker = spec.worker.__new__(spec.worker)
+    worker._worker_id = spec.worker_id
+    worker._stage = spec.stage
+    worker._max_batch_size = spec.max_batch_size
+    worker.__init__()  # type: ignore[misc]  # __new__ and __init__ apart, to set the numbers between them
+    return worker
+
+
+def warm_up(runner: Runner, examples: Sequence[Any], spec: WorkerSpec) -> None:
+    """Run the worker's examples; a failure is logged and the worker serves all the same, as in mosec."""
+    batches = spec.max_batch_size > 1 and not issubclass(spec.worker, ContinuousWorker)
+    try:
+        for place, example in enumerate(examples, 1):
+            runner.rehearse(as_input(example, batched=batches))
+            logger.debug("warmed up with example %d of %d", place, len(examples))
+    except (Exception, MosecTimeoutError):
+        logger.exception(
+            "warm-up failed: `example` and `multi_examples` must be what `forward` takes%s",
+            ", a list of items" if batches else "",
+            extra={"stage": spec.stage, "worker": spec.worker_id},
+        )

@@ -1,0 +1,181 @@
+"""Where the events of a worker's streams go out: in their form, within what clients leave room for, each end once.
+
+Streams are known by their tasks' numbers.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterable, Sequence
+from http import HTTPStatus
+from typing import Any
+
+from mosec_asgi import log
+from mosec_asgi.errors import EncodingError, MosecError
+from mosec_asgi.inside.codec import LEFT, Answer, Codec
+from mosec_asgi.inside.plain_runner import WrongShape
+from mosec_asgi.inside.port import Port
+from mosec_asgi.inside.spec import WorkerSpec
+from mosec_asgi.streaming import FINISHED, encoder_for
+from mosec_asgi.worker import Worker
+
+logger = log.internal_logger(__name__)
+
+# What an answer says when a stream has ended well.
+ENDED: Answer = (200, b"")
+
+
+class ClientTooSlow(MosecError):
+    """The client of one stream of a batch has not read its events, and the others do not wait for it."""
+
+    code = HTTPStatus.REQUEST_TIMEOUT
+    msg = "mosec timeout error"
+
+
+class Outlet:
+    """The open streams of a worker."""
+
+    def __init__(self, worker: Worker, spec: WorkerSpec, codec: Codec, port: Port) -> None:
+        """Begin with no streams.
+
+        Args:
+            worker: whose streams they are.
+            spec: says how much of a stream may be on its way.
+            codec: tells of faults.
+            port: where events and answers go.
+        """
+        self._encode = encoder_for(worker.resp_mime_type)
+        self._limit = spec.stream_buffer
+        self._codec = codec
+        self._port = port
+        # The open streams: the request's id, and when they were opened.
+        self._open: dict[int, tuple[str, float]] = {}
+        # Until their call of `forward` is over: those that have sent an event, and those that it has ended itself.
+        self._begun: set[int] = set()
+        self._finished: set[int] = set()
+        # What `flush` sends.
+        self._ids: list[int] = []
+        self._chunks: list[bytes] = []
+        # Events may be pushed from several threads.
+        self._lock = threading.RLock()
+
+    def open(self, task_id: int, request_id: str) -> None:
+        """Open the stream of a task."""
+        self._open[task_id] = (request_id, time.perf_counter())
+
+    def is_open(self, task_id: int) -> bool:
+        """Whether a stream has been opened and has not ended."""
+        return task_id in self._open
+
+    def has_begun(self, task_ids: Iterable[int]) -> bool:
+        """Whether one of these streams has sent an event."""
+        return not self._begun.isdisjoint(task_ids)
+
+    def has_room(self, task_id: int) -> bool:
+        """Whether a stream may send."""
+        return self._port.outstanding(task_id) < self._limit
+
+    def put_yielded(self, event: Any, inside: Sequence[int], *, batched: bool) -> None:
+        """Take in what a generator has yielded for the tasks `inside`; see `SSEWorker`.
+
+        Raises:
+            WrongShape: it cannot be told which items it is for.
+        """
+        if not batched:
+            self.put(inside[0], event)
+        elif isinstance(event, tuple) and len(event) == 2 and isinstance(event[0], int):
+            self.put_at(event[0], event[1], inside)
+        elif isinstance(event, list):
+            if len(event) != len(inside):
+                raise WrongShape(f"forward yielded a list of {len(event)} events for {len(inside)} items")
+            for task_id, one in zip(inside, event, strict=True):
+                if one is not None:
+                    self.put(task_id, one)
+        else:
+            raise WrongShape(
+                "with batching, forward yields (index, event) or a list with one event or None for each item, "
+                f"not {type(event).__name__}"
+            )
+
+    def put_at(self, index: int, event: Any, inside: Sequence[int]) -> None:
+        """Take in an event for the item `index` of the tasks `inside`; one that does not exist gets none."""
+        if 0 <= index < len(inside):
+            self.put(inside[index], event)
+        else:
+            extra = self._codec.extra(())
+            logger.error("an event for item %d of a batch of %d was dropped", index, len(inside), extra=extra)
+
+    def put(self, task_id: int, event: Any) -> None:
+        """Take in an event of a stream, `FINISHED`, or the exception that ends it; sent by `flush`.
+
+        An event that is none, or finds no room, ends its stream with an error. Events of a stream whose client has left
+        go nowhere.
+        """
+        with self._lock:
+            if task_id not in self._open:
+                if task_id in self._finished:
+                    logger.error("an event after the end of its stream was dropped", extra=self._codec.extra(()))
+            elif event is FINISHED:
+                self.end(task_id, ENDED)
+                self._finished.add(task_id)
+            elif isinstance(event, BaseException):
+                self.fail([task_id], event)
+            else:
+                self._put(task_id, event)
+
+    def _put(self, task_id: int, event: Any) -> None:
+        try:
+            chunk = self._encode(event)
+        except EncodingError as error:
+            self.fail([task_id], error)
+            return
+        if task_id in self._ids:
+            # Two events of one step: the room is known once the first is on its way.
+            self.flush()
+        if not self.has_room(task_id):
+            self.fail([task_id], ClientTooSlow("the client does not read its stream"))
+            return
+        self._begun.add(task_id)
+        if chunk:
+            self._ids.append(task_id)
+            self._chunks.append(chunk)
+
+    def forget(self, task_ids: Iterable[int]) -> None:
+        """Expect no late events of these streams any more."""
+        self._begun.difference_update(task_ids)
+        self._finished.difference_update(task_ids)
+
+    def flush(self) -> None:
+        """Send the events that were put in since the last time, as one frame."""
+        with self._lock:
+            if self._ids:
+                self._port.emit(self._ids, self._chunks)
+                self._ids, self._chunks = [], []
+
+    def fail(self, task_ids: Iterable[int], error: BaseException) -> None:
+        """End those of the streams that are open with an error, which is told once."""
+        with self._lock:
+            concerned = [task_id for task_id in task_ids if task_id in self._open]
+            if concerned:
+                answer = self._codec.failure(error, [self._open[task_id][0] for task_id in concerned])
+                for task_id in concerned:
+                    self.end(task_id, answer)
+
+    def end(self, task_id: int, answer: Answer) -> None:
+        """End a stream, if it is open: its events, then its answer."""
+        with self._lock:
+            if task_id in self._open:
+                self.flush()
+                _, opened = self._open.pop(task_id)
+                self._port.answer_one(task_id, answer, time.perf_counter() - opened)
+
+    def drop_left(self, task_ids: Iterable[int]) -> list[int]:
+        """End those of the streams whose clients have left; return them."""
+        if not self._port.cancelled:
+            return []
+        with self._lock:
+            left = [task_id for task_id in task_ids if task_id in self._port.cancelled and task_id in self._open]
+            for task_id in left:
+                self.end(task_id, LEFT)
+        return left

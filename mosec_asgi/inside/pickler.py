@@ -1,0 +1,116 @@
+"""Pickles what goes to the next stage so that its large buffers go into shared memory, with one copy, and stay there.
+
+That is pickle protocol 5 with buffers out of band (PEP 574), which numpy arrays and many other types support. A torch
+tensor does not: its pickle is a file of its own format inside of the pickle, copied several times. So large CPU tensors
+are taken apart here. This never imports torch: a result with a tensor in it comes from a worker that has.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import io
+import pickle
+import sys
+from typing import Any
+
+from mosec_asgi.ipc import frames, reference
+from mosec_asgi.ipc.arena import LARGE
+from mosec_asgi.ipc.mapped import Mapped
+from mosec_asgi.ipc.reference import Contents, Span
+
+PROTOCOL = 5
+
+_memory_at = ctypes.pythonapi.PyMemoryView_FromMemory
+_memory_at.argtypes = [ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_int]
+_memory_at.restype = ctypes.py_object
+# From CPython's object.h: the memory may be written to.
+_PY_BUF_WRITE = 0x200
+
+
+class Pickler:
+    """Pickles results of a worker."""
+
+    def __init__(self, memory: Mapped) -> None:
+        """Put large buffers into `memory`."""
+        self._memory = memory
+        # The buffers of the result that is being pickled.
+        self._spans: list[Span] = []
+
+    def dump(self, result: Any) -> tuple[int, bytes]:
+        """Return a result as the status and the payload of an answer; raises what its pickling raises."""
+        try:
+            if "torch" in sys.modules:
+                stream = self._dump_with_tensors(result)
+            else:
+                stream = pickle.dumps(result, PROTOCOL, buffer_callback=self._place)
+        except BaseException:
+            self._memory.take_back(self._spans)
+            self._spans = []
+            raise
+        if not self._spans and len(stream) < LARGE:
+            return 200, stream
+        spans, self._spans = self._spans, []
+        return self._as_reference(stream, spans)
+
+    def _as_reference(self, stream: bytes, spans: list[Span]) -> tuple[int, bytes]:
+        span = self._memory.put(stream) if len(stream) >= LARGE else None
+        if span is not None:
+            return frames.IN_MEMORY, reference.pack(reference.Kind.LARGE_PICKLE, [span, *spans])
+        # Where no buffer has found room, the stream holds all of them.
+        return (frames.IN_MEMORY, reference.pack(reference.Kind.PICKLE, spans, stream)) if spans else (200, stream)
+
+    def _place(self, buffer: pickle.PickleBuffer) -> bool:
+        """Put a buffer into shared memory; true where it is to stay in the stream, as pickle asks it."""
+        try:
+            raw = buffer.raw()
+        except BufferError:
+            # Not contiguous: pickle refuses it in its own words.
+            return True
+        if raw.nbytes < LARGE or (span := self._memory.put(raw)) is None:
+            return True
+        self._spans.append(span)
+        return False
+
+    def _dump_with_tensors(self, result: Any) -> bytes:
+        file = io.BytesIO()
+        pickler = pickle.Pickler(file, PROTOCOL, buffer_callback=self._place)
+        # Its own table, for the exact class only: `copyreg`'s is the whole process's.
+        pickler.dispatch_table = {sys.modules["torch"].Tensor: _take_apart}
+        pickler.dump(result)
+        return file.getvalue()
+
+
+def load(contents: Contents, memory: Mapped) -> Any:
+    """Return what a `Pickler` has pickled; its large buffers are those in the memory, which may be written to."""
+    spans = list(contents.spans)
+    stream = contents.stream if contents.kind is reference.Kind.PICKLE else memory.read(spans.pop(0))
+    return pickle.loads(stream, buffers=map(memory.view, spans))
+
+
+def _take_apart(tensor: Any) -> Any:
+    """Return what a tensor is to be pickled as: a buffer and its form; what is not plain numbers, as torch does it."""
+    size = tensor.numel() * tensor.element_size()
+    plain = (
+        size >= LARGE
+        and tensor.device.type == "cpu"
+        and tensor.layout is sys.modules["torch"].strided
+        and tensor.is_contiguous()
+        # Alone in its storage: views of one storage arrive as such only by torch's own way.
+        and tensor.untyped_storage().nbytes() == size
+        and not (tensor.requires_grad or tensor.is_quantized or tensor.is_conj() or tensor.is_neg())
+        and not (tensor.__dict__ or any(getattr(tensor, "names", ())))
+    )
+    if not plain:
+        return tensor.__reduce_ex__(PROTOCOL)
+    buffer = pickle.PickleBuffer(_memory_at(tensor.data_ptr(), size, _PY_BUF_WRITE))
+    return _put_together, (buffer, tensor.dtype, tuple(tensor.shape))
+
+
+def _put_together(buffer: Any, dtype: Any, shape: tuple[int, ...]) -> Any:
+    torch = sys.modules.get("torch")
+    if torch is None:
+        # As the unpickling of a tensor does, in a worker that has not.
+        import importlib
+
+        torch = importlib.import_module("torch")
+    return torch.frombuffer(buffer, dtype=dtype).reshape(shape)

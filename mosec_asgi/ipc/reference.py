@@ -1,0 +1,78 @@
+"""What stands in a frame in the place of a large payload: where in shared memory it lies. Pure.
+
+    reference = kind u8, pad 3 x u8, count u32, count x (begin u64, length u64), stream
+
+A payload of bytes is one block. A pickled one is a stream, and the buffers that it refers to, a block each; the stream
+stands here if it is small, and is the first block if it is large. The reading side trusts nothing.
+"""
+
+from __future__ import annotations
+
+import enum
+import struct
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from mosec_asgi.ipc.arena import PAGE
+from mosec_asgi.ipc.frames import FrameError
+
+_HEAD = struct.Struct("<B3xI")
+_SPAN = struct.Struct("<QQ")
+
+
+class Kind(enum.IntEnum):
+    """What a payload in shared memory is."""
+
+    BYTES = 1
+    PICKLE = 2
+    LARGE_PICKLE = 3
+
+
+class Span(NamedTuple):
+    """A block: where it begins in the shared memory, and the bytes that are used of it."""
+
+    begin: int
+    length: int
+
+
+class Contents(NamedTuple):
+    """A reference that has been read.
+
+    Attributes:
+        kind: what it is.
+        spans: its blocks.
+        stream: of a pickled payload whose stream is small.
+    """
+
+    kind: Kind
+    spans: Sequence[Span]
+    stream: bytes
+
+
+def pack(kind: Kind, spans: Sequence[Span], stream: bytes = b"") -> bytes:
+    """Return a reference as bytes."""
+    return b"".join([_HEAD.pack(kind, len(spans)), *[_SPAN.pack(*span) for span in spans], stream])
+
+
+def unpack(data: bytes) -> Contents:
+    """Read a reference.
+
+    Raises:
+        FrameError: it is none.
+    """
+    try:
+        number, count = _HEAD.unpack_from(data)
+        kind = Kind(number)
+        end = _HEAD.size + count * _SPAN.size
+        if not count or end > len(data):
+            raise ValueError(f"{count} blocks in {len(data)} bytes")
+        spans = [Span(*numbers) for numbers in _SPAN.iter_unpack(memoryview(data)[_HEAD.size : end])]
+    except (struct.error, ValueError) as error:
+        raise FrameError(f"no reference: {error}") from error
+    stream = data[end:]
+    if bool(stream) != (kind is Kind.PICKLE) or (kind is Kind.BYTES and count > 1):
+        raise FrameError(f"no reference: {kind.name} of {count} blocks and a stream of {len(stream)} bytes")
+    for begin, length in spans:
+        if begin % PAGE or not length:
+            raise FrameError(f"no reference: a block of {length} bytes at {begin}")
+    return Contents(kind, spans, stream)

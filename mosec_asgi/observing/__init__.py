@@ -1,0 +1,1 @@
+"""What is counted and measured, and the text that shows it."""

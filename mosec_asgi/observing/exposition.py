@@ -1,0 +1,138 @@
+"""The metrics of a service as Prometheus text, under mosec's names.
+
+The text itself, with its formats and escapes, is prometheus_client's. Each service has a registry of its own, so that
+several in one process do not collide.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.exposition import choose_encoder
+
+from mosec_asgi.observing.metrics import Histogram, ServiceMetrics, StageMetrics
+
+
+class Exposition:
+    """Shows what is counted and measured of a service; a collector of prometheus_client."""
+
+    def __init__(self, service: ServiceMetrics) -> None:
+        self._service = service
+        self._registry = CollectorRegistry()
+        self._registry.register(self)
+        if service.custom is not None:
+            self._registry.register(service.custom)
+
+    def render(self, accept: str) -> tuple[bytes, str]:
+        """Return the metrics as text, and its content type, in the format that the Accept header asks for."""
+        encoder, content_type = choose_encoder(accept)
+        return encoder(self._registry), content_type
+
+    def describe(self) -> list[Metric]:
+        """Return no names: they would be checked against those of other collectors, and there are none."""
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield the metrics; called by the registry."""
+        yield self._throughput()
+        yield from self._durations()
+        yield GaugeMetricFamily(
+            f"{self._service.namespace}_remaining_task",
+            "remaining tasks for the whole service",
+            value=self._service.remaining(),
+        )
+        yield GaugeMetricFamily(
+            f"{self._service.namespace}_shared_memory_bytes",
+            "shared memory that payloads on their way take",
+            value=self._service.shared_memory(),
+        )
+        yield from self._stage_metrics()
+
+    def _throughput(self) -> Metric:
+        family = CounterMetricFamily(
+            f"{self._service.namespace}_throughput",
+            "service inference endpoint throughput",
+            labels=("code", "endpoint"),
+        )
+        for (route, code), value in self._service.throughput.items():
+            family.add_metric((str(code), route), value)
+        return family
+
+    def _durations(self) -> Iterator[Metric]:
+        process = self._histogram("process_duration_second", "process duration for each connection in each stage")
+        sizes = self._histogram("batch_size", "batch size for each connection in each stage")
+        batches = self._histogram(
+            "batch_duration_second", "dynamic batching duration for each connection in each stage"
+        )
+        process.add_metric(("total", "total"), self._service.duration.buckets(), self._service.duration.total)
+        for stage in self._service.stages:
+            for worker_id, worker in sorted(stage.workers.items()):
+                labels = (stage.stage, str(worker_id))
+                process.add_metric(labels, worker.process_duration.buckets(), worker.process_duration.total)
+                if stage.batched:
+                    sizes.add_metric(labels, worker.batch_size.buckets(), worker.batch_size.total)
+                    batches.add_metric(labels, worker.batch_duration.buckets(), worker.batch_duration.total)
+        yield from (process, sizes, batches)
+
+    def _histogram(self, name: str, text: str) -> HistogramMetricFamily:
+        return HistogramMetricFamily(f"{self._service.namespace}_{name}", text, labels=("stage", "connection"))
+
+    def _stage_metrics(self) -> Iterator[Metric]:
+        stages = self._service.stages
+        yield self._stage_histogram(
+            "queue_wait_second",
+            "time from a task's arrival at a stage to its being sent to a worker",
+            {stage.stage: stage.queue_wait for stage in stages},
+        )
+        gauges = [stage.gauges() for stage in stages]
+        running = [now.running for now in gauges]
+        yield self._gauge("queue_length", "tasks that wait at a stage", stages, [now.queued for now in gauges])
+        yield self._gauge("slots_in_use", "tasks, or batches, that workers run at this moment", stages, running)
+        yield self._gauge("workers_ready", "workers that can be given tasks", stages, [now.ready for now in gauges])
+        yield self._counter(
+            "worker_restarts", "workers started in place of dead ones", stages, [now.restarts for now in gauges]
+        )
+        yield self._counter("tasks_rejected", "requests refused at a stage", stages, [s.rejected for s in stages])
+        yield self._counter("tasks_timed_out", "tasks answered 408 at a stage", stages, [s.timed_out for s in stages])
+        yield self._counter(
+            "tasks_cancelled", "tasks whose client left while at a stage", stages, [s.cancelled for s in stages]
+        )
+        yield from self._stream_metrics([stage for stage in stages if stage.streams])
+
+    def _stream_metrics(self, stages: Sequence[StageMetrics]) -> Iterator[Metric]:
+        if not stages:
+            return
+        yield self._gauge(
+            "streams_open", "streams that have begun and not ended", stages, [s.streams_open for s in stages]
+        )
+        yield self._counter("events_sent", "events of streams", stages, [s.events for s in stages])
+        yield self._stage_histogram(
+            "first_event_second",
+            "time from a request's arrival to the first event of its stream",
+            {stage.stage: stage.first_event for stage in stages},
+        )
+        yield self._stage_histogram(
+            "event_gap_second",
+            "time between two events of a stream",
+            {stage.stage: stage.event_gap for stage in stages},
+        )
+
+    def _stage_histogram(self, name: str, text: str, measured: Mapping[str, Histogram]) -> Metric:
+        family = HistogramMetricFamily(f"{self._service.namespace}_{name}", text, labels=("stage",))
+        for stage, histogram in measured.items():
+            family.add_metric((stage,), histogram.buckets(), histogram.total)
+        return family
+
+    def _gauge(self, name: str, text: str, stages: Sequence[StageMetrics], values: Sequence[int]) -> Metric:
+        family = GaugeMetricFamily(f"{self._service.namespace}_{name}", text, labels=("stage",))
+        for stage, value in zip(stages, values, strict=True):
+            family.add_metric((stage.stage,), value)
+        return family
+
+    def _counter(self, name: str, text: str, stages: Sequence[StageMetrics], values: Sequence[int]) -> Metric:
+        family = CounterMetricFamily(f"{self._service.namespace}_{name}", text, labels=("stage",))
+        for stage, value in zip(stages, values, strict=True):
+            family.add_metric((stage.stage,), value)
+        return family

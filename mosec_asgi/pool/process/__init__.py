@@ -1,0 +1,1 @@
+"""Workers that are processes: how they are started, spoken to, watched and ended."""

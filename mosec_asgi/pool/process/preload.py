@@ -1,0 +1,225 @@
+"""Workers that are forked from a template, a process that has loaded their model once: see `pool.process.template`.
+
+To its stage a `ForkedProcess` is a process like one of `multiprocessing`. Until it is forked it is its template: it has
+its number, is killed with it, and ends as it does. So a template that hangs while it loads is ended by the timeout of
+the workers that wait for it, and one that dies takes them, and the workers that it has forked, with it; the next worker
+that is started brings a new one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import multiprocessing.util
+import os
+import select
+import signal
+import socket
+from collections.abc import Callable
+from dataclasses import replace
+from multiprocessing import context, reduction
+from multiprocessing.process import BaseProcess
+from typing import Any
+
+from mosec_asgi import log
+from mosec_asgi.inside.spec import WorkerSpec
+from mosec_asgi.pool.process import template
+
+# Seconds for what takes no time, where all is well: a template without workers ends, it tells the status of a worker
+# that has ended, what was killed is gone.
+SOON = 1.0
+
+logger = log.internal_logger(__name__)
+
+
+class Template:
+    """The process that workers of one stage are forked from, started when the first of them is."""
+
+    def __init__(self) -> None:
+        self._process: BaseProcess | None = None
+        self._sock: socket.socket | None = None
+        self._end: Callable[[], None] = _nothing
+
+    def fork(self, arguments: tuple[Any, ...]) -> ForkedProcess:
+        """Ask for a worker.
+
+        Args:
+            arguments: of `child.main`, its `WorkerSpec` first.
+
+        Raises:
+            OSError: there is no descriptor left, or the template does not read.
+        """
+        if not hasattr(os, "pidfd_open"):
+            raise OSError("preload needs Linux 5.3 or later; leave it out here")
+        if self._process is None or self._process.exitcode is not None:
+            self.close()
+            self._start(arguments[0])
+        assert self._process is not None
+        assert self._sock is not None
+        collected = _Descriptors()
+        context.set_spawning_popen(collected)  # type: ignore[arg-type]  # it needs no more of one than that
+        try:
+            data = reduction.ForkingPickler.dumps(arguments)
+        finally:
+            context.set_spawning_popen(None)
+        heard, told = os.pipe()
+        try:
+            socket.send_fds(self._sock, [data], [told, *collected.descriptors])
+        except (BrokenPipeError, ConnectionResetError):
+            # It dies in this moment, and the worker with it: its pipe has ended.
+            logger.debug("the template of %s has ended", arguments[0].stage)
+        except OSError:
+            os.close(heard)
+            raise
+        finally:
+            os.close(told)
+        return ForkedProcess(self._process, heard)
+
+    def close(self) -> None:
+        """End the process, if there is one. Idempotent."""
+        self._end()
+        self._end = _nothing
+        self._process = self._sock = None
+
+    def _start(self, spec: WorkerSpec) -> None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours.setblocking(False)
+        process = multiprocessing.get_context("spawn").Process(
+            target=template.main,
+            args=(replace(spec, worker_id=0), theirs),
+            name=f"mosec_asgi {spec.stage} template",
+            daemon=False,
+        )
+        try:
+            process.start()
+        except BaseException:
+            ours.close()
+            raise
+        finally:
+            theirs.close()
+        self._process, self._sock = process, ours
+        # Also where nobody closes it: `multiprocessing` waits for its processes when the program ends.
+        self._end = multiprocessing.util.Finalize(self, _end, (process, ours), exitpriority=90)
+        logger.debug("the template is process %s", process.pid, extra={"stage": spec.stage})
+
+
+class ForkedProcess:
+    """A worker's process that its template forks; like those of `multiprocessing` that `launcher` otherwise has.
+
+    Attributes:
+        sentinel: turns readable when there is something new of it.
+        exitcode: as there.
+    """
+
+    def __init__(self, owner: BaseProcess, fate: int) -> None:
+        self.exitcode: int | None = None
+        self._template = owner
+        self._template_pid = owner.pid
+        # A pipe on which its template tells its number and then its exit status.
+        self._fate = fate
+        self._heard = b""
+        self._pid: int | None = None
+        self._pidfd = -1
+        # Both of them as one descriptor.
+        self._news = select.epoll()
+        self._news.register(fate, select.EPOLLIN)
+        self.sentinel = self._news.fileno()
+
+    @property
+    def pid(self) -> int | None:
+        """Its number; its template's, as long as it is not forked."""
+        self.join(0)
+        return self._pid or self._template_pid
+
+    def kill(self) -> None:
+        """End it; its template, as long as it is not forked. Idempotent."""
+        self.join(0)
+        if self.exitcode is None:
+            self._kill()
+
+    def join(self, timeout: float | None = None) -> None:
+        """Wait until it has ended, for at most `timeout` seconds."""
+        while self.exitcode is None and self._news.poll(timeout):
+            # Where it is the end of the process that has been noticed, its template tells the status at once.
+            if _readable(self._fate, SOON):
+                self._hear(os.read(self._fate, 2 * template.NUMBER.size))
+            else:
+                self._abandoned()
+
+    def close(self) -> None:
+        """Let go of its descriptors."""
+        self._news.close()
+        os.close(self._fate)
+        if self._pidfd >= 0:
+            os.close(self._pidfd)
+            self._pidfd = -1
+
+    def _hear(self, news: bytes) -> None:
+        self._heard += news
+        numbers = [number for (number,) in template.NUMBER.iter_unpack(self._heard)]
+        if not news:
+            self._abandoned()
+        elif len(numbers) == 2:
+            self._pid, self.exitcode = numbers
+        else:
+            (self._pid,) = numbers
+            # No other process has the number by now: its template has not told that it is free, a moment ago.
+            with contextlib.suppress(ProcessLookupError):
+                self._pidfd = os.pidfd_open(self._pid)
+                self._news.register(self._pidfd, select.EPOLLIN)
+
+    def _abandoned(self) -> None:
+        """End now: its template is dead or hangs, and its stage hears of that as of its own end."""
+        self._kill()
+        self._template.kill()
+        self._template.join(SOON)
+        if self._pid is None:
+            self.exitcode = self._template.exitcode
+        elif self._pidfd >= 0 and _readable(self._pidfd, SOON):
+            # It may have become our child, where this process takes in orphans.
+            with contextlib.suppress(ChildProcessError):
+                os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED)
+        if self.exitcode is None:
+            self.exitcode = -signal.SIGKILL
+
+    def _kill(self) -> None:
+        if self._pidfd < 0:
+            self._template.kill()
+        else:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+
+
+class _Descriptors:
+    """Stands in for the process that is being spawned, while its arguments are pickled: collects their descriptors."""
+
+    DupFd = template.PassedDescriptor
+
+    def __init__(self) -> None:
+        self.descriptors: list[int] = []
+
+    def duplicate_for_child(self, descriptor: int) -> int:
+        """Have a descriptor sent along; return its place."""
+        self.descriptors.append(descriptor)
+        return len(self.descriptors) - 1
+
+
+def _readable(descriptor: int, seconds: float) -> bool:
+    readable = select.poll()
+    readable.register(descriptor, select.POLLIN)
+    return bool(readable.poll(seconds * 1000))
+
+
+def _end(process: BaseProcess, sock: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        # Not closed yet: that is how it would see the server's death.
+        sock.shutdown(socket.SHUT_WR)
+    process.join(SOON)
+    sock.close()
+    if process.exitcode is None:
+        process.kill()
+        process.join()
+
+
+def _nothing() -> None:
+    """End nothing: there is no process."""

@@ -1,0 +1,221 @@
+"""Inside the template of a preloaded stage: load the worker once, then fork a process for each that is asked for.
+
+The template runs no forward, no thread and no event loop. It reads requests from one socket: what a worker is to be
+started with, and a pipe to say what becomes of it, which gets the process's number at its start and its exit status at
+its end. Once the socket ends, or the server dies, the template exits; the kernel then tells its workers as it tells any
+worker of the death of its server.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import multiprocessing
+import os
+import selectors
+import signal
+import socket
+import struct
+import sys
+import threading
+import traceback
+from multiprocessing import reduction
+from multiprocessing.process import BaseProcess
+from typing import Any, NoReturn
+
+from mosec_asgi import log
+from mosec_asgi.inside.counting import remove_if_orphaned
+from mosec_asgi.inside.loading import load
+from mosec_asgi.inside.port import Port
+from mosec_asgi.inside.spec import WorkerSpec
+from mosec_asgi.pool.process import child
+from mosec_asgi.worker import Worker
+
+# A process's number, then its exit status as `multiprocessing` counts it: negative for a signal.
+NUMBER = struct.Struct("=q")
+REQUEST_SIZE = 1 << 16
+# Descriptors with one request: the pipe for its fate, and what its arguments hold.
+MOST_DESCRIPTORS = 32
+
+logger = log.internal_logger(__name__)
+
+
+class PassedDescriptor:
+    """A descriptor among the arguments of a worker, pickled as its place among those that come with the request."""
+
+    # Of the request that is being unpickled.
+    received: list[int] = []
+
+    def __init__(self, place: int) -> None:
+        self._place = place
+
+    def detach(self) -> int:
+        """Return the descriptor's number on this side."""
+        return self.received[self._place]
+
+
+class Request:
+    """One worker that is asked for.
+
+    Attributes:
+        fate: the pipe that gets its number and its exit status.
+    """
+
+    def __init__(self, data: bytes, descriptors: list[int]) -> None:
+        self.fate, *self._passed = descriptors
+        self._data = data
+
+    def arguments(self) -> tuple[Any, ...]:
+        """Return what the worker is to be started with, whose descriptors it then owns."""
+        PassedDescriptor.received, self._passed = self._passed, []
+        arguments: tuple[Any, ...] = reduction.ForkingPickler.loads(self._data)
+        return arguments
+
+    def let_go(self) -> None:
+        """Close what the worker has, or nobody has taken, but for the pipe."""
+        for descriptor in self._passed:
+            os.close(descriptor)
+        self._passed = []
+
+    def close(self) -> None:
+        """Close all."""
+        self.let_go()
+        os.close(self.fate)
+
+    def tell(self, number: int) -> None:
+        """Tell the worker's number, or its exit status."""
+        # The server may not care any more.
+        with contextlib.suppress(BrokenPipeError):
+            os.write(self.fate, NUMBER.pack(number))
+
+    def fail(self, text: str) -> None:
+        """Say why the worker could not start, as it would itself."""
+        _, sock, page, *_ = self.arguments()
+        Port(sock, page).failed(text)
+        self.tell(os.getpid())
+        self.tell(1)
+        sock.close()
+        page.close()
+        self.close()
+
+
+def main(spec: WorkerSpec, sock: socket.socket) -> NoReturn:
+    """Load the worker and fork processes from it until the socket ends. The target of the template process."""
+    status = 1
+    try:
+        status = _main(spec, sock)
+        remove_if_orphaned(spec.metrics_directory, sock, told=False)
+    except SystemExit:
+        # The server has died. The kernel says so once, but may do so when the socket has ended already.
+        remove_if_orphaned(spec.metrics_directory, sock, told=True)
+    except Exception:
+        logger.exception("the template of stage %s has failed", spec.stage)
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        # Without waiting for its workers, as `multiprocessing` would: they hear of its end.
+        os._exit(status)
+
+
+def _main(spec: WorkerSpec, sock: socket.socket) -> int:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    child.end_with_the_server()
+    log.configure(spec.log_level, text=spec.log_text)
+    log.speak_as(lambda: {"stage": spec.stage})
+    worker = _load(spec, sock)
+    if worker is None:
+        return 1
+    _Template(worker, sock).serve()
+    return 0
+
+
+def _load(spec: WorkerSpec, sock: socket.socket) -> Worker | None:
+    """Make the worker; where that fails, tell all that have been asked for, and return None."""
+    try:
+        worker = load(spec)
+    except Exception:
+        text = traceback.format_exc()
+        sock.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            while (request := _receive(sock)) is not None:
+                request.fail(text)
+        return None
+    others = [thread.name for thread in threading.enumerate() if thread is not threading.main_thread()]
+    if others:
+        logger.warning(
+            "%s has started threads in its __init__ (%s), which forked workers do not have; start them in after_fork",
+            spec.worker.__name__,
+            ", ".join(others),
+            extra={"stage": spec.stage},
+        )
+    # A collection would write into every object that the workers share with the template, and so copy its page.
+    gc.collect()
+    gc.freeze()
+    return worker
+
+
+def _receive(sock: socket.socket) -> Request | None:
+    """Return the next request; None where the server has closed the socket."""
+    data, descriptors, _, _ = socket.recv_fds(sock, REQUEST_SIZE, MOST_DESCRIPTORS)
+    for descriptor in descriptors:
+        os.set_inheritable(descriptor, False)
+    return Request(data, list(descriptors)) if data else None
+
+
+class _Template:
+    """The loaded worker, and the processes that have been forked from it."""
+
+    def __init__(self, worker: Worker, sock: socket.socket) -> None:
+        self._worker = worker
+        self._sock = sock
+        self._selector = selectors.PollSelector()
+        # By the descriptor that tells of its end.
+        self._forked: dict[int, tuple[BaseProcess, Request]] = {}
+
+    def serve(self) -> None:
+        """Fork what is asked for, and reap it, until the server closes the socket."""
+        self._selector.register(self._sock, selectors.EVENT_READ)
+        while True:
+            for key, _ in self._selector.select():
+                if key.fd in self._forked:
+                    self._reap(key.fd)
+                elif (request := _receive(self._sock)) is not None:
+                    self._fork(request)
+                else:
+                    return
+
+    def _fork(self, request: Request) -> None:
+        process = multiprocessing.get_context("fork").Process(target=self._run, args=(request,), daemon=False)
+        try:
+            process.start()
+        except OSError as error:
+            request.fail(f"the worker could not be forked from its template: {error}")
+            return
+        pid = process.pid
+        assert pid is not None
+        # It cannot have been reaped, so the number is still its own.
+        watched = os.pidfd_open(pid)
+        request.tell(pid)
+        request.let_go()
+        self._forked[watched] = (process, request)
+        self._selector.register(watched, selectors.EVENT_READ)
+
+    def _reap(self, watched: int) -> None:
+        process, request = self._forked.pop(watched)
+        self._selector.unregister(watched)
+        os.close(watched)
+        process.join()
+        request.tell(1 if process.exitcode is None else process.exitcode)
+        request.close()
+        process.close()
+
+    def _run(self, request: Request) -> None:
+        """Be a worker: in the forked process."""
+        # What only the template needs; above all its siblings' fates, which end with the template and no later.
+        self._sock.close()
+        for watched, (_, sibling) in self._forked.items():
+            os.close(watched)
+            os.close(sibling.fate)
+        os.close(request.fate)
+        child.main(*request.arguments(), preloaded=self._worker)

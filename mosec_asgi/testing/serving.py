@@ -1,0 +1,121 @@
+"""A server without processes, for tests: `async with testing.serving(server) as service`."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from mosec_asgi.batching.engine import Statistics
+from mosec_asgi.errors import DefinitionError
+from mosec_asgi.runtime import stage_names
+from mosec_asgi.server import Server
+from mosec_asgi.testing.inline import InlineLauncher
+from mosec_asgi.testing.script import ScriptedWorker
+from mosec_asgi.worker import Worker
+
+if TYPE_CHECKING:
+    import httpx
+    from starlette.types import ASGIApp
+
+
+def serving(server: Server, app: ASGIApp | None = None) -> InlineService:
+    """Serve with workers in this process, whose every fault can be scripted: no ports, no processes, no waiting.
+
+        async with testing.serving(server) as service:
+            response = await service.client.post("/inference", json=[1, 2])
+
+    The service is the real one, with the server's settings and those of the environment; so is the code that runs the
+    workers, of whatever kind. On the loop of `testing.run`, timeouts and waits take no time.
+
+    Args:
+        server: what to serve; its own `__call__` answers requests while the block lasts.
+        app: an app that `server` is mounted in, which requests are to go to instead of the server itself.
+    """
+    return InlineService(server, app)
+
+
+class InlineService:
+    """A server that is served with inline workers; made by `serving`."""
+
+    def __init__(self, server: Server, app: ASGIApp | None) -> None:
+        self._server = server
+        self._app = app or server
+        self._exits = contextlib.AsyncExitStack()
+        self._client: httpx.AsyncClient | None = None
+        runtimes = [runtime for pipeline in server._routes.values() for runtime in pipeline]
+        self._workers = {
+            (name, number): ScriptedWorker(name, number)
+            for runtime, name in stage_names(runtimes).items()
+            for number in range(1, runtime.num + 1)
+        }
+
+    async def __aenter__(self) -> InlineService:
+        from mosec_asgi.service import Platform
+
+        if self._server._running is not None:
+            raise RuntimeError("the server runs already; end its service first")
+        loop = asyncio.get_running_loop()
+        self._server._platform = Platform(lambda plan, loop: InlineLauncher(loop, self._workers), loop.time)
+        async with contextlib.AsyncExitStack() as exits:
+            exits.callback(setattr, self._server, "_platform", None)
+            await exits.enter_async_context(self._server.lifespan())
+            exits.push_async_callback(self._close_client)
+            self._exits = exits.pop_all()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
+    ) -> None:
+        await self._exits.aclose()
+
+    @property
+    def client(self) -> httpx.AsyncClient:
+        """A client whose requests go to the app in this process; it streams, and it can leave.
+
+        Raises:
+            RuntimeError: httpx is not installed.
+        """
+        if self._client is None:
+            try:
+                import httpx
+            except ImportError as error:
+                raise RuntimeError("the client of testing.serving() needs httpx: pip install httpx") from error
+            from mosec_asgi.testing.transport import AppTransport
+
+            self._client = httpx.AsyncClient(
+                transport=AppTransport(self._app), base_url="http://testserver", timeout=None
+            )
+        return self._client
+
+    def worker(self, stage: str | type[Worker], number: int = 1) -> ScriptedWorker:
+        """Return a worker, to script and to look at.
+
+        Args:
+            stage: the stage's name, such as "Inference_2", or the worker's class, or its name.
+            number: of the worker in its stage, from 1.
+
+        Raises:
+            DefinitionError: there is no such worker, or several stages have this class.
+        """
+        wanted = stage if isinstance(stage, str) else stage.__name__
+        names = {name for name, _ in self._workers if wanted in (name, name.rpartition("_")[0])}
+        if len(names) == 1:
+            found = self._workers.get((names.pop(), number))
+            if found is not None:
+                return found
+        there = ", ".join(f"{name} {number}" for name, number in self._workers)
+        raise DefinitionError(f"no single worker is called {wanted!r} {number}; there are {there}")
+
+    @property
+    def statistics(self) -> Statistics:
+        """How things stand: what waits, what is with workers, and how many of these are ready."""
+        running = self._server._running
+        if running is None:
+            raise RuntimeError("the service does not run: look at it inside of `async with`")
+        return running.statistics()
+
+    async def _close_client(self) -> None:
+        if self._client is not None:
+            await self._client.aclose()
