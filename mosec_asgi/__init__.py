@@ -19,6 +19,7 @@ General layout; each floor imports only from those below it:
     mixin/, formats.py      F1  formats other than the default; what they share
     annotations.py          F1  what forward takes and returns
     schema.py               F1  the same as JSON Schema
+    messages.py             F0  the messages between the floors: calls, outcomes, tasks, results
     config.py               F0  settings: keyword < MOSEC_* environment < command line
     log.py, errors.py       F0  log lines; the error tree
     version.py              F0

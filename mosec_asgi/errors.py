@@ -106,6 +106,33 @@ class Failure:
     retry_after: int | None = None
 
 
+# The client has left: nginx's number for it, which nobody is there to read.
+CANCELLED = 499
+CLIENT_LEFT = Failure(CANCELLED, "the client left")
+
+# What the service itself answers, in place of a worker.
+TIMED_OUT = Failure(HTTPStatus.REQUEST_TIMEOUT, "inference timeout")
+STALLED = Failure(HTTPStatus.REQUEST_TIMEOUT, "inference timeout: the client does not read its stream")
+WORKER_DIED = Failure(HTTPStatus.INTERNAL_SERVER_ERROR, "internal error: the worker died while it ran this request")
+CLOSING = Failure(HTTPStatus.SERVICE_UNAVAILABLE, "the service is shutting down", retry_after=1)
+STAGE_DOWN = Failure(
+    HTTPStatus.SERVICE_UNAVAILABLE, "the model is not available: its workers do not start", retry_after=5
+)
+NOT_STARTED = Failure(HTTPStatus.SERVICE_UNAVAILABLE, "the service could not be started", retry_after=5)
+
+
+def at_capacity(retry_after: int) -> Failure:
+    """Return the failure of a request that comes while `capacity` others are not yet answered."""
+    text = "too many requests: the service is at its capacity"
+    return Failure(HTTPStatus.TOO_MANY_REQUESTS, text, retry_after)
+
+
+def too_late(retry_after: int) -> Failure:
+    """Return the failure of a request that would not be done in time."""
+    text = "too many requests: this one would not be done in time"
+    return Failure(HTTPStatus.TOO_MANY_REQUESTS, text, retry_after)
+
+
 def describe(error: BaseException) -> Failure:
     """Turn an exception that a worker raised into the failure that its client is told.
 

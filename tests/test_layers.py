@@ -24,9 +24,10 @@ FLOORS = {
     "pool": 3, "inside": 3,
     "ipc": 2,
     "observing": 1, "worker": 1, "streaming": 1, "runtime": 1, "mixin": 1, "schema": 1, "annotations": 1, "formats": 1,
-    "config": 0, "log": 0, "errors": 0, "version": 0,
+    "messages": 0, "config": 0, "log": 0, "errors": 0, "version": 0,
 }  # fmt: skip
 PURE = {
+    "messages", "errors",
     "batching.scheduler", "batching.arrivals", "batching.task", "batching.flow", "batching.rate",
     "batching.busy_poll",
     "pool.lifecycle", "pool.watchdog", "inside.isolation",

@@ -1,23 +1,16 @@
-"""What `web` may ask of the coordinator: four calls and the messages that they pass.
+"""The engine as its callers see it: the web, `infer`, a dry run, a test, and whoever speaks for them over a socket.
 
-Nothing mutable is shared, and only numbers, text and bytes cross, so that one day several HTTP processes can speak to
-one coordinator over a socket.
+Only messages cross (`mosec_asgi.messages`). A caller chooses a call's number, submits it, and hears what becomes of it:
+exactly one `Outcome`, and before it the chunks of a stream. A refusal is an outcome like any other.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from mosec_asgi.errors import Failure
-
-# What becomes of a task: the encoded result, or what went wrong; for a stream that has ended well, empty bytes.
-Outcome = bytes | Failure
-
-# The outcome of a task whose client has left; 499 is nginx's number for it, and nobody is there to read it.
-CLIENT_LEFT = Failure(499, "the client left")
+from mosec_asgi.messages import Call, Chunk, Credit, Outcome
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +39,7 @@ class Statistics:
     """A service at one moment.
 
     Attributes:
-        admitted: tasks admitted and not yet answered.
+        admitted: calls admitted and not yet answered.
         closing: the service is shutting down and admits no more.
         stages: in the order of the service's list.
         shared_memory: bytes of shared memory that payloads take.
@@ -58,57 +51,68 @@ class Statistics:
     shared_memory: int = 0
 
 
-class Engine(Protocol):
-    """The batching side of a service, as HTTP sees it."""
+class Caller(Protocol):
+    """Whoever has made a call, and hears what becomes of it.
 
-    def submit(
-        self,
-        route: int,
-        body: bytes,
-        request_id: str,
-        on_outcome: Callable[[Outcome], None],
-        timeout: float | None = None,
-        *,
-        example: bool = False,
-        on_chunk: Callable[[bytes], None] | None = None,
-    ) -> int | Failure:
-        """Admit a request as a task, or say why not.
+    Both methods are called from within whatever has happened, with other calls' state in hand: they must be brief, and
+    must not call the engine.
+    """
+
+    def settled(self, outcome: Outcome) -> None:
+        """Take what has become of a call. Called once for each call, never before `submit` has returned."""
+
+    def streamed(self, chunk: Chunk) -> None:
+        """Take a piece of a stream: in order, and never after the outcome. What is passed on is to be reported by
+        `Engine.credit`.
+        """
+
+
+class Engine(Protocol):
+    """Runs calls."""
+
+    def new_id(self) -> int:
+        """Return a number for a call that no other caller of this engine object chooses."""
+
+    def submit(self, call: Call, caller: Caller) -> None:
+        """Have a call run.
 
         Args:
-            route: the place of its route in the service's list.
-            body: the encoded input.
-            request_id: what the logs call it.
-            on_outcome: called once, when the task has ended, from within whatever has ended it: it must be brief, and
-                must not call the service. A future, to wait for, is made of it by `outcome_future`.
-            timeout: seconds until it is answered 408; None, or more than the service's own, for the service's own. For
-                a stream, seconds until its first chunk.
-            example: run the first worker's example in place of `body`.
-            on_chunk: called with each chunk of a stream, in order, and never after `on_outcome`. A route that streams
-                needs it; what it is given must be reported by `taken`.
+            call: the call.
+            caller: hears what becomes of it.
 
-        Returns:
-            the task's number, for `cancel` and `taken`.
+        Raises:
+            ValueError: a call with this number runs already.
         """
 
-    def taken(self, task_id: int, size: int) -> None:
-        """Note that the client has taken `size` more bytes of a stream's chunks, which makes room for as many.
-
-        After the stream's end this does nothing.
+    def cancel(self, call_id: int) -> None:
+        """Drop a call that nobody waits for; its outcome has the code `errors.CANCELLED`, and comes before this
+        returns. One that is settled is left alone.
         """
 
-    def cancel(self, task_id: int) -> None:
-        """Drop a task whose client has left; its outcome is `CLIENT_LEFT`. One that has its answer is left alone."""
+    def credit(self, credit: Credit) -> None:
+        """Note what the client has taken of a stream, which makes room for as much. Ignored after the stream's end."""
 
     def statistics(self) -> Statistics:
         """Return how things stand."""
 
 
-def outcome_future() -> tuple[asyncio.Future[Outcome], Callable[[Outcome], None]]:
-    """Return a future on the running event loop, and what to call with its result; once it is cancelled, in vain."""
-    future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+class FutureOutcome:
+    """A caller that waits for one outcome in a coroutine.
 
-    def resolve(outcome: Outcome) -> None:
-        if not future.done():
-            future.set_result(outcome)
+    Attributes:
+        future: of the outcome; once it is cancelled, the outcome goes nowhere.
+    """
 
-    return future, resolve
+    __slots__ = ("future",)
+
+    def __init__(self) -> None:
+        self.future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+
+    def settled(self, outcome: Outcome) -> None:
+        """Give the outcome to whoever waits."""
+        if not self.future.done():
+            self.future.set_result(outcome)
+
+    def streamed(self, chunk: Chunk) -> None:
+        """Refuse a stream, which such a caller cannot take."""
+        raise TypeError(f"call {chunk.call_id} is answered by a stream, and its caller takes none")

@@ -1,0 +1,194 @@
+"""The messages between the floors: what is asked of the engine, and what is asked of a worker. Pure.
+
+    caller ── Call, Cancel, Credit ──► engine ── Tasks, Cancels, Credits ──► link ══► worker
+    caller ◄─ Chunk, Outcome ───────── engine ◄─ Chunks, Results ─────────── link ◄══ worker
+
+A caller (the web, `infer`, a dry run, a test) speaks of single calls; a link carries what is ready for one worker, or
+from it, as columns of equal length: a message for many tasks costs as much as one for one task. Nobody changes a message
+after it has been made, none is compared by identity, and each survives `pickle`, so that any of these arrows may cross
+a socket. Bytes and protocols are made of them at the edges only.
+
+They stand on the lowest floor because all others speak of them: frames (`ipc`) are made of them as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol, TypeAlias
+
+from mosec_asgi.errors import Failure
+
+OK = 200
+
+
+class Call(NamedTuple):
+    """A request, as the engine sees it.
+
+    Attributes:
+        id: a number that the caller chooses, and by which it cancels the call; see `Engine.new_id`.
+        route: the place of its route in the service's list.
+        payload: the encoded input.
+        request_id: what the logs and the client call it.
+        timeout: seconds until it is answered 408; None, or more than the service's own, for the service's own. For a
+            stream, seconds until its first chunk.
+        example: run the first worker's example in place of `payload`.
+    """
+
+    id: int
+    route: int
+    payload: bytes
+    request_id: str
+    timeout: float | None = None
+    example: bool = False
+
+
+class Outcome(NamedTuple):
+    """What has become of a call: its result, or what went wrong. A refusal is one, too.
+
+    Attributes:
+        call_id: the number of the call.
+        code: an HTTP status; 200 for a result.
+        payload: the encoded result; empty for a stream that has ended well; the text of a failure in UTF-8.
+        retry_after: seconds after which the client may try again, or None where trying again is no remedy.
+    """
+
+    call_id: int
+    code: int
+    payload: bytes
+    retry_after: int | None = None
+
+    @classmethod
+    def of_failure(cls, call_id: int, failure: Failure) -> Outcome:
+        """Return the outcome of a call that has failed."""
+        return cls(call_id, int(failure.code), failure.text.encode(errors="backslashreplace"), failure.retry_after)
+
+    @property
+    def failure(self) -> Failure | None:
+        """What went wrong; None for a result."""
+        if self.code == OK:
+            return None
+        return Failure(self.code, self.payload.decode(errors="replace"), self.retry_after)
+
+
+class Chunk(NamedTuple):
+    """A piece of the stream that answers a call."""
+
+    call_id: int
+    payload: bytes
+
+
+class Credit(NamedTuple):
+    """The caller has passed on `size` more bytes of a stream's chunks, which makes room for as many."""
+
+    call_id: int
+    size: int
+
+
+class Cancel(NamedTuple):
+    """Nobody waits for the call any more."""
+
+    call_id: int
+
+
+class HeldPayload(Protocol):
+    """A payload in memory that a link shares with its worker, until whoever has the payload drops it."""
+
+    def __len__(self) -> int:
+        """Return a number of bytes, not more than the payload has."""
+
+    def read(self) -> bytes:
+        """Return the payload as bytes, as if the worker had sent them."""
+
+    def drop(self) -> None:
+        """Give the memory back. To be called once."""
+
+
+Payload: TypeAlias = bytes | HeldPayload
+
+# Where a task stands in its pipeline, which decides how the worker decodes and encodes it. Plain numbers, added up: an
+# operation on an enum.IntFlag takes 20 times as long, and each task needs several.
+INGRESS = 1
+EGRESS = 2
+# The input is the worker's own example, not the payload: a dry run.
+EXAMPLE = 4
+
+
+class Tasks(NamedTuple):
+    """Work for a worker: four columns of equal length, a task at each place.
+
+    Attributes:
+        ids: the tasks' numbers.
+        flags: the sum of `INGRESS`, `EGRESS` and `EXAMPLE` for each.
+        request_ids: what the logs call the requests.
+        payloads: the encoded inputs.
+    """
+
+    ids: Sequence[int]
+    flags: Sequence[int]
+    request_ids: Sequence[str]
+    payloads: Sequence[Payload]
+
+
+class Results(NamedTuple):
+    """Answers of a worker: three columns of equal length, and the time it was at work on them.
+
+    Attributes:
+        ids: the tasks' numbers.
+        codes: an HTTP status each; 200 means that the payload is the encoded result, else it is the error's text.
+        payloads: the encoded results, or texts.
+        seconds: time from decoding the first to encoding the last, waiting not included.
+    """
+
+    ids: Sequence[int]
+    codes: Sequence[int]
+    payloads: Sequence[Payload]
+    seconds: float
+
+
+class Chunks(NamedTuple):
+    """Pieces of streams: two columns of equal length.
+
+    Attributes:
+        ids: the tasks' numbers; a task may stand there several times.
+        payloads: bytes to pass on.
+    """
+
+    ids: Sequence[int]
+    payloads: Sequence[bytes]
+
+
+class Cancels(NamedTuple):
+    """Nobody waits for the tasks `ids` any more; each is still to be answered, with any status."""
+
+    ids: Sequence[int]
+
+
+class Credits(NamedTuple):
+    """What clients have taken of their streams since it was last said: two columns of equal length.
+
+    Attributes:
+        ids: the tasks' numbers.
+        sizes: bytes.
+    """
+
+    ids: Sequence[int]
+    sizes: Sequence[int]
+
+
+class Progress(NamedTuple):
+    """How far a worker has come.
+
+    Attributes:
+        begun: tasks that it has begun in its life, in the order in which they were sent.
+        beats: grows with each step that it does; a worker at work whose number stands still is stuck.
+    """
+
+    begun: int
+    beats: int
+
+
+def drop_all(payloads: Sequence[Payload]) -> None:
+    """Drop those payloads that a link holds."""
+    for payload in payloads:
+        if not isinstance(payload, bytes):
+            payload.drop()
