@@ -21,16 +21,20 @@ class StageStatistics:
         name: the stage's name.
         queued: tasks that wait.
         in_flight: tasks that its workers have and have not answered.
+        slots_in_use: tasks, or batches where there is batching, that its workers run.
         ready: workers that can be given tasks.
         workers: workers that there should be.
+        restarts: workers started in place of dead ones so far.
         down: no worker is alive, and the last try to start one failed.
     """
 
     name: str
     queued: int
     in_flight: int
+    slots_in_use: int
     ready: int
     workers: int
+    restarts: int
     down: bool
 
 

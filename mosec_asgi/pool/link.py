@@ -54,7 +54,11 @@ class WorkerEvents(Protocol):
 
 
 class WorkerLink(Protocol):
-    """One life of a worker."""
+    """One life of a worker.
+
+    No method but `busy_poll` and `drain` reports anything before it has returned: who calls may be in the middle of a
+    change.
+    """
 
     @property
     def name(self) -> str:
@@ -71,6 +75,13 @@ class WorkerLink(Protocol):
 
     def progress(self) -> Progress:
         """Return how far it has come; known until `WorkerEvents.exited` has returned."""
+
+    def busy_poll(self, seconds: float) -> bool | None:
+        """Look for so long, without sleeping, for what the worker says, and report it.
+
+        Returns:
+            whether there was anything; None where the look has ended because other work has come for the event loop.
+        """
 
     def drain(self) -> None:
         """Report at once what the worker has said before its end."""
