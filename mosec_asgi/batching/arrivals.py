@@ -46,7 +46,7 @@ LEAST_SILENCE = 0.00025
 class Arrivals:
     """What is measured of the arrivals at one stage. All times are in seconds."""
 
-    __slots__ = ("_answered", "_idle_since", "_batch", "_last", "_present", "_recent", "_returning")
+    __slots__ = ("_answered", "_batch", "_idle_since", "_last", "_present", "_recent", "_returning")
 
     def __init__(self) -> None:
         self._recent = 0.0

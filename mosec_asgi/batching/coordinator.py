@@ -21,9 +21,9 @@ from mosec_asgi.batching.stage import Stage, StagePlan
 from mosec_asgi.batching.task import State, Task
 from mosec_asgi.errors import CLIENT_LEFT, CLOSING, STAGE_DOWN, STALLED, TIMED_OUT, Failure
 from mosec_asgi.lazy_timer import LazyTimer
-from mosec_asgi.messages import OK, Call, Chunk, Credit, Outcome, Payload
+from mosec_asgi.messages import OK, Call, Chunk, Credit, LinkError, Outcome, Payload
 from mosec_asgi.observing.observer import StageObserver
-from mosec_asgi.pool.link import Launcher, LinkError
+from mosec_asgi.pool.link import Launcher
 
 # Seconds that workers get to run `Worker.close` before they are killed.
 CLOSE_SECONDS = 5.0

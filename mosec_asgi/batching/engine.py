@@ -66,9 +66,7 @@ class Caller(Protocol):
         """Take what has become of a call. Called once for each call, never before `submit` has returned."""
 
     def streamed(self, chunk: Chunk) -> None:
-        """Take a piece of a stream: in order, and never after the outcome. What is passed on is to be reported by
-        `Engine.credit`.
-        """
+        """Take a piece of a stream, in order and never after the outcome; `Engine.credit` reports what has gone on."""
 
 
 class Engine(Protocol):
@@ -89,8 +87,9 @@ class Engine(Protocol):
         """
 
     def cancel(self, call_id: int) -> None:
-        """Drop a call that nobody waits for; its outcome has the code `errors.CANCELLED`, and comes before this
-        returns. One that is settled is left alone.
+        """Drop a call that nobody waits for; one that is settled is left alone.
+
+        Its outcome has the code `errors.CANCELLED`, and comes before this returns.
         """
 
     def credit(self, credit: Credit) -> None:

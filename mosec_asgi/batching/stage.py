@@ -1,13 +1,13 @@
 """A running stage: its queue, its workers, and what passes between them.
 
-The stage decides nothing about batches and nothing about workers: it tells its `Scheduler` and its `Supervisor` what has
-happened, and carries out what they say. What becomes of a task is its `Owner`'s business.
+The stage decides nothing about batches and nothing about workers: it tells its `Scheduler` and its `Supervisor` what
+has happened, and carries out what they say. What becomes of a task is its `Owner`'s business.
 
 It works in turns. Whatever happens in one turn of the loop (tasks that arrive, results that come back, clients that
 leave) only marks the stage; at the turn's end it is asked once what to send. So all that is ready for one worker goes
-out as one message, however it came. Only a task that finds the stage idle and came alone, as the one before it did, does
-not wait for the turn's end, which spares a lonely request a round of the loop; and the answer to such a task is looked
-for in the next turn where `BusyPoll` says that it pays.
+out as one message, however it came. Only a task that finds the stage idle and came alone, as the one before it did,
+does not wait for the turn's end, which spares a lonely request a round of the loop; and the answer to such a task is
+looked for in the next turn where `BusyPoll` says that it pays.
 """
 
 from __future__ import annotations
@@ -33,13 +33,14 @@ from mosec_asgi.messages import (
     Cancels,
     Chunks,
     Credits,
+    LinkError,
     Payload,
     Results,
     Tasks,
     drop_all,
 )
 from mosec_asgi.observing.observer import StageEvents, StageObserver
-from mosec_asgi.pool.link import Launcher, LinkError
+from mosec_asgi.pool.link import Launcher
 from mosec_asgi.pool.supervisor import PoolWorker, Supervisor
 from mosec_asgi.pool.watchdog import Watchdog
 

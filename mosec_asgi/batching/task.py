@@ -96,12 +96,12 @@ class Task:
         deadline: float,
         flow: Flow | None = None,
     ) -> None:
+        self.payload: Payload
         self.id, self.route, self.payload, self.request_id, _, self.example = call
         self.caller = caller
         self.stages = stages
         self.position = 0
         self.at_last_stage = len(stages) == 1
-        self.payload: Payload
         self.arrived = self.queued = now
         self.deadline = deadline
         self.attempts = 0

@@ -38,7 +38,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 
-from mosec_asgi.messages import Cancels, Chunks, Credits, Results, Tasks
+from mosec_asgi.messages import Cancels, Chunks, Credits, LinkError, Results, Tasks
 
 MAGIC = 0x6D61
 MAX_BODY = 1 << 34
@@ -62,7 +62,7 @@ IN_MEMORY = 1200
 STATUSES = frozenset({IN_MEMORY, 200, *range(400, 600)})
 
 
-class FrameError(Exception):
+class FrameError(LinkError):
     """The bytes are no frame; the stream has no meaning from here on."""
 
 

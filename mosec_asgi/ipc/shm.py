@@ -23,8 +23,8 @@ from typing import Any
 from mosec_asgi import log
 from mosec_asgi.ipc import frames, reference
 from mosec_asgi.ipc.arena import LARGE, Arena, pages
-from mosec_asgi.ipc.ledger import Block, Ledger, Reader, Region
 from mosec_asgi.ipc.frames import FrameError
+from mosec_asgi.ipc.ledger import Block, Ledger, Reader, Region
 from mosec_asgi.ipc.reference import Span
 from mosec_asgi.messages import OK, Payload, Results, Tasks, drop_all
 

@@ -2,8 +2,8 @@
 
 A `Launcher` starts a worker and returns its `WorkerLink`; what the worker does is reported to the `WorkerEvents` that
 the launcher was given. All of it is on the event loop that the launcher was made for, and nothing is reported before
-`launch` has returned. Both sides speak in messages (`mosec_asgi.messages`); how these cross, and how the link knows what
-the worker had begun and whether it makes progress, is the link's own business.
+`launch` has returned. Both sides speak in messages (`mosec_asgi.messages`); how these cross, and how the link knows
+what the worker had begun and whether it makes progress, is the link's own business.
 
 The life of a link, which the supervisor follows by the table of `pool.lifecycle`:
 
@@ -20,10 +20,6 @@ from typing import Protocol
 
 from mosec_asgi.inside.spec import WorkerSpec
 from mosec_asgi.messages import Cancels, Chunks, Credits, Progress, Results, Tasks
-
-
-class LinkError(Exception):
-    """A worker has said what it must not say; its link has no meaning from here on. The text says what it was."""
 
 
 class WorkerEvents(Protocol):

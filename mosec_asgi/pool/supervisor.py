@@ -15,9 +15,9 @@ from typing import Protocol
 from mosec_asgi import log
 from mosec_asgi.errors import StartupError
 from mosec_asgi.inside.spec import WorkerSpec
-from mosec_asgi.messages import Chunks, Results, drop_all
+from mosec_asgi.messages import Chunks, LinkError, Results, drop_all
 from mosec_asgi.pool.lifecycle import Backoff, Event, State, transition
-from mosec_asgi.pool.link import Launcher, LinkError, WorkerLink
+from mosec_asgi.pool.link import Launcher, WorkerLink
 
 # Seconds in which a worker that has closed its link, or could not start, exits by itself; then it is killed.
 EXIT_SECONDS = 1.0

@@ -1,9 +1,9 @@
 """With batching: one central former fills batches. Pure.
 
-A burst of `max_batch_size` tasks is one batch, and not one bit for every idle worker. A batch leaves when it is full, or
-when its oldest task has waited `max_wait`, counted from that task's arrival at the stage. A busy worker is sent one batch
-ahead (**prefetch**), but only if that batch is already full: a part of a batch can still grow while it waits here, and
-cannot once it has been sent.
+A burst of `max_batch_size` tasks is one batch, and not one bit for every idle worker. A batch leaves when it is full,
+or when its oldest task has waited `max_wait`, counted from that task's arrival at the stage. A busy worker is sent one
+batch ahead (**prefetch**), but only if that batch is already full: a part of a batch can still grow while it waits
+here, and cannot once it has been sent.
 
 *Waiting must pay.* Where `max_wait` was not set for the stage, an idle worker waits only where a whole batch comes in a
 part of a batch's time, or for tasks that are likely to come back at once, and never longer than a batch takes

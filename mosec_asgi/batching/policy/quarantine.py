@@ -1,9 +1,9 @@
 """After a crash: a task that a dead worker had begun is run alone, before all others. Pure.
 
-It goes to a worker that has nothing else, so that if it is the one that kills workers, it kills alone. A stream has shown
-that it does not with its first event, and others may join it then (`Load.alone`). Until some worker has nothing, the
-others wait behind it; not so where workers are concurrent and may have something for long: the one that takes the dead
-one's place has nothing.
+It goes to a worker that has nothing else, so that if it is the one that kills workers, it kills alone. A stream has
+shown that it does not with its first event, and others may join it then (`Load.alone`). Until some worker has nothing,
+the others wait behind it; not so where workers are concurrent and may have something for long: the one that takes the
+dead one's place has nothing.
 """
 
 from __future__ import annotations

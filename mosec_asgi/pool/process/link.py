@@ -1,7 +1,7 @@
 """The link to a worker process: messages here, frames and shared memory on the way.
 
-A `Channel` carries the frames, a page of memory tells how far the worker has come, and large payloads lie in memory that
-both share (`ipc.shm`). None of that is seen outside.
+A `Channel` carries the frames, a page of memory tells how far the worker has come, and large payloads lie in memory
+that both share (`ipc.shm`). None of that is seen outside.
 """
 
 from __future__ import annotations
