@@ -22,9 +22,13 @@ def checked_out(repository: Path, reference: str) -> Iterator[Checkout]:
         reference: what names the commit.
 
     Raises:
-        BenchmarkError: there is no such commit, or git fails.
+        BenchmarkError: there is no such commit, or git cannot check it out.
     """
-    commit = _git(repository, "rev-parse", "--verify", f"{reference}^{{commit}}")
+    try:
+        commit = _git(repository, "rev-parse", "--verify", "--quiet", f"{reference}^{{commit}}")
+    except BenchmarkError as error:
+        message = f"no commit of {repository} is called {reference!r}: give its hash, tag or branch"
+        raise BenchmarkError(message) from error
     with tempfile.TemporaryDirectory(prefix="versus") as folder:
         path = Path(folder).resolve() / "checkout"
         try:
