@@ -13,8 +13,8 @@ from mosec_asgi.observing.metrics import ServiceMetrics
 class Health:
     """The endpoints that probes and Prometheus ask."""
 
-    def __init__(self, service: Engine, metrics: ServiceMetrics) -> None:
-        self._service = service
+    def __init__(self, engine: Engine, metrics: ServiceMetrics) -> None:
+        self._engine = engine
         self._exposition = Exposition(metrics)
 
     async def root(self, request: Request) -> Response:
@@ -27,7 +27,7 @@ class Health:
 
     async def readyz(self, request: Request) -> Response:
         """Answer 200 when every stage has a worker, else 503 with the stages that have none."""
-        now = self._service.statistics()
+        now = self._engine.statistics()
         waiting = {
             stage.name: "its workers do not start" if stage.down else "no worker is ready"
             for stage in now.stages
