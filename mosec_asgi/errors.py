@@ -120,6 +120,31 @@ STAGE_DOWN = Failure(
 )
 NOT_STARTED = Failure(HTTPStatus.SERVICE_UNAVAILABLE, "the service could not be started", retry_after=5)
 
+# What is wrong with a request before it is a call.
+NO_DATA = Failure(HTTPStatus.BAD_REQUEST, "no data provided")
+BAD_TIMEOUT = Failure(
+    HTTPStatus.BAD_REQUEST, "the header x-request-timeout must be a whole number of milliseconds, at least 1"
+)
+INTERNAL = Failure(HTTPStatus.INTERNAL_SERVER_ERROR, INTERNAL_ERROR_TEXT)
+
+
+def too_large(limit: int) -> Failure:
+    """Return the failure of a body over `limit` bytes."""
+    text = f"the body is larger than the {limit} bytes that this service accepts"
+    return Failure(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, text)
+
+
+def unknown_encoding(encoding: str, remedy: str) -> Failure:
+    """Return the failure of a body in a content-encoding that the service does not read."""
+    text = f"the content-encoding {encoding!r} is not supported: {remedy}"
+    return Failure(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, text)
+
+
+def broken_body(encoding: str, reason: str) -> Failure:
+    """Return the failure of a body that is not what its content-encoding says."""
+    text = f"the body is no {encoding}, as its content-encoding says: {reason}"
+    return Failure(HTTPStatus.BAD_REQUEST, text)
+
 
 def at_capacity(retry_after: int) -> Failure:
     """Return the failure of a request that comes while `capacity` others are not yet answered."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import multiprocessing.process
 import sys
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from multiprocessing.process import BaseProcess
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import asyncio
     import subprocess
 
+    from starlette.middleware import Middleware
     from starlette.types import Receive, Scope, Send
 
     from mosec_asgi.service import Platform, Service
@@ -58,10 +59,12 @@ class Server:
     Constructing one has no side effect, so a module that defines one can be imported anywhere.
     """
 
-    def __init__(self, **settings: Any) -> None:
+    def __init__(self, *, middleware: Sequence[Middleware] = (), **settings: Any) -> None:
         """Begin with no stages.
 
         Args:
+            middleware: `starlette.middleware.Middleware` objects, the outermost first; each request goes through them,
+                `/metrics` and the documents included. Under `run()` requests take a longer way where there are any.
             **settings: see `config.Settings`: capacity, timeout (milliseconds), wait (milliseconds), start_timeout
                 (milliseconds), event_timeout (milliseconds), stall_timeout (milliseconds), stream_buffer (bytes),
                 load_shedding, address, port, namespace, log_level, debug, access_log, dry_run, compression,
@@ -72,6 +75,7 @@ class Server:
             DefinitionError: a name is no setting, or a value does not fit.
         """
         self._keywords = config.check_keywords(settings)
+        self._middleware = list(middleware)
         self._routes: dict[str, list[Runtime]] = {}
         self._daemons: dict[str, subprocess.Popen[Any] | BaseProcess] = {}
         self._running: Service | None = None
@@ -274,9 +278,15 @@ class Server:
 
     def direct_routes(self) -> Mapping[bytes, DirectRoute]:
         """Return the routes that `run()` need not ask through ASGI; see `web.direct`."""
-        # A subclass may have put something in between.
-        unchanged = type(self).__call__ is Server.__call__
-        return self._running.direct_routes if self._running is not None and unchanged else {}
+        return self._running.direct_routes if self._running is not None and self.why_not_direct() is None else {}
+
+    def why_not_direct(self) -> str | None:
+        """Return why `run()` must ask through ASGI for each request; None where it need not."""
+        if self._middleware:
+            return "the server has middleware"
+        if type(self).__call__ is not Server.__call__:
+            return f"{type(self).__name__} overrides __call__"
+        return None
 
     # -- its life ----------------------------------------------------------------------------------------------------
 
@@ -304,14 +314,16 @@ class Server:
         try:
             return await self._ensure_started()
         except (StartupError, DefinitionError) as error:
+            from mosec_asgi.errors import NOT_STARTED
             from mosec_asgi.version import SERVER
-            from mosec_asgi.web.request import RequestIds
-            from mosec_asgi.web.responses import NOT_STARTED, send_failure
+            from mosec_asgi.web.asgi import send_response
+            from mosec_asgi.web.exchange import RequestIds
+            from mosec_asgi.web.protocols import plain
 
             request_id = RequestIds().of(dict(scope["headers"]))
             logger.error("the service could not be started: %s", error, extra={"request_id": request_id})
             headers = [(b"x-request-id", request_id.encode()), (b"server", SERVER.encode())]
-            await send_failure(send, NOT_STARTED, headers)
+            await send_response(send, plain.failed(NOT_STARTED), headers)
             return None
 
     async def _ensure_started(self) -> Service:
@@ -344,6 +356,7 @@ class Server:
             import_main=self._settings is not None,
             platform=self._platform,
             document=self.openapi,
+            middleware=self._middleware,
         )
         await running.start()
         for name, process in self._daemons.items():

@@ -28,6 +28,7 @@ from mosec_asgi.streaming import streams
 from mosec_asgi.version import SERVER
 
 if TYPE_CHECKING:
+    from starlette.middleware import Middleware
     from starlette.types import ASGIApp
 
     from mosec_asgi.web.direct import DirectRoute
@@ -59,6 +60,7 @@ class Service:
         import_main: bool,
         platform: Platform | None = None,
         document: Callable[[], dict[str, Any]] | None = None,
+        middleware: Sequence[Middleware] = (),
     ) -> None:
         """Put the parts together; nothing is started.
 
@@ -68,6 +70,7 @@ class Service:
             import_main: let spawned workers import the program's main module in any case; see `ProcessLauncher`.
             platform: what to run on; None for processes.
             document: makes the OpenAPI document; None for that of the routes.
+            middleware: what each request goes through; the first is the outermost.
         """
         self.loop = asyncio.get_running_loop()
         self._settings = settings
@@ -75,6 +78,7 @@ class Service:
         self._simulated = platform is not None
         self._routes = routes
         self._document = document or functools.partial(openapi_document, routes, settings)
+        self._middleware = middleware
         stages, pipelines, limits = plan_service(routes, settings)
         self._workers = sum(len(plan.specs) for plan in stages)
         self._memory: SharedMemory | None = None
@@ -164,23 +168,25 @@ class Service:
     def _build_app(self) -> ASGIApp:
         # Only here: this loads the web framework, which takes about as long as a small worker takes to load, and then
         # happens at the same time.
-        from mosec_asgi.web.access import AccessLog
-        from mosec_asgi.web.app import App, Egress
+        from mosec_asgi.web.app import App
+        from mosec_asgi.web.protocols import plain
 
+        results = [
+            (path, pipeline[-1].worker.resp_mime_type, streams(pipeline[-1].worker))
+            for path, pipeline in self._routes.items()
+        ]
         app = App(
-            {
-                path: Egress(pipeline[-1].worker.resp_mime_type, streams(pipeline[-1].worker))
-                for path, pipeline in self._routes.items()
-            },
+            plain.routes(results, self._coordinator.new_id),
             self._coordinator,
             self._metrics,
             self._document,
+            custom=self._custom,
             max_request_size=self._settings.max_request_size,
             compressed=self._settings.compression,
             server=SERVER,
+            access_log=self._settings.access_log,
+            middleware=self._middleware,
         )
-        if self._settings.access_log:
-            return AccessLog(app)
         self.direct_routes = app.direct_routes
         return app
 

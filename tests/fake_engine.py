@@ -1,4 +1,4 @@
-"""The two sides between which the web stands, both moved by the test: a `Service`, and a client of an ASGI server.
+"""The two sides between which the web stands, both moved by the test: an `Engine`, and a client of an ASGI server.
 
 `ManualLoop` is the time in which they move: it stands still until the test moves it on.
 """
@@ -6,105 +6,106 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from fakes import pending_timers, settled_loop
 from starlette.types import ASGIApp, Message
+from waiting import pending_timers, settled_loop
 
-from mosec_asgi.batching.engine import CLIENT_LEFT, Outcome, Statistics
-from mosec_asgi.errors import Failure
+from mosec_asgi.batching.engine import Caller, Statistics
+from mosec_asgi.errors import CLIENT_LEFT, Failure
+from mosec_asgi.messages import OK, Call, Chunk, Credit, Outcome
 
 
 @dataclass
 class FakeTask:
-    """An admitted request, and the mind of the worker that has it.
+    """An admitted call, and the mind of the worker that has it.
 
     Attributes:
         taken: the bytes that its client has taken, report by report.
     """
 
-    id: int
-    route: int
-    body: bytes
-    request_id: str
-    timeout: float | None
-    on_outcome: Callable[[Outcome], None]
-    on_chunk: Callable[[bytes], None] | None
+    call: Call
+    caller: Caller
     outcome: Outcome | None = None
     taken: list[int] = field(default_factory=list)
 
-    def chunk(self, *chunks: bytes) -> None:
-        """Send chunks."""
-        assert self.on_chunk is not None, "the route was not asked as one that streams"
-        assert not self.done, "no chunk comes after the outcome"
-        for chunk in chunks:
-            self.on_chunk(chunk)
+    @property
+    def id(self) -> int:
+        return self.call.id
+
+    @property
+    def body(self) -> bytes:
+        return self.call.payload
 
     @property
     def done(self) -> bool:
         """Whether it has its outcome."""
         return self.outcome is not None
 
-    def answer(self, outcome: bytes = b"") -> None:
+    def chunk(self, *chunks: bytes) -> None:
+        """Send chunks."""
+        assert not self.done, "no chunk comes after the outcome"
+        for chunk in chunks:
+            self.caller.streamed(Chunk(self.id, chunk))
+
+    def answer(self, payload: bytes = b"") -> None:
         """Answer it, or end its stream."""
-        self.end(outcome)
+        self.end(payload)
 
     def fail(self, code: int, text: str, retry_after: int | None = None) -> None:
         self.end(Failure(code, text, retry_after))
 
-    def end(self, outcome: Outcome) -> None:
-        assert not self.done, "a task ends once"
-        self.outcome = outcome
-        self.on_outcome(outcome)
+    def end(self, outcome: bytes | Failure) -> None:
+        assert not self.done, "a call ends once"
+        failed = isinstance(outcome, Failure)
+        self.outcome = Outcome.of_failure(self.id, outcome) if failed else Outcome(self.id, OK, outcome)
+        self.caller.settled(self.outcome)
 
 
 class FakeEngine:
-    """A `Service` that does nothing by itself.
+    """An `Engine` that does nothing by itself.
 
     Attributes:
         tasks: all that were admitted.
-        refusal: what the next requests are told, where there is one.
-        cancelled: the numbers of the tasks that were cancelled before they had their outcome.
+        refusal: what the next calls are told, where there is one.
+        cancelled: the numbers of the calls that were cancelled before they had their outcome.
     """
 
     def __init__(self) -> None:
         self.tasks: list[FakeTask] = []
         self.refusal: Failure | None = None
         self.cancelled: list[int] = []
+        self._numbers = itertools.count(1)
 
-    def submit(
-        self,
-        route: int,
-        body: bytes,
-        request_id: str,
-        on_outcome: Callable[[Outcome], None],
-        timeout: float | None = None,
-        *,
-        example: bool = False,
-        on_chunk: Callable[[bytes], None] | None = None,
-    ) -> int | Failure:
+    def new_id(self) -> int:
+        return next(self._numbers)
+
+    def submit(self, call: Call, caller: Caller) -> None:
         if self.refusal is not None:
-            return self.refusal
-        self.tasks.append(FakeTask(len(self.tasks) + 1, route, body, request_id, timeout, on_outcome, on_chunk))
-        return self.tasks[-1].id
+            outcome = Outcome.of_failure(call.id, self.refusal)
+            asyncio.get_running_loop().call_soon(caller.settled, outcome)
+        else:
+            self.tasks.append(FakeTask(call, caller))
 
-    def taken(self, task_id: int, size: int) -> None:
-        self.tasks[task_id - 1].taken.append(size)
+    def cancel(self, call_id: int) -> None:
+        for task in self.tasks:
+            if task.id == call_id and not task.done:
+                self.cancelled.append(call_id)
+                task.end(CLIENT_LEFT)
 
-    def cancel(self, task_id: int) -> None:
-        task = self.tasks[task_id - 1]
-        if not task.done:
-            self.cancelled.append(task_id)
-            task.end(CLIENT_LEFT)
+    def credit(self, credit: Credit) -> None:
+        (task,) = (task for task in self.tasks if task.id == credit.call_id)
+        task.taken.append(credit.size)
 
     def statistics(self) -> Statistics:
         return Statistics(sum(not task.done for task in self.tasks), False, ())
 
     @property
     def task(self) -> FakeTask:
-        """The only task."""
+        """The only call."""
         (task,) = self.tasks
         return task
 

@@ -9,14 +9,15 @@ from contextlib import asynccontextmanager
 
 import uvicorn
 from fake_engine import FakeClient, FakeEngine, FakeTask
-from fakes import pending_timers, settled_loop, until
 from uvicorn.importer import import_from_string
+from waiting import pending_timers, settled_loop, until
 
 from mosec_asgi.observing.metrics import ServiceMetrics
 from mosec_asgi.streaming import EVENT_STREAM
+from mosec_asgi.web.asgi import AsgiExchange, AsgiRoute
 from mosec_asgi.web.disconnect import DisconnectWatch
-from mosec_asgi.web.request import BodyReader, RequestIds, Shared
-from mosec_asgi.web.sse import StreamEndpoint
+from mosec_asgi.web.exchange import RequestIds, Shared
+from mosec_asgi.web.protocols.plain import PlainRoute
 from mosec_asgi.web.uvicorn.gathering import gathering
 
 # Bytes of a request's body.
@@ -33,17 +34,12 @@ class Side:
     def __init__(self, content_type: str, *, compressed: bool) -> None:
         self.service = FakeEngine()
         self.metrics = ServiceMetrics("test", [])
-        self.watch = DisconnectWatch(self.service.cancel)
+        self.watch = DisconnectWatch(AsgiExchange.leave)
         shared = Shared(
-            self.service,
-            self.metrics,
-            BodyReader(LIMIT, compressed=compressed),
-            RequestIds(),
-            self.watch,
-            (b"server", b"test"),
-            compressed,
+            self.service, self.metrics, RequestIds(), (b"server", b"test"), LIMIT, compressed=compressed
         )
-        self.endpoint = StreamEndpoint("/path", 7, content_type, shared)
+        route = PlainRoute("/path", 7, content_type, streams=True, new_id=self.service.new_id)
+        self.endpoint = AsgiRoute(route, shared, self.watch)
 
     def ask(self, body: bytes = b"1", headers: dict[str, str] | None = None) -> FakeClient:
         """Send a request."""

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 from fake_engine import FakeClient
-from fakes import FakeClock, told, until
 from starlette.types import Message, Receive, Scope, Send
+from waiting import FakeClock, told, until
 
 from mosec_asgi.web.access import AccessLog
 

@@ -16,17 +16,17 @@ import pytest
 import uvicorn
 import uvloop
 from fake_engine import FakeEngine, FakeTask
-from fakes import PATIENCE, settled_loop, told, until
 from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
-from workers import Echo
+from waiting import PATIENCE, settled_loop, told, until
 
-from mosec_asgi import Server, SSEWorker, testing
-from mosec_asgi.batching.engine import Outcome
+from mosec_asgi.batching.engine import Caller
 from mosec_asgi.errors import Failure
+from mosec_asgi.messages import Call
 from mosec_asgi.observing.metrics import ServiceMetrics
-from mosec_asgi.web.app import App, Egress
+from mosec_asgi.web.app import App
 from mosec_asgi.web.direct import DirectRoute
+from mosec_asgi.web.protocols import plain
 from mosec_asgi.web.uvicorn.gathering import gathering
 from mosec_asgi.web.uvicorn.http1 import Http1Protocol
 
@@ -35,6 +35,14 @@ LIMIT = 3_000_000
 LARGE = b"~" * 2_000_000
 # More than all buffers between the server and a client hold.
 FLOOD = b"~" * 30_000_000
+
+
+ROUTES = [
+    ("/json", "application/json", False),
+    ("/raw", "x/100%d", False),
+    ("/stream", "text/event-stream", True),
+    ("/a%b", "application/json", False),
+]
 
 
 class Response(NamedTuple):
@@ -95,12 +103,7 @@ class Side:
         self.server: uvicorn.Server
         self._port = port
         self._app = App(
-            {
-                "/json": Egress("application/json", False),
-                "/raw": Egress("x/100%d", False),
-                "/stream": Egress("text/event-stream", True),
-                "/a%b": Egress("application/json", False),
-            },
+            plain.routes(ROUTES, service.new_id),
             service,
             self.metrics,
             dict,
@@ -161,7 +164,7 @@ def post(body: bytes = b"[1]", path: str = "/json", version: str = "1.1", **head
     return f"POST {path} HTTP/{version}\r\n{head}\r\n".encode() + body
 
 
-async def answered(side: Side, request: bytes, outcome: Outcome | None) -> Response:
+async def answered(side: Side, request: bytes, outcome: bytes | Failure | None) -> Response:
     """Return what a request is answered, which is admitted where there is an outcome for it."""
     async with side.client() as client:
         client.send(request)
@@ -172,7 +175,7 @@ async def answered(side: Side, request: bytes, outcome: Outcome | None) -> Respo
 
 # -- the same answers --------------------------------------------------------------------------------------------------
 
-USUAL: dict[str, tuple[bytes, Outcome | None]] = {
+USUAL: dict[str, tuple[bytes, bytes | Failure | None]] = {
     "result": (post(), b"[1]"),
     "empty result": (post(), b""),
     "large result": (post(), LARGE),
@@ -193,7 +196,7 @@ USUAL: dict[str, tuple[bytes, Outcome | None]] = {
 
 @pytest.mark.parametrize("case", USUAL.values(), ids=USUAL)
 async def test_a_usual_request_goes_past_asgi_and_is_answered_as_it_would_be_there(
-    case: tuple[bytes, Outcome | None],
+    case: tuple[bytes, bytes | Failure | None],
 ) -> None:
     responses, counted, asked = [], [], []
     for protocol in (Http1Protocol, HttpToolsProtocol):
@@ -211,7 +214,7 @@ async def test_a_task_has_the_body_the_route_the_id_and_the_time_of_its_request(
     async with serving() as side, side.client() as client:
         client.send(post(LARGE, "/raw", X_Request_Id="mine", X_Request_Timeout="1500"))
         task = await side.task()
-        assert (task.route, task.request_id, task.timeout, task.on_chunk) == (1, "mine", 1.5, None)
+        assert (task.call.route, task.call.request_id, task.call.timeout) == (1, "mine", 1.5)
         assert task.body == LARGE
         task.answer(b"")
         assert (await client.response()).header("x-request-id") == "mine"
@@ -376,7 +379,7 @@ async def test_the_wish_for_another_protocol_is_ignored(wish: dict[str, str], pi
             await settled_loop()
         for number, (body, name) in enumerate(((b"0123456789", "mine"), (b"behind", "next")), 1):
             task = await side.task(number)
-            assert (task.body, task.request_id) == (body, name)
+            assert (task.body, task.call.request_id) == (body, name)
             task.answer(b"<%b>" % body)
             assert (await client.response()).body == b"<%b>" % body
 
@@ -471,33 +474,16 @@ async def test_an_answer_to_a_client_that_has_left_meanwhile_goes_nowhere() -> N
 # -- faults, and the end -----------------------------------------------------------------------------------------------
 
 
-class Quick(FakeEngine):
-    """A service that answers within the call."""
-
-    def submit(self, *args: Any, **options: Any) -> int | Failure:
-        task = super().submit(*args, **options)
-        self.tasks[-1].answer(b"at once")
-        return task
-
-
-async def test_an_outcome_that_is_there_at_once_is_answered() -> None:
-    async with serving(service=Quick()) as side, side.client() as client:
-        for _ in range(3):
-            client.send(post())
-            assert (await client.response()).body == b"at once"
-        assert side.asked == 0
-
-
 class Faulty(FakeEngine):
     """A service with a fault, in the first call."""
 
     faults = 1
 
-    def submit(self, *args: Any, **options: Any) -> int | Failure:
+    def submit(self, call: Call, caller: Caller) -> None:
         if self.faults:
             self.faults -= 1
             raise RuntimeError("a secret")
-        return super().submit(*args, **options)
+        super().submit(call, caller)
 
 
 async def test_a_fault_of_ours_is_no_fault_of_the_clients(logged: pytest.LogCaptureFixture) -> None:
@@ -555,44 +541,3 @@ def test_a_connection_that_has_ended_is_freed_at_once(
         loop.run_until_complete(main())
     finally:
         loop.close()
-
-
-# -- which routes ------------------------------------------------------------------------------------------------------
-
-
-class Events(SSEWorker):
-    def forward(self, data: Any) -> None:
-        self.send_stream_event("a")
-
-
-class InBetween(Server):
-    """A server that sees each request."""
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await super().__call__(scope, receive, send)
-
-
-def routes_of(server: Server) -> set[bytes]:
-    return set(server.direct_routes())
-
-
-@pytest.mark.parametrize(
-    ("make", "expected"),
-    [
-        (Server, {b"/inference", b"/b"}),
-        (InBetween, set()),
-        (lambda: Server(compression=True), set()),
-        (lambda: Server(access_log=True), set()),
-    ],
-    ids=["plain", "something in between", "compression", "access log"],
-)
-async def test_the_short_way_is_there_for_results_that_nobody_else_must_see(
-    make: Callable[[], Server], expected: set[bytes]
-) -> None:
-    server = make()
-    server.append_worker(Echo, route=["/inference", "/b", "/ü", "/a%b", "/a b"])
-    server.append_worker(Events, route="/stream")
-    assert routes_of(server) == set()
-    async with testing.serving(server):
-        assert routes_of(server) == expected
-    assert routes_of(server) == set()

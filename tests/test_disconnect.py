@@ -6,8 +6,8 @@ import asyncio
 
 import pytest
 from fake_engine import ManualLoop, in_manual_time
-from fakes import pending_timers, settled_loop
 from starlette.types import Message
+from waiting import pending_timers, settled_loop
 
 from mosec_asgi.web.disconnect import WATCH_AFTER_SECONDS, DisconnectWatch
 

@@ -10,8 +10,8 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 from fake_engine import FakeTask
-from fakes import settled_loop, until
 from stream_side import MUCH, RAW, Side, uvicorn_serving
+from waiting import settled_loop, until
 
 pytest.importorskip("zttp", reason="the extra http2 is not installed")
 h2_connection = pytest.importorskip("h2.connection")

@@ -8,12 +8,12 @@ from contextlib import asynccontextmanager
 
 import pytest
 from fake_engine import FakeClient, FakeEngine
-from fakes import pending_timers, until
+from waiting import pending_timers, until
 
-from mosec_asgi.errors import Failure
+from mosec_asgi.errors import BAD_TIMEOUT, Failure
 from mosec_asgi.observing.metrics import ServiceMetrics
-from mosec_asgi.web.app import App, Egress
-from mosec_asgi.web.request import BAD_TIMEOUT
+from mosec_asgi.web.app import App
+from mosec_asgi.web.protocols import plain
 
 
 class Side:
@@ -23,7 +23,9 @@ class Side:
         self.service = FakeEngine()
         self.metrics = ServiceMetrics("test", [])
         self.app = App(
-            {"/json": Egress("application/json", False), "/stream": Egress("text/event-stream", True)},
+            plain.routes(
+                [("/json", "application/json", False), ("/stream", "text/event-stream", True)], self.service.new_id
+            ),
             self.service,
             self.metrics,
             dict,
@@ -53,8 +55,7 @@ async def test_each_route_is_answered_as_its_egress_says() -> None:
         whole, stream = side.ask("/json"), side.ask("/stream")
         await until(lambda: len(side.service.tasks) == 2)
         first, second = side.service.tasks
-        assert (first.route, first.on_chunk) == (0, None)
-        assert second.route == 1
+        assert (first.call.route, second.call.route) == (0, 1)
         first.answer(b"{}")
         second.chunk(b"data: a\n\n")
         second.answer()
@@ -72,7 +73,7 @@ async def test_the_timeout_of_a_request_goes_to_the_service(
     async with serving() as side:
         client = side.ask(path, headers)
         await until(lambda: side.service.tasks)
-        assert side.service.task.timeout == timeout
+        assert side.service.task.call.timeout == timeout
         side.service.task.answer(b"")
         await client.call
 

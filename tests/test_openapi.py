@@ -32,7 +32,7 @@ from mosec_asgi.schema import MOSEC_REF_TEMPLATE, ParseTarget
 from mosec_asgi.web import contract
 from mosec_asgi.web.components import Components
 from mosec_asgi.web.openapi import OpenAPI
-from mosec_asgi.web.request import BAD_TIMEOUT
+from mosec_asgi.errors import BAD_TIMEOUT
 
 Operation = dict[str, Any]
 

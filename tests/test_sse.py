@@ -12,15 +12,15 @@ from typing import Any
 
 import pytest
 from fake_engine import FakeClient, FakeTask, ManualLoop, in_manual_time
-from fakes import settled_loop, until
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from stream_side import ENOUGH, LIMIT, RAW, serving, stream_enough, uvicorn_serving
+from waiting import settled_loop, until
 
-from mosec_asgi.errors import Failure
+from mosec_asgi.errors import BAD_TIMEOUT, Failure
 from mosec_asgi.streaming import EVENT_STREAM
-from mosec_asgi.web.request import BAD_TIMEOUT
-from mosec_asgi.web.sse import KEEP_ALIVE, KEEP_ALIVE_SECONDS
+from mosec_asgi.web.protocols.plain import COMMENT as KEEP_ALIVE
+from mosec_asgi.web.stream import KEEP_ALIVE_SECONDS
 
 BOTH = pytest.mark.parametrize("content_type", [EVENT_STREAM, RAW])
 
@@ -63,7 +63,7 @@ async def test_the_head_of_a_stream_names_its_type_its_request_and_its_server_an
             "x-request-id": "order 66",
             "server": "test",
         }
-        assert side.service.task.request_id == "order 66"
+        assert side.service.task.call.request_id == "order 66"
 
 
 @BOTH
@@ -143,7 +143,7 @@ async def test_the_request_reaches_the_service_unpacked_with_its_route_and_timeo
         client = side.ask(gzip.compress(b"input"), {"content-encoding": "gzip", "x-request-timeout": "1500"})
         await until(lambda: side.service.tasks)
         task = side.service.task
-        assert (task.body, task.route, task.timeout) == (b"input", 7, 1.5)
+        assert (task.body, task.call.route, task.call.timeout) == (b"input", 7, 1.5)
         task.answer()
         await ended(client)
 
@@ -271,7 +271,7 @@ async def test_a_failure_after_the_first_raw_chunk_breaks_the_response_off(
         assert side.answers == {500: 1}
         (record,) = (record for record in caplog.records if record.levelno >= logging.WARNING)
         assert "inference internal error" in record.getMessage()
-        assert record.__dict__["request_id"] == task.request_id
+        assert record.__dict__["request_id"] == task.call.request_id
         assert record.exc_info is None
 
 

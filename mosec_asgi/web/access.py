@@ -9,10 +9,9 @@ from urllib.parse import quote
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mosec_asgi import log
-from mosec_asgi.web.request import RequestIds
+from mosec_asgi.errors import CANCELLED
+from mosec_asgi.web.exchange import RequestIds
 
-# What nginx says of a client that has left before it was answered.
-CLIENT_LEFT = 499
 # Characters of a path that are shown as they are (RFC 3986, `pchar` and the slash); others are percent-encoded, so that
 # a path cannot write log lines of its own.
 _PATH = "/:@!$&'()*+,;="
@@ -55,14 +54,24 @@ class AccessLog:
         error = 500
         try:
             await self._app(scope, receive, watched)
-            error = CLIENT_LEFT
+            error = CANCELLED
         finally:
-            milliseconds = (self._clock() - began) * 1000
-            _log(scope, status or error, request_id, milliseconds, "" if finished else ", not finished,")
+            seconds = self._clock() - began
+            log_end(scope["method"], scope["path"], status or error, request_id, seconds, finished=finished)
 
 
-def _log(scope: Scope, status: int, request_id: str, milliseconds: float, end: str) -> None:
-    method, path = scope["method"], quote(scope["path"], safe=_PATH)
+def log_end(method: str, path: str, status: int, request_id: str, seconds: float, *, finished: bool = True) -> None:
+    """Log how a request has ended.
+
+    Args:
+        method: of the request.
+        path: of the request, as it is when nothing of it is encoded.
+        status: of the answer; `errors.CANCELLED` where there was nobody left to answer.
+        request_id: of the request.
+        seconds: from its arrival to its end.
+        finished: the answer was sent to its end.
+    """
+    path, milliseconds = quote(path, safe=_PATH), seconds * 1000
     extra = {
         "request_id": request_id,
         "method": method,
@@ -70,4 +79,5 @@ def _log(scope: Scope, status: int, request_id: str, milliseconds: float, end: s
         "status": status,
         "duration_ms": round(milliseconds, 3),
     }
-    logger.info("%s %s %d%s in %.1f ms", method, path, status, end, milliseconds, extra=extra)
+    left = "" if finished or status == CANCELLED else ", not finished,"
+    logger.info("%s %s %d%s in %.1f ms", method, path, status, left, milliseconds, extra=extra)

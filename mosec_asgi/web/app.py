@@ -1,113 +1,113 @@
-"""Routes -> handlers. A request to an inference route takes the short way; all others go through Starlette."""
+"""Routes -> handlers. A request to a model's route is answered at once; all others go through Starlette."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from starlette.applications import Starlette
 from starlette.datastructures import MutableHeaders
 from starlette.middleware import Middleware
-from starlette.routing import Route
+from starlette.routing import Route as StarletteRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mosec_asgi.batching.engine import Engine
+from mosec_asgi.observing.custom import CustomMetrics
+from mosec_asgi.observing.exposition import Exposition
 from mosec_asgi.observing.metrics import ServiceMetrics
+from mosec_asgi.web.access import AccessLog
+from mosec_asgi.web.asgi import AsgiExchange, AsgiRoute
 from mosec_asgi.web.direct import DirectRoute
 from mosec_asgi.web.disconnect import DisconnectWatch
+from mosec_asgi.web.exchange import RequestIds, Route, Shared
 from mosec_asgi.web.health import Health
-from mosec_asgi.web.inference import InferenceEndpoint
 from mosec_asgi.web.openapi import OpenAPI
-from mosec_asgi.web.request import BodyReader, RequestIds, Shared
-from mosec_asgi.web.sse import StreamEndpoint
 from mosec_asgi.web.swagger import Swagger
-
-
-@dataclass(frozen=True, slots=True)
-class Egress:
-    """What a route answers, as its last worker says.
-
-    Attributes:
-        content_type: of a result.
-        streams: a result is a stream.
-    """
-
-    content_type: str
-    streams: bool
 
 
 class App:
     """The ASGI app of a running service.
 
     Attributes:
-        direct_routes: those that a protocol of ours need not ask through ASGI, by path as it stands in a request.
+        direct_routes: those that a protocol of ours need not ask through ASGI, by path as it stands in a request; none
+            where middleware is to see each request.
     """
 
     def __init__(
         self,
-        routes: Mapping[str, Egress],
-        service: Engine,
+        routes: Sequence[Route],
+        engine: Engine,
         metrics: ServiceMetrics,
         document: Callable[[], dict[str, Any]],
         *,
+        custom: CustomMetrics | None = None,
         max_request_size: int,
         compressed: bool,
         server: str,
+        access_log: bool = False,
+        middleware: Sequence[Middleware] = (),
     ) -> None:
         """Build the routes.
 
         Args:
-            routes: what is answered there by path, in the order of the service's list.
-            service: runs the tasks.
+            routes: of the protocols in which clients speak to models.
+            engine: runs their calls.
             metrics: what to count into, and show.
             document: makes the OpenAPI document.
+            custom: what users' workers count, where it is shown.
             max_request_size: bytes of a request's body, unpacked.
             compressed: read compressed requests, and compress results for clients that accept it; streams never are.
             server: what the `server` header says.
+            access_log: log a line for each request.
+            middleware: what each request goes through, health and documents included; the first is the outermost.
         """
-        health, swagger = Health(service, metrics), Swagger()
+        health, swagger = Health(engine, Exposition(metrics, engine.statistics, custom)), Swagger()
         shared = Shared(
-            service,
+            engine,
             metrics,
-            BodyReader(max_request_size, compressed=compressed),
             RequestIds(),
-            DisconnectWatch(service.cancel),
             (b"server", server.encode("latin-1")),
-            compressed,
+            max_request_size,
+            compressed=compressed,
+            logged=access_log,
         )
-        self._inference: dict[str, InferenceEndpoint | StreamEndpoint] = {
-            path: (StreamEndpoint if egress.streams else InferenceEndpoint)(path, place, egress.content_type, shared)
-            for place, (path, egress) in enumerate(routes.items())
-        }
+        watch: DisconnectWatch[AsgiExchange] = DisconnectWatch(AsgiExchange.leave)
+        self._models = {route.path: AsgiRoute(route, shared, watch) for route in routes}
         self.direct_routes = {
-            path.encode(): DirectRoute(endpoint, max_request_size)
-            for path, endpoint in self._inference.items()
-            if isinstance(endpoint, InferenceEndpoint) and not compressed and _is_plain(path)
+            route.path.encode(): DirectRoute(route, shared)
+            for route in routes
+            if not route.streams and not middleware and _is_plain(route.path)
         }
         self._rest = Starlette(
             routes=[
-                Route("/", health.root),
-                Route("/livez", health.livez),
-                Route("/readyz", health.readyz),
-                Route("/metrics", health.metrics),
-                Route("/openapi/metadata.json", OpenAPI(document).metadata),
-                Route("/openapi/swagger", swagger.without_slash),
-                Route("/openapi/swagger/{file:path}", swagger.page),
+                StarletteRoute("/", health.root),
+                StarletteRoute("/livez", health.livez),
+                StarletteRoute("/readyz", health.readyz),
+                StarletteRoute("/metrics", health.metrics),
+                StarletteRoute("/openapi/metadata.json", OpenAPI(document).metadata),
+                StarletteRoute("/openapi/swagger", swagger.without_slash),
+                StarletteRoute("/openapi/swagger/{file:path}", swagger.page),
                 # Here as well, for the answers to a wrong method.
-                *(Route(path, endpoint, methods=["POST"]) for path, endpoint in self._inference.items()),
+                *(StarletteRoute(path, endpoint, methods=["POST"]) for path, endpoint in self._models.items()),
             ],
             middleware=[Middleware(_ServerHeader, server=server)],
         )
         # A path with a slash too many is no route, as in mosec; a redirected POST would be sent twice.
         self._rest.router.redirect_slashes = False
+        answer: ASGIApp = self._answer
+        for each in reversed(middleware):
+            answer = each.cls(answer, *each.args, **each.kwargs)
+        self._outermost = AccessLog(answer) if access_log else answer
 
     # Here and where else it says so, a plain function returns what is to be awaited: a coroutine between two others
     # costs each request, for it is made, and gone through on the way down and up again.
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         """Answer one request."""
+        return self._outermost(scope, receive, send)
+
+    def _answer(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         if scope["method"] == "POST":
-            endpoint = self._inference.get(_path_below_mount(scope))
+            endpoint = self._models.get(_path_below_mount(scope))
             if endpoint is not None:
                 return endpoint(scope, receive, send)
         return self._rest(scope, receive, send)
@@ -128,7 +128,7 @@ def _is_plain(path: str) -> bool:
 
 
 class _ServerHeader:
-    """Adds the `server` header to what Starlette answers; the inference routes do it themselves."""
+    """Adds the `server` header to what Starlette answers; the models' routes do it themselves."""
 
     def __init__(self, app: ASGIApp, server: str) -> None:
         self._app = app

@@ -2,25 +2,13 @@
 
 from __future__ import annotations
 
-from http import HTTPStatus
-
 from starlette.types import Message, Receive
 
-from mosec_asgi.errors import Failure
-
-EMPTY = Failure(HTTPStatus.BAD_REQUEST, "no data provided")
+from mosec_asgi.errors import Failure, too_large
 
 
 class ClientLeft(Exception):
     """The client went away before its body was complete; there is nobody to answer."""
-
-
-def too_large(limit: int) -> Failure:
-    """Return the failure of a body over `limit` bytes."""
-    return Failure(
-        HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
-        f"the body is larger than the {limit} bytes that this service accepts",
-    )
 
 
 async def read_body(receive: Receive, declared: bytes | None, limit: int) -> bytes | Failure:
@@ -32,7 +20,7 @@ async def read_body(receive: Receive, declared: bytes | None, limit: int) -> byt
         limit: the most bytes to accept; never much more is held in memory.
 
     Returns:
-        the body, at least one byte long, or what is wrong with it.
+        the body, or what is wrong with it.
 
     Raises:
         ClientLeft: the client went away.
@@ -50,7 +38,7 @@ async def read_body(receive: Receive, declared: bytes | None, limit: int) -> byt
         body = b"".join(chunks)
     if len(body) > limit:
         return too_large(limit)
-    return body or EMPTY
+    return body
 
 
 async def _read_chunks(receive: Receive, message: Message, limit: int) -> tuple[list[bytes], int]:

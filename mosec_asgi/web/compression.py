@@ -11,10 +11,9 @@ import functools
 import importlib.util
 import zlib
 from collections.abc import Callable, Iterator
-from http import HTTPStatus
 
-from mosec_asgi.errors import Failure
-from mosec_asgi.web.body import too_large
+from mosec_asgi.errors import Failure, broken_body, too_large, unknown_encoding
+from mosec_asgi.web.responses import Response
 
 # Bytes; smaller responses gain nothing.
 LEAST_RESPONSE = 1024
@@ -39,7 +38,7 @@ def supported() -> tuple[str, ...]:
 def unknown(encoding: str, *, enabled: bool) -> Failure:
     """Return the failure of a body in an encoding that the service does not read."""
     remedy = f"it reads {', '.join(supported())}" if enabled else "compression is off (the setting `compression`)"
-    return Failure(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, f"the content-encoding {encoding!r} is not supported: {remedy}")
+    return unknown_encoding(encoding, remedy)
 
 
 async def decompress(body: bytes, encoding: str, limit: int) -> bytes | Failure:
@@ -65,7 +64,7 @@ async def decompress(body: bytes, encoding: str, limit: int) -> bytes | Failure:
                 shared_at = size
                 await asyncio.sleep(0)
     except BrokenBody as error:
-        return Failure(HTTPStatus.BAD_REQUEST, f"the body is no {encoding}, as its content-encoding says: {error}")
+        return broken_body(encoding, str(error))
     return b"".join(pieces)
 
 
@@ -76,6 +75,38 @@ async def compress(body: bytes, encoding: str) -> bytes:
         pieces.append(piece)
         await asyncio.sleep(0)
     return b"".join(pieces)
+
+
+def takes_turns(response: Response, accept: bytes | None) -> bool:
+    """Whether an answer to a client with this Accept-Encoding header takes several turns of the event loop to pack."""
+    return len(response.body) > STEP and _encoding_of(response, accept) is not None
+
+
+def packed_at_once(response: Response, accept: bytes | None) -> Response:
+    """Return an answer as the client wants it, with the headers that say so; see `takes_turns`."""
+    encoding = _encoding_of(response, accept)
+    body = response.body if encoding is None else b"".join(_PACK[encoding](response.body))
+    return _with_body(response, body, encoding)
+
+
+async def packed(response: Response, accept: bytes | None) -> Response:
+    """Return an answer as the client wants it, with the headers that say so."""
+    encoding = _encoding_of(response, accept)
+    body = response.body if encoding is None else await compress(response.body, encoding)
+    return _with_body(response, body, encoding)
+
+
+def _encoding_of(response: Response, accept: bytes | None) -> str | None:
+    if accept is None or len(response.body) < LEAST_RESPONSE:
+        return None
+    return choose(accept.decode("latin-1"))
+
+
+def _with_body(response: Response, body: bytes, encoding: str | None) -> Response:
+    headers = [*response.headers, (b"vary", b"accept-encoding")]
+    if encoding is not None:
+        headers.append((b"content-encoding", encoding.encode()))
+    return Response(response.status, headers, body)
 
 
 def choose(accept: str) -> str | None:

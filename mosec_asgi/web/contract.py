@@ -4,11 +4,17 @@ from __future__ import annotations
 
 from http import HTTPStatus
 
-from mosec_asgi.errors import INTERNAL_ERROR_TEXT, DecodingError, ValidationError, describe
+from mosec_asgi.errors import (
+    BAD_TIMEOUT,
+    INTERNAL_ERROR_TEXT,
+    NO_DATA,
+    DecodingError,
+    ValidationError,
+    describe,
+    too_large,
+)
 from mosec_asgi.schema import JSON
 from mosec_asgi.web import compression
-from mosec_asgi.web.body import EMPTY, too_large
-from mosec_asgi.web.request import BAD_TIMEOUT
 from mosec_asgi.web.responses import reason
 
 DESCRIPTION = (
@@ -31,7 +37,7 @@ def _errors(max_request_size: int, *, compressed: bool) -> dict[int, tuple[str, 
         HTTPStatus.BAD_REQUEST: (
             "The body is empty or cannot be decoded, the model refuses it, or a header has no value that it can have.",
             [
-                EMPTY.text,
+                NO_DATA.text,
                 describe(DecodingError("the body is not JSON: unexpected character: line 1 column 1")).text,
                 BAD_TIMEOUT.text,
             ],

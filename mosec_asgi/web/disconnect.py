@@ -3,43 +3,46 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
+from typing import Generic, TypeVar
 
 from starlette.types import Receive
+
+Key = TypeVar("Key", bound=Hashable)
 
 # A request that has waited so long gets a task that notices when its client leaves; most are answered before.
 WATCH_AFTER_SECONDS = 0.02
 
 
-class DisconnectWatch:
+class DisconnectWatch(Generic[Key]):
     """Notices clients that leave while they wait, without a task for each request.
 
     A request is `add`ed when it begins to wait and `discard`ed when it has its answer. One timer for all looks at those
     that were already there at its last look: only for them a task is started that waits for the disconnect.
     """
 
-    def __init__(self, on_leave: Callable[[int], None]) -> None:
+    def __init__(self, on_leave: Callable[[Key], None]) -> None:
         """Watch nothing yet.
 
         Args:
-            on_leave: called with the number of a request whose client has left.
+            on_leave: called with the key of a request whose client has left.
         """
         self._on_leave = on_leave
-        self._young: dict[int, Receive] = {}
-        self._seen: set[int] = set()
-        self._watchers: dict[int, asyncio.Task[None]] = {}
+        self._young: dict[Key, Receive] = {}
+        self._seen: set[Key] = set()
+        self._watchers: dict[Key, asyncio.Task[None]] = {}
         self._timer: asyncio.TimerHandle | None = None
 
     def __repr__(self) -> str:
-        return f"<DisconnectWatch young={sorted(self._young)} watched={sorted(self._watchers)}>"
+        return f"<DisconnectWatch young={list(self._young)} watched={list(self._watchers)}>"
 
-    def add(self, key: int, receive: Receive) -> None:
-        """Begin to watch request number `key`; `receive`, its messages, is read by the watch alone from here on."""
+    def add(self, key: Key, receive: Receive) -> None:
+        """Begin to watch a request by its key; `receive`, its messages, is read by the watch alone from here on."""
         self._young[key] = receive
         if self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(WATCH_AFTER_SECONDS, self._look)
 
-    def discard(self, key: int) -> None:
+    def discard(self, key: Key) -> None:
         """End the watch on a request."""
         if self._young.pop(key, None) is None:
             watcher = self._watchers.pop(key, None)
@@ -53,7 +56,7 @@ class DisconnectWatch:
         self._seen = set(self._young)
         self._timer = loop.call_later(WATCH_AFTER_SECONDS, self._look) if self._young else None
 
-    async def _watch(self, key: int, receive: Receive) -> None:
+    async def _watch(self, key: Key, receive: Receive) -> None:
         while (await receive())["type"] != "http.disconnect":  # noqa: ASYNC110 - nothing sets an event
             # A middleware that gives out the body again and again must not keep the event loop from all else.
             await asyncio.sleep(WATCH_AFTER_SECONDS)

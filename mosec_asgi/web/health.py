@@ -7,15 +7,14 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from mosec_asgi.batching.engine import Engine
 from mosec_asgi.observing.exposition import Exposition
-from mosec_asgi.observing.metrics import ServiceMetrics
 
 
 class Health:
     """The endpoints that probes and Prometheus ask."""
 
-    def __init__(self, service: Engine, metrics: ServiceMetrics) -> None:
-        self._service = service
-        self._exposition = Exposition(metrics)
+    def __init__(self, engine: Engine, exposition: Exposition) -> None:
+        self._engine = engine
+        self._exposition = exposition
 
     async def root(self, request: Request) -> Response:
         """Say that the service is there, as mosec does."""
@@ -27,7 +26,7 @@ class Health:
 
     async def readyz(self, request: Request) -> Response:
         """Answer 200 when every stage has a worker, else 503 with the stages that have none."""
-        now = self._service.statistics()
+        now = self._engine.statistics()
         waiting = {
             stage.name: "its workers do not start" if stage.down else "no worker is ready"
             for stage in now.stages

@@ -15,7 +15,7 @@ be lost: such a request is read again without its wish.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
 from typing import Any
 
 import httptools
@@ -24,7 +24,7 @@ from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
-from mosec_asgi.web.direct import DirectRoute, Exchange
+from mosec_asgi.web.direct import DirectExchange, DirectRoute
 from mosec_asgi.web.responses import Header
 from mosec_asgi.web.uvicorn.gathering import GatheringTransport
 from mosec_asgi.web.uvicorn.keep_alive import SilenceTimer
@@ -52,7 +52,10 @@ class Http1Protocol(HttpToolsProtocol):
         # Where uvicorn is to count or to log requests, it must see them.
         seen = self.access_log or self.limit_concurrency is not None
         self._routes: Mapping[bytes, DirectRoute] = {} if routes is None or seen else routes()
-        self._exchange = Exchange(self)
+        # Made with the first request that takes the short way.
+        self._exchange: DirectExchange | None = None
+        # What answers on the short way take several turns of the loop for.
+        self._work: set[asyncio.Task[None]] = set()
         # The newest request is on the short way.
         self._is_direct = False
         # The request of uvicorn's that runs, or was the last to.
@@ -74,7 +77,10 @@ class Http1Protocol(HttpToolsProtocol):
             self.cycle = None  # type: ignore[assignment]  # as before the first request
         super().connection_lost(exc)
         self._silence.stop()
-        self._exchange.close()
+        if self._exchange is not None:
+            self._exchange.close()
+        for work in self._work:
+            work.cancel()
         if self._running is not None and not self._running.response_complete:
             self._running.disconnected = True
             self._running.message_event.set()
@@ -114,6 +120,10 @@ class Http1Protocol(HttpToolsProtocol):
         self.headers = []
         self.expect_100_continue = False
 
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Take in a header; what uvicorn looks for in each is looked for once, in all of them."""
+        self.headers.append((name.lower(), value))
+
     def on_headers_complete(self) -> None:
         """Choose the request's way."""
         parser = self.parser
@@ -121,16 +131,17 @@ class Http1Protocol(HttpToolsProtocol):
             self._asks_for_upgrade = True
             return
         route = self._routes.get(self.url)
-        if route is None or not self._is_usual():
+        headers = dict(self.headers)
+        if route is None or not self._is_usual() or not route.takes(headers):
+            self.expect_100_continue = headers.get(b"expect", b"").lower() == b"100-continue"
             self._begin_as_uvicorn()
             return
-        headers = dict(self.headers)
-        if route.takes(headers):
-            self._is_direct = True
-            self.cycle = self._exchange  # type: ignore[assignment]  # which has what uvicorn asks of one
-            self._exchange.begin(route, headers)
-        else:
-            self._begin_as_uvicorn()
+        exchange = self._exchange
+        if exchange is None:
+            exchange = self._exchange = DirectExchange(self, route.shared)
+        self._is_direct = True
+        self.cycle = exchange  # type: ignore[assignment]  # which has what uvicorn asks of one
+        exchange.begin(route, headers)
 
     def _is_usual(self) -> bool:
         """Whether this is a POST that is answered next, and at once, and is not the connection's last."""
@@ -140,7 +151,6 @@ class Http1Protocol(HttpToolsProtocol):
             and parser.get_method() == b"POST"
             and parser.should_keep_alive()
             and parser.get_http_version() == "1.1"
-            and not self.expect_100_continue
             and not self.flow.write_paused
         )
 
@@ -152,14 +162,15 @@ class Http1Protocol(HttpToolsProtocol):
         # The list that is in the scope.
         self.headers += headers
         super().on_headers_complete()
-        if not self._exchange.response_complete and len(self.pipeline) == 1:
+        exchange = self._exchange
+        if exchange is not None and not exchange.response_complete and len(self.pipeline) == 1:
             # It waits behind one on the short way, and uvicorn reads no more until that is answered. But only reading
             # tells that the client has left. A third that comes ends the reading for good.
             self.flow.resume_reading()
 
     def on_body(self, body: bytes) -> None:
         """Take in a piece of a request's body."""
-        if self._is_direct:
+        if self._is_direct and self._exchange is not None:
             self._exchange.feed(body)
         else:
             super().on_body(body)
@@ -168,8 +179,8 @@ class Http1Protocol(HttpToolsProtocol):
         """Take note of a request's end."""
         if self._asks_for_upgrade:
             return
-        if self._is_direct:
-            self._exchange.submit()
+        if self._is_direct and self._exchange is not None:
+            self._exchange.end()
         else:
             super().on_message_complete()
 
@@ -182,14 +193,26 @@ class Http1Protocol(HttpToolsProtocol):
     def respond(self, head: bytes, body: bytes, *, close: bool) -> None:
         """Send a response, and go on with the next request."""
         transport = self.transport
-        if not transport.is_closing():
-            if isinstance(transport, GatheringTransport):
-                transport.write_response(head, body)
-            else:
-                transport.write(head + body)
-            if close:
-                transport.close()
-        self.on_response_complete()
+        if transport.is_closing():
+            return
+        if isinstance(transport, GatheringTransport):
+            transport.write_response(head, body)
+        else:
+            transport.write(head + body)
+        if close:
+            transport.close()
+        # The usual case of `on_response_complete`.
+        if self.pipeline or close or self.flow.read_paused:
+            self.on_response_complete()
+        else:
+            self.server_state.total_requests += 1
+            self._silence.begin()
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run what takes several turns of the event loop, and drop it when the connection ends."""
+        task = self.loop.create_task(work)
+        self._work.add(task)
+        task.add_done_callback(self._work.discard)
 
     def on_response_complete(self) -> None:
         """Go on with the next request, or wait for it."""

@@ -4,7 +4,9 @@ import re
 
 import pytest
 
-from mosec_asgi.web.request import BAD_TIMEOUT, RequestIds, timeout_of
+from mosec_asgi.errors import BAD_TIMEOUT
+from mosec_asgi.web.exchange import RequestIds
+from mosec_asgi.web.protocols.plain import timeout_of
 
 
 def test_a_request_has_no_timeout_of_its_own_unless_it_says_so() -> None:

@@ -1,0 +1,232 @@
+"""The way of a request through ASGI: plain ASGI, no Starlette object, no task and no timer for a request.
+
+Any ASGI server takes it; under `run()` it is the way of what `direct` leaves.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Awaitable, Sequence
+
+from starlette.types import Receive, Scope, Send
+
+from mosec_asgi import log
+from mosec_asgi.errors import Failure
+from mosec_asgi.messages import OK, Chunk, Outcome
+from mosec_asgi.web import compression
+from mosec_asgi.web.body import ClientLeft, read_body
+from mosec_asgi.web.disconnect import DisconnectWatch
+from mosec_asgi.web.exchange import Exchange, Route, Shared, StreamForm
+from mosec_asgi.web.responses import Header, Headers, Response, headers_of
+from mosec_asgi.web.stream import KEEP_ALIVE_SECONDS, Stream
+
+logger = log.internal_logger(__name__)
+
+
+class AsgiRoute:
+    """The ASGI app of a route."""
+
+    def __init__(
+        self,
+        route: Route,
+        shared: Shared,
+        watch: DisconnectWatch[AsgiExchange],
+        *,
+        keep_alive: float = KEEP_ALIVE_SECONDS,
+    ) -> None:
+        """Bind a route to the service.
+
+        Args:
+            route: of a protocol.
+            shared: what it has in common with the other routes.
+            watch: notices clients that leave.
+            keep_alive: see `Stream`.
+        """
+        self._route = route
+        self._shared = shared
+        self._watch = watch
+        self._keep_alive = keep_alive
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        began = time.perf_counter()
+        exchange = AsgiExchange(self._route, self._shared, scope, send)
+        try:
+            body = await _body(exchange.headers, receive, self._shared)
+        except ClientLeft:
+            return
+        if isinstance(body, Failure):
+            exchange.refuse(body)
+        else:
+            exchange.body = body
+            form = self._route.stream(exchange) if self._route.streams else None
+            if form is not None:
+                exchange.open(form, self._keep_alive)
+            exchange.submit()
+        if exchange.response is None:
+            self._watch.add(exchange, receive)
+            try:
+                # A server may raise it on sending to a client that has left (ASGI 2.4).
+                with contextlib.suppress(OSError):
+                    await exchange.follow(began)
+            finally:
+                self._watch.discard(exchange)
+                # Whatever has ended this before its time; a call that has its outcome is left alone.
+                exchange.leave()
+        if exchange.response is not None:
+            await exchange.send_response(exchange.response, began)
+
+
+class AsgiExchange(Exchange):
+    """A request that came through ASGI, and its answer.
+
+    Attributes:
+        response: a whole answer, once there is one.
+    """
+
+    def __init__(self, route: Route, shared: Shared, scope: Scope, send: Send) -> None:
+        """Begin with a request of which the head has come."""
+        super().__init__(shared)
+        self.route = route
+        self.path_params = scope.get("path_params") or {}
+        self.query = scope.get("query_string", b"")
+        self.headers = dict(scope["headers"])
+        self.request_id = shared.request_ids.of(self.headers)
+        self.response: Response | None = None
+        self._send = send
+        self._has_head = False
+        self._stream: Stream | None = None
+        self._form: StreamForm | None = None
+        self._waiter: asyncio.Future[None] | None = None
+
+    def open(self, form: StreamForm, keep_alive: float) -> None:
+        """Take a stream for an answer."""
+        self._form = form
+        self._stream = Stream(form, self._send_piece, self.shared.engine, keep_alive=keep_alive)
+
+    # -- as the caller of its calls ----------------------------------------------------------------------------------
+
+    def streamed(self, chunk: Chunk) -> None:
+        """Take a piece of a stream."""
+        if self._stream is None:
+            super().streamed(chunk)
+        else:
+            self._stream.feed(chunk)
+
+    def concluded(self, outcomes: Sequence[Outcome]) -> None:
+        """Answer, or end the stream."""
+        if self._stream is None:
+            super().concluded(outcomes)
+        else:
+            self._stream.end(outcomes)
+
+    def abandoned(self) -> None:
+        """Let whoever waits here go: there is nobody to answer."""
+        self._wake()
+
+    def answer(self, response: Response) -> None:
+        """Keep the answer for whoever sends it."""
+        self.response = response
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._stream is not None:
+            self._stream.end(())
+        elif self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    # -- sending -----------------------------------------------------------------------------------------------------
+
+    async def follow(self, began: float) -> None:
+        """Wait for a whole answer, or send a stream to its end; return at once where nobody waits any more."""
+        if self._stream is None:
+            self._waiter = asyncio.get_running_loop().create_future()
+            await self._waiter
+        else:
+            await self._follow_stream(self._stream, began)
+
+    async def send_response(self, response: Response, began: float) -> None:
+        """Send a whole answer."""
+        self._count(response.status, began)
+        common: list[Header] = [(b"x-request-id", self.request_id.encode()), self.shared.server]
+        if self.shared.compressed and response.status == OK:
+            response = await compression.packed(response, self.headers.get(b"accept-encoding"))
+        await send_response(self._send, response, common)
+
+    async def _follow_stream(self, stream: Stream, began: float) -> None:
+        assert self._form is not None
+        try:
+            outcomes = await stream.follow()
+            if not outcomes:
+                return
+            failure = next((outcome.failure for outcome in outcomes if outcome.code != OK), None)
+            if failure is None:
+                self._count(OK, began)
+                await stream.write(self._form.end(), more_body=False)
+                return
+            last = self._form.failure(failure, begun=stream.begun)
+            if last is not None:
+                self._count(int(failure.code), began)
+                await stream.write(last, more_body=False)
+            elif not stream.begun:
+                self.response = self.route.refuse(self, failure)
+            else:
+                self._count(int(failure.code), began)
+                logger.warning(
+                    "the response is broken off, because its stream has failed: %s",
+                    failure.text,
+                    extra={"request_id": self.request_id},
+                )
+                # Nothing after this: a server breaks off a response whose app returns before its end.
+                await stream.write()
+        finally:
+            stream.close()
+
+    async def _send_piece(self, piece: bytes, more: bool) -> None:
+        if not self._has_head:
+            self._has_head = True
+            assert self._form is not None
+            common = [(b"x-request-id", self.request_id.encode()), self.shared.server]
+            headers = [*self._form.headers, *common]
+            await self._send({"type": "http.response.start", "status": OK, "headers": headers})
+        await self._send({"type": "http.response.body", "body": piece, "more_body": more})
+
+    def _count(self, status: int, began: float) -> None:
+        metrics = self.shared.metrics
+        metrics.answered(self.route.path, status)
+        if status == OK:
+            metrics.duration.observe(time.perf_counter() - began)
+
+
+async def send_response(send: Send, response: Response, common: Sequence[Header]) -> None:
+    """Send a whole answer; `common` are the headers that every answer has."""
+    await send({"type": "http.response.start", "status": response.status, "headers": headers_of(response, common)})
+    await send({"type": "http.response.body", "body": response.body})
+
+
+# No coroutine of its own, see `App`.
+def _body(headers: Headers, receive: Receive, shared: Shared) -> Awaitable[bytes | Failure]:
+    """Return a request's body, unpacked, or what is wrong with it.
+
+    Raises:
+        ClientLeft: the client went away.
+    """
+    declared, encoding = headers.get(b"content-length"), headers.get(b"content-encoding")
+    if encoding is None:
+        return read_body(receive, declared, shared.limit)
+    return _encoded_body(receive, declared, encoding, shared)
+
+
+async def _encoded_body(receive: Receive, declared: bytes | None, encoding: bytes, shared: Shared) -> bytes | Failure:
+    name = encoding.decode("latin-1").strip().lower()
+    if name in ("", "identity"):
+        return await read_body(receive, declared, shared.limit)
+    if not (shared.compressed and name in compression.supported()):
+        return compression.unknown(name, enabled=shared.compressed)
+    body = await read_body(receive, declared, shared.limit)
+    if isinstance(body, Failure):
+        return body
+    # Nothing at all is no packed body, and no fault of its encoding.
+    return await compression.decompress(body, name, shared.limit) if body else body
