@@ -277,7 +277,7 @@ class Coordinator:
             return code, payload.read()
         except LinkError as error:
             logger.error("answered 500: %s", error, extra={"request_id": task.request_id})
-            return errors.WORKER_DIED.code, errors.INTERNAL_ERROR_TEXT.encode()
+            return errors.INTERNAL_ERROR.code, errors.INTERNAL_ERROR.text.encode()
         finally:
             payload.drop()
 
