@@ -30,6 +30,7 @@ from mosec_asgi.ipc import frames
 from mosec_asgi.ipc.arena import LARGE
 from mosec_asgi.ipc.channel import Seen
 from mosec_asgi.ipc.ledger import SharedPayload
+from mosec_asgi.messages import EGRESS, EXAMPLE, INGRESS, Cancels, Chunks, Credits, Results, Tasks
 from mosec_asgi.observing.metrics import Gauges, StageMetrics
 from mosec_asgi.pool.process.launcher import Launcher
 from mosec_asgi.pool.supervisor import PoolWorker, Supervisor
@@ -215,7 +216,7 @@ class Stage:
         self.scheduler.add_worker(worker)
         self._mark()
 
-    def worker_results(self, worker: PoolWorker, results: frames.Results) -> None:
+    def worker_results(self, worker: PoolWorker, results: Results) -> None:
         """Take in results."""
         now = self._clock()
         codes: Sequence[int] = results.codes
@@ -246,9 +247,7 @@ class Stage:
         else:
             self._rate.wait(now, waiting=False)
 
-    def _received(
-        self, worker: PoolWorker, results: frames.Results
-    ) -> tuple[Sequence[int], Sequence[bytes | SharedPayload]]:
+    def _received(self, worker: PoolWorker, results: Results) -> tuple[Sequence[int], Sequence[bytes | SharedPayload]]:
         """Return the codes and payloads of results of which some lie in shared memory, the last stage's as bytes."""
         memory = worker.handle.memory
         if memory is None:
@@ -273,7 +272,7 @@ class Stage:
             raise frames.FrameError("spoke of shared memory, and has none")
         worker.handle.memory.hear(frame)
 
-    def worker_events(self, worker: PoolWorker, events: frames.Events) -> None:
+    def worker_events(self, worker: PoolWorker, events: Chunks) -> None:
         """Take in pieces of streams."""
         if not self.plan.streams:
             raise frames.FrameError("sent events, and is no worker that streams")
@@ -334,10 +333,10 @@ class Stage:
         """Tell workers whose clients have left, and what the others have taken."""
         cancelled, self._cancelled = self._cancelled, {}
         for worker, ids in cancelled.items():
-            worker.send(frames.encode_cancel(frames.Cancel(ids)))
+            worker.send(frames.encode_cancels(Cancels(ids)))
         taken, self._taken = self._taken, {}
         for worker, sizes in taken.items():
-            worker.send(frames.encode_taken(frames.Taken(list(sizes), list(sizes.values()))))
+            worker.send(frames.encode_credits(Credits(list(sizes), list(sizes.values()))))
 
     def _start_alone(self, now: float) -> None:
         """Send a task that is alone, and look for its answer where it will be there in a moment."""
@@ -378,7 +377,7 @@ class Stage:
             freed = memory.freed()
             if max(map(len, payloads)) >= LARGE:
                 memory.send(ids, flags, payloads)
-        encoded = frames.encode_tasks(frames.Tasks(ids, flags, request_ids, payloads))
+        encoded = frames.encode_tasks(Tasks(ids, flags, request_ids, payloads))
         assignment.worker.send(freed + encoded if freed else encoded)
         observe = self.metrics.queue_wait.observe
         for task in tasks:
@@ -436,5 +435,5 @@ def _flags(task: Task) -> int:
     """Return where a task stands in its pipeline, for the worker."""
     flags = 0
     if task.position == 0:
-        flags = frames.EXAMPLE if task.example else frames.INGRESS
-    return flags | frames.EGRESS if task.at_last_stage else flags
+        flags = EXAMPLE if task.example else INGRESS
+    return flags | EGRESS if task.at_last_stage else flags

@@ -16,13 +16,14 @@ from mosec_asgi import log
 from mosec_asgi.errors import StartupError
 from mosec_asgi.inside.spec import WorkerSpec
 from mosec_asgi.ipc import frames
+from mosec_asgi.messages import Chunks, Results
 from mosec_asgi.pool.lifecycle import Backoff, Event, State, transition
 from mosec_asgi.pool.process.launcher import Handle, Launcher, Pipe
 
 # Seconds in which a worker that has closed its pipe, or could not start, exits by itself; then it is killed.
 EXIT_SECONDS = 1.0
 # What a worker sends while it has tasks.
-_AT_WORK = (frames.Results, frames.Events, frames.Kept, frames.Released)
+_AT_WORK = (Results, Chunks, frames.Kept, frames.Released)
 
 logger = log.internal_logger(__name__)
 
@@ -33,10 +34,10 @@ class Listener(Protocol):
     def worker_ready(self, worker: PoolWorker) -> None:
         """Take `worker` into use."""
 
-    def worker_results(self, worker: PoolWorker, results: frames.Results) -> None:
+    def worker_results(self, worker: PoolWorker, results: Results) -> None:
         """Take in results; raise `frames.FrameError` if `worker` was never given those tasks."""
 
-    def worker_events(self, worker: PoolWorker, events: frames.Events) -> None:
+    def worker_events(self, worker: PoolWorker, events: Chunks) -> None:
         """Take in pieces of streams; raise `frames.FrameError` if `worker` may not send them."""
 
     def worker_memory(self, worker: PoolWorker, frame: frames.Kept | frames.Released) -> None:
@@ -244,10 +245,10 @@ class Supervisor:
     def _on_frame(self, worker: PoolWorker, place: _Place, frame: frames.Frame) -> None:
         if isinstance(frame, _AT_WORK) and worker.state is State.READY:
             try:
-                if isinstance(frame, frames.Results):
+                if isinstance(frame, Results):
                     self._listener.worker_results(worker, frame)
                     worker.answered = worker.answered or bool(frame.ids)
-                elif isinstance(frame, frames.Events):
+                elif isinstance(frame, Chunks):
                     self._listener.worker_events(worker, frame)
                 else:
                     self._listener.worker_memory(worker, frame)

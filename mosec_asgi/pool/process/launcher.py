@@ -27,8 +27,9 @@ from mosec_asgi.inside.counting import share_after_fork
 from mosec_asgi.inside.spec import WorkerSpec
 from mosec_asgi.ipc.channel import Channel, Seen
 from mosec_asgi.ipc.frames import Frame
-from mosec_asgi.ipc.progress import Progress, ProgressPage
+from mosec_asgi.ipc.progress import ProgressPage
 from mosec_asgi.ipc.shm import Share, SharedMemory, WorkerMemory
+from mosec_asgi.messages import Progress
 from mosec_asgi.pool.process.child import main
 from mosec_asgi.pool.process.preload import ForkedProcess, Template
 
