@@ -26,13 +26,13 @@ from mosec_asgi.errors import MosecTimeoutError
 from mosec_asgi.inside.async_runner import AsyncRunner
 from mosec_asgi.inside.codec import as_input, examples
 from mosec_asgi.inside.loading import load, runner_for, speaker_for, warm_up
-from mosec_asgi.inside.port import Port
 from mosec_asgi.inside.spec import WorkerSpec
 from mosec_asgi.ipc import frames
 from mosec_asgi.ipc.channel import Channel
 from mosec_asgi.ipc.progress import ProgressPage
 from mosec_asgi.messages import Progress, Results
 from mosec_asgi.pool.process.launcher import environment
+from mosec_asgi.pool.process.port import SocketPort
 from mosec_asgi.streaming import ContinuousWorker, is_async
 from mosec_asgi.testing.baton import BatonThread, Ended
 from mosec_asgi.testing.script import ScriptedWorker
@@ -111,7 +111,7 @@ class InlinePage(ProgressPage):
             super().beat()
 
 
-class InlinePort(Port):
+class InlinePort(SocketPort):
     """A worker's end of its pipe that never blocks the loop, which reads the other end."""
 
     progress: InlinePage
@@ -200,10 +200,10 @@ class ThreadPort(InlinePort):
             self.baton.wait(seconds, self.fileno())
         super().poll()
 
-    def _receive(self, flags: int) -> bool:
-        if flags == 0 and self.baton.is_current:
+    def _receive(self, *, wait: bool) -> bool:
+        if wait and self.baton.is_current:
             self.baton.wait(descriptor=self.fileno())
-        return super()._receive(socket.MSG_DONTWAIT)
+        return super()._receive(wait=False)
 
 
 class InlineWorker:
@@ -355,7 +355,7 @@ class PlainWorker(InlineWorker):
         """Do what `pool.process.child.main` does."""
         try:
             worker = self._load()
-            runner = runner_for(worker, self.spec, self.port)
+            runner = runner_for(worker, self.spec, self.port, interrupts=False)
             log.speak_as(speaker_for(runner, self.spec), context=True)
         except Exception:
             self.port.failed(traceback.format_exc())
@@ -455,24 +455,17 @@ class AsyncWorker(InlineWorker):
             self._ending = "exited with status 1"
             self._has_ended()
             return
-        await self._warm_up(worker)
+        await self._warm_up(worker, runner)
         self._watch(worker)
         self.port.ready()
-        await runner._serve()
-        closing = worker.close()  # type: ignore[func-returns-value]
-        if inspect.isawaitable(closing):
-            await closing
+        await runner.serving()
+        await runner.closing()
         self._has_ended()
 
-    async def _warm_up(self, worker: Worker) -> None:
+    async def _warm_up(self, worker: Worker, runner: AsyncRunner) -> None:
         try:
             for example in examples(worker):
-                result = worker.forward(as_input(example, batched=self.spec.max_batch_size > 1))
-                if isinstance(result, AsyncIterator):
-                    async for _ in result:
-                        pass
-                else:
-                    await result
+                await runner.rehearsal(as_input(example, batched=self.spec.max_batch_size > 1))
         except Exception:
             logger.exception("warm-up failed", extra={"stage": self.spec.stage, "worker": self.spec.worker_id})
 
