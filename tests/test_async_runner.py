@@ -36,6 +36,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mosec_asgi.errors import ClientError, MosecTimeoutError, ValidationError
+from mosec_asgi.inside import async_runner
 from mosec_asgi.inside.async_runner import BEAT_SECONDS, CANCEL_SECONDS, AsyncRunner
 from mosec_asgi.inside.loading import load
 from mosec_asgi.streaming import FINISHED, Event, SSEWorker
@@ -290,23 +291,26 @@ def test_a_batch_that_takes_too_long_is_not_run_again() -> None:
 
 @pytest.mark.parametrize("max_batch_size", [1, 4])
 def test_a_forward_that_goes_on_though_it_was_cancelled_is_answered_and_holds_up_nobody(
-    max_batch_size: int, logged: pytest.LogCaptureFixture
+    max_batch_size: int, logged: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(async_runner, "CLEANING_SECONDS", 0.2)
     ended: list[bool] = []
 
     async def forward(self: Worker, item: Any) -> Any:
         if item in (1, [1]):
-            while 2 not in server.answers:
+            while not any(record.levelno == logging.ERROR for record in logged.records):
                 try:
                     await asyncio.sleep(0.01)
                 except asyncio.CancelledError:
                     continue
             ended.append(True)
+        else:
+            await common.until(lambda: ended)
         return item
 
     server = ServerEnd()
     server.on_answer = lambda number: server.send(json_tasks(2, first=2)) if number == 1 else None
-    served(awaiting(forward), json_tasks(1), server=server, max_batch_size=max_batch_size, timeout=0.05)
+    served(awaiting(forward), json_tasks(1), server=server, max_batch_size=max_batch_size, timeout=0.6)
     assert [server.answers[1][0], server.answers[2]] == [LATE, ok(2)]
     assert any("goes on though it was cancelled" in record.getMessage() for record in logged.records)
 

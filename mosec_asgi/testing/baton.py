@@ -12,10 +12,12 @@ import asyncio
 import threading
 from collections.abc import Callable
 
+from mosec_asgi.inside.ending import Ending
+
 MOST_REMINDERS = 100
 
 
-class Ended(BaseException):
+class Ended(Ending):
     """Raised in the thread, wherever it waits, when it is to end."""
 
 
