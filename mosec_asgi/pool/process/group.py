@@ -25,10 +25,7 @@ from typing import Any
 from mosec_asgi import log
 
 # What a worker does not heed, since it is its server that decides when it ends, and what others do about it.
-_USUAL: dict[signal.Signals, Any] = {
-    signal.SIGINT: signal.default_int_handler,
-    signal.SIGTERM: signal.SIG_DFL,
-}
+_USUAL: dict[signal.Signals, Any] = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
 # Seconds that members get to clean up, where nobody but their worker is left to kill them.
 MEMBER_SECONDS = 1.0
 # `multiprocessing`'s process that removes what others have left in shared memory. It ends by itself, when it has.
