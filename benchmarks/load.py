@@ -21,11 +21,19 @@ SCRIPT = Path(__file__).with_name("wrk.lua")
 
 @dataclass(frozen=True, slots=True)
 class Measurement:
-    """What the clients saw: answers or events per second; latencies, to the end of an answer, in milliseconds."""
+    """What the clients saw.
+
+    Attributes:
+        per_second: answers or events.
+        p50_ms: the median latency, to the end of an answer, in milliseconds.
+        p99_ms: its 99th percentile.
+        done: all answers or events of the load, also those that came after the seconds that are counted above.
+    """
 
     per_second: float
     p50_ms: float
     p99_ms: float
+    done: int
 
 
 class Load(Protocol):
@@ -116,4 +124,5 @@ def _checked(report: dict[str, int | dict[str, int]], command: str) -> Measureme
         per_second=round(numbers["requests"] / (numbers["microseconds"] / 1e6), 1),
         p50_ms=numbers["p50_us"] / 1000,
         p99_ms=numbers["p99_us"] / 1000,
+        done=numbers["requests"],
     )

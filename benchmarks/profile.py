@@ -12,7 +12,6 @@ Before that, without py-spy, the processor time of a request is measured, by wha
 from __future__ import annotations
 
 import argparse
-import os
 import re
 import shutil
 import subprocess
@@ -24,6 +23,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import processes
 import servers
 from problems import BenchmarkError
 from scenarios import SCENARIOS, Scenario
@@ -111,28 +111,19 @@ def _profile(py_spy: str, scenario: Scenario, seconds: int, top: int) -> None:
 
 
 def _print_cpu_time(server: servers.RunningServer, scenario: Scenario) -> None:
-    pid = server.process.pid
-    children = Path(f"/proc/{pid}/task/{pid}/children")
-    if not children.exists():
+    if not processes.KNOWN:
         return
-    pids = [pid, *map(int, children.read_text().split())]
-    before = [_cpu_time(each) for each in pids]
+    pid = server.process.pid
+    before = processes.members(pid)
     measurement = scenario.load.put_on(server.url, scenario.connections, CPU_SECONDS)
-    after = [_cpu_time(each) for each in pids]
-    done = measurement.per_second * CPU_SECONDS
+    after = processes.members(pid)
     print(f"{measurement.per_second:,.0f} {scenario.load.unit}; of processor time, each of them takes")
-    for each, (user, system), (user_before, system_before) in zip(pids, after, before, strict=True):
-        user, system = (user - user_before) / done, (system - system_before) / done
-        if user + system > 0:
+    for each in sorted(before.keys() & after.keys()):
+        total = (after[each].own - before[each].own) / measurement.done * 1e6
+        system = (after[each].system - before[each].system) / measurement.done * 1e6
+        if total > 0:
             name = "the server" if each == pid else f"worker {each}"
-            print(f"  {(user + system) * 1e6:6.1f} µs of {name}, {system * 1e6:.1f} of them in the kernel")
-
-
-def _cpu_time(pid: int) -> tuple[float, float]:
-    """Return the seconds that a process has run so far, in its own code and in the kernel."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    ticks = os.sysconf("SC_CLK_TCK")
-    return int(fields[11]) / ticks, int(fields[12]) / ticks
+            print(f"  {total:6.1f} µs of {name}, {system:.1f} of them in the kernel")
 
 
 def _print_counts(title: str, counts: Counter[str], samples: int, top: int) -> None:

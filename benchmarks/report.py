@@ -18,12 +18,33 @@ HEADER = (
     f" {'theirs':>7} {'ours':>7}  {'theirs':>7} {'ours':>7}"
 )
 
+COST_HEADER = (
+    f"{'':14}  {'theirs':^26}  {'ours':^26}  {'theirs /':>8}\n"
+    f"{'scenario':14}  {'server':>8} {'workers':>8} {'sum':>8}  {'server':>8} {'workers':>8} {'sum':>8}  {'ours':>8}"
+)
+
 
 def table(results: Sequence[Result]) -> str:
     """Return the results as text, a line for each scenario and then what each is."""
     lines = [HEADER, "-" * len(HEADER.splitlines()[-1]), *map(_row, results), ""]
     lines += [f"{result.scenario.name}: {result.scenario.title}{_note(result)}" for result in results]
     return "\n".join(lines)
+
+
+def cost_table(results: Sequence[Result], where: str) -> str:
+    """Return what a request costs as text, a line for each scenario; `where` says on what that was measured."""
+    lines = [f"processor time of a request (of streams: of an event), user and system, in µs, on {where}", COST_HEADER]
+    return "\n".join([*lines, "-" * len(COST_HEADER.splitlines()[-1]), *map(_cost_row, results)])
+
+
+def _cost_row(result: Result) -> str:
+    theirs, ours = result.theirs_cost, result.ours_cost
+    if theirs is None or ours is None:
+        return f"{result.scenario.name:14}  not known on this system"
+    sides = "  ".join(f"{cost.server:8.1f} {cost.workers:8.1f} {cost.total:8.1f}" for cost in (theirs, ours))
+    # Of few requests it may be less than the system counts.
+    ratio = f"{theirs.total / ours.total:8.2f}" if ours.total else ""
+    return f"{result.scenario.name:14}  {sides}  {ratio}".rstrip()
 
 
 def _row(result: Result) -> str:

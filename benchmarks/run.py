@@ -1,48 +1,43 @@
 """Compare mosec_asgi with mosec: `make bench`, or `python benchmarks/run.py --only echo --rounds 3`.
 
-For each scenario both servers are started, warmed up, and then loaded in turn while the other one idles. Fairer than to
-start and stop them one at a time, because the two halves of a pair are then a second apart instead of five, on machines
-whose speed changes by the second; and an idle server takes nothing from the other: measured as processor time over 5 s,
-mosec took 0 ms and mosec_asgi 10 ms. Who goes first alternates from round to round.
+For each scenario both servers are started, warmed up, and then loaded in turn while the other one idles. `--busy` does
+all of that beside a busy program.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 import signal
 import sys
-import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import machine
+import options
 import report
 import servers
-from load import Measurement
+from busy import busy_loop
 from problems import BenchmarkError
-from results import Pair, Result
+from results import Result
 from scenarios import SCENARIOS, Scenario
+from turns import in_turn
 
 RESULTS = Path(__file__).parent / "results"
 ROUNDS = 5
-SECONDS = 3
-WARM_UP_SECONDS = 1
-# wrk leaves in the middle of its last requests; the server finishes them before the other one is measured.
-SETTLE_SECONDS = 0.2
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run what the command line asks for; return the exit code."""
-    options = _parser().parse_args(arguments)
+    parsed = _parser().parse_args(arguments)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
-        chosen = _chosen(options.only)
+        chosen = _chosen(parsed.only)
         for scenario in chosen:
             scenario.load.check()
         if any(scenario.rival == "mosec" for scenario in chosen):
             servers.check_mosec()
-        _compare_all(chosen, options.rounds, options.seconds)
+        _compare_all(chosen, parsed.rounds, parsed.seconds, parsed.busy)
     except BenchmarkError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -69,33 +64,25 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="Compare mosec_asgi with mosec, side by side on this machine.")
     names = [scenario.name for scenario in SCENARIOS]
     parser.add_argument("--only", action="append", choices=names, help="run this scenario; may be given again")
-    parser.add_argument("--rounds", type=_at_least_one, default=ROUNDS, help="pairs a scenario (default: %(default)s)")
-    parser.add_argument(
-        "--seconds", type=_at_least_one, default=SECONDS, help="length of a measurement (default: %(default)s)"
-    )
+    options.add_measuring(parser, ROUNDS)
     return parser
 
 
-def _at_least_one(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} is less than 1")
-    return number
-
-
-def _compare_all(scenarios: Sequence[Scenario], rounds: int, seconds: int) -> None:
+def _compare_all(scenarios: Sequence[Scenario], rounds: int, seconds: int, busy: bool) -> None:
     where = machine.describe()
-    cores = os.cpu_count() or 1
-    print(f"{where['cpu']}, {cores} cores; {where['python']}; {', '.join(map(' '.join, where['packages'].items()))}")
-    if where["load_average_before"] > cores / 4:
+    print(f"{machine.brief(where)}; {', '.join(map(' '.join, where['packages'].items()))}")
+    if machine.is_loaded(where):
         print(f"warning: other programs use this machine (load average {where['load_average_before']})")
-    results = [compare(scenario, rounds, seconds) for scenario in scenarios]
+    with busy_loop() if busy else nullcontext():
+        results = [compare(scenario, rounds, seconds) for scenario in scenarios]
+    where |= machine.conditions(where, [result.others for result in results], busy=busy)
     print(f"\n{report.table(results)}\n")
+    print(f"{report.cost_table(results, machine.brief(where))}\n")
 
-    # Only a whole run becomes the record that is kept in git.
+    # Only a whole run becomes a record that is kept in git.
     all_there = {scenario for scenario in SCENARIOS if not scenario.optional} <= set(scenarios)
-    whole = all_there and rounds >= ROUNDS and seconds >= SECONDS
-    path = RESULTS / ("latest.json" if whole else "trial.json")
+    whole = all_there and rounds >= ROUNDS and seconds >= options.SECONDS
+    path = RESULTS / f"{'latest' if whole else 'trial'}{'-busy' if busy else ''}.json"
     report.write_json(path, where, {"rounds": rounds, "seconds": seconds}, results)
     print(f"written: {path}")
     if report.draw(path.with_suffix(".png"), results):
@@ -115,29 +102,7 @@ def compare(scenario: Scenario, rounds: int, seconds: int) -> Result:
     """
     print(f"\n{scenario.name}: {scenario.title}", flush=True)
     with servers.running(scenario.service, [scenario.rival, "mosec_asgi"], scenario.load) as (theirs, ours):
-        for server in (theirs, ours):
-            _measure(server, scenario, WARM_UP_SECONDS)
-        pairs = []
-        for number in range(rounds):
-            order = (theirs, ours) if number % 2 == 0 else (ours, theirs)
-            measured = {server.package: _measure(server, scenario, seconds) for server in order}
-            pairs.append(Pair(measured[theirs.package], measured[ours.package]))
-            print(f"  {number + 1}/{rounds}  {_brief(scenario, pairs[-1])}", flush=True)
-    return Result(scenario, pairs)
-
-
-def _measure(server: servers.RunningServer, scenario: Scenario, seconds: int) -> Measurement:
-    try:
-        measurement = scenario.load.put_on(server.url, scenario.connections, seconds * scenario.stretch)
-    except BenchmarkError as error:
-        raise server.failure(str(error)) from error
-    time.sleep(SETTLE_SECONDS)
-    return measurement
-
-
-def _brief(scenario: Scenario, pair: Pair) -> str:
-    halves = ((scenario.rival, pair.theirs), ("mosec_asgi", pair.ours))
-    return "  ".join(f"{name} {m.per_second:,.0f} {scenario.load.unit} p50 {m.p50_ms:.2f} ms" for name, m in halves)
+        return Result(scenario, in_turn(scenario, theirs, ours, rounds, seconds))
 
 
 if __name__ == "__main__":

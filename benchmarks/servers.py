@@ -30,6 +30,20 @@ SECONDS_TO_START = 30.0
 SECONDS_TO_STOP = 10.0
 POLL = 0.02
 
+
+@dataclass(frozen=True, slots=True)
+class Checkout:
+    """A version of this package.
+
+    Attributes:
+        name: what it is called.
+        folder: where its files lie; the package is in it.
+    """
+
+    name: str
+    folder: Path
+
+
 Package = Literal["mosec", "mosec_asgi", "litserve", "bare", "uvicorn", "static"]
 # Where one answers 200 once it is ready.
 READY = {"mosec_asgi": "/readyz", "litserve": "/health"}
@@ -41,12 +55,14 @@ class RunningServer:
 
     Attributes:
         package: whose it is.
+        name: what it is called: the package, or its version.
         process: its main process, which leads the process group.
         port: where it listens on 127.0.0.1.
         log: the file with all that it prints.
     """
 
     package: Package
+    name: str
     process: subprocess.Popen[bytes]
     port: int
     log: Path
@@ -71,7 +87,7 @@ class RunningServer:
     def failure(self, what: str) -> BenchmarkError:
         """Return an error that shows the end of the server's log."""
         lines = self.log.read_text(errors="replace").splitlines()[-20:]
-        return BenchmarkError("\n".join([f"{self.package}: {what}", *lines]))
+        return BenchmarkError("\n".join([f"{self.name}: {what}", *lines]))
 
 
 def check_mosec() -> None:
@@ -98,13 +114,13 @@ def check_litserve() -> None:
 
 
 @contextlib.contextmanager
-def running(service: str, packages: Sequence[Package], load: Load) -> Iterator[list[RunningServer]]:
+def running(service: str, packages: Sequence[Package | Checkout], load: Load) -> Iterator[list[RunningServer]]:
     """Run a service under each of `packages` for the time of a block, each ready and answering rightly.
 
     Args:
         service: the file under `services/`.
         packages: whose; "bare", "uvicorn" and "static" are services of their own, and LitServe's is in
-            `litserve_<service>.py`.
+            `litserve_<service>.py`. A checkout is ours as it lies there.
         load: whose example is asked.
 
     Raises:
@@ -135,19 +151,24 @@ def alone(service: str) -> Iterator[RunningServer]:
             stop([server])
 
 
-def start(service: str, package: Package, folder: Path) -> RunningServer:
+def start(service: str, package: Package | Checkout, folder: Path) -> RunningServer:
     """Start a service; `folder` is for its sockets and its log."""
+    checkout = package if isinstance(package, Checkout) else None
+    package = "mosec_asgi" if isinstance(package, Checkout) else package
     # Their environment is ours without the settings that somebody may have there: both run with their defaults, and
     # what is installed for development is compiled once, as what pip has installed is.
-    ours = {name for name in os.environ if name.startswith("MOSEC_")} | {"PYTHONDONTWRITEBYTECODE"}
+    ours = {name for name in os.environ if name.startswith("MOSEC_")} | {"PYTHONDONTWRITEBYTECODE", "BENCH_CHECKOUT"}
     environment = {name: value for name, value in os.environ.items() if name not in ours}
     environment["BENCH_PACKAGE"] = "mosec" if package == "mosec" else "mosec_asgi"
+    if checkout is not None:
+        # Before all that is installed. The service makes sure of it: see services/package.py.
+        environment["PYTHONPATH"] = environment["BENCH_CHECKOUT"] = str(checkout.folder)
     program = SERVICES / f"{_program(service, package)}.py"
     port = _free_port()
     command = [sys.executable, str(program), "--address", "127.0.0.1", "--port", str(port)]
     # For mosec's unix sockets; ours accepts it and needs none.
     command += ["--path", str(folder / "sockets")]
-    log = folder / f"{package}.log"
+    log = folder / f"{port}.log"
     with log.open("wb") as output:
         process = subprocess.Popen(
             command,
@@ -158,7 +179,7 @@ def start(service: str, package: Package, folder: Path) -> RunningServer:
             stderr=output,
             start_new_session=True,
         )
-    return RunningServer(package, process, port, log)
+    return RunningServer(package, package if checkout is None else checkout.name, process, port, log)
 
 
 def _program(service: str, package: Package) -> str:

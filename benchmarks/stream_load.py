@@ -70,6 +70,7 @@ class Streams:
             per_second=round(tally.events / seconds, 1),
             p50_ms=round(percentiles[49] * 1000, 3),
             p99_ms=round(percentiles[98] * 1000, 3),
+            done=tally.events + tally.late,
         )
 
 
@@ -81,6 +82,7 @@ class _Tally:
         until: when the time is up, in seconds of `time.perf_counter`.
         lengths: of the streams that are still to be asked for.
         events: how many came in time.
+        late: how many came after it.
         seconds: from each request to the end of its stream.
         failure: what has gone wrong first.
     """
@@ -88,6 +90,7 @@ class _Tally:
     until: float
     lengths: Iterator[int]
     events: int = 0
+    late: int = 0
     seconds: list[float] = field(default_factory=list)
     failure: str = ""
 
@@ -115,6 +118,8 @@ class _Client(asyncio.Protocol):
         self._events += events
         if now < self._tally.until:
             self._tally.events += events
+        else:
+            self._tally.late += events
         if len(self._status) < len(OK):
             self._status += data[: len(OK) - len(self._status)]
         self._tail = (self._tail + data)[-len(END) :]

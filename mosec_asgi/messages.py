@@ -4,9 +4,9 @@
     caller ◄─ Chunk, Outcome ───────── engine ◄─ Chunks, Results ─────────── link ◄══ worker
 
 A caller (the web, `infer`, a dry run, a test) speaks of single calls; a link carries what is ready for one worker, or
-from it, as columns of equal length: a message for many tasks costs as much as one for one task. Nobody changes a message
-after it has been made, none is compared by identity, and each survives `pickle`, so that any of these arrows may cross
-a socket. Bytes and protocols are made of them at the edges only.
+from it, as columns of equal length: a message for many tasks costs as much as one for one task. Nobody changes a
+message after it has been made, none is compared by identity, and each survives `pickle`, so that any of these arrows
+may cross a socket. Bytes and protocols are made of them at the edges only.
 
 They stand on the lowest floor because all others speak of them: frames (`ipc`) are made of them as well.
 """
@@ -19,6 +19,10 @@ from typing import NamedTuple, Protocol, TypeAlias
 from mosec_asgi.errors import Failure
 
 OK = 200
+
+
+class LinkError(Exception):
+    """A worker has said what it must not say; its link has no meaning from here on. The text says what it was."""
 
 
 class Call(NamedTuple):

@@ -12,16 +12,17 @@ from multiprocessing.process import BaseProcess
 from typing import TYPE_CHECKING, Any
 
 from mosec_asgi.batching.coordinator import Coordinator
-from mosec_asgi.batching.engine import Statistics, outcome_future
+from mosec_asgi.batching.engine import Engine, FutureOutcome, Statistics
 from mosec_asgi.batching.stage import StagePlan
 from mosec_asgi.config import Settings, prometheus_directory
 from mosec_asgi.definition import openapi_document, plan_service
 from mosec_asgi.errors import Failure
 from mosec_asgi.ipc.shm import SharedMemory, shared_memory
+from mosec_asgi.messages import Call, Chunk, Credit
 from mosec_asgi.observing.custom import CustomMetrics
 from mosec_asgi.observing.metrics import ServiceMetrics, StageMetrics
-from mosec_asgi.pool.process.launcher import Launcher, ProcessLauncher
-from mosec_asgi.pool.process.metered import MeteredLauncher
+from mosec_asgi.pool.link import Launcher
+from mosec_asgi.pool.process.launcher import ProcessLauncher
 from mosec_asgi.runtime import Runtime
 from mosec_asgi.streaming import streams
 from mosec_asgi.version import SERVER
@@ -78,7 +79,6 @@ class Service:
         self._routes = routes
         self._document = document or functools.partial(openapi_document, routes, settings)
         self._middleware = middleware
-        self._streams = [streams(pipeline[-1].worker) for pipeline in routes.values()]
         stages, pipelines, limits = plan_service(routes, settings)
         self._workers = sum(len(plan.specs) for plan in stages)
         self._memory: SharedMemory | None = None
@@ -88,17 +88,15 @@ class Service:
         )
         # Workers in this process count where everything else does.
         self._custom = None if platform else CustomMetrics(prometheus_directory())
-        self._metrics.custom = self._custom
-        self._metrics.shared_memory = lambda: self._memory.in_use if self._memory is not None else 0
         self._coordinator = Coordinator(
             stages,
             pipelines,
             platform.launcher if platform else self._launcher,
-            self._metrics,
             limits,
+            observers=[self._metrics.stages],
             clock=platform.clock if platform else time.monotonic,
+            shared_memory=lambda: self._memory.in_use if self._memory is not None else 0,
         )
-        self._launchers: list[ProcessLauncher] = []
         self._daemon_watches: list[asyncio.Task[None]] = []
         # Answers requests, once the service has started; and the routes that need not be asked through it, by path.
         self.app: ASGIApp
@@ -144,22 +142,18 @@ class Service:
         self._coordinator.abandon()
         self._let_go()
 
+    @property
+    def engine(self) -> Engine:
+        """What runs calls."""
+        return self._coordinator
+
     async def run_example(self, route: int, request_id: str) -> int | Failure:
         """Run the example of a route's first worker; return the bytes of its result, or of its events."""
-        size = 0
-
-        def take(chunk: bytes) -> None:
-            nonlocal size
-            size += len(chunk)
-            if isinstance(task, int):
-                self._coordinator.taken(task, len(chunk))
-
-        future, resolve = outcome_future()
-        task = self._coordinator.submit(
-            route, b"", request_id, resolve, example=True, on_chunk=take if self._streams[route] else None
-        )
-        outcome = await future if isinstance(task, int) else task
-        return outcome if isinstance(outcome, Failure) else size + len(outcome)
+        caller = _SizeCaller(self._coordinator)
+        call = Call(self._coordinator.new_id(), route, b"", request_id, example=True)
+        self._coordinator.submit(call, caller)
+        outcome = await caller.future
+        return outcome.failure or caller.size + len(outcome.payload)
 
     def watch_daemon(
         self, name: str, process: subprocess.Popen[Any] | BaseProcess, on_exit: Callable[[str, int], None]
@@ -189,6 +183,7 @@ class Service:
             max_request_size=self._settings.max_request_size,
             compressed=self._settings.compression,
             server=SERVER,
+            custom=self._custom,
             access_log=self._settings.access_log,
             middleware=self._middleware,
         )
@@ -196,21 +191,44 @@ class Service:
         return app
 
     def _launcher(self, plan: StagePlan, loop: asyncio.AbstractEventLoop) -> Launcher:
-        launcher = ProcessLauncher(
-            loop, plan.start_method, import_main=self._import_main, preload=plan.preload, memory=self._memory
+        return ProcessLauncher(
+            loop,
+            plan.start_method,
+            import_main=self._import_main,
+            preload=plan.preload,
+            memory=self._memory,
+            counts=self._custom,
         )
-        self._launchers.append(launcher)
-        return launcher if self._custom is None else MeteredLauncher(launcher, self._custom)
 
     def _let_go(self) -> None:
-        """Let go of what workers were forked from and of what was shared with them, once they have ended."""
-        for launcher in self._launchers:
-            launcher.close()
+        """Let go of what was shared with the workers, once they have ended."""
         if self._custom is not None:
             self._custom.close()
         if self._memory is not None:
             self._memory.close()
             self._memory = None
+
+
+class _SizeCaller(FutureOutcome):
+    """Waits for an outcome, and adds up the bytes of the stream before it.
+
+    Attributes:
+        size: bytes of the stream.
+    """
+
+    __slots__ = ("_engine", "size")
+
+    def __init__(self, engine: Engine) -> None:
+        super().__init__()
+        self.size = 0
+        self._engine = engine
+
+    def streamed(self, chunk: Chunk) -> None:
+        """Count a piece, and make room for the next."""
+        self.size += len(chunk.payload)
+        # Not from within: the engine is in the middle of what has brought the piece.
+        credit = Credit(chunk.call_id, len(chunk.payload))
+        asyncio.get_running_loop().call_soon(self._engine.credit, credit)
 
 
 async def _watch_daemon(

@@ -23,10 +23,11 @@ from mosec_asgi.inside.port import Port
 from mosec_asgi.inside.spec import WorkerSpec
 from mosec_asgi.inside.timer import KernelTimer
 from mosec_asgi.ipc import frames
-from mosec_asgi.ipc.progress import Progress, ProgressPage
+from mosec_asgi.ipc.progress import ProgressPage
+from mosec_asgi.messages import EGRESS, INGRESS, Cancels, Chunks, Credits, Progress, Results, Tasks
 from mosec_asgi.worker import Worker
 
-BOTH = frames.INGRESS | frames.EGRESS
+BOTH = INGRESS | EGRESS
 # Seconds; far above what anything here needs, so that only a hang reaches it.
 PATIENCE = 20.0
 BUFFER = 256 * 1024
@@ -37,13 +38,13 @@ def worker_of(forward: Callable[[Any], Any], base: type[Worker] = Worker, **memb
     return type("Made", (base,), {"forward": lambda self, data: forward(data), **members})
 
 
-def tasks(*payloads: bytes, flags: int = BOTH, first: int = 1) -> frames.Tasks:
+def tasks(*payloads: bytes, flags: int = BOTH, first: int = 1) -> Tasks:
     """Return tasks numbered from `first`, with the request ids r1, r2, ..."""
     ids = range(first, first + len(payloads))
-    return frames.Tasks(ids, [flags] * len(ids), [f"r{number}" for number in ids], payloads)
+    return Tasks(ids, [flags] * len(ids), [f"r{number}" for number in ids], payloads)
 
 
-def json_tasks(*values: Any, first: int = 1) -> frames.Tasks:
+def json_tasks(*values: Any, first: int = 1) -> Tasks:
     """Return tasks with these inputs."""
     return tasks(*(json.dumps(value).encode() for value in values), first=first)
 
@@ -134,7 +135,7 @@ class ServerEnd:
 
     # -- what it says ------------------------------------------------------------------------------------------------
 
-    def send(self, *work: frames.Tasks) -> None:
+    def send(self, *work: Tasks) -> None:
         """Send tasks."""
         for each in work:
             self._sent += len(each.ids)
@@ -145,13 +146,13 @@ class ServerEnd:
     def cancel(self, *ids: int) -> None:
         """Say that the clients of these tasks have left."""
         self._cancelled.update(ids)
-        self.write(frames.encode_cancel(frames.Cancel(ids)))
+        self.write(frames.encode_cancels(Cancels(ids)))
 
     def take(self, task_id: int, size: int) -> None:
         """Have a client take this much of its stream."""
         report = self._flows[task_id].taken(size)
         if report:
-            self.write(frames.encode_taken(frames.Taken([task_id], [report])))
+            self.write(frames.encode_credits(Credits([task_id], [report])))
 
     def take_all(self, task_id: int) -> None:
         """Have a client take all that has come of its stream and was not taken, and read on."""
@@ -171,9 +172,9 @@ class ServerEnd:
     # -- what it hears -----------------------------------------------------------------------------------------------
 
     @property
-    def results(self) -> list[frames.Results]:
+    def results(self) -> list[Results]:
         """The frames of results."""
-        return [frame for frame in self.frames if isinstance(frame, frames.Results)]
+        return [frame for frame in self.frames if isinstance(frame, Results)]
 
     def texts(self, task_id: int) -> str:
         """Return what a stream has said so far."""
@@ -202,10 +203,10 @@ class ServerEnd:
 
     def _hear(self, frame: frames.Frame) -> None:
         self.frames.append(frame)
-        if isinstance(frame, frames.Events):
+        if isinstance(frame, Chunks):
             for task_id, payload in zip(frame.ids, frame.payloads, strict=True):
                 self._hear_event(task_id, payload)
-        elif isinstance(frame, frames.Results):
+        elif isinstance(frame, Results):
             for task_id, code, payload in zip(frame.ids, frame.codes, frame.payloads, strict=True):
                 assert task_id in self._flows, f"task {task_id} was answered and never sent"
                 assert task_id not in self.answers, f"task {task_id} was answered twice"
@@ -268,7 +269,7 @@ def runner_of(
 
 
 def served(
-    worker: type[Worker], *work: frames.Tasks, server: ServerEnd | None = None, answers: bool = True, **options: Any
+    worker: type[Worker], *work: Tasks, server: ServerEnd | None = None, answers: bool = True, **options: Any
 ) -> ServerEnd:
     """Serve tasks until the stream ends, and return the server's end of it.
 
@@ -296,7 +297,7 @@ def served(
     return server
 
 
-def run(worker: type[Worker], work: frames.Tasks, **options: Any) -> list[tuple[int, bytes]]:
+def run(worker: type[Worker], work: Tasks, **options: Any) -> list[tuple[int, bytes]]:
     """Return the status and payload of each task, in order; each must have exactly one."""
     answers = served(worker, work, **options).answers
     assert sorted(answers) == list(work.ids)

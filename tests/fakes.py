@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import logging
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, NamedTuple
+
+from common import PATIENCE as PATIENCE
+from common import told as told
+from common import until as until
 
 from mosec_asgi.batching.coordinator import Coordinator, Limits, RoutePlan
 from mosec_asgi.batching.engine import Outcome, outcome_future
@@ -21,12 +24,10 @@ from mosec_asgi.errors import Failure, StartupError
 from mosec_asgi.inside.spec import WorkerSpec
 from mosec_asgi.ipc import frames
 from mosec_asgi.ipc.channel import Seen
-from mosec_asgi.ipc.progress import Progress
 from mosec_asgi.ipc.shm import WorkerMemory
+from mosec_asgi.messages import Cancels, Chunks, Credits, Progress, Results, Tasks
 from mosec_asgi.observing.metrics import ServiceMetrics, StageMetrics
 from mosec_asgi.worker import Worker
-
-PATIENCE = 10.0  # seconds; far above what is needed, so that only a hang reaches it
 
 
 class Echo(Worker):
@@ -46,25 +47,10 @@ def spec(
     return WorkerSpec(worker, stage, worker_id, max_batch_size, timeout, isolation_calls)
 
 
-async def until(condition: Callable[[], object]) -> None:
-    """Let the loop turn until `condition` holds."""
-    limit = time.monotonic() + PATIENCE
-    for turn in itertools.count():
-        if condition():
-            return
-        assert time.monotonic() < limit, "what was waited for has not happened"
-        await asyncio.sleep(0 if turn < 20 else 0.002)
-
-
 async def settled_loop() -> None:
     """Let the loop run all that is ready, and what that makes ready."""
     for _ in range(10):
         await asyncio.sleep(0)
-
-
-def told(record: logging.LogRecord, *names: str) -> tuple[object, ...]:
-    """Return what a log record says beside its message, by name."""
-    return tuple(record.__dict__[name] for name in names)
 
 
 class Ticket(NamedTuple):
@@ -169,7 +155,7 @@ class FakeWorker:
         self.variables = dict(variables)
         self.pid: int | None = pid
         self.memory: WorkerMemory | None = None
-        self.frames: list[frames.Tasks] = []
+        self.frames: list[Tasks] = []
         self.asked_to_stop = False
         self.killed = False
         self.reaped = False
@@ -217,9 +203,9 @@ class FakeWorker:
             frame = self._from_server.next_frame()
         assert not self._from_server.pending, "one send is one frame"
         assert not self.asked_to_stop, "something was sent after the end"
-        assert isinstance(frame, (frames.Tasks, frames.Cancel, frames.Taken))
+        assert isinstance(frame, (Tasks, Cancels, Credits))
         self.heard.append(frame)
-        if isinstance(frame, frames.Tasks):
+        if isinstance(frame, Tasks):
             self.frames.append(frame)
             self._unanswered += frame.ids
 
@@ -291,12 +277,12 @@ class FakeWorker:
     @property
     def cancelled(self) -> list[int]:
         """The numbers of the tasks that nobody waits for, as it was told."""
-        return [task_id for frame in self.heard if isinstance(frame, frames.Cancel) for task_id in frame.ids]
+        return [task_id for frame in self.heard if isinstance(frame, Cancels) for task_id in frame.ids]
 
     @property
     def taken(self) -> list[tuple[int, int]]:
         """The tasks and the bytes of their streams that clients have taken, as it was told."""
-        told = [frame for frame in self.heard if isinstance(frame, frames.Taken)]
+        told = [frame for frame in self.heard if isinstance(frame, Credits)]
         return [pair for frame in told for pair in zip(frame.ids, frame.sizes, strict=True)]
 
     async def gets_work(self) -> None:
@@ -339,16 +325,16 @@ class FakeWorker:
         for task_id in ids:
             self._unanswered.remove(task_id)
         self.beats += 1
-        self.write(frames.encode_results(frames.Results(ids, [code] * len(ids), payloads, seconds)))
+        self.write(frames.encode_results(Results(ids, [code] * len(ids), payloads, seconds)))
 
     def emit(self, ids: Sequence[int], payloads: Sequence[bytes]) -> None:
         """Send pieces of streams."""
         self.beats += 1
-        self.write(frames.encode_events(frames.Events(ids, payloads)))
+        self.write(frames.encode_chunks(Chunks(ids, payloads)))
 
     def reply_unasked(self, ids: Sequence[int]) -> None:
         """Answer tasks whether or not it has them."""
-        self.write(frames.encode_results(frames.Results(ids, [200] * len(ids), [b"unasked"] * len(ids), 0.01)))
+        self.write(frames.encode_results(Results(ids, [200] * len(ids), [b"unasked"] * len(ids), 0.01)))
 
     def fail_to_start(self, traceback: str) -> None:
         self.write(frames.encode_failed(traceback))

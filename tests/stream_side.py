@@ -8,9 +8,9 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import uvicorn
+from common import pending_timers, settled_loop, until
 from fake_engine import FakeClient, FakeEngine, FakeTask
 from uvicorn.importer import import_from_string
-from waiting import pending_timers, settled_loop, until
 
 from mosec_asgi.observing.metrics import ServiceMetrics
 from mosec_asgi.streaming import EVENT_STREAM

@@ -10,8 +10,9 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
-import fakes
+import common
 import pytest
+from common import told
 from fake_port import (
     ENDED,
     INTERNAL,
@@ -31,7 +32,6 @@ from fake_port import (
     tasks,
     until,
 )
-from fakes import told
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -111,7 +111,7 @@ def test_each_request_gets_its_own_result_in_whatever_order_they_come(naps: list
 def test_one_that_is_done_is_answered_though_others_are_not() -> None:
     async def forward(self: Worker, item: int) -> int:
         if item == 1:
-            await fakes.until(lambda: set(server.answers) == {2, 3})
+            await common.until(lambda: set(server.answers) == {2, 3})
         return item
 
     server = ServerEnd()
@@ -342,7 +342,7 @@ def test_the_worker_gives_signs_of_life_while_it_awaits_and_none_while_it_is_blo
     async def forward(self: Worker, item: str) -> None:
         before = note()
         if item == "awaits":
-            await fakes.until(lambda: note() > before)
+            await common.until(lambda: note() > before)
         else:
             time.sleep(3 * BEAT_SECONDS)
             beats["blocked"] = note() - before
@@ -365,7 +365,7 @@ def test_a_request_whose_client_leaves_is_cancelled_and_the_others_go_on() -> No
                 await asyncio.sleep(PATIENCE)
             finally:
                 cleaned(item)
-        await fakes.until(lambda: 1 in server.answers)
+        await common.until(lambda: 1 in server.answers)
         return item
 
     server = ServerEnd()
@@ -377,7 +377,7 @@ def test_a_request_whose_client_leaves_is_cancelled_and_the_others_go_on() -> No
 def test_a_batch_is_cancelled_only_when_all_its_clients_have_left() -> None:
     async def forward(self: Worker, batch: list[int]) -> list[int]:
         server.cancel(1)
-        await fakes.until(lambda: self.is_cancelled(0))
+        await common.until(lambda: self.is_cancelled(0))
         if 3 in batch:
             return batch
         server.cancel(2)
@@ -397,7 +397,7 @@ def test_one_that_waits_is_not_run_once_its_client_has_left() -> None:
         seen(item)
         if item == 1:
             server.cancel(2, 3)
-            await fakes.until(lambda: server.port.cancelled)
+            await common.until(lambda: server.port.cancelled)
         return item
 
     server = ServerEnd()
@@ -433,7 +433,7 @@ def test_what_comes_while_forward_asks_for_its_client_is_begun() -> None:
         if item == 1:
             server.send(json_tasks(2, first=2))
             until(lambda: self.is_cancelled() or len(server.port._held) == 2)
-            await fakes.until(lambda: 2 in server.answers)
+            await common.until(lambda: 2 in server.answers)
         return item
 
     server = ServerEnd()
@@ -447,9 +447,9 @@ def test_forward_can_ask_for_each_item_and_those_beside_it_are_not_meant() -> No
     async def forward(self: Worker, batch: list[int]) -> list[int]:
         if 1 in batch:
             server.cancel(2)
-        await fakes.until(lambda: server.port.cancelled)
+        await common.until(lambda: server.port.cancelled)
         asked[batch[0]] = [self.is_cancelled(index) for index in range(-1, 3)]
-        await fakes.until(lambda: len(asked) == 2)
+        await common.until(lambda: len(asked) == 2)
         return batch
 
     server = ServerEnd()
@@ -548,7 +548,7 @@ def test_in_a_batch_streams_end_one_by_one() -> None:
         yield ["a", "b", None]
         yield 0, FINISHED
         yield 1, ClientError("no")
-        await fakes.until(lambda: set(server.answers) == {1, 2})
+        await common.until(lambda: set(server.answers) == {1, 2})
         yield 2, "c"
 
     server = ServerEnd()
@@ -559,7 +559,7 @@ def test_in_a_batch_streams_end_one_by_one() -> None:
 
 def test_an_item_that_cannot_be_decoded_is_answered_before_the_streams_of_the_others_end() -> None:
     async def forward(self: SSEWorker, batch: list[int]) -> None:
-        await fakes.until(lambda: 2 in server.answers)
+        await common.until(lambda: 2 in server.answers)
 
     server = ServerEnd()
     served(pushing(forward), tasks(b"1", b"{", b"3"), server=server, max_batch_size=4)
@@ -680,7 +680,7 @@ def test_a_full_stream_that_cannot_wait_ends_and_the_others_go_on(kind: str) -> 
         for number in range(4):
             yield 0, "x" * 100
             yield 1, f"{number}"
-            await fakes.until(lambda number=number: len(server.events[2]) == number + 1)  # type: ignore[misc]
+            await common.until(lambda number=number: len(server.events[2]) == number + 1)  # type: ignore[misc]
 
     async def push(self: SSEWorker, batch: list[int]) -> None:
         async for index, event in forward(batch):
@@ -742,14 +742,14 @@ def test_what_forward_does_after_the_end_of_its_stream_is_not_cut_off_by_another
         if item == 1:
             self.send_stream_event(FINISHED)  # type: ignore[arg-type]
             server.cancel(2)
-            await fakes.until(lambda: 2 in server.answers)
+            await common.until(lambda: 2 in server.answers)
             await asyncio.sleep(0.01)
             done.append(item)
         elif item == 2:
             await asyncio.sleep(PATIENCE)
         else:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(fakes.until(lambda: done), 1.0)
+                await asyncio.wait_for(common.until(lambda: done), 1.0)
 
     server = ServerEnd()
     served(pushing(forward), json_tasks(1, 2, 3), server=server, concurrency=3)

@@ -14,8 +14,8 @@ from collections.abc import AsyncIterator, Hashable, Iterable, Iterator
 from typing import Any
 
 import pytest
+from common import told
 from fake_port import PATIENCE, ServerEnd, hang, json_tasks, spec_of, worker_of
-from fakes import Echo, told
 
 from mosec_asgi.errors import MosecTimeoutError
 from mosec_asgi.inside.async_runner import AsyncRunner
@@ -27,11 +27,17 @@ from mosec_asgi.inside.spec import WorkerSpec
 from mosec_asgi.inside.stream_runner import StreamRunner
 from mosec_asgi.ipc import frames
 from mosec_asgi.ipc.progress import ProgressPage
+from mosec_asgi.messages import Results
 from mosec_asgi.pool.process import child
 from mosec_asgi.streaming import ContinuousWorker, SSEWorker
 from mosec_asgi.worker import Worker
 
 PR_SET_PDEATHSIG, PR_GET_PDEATHSIG = 1, 2  # <linux/prctl.h>
+
+
+class Echo(Worker):
+    def forward(self, data: Any) -> Any:
+        return data
 
 
 class Counting(ContinuousWorker):
@@ -256,7 +262,7 @@ def _only_theirs(ours: socket.socket, *args: Any) -> None:
 
 
 def answers(ended: Ended) -> list[tuple[list[int], list[bytes]]]:
-    return [(list(frame.codes), list(frame.payloads)) for frame in ended.said if isinstance(frame, frames.Results)]
+    return [(list(frame.codes), list(frame.payloads)) for frame in ended.said if isinstance(frame, Results)]
 
 
 def test_a_worker_says_that_it_is_ready_answers_what_it_is_sent_and_closes_at_the_end() -> None:
@@ -369,6 +375,7 @@ import asyncio, ctypes, os, signal, socket, sys, threading, time
 from mosec_asgi import Worker
 from mosec_asgi.ipc import frames
 from mosec_asgi.ipc.progress import ProgressPage
+from mosec_asgi.messages import Tasks
 from mosec_asgi.pool.process import child
 from mosec_asgi.inside.spec import WorkerSpec
 
@@ -384,7 +391,7 @@ def never():
 
 timeout = 600.0
 ours, theirs = socket.socketpair()
-ours.sendall(frames.encode_tasks(frames.Tasks([1], [3], ["r1"], [b"1"])))
+ours.sendall(frames.encode_tasks(Tasks([1], [3], ["r1"], [b"1"])))
 """
 SERVE = """
 child.main(WorkerSpec(Made, "Made_1", 1, 1, timeout), theirs, ProgressPage())

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from common import told
 from fake_port import BOTH, INTERNAL, json_tasks, ok, run, run_batch, spec_of, tasks, worker_of
-from fakes import told
 
 from mosec_asgi.errors import ClientError, EncodingError, Failure, MosecTimeoutError, ServerError, ValidationError
 from mosec_asgi.inside.codec import Codec, as_input, examples, on_the_wire
@@ -18,6 +18,7 @@ from mosec_asgi.inside.loading import load
 from mosec_asgi.ipc import frames, reference
 from mosec_asgi.ipc.mapped import Mapped
 from mosec_asgi.ipc.shm import SharedMemory
+from mosec_asgi.messages import EGRESS, EXAMPLE, INGRESS
 from mosec_asgi.worker import Worker
 
 pytestmark = pytest.mark.usefixtures("logged")
@@ -34,10 +35,10 @@ def codec_of(max_batch_size: int = 1, **members: Any) -> Codec:
 @pytest.mark.parametrize(
     ("flags", "sent", "received"),
     [
-        (frames.INGRESS | frames.EGRESS, b"[1]", b"[1,1]"),
-        (frames.INGRESS, b"[1]", pickle.dumps([1, 1], protocol=pickle.HIGHEST_PROTOCOL)),
+        (INGRESS | EGRESS, b"[1]", b"[1,1]"),
+        (INGRESS, b"[1]", pickle.dumps([1, 1], protocol=pickle.HIGHEST_PROTOCOL)),
         (0, pickle.dumps([1]), pickle.dumps([1, 1], protocol=pickle.HIGHEST_PROTOCOL)),
-        (frames.EGRESS, pickle.dumps([1]), b"[1,1]"),
+        (EGRESS, pickle.dumps([1]), b"[1,1]"),
     ],
     ids=["only stage", "first stage", "middle stage", "last stage"],
 )
@@ -54,7 +55,7 @@ def test_a_serializer_that_returns_text_is_told_so() -> None:
     expected = (500, b"encoding error: a serializer must return bytes, not str")
     assert run(worker, json_tasks(1)) == [expected]
     worker = worker_of(lambda batch: batch, serialize_ipc=lambda self, data: "text")
-    assert run(worker, tasks(b"1", flags=frames.INGRESS), max_batch_size=4) == [expected]
+    assert run(worker, tasks(b"1", flags=INGRESS), max_batch_size=4) == [expected]
 
 
 @pytest.mark.parametrize("kind", [bytes, bytearray, memoryview])
@@ -188,7 +189,7 @@ def test_none_is_no_examples() -> None:
 
 
 def test_a_dry_run_feeds_the_example_in_place_of_the_payload() -> None:
-    flags = frames.EXAMPLE | frames.EGRESS
+    flags = EXAMPLE | EGRESS
     assert run(worker_of(lambda item: item + 1, example=6), tasks(b"", flags=flags)) == [ok(7)]
     batched = worker_of(lambda batch: [2 * item for item in batch], example=[4, 5])
     assert run(batched, tasks(b"", flags=flags), max_batch_size=4) == [ok(8)]
@@ -217,7 +218,7 @@ def test_large_bytes_of_a_workers_own_format_go_through_the_memory(mapped: Mappe
     }
     spec = dataclasses.replace(spec_of(worker_of(lambda data: data, **members)), buffers_apart=True)
     codec = Codec(load(spec), spec, mapped)
-    for encoding, decoding in ((0, 0), (frames.EGRESS, frames.INGRESS)):
+    for encoding, decoding in ((0, 0), (EGRESS, INGRESS)):
         large, small = bytes(range(256)) * 300, bytes(65_535)
         code, payload = codec.encode(encoding, large)
         assert (code, reference.unpack(payload).kind) == (frames.IN_MEMORY, reference.Kind.BYTES)
@@ -229,16 +230,16 @@ def test_large_bytes_of_a_workers_own_format_go_through_the_memory(mapped: Mappe
 def test_what_stages_read_in_their_own_way_is_one_pickle(mapped: Mapped) -> None:
     large = np.zeros(100_000, np.uint8)
     spec = spec_of(worker_of(lambda data: data))
-    code, payload = Codec(load(spec), spec, mapped).encode(frames.INGRESS, large)
+    code, payload = Codec(load(spec), spec, mapped).encode(INGRESS, large)
     contents = reference.unpack(payload)
     assert (code, contents.kind) == (frames.IN_MEMORY, reference.Kind.BYTES)
     assert np.array_equal(pickle.loads(mapped.read(contents.spans[0])), large)
     spec = dataclasses.replace(spec, buffers_apart=True)
-    code, payload = Codec(load(spec), spec, mapped).encode(frames.INGRESS, large)
+    code, payload = Codec(load(spec), spec, mapped).encode(INGRESS, large)
     assert (code, reference.unpack(payload).kind) == (frames.IN_MEMORY, reference.Kind.PICKLE)
 
 
 def test_a_worker_without_the_memory_answers_what_it_cannot_read_with_an_error() -> None:
     payload = reference.pack(reference.Kind.BYTES, [reference.Span(0, 5)])
     with pytest.raises(frames.FrameError, match="this worker has none"):
-        codec_of().decode(frames.INGRESS | frames.SHARED, payload)
+        codec_of().decode(INGRESS | frames.SHARED, payload)

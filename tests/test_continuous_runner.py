@@ -5,6 +5,7 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from typing import Any
 
 import pytest
+from common import told
 from fake_port import (
     ENDED,
     INTERNAL,
@@ -19,7 +20,6 @@ from fake_port import (
     tasks,
     until,
 )
-from fakes import told
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

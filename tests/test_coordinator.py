@@ -17,6 +17,7 @@ from mosec_asgi.errors import Failure, StartupError
 from mosec_asgi.ipc import frames, reference
 from mosec_asgi.ipc.mapped import Mapped
 from mosec_asgi.ipc.shm import SharedMemory
+from mosec_asgi.messages import EGRESS, EXAMPLE, INGRESS, Results
 from mosec_asgi.observing.metrics import Gauges
 
 pytestmark = pytest.mark.usefixtures("logged")
@@ -43,7 +44,7 @@ async def test_a_request_is_answered_with_what_its_worker_answers() -> None:
         (sent,) = service.worker.frames
         assert list(sent.payloads) == [b"body"]
         assert list(sent.request_ids) == ["mine"]
-        assert list(sent.flags) == [frames.INGRESS | frames.EGRESS]
+        assert list(sent.flags) == [INGRESS | EGRESS]
         service.worker.reply(payloads=[b"result"])
         assert await answer(ticket) == b"result"
 
@@ -132,9 +133,9 @@ async def test_each_stage_gets_what_the_one_before_has_answered() -> None:
         first, second, third = service.workers
         ticket = service.submit(b"body")
         for worker, received, flags in (
-            (first, b"body", frames.INGRESS),
+            (first, b"body", INGRESS),
             (second, b"re:body", 0),
-            (third, b"re:re:body", frames.EGRESS),
+            (third, b"re:re:body", EGRESS),
         ):
             await worker.gets_work()
             assert list(worker.frames[0].payloads) == [received]
@@ -159,11 +160,11 @@ async def test_routes_share_a_stage_and_keep_their_own_ways() -> None:
         shared, only = service.workers
         short, long = service.submit(route=0), service.submit(route=1)
         await shared.gets_work()
-        assert shared.frames[0].flags[0] == frames.INGRESS | frames.EGRESS
+        assert shared.frames[0].flags[0] == INGRESS | EGRESS
         shared.reply()
         assert await answer(short) == b"re:1"
         await shared.gets_work()
-        assert shared.frames[1].flags[0] == frames.INGRESS
+        assert shared.frames[1].flags[0] == INGRESS
         shared.reply()
         await only.gets_work()
         only.reply()
@@ -175,10 +176,10 @@ async def test_an_example_takes_the_place_of_the_body() -> None:
         first, second = service.workers
         ticket = service.try_to_submit(0, b"", "dry-run", example=True)
         await first.gets_work()
-        assert list(first.frames[0].flags) == [frames.EXAMPLE]
+        assert list(first.frames[0].flags) == [EXAMPLE]
         first.reply()
         await second.gets_work()
-        assert list(second.frames[0].flags) == [frames.EGRESS]
+        assert list(second.frames[0].flags) == [EGRESS]
         second.reply()
         assert await answer(ticket) == b"re:re:"
 
@@ -1043,7 +1044,7 @@ async def test_what_a_worker_has_answered_before_its_end_is_answered_and_the_res
         worker = service.worker
         tickets = [service.submit() for _ in range(3)]
         await worker.gets_work()
-        worker.unread = frames.encode_results(frames.Results(worker.has[:2], [200, 200], [b"a", b"b"], 0.1))
+        worker.unread = frames.encode_results(Results(worker.has[:2], [200, 200], [b"a", b"b"], 0.1))
         worker.exit()
         worker = await service.next_life(worker)
         await worker.gets_work()
@@ -1513,10 +1514,10 @@ async def test_a_large_result_goes_to_the_next_stage_as_its_place_and_to_the_cli
         sharing = Sharing(service)
         one, two = service.workers
         ticket = service.submit(LARGE_BODY)
-        assert one.frames[0].flags[0] == frames.INGRESS | frames.SHARED
+        assert one.frames[0].flags[0] == INGRESS | frames.SHARED
         description = await sharing.pass_on(one)
         await two.gets_work()
-        assert (two.frames[0].flags[0], two.payload(ticket.id)) == (frames.EGRESS | frames.SHARED, description)
+        assert (two.frames[0].flags[0], two.payload(ticket.id)) == (EGRESS | frames.SHARED, description)
         await sharing.pass_on(two)
         assert await answer(ticket) == LARGE_BODY
         assert sharing.memory.in_use == 0
@@ -1571,7 +1572,7 @@ async def test_places_in_a_refused_answer_are_let_go_of() -> None:
         assert span is not None
         description = reference.pack(reference.Kind.BYTES, [span])
         # The second lies where the first does.
-        results = frames.Results([ticket.id] * 2, [frames.IN_MEMORY] * 2, [description] * 2, 0.01)
+        results = Results([ticket.id] * 2, [frames.IN_MEMORY] * 2, [description] * 2, 0.01)
         one.write(frames.encode_results(results))
         assert (one.killed, sharing.memory.in_use) == (True, 0)
         sharing.close()

@@ -5,12 +5,15 @@ import dataclasses
 import struct
 import tracemalloc
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mosec_asgi.errors import CANCELLED
 from mosec_asgi.ipc import frames
+from mosec_asgi.messages import Cancels, Chunks, Credits, Results, Tasks
 
 NUMBERS = st.integers(0, 2**64 - 1)
 SHORTS = st.integers(0, 2**16 - 1)
@@ -20,32 +23,32 @@ PAYLOADS = st.binary(max_size=60)
 
 
 @st.composite
-def tasks(draw: st.DrawFn) -> frames.Tasks:
+def tasks(draw: st.DrawFn) -> Tasks:
     rows = draw(st.lists(st.tuples(NUMBERS, SHORTS, st.text(max_size=20), PAYLOADS), max_size=6))
     ids, flags, names, payloads = zip(*rows, strict=True) if rows else ((), (), (), ())
-    return frames.Tasks(ids, flags, names, payloads)
+    return Tasks(ids, flags, names, payloads)
 
 
 @st.composite
-def results(draw: st.DrawFn) -> frames.Results:
+def results(draw: st.DrawFn) -> Results:
     rows = draw(st.lists(st.tuples(NUMBERS, CODES, PAYLOADS), max_size=6))
     ids, codes, payloads = zip(*rows, strict=True) if rows else ((), (), ())
-    return frames.Results(ids, codes, payloads, draw(SECONDS))
+    return Results(ids, codes, payloads, draw(SECONDS))
 
 
 @st.composite
-def events(draw: st.DrawFn) -> frames.Events:
+def events(draw: st.DrawFn) -> Chunks:
     # A task may stand there several times.
     rows = draw(st.lists(st.tuples(NUMBERS | st.just(1), PAYLOADS), max_size=6))
     ids, payloads = zip(*rows, strict=True) if rows else ((), ())
-    return frames.Events(ids, payloads)
+    return Chunks(ids, payloads)
 
 
 @st.composite
-def taken(draw: st.DrawFn) -> frames.Taken:
+def taken(draw: st.DrawFn) -> Credits:
     rows = draw(st.lists(st.tuples(NUMBERS, NUMBERS), max_size=6))
     ids, sizes = zip(*rows, strict=True) if rows else ((), ())
-    return frames.Taken(ids, sizes)
+    return Credits(ids, sizes)
 
 
 BLOCKS = st.lists(NUMBERS, max_size=6).map(tuple)
@@ -54,7 +57,7 @@ FRAMES = st.one_of(
     results(),
     events(),
     taken(),
-    st.builds(frames.Cancel, st.lists(NUMBERS, max_size=6).map(tuple)),
+    st.builds(Cancels, st.lists(NUMBERS, max_size=6).map(tuple)),
     st.builds(frames.Kept, BLOCKS),
     st.builds(frames.Released, BLOCKS),
     st.builds(frames.Freed, BLOCKS),
@@ -65,16 +68,16 @@ FRAMES = st.one_of(
 
 def encode(frame: frames.Frame) -> bytes:
     match frame:
-        case frames.Tasks():
+        case Tasks():
             return frames.encode_tasks(frame)
-        case frames.Results():
+        case Results():
             return frames.encode_results(frame)
-        case frames.Events():
-            return frames.encode_events(frame)
-        case frames.Cancel():
-            return frames.encode_cancel(frame)
-        case frames.Taken():
-            return frames.encode_taken(frame)
+        case Chunks():
+            return frames.encode_chunks(frame)
+        case Cancels():
+            return frames.encode_cancels(frame)
+        case Credits():
+            return frames.encode_credits(frame)
         case frames.Kept() | frames.Released() | frames.Freed():
             return frames.encode_blocks(frame)
         case frames.Ready():
@@ -83,14 +86,16 @@ def encode(frame: frames.Frame) -> bytes:
             return frames.encode_failed(frame.text)
 
 
+def fields(frame: frames.Frame) -> dict[str, Any]:
+    return frame._asdict() if isinstance(frame, tuple) else dataclasses.asdict(frame)
+
+
 def plain(frame: frames.Frame) -> frames.Frame:
     """Return a frame with tuples for columns, whose type the decoder leaves open."""
     columns = {
-        field.name: tuple(value)
-        for field in dataclasses.fields(frame)
-        if not isinstance(value := getattr(frame, field.name), (str, float))
+        name: value if isinstance(value, (str, float)) else tuple(value) for name, value in fields(frame).items()
     }
-    return dataclasses.replace(frame, **columns)
+    return type(frame)(**columns)
 
 
 def decoded(decoder: frames.Decoder) -> Iterator[frames.Frame]:
@@ -105,10 +110,10 @@ def header(
 
 
 def assert_well_formed(frame: frames.Frame) -> None:
-    columns = [value for value in dataclasses.asdict(frame).values() if not isinstance(value, (str, float))]
+    columns = [value for value in fields(frame).values() if not isinstance(value, (str, float))]
     assert len({len(column) for column in columns}) <= 1
     assert all(type(payload) is bytes for payload in getattr(frame, "payloads", ()))
-    if isinstance(frame, frames.Results):
+    if isinstance(frame, Results):
         assert frames.STATUSES.issuperset(frame.codes)
     # What was read can be written: every number and every text is within the format's bounds.
     encode(frame)
@@ -143,7 +148,7 @@ def test_a_stream_that_comes_byte_by_byte_gives_each_frame_with_its_last_byte(se
 
 
 def test_many_tasks_are_one_frame() -> None:
-    sent = frames.Tasks(range(500), [3] * 500, [f"request-{i}" for i in range(500)], [b"x" * i for i in range(500)])
+    sent = Tasks(range(500), [3] * 500, [f"request-{i}" for i in range(500)], [b"x" * i for i in range(500)])
     encoded = frames.encode_tasks(sent)
     decoder = frames.Decoder()
     decoder.receive_data(encoded)
@@ -151,19 +156,19 @@ def test_many_tasks_are_one_frame() -> None:
 
 
 def test_the_largest_numbers_and_wide_request_ids_pass() -> None:
-    sent = frames.Tasks((2**64 - 1, 0), (2**16 - 1, 0), ("Ünïcødé-日本-🦀", ""), (b"", bytes(range(256))))
+    sent = Tasks((2**64 - 1, 0), (2**16 - 1, 0), ("Ünïcødé-日本-🦀", ""), (b"", bytes(range(256))))
     decoder = frames.Decoder()
     decoder.receive_data(frames.encode_tasks(sent))
     assert list(decoded(decoder)) == [sent]
 
 
 def test_payloads_are_copies_that_do_not_hold_the_stream() -> None:
-    first = frames.encode_results(frames.Results([1], [200], [b"abc"], 0.5))
+    first = frames.encode_results(Results([1], [200], [b"abc"], 0.5))
     decoder = frames.Decoder()
     decoder.receive_data(first[:10])
     decoder.receive_data(first[10:])
     frame = decoder.next_frame()
-    assert isinstance(frame, frames.Results)
+    assert isinstance(frame, Results)
     assert type(frame.payloads[0]) is bytes
     # A buffer that still had a view of it could not grow.
     decoder.receive_data(first[:10])
@@ -179,13 +184,13 @@ def test_a_text_that_is_not_unicode_still_tells_why_a_worker_failed() -> None:
 
 def test_columns_of_unequal_length_are_refused_when_written() -> None:
     with pytest.raises(ValueError, match=r"argument|size|values to unpack"):
-        frames.encode_tasks(frames.Tasks([1, 2], [0], ["a", "b"], [b"", b""]))
+        frames.encode_tasks(Tasks([1, 2], [0], ["a", "b"], [b"", b""]))
     with pytest.raises(ValueError, match=r"argument|size|values to unpack"):
-        frames.encode_results(frames.Results([1], [200, 200], [b""], 0.0))
+        frames.encode_results(Results([1], [200, 200], [b""], 0.0))
     with pytest.raises(ValueError, match=r"argument|size|values to unpack"):
-        frames.encode_events(frames.Events([1, 2], [b""]))
+        frames.encode_chunks(Chunks([1, 2], [b""]))
     with pytest.raises(ValueError, match=r"argument|size|values to unpack"):
-        frames.encode_taken(frames.Taken([1], [1, 2]))
+        frames.encode_credits(Credits([1], [1, 2]))
 
 
 # -- bytes that are no frames ------------------------------------------------------------------------------------------
@@ -230,7 +235,7 @@ def test_a_flipped_bit_is_noticed_or_leaves_a_well_formed_frame(frame: frames.Fr
 @pytest.mark.parametrize("place", range(8 * frames.HEADER.size))
 def test_no_flipped_bit_of_a_header_passes_unnoticed(place: int) -> None:
     """Nor does one of the length, unless the rest is waited for; the padding and the time mean nothing to the frame."""
-    sent = frames.Results((7,), (200,), (b"payload",), 0.25)
+    sent = Results((7,), (200,), (b"payload",), 0.25)
     encoded = bytearray(frames.encode_results(sent))
     encoded[place // 8] ^= 1 << place % 8
     decoder = frames.Decoder()
@@ -242,7 +247,7 @@ def test_no_flipped_bit_of_a_header_passes_unnoticed(place: int) -> None:
     if frame is None:
         assert decoder.pending == len(encoded)
         return
-    assert isinstance(frame, frames.Results)
+    assert isinstance(frame, Results)
     assert place // 8 == 3 or place // 8 >= 16
     assert (frame.ids, frame.codes, frame.payloads) == ((7,), (200,), [b"payload"])
 
@@ -290,11 +295,11 @@ def test_a_ready_notice_with_a_body_is_refused() -> None:
 @pytest.mark.parametrize(
     "encoded",
     [
-        frames.encode_results(frames.Results([1], [200], [b"abc"], 0.0)),
-        frames.encode_tasks(frames.Tasks([1], [0], ["id"], [b"abc"])),
-        frames.encode_events(frames.Events([1, 1], [b"abc", b"d"])),
-        frames.encode_cancel(frames.Cancel([1, 2])),
-        frames.encode_taken(frames.Taken([1, 2], [3, 4])),
+        frames.encode_results(Results([1], [200], [b"abc"], 0.0)),
+        frames.encode_tasks(Tasks([1], [0], ["id"], [b"abc"])),
+        frames.encode_chunks(Chunks([1, 1], [b"abc", b"d"])),
+        frames.encode_cancels(Cancels([1, 2])),
+        frames.encode_credits(Credits([1, 2], [3, 4])),
     ],
     ids=["results", "tasks", "events", "cancel", "taken"],
 )
@@ -310,7 +315,7 @@ def test_lengths_that_do_not_add_up_to_the_body_are_refused(encoded: bytes, surp
 
 
 def test_a_request_id_that_is_no_text_is_refused() -> None:
-    encoded = frames.encode_tasks(frames.Tasks([1], [0], ["id"], [b""]))
+    encoded = frames.encode_tasks(Tasks([1], [0], ["id"], [b""]))
     decoder = frames.Decoder()
     decoder.receive_data(encoded[:-2] + b"\xff\xff")
     with pytest.raises(frames.FrameError, match="not UTF-8"):
@@ -339,11 +344,11 @@ ROW = struct.Struct("<QQHH")
             header(kind=frames.Kind.TASKS, count=2**32 - 1, length=20) + b"x" * 20, id="more tasks than the body holds"
         ),
         pytest.param(
-            header(kind=frames.Kind.EVENTS, count=2**32 - 1, length=20) + b"x" * 20,
+            header(kind=frames.Kind.CHUNKS, count=2**32 - 1, length=20) + b"x" * 20,
             id="more events than fit",
         ),
         pytest.param(
-            header(kind=frames.Kind.CANCEL, count=2**32 - 1, length=16) + b"x" * 16,
+            header(kind=frames.Kind.CANCELS, count=2**32 - 1, length=16) + b"x" * 16,
             id="more numbers than fit",
         ),
         pytest.param(
@@ -359,7 +364,7 @@ def test_no_memory_is_taken_for_what_is_only_declared(data: bytes) -> None:
 @pytest.mark.parametrize("seconds", [float("nan"), float("inf"), -1.0])
 def test_a_time_that_is_no_length_of_time_is_refused(seconds: float) -> None:
     decoder = frames.Decoder()
-    decoder.receive_data(frames.encode_results(frames.Results([1], [200], [b""], seconds)))
+    decoder.receive_data(frames.encode_results(Results([1], [200], [b""], seconds)))
     with pytest.raises(frames.FrameError):
         decoder.next_frame()
 
@@ -367,21 +372,21 @@ def test_a_time_that_is_no_length_of_time_is_refused(seconds: float) -> None:
 @pytest.mark.parametrize("status", [0, 1, 100, 199, 201, 204, 301, 399, 600, 999, 2**16 - 1])
 def test_a_status_that_no_answer_has_is_refused(status: int) -> None:
     decoder = frames.Decoder()
-    decoder.receive_data(frames.encode_results(frames.Results([1, 2], [200, status], [b"", b""], 0.0)))
+    decoder.receive_data(frames.encode_results(Results([1, 2], [200, status], [b"", b""], 0.0)))
     with pytest.raises(frames.FrameError, match=rf"statuses \[{status}\]"):
         decoder.next_frame()
 
 
-@pytest.mark.parametrize("status", [200, 400, 408, 422, frames.CANCELLED, 500, 599])
+@pytest.mark.parametrize("status", [200, 400, 408, 422, CANCELLED, 500, 599])
 def test_a_result_an_error_and_a_task_that_nobody_waits_for_are_statuses(status: int) -> None:
     decoder = frames.Decoder()
-    sent = frames.Results((1,), (status,), (b"text",), 0.5)
+    sent = Results((1,), (status,), (b"text",), 0.5)
     decoder.receive_data(frames.encode_results(sent))
     assert list(decoded(decoder)) == [sent]
 
 
 def test_pieces_of_one_stream_keep_their_order_in_a_frame() -> None:
-    sent = frames.Events((1, 2, 1, 1), (b"first", b"other", b"", b"last"))
+    sent = Chunks((1, 2, 1, 1), (b"first", b"other", b"", b"last"))
     decoder = frames.Decoder()
-    decoder.receive_data(frames.encode_events(sent))
+    decoder.receive_data(frames.encode_chunks(sent))
     assert list(decoded(decoder)) == [sent]

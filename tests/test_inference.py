@@ -7,8 +7,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
+from common import pending_timers, until
 from fake_engine import FakeClient, FakeEngine
-from waiting import pending_timers, until
 
 from mosec_asgi.errors import BAD_TIMEOUT, Failure
 from mosec_asgi.observing.metrics import ServiceMetrics

@@ -11,9 +11,9 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 import pytest
 import uvicorn
 import uvloop
+from common import PATIENCE
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.server import ServerState
-from waiting import PATIENCE
 
 from mosec_asgi.web.uvicorn.gathering import gathering
 from mosec_asgi.web.uvicorn.http1 import Http1Protocol

@@ -19,6 +19,7 @@ from harness import child_processes, until
 from mosec_asgi.errors import StartupError
 from mosec_asgi.ipc import frames
 from mosec_asgi.ipc.channel import Channel
+from mosec_asgi.messages import EGRESS, INGRESS, Results, Tasks
 from mosec_asgi.pool.process.launcher import ProcessLauncher, WorkerProcess
 from mosec_asgi.worker import Worker
 
@@ -89,7 +90,7 @@ class Life:
         return self.ends[0]
 
     def send(self, body: bytes) -> None:
-        tasks = frames.Tasks([1], [frames.INGRESS | frames.EGRESS], ["request"], [body])
+        tasks = Tasks([1], [INGRESS | EGRESS], ["request"], [body])
         self.channel.send(frames.encode_tasks(tasks))
 
     async def ask(self, body: bytes) -> bytes:
@@ -98,7 +99,7 @@ class Life:
         self.send(body)
         await until(lambda: len(self.frames) > before, "it answers")
         results = self.frames[-1]
-        assert isinstance(results, frames.Results)
+        assert isinstance(results, Results)
         assert list(results.codes) == [200]
         return results.payloads[0]
 

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from common import told
 from fake_port import ENDED, INTERNAL, TOO_SLOW, ServerEnd, data, json_tasks, spec_of, until, worker_of
-from fakes import told
 
 from mosec_asgi.errors import ClientError
 from mosec_asgi.inside.codec import LEFT, Codec

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
+from common import told
 from fake_port import (
     INTERNAL,
     LEFT,
@@ -24,7 +25,6 @@ from fake_port import (
     until,
     worker_of,
 )
-from fakes import told
 
 from mosec_asgi.errors import ClientError, MosecTimeoutError, ValidationError
 from mosec_asgi.inside import plain_runner as executor

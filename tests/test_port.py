@@ -19,6 +19,7 @@ from mosec_asgi.ipc.mapped import Mapped
 from mosec_asgi.ipc.progress import ProgressPage
 from mosec_asgi.ipc.reference import Span
 from mosec_asgi.ipc.shm import SharedMemory
+from mosec_asgi.messages import Cancels, Chunks, Credits, Results, Tasks
 
 
 class Pipe:
@@ -59,18 +60,18 @@ class Pipe:
 def encoded(frame: frames.Frame | bytes) -> bytes:
     if isinstance(frame, bytes):
         return frame
-    if isinstance(frame, frames.Tasks):
+    if isinstance(frame, Tasks):
         return frames.encode_tasks(frame)
-    if isinstance(frame, frames.Cancel):
-        return frames.encode_cancel(frame)
+    if isinstance(frame, Cancels):
+        return frames.encode_cancels(frame)
     if isinstance(frame, frames.Freed):
         return frames.encode_blocks(frame)
-    assert isinstance(frame, frames.Taken)
-    return frames.encode_taken(frame)
+    assert isinstance(frame, Credits)
+    return frames.encode_credits(frame)
 
 
-def results(*ids: int) -> frames.Results:
-    return frames.Results(ids, [200] * len(ids), [b"done"] * len(ids), 0.0)
+def results(*ids: int) -> Results:
+    return Results(ids, [200] * len(ids), [b"done"] * len(ids), 0.0)
 
 
 @pytest.fixture
@@ -171,8 +172,8 @@ def test_a_pipe_with_a_high_number_is_waited_for_as_any_other(pipe: Pipe) -> Non
     sent=st.lists(
         st.one_of(
             st.builds(lambda n, size: tasks(b"x" * size, first=n), st.integers(1, 9), st.integers(0, 99)),
-            st.builds(frames.Cancel, st.lists(st.integers(1, 9), max_size=3)),
-            st.builds(lambda n: frames.Taken([n], [n]), st.integers(1, 9)),
+            st.builds(Cancels, st.lists(st.integers(1, 9), max_size=3)),
+            st.builds(lambda n: Credits([n], [n]), st.integers(1, 9)),
         ),
         max_size=6,
     ),
@@ -186,15 +187,15 @@ def test_frames_cut_anywhere_are_taken_in_whole(sent: list[frames.Frame], data: 
         for chunk in chunks_of(stream, cuts):
             pipe.send(chunk)
             pipe.port.poll()
-        expected = [frame for frame in sent if isinstance(frame, frames.Tasks)]
+        expected = [frame for frame in sent if isinstance(frame, Tasks)]
         assert [list(frame.ids) for frame in pipe.port.tasks] == [list(frame.ids) for frame in expected]
         assert [frame.payloads for frame in pipe.port.tasks] == [list(frame.payloads) for frame in expected]
         held: set[int] = set()
         cancelled: set[int] = set()
         for frame in sent:
-            if isinstance(frame, frames.Tasks):
+            if isinstance(frame, Tasks):
                 held |= set(frame.ids)
-            elif isinstance(frame, frames.Cancel):
+            elif isinstance(frame, Cancels):
                 cancelled |= held.intersection(frame.ids)
         assert pipe.port.cancelled == cancelled
     finally:
@@ -203,7 +204,7 @@ def test_frames_cut_anywhere_are_taken_in_whole(sent: list[frames.Frame], data: 
 
 def test_a_frame_larger_than_a_read_is_taken_in_whole(pipe: Pipe) -> None:
     large = os.urandom(3 * READ_SIZE + 17)
-    sender = threading.Thread(target=pipe.send, args=(tasks(large), frames.Cancel([1])))
+    sender = threading.Thread(target=pipe.send, args=(tasks(large), Cancels([1])))
     sender.start()
     frame = pipe.port.next_tasks()
     sender.join()
@@ -218,7 +219,7 @@ def test_a_frame_larger_than_a_read_is_taken_in_whole(pipe: Pipe) -> None:
         frames.encode_ready(),
         frames.encode_failed("x"),
         frames.encode_results(results(1)),
-        frames.encode_events(frames.Events([1], [b"x"])),
+        frames.encode_chunks(Chunks([1], [b"x"])),
     ],
     ids=["garbage", "ready", "failed", "results", "events"],
 )
@@ -233,7 +234,7 @@ def test_what_is_no_frame_for_a_worker_is_an_error(pipe: Pipe, garbage: bytes, m
 
 
 def test_a_task_whose_client_has_left_is_cancelled_until_it_is_answered(pipe: Pipe) -> None:
-    pipe.send(tasks(b"a", b"b"), frames.Cancel([2]))
+    pipe.send(tasks(b"a", b"b"), Cancels([2]))
     pipe.port.poll()
     assert pipe.port.cancelled == {2}
     assert [pipe.port.has_left(1), pipe.port.has_left(2)] == [False, True]
@@ -245,7 +246,7 @@ def test_a_cancel_that_comes_too_late_is_forgotten(pipe: Pipe) -> None:
     pipe.send(tasks(b"a"))
     pipe.port.poll()
     pipe.port.answer(results(1))
-    pipe.send(frames.Cancel([1, 77]))
+    pipe.send(Cancels([1, 77]))
     pipe.port.poll()
     assert pipe.port.cancelled == set()
 
@@ -253,7 +254,7 @@ def test_a_cancel_that_comes_too_late_is_forgotten(pipe: Pipe) -> None:
 def test_tasks_that_wait_are_handed_over_with_what_has_come_behind_them(pipe: Pipe) -> None:
     pipe.send(tasks(b"a"), tasks(b"b", first=2))
     assert pipe.next_ids() == [1]
-    pipe.send(frames.Cancel([2]))
+    pipe.send(Cancels([2]))
     assert pipe.next_ids() == [2]
     assert pipe.port.cancelled == {2}
 
@@ -279,9 +280,9 @@ def test_what_a_worker_says_is_frames(pipe: Pipe) -> None:
     pipe.port.answer(results(2, 1))
     ready, events, answered = pipe.said()
     assert ready == frames.Ready()
-    assert isinstance(events, frames.Events)
+    assert isinstance(events, Chunks)
     assert (list(events.ids), events.payloads) == ([1, 2, 1], [b"one", b"two", b"three"])
-    assert isinstance(answered, frames.Results)
+    assert isinstance(answered, Results)
     assert list(answered.ids) == [2, 1]
 
 
@@ -295,24 +296,24 @@ def test_bytes_of_a_stream_are_outstanding_until_the_client_has_taken_them(pipe:
     pipe.port.poll()
     pipe.port.emit([1, 2, 1], [b"four", b"x", b"seven.."])
     assert [pipe.port.outstanding(1), pipe.port.outstanding(2), pipe.port.outstanding(3)] == [11, 1, 0]
-    pipe.send(frames.Taken([1, 2], [5, 1]))
+    pipe.send(Credits([1, 2], [5, 1]))
     pipe.port.poll()
     assert [pipe.port.outstanding(1), pipe.port.outstanding(2)] == [6, 0]
     pipe.port.answer(results(1))
     # Credit that comes after the end is nobody's.
-    pipe.send(frames.Taken([1, 9], [6, 1]))
+    pipe.send(Credits([1, 9], [6, 1]))
     pipe.port.poll()
     assert [pipe.port.outstanding(1), pipe.port.outstanding(9)] == [0, 0]
 
 
 def test_nothing_is_kept_for_tasks_that_are_answered(pipe: Pipe) -> None:
     for number in range(1, 50):
-        pipe.send(tasks(b"a", first=number), frames.Cancel([number]))
+        pipe.send(tasks(b"a", first=number), Cancels([number]))
         pipe.port.poll()
         pipe.port.tasks.clear()
         pipe.port.emit([number], [b"event"])
         pipe.port.answer(results(number))
-        pipe.send(frames.Cancel([number]), frames.Taken([number], [5]))
+        pipe.send(Cancels([number]), Credits([number], [5]))
         pipe.port.poll()
     assert (pipe.port._held, pipe.port.cancelled, pipe.port._outstanding) == (set(), set(), {})
 
@@ -346,7 +347,7 @@ def test_frames_of_several_threads_are_not_torn() -> None:
         while len(received) < count * each:
             decoder.receive_data(pipe.server.recv(1 << 20))
             while (frame := decoder.next_frame()) is not None:
-                assert isinstance(frame, frames.Events)
+                assert isinstance(frame, Chunks)
                 received += [(n, body == payloads[n]) for n, body in zip(frame.ids, frame.payloads, strict=True)]
     finally:
         for thread in threads:
@@ -414,7 +415,7 @@ def test_before_an_answer_it_is_said_what_is_kept_and_before_a_wait_what_no_more
     view = mapped.view(Span(PAGE, 5))
     pipe.port.answer(results(1))
     kept, answer = pipe.said()
-    assert (kept, answer.__class__) == (frames.Kept((PAGE,)), frames.Results)
+    assert (kept, answer.__class__) == (frames.Kept((PAGE,)), Results)
     del view
     pipe.send(tasks(b"a"))
     assert pipe.next_ids() == [1]

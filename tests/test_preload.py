@@ -22,6 +22,7 @@ from mosec_asgi import Server
 from mosec_asgi.errors import StartupError
 from mosec_asgi.ipc import frames
 from mosec_asgi.ipc.channel import Channel
+from mosec_asgi.messages import EGRESS, INGRESS, Results, Tasks
 from mosec_asgi.pool.process.launcher import ProcessLauncher, WorkerProcess
 from mosec_asgi.worker import Worker
 
@@ -56,14 +57,14 @@ class Life:
         return self.ends[0]
 
     def send(self, body: bytes) -> None:
-        self.channel.send(frames.encode_tasks(frames.Tasks([1], [frames.INGRESS | frames.EGRESS], ["request"], [body])))
+        self.channel.send(frames.encode_tasks(Tasks([1], [INGRESS | EGRESS], ["request"], [body])))
 
     async def ask(self, body: bytes) -> Any:
         before = len(self.frames)
         self.send(body)
         await until(lambda: len(self.frames) > before, "it answers")
         results = self.frames[-1]
-        assert isinstance(results, frames.Results)
+        assert isinstance(results, Results)
         return json.loads(results.payloads[0])
 
 

@@ -10,7 +10,8 @@ from collections.abc import Iterator
 import pytest
 from fake_port import PATIENCE
 
-from mosec_asgi.ipc.progress import Progress, ProgressPage
+from mosec_asgi.ipc.progress import ProgressPage
+from mosec_asgi.messages import Progress
 
 
 @pytest.fixture

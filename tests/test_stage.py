@@ -18,6 +18,7 @@ from mosec_asgi.batching.task import Event, State, Task
 from mosec_asgi.errors import Failure
 from mosec_asgi.ipc import frames
 from mosec_asgi.ipc.channel import Seen
+from mosec_asgi.messages import EGRESS, EXAMPLE, INGRESS, Cancels
 from mosec_asgi.observing.metrics import Gauges, StageMetrics
 
 TIMEOUT = 5.0  # seconds that a worker may take for one step
@@ -170,12 +171,12 @@ async def test_where_tasks_stand_in_their_pipeline_goes_with_them() -> None:
     async with bench(concurrency=8, ordered=False) as b:
         expected = []
         for stages, position, example, flags in (
-            ((0,), 0, False, frames.INGRESS | frames.EGRESS),
-            ((0, 1), 0, False, frames.INGRESS),
+            ((0,), 0, False, INGRESS | EGRESS),
+            ((0, 1), 0, False, INGRESS),
             ((1, 0, 2), 1, False, 0),
-            ((1, 0), 1, False, frames.EGRESS),
-            ((0,), 0, True, frames.EXAMPLE | frames.EGRESS),
-            ((1, 0), 1, True, frames.EGRESS),
+            ((1, 0), 1, False, EGRESS),
+            ((0,), 0, True, EXAMPLE | EGRESS),
+            ((1, 0), 1, True, EGRESS),
         ):
             task = Task(len(expected) + 1, "", 0, stages, b"", b.clock.now, 1e9, example=example)
             for _ in range(position):
@@ -272,7 +273,7 @@ async def test_the_worker_is_told_once_in_a_turn_of_all_that_nobody_waits_for_an
         b.loop.turn()
         for worker, has in ((first, {1, 3, 5}), (second, {2, 4, 6})):
             assert set(worker.cancelled) == has
-            assert [type(frame) for frame in worker.heard].count(frames.Cancel) == 1
+            assert [type(frame) for frame in worker.heard].count(Cancels) == 1
         b.leave(tasks[6])
         b.loop.turn()
         assert sorted(first.cancelled) == [1, 3, 5, 7], "each is told once"

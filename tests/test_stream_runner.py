@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from common import told
 from fake_port import (
     ENDED,
     INTERNAL,
@@ -23,7 +24,6 @@ from fake_port import (
     until,
     worker_of,
 )
-from fakes import told
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -11,6 +11,7 @@ from fakes import PATIENCE, FakeClock, FakeLauncher, FakeWorker, settled_loop, s
 
 from mosec_asgi.errors import StartupError
 from mosec_asgi.ipc import frames
+from mosec_asgi.messages import Cancels, Chunks, Credits, Results, Tasks
 from mosec_asgi.pool.supervisor import EXIT_SECONDS, PoolWorker, Supervisor
 
 START_TIMEOUT = 1234.5
@@ -73,8 +74,8 @@ class Heard:
 
     def __init__(self) -> None:
         self.events: list[tuple[str, int]] = []
-        self.results: list[tuple[PoolWorker, frames.Results]] = []
-        self.streamed: list[tuple[PoolWorker, frames.Events]] = []
+        self.results: list[tuple[PoolWorker, Results]] = []
+        self.streamed: list[tuple[PoolWorker, Chunks]] = []
         self.ready: list[PoolWorker] = []
         self.blocks: list[tuple[PoolWorker, frames.Kept | frames.Released]] = []
         self.refuses = False
@@ -83,12 +84,12 @@ class Heard:
         self.events.append(("ready", worker.worker_id))
         self.ready.append(worker)
 
-    def worker_results(self, worker: PoolWorker, results: frames.Results) -> None:
+    def worker_results(self, worker: PoolWorker, results: Results) -> None:
         if self.refuses:
             raise frames.FrameError("answered task 9, which it did not have")
         self.results.append((worker, results))
 
-    def worker_events(self, worker: PoolWorker, events: frames.Events) -> None:
+    def worker_events(self, worker: PoolWorker, events: Chunks) -> None:
         if self.refuses:
             raise frames.FrameError("sent events of task 9, which it did not have")
         self.streamed.append((worker, events))
@@ -335,8 +336,8 @@ async def test_a_worker_is_gone_once_whatever_of_it_ends_first(first: str, logge
 async def test_a_worker_is_heard_to_its_last_word(first: str) -> None:
     pool = Pool()
     await pool.started()
-    pool.last.unread = frames.encode_events(frames.Events([7], [b"event"])) + frames.encode_results(
-        frames.Results([7], [200], [b""], 0.1)
+    pool.last.unread = frames.encode_chunks(Chunks([7], [b"event"])) + frames.encode_results(
+        Results([7], [200], [b""], 0.1)
     )
     end(pool.last, first)
     assert [list(events.ids) for _, events in pool.heard.streamed] == [[7]]
@@ -368,7 +369,7 @@ async def test_a_worker_that_ends_just_after_it_was_ready_has_been_ready(first: 
 async def test_garbage_in_its_last_words_changes_nothing_for_a_dead_worker(first: str) -> None:
     pool = Pool()
     await pool.started()
-    pool.last.unread = frames.encode_results(frames.Results([7], [200], [b""], 0.1)) + b"\xff" * 100
+    pool.last.unread = frames.encode_results(Results([7], [200], [b""], 0.1)) + b"\xff" * 100
     end(pool.last, first)
     await settled_loop()
     assert len(pool.heard.results) == 1
@@ -466,14 +467,14 @@ async def test_a_worker_whose_events_are_refused_is_killed(logged: pytest.LogCap
 @pytest.mark.parametrize(
     ("before", "sent"),
     [
-        ("starting", frames.encode_results(frames.Results([1], [200], [b""], 0.0))),
-        ("starting", frames.encode_events(frames.Events([1], [b""]))),
-        ("starting", frames.encode_cancel(frames.Cancel([1]))),
-        ("ready", frames.encode_taken(frames.Taken([1], [1]))),
-        ("starting", frames.encode_tasks(frames.Tasks([1], [0], [""], [b""]))),
+        ("starting", frames.encode_results(Results([1], [200], [b""], 0.0))),
+        ("starting", frames.encode_chunks(Chunks([1], [b""]))),
+        ("starting", frames.encode_cancels(Cancels([1]))),
+        ("ready", frames.encode_credits(Credits([1], [1]))),
+        ("starting", frames.encode_tasks(Tasks([1], [0], [""], [b""]))),
         ("ready", frames.encode_ready()),
         ("ready", frames.encode_failed("too late")),
-        ("ready", frames.encode_tasks(frames.Tasks([1], [0], [""], [b""]))),
+        ("ready", frames.encode_tasks(Tasks([1], [0], [""], [b""]))),
     ],
     ids=[
         "results too early",
@@ -499,7 +500,7 @@ async def test_a_worker_that_speaks_out_of_turn_is_killed(before: str, sent: byt
 async def test_what_follows_garbage_in_the_same_bytes_is_not_heard() -> None:
     pool = Pool()
     await pool.started()
-    pool.last.write(frames.encode_ready() + frames.encode_results(frames.Results([1], [200], [b""], 0.0)))
+    pool.last.write(frames.encode_ready() + frames.encode_results(Results([1], [200], [b""], 0.0)))
     assert pool.last.killed
     assert pool.heard.results == []
 

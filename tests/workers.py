@@ -19,6 +19,7 @@ from typing import Any
 
 from mosec_asgi import ValidationError, Worker
 from mosec_asgi.ipc import frames
+from mosec_asgi.messages import Results, Tasks
 
 
 def say(text: str) -> None:
@@ -205,12 +206,12 @@ def close_the_pipe() -> None:
         os.close(descriptor)
 
 
-def tasks_at_work() -> frames.Tasks:
+def tasks_at_work() -> Tasks:
     """Return the frame that the child's code is at work on, which `forward` is not told: a caller of it holds it."""
     frame: FrameType | None = sys._getframe()
     while frame is not None:
         for value in frame.f_locals.values():
-            if isinstance(value, frames.Tasks):
+            if isinstance(value, Tasks):
                 return value
         frame = frame.f_back
     raise LookupError("no caller has the tasks")
@@ -218,7 +219,7 @@ def tasks_at_work() -> frames.Tasks:
 
 def answer_by_hand(ids: Sequence[int], payloads: Sequence[bytes]) -> None:
     """Answer tasks with 200 before the child's own code does."""
-    say_to_the_server(frames.encode_results(frames.Results(ids, [200] * len(ids), payloads, 0.0)))
+    say_to_the_server(frames.encode_results(Results(ids, [200] * len(ids), payloads, 0.0)))
 
 
 def answer_twice() -> None:

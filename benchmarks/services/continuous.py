@@ -4,7 +4,9 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from mosec_asgi import ContinuousWorker, Server
+from package import Server
+
+from mosec_asgi import ContinuousWorker
 
 SLOTS = 16
 SECONDS_PER_STEP = 0.005

@@ -24,6 +24,8 @@ from __future__ import annotations
 
 import math
 
+from mosec_asgi.batching.average import MovingAverage
+
 # Weight of the newest measurement in the moving averages.
 SMOOTHING = 0.2
 # The rate is that of the latest so many batches' times.
@@ -44,11 +46,11 @@ LEAST_SILENCE = 0.00025
 class Arrivals:
     """What is measured of the arrivals at one stage. All times are in seconds."""
 
-    __slots__ = ("_answered", "_idle_since", "_last", "_measured", "_present", "_recent", "_returning")
+    __slots__ = ("_answered", "_batch", "_idle_since", "_last", "_present", "_recent", "_returning")
 
     def __init__(self) -> None:
         self._recent = 0.0
-        self._measured: float | None = None
+        self._batch = MovingAverage(SMOOTHING)
         # Tasks at the stage just before the latest answers.
         self._present = 0
         # The share of those expected that came in time.
@@ -82,8 +84,7 @@ class Arrivals:
             seconds: the time that it was at work on them.
             idle: another worker was free already.
         """
-        before = self._measured
-        self._measured = seconds if before is None else before + SMOOTHING * (seconds - before)
+        self._batch.add(seconds)
         # Those whom another worker has just answered are still on their way.
         awaited = now <= self._latest + self._silence
         self._present = max(present, self._present) if awaited else present
@@ -94,7 +95,7 @@ class Arrivals:
     @property
     def batch_seconds(self) -> float:
         """What a batch has taken of late; 0 while that is not known."""
-        return self._measured or 0.0
+        return self._batch.value or 0.0
 
     def will_fill(self, size: int, now: float) -> bool:
         """Whether a whole batch of `size` comes within `FILL_SHARE` of a batch's time, at the measured rate."""

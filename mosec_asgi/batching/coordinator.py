@@ -1,4 +1,4 @@
-"""The async shell around the queues: requests in, tasks through their stages, answers out.
+"""The async shell around the queues: calls in, tasks through their stages, outcomes out.
 
 All state of the tasks lives on one event loop. The coordinator admits tasks, hands them from `Stage` to `Stage`, and
 ends each exactly once: with its result, an error, its deadline, or its client's leaving. One timer stands for all
@@ -13,28 +13,22 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from http import HTTPStatus
 
-from mosec_asgi import log
-from mosec_asgi.batching.engine import CLIENT_LEFT, Outcome, StageStatistics, Statistics
+from mosec_asgi import errors, log
+from mosec_asgi.batching.engine import Caller, StageStatistics, Statistics
 from mosec_asgi.batching.flow import Flow
-from mosec_asgi.batching.stage import STAGE_DOWN, TIMED_OUT, Stage, StagePlan, delay_until
+from mosec_asgi.batching.stage import Stage, StagePlan
 from mosec_asgi.batching.task import State, Task
-from mosec_asgi.errors import Failure
-from mosec_asgi.ipc import frames
-from mosec_asgi.ipc.ledger import SharedPayload
-from mosec_asgi.observing.metrics import ServiceMetrics
-from mosec_asgi.pool.process.launcher import Launcher
+from mosec_asgi.errors import CLIENT_LEFT, CLOSING, STAGE_DOWN, STALLED, TIMED_OUT, Failure
+from mosec_asgi.lazy_timer import LazyTimer
+from mosec_asgi.messages import OK, Call, Chunk, Credit, LinkError, Outcome, Payload
+from mosec_asgi.observing.observer import StageObserver
+from mosec_asgi.pool.link import Launcher
 
 # Seconds that workers get to run `Worker.close` before they are killed.
 CLOSE_SECONDS = 5.0
 # The longest `Retry-After`: a service that is further behind may as well be asked again.
 MOST_RETRY_SECONDS = 60
-
-TOO_MANY = "too many requests: the service is at its capacity"
-TOO_LATE = "too many requests: this one would not be done in time"
-CLOSING = Failure(HTTPStatus.SERVICE_UNAVAILABLE, "the service is shutting down", retry_after=1)
-STALLED = Failure(HTTPStatus.REQUEST_TIMEOUT, "inference timeout: the client does not read its stream")
 
 logger = log.internal_logger(__name__)
 
@@ -68,27 +62,19 @@ class Limits:
     load_shedding: bool = False
 
 
-@dataclass(slots=True)
-class _Entry:
-    """An admitted task, and where its answer goes."""
-
-    task: Task
-    on_outcome: Callable[[Outcome], None]
-    on_chunk: Callable[[bytes], None] | None
-
-
 class Coordinator:
-    """Brings requests to workers and answers back; see `batching.engine.Engine`."""
+    """Brings calls to workers and answers back; see `batching.engine.Engine`."""
 
     def __init__(
         self,
         stages: Sequence[StagePlan],
         routes: Sequence[RoutePlan],
         launcher: Callable[[StagePlan, asyncio.AbstractEventLoop], Launcher],
-        metrics: ServiceMetrics,
         limits: Limits,
         *,
+        observers: Sequence[Sequence[StageObserver]] = (),
         clock: Callable[[], float] = time.monotonic,
+        shared_memory: Callable[[], int] = lambda: 0,
     ) -> None:
         """Describe the service; nothing is started.
 
@@ -96,25 +82,27 @@ class Coordinator:
             stages: all stages; each is run once, however many routes name it.
             routes: the pipelines.
             launcher: makes what starts the workers of a stage.
-            metrics: what to count into; its stages are those of `stages`, in the same order.
             limits: what to allow.
+            observers: each an observer for every stage, in the order of `stages`.
             clock: seconds, monotonic.
+            shared_memory: returns the bytes of shared memory that payloads take.
         """
         self._plans = stages
         self._routes = routes
         self._make_launcher = launcher
-        self._metrics = metrics
+        self._observers = observers
         self._limits = limits
         self._clock = clock
+        self._shared_memory = shared_memory
         self._stages: list[Stage] = []
-        self._admitted: dict[int, _Entry] = {}
-        self._numbers = itertools.count(1)
+        self._launchers: list[Launcher] = []
+        self._admitted: dict[int, Task] = {}
         self._closing = False
         self._all_answered = asyncio.Event()
-        self._sweep_at = math.inf
-        self._sweep_timer: asyncio.TimerHandle | None = None
         self._loop: asyncio.AbstractEventLoop
-        metrics.remaining = lambda: len(self._admitted)
+        self._sweep_timer: LazyTimer
+        # Returns a number for a call that no other caller chooses; see `Engine.new_id`.
+        self.new_id: Callable[[], int] = itertools.count(1).__next__
 
     def __repr__(self) -> str:
         return f"<Coordinator admitted={len(self._admitted)} {self._stages}>"
@@ -128,9 +116,12 @@ class Coordinator:
             StartupError: no worker of some stage could be started; nothing is left running.
         """
         self._loop = asyncio.get_running_loop()
-        for plan, metrics in zip(self._plans, self._metrics.stages, strict=True):
+        self._sweep_timer = LazyTimer(self._loop, self._clock, self._sweep)
+        for place, plan in enumerate(self._plans):
             launcher = self._make_launcher(plan, self._loop)
-            self._stages.append(Stage(plan, metrics, self, launcher, self._clock, self._loop))
+            self._launchers.append(launcher)
+            observers = [stages[place] for stages in self._observers]
+            self._stages.append(Stage(plan, observers, self, launcher, self._clock, self._loop))
         starts = [asyncio.ensure_future(stage.pool.wait_started()) for stage in self._stages]
         try:
             for stage in self._stages:
@@ -154,8 +145,8 @@ class Coordinator:
                 await asyncio.wait_for(self._all_answered.wait(), grace)
             except asyncio.TimeoutError:
                 logger.warning("%d requests were not finished within %.1f s", len(self._admitted), grace)
-        for entry in list(self._admitted.values()):
-            self.failed(entry.task, CLOSING)
+        for task in list(self._admitted.values()):
+            self.failed(task, CLOSING)
         pools = [stage.pool for stage in self._stages]
         for pool in pools:
             pool.ask_to_stop()
@@ -168,13 +159,18 @@ class Coordinator:
             await stopped
         for stage in self._stages:
             stage.stop_timers()
-        if self._sweep_timer is not None:
-            self._sweep_timer.cancel()
+        self._sweep_timer.clear()
+        self._close_launchers()
 
     def abandon(self) -> None:
         """End all workers at once, without the loop that they were started on, which has been closed."""
         for stage in self._stages:
             stage.pool.abandon()
+        self._close_launchers()
+
+    def _close_launchers(self) -> None:
+        for launcher in self._launchers:
+            launcher.close()
 
     def close(self) -> None:
         """Admit no more requests: the answer is 503 from here on."""
@@ -182,56 +178,48 @@ class Coordinator:
         if not self._admitted:
             self._all_answered.set()
 
-    # -- asked by web ------------------------------------------------------------------------------------------------
+    # -- asked by callers --------------------------------------------------------------------------------------------
 
-    def submit(
-        self,
-        route: int,
-        body: bytes,
-        request_id: str,
-        on_outcome: Callable[[Outcome], None],
-        timeout: float | None = None,
-        *,
-        example: bool = False,
-        on_chunk: Callable[[bytes], None] | None = None,
-    ) -> int | Failure:
-        """Admit a request, or say why not; see `Engine.submit`."""
-        stages = self._routes[route].stages
-        most = self._limits.timeout
-        timeout = most if timeout is None else min(timeout, most)
+    def submit(self, call: Call, caller: Caller) -> None:
+        """Admit a call, or refuse it; see `Engine.submit`."""
+        if call.id in self._admitted:
+            raise ValueError(f"a call with the number {call.id} runs already; take numbers from new_id()")
+        stages = self._routes[call.route].stages
+        timeout = self._limits.timeout if call.timeout is None else min(call.timeout, self._limits.timeout)
+        now = self._clock()
         refusal = self._refusal(stages, timeout)
         if refusal is not None:
-            self._stages[stages[0]].metrics.rejected += 1
-            return refusal
-        now = self._clock()
-        deadline = now + timeout
-        flow = None if on_chunk is None else Flow(self._limits.stream_buffer)
-        task = Task(next(self._numbers), request_id, route, stages, body, now, deadline, example=example, flow=flow)
-        self._admitted[task.id] = _Entry(task, on_outcome, on_chunk)
-        if deadline < self._sweep_at:
-            self._set_sweep(deadline, now)
-        self._stages[stages[0]].enqueue(task, now)
-        return task.id
-
-    def taken(self, task_id: int, size: int) -> None:
-        """Note what the client has taken of a stream; see `Engine.taken`."""
-        entry = self._admitted.get(task_id)
-        if entry is None or entry.task.flow is None:
+            if (told := self._stages[stages[0]].events.refused) is not None:
+                told(refusal.code, now)
+            # Later: nobody is answered before he has done asking.
+            self._loop.call_soon(caller.settled, Outcome.of_failure(call.id, refusal))
             return
-        task, flow = entry.task, entry.task.flow
-        was_full = flow.full
-        report = flow.taken(size)
+        deadline = now + timeout
+        flow = Flow(self._limits.stream_buffer) if self._plans[stages[-1]].streams else None
+        task = self._admitted[call.id] = Task(call, caller, stages, now, deadline, flow)
+        if deadline < self._sweep_timer.when:
+            self._sweep_timer.set(deadline)
+        self._stages[stages[0]].enqueue(task, now)
+
+    def credit(self, credit: Credit) -> None:
+        """Note what the client has taken of a stream; see `Engine.credit`."""
+        task = self._admitted.get(credit.call_id)
+        if task is None or task.flow is None:
+            return
+        was_full = task.flow.full
+        report = task.flow.taken(credit.size)
         if report:
-            self._stages[task.stage].taken(task, report)
+            self._stages[task.stage].credit(task, report)
         if was_full:
             self._allow(task, self._clock())
 
-    def cancel(self, task_id: int) -> None:
-        """Drop a task whose client has left; see `Engine.cancel`."""
-        entry = self._admitted.get(task_id)
-        if entry is not None:
-            self._stages[entry.task.stage].metrics.cancelled += 1
-            self.failed(entry.task, CLIENT_LEFT)
+    def cancel(self, call_id: int) -> None:
+        """Drop a call whose client has left; see `Engine.cancel`."""
+        task = self._admitted.get(call_id)
+        if task is not None:
+            if (told := self._stages[task.stage].events.cancelled) is not None:
+                told(task, self._clock())
+            self.failed(task, CLIENT_LEFT)
 
     def statistics(self) -> Statistics:
         """Return how things stand."""
@@ -240,24 +228,26 @@ class Coordinator:
                 stage.plan.name,
                 stage.scheduler.queued,
                 stage.scheduler.in_flight,
+                stage.scheduler.loads.slots_in_use,
                 stage.pool.ready,
                 stage.pool.size,
+                stage.pool.restarts,
                 stage.pool.down,
             )
             for stage in self._stages
         )
-        return Statistics(len(self._admitted), self._closing, stages, self._metrics.shared_memory())
+        return Statistics(len(self._admitted), self._closing, stages, self._shared_memory())
 
     def _refusal(self, stages: tuple[int, ...], timeout: float) -> Failure | None:
         if self._closing:
             return CLOSING
         if len(self._admitted) >= self._limits.capacity:
-            return Failure(HTTPStatus.TOO_MANY_REQUESTS, TOO_MANY, self._retry_after(stages))
+            return errors.at_capacity(self._retry_after(stages))
         for stage in stages:
             if self._stages[stage].pool.down:
                 return STAGE_DOWN
         if self._limits.load_shedding and self._backlog_seconds(stages) > timeout:
-            return Failure(HTTPStatus.TOO_MANY_REQUESTS, TOO_LATE, self._retry_after(stages))
+            return errors.too_late(self._retry_after(stages))
         return None
 
     def _backlog_seconds(self, stages: tuple[int, ...]) -> float:
@@ -269,45 +259,54 @@ class Coordinator:
 
     # -- heard from the stages ---------------------------------------------------------------------------------------
 
-    def answered(self, task: Task, code: int, payload: bytes | SharedPayload, now: float) -> None:
+    def answered(self, task: Task, code: int, payload: Payload, now: float) -> None:
         """Take a worker's answer to `task`: on to the next stage, or to its client."""
-        if code == 200 and not task.at_last_stage:
+        if code == OK and not task.at_last_stage:
             task.advance(payload, now)
             self._stages[task.stages[task.position]].enqueue(task, now)
-        elif isinstance(payload, SharedPayload):
-            raise TypeError("a client is answered with bytes")
-        elif code == 200:
-            self._settle(task, payload)
-        else:
-            self._settle(task, Failure(code, payload.decode(errors="replace")))
+            return
+        if not isinstance(payload, bytes):
+            code, payload = self._read(task, code, payload)
+        self._settle(task, Outcome(task.id, code, payload))
+
+    def _read(self, task: Task, code: int, payload: Payload) -> tuple[int, bytes]:
+        """Return an answer that a link holds as bytes."""
+        if isinstance(payload, bytes):
+            return code, payload
+        try:
+            return code, payload.read()
+        except LinkError as error:
+            logger.error("answered 500: %s", error, extra={"request_id": task.request_id})
+            return errors.WORKER_DIED.code, errors.INTERNAL_ERROR_TEXT.encode()
+        finally:
+            payload.drop()
 
     def streamed(self, task: Task, chunk: bytes, now: float) -> None:
-        """Pass a piece of a stream on to its client."""
-        entry = self._admitted[task.id]
+        """Pass a piece of a stream on to its caller."""
         flow = task.flow
-        if flow is None or entry.on_chunk is None:
-            raise frames.FrameError(f"streamed the answer to task {task.id}, whose route does not stream")
-        metrics = self._stages[task.stage].metrics
-        if flow.events:
-            metrics.event_gap.observe(now - flow.last)
-        else:
-            metrics.first_event.observe(now - task.arrived)
-            metrics.streams_open += 1
+        if flow is None:
+            raise LinkError(f"streamed the answer to task {task.id}, whose route does not stream")
+        since = flow.last if flow.events else None
         if not flow.came(len(chunk), now):
-            raise frames.FrameError(f"sent more of the stream of task {task.id} than there was room for")
-        metrics.events += 1
+            raise LinkError(f"sent more of the stream of task {task.id} than there was room for")
+        if (told := self._stages[task.stage].events.chunk) is not None:
+            told(task, since, now)
         self._allow(task, now)
-        entry.on_chunk(chunk)
+        try:
+            task.caller.streamed(Chunk(task.id, chunk))
+        except Exception:
+            logger.exception("a piece of a stream was not passed on", extra={"request_id": task.request_id})
 
     def failed(self, task: Task, failure: Failure) -> None:
         """Answer a task before its stage has: nothing more is expected of that one."""
         self._stages[task.stage].drop(task)
-        self._settle(task, failure)
+        self._settle(task, Outcome.of_failure(task.id, failure))
 
     def timed_out(self, task: Task) -> None:
         """Answer a task whose time is over."""
         stage = self._stages[task.stage]
-        stage.metrics.timed_out += 1
+        if (told := stage.events.timed_out) is not None:
+            told(task, self._clock())
         stalled = task.flow is not None and task.flow.full
         where = "waiting in the queue" if task.state is State.QUEUED else "on a worker"
         logger.warning(
@@ -319,14 +318,17 @@ class Coordinator:
 
     def _settle(self, task: Task, outcome: Outcome) -> None:
         """End a task's life, here and nowhere else."""
-        on_outcome = self._admitted.pop(task.id).on_outcome
+        del self._admitted[task.id]
         task.settle()
-        if task.flow is not None and task.flow.events:
-            self._stages[task.stage].metrics.streams_open -= 1
+        events = self._stages[task.stages[task.position]].events
+        if task.flow is not None and task.flow.events and (told := events.stream_ended) is not None:
+            told(task, self._clock())
+        if (settled := events.settled) is not None:
+            settled(task, outcome.code, self._clock())
         if self._closing and not self._admitted:
             self._all_answered.set()
         try:
-            on_outcome(outcome)
+            task.caller.settled(outcome)
         except Exception:
             # Others wait for what this call stands in the middle of.
             logger.exception("the outcome of a request was not passed on", extra={"request_id": task.request_id})
@@ -337,21 +339,14 @@ class Coordinator:
         """Give a stream time for its next event, or its client time to read."""
         stalled = task.flow is not None and task.flow.full
         task.deadline = now + (self._limits.stall_timeout if stalled else self._limits.event_timeout)
-        if task.deadline < self._sweep_at:
-            self._set_sweep(task.deadline, now)
-
-    def _set_sweep(self, deadline: float, now: float) -> None:
-        if self._sweep_timer is not None:
-            self._sweep_timer.cancel()
-        self._sweep_at = deadline
-        self._sweep_timer = self._loop.call_later(delay_until(deadline, now), self._sweep)
+        if task.deadline < self._sweep_timer.when:
+            self._sweep_timer.set(task.deadline)
 
     def _sweep(self) -> None:
         """Answer 408 to all tasks whose deadline has passed, and sleep until the next one's."""
         now = self._clock()
-        self._sweep_at, self._sweep_timer = math.inf, None
-        for entry in list(self._admitted.values()):
-            if entry.task.deadline <= now:
-                self.timed_out(entry.task)
+        for task in list(self._admitted.values()):
+            if task.deadline <= now:
+                self.timed_out(task)
         if self._admitted:
-            self._set_sweep(min(entry.task.deadline for entry in self._admitted.values()), now)
+            self._sweep_timer.set(min(task.deadline for task in self._admitted.values()))

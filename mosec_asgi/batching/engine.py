@@ -21,16 +21,20 @@ class StageStatistics:
         name: the stage's name.
         queued: tasks that wait.
         in_flight: tasks that its workers have and have not answered.
+        slots_in_use: tasks, or batches where there is batching, that its workers run.
         ready: workers that can be given tasks.
         workers: workers that there should be.
+        restarts: workers started in place of dead ones so far.
         down: no worker is alive, and the last try to start one failed.
     """
 
     name: str
     queued: int
     in_flight: int
+    slots_in_use: int
     ready: int
     workers: int
+    restarts: int
     down: bool
 
 
@@ -62,9 +66,7 @@ class Caller(Protocol):
         """Take what has become of a call. Called once for each call, never before `submit` has returned."""
 
     def streamed(self, chunk: Chunk) -> None:
-        """Take a piece of a stream: in order, and never after the outcome. What is passed on is to be reported by
-        `Engine.credit`.
-        """
+        """Take a piece of a stream, in order and never after the outcome; `Engine.credit` reports what has gone on."""
 
 
 class Engine(Protocol):
@@ -85,8 +87,9 @@ class Engine(Protocol):
         """
 
     def cancel(self, call_id: int) -> None:
-        """Drop a call that nobody waits for; its outcome has the code `errors.CANCELLED`, and comes before this
-        returns. One that is settled is left alone.
+        """Drop a call that nobody waits for; one that is settled is left alone.
+
+        Its outcome has the code `errors.CANCELLED`, and comes before this returns.
         """
 
     def credit(self, credit: Credit) -> None:

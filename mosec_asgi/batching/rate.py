@@ -6,6 +6,8 @@ could do: neither a quiet hour nor a trickle of requests makes it look slow.
 
 from __future__ import annotations
 
+from mosec_asgi.batching.average import MovingAverage
+
 # A spell of work this long is a measurement; shorter ones are added up.
 SPELL_SECONDS = 0.5
 SMOOTHING = 0.5
@@ -20,14 +22,14 @@ class Rate:
         self._since: float | None = None
         self._worked = 0.0
         self._answers = 0
-        self._per_second = 0.0
+        self._per_second = MovingAverage(SMOOTHING)
 
     @property
     def per_second(self) -> float:
         """The measured rate; 0 while nothing is known."""
-        if self._per_second or not self._worked:
-            return self._per_second
-        return self._answers / self._worked
+        if self._per_second.value is not None:
+            return self._per_second.value
+        return self._answers / self._worked if self._worked else 0.0
 
     def wait(self, now: float, *, waiting: bool) -> None:
         """Note whether tasks wait from now on for others to be answered."""
@@ -43,9 +45,7 @@ class Rate:
         self._worked += now - self._since
         self._since = now
         if self._worked >= SPELL_SECONDS:
-            measured = self._answers / self._worked
-            before = self._per_second or measured
-            self._per_second = before + SMOOTHING * (measured - before)
+            self._per_second.add(self._answers / self._worked)
             self._worked, self._answers = 0.0, 0
 
     def seconds_for(self, tasks: int) -> float:

@@ -1,37 +1,46 @@
 """A running stage: its queue, its workers, and what passes between them.
 
-The stage decides nothing about batches and nothing about processes: it tells its `Scheduler` and its `Supervisor` what
+The stage decides nothing about batches and nothing about workers: it tells its `Scheduler` and its `Supervisor` what
 has happened, and carries out what they say. What becomes of a task is its `Owner`'s business.
 
 It works in turns. Whatever happens in one turn of the loop (tasks that arrive, results that come back, clients that
 leave) only marks the stage; at the turn's end it is asked once what to send. So all that is ready for one worker goes
-out as one frame and one write, however it came. Only a task that finds the stage idle and came alone, as the one before
-it did, does not wait for the turn's end, which spares a lonely request a round of the loop; and the answer to such a
-task is looked for at once where `BusyPoll` says that it pays.
+out as one message, however it came. Only a task that finds the stage idle and came alone, as the one before it did,
+does not wait for the turn's end, which spares a lonely request a round of the loop; and the answer to such a task is
+looked for in the next turn where `BusyPoll` says that it pays.
 """
 
 from __future__ import annotations
 
 import asyncio
-import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from http import HTTPStatus
-from typing import Any, Protocol
+from typing import Protocol
 
 from mosec_asgi import log
 from mosec_asgi.batching.busy_poll import BusyPoll
+from mosec_asgi.batching.loads import AnswerError
 from mosec_asgi.batching.rate import Rate
-from mosec_asgi.batching.scheduler import AnswerError, Assignment, Scheduler
+from mosec_asgi.batching.scheduler import Assignment, Scheduler
 from mosec_asgi.batching.task import State, Task
-from mosec_asgi.errors import Failure
+from mosec_asgi.errors import STAGE_DOWN, WORKER_DIED, Failure
 from mosec_asgi.inside.spec import WorkerSpec
-from mosec_asgi.ipc import frames
-from mosec_asgi.ipc.arena import LARGE
-from mosec_asgi.ipc.channel import Seen
-from mosec_asgi.ipc.ledger import SharedPayload
-from mosec_asgi.observing.metrics import Gauges, StageMetrics
-from mosec_asgi.pool.process.launcher import Launcher
+from mosec_asgi.lazy_timer import LazyTimer
+from mosec_asgi.messages import (
+    EGRESS,
+    EXAMPLE,
+    INGRESS,
+    Cancels,
+    Chunks,
+    Credits,
+    LinkError,
+    Payload,
+    Results,
+    Tasks,
+    drop_all,
+)
+from mosec_asgi.observing.observer import StageEvents, StageObserver
+from mosec_asgi.pool.link import Launcher
 from mosec_asgi.pool.supervisor import PoolWorker, Supervisor
 from mosec_asgi.pool.watchdog import Watchdog
 
@@ -39,12 +48,6 @@ from mosec_asgi.pool.watchdog import Watchdog
 GRACE_SECONDS = 1.0
 # Seconds between two looks for stuck workers, while the stage is at work.
 LOOK_SECONDS = 0.25
-
-TIMED_OUT = Failure(HTTPStatus.REQUEST_TIMEOUT, "inference timeout")
-STAGE_DOWN = Failure(
-    HTTPStatus.SERVICE_UNAVAILABLE, "the model is not available: its workers do not start", retry_after=5
-)
-WORKER_DIED = Failure(HTTPStatus.INTERNAL_SERVER_ERROR, "internal error: the worker died while it ran this request")
 
 logger = log.internal_logger(__name__)
 
@@ -95,11 +98,11 @@ class StagePlan:
 class Owner(Protocol):
     """Hears what becomes of the tasks of a stage."""
 
-    def answered(self, task: Task, code: int, payload: bytes | SharedPayload, now: float) -> None:
-        """Take a worker's answer to `task`; a result for a client, and an error, is bytes."""
+    def answered(self, task: Task, code: int, payload: Payload, now: float) -> None:
+        """Take a worker's answer to `task`."""
 
     def streamed(self, task: Task, chunk: bytes, now: float) -> None:
-        """Take a piece of the stream that is the answer to `task`; raise `frames.FrameError` if none may come now."""
+        """Take a piece of the stream that is the answer to `task`; raise `LinkError` if none may come now."""
 
     def failed(self, task: Task, failure: Failure) -> None:
         """Answer `task`, which the stage cannot run."""
@@ -114,7 +117,7 @@ class Stage:
     def __init__(
         self,
         plan: StagePlan,
-        metrics: StageMetrics,
+        observers: Sequence[StageObserver],
         owner: Owner,
         launcher: Launcher,
         clock: Callable[[], float],
@@ -124,14 +127,14 @@ class Stage:
 
         Args:
             plan: what to run.
-            metrics: what to count into.
+            observers: hear what happens.
             owner: hears what becomes of the tasks.
             launcher: starts workers.
             clock: seconds, monotonic.
             loop: for turns and timers.
         """
         self.plan = plan
-        self.metrics = metrics
+        self.events = StageEvents(observers)
         self.scheduler: Scheduler[PoolWorker] = Scheduler(
             plan.batch_size,
             plan.max_wait,
@@ -149,15 +152,11 @@ class Stage:
         # What was sent last was a single task.
         self._calm = True
         self._busy_poll = BusyPoll()
-        self._wake_at: float | None = None
-        self._wake_timer: asyncio.TimerHandle | None = None
+        self._wake_timer = LazyTimer(loop, clock, self._mark)
         self._look_timer: asyncio.TimerHandle | None = None
         # What workers are to be told at the end of the turn, beside their next tasks.
         self._cancelled: dict[PoolWorker, list[int]] = {}
-        self._taken: dict[PoolWorker, dict[int, int]] = {}
-        metrics.gauges = lambda: Gauges(
-            self.scheduler.queued, self.scheduler.slots_in_use, self.pool.ready, self.pool.restarts
-        )
+        self._credits: dict[PoolWorker, dict[int, int]] = {}
 
     def __repr__(self) -> str:
         return f"<Stage {self.plan.name} {self.scheduler} {self.pool}>"
@@ -169,16 +168,18 @@ class Stage:
 
     def stop_timers(self) -> None:
         """Let no timer of the stage fire any more."""
-        for timer in (self._wake_timer, self._look_timer):
-            if timer is not None:
-                timer.cancel()
-        self._wake_timer = self._look_timer = self._wake_at = None
+        self._wake_timer.clear()
+        if self._look_timer is not None:
+            self._look_timer.cancel()
+            self._look_timer = None
 
     # -- told by the owner -------------------------------------------------------------------------------------------
 
     def enqueue(self, task: Task, now: float) -> None:
         """Take in a task that has arrived at this stage."""
         self.scheduler.enqueue(task, now)
+        if (told := self.events.arrived) is not None:
+            told(task, now)
         if self.pool.down:
             self._owner.failed(task, STAGE_DOWN)
         elif not self._marked:
@@ -195,16 +196,16 @@ class Stage:
                 # Others may have waited behind it; or none waits any more.
                 self._mark()
             return
-        worker = self.scheduler.holder(task)
+        worker = self.scheduler.loads.holder(task)
         if worker is not None:
             self._cancelled.setdefault(worker, []).append(task.id)
             self._mark()
 
-    def taken(self, task: Task, size: int) -> None:
+    def credit(self, task: Task, size: int) -> None:
         """Let the worker of a stream send `size` more bytes."""
-        worker = self.scheduler.holder(task)
+        worker = self.scheduler.loads.holder(task)
         if worker is not None:
-            sizes = self._taken.setdefault(worker, {})
+            sizes = self._credits.setdefault(worker, {})
             sizes[task.id] = sizes.get(task.id, 0) + size
             self._mark()
 
@@ -215,74 +216,40 @@ class Stage:
         self.scheduler.add_worker(worker)
         self._mark()
 
-    def worker_results(self, worker: PoolWorker, results: frames.Results) -> None:
+    def worker_results(self, worker: PoolWorker, results: Results) -> None:
         """Take in results."""
         now = self._clock()
-        codes: Sequence[int] = results.codes
-        payloads: Sequence[bytes | SharedPayload] = results.payloads
+        ids, codes, payloads, seconds = results
         try:
-            if frames.IN_MEMORY in codes:
-                codes, payloads = self._received(worker, results)
-            tasks = self.scheduler.answered(worker, results.ids, results.seconds, now)
+            tasks = self.scheduler.answered(worker, ids, seconds, now)
         except AnswerError as error:
-            _drop(payloads)
-            raise frames.FrameError(str(error)) from error
-        memory = worker.handle.memory
-        if memory is not None and memory.reads:
-            memory.answered(results.ids)
+            drop_all(payloads)
+            raise LinkError(str(error)) from error
         answered = self._owner.answered
         for task, code, payload in zip(tasks, codes, payloads, strict=True):
             if task.state is not State.SETTLED:
                 answered(task, code, payload, now)
-        # Measured when the answers are on their way, as below when the tasks are: clients do not wait for it.
+            elif not isinstance(payload, bytes):
+                payload.drop()
+        # Told when the answers are on their way, as below when the tasks are: clients do not wait for it.
         self._rate.answered(len(tasks), now)
-        measured = self.metrics.worker(worker.worker_id).process_duration
-        if self.metrics.batched:
-            measured.observe(results.seconds)
-        elif tasks:
-            measured.observe(results.seconds / len(tasks), len(tasks))
+        if (told := self.events.answered) is not None:
+            told(worker.worker_id, tasks, seconds, now)
         if self.scheduler.queued:
             self._mark()
         else:
             self._rate.wait(now, waiting=False)
 
-    def _received(
-        self, worker: PoolWorker, results: frames.Results
-    ) -> tuple[Sequence[int], Sequence[bytes | SharedPayload]]:
-        """Return the codes and payloads of results of which some lie in shared memory, the last stage's as bytes."""
-        memory = worker.handle.memory
-        if memory is None:
-            raise frames.FrameError("answered by shared memory, and has none")
-        payloads: list[bytes | SharedPayload] = []
-        try:
-            tasks = self.scheduler.given(worker, results.ids)
-            for task, code, sent in zip(tasks, results.codes, results.payloads, strict=True):
-                payload = memory.receive(sent, whole=task.at_last_stage) if code == frames.IN_MEMORY else sent
-                if task.state is State.SETTLED:
-                    _drop([payload])
-                    payload = b""
-                payloads.append(payload)
-        except frames.FrameError:
-            _drop(payloads)
-            raise
-        return [200 if code == frames.IN_MEMORY else code for code in results.codes], payloads
-
-    def worker_memory(self, worker: PoolWorker, frame: frames.Kept | frames.Released) -> None:
-        """Take in what a worker says of the shared memory that it reads."""
-        if worker.handle.memory is None:
-            raise frames.FrameError("spoke of shared memory, and has none")
-        worker.handle.memory.hear(frame)
-
-    def worker_events(self, worker: PoolWorker, events: frames.Events) -> None:
+    def worker_chunks(self, worker: PoolWorker, chunks: Chunks) -> None:
         """Take in pieces of streams."""
         if not self.plan.streams:
-            raise frames.FrameError("sent events, and is no worker that streams")
+            raise LinkError("sent events, and is no worker that streams")
         try:
-            tasks = self.scheduler.given(worker, events.ids)
+            tasks = self.scheduler.loads.given(worker, chunks.ids)
         except AnswerError as error:
-            raise frames.FrameError(str(error)) from error
+            raise LinkError(str(error)) from error
         now = self._clock()
-        for task, chunk in zip(tasks, events.payloads, strict=True):
+        for task, chunk in zip(tasks, chunks.payloads, strict=True):
             if task.alone:
                 task.alone = False
                 self.scheduler.proven(worker)
@@ -292,9 +259,9 @@ class Stage:
 
     def worker_gone(self, worker: PoolWorker) -> None:
         """Take back what a worker had: to be run again, unless a task has been begun by too many dying workers."""
-        begun = worker.handle.progress().begun
+        begun = worker.link.progress().begun
         self._cancelled.pop(worker, None)
-        self._taken.pop(worker, None)
+        self._credits.pop(worker, None)
         again: list[Task] = []
         for task in self.scheduler.remove_worker(worker):
             if task.place <= begun:
@@ -313,7 +280,7 @@ class Stage:
 
     def stage_down(self) -> None:
         """Answer all that waits: no worker will come."""
-        for task in self.scheduler.waiting():
+        for task in self.scheduler.queue.waiting():
             self._owner.failed(task, STAGE_DOWN)
 
     # -- a turn ------------------------------------------------------------------------------------------------------
@@ -326,7 +293,7 @@ class Stage:
 
     def _turn(self) -> None:
         self._marked = False
-        if self._cancelled or self._taken:
+        if self._cancelled or self._credits:
             self._tell()
         self._dispatch(self._clock())
 
@@ -334,21 +301,25 @@ class Stage:
         """Tell workers whose clients have left, and what the others have taken."""
         cancelled, self._cancelled = self._cancelled, {}
         for worker, ids in cancelled.items():
-            worker.send(frames.encode_cancel(frames.Cancel(ids)))
-        taken, self._taken = self._taken, {}
-        for worker, sizes in taken.items():
-            worker.send(frames.encode_taken(frames.Taken(list(sizes), list(sizes.values()))))
+            worker.link.cancel(Cancels(ids))
+        credits, self._credits = self._credits, {}
+        for worker, sizes in credits.items():
+            worker.link.credit(Credits(list(sizes), list(sizes.values())))
 
     def _start_alone(self, now: float) -> None:
-        """Send a task that is alone, and look for its answer where it will be there in a moment."""
+        """Send a task that is alone, and have its answer looked for where it will be there in a moment."""
         for assignment in self._dispatch(now):
             worker = assignment.worker
-            seconds = self._busy_poll.seconds(self.scheduler.seconds_per_item(worker))
-            if not seconds:
-                continue
-            seen = worker.pipe.busy_poll(seconds)
-            if seen is not Seen.OTHER_WORK:
-                self._busy_poll.looked(found=seen is Seen.SOMETHING)
+            load = self.scheduler.loads.get(worker)
+            seconds = self._busy_poll.seconds(None if load is None else load.seconds_per_item)
+            if seconds:
+                # In the next turn: nobody is answered before he has done asking.
+                self._loop.call_soon(self._look_for_answer, worker, seconds)
+
+    def _look_for_answer(self, worker: PoolWorker, seconds: float) -> None:
+        found = worker.link.busy_poll(seconds)
+        if found is not None:
+            self._busy_poll.looked(found=found)
 
     def _dispatch(self, now: float) -> list[Assignment[PoolWorker]]:
         assignments, wake_at = self.scheduler.assign(now)
@@ -357,8 +328,10 @@ class Stage:
         for assignment in assignments:
             self._send(assignment, now)
         self._rate.wait(now, waiting=wake_at is None and self.scheduler.queued > 0)
-        if wake_at != self._wake_at:
-            self._set_wake(wake_at, now)
+        if wake_at is not None:
+            self._wake_timer.set(wake_at)
+        elif self._wake_timer.is_set:
+            self._wake_timer.clear()
         return assignments
 
     def _send(self, assignment: Assignment[PoolWorker], now: float) -> None:
@@ -366,49 +339,29 @@ class Stage:
         ids: list[int] = []
         flags: list[int] = []
         request_ids: list[str] = []
-        payloads: list[Any] = []
+        payloads: list[Payload] = []
         for task in tasks:
             ids.append(task.id)
             flags.append(_flags(task))
             request_ids.append(task.request_id)
             payloads.append(task.payload)
-        memory = assignment.worker.handle.memory
-        freed = b""
-        if memory is not None:
-            freed = memory.freed()
-            if max(map(len, payloads)) >= LARGE:
-                memory.send(ids, flags, payloads)
-        encoded = frames.encode_tasks(frames.Tasks(ids, flags, request_ids, payloads))
-        assignment.worker.send(freed + encoded if freed else encoded)
-        observe = self.metrics.queue_wait.observe
-        for task in tasks:
-            observe(now - task.queued)
-        if self.metrics.batched:
-            measured = self.metrics.worker(assignment.worker.worker_id)
-            measured.batch_size.observe(len(tasks))
-            measured.batch_duration.observe(now - tasks[0].queued)
+        worker = assignment.worker
+        worker.link.send(Tasks(ids, flags, request_ids, payloads))
+        if (told := self.events.sent) is not None:
+            told(worker.worker_id, tasks, now)
         if self._look_timer is None:
             self._look_timer = self._loop.call_later(LOOK_SECONDS, self._look)
 
-    # -- timers ------------------------------------------------------------------------------------------------------
-
-    def _set_wake(self, wake_at: float | None, now: float) -> None:
-        if self._wake_timer is not None:
-            self._wake_timer.cancel()
-        self._wake_at = wake_at
-        self._wake_timer = None if wake_at is None else self._loop.call_later(delay_until(wake_at, now), self._wake)
-
-    def _wake(self) -> None:
-        self._wake_at = self._wake_timer = None
-        self._mark()
+    # -- stuck workers -----------------------------------------------------------------------------------------------
 
     def _look(self) -> None:
         """Replace workers that are stuck: no one waits longer for what they had begun."""
         self._look_timer = None
         now = self._clock()
-        beats = {worker: worker.handle.progress().beats for worker in self.scheduler.busy}
+        loads = self.scheduler.loads
+        beats = {worker: worker.link.progress().beats for worker in loads.busy}
         for worker in self._watchdog.stuck(beats, now):
-            for task in self.scheduler.begun(worker, worker.handle.progress().begun):
+            for task in loads.begun(worker, worker.link.progress().begun):
                 if task.state is not State.SETTLED:
                     self._owner.timed_out(task)
             self.pool.kill(worker, f"was stuck: it did nothing for {self.plan.timeout + GRACE_SECONDS:g} s")
@@ -419,22 +372,9 @@ class Stage:
         return {"stage": self.plan.name, "worker": worker.worker_id, "request_id": task.request_id}
 
 
-def _drop(payloads: Iterable[bytes | SharedPayload]) -> None:
-    """Let go of what lies in shared memory."""
-    for payload in payloads:
-        if isinstance(payload, SharedPayload):
-            payload.drop()
-
-
-def delay_until(when: float, now: float) -> float:
-    """Return the seconds from `now` until `when`, for a timer."""
-    # Rounded up to whole milliseconds: uvloop's timers know no finer, and would otherwise fire too early and spin.
-    return math.ceil(max(0.0, when - now) * 1000) / 1000
-
-
 def _flags(task: Task) -> int:
     """Return where a task stands in its pipeline, for the worker."""
     flags = 0
     if task.position == 0:
-        flags = frames.EXAMPLE if task.example else frames.INGRESS
-    return flags | frames.EGRESS if task.at_last_stage else flags
+        flags = EXAMPLE if task.example else INGRESS
+    return flags | EGRESS if task.at_last_stage else flags

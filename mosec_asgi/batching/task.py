@@ -21,8 +21,9 @@ from __future__ import annotations
 
 import enum
 
+from mosec_asgi.batching.engine import Caller
 from mosec_asgi.batching.flow import Flow
-from mosec_asgi.ipc.ledger import SharedPayload
+from mosec_asgi.messages import Call, Payload
 
 
 # IntEnum, not Enum: a plain enum's hash is a Python function, and each request looks up the table four times.
@@ -60,17 +61,18 @@ class Task:
     """One request on its way.
 
     Attributes:
-        id: its number in this process, from 1; never used twice.
+        id: the number of its call.
+        caller: hears what becomes of it.
         request_id: what the logs and the client call it.
         route: the place of its route in the service's list.
         stages: the stages of its pipeline, by their place in the service's list.
         position: which of `stages` it is at, from 0.
         at_last_stage: whether that is its pipeline's last.
-        payload: the encoded input of the stage that it is at, or where in shared memory that lies; empty once it is
-            settled.
+        payload: the encoded input of the stage that it is at; empty once it is settled.
         arrived: when it was admitted, in seconds of the coordinator's clock.
         deadline: when it is answered 408.
         queued: when it came to the queue of the stage that it is at.
+        number: how many tasks had come to that stage, with it: a tie-breaker for the order of arrival.
         attempts: workers of this stage that died while they ran it, or may have.
         alone: its worker died; it is to be run with nothing else on the worker.
         place: on its worker: how many tasks that one had been sent with it.
@@ -81,37 +83,31 @@ class Task:
     """
 
     __slots__ = (
-        "alone", "arrived", "at_last_stage", "attempts", "batch", "deadline", "example", "flow", "id", "payload",
-        "place", "position", "queued", "request_id", "route", "stages", "state",
+        "alone", "arrived", "at_last_stage", "attempts", "batch", "caller", "deadline", "example", "flow", "id",
+        "number", "payload", "place", "position", "queued", "request_id", "route", "stages", "state",
     )  # fmt: skip
 
     def __init__(
         self,
-        id: int,
-        request_id: str,
-        route: int,
+        call: Call,
+        caller: Caller,
         stages: tuple[int, ...],
-        payload: bytes,
         now: float,
         deadline: float,
-        *,
-        example: bool = False,
         flow: Flow | None = None,
     ) -> None:
-        self.id = id
-        self.request_id = request_id
-        self.route = route
+        self.payload: Payload
+        self.id, self.route, self.payload, self.request_id, _, self.example = call
+        self.caller = caller
         self.stages = stages
         self.position = 0
         self.at_last_stage = len(stages) == 1
-        self.payload: bytes | SharedPayload = payload
         self.arrived = self.queued = now
         self.deadline = deadline
         self.attempts = 0
         self.alone = False
-        self.example = example
         self.flow = flow
-        self.place = self.batch = 0
+        self.number = self.place = self.batch = 0
         self.state = State.QUEUED
 
     def __repr__(self) -> str:
@@ -133,7 +129,7 @@ class Task:
         except KeyError:
             raise TaskError(f"{self!r} cannot see the event {event.name}") from None
 
-    def advance(self, payload: bytes | SharedPayload, now: float) -> None:
+    def advance(self, payload: Payload, now: float) -> None:
         """Go on to the next stage with what this one has answered."""
         self.step(Event.ADVANCE)
         self._drop_payload()
@@ -151,5 +147,6 @@ class Task:
         self.payload = b""
 
     def _drop_payload(self) -> None:
-        if isinstance(self.payload, SharedPayload):
-            self.payload.drop()
+        payload = self.payload
+        if not isinstance(payload, bytes):
+            payload.drop()

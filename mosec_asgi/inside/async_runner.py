@@ -19,15 +19,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mosec_asgi import log
-from mosec_asgi.errors import Failure, MosecTimeoutError
+from mosec_asgi.errors import CANCELLED, Failure, MosecTimeoutError
 from mosec_asgi.inside import isolation
 from mosec_asgi.inside.codec import LEFT, Answer, Codec, on_the_wire
 from mosec_asgi.inside.outlet import ENDED, Outlet
 from mosec_asgi.inside.plain_runner import NO_TASKS, checked, decode_batch, is_final
-from mosec_asgi.inside.port import Port
+from mosec_asgi.inside.port import Port, inputs
 from mosec_asgi.inside.spec import WorkerSpec
 from mosec_asgi.inside.timer import FORSAKEN_SECONDS, KernelTimer
-from mosec_asgi.ipc import frames
+from mosec_asgi.messages import Results, Tasks
 from mosec_asgi.streaming import SSEWorker, streams
 from mosec_asgi.worker import Worker
 
@@ -37,7 +37,7 @@ BEAT_SECONDS = 0.2
 CANCEL_SECONDS = 0.5
 
 # In the place of the result of a task that nobody waits for.
-_LEFT = Failure(frames.CANCELLED, "")
+_LEFT = Failure(CANCELLED, "")
 
 logger = log.internal_logger(__name__)
 
@@ -57,7 +57,7 @@ class _Unit:
         timer: watches the deadline.
     """
 
-    tasks: frames.Tasks
+    tasks: Tasks
     places: list[int]
     inside: list[int] = field(default_factory=list)
     deadline: float = math.inf
@@ -226,7 +226,7 @@ class AsyncRunner:
         elif (error := running.exception()) is not None:
             # Ours, not the user's: those are answers by now.
             self._loop.call_exception_handler({"message": "a unit of work failed", "exception": error})
-        self._worker._answered([unit.tasks.payloads[place] for place in unit.places])
+        self._worker._answered([inputs(unit.tasks)[place] for place in unit.places])
         self._port.report()
         self._begin_units()
 
@@ -275,11 +275,11 @@ class AsyncRunner:
                 self._outlet.end(tasks.ids[place], on_the_wire(result) if isinstance(result, Failure) else ENDED)
         self._answer(tasks, answers, time.perf_counter() - began)
 
-    def _answer(self, tasks: frames.Tasks, answers: dict[int, Answer], seconds: float) -> None:
+    def _answer(self, tasks: Tasks, answers: dict[int, Answer], seconds: float) -> None:
         if answers:
             places = sorted(answers)
             codes, payloads = zip(*[answers[place] for place in places], strict=True)
-            self._port.answer(frames.Results([tasks.ids[place] for place in places], codes, payloads, seconds))
+            self._port.answer(Results([tasks.ids[place] for place in places], codes, payloads, seconds))
 
     async def _forward(self, unit: _Unit, items: list[Any], ids: list[int], request_ids: list[str]) -> list[Any]:
         """Return a result for each item; one that failed has its `Failure`."""
@@ -378,7 +378,7 @@ class AsyncRunner:
         )
         del self._running[running]
         unit.abandoned = True
-        self._worker._answered([unit.tasks.payloads[place] for place in unit.places])
+        self._worker._answered([inputs(unit.tasks)[place] for place in unit.places])
         late = MosecTimeoutError(f"`forward` took longer than {self._spec.timeout:g} s")
         answer = LEFT if unit.left else self._codec.failure(late, unit.request_ids)
         if self._streams:

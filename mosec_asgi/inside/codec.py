@@ -10,12 +10,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from mosec_asgi import log
-from mosec_asgi.errors import EncodingError, Failure, MosecError, MosecTimeoutError, describe
+from mosec_asgi.errors import CANCELLED, EncodingError, Failure, MosecError, MosecTimeoutError, describe
 from mosec_asgi.inside.pickler import Pickler, load
 from mosec_asgi.inside.spec import WorkerSpec
 from mosec_asgi.ipc import frames, reference
 from mosec_asgi.ipc.arena import LARGE
 from mosec_asgi.ipc.mapped import Mapped
+from mosec_asgi.messages import EGRESS, EXAMPLE, INGRESS
 from mosec_asgi.worker import Worker
 
 # The target of what is told here, in the logs.
@@ -24,7 +25,7 @@ logger = log.internal_logger(__name__)
 # The status and the payload of an answer.
 Answer = tuple[int, bytes]
 # For a task that nobody waits for.
-LEFT: Answer = (frames.CANCELLED, b"")
+LEFT: Answer = (CANCELLED, b"")
 
 
 class Codec:
@@ -47,9 +48,9 @@ class Codec:
             if contents.kind is not reference.Kind.BYTES:
                 return load(contents, self._memory)
             payload = self._memory.read(contents.spans[0])
-        if flags & frames.INGRESS:
+        if flags & INGRESS:
             return self._worker.deserialize(payload)
-        if flags & frames.EXAMPLE:
+        if flags & EXAMPLE:
             example = examples(self._worker)[0]
             # An example of a worker with batching is a batch; a dry run has one task to show for it.
             return example[0] if self._spec.max_batch_size > 1 and isinstance(example, list) else example
@@ -57,7 +58,7 @@ class Codec:
 
     def encode(self, flags: int, result: Any) -> Answer:
         """Return a result as an answer; raises what the worker's `serialize` raises."""
-        if flags & frames.EGRESS:
+        if flags & EGRESS:
             payload = self._worker.serialize(result)
         elif self._pickler is not None:
             return self._pickler.dump(result)

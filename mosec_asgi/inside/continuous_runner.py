@@ -10,10 +10,10 @@ from mosec_asgi import log
 from mosec_asgi.errors import MosecTimeoutError, ServerError
 from mosec_asgi.inside.codec import LEFT, Answer, Codec
 from mosec_asgi.inside.outlet import Outlet
-from mosec_asgi.inside.port import Port
+from mosec_asgi.inside.port import Port, inputs
 from mosec_asgi.inside.spec import WorkerSpec
 from mosec_asgi.inside.timer import KernelTimer, Timer
-from mosec_asgi.ipc import frames
+from mosec_asgi.messages import Tasks
 from mosec_asgi.streaming import ContinuousWorker
 
 # An idle worker waits this part of a step's time, and no longer than that, for requests that come together.
@@ -107,13 +107,13 @@ class ContinuousRunner:
             for place in range(min(room, len(tasks.ids))):
                 self._admit(tasks, place)
             if room < len(tasks.ids):
-                waiting[0] = frames.Tasks(
+                waiting[0] = Tasks(
                     tasks.ids[room:], tasks.flags[room:], tasks.request_ids[room:], tasks.payloads[room:]
                 )
             else:
                 waiting.popleft()
 
-    def _admit(self, tasks: frames.Tasks, place: int) -> None:
+    def _admit(self, tasks: Tasks, place: int) -> None:
         task_id, request_ids = tasks.ids[place], tasks.request_ids[place : place + 1]
         self._port.progress.begin()
         if task_id in self._port.cancelled:
@@ -121,7 +121,7 @@ class ContinuousRunner:
             return
         self._at = request_ids
         try:
-            item = self._codec.decode(tasks.flags[place], tasks.payloads[place])
+            item = self._codec.decode(tasks.flags[place], inputs(tasks)[place])
             with self._timer:
                 slot = self._worker.admit(item)
             if slot in self._tasks:
@@ -135,12 +135,12 @@ class ContinuousRunner:
         self._outlet.open(task_id, request_ids[0])
         self._tasks[slot] = task_id
         self._slot_of[task_id] = slot
-        self._payloads[task_id] = tasks.payloads[place]
+        self._payloads[task_id] = inputs(tasks)[place]
 
-    def _answer(self, tasks: frames.Tasks, place: int, answer: Answer) -> None:
+    def _answer(self, tasks: Tasks, place: int, answer: Answer) -> None:
         """Answer a task that has no slot."""
         self._port.answer_one(tasks.ids[place], answer)
-        self._worker._answered(tasks.payloads[place : place + 1])
+        self._worker._answered(inputs(tasks)[place : place + 1])
 
     def _step(self) -> None:
         """Do one step, send its events, and free the slots whose streams have ended."""

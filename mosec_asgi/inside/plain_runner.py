@@ -13,15 +13,15 @@ from typing import Any
 from mosec_asgi.errors import MosecTimeoutError, ServerError
 from mosec_asgi.inside import isolation
 from mosec_asgi.inside.codec import LEFT, Answer, Codec
-from mosec_asgi.inside.port import Port
+from mosec_asgi.inside.port import Port, inputs
 from mosec_asgi.inside.spec import WorkerSpec
 from mosec_asgi.inside.timer import KernelTimer, Timer
-from mosec_asgi.ipc import frames
+from mosec_asgi.messages import Results, Tasks
 from mosec_asgi.worker import Worker
 
 # Replies of single items are gathered while the model is quick, and go out at once when it is slow.
 GATHER_SECONDS = 0.0005
-NO_TASKS = frames.Tasks((), (), (), ())
+NO_TASKS = Tasks((), (), (), ())
 
 
 class WrongShape(ServerError):
@@ -46,7 +46,7 @@ class PlainRunner:
         self._codec = Codec(worker, spec, port.memory)
         self._timer = Timer(spec.timeout, kernel)
         # The frame that is run, and the tasks that `forward` has now, in the order in which it has them.
-        self._frame: frames.Tasks = NO_TASKS
+        self._frame: Tasks = NO_TASKS
         self._inside: Sequence[int] = ()
         worker._has_left = self._has_left
 
@@ -72,16 +72,16 @@ class PlainRunner:
             self.run(tasks)
             self._frame = NO_TASKS
             self._timer.check()
-            self._worker._answered(tasks.payloads)
+            self._worker._answered(inputs(tasks))
 
-    def run(self, tasks: frames.Tasks) -> None:
+    def run(self, tasks: Tasks) -> None:
         """Run tasks and send their results, in one frame or several, each task exactly once."""
         if self._spec.max_batch_size > 1:
             self._port.answer(self._run_batch(tasks))
         else:
             self._run_each(tasks)
 
-    def _run_each(self, tasks: frames.Tasks) -> None:
+    def _run_each(self, tasks: Tasks) -> None:
         """Run tasks one by one; results go out together while the worker is quick and at once when it is slow."""
         clock = time.perf_counter
         begin = self._port.progress.begin
@@ -95,26 +95,26 @@ class PlainRunner:
             now = clock()
             if now - began > GATHER_SECONDS or place == last:
                 codes, payloads = zip(*answers, strict=True)
-                self._port.answer(frames.Results(tasks.ids[done : place + 1], codes, payloads, now - began))
+                self._port.answer(Results(tasks.ids[done : place + 1], codes, payloads, now - began))
                 if place < last:
                     # Slow enough that clients may have left meanwhile.
                     self._port.poll()
                 done, answers, began = place + 1, [], clock()
 
-    def _run_one(self, tasks: frames.Tasks, place: int) -> Answer:
+    def _run_one(self, tasks: Tasks, place: int) -> Answer:
         if tasks.ids[place] in self._port.cancelled:
             return LEFT
         flags = tasks.flags[place]
         self._inside = (tasks.ids[place],)
         try:
-            data = self._codec.decode(flags, tasks.payloads[place])
+            data = self._codec.decode(flags, inputs(tasks)[place])
             with self._timer:
                 result = self._worker.forward(data)
             return self._codec.encode(flags, result)
         except (Exception, MosecTimeoutError) as error:
             return self._codec.failure(error, tasks.request_ids[place : place + 1])
 
-    def _run_batch(self, tasks: frames.Tasks) -> frames.Results:
+    def _run_batch(self, tasks: Tasks) -> Results:
         began = time.perf_counter()
         self._port.progress.begin(len(tasks.ids))
         answers, items, places = decode_batch(self._codec, tasks, self._port, range(len(tasks.ids)))
@@ -126,7 +126,7 @@ class PlainRunner:
                 beat()
                 answers[place] = answer(flag, result, request_id)
         codes, payloads = zip(*[answers[place] for place in range(len(tasks.ids))], strict=True)
-        return frames.Results(tasks.ids, codes, payloads, time.perf_counter() - began)
+        return Results(tasks.ids, codes, payloads, time.perf_counter() - began)
 
     def _forward(self, items: list[Any], ids: Sequence[int], request_ids: Sequence[str]) -> list[Any]:
         """Return a result for each item; one that failed has its `Failure`."""
@@ -161,7 +161,7 @@ class PlainRunner:
 
 
 def decode_batch(
-    codec: Codec, tasks: frames.Tasks, port: Port, places: Iterable[int]
+    codec: Codec, tasks: Tasks, port: Port, places: Iterable[int]
 ) -> tuple[dict[int, Answer], list[Any], list[int]]:
     """Decode the tasks at `places` of a frame.
 
@@ -171,6 +171,7 @@ def decode_batch(
     answers: dict[int, Answer] = {}
     items: list[Any] = []
     decoded: list[int] = []
+    payloads = inputs(tasks)
     beat, decode, cancelled = port.progress.beat, codec.decode, port.cancelled
     for place in places:
         if cancelled and tasks.ids[place] in cancelled:
@@ -178,14 +179,14 @@ def decode_batch(
             continue
         beat()
         try:
-            items.append(decode(tasks.flags[place], tasks.payloads[place]))
+            items.append(decode(tasks.flags[place], payloads[place]))
             decoded.append(place)
         except (Exception, MosecTimeoutError) as error:
             answers[place] = codec.failure(error, tasks.request_ids[place : place + 1])
     return answers, items, decoded
 
 
-def _columns(tasks: frames.Tasks, places: list[int]) -> tuple[Sequence[int], Sequence[int], Sequence[str]]:
+def _columns(tasks: Tasks, places: list[int]) -> tuple[Sequence[int], Sequence[int], Sequence[str]]:
     """Return the numbers, flags and request ids of the tasks at `places` of a frame."""
     if len(places) == len(tasks.ids):
         return tasks.ids, tasks.flags, tasks.request_ids

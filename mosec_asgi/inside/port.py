@@ -15,8 +15,14 @@ from collections.abc import Sequence
 from mosec_asgi.ipc import frames
 from mosec_asgi.ipc.mapped import Mapped
 from mosec_asgi.ipc.progress import ProgressPage
+from mosec_asgi.messages import Cancels, Chunks, Credits, Results, Tasks
 
 READ_SIZE = 1 << 18
+
+
+def inputs(tasks: Tasks) -> Sequence[bytes]:
+    """Return the payloads of tasks that have come through a port: bytes, since their link has read what it held."""
+    return tasks.payloads  # type: ignore[return-value]
 
 
 class Port:
@@ -33,7 +39,7 @@ class Port:
     def __init__(self, sock: socket.socket, progress: ProgressPage) -> None:
         self.progress = progress
         self.memory: Mapped | None = None
-        self.tasks: deque[frames.Tasks] = deque()
+        self.tasks: deque[Tasks] = deque()
         self.cancelled: set[int] = set()
         self.ended = False
         self._sock = sock
@@ -55,7 +61,7 @@ class Port:
 
     # -- receiving ---------------------------------------------------------------------------------------------------
 
-    def next_tasks(self) -> frames.Tasks | None:
+    def next_tasks(self) -> Tasks | None:
         """Return the next frame of tasks, waiting for it; None when the server has ended the stream.
 
         Raises:
@@ -120,13 +126,13 @@ class Port:
         return True
 
     def _take(self, frame: frames.Frame) -> None:
-        if isinstance(frame, frames.Tasks):
+        if isinstance(frame, Tasks):
             self.tasks.append(frame)
             self._held.update(frame.ids)
-        elif isinstance(frame, frames.Cancel):
+        elif isinstance(frame, Cancels):
             # Some may have been answered while the frame was on its way.
             self.cancelled.update(self._held.intersection(frame.ids))
-        elif isinstance(frame, frames.Taken):
+        elif isinstance(frame, Credits):
             for task_id, size in zip(frame.ids, frame.sizes, strict=True):
                 if task_id in self._outstanding:
                     self._outstanding[task_id] -= size
@@ -145,7 +151,7 @@ class Port:
         """Say why the worker could not start."""
         self._send(frames.encode_failed(text))
 
-    def answer(self, results: frames.Results) -> None:
+    def answer(self, results: Results) -> None:
         """Send results; their tasks are done with."""
         self.progress.beat()
         with self._lock:
@@ -166,14 +172,14 @@ class Port:
 
     def answer_one(self, task_id: int, answer: tuple[int, bytes], seconds: float = 0.0) -> None:
         """Send the answer of one task: its status and its payload."""
-        self.answer(frames.Results([task_id], [answer[0]], [answer[1]], seconds))
+        self.answer(Results([task_id], [answer[0]], [answer[1]], seconds))
 
     def emit(self, ids: Sequence[int], payloads: Sequence[bytes]) -> None:
         """Send pieces of streams."""
         with self._lock:
             for task_id, payload in zip(ids, payloads, strict=True):
                 self._outstanding[task_id] = self._outstanding.get(task_id, 0) + len(payload)
-            self._send(frames.encode_events(frames.Events(ids, payloads)))
+            self._send(frames.encode_chunks(Chunks(ids, payloads)))
 
     def outstanding(self, task_id: int) -> int:
         """Return how many bytes of a stream are on their way to its client."""

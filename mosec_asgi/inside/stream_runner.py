@@ -12,10 +12,10 @@ from mosec_asgi.inside import isolation
 from mosec_asgi.inside.codec import LEFT, on_the_wire
 from mosec_asgi.inside.outlet import ENDED, Outlet
 from mosec_asgi.inside.plain_runner import PlainRunner, decode_batch, is_final
-from mosec_asgi.inside.port import Port
+from mosec_asgi.inside.port import Port, inputs
 from mosec_asgi.inside.spec import WorkerSpec
 from mosec_asgi.inside.timer import KernelTimer
-from mosec_asgi.ipc import frames
+from mosec_asgi.messages import Tasks
 from mosec_asgi.streaming import SSEWorker
 from mosec_asgi.worker import Worker
 
@@ -49,7 +49,7 @@ class StreamRunner(PlainRunner):
         finally:
             self._rehearsing = False
 
-    def run(self, tasks: frames.Tasks) -> None:
+    def run(self, tasks: Tasks) -> None:
         """Run tasks and send their events and answers."""
         if self._batches:
             self._port.progress.begin(len(tasks.ids))
@@ -66,15 +66,15 @@ class StreamRunner(PlainRunner):
                 else:
                     self._stream_one(tasks, place)
 
-    def _stream_one(self, tasks: frames.Tasks, place: int) -> None:
+    def _stream_one(self, tasks: Tasks, place: int) -> None:
         try:
-            item = self._codec.decode(tasks.flags[place], tasks.payloads[place])
+            item = self._codec.decode(tasks.flags[place], inputs(tasks)[place])
         except (Exception, MosecTimeoutError) as error:
             self._port.answer_one(tasks.ids[place], self._codec.failure(error, tasks.request_ids[place : place + 1]))
         else:
             self._stream(tasks, [item], [place])
 
-    def _stream(self, tasks: frames.Tasks, items: list[Any], places: list[int]) -> None:
+    def _stream(self, tasks: Tasks, items: list[Any], places: list[int]) -> None:
         """Run items to the ends of their streams; parts of a batch again if it fails before any of its events."""
         ids = [tasks.ids[place] for place in places]
         request_ids = [tasks.request_ids[place] for place in places]

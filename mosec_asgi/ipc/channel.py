@@ -8,7 +8,6 @@ all channels of the process share.
 from __future__ import annotations
 
 import asyncio
-import enum
 import select
 import socket
 import time
@@ -19,14 +18,6 @@ from mosec_asgi.ipc.frames import Decoder, Frame, FrameError
 READ_SIZE = 256 * 1024
 _scratch = bytearray(READ_SIZE)
 _scratch_view = memoryview(_scratch)
-
-
-class Seen(enum.Enum):
-    """What a look for something to read has come to."""
-
-    SOMETHING = enum.auto()
-    OTHER_WORK = enum.auto()
-    NOTHING = enum.auto()
 
 
 class Channel:
@@ -45,8 +36,8 @@ class Channel:
         Args:
             sock: the server's end of the socket pair.
             on_frame: called with each frame that arrives.
-            on_closed: called once, with the reason, when the other side has closed, broken or garbled the pipe. Not
-                called after `close`.
+            on_closed: called once, with the reason, when the other side has closed, broken or garbled the pipe: empty
+                where it has closed it in good order. Not called after `close`, nor before `send` or `finish` returns.
             busy_polls: the other side runs on a processor of its own, so that `busy_poll` can see it answer; that
                 needs uvloop.
         """
@@ -57,6 +48,8 @@ class Channel:
         self._decoder = Decoder()
         self._unsent: list[memoryview] = []
         self._open = False
+        # Writing has failed, and whoever listens is about to hear of it.
+        self._broken = False
         self._busy_polls = busy_polls
         # The pipe, and the descriptor on which the event loop waits.
         self._poll: select.poll | None = None
@@ -78,7 +71,7 @@ class Channel:
 
         After the pipe has closed this does nothing: the worker's end is reported through `on_closed`.
         """
-        if not self._open:
+        if not self._open or self._broken:
             return
         if self._unsent:
             self._unsent.append(memoryview(data))
@@ -88,29 +81,32 @@ class Channel:
         except (BlockingIOError, InterruptedError):
             sent = 0
         except OSError as error:
-            self._fail(f"writing to it failed: {error.strerror}")
+            self._fail_later(f"writing to it failed: {error.strerror}")
             return
         if sent < len(data):
             self._unsent.append(memoryview(data)[sent:])
             self._loop.add_writer(self._sock.fileno(), self._writable)
 
-    def busy_poll(self, seconds: float) -> Seen:
+    def busy_poll(self, seconds: float) -> bool | None:
         """Look for something to read for so long, without sleeping, and take it in.
 
         It ends as soon as anything else has come that the event loop is to take in. The descriptor of its epoll tells:
         that is readable when one of those which it watches is (epoll(7)).
+
+        Returns:
+            whether there was anything; None where other work has come.
         """
         if self._poll is None or not self._open:
-            return Seen.NOTHING
+            return False
         until = time.perf_counter() + seconds
         while not (ready := self._poll.poll(0)):
             if time.perf_counter() > until:
-                return Seen.NOTHING
+                return False
         # The loop watches the pipe as well, so both are ready where it is.
         if len(ready) == 1:
-            return Seen.OTHER_WORK
+            return None
         self._read()
-        return Seen.SOMETHING
+        return True
 
     def drain(self) -> None:
         """Take in what the other side has sent before its end, without waiting for more."""
@@ -123,7 +119,7 @@ class Channel:
             try:
                 self._sock.shutdown(socket.SHUT_WR)
             except OSError as error:
-                self._fail(f"closing it failed: {error.strerror}")
+                self._fail_later(f"closing it failed: {error.strerror}")
 
     def close(self) -> None:
         """Let go of the pipe. Idempotent."""
@@ -151,7 +147,7 @@ class Channel:
             return False
         if not size:
             pending = self._decoder.pending
-            self._fail(f"it was closed in the middle of a frame, {pending} bytes in" if pending else "it was closed")
+            self._fail(f"it was closed in the middle of a frame, {pending} bytes in" if pending else "")
             return False
         self._decoder.receive_data(bytes(_scratch_view[:size]))
         try:
@@ -175,6 +171,12 @@ class Channel:
             self._fail(f"writing to it failed: {error.strerror}")
             return
         self._loop.remove_writer(self._sock.fileno())
+
+    def _fail_later(self, reason: str) -> None:
+        """Fail in the next turn: whoever writes may be in the middle of a change."""
+        if not self._broken:
+            self._broken = True
+            self._loop.call_soon(self._fail, reason)
 
     def _fail(self, reason: str) -> None:
         if self._open:

@@ -7,9 +7,9 @@ read for many tasks. All numbers are little-endian.
     header   = magic u16, kind u8, pad u8, count u32, body length u64, seconds f64              (24 bytes)
     TASKS    = count x (task u64, payload length u64, flags u16, request id length u16), request ids, payloads
     RESULTS  = count x (task u64, payload length u64, status u16), payloads; seconds = the worker's time on them
-    EVENTS   = count x (task u64, payload length u64), payloads: pieces of streams, several of one task in order
-    CANCEL   = count x (task u64): nobody waits for these any more
-    TAKEN    = count x (task u64, bytes u64): what clients have taken of their streams
+    CHUNKS   = count x (task u64, payload length u64), payloads: pieces of streams, several of one task in order
+    CANCELS  = count x (task u64): nobody waits for these any more
+    CREDITS  = count x (task u64, bytes u64): what clients have taken of their streams
     KEPT     = count x (block u64): the worker will still read these when it has answered their tasks
     RELEASED = count x (block u64): of those that it has kept, it needs these no more
     FREED    = count x (block u64): nobody reads these any more, which the worker has written
@@ -38,18 +38,20 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 
+from mosec_asgi.messages import Cancels, Chunks, Credits, LinkError, Results, Tasks
+
 MAGIC = 0x6D61
 MAX_BODY = 1 << 34
 HEADER = struct.Struct("<HBxIQd")
 
 TASK_ENTRY = "QQHH"
 RESULT_ENTRY = "QQH"
-EVENT_ENTRY = "QQ"
+CHUNK_ENTRY = "QQ"
 CANCEL_ENTRY = "Q"
 BLOCK_ENTRY = "Q"
-TAKEN_ENTRY = "QQ"
+CREDIT_ENTRY = "QQ"
 _ENTRY_SIZES = {
-    entry: struct.calcsize("<" + entry) for entry in (TASK_ENTRY, RESULT_ENTRY, EVENT_ENTRY, CANCEL_ENTRY, TAKEN_ENTRY)
+    entry: struct.calcsize("<" + entry) for entry in (TASK_ENTRY, RESULT_ENTRY, CHUNK_ENTRY, CANCEL_ENTRY, CREDIT_ENTRY)
 }
 # A frame's header and its only row.
 _ONE_TASK = struct.Struct(HEADER.format + TASK_ENTRY)
@@ -58,10 +60,9 @@ _ONE_RESULT = struct.Struct(HEADER.format + RESULT_ENTRY)
 # nobody waits for it.
 IN_MEMORY = 1200
 STATUSES = frozenset({IN_MEMORY, 200, *range(400, 600)})
-CANCELLED = 499
 
 
-class FrameError(Exception):
+class FrameError(LinkError):
     """The bytes are no frame; the stream has no meaning from here on."""
 
 
@@ -72,90 +73,16 @@ class Kind(enum.IntEnum):
     RESULTS = 2
     READY = 3
     FAILED = 4
-    EVENTS = 5
-    CANCEL = 6
-    TAKEN = 7
+    CHUNKS = 5
+    CANCELS = 6
+    CREDITS = 7
     KEPT = 8
     RELEASED = 9
     FREED = 10
 
 
-# Where a task stands in its pipeline, which decides how the worker decodes and encodes it. Plain numbers, added up: an
-# operation on an enum.IntFlag takes 20 times as long, and each task needs several.
-INGRESS = 1
-EGRESS = 2
-# The input is the worker's own example, not the payload: a dry run.
-EXAMPLE = 4
-# The payload says where in shared memory the input lies.
+# Among the flags of a task: the payload says where in shared memory the input lies.
 SHARED = 8
-
-
-@dataclass(slots=True)
-class Tasks:
-    """Work for a worker: four columns of equal length, a task at each place.
-
-    Attributes:
-        ids: the tasks' numbers.
-        flags: the sum of `INGRESS`, `EGRESS`, `EXAMPLE` and `SHARED` for each.
-        request_ids: what the logs call the requests.
-        payloads: the encoded inputs.
-    """
-
-    ids: Sequence[int]
-    flags: Sequence[int]
-    request_ids: Sequence[str]
-    payloads: Sequence[bytes]
-
-
-@dataclass(slots=True)
-class Results:
-    """Answers of a worker: three columns of equal length, and the time it was at work on them.
-
-    Attributes:
-        ids: the tasks' numbers.
-        codes: an HTTP status each; 200 means that the payload is the encoded result, else it is the error's text. Or
-            `IN_MEMORY`: a 200 whose payload says where in shared memory the result lies.
-        payloads: the encoded results, or texts.
-        seconds: time from decoding the first to encoding the last, waiting not included.
-    """
-
-    ids: Sequence[int]
-    codes: Sequence[int]
-    payloads: Sequence[bytes]
-    seconds: float
-
-
-@dataclass(slots=True)
-class Events:
-    """Pieces of streams: two columns of equal length.
-
-    Attributes:
-        ids: the tasks' numbers; a task may stand there several times.
-        payloads: bytes to pass on.
-    """
-
-    ids: Sequence[int]
-    payloads: Sequence[bytes]
-
-
-@dataclass(slots=True)
-class Cancel:
-    """Nobody waits for the tasks `ids` any more; each is still to be answered, with any status."""
-
-    ids: Sequence[int]
-
-
-@dataclass(slots=True)
-class Taken:
-    """What clients have taken of their streams since it was last said: two columns of equal length.
-
-    Attributes:
-        ids: the tasks' numbers.
-        sizes: bytes.
-    """
-
-    ids: Sequence[int]
-    sizes: Sequence[int]
 
 
 @dataclass(slots=True)
@@ -191,12 +118,12 @@ class Failed:
     text: str
 
 
-Frame = Tasks | Results | Events | Cancel | Taken | Kept | Released | Freed | Ready | Failed
+Frame = Tasks | Results | Chunks | Cancels | Credits | Kept | Released | Freed | Ready | Failed
 
 # The frames that are tables of numbers and nothing else.
 _NUMBERS: dict[int, tuple[str, Callable[..., Frame]]] = {
-    Kind.CANCEL: (CANCEL_ENTRY, Cancel),
-    Kind.TAKEN: (TAKEN_ENTRY, Taken),
+    Kind.CANCELS: (CANCEL_ENTRY, Cancels),
+    Kind.CREDITS: (CREDIT_ENTRY, Credits),
     Kind.KEPT: (BLOCK_ENTRY, Kept),
     Kind.RELEASED: (BLOCK_ENTRY, Released),
     Kind.FREED: (BLOCK_ENTRY, Freed),
@@ -228,49 +155,51 @@ def _frame(kind: Kind, count: int, seconds: float, parts: list[bytes]) -> bytes:
 
 
 def encode_tasks(tasks: Tasks) -> bytes:
-    """Return `tasks` as a frame."""
+    """Return `tasks`, whose payloads are bytes, as a frame."""
+    payloads: Sequence[bytes] = tasks.payloads  # type: ignore[assignment]  # what is held stands there as a reference
     request_ids = [request_id.encode() for request_id in tasks.request_ids]
     count = len(request_ids)
     if count == 1:
-        (task_id,), (task_flags,), (payload,), (name,) = tasks.ids, tasks.flags, tasks.payloads, request_ids
+        (task_id,), (task_flags,), (payload,), (name,) = tasks.ids, tasks.flags, payloads, request_ids
         size, name_size = len(payload), len(name)
         body = _TASK_ROW.size + name_size + size
         row = (task_id, size, task_flags, name_size)
         return _ONE_TASK.pack(MAGIC, Kind.TASKS, 1, body, 0.0, *row) + name + payload
-    columns = (tasks.ids, map(len, tasks.payloads), tasks.flags, map(len, request_ids))
+    columns = (tasks.ids, map(len, payloads), tasks.flags, map(len, request_ids))
     table = _pack_table(TASK_ENTRY, columns, count)
-    return _frame(Kind.TASKS, count, 0.0, [b"", table, *request_ids, *tasks.payloads])
+    return _frame(Kind.TASKS, count, 0.0, [b"", table, *request_ids, *payloads])
 
 
 def encode_results(results: Results) -> bytes:
-    """Return `results` as a frame."""
+    """Return `results`, whose payloads are bytes, as a frame."""
+    payloads: Sequence[bytes] = results.payloads  # type: ignore[assignment]  # what is held stands there as a reference
     count = len(results.ids)
     if count == 1:
-        (task_id,), (code,), (payload,) = results.ids, results.codes, results.payloads
+        (task_id,), (code,), (payload,) = results.ids, results.codes, payloads
         size = len(payload)
         body, row = _RESULT_ROW.size + size, (task_id, size, code)
         return _ONE_RESULT.pack(MAGIC, Kind.RESULTS, 1, body, results.seconds, *row) + payload
-    table = _pack_table(RESULT_ENTRY, (results.ids, map(len, results.payloads), results.codes), count)
-    return _frame(Kind.RESULTS, count, results.seconds, [b"", table, *results.payloads])
+    table = _pack_table(RESULT_ENTRY, (results.ids, map(len, payloads), results.codes), count)
+    return _frame(Kind.RESULTS, count, results.seconds, [b"", table, *payloads])
 
 
-def encode_events(events: Events) -> bytes:
-    """Return `events` as a frame."""
-    count = len(events.ids)
-    table = _pack_table(EVENT_ENTRY, (events.ids, map(len, events.payloads)), count)
-    return _frame(Kind.EVENTS, count, 0.0, [b"", table, *events.payloads])
+def encode_chunks(chunks: Chunks) -> bytes:
+    """Return `chunks` as a frame."""
+    count = len(chunks.ids)
+    table = _pack_table(CHUNK_ENTRY, (chunks.ids, map(len, chunks.payloads)), count)
+    return _frame(Kind.CHUNKS, count, 0.0, [b"", table, *chunks.payloads])
 
 
-def encode_cancel(cancel: Cancel) -> bytes:
-    """Return `cancel` as a frame."""
-    count = len(cancel.ids)
-    return _frame(Kind.CANCEL, count, 0.0, [b"", _pack_table(CANCEL_ENTRY, (cancel.ids,), count)])
+def encode_cancels(cancels: Cancels) -> bytes:
+    """Return `cancels` as a frame."""
+    count = len(cancels.ids)
+    return _frame(Kind.CANCELS, count, 0.0, [b"", _pack_table(CANCEL_ENTRY, (cancels.ids,), count)])
 
 
-def encode_taken(taken: Taken) -> bytes:
-    """Return `taken` as a frame."""
-    count = len(taken.ids)
-    return _frame(Kind.TAKEN, count, 0.0, [b"", _pack_table(TAKEN_ENTRY, (taken.ids, taken.sizes), count)])
+def encode_credits(credits: Credits) -> bytes:
+    """Return `credits` as a frame."""
+    count = len(credits.ids)
+    return _frame(Kind.CREDITS, count, 0.0, [b"", _pack_table(CREDIT_ENTRY, (credits.ids, credits.sizes), count)])
 
 
 def encode_blocks(frame: Kept | Released | Freed) -> bytes:
@@ -343,8 +272,8 @@ class Decoder:
             return _decode_results(buffer, start, end, count, seconds)
         if kind == Kind.TASKS:
             return _decode_tasks(buffer, start, end, count)
-        if kind == Kind.EVENTS:
-            return _decode_events(buffer, start, end, count)
+        if kind == Kind.CHUNKS:
+            return _decode_chunks(buffer, start, end, count)
         if kind in _NUMBERS:
             return _decode_numbers(kind, buffer, start, end, count)
         return _decode_notice(kind, count, buffer[start:end])
@@ -386,11 +315,11 @@ def _decode_results(data: bytes, start: int, end: int, count: int, seconds: floa
     return Results(ids, codes, _cut(data, position, lengths), seconds)
 
 
-def _decode_events(data: bytes, start: int, end: int, count: int) -> Events:
-    (ids, lengths), position = _unpack_table(EVENT_ENTRY, data, start, end, count)
+def _decode_chunks(data: bytes, start: int, end: int, count: int) -> Chunks:
+    (ids, lengths), position = _unpack_table(CHUNK_ENTRY, data, start, end, count)
     if position + sum(lengths) != end:
-        raise FrameError(f"no frame: {count} events do not add up to a body of {end - start} bytes")
-    return Events(ids, _cut(data, position, lengths))
+        raise FrameError(f"no frame: {count} chunks do not add up to a body of {end - start} bytes")
+    return Chunks(ids, _cut(data, position, lengths))
 
 
 def _decode_numbers(kind: int, data: bytes, start: int, end: int, count: int) -> Frame:

@@ -23,7 +23,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Sequence
 
-from mosec_asgi.ipc.arena import LARGE, pages
+from mosec_asgi.ipc.arena import pages
 from mosec_asgi.ipc.frames import FrameError
 from mosec_asgi.ipc.reference import Span
 
@@ -180,30 +180,6 @@ class Ledger:
         if not region.blocks:
             self._vacant.append(region.begin)
             self.vacated.append(region.begin)
-
-
-class SharedPayload:
-    """A payload that lies in shared memory, as a task carries it; see `ipc.reference` for its description.
-
-    Attributes:
-        description: what a worker is sent.
-        blocks: where it lies.
-    """
-
-    __slots__ = ("_ledger", "blocks", "description")
-
-    def __init__(self, description: bytes, blocks: Sequence[Block], ledger: Ledger) -> None:
-        self.description = description
-        self.blocks = blocks
-        self._ledger = ledger
-
-    def __len__(self) -> int:
-        # So that one look at lengths finds all payloads that need care.
-        return LARGE
-
-    def drop(self) -> None:
-        """Note that the task needs it no more. To be called once."""
-        self._ledger.drop(self.blocks)
 
 
 class _Use:

@@ -10,21 +10,11 @@ import mmap
 import os
 from collections.abc import Callable
 from multiprocessing import reduction
-from typing import Any, NamedTuple
+from typing import Any
+
+from mosec_asgi.messages import Progress
 
 _SIZE = 16
-
-
-class Progress(NamedTuple):
-    """How far a worker has come.
-
-    Attributes:
-        begun: tasks that it has begun in its life, in the order in which they were sent.
-        beats: grows with each step that it does; a worker at work whose number stands still is stuck.
-    """
-
-    begun: int
-    beats: int
 
 
 class ProgressPage:

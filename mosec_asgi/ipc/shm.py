@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import mmap
 import os
+import pickle
 import threading
 from collections.abc import Callable, Sequence
 from multiprocessing import reduction
@@ -22,8 +23,10 @@ from typing import Any
 from mosec_asgi import log
 from mosec_asgi.ipc import frames, reference
 from mosec_asgi.ipc.arena import LARGE, Arena, pages
-from mosec_asgi.ipc.ledger import Block, Ledger, Reader, Region, SharedPayload
+from mosec_asgi.ipc.frames import FrameError
+from mosec_asgi.ipc.ledger import Block, Ledger, Reader, Region
 from mosec_asgi.ipc.reference import Span
+from mosec_asgi.messages import OK, Payload, Results, Tasks, drop_all
 
 # Bytes of freed memory that glibc then keeps for the next payload, twice this at most.
 _KEPT_BY_MALLOC = 4 * 1024 * 1024
@@ -272,6 +275,54 @@ def _sealed_file(size: int) -> int:
     return descriptor
 
 
+class SharedPayload:
+    """A payload that lies in shared memory, as a task carries it; see `ipc.reference`.
+
+    Attributes:
+        description: what a worker is sent.
+        blocks: where it lies.
+    """
+
+    __slots__ = ("_ledger", "_memory", "blocks", "description")
+
+    def __init__(self, description: bytes, blocks: Sequence[Block], ledger: Ledger, memory: SharedMemory) -> None:
+        self.description = description
+        self.blocks = blocks
+        self._ledger = ledger
+        self._memory = memory
+
+    def __len__(self) -> int:
+        # So that one look at lengths finds all payloads that need care.
+        return LARGE
+
+    def __reduce__(self) -> tuple[type[bytes], tuple[bytes]]:
+        """Leave this memory as plain bytes, as if the worker had sent them through its pipe."""
+        return bytes, (self._inline(),)
+
+    def read(self) -> bytes:
+        """Return a copy.
+
+        Raises:
+            FrameError: it is a pickle with buffers of its own, which no client can be sent.
+        """
+        contents = reference.unpack(self.description)
+        if contents.kind is not reference.Kind.BYTES:
+            raise FrameError(f"the answer to a client must be bytes, not a {contents.kind.name} in shared memory")
+        return self._memory.read(contents.spans[0])
+
+    def drop(self) -> None:
+        """Note that the task needs it no more. To be called once."""
+        self._ledger.drop(self.blocks)
+
+    def _inline(self) -> bytes:
+        contents = reference.unpack(self.description)
+        if contents.kind is reference.Kind.BYTES:
+            return self.read()
+        spans = list(contents.spans)
+        stream = contents.stream if contents.kind is reference.Kind.PICKLE else self._memory.read(spans.pop(0))
+        return pickle.dumps(pickle.loads(stream, buffers=map(self._memory.read, spans)), protocol=5)
+
+
 class WorkerMemory:
     """The server's account of one life of a worker: what it needs, and what it has written."""
 
@@ -297,42 +348,50 @@ class WorkerMemory:
         if self._region is not None:
             self._region.full = tell
 
-    def send(self, ids: Sequence[int], flags: list[int], payloads: list[bytes | SharedPayload]) -> None:
-        """Put descriptions in the place of those payloads that go, or are already, in the memory."""
+    def send(self, tasks: Tasks) -> Tasks:
+        """Return tasks with references in the place of those payloads that go, or are already, in the memory."""
+        flags, payloads = list(tasks.flags), list(tasks.payloads)
         for place, payload in enumerate(payloads):
             if isinstance(payload, SharedPayload):
                 for block in payload.blocks:
                     block.users += 1
                 sent = payload.description, payload.blocks
+            elif not isinstance(payload, bytes):
+                # Another link holds it: its bytes go through the pipe.
+                payloads[place] = payload.read()
+                continue
             elif len(payload) < LARGE or (put := self._memory.put(payload)) is None:
                 continue
             else:
                 sent = put
             payloads[place] = sent[0]
             flags[place] |= frames.SHARED
-            self._reader.send(ids[place], sent[1])
+            self._reader.send(tasks.ids[place], sent[1])
+        return tasks._replace(flags=flags, payloads=payloads)
 
-    def receive(self, description: bytes, *, whole: bool) -> bytes | SharedPayload:
-        """Take in a result that lies in the memory.
-
-        Args:
-            description: where.
-            whole: return its bytes rather than where it is.
+    def receive(self, results: Results) -> Results:
+        """Return results with payloads that are held here in the place of references.
 
         Raises:
-            FrameError: it is no result of this worker.
+            FrameError: a reference is none, or not to what this worker may write; nothing is held then.
         """
+        codes, payloads = list(results.codes), list(results.payloads)
+        try:
+            for place, code in enumerate(codes):
+                if code == frames.IN_MEMORY:
+                    payloads[place] = self._hold(payloads[place])
+                    codes[place] = OK
+        except FrameError:
+            drop_all(payloads)
+            raise
+        return results._replace(codes=codes, payloads=payloads)
+
+    def _hold(self, description: Payload) -> SharedPayload:
+        assert isinstance(description, bytes)
         contents = reference.unpack(description)
         if self._region is None:
-            raise frames.FrameError("a result lies in shared memory, where this worker has no region")
-        if whole and contents.kind is not reference.Kind.BYTES:
-            raise frames.FrameError(f"the answer to a client is no {contents.kind.name}")
-        blocks = self._ledger.wrote(self._region, contents.spans)
-        if not whole:
-            return SharedPayload(description, blocks, self._ledger)
-        data = self._memory.read(contents.spans[0])
-        self._ledger.drop(blocks)
-        return data
+            raise FrameError("a result lies in shared memory, where this worker has no region")
+        return SharedPayload(description, self._ledger.wrote(self._region, contents.spans), self._ledger, self._memory)
 
     def answered(self, ids: Sequence[int]) -> None:
         """Note that it has answered tasks."""

@@ -6,24 +6,72 @@ several in one process do not collide.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Protocol
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.exposition import choose_encoder
 
+from mosec_asgi.observing.custom import CustomMetrics
 from mosec_asgi.observing.metrics import Histogram, ServiceMetrics, StageMetrics
+
+
+class StageNow(Protocol):
+    """What is shown of a stage as it is now; see `batching.engine.StageStatistics`."""
+
+    @property
+    def queued(self) -> int:
+        """Tasks that wait."""
+
+    @property
+    def slots_in_use(self) -> int:
+        """Tasks, or batches, that workers run."""
+
+    @property
+    def ready(self) -> int:
+        """Workers that can be given tasks."""
+
+    @property
+    def restarts(self) -> int:
+        """Workers started in place of dead ones so far."""
+
+
+class ServiceNow(Protocol):
+    """What is shown of a service as it is now; see `batching.engine.Statistics`."""
+
+    @property
+    def admitted(self) -> int:
+        """Calls admitted and not yet answered."""
+
+    @property
+    def shared_memory(self) -> int:
+        """Bytes of shared memory that payloads take."""
+
+    @property
+    def stages(self) -> Sequence[StageNow]:
+        """In the order of the service's list; empty while it starts."""
 
 
 class Exposition:
     """Shows what is counted and measured of a service; a collector of prometheus_client."""
 
-    def __init__(self, service: ServiceMetrics) -> None:
+    def __init__(
+        self, service: ServiceMetrics, now: Callable[[], ServiceNow], custom: CustomMetrics | None = None
+    ) -> None:
+        """Put together what is to be shown.
+
+        Args:
+            service: what was counted and measured.
+            now: returns how things stand.
+            custom: what users' workers count.
+        """
         self._service = service
+        self._now = now
         self._registry = CollectorRegistry()
         self._registry.register(self)
-        if service.custom is not None:
-            self._registry.register(service.custom)
+        if custom is not None:
+            self._registry.register(custom)
 
     def render(self, accept: str) -> tuple[bytes, str]:
         """Return the metrics as text, and its content type, in the format that the Accept header asks for."""
@@ -36,19 +84,20 @@ class Exposition:
 
     def collect(self) -> Iterator[Metric]:
         """Yield the metrics; called by the registry."""
+        now = self._now()
         yield self._throughput()
         yield from self._durations()
         yield GaugeMetricFamily(
             f"{self._service.namespace}_remaining_task",
             "remaining tasks for the whole service",
-            value=self._service.remaining(),
+            value=now.admitted,
         )
         yield GaugeMetricFamily(
             f"{self._service.namespace}_shared_memory_bytes",
             "shared memory that payloads on their way take",
-            value=self._service.shared_memory(),
+            value=now.shared_memory,
         )
-        yield from self._stage_metrics()
+        yield from self._stage_metrics(now.stages)
 
     def _throughput(self) -> Metric:
         family = CounterMetricFamily(
@@ -79,25 +128,24 @@ class Exposition:
     def _histogram(self, name: str, text: str) -> HistogramMetricFamily:
         return HistogramMetricFamily(f"{self._service.namespace}_{name}", text, labels=("stage", "connection"))
 
-    def _stage_metrics(self) -> Iterator[Metric]:
+    def _stage_metrics(self, now: Sequence[StageNow]) -> Iterator[Metric]:
         stages = self._service.stages
         yield self._stage_histogram(
             "queue_wait_second",
             "time from a task's arrival at a stage to its being sent to a worker",
             {stage.stage: stage.queue_wait for stage in stages},
         )
-        gauges = [stage.gauges() for stage in stages]
-        running = [now.running for now in gauges]
-        yield self._gauge("queue_length", "tasks that wait at a stage", stages, [now.queued for now in gauges])
-        yield self._gauge("slots_in_use", "tasks, or batches, that workers run at this moment", stages, running)
-        yield self._gauge("workers_ready", "workers that can be given tasks", stages, [now.ready for now in gauges])
-        yield self._counter(
-            "worker_restarts", "workers started in place of dead ones", stages, [now.restarts for now in gauges]
-        )
+        running = [stage.slots_in_use for stage in now]
+        restarts = [stage.restarts for stage in now]
+        shown = stages if now else []
+        yield self._gauge("queue_length", "tasks that wait at a stage", shown, [stage.queued for stage in now])
+        yield self._gauge("slots_in_use", "tasks, or batches, that workers run at this moment", shown, running)
+        yield self._gauge("workers_ready", "workers that can be given tasks", shown, [stage.ready for stage in now])
+        yield self._counter("worker_restarts", "workers started in place of dead ones", shown, restarts)
         yield self._counter("tasks_rejected", "requests refused at a stage", stages, [s.rejected for s in stages])
-        yield self._counter("tasks_timed_out", "tasks answered 408 at a stage", stages, [s.timed_out for s in stages])
+        yield self._counter("tasks_timed_out", "tasks answered 408 at a stage", stages, [s.timeouts for s in stages])
         yield self._counter(
-            "tasks_cancelled", "tasks whose client left while at a stage", stages, [s.cancelled for s in stages]
+            "tasks_cancelled", "tasks whose client left while at a stage", stages, [s.cancellations for s in stages]
         )
         yield from self._stream_metrics([stage for stage in stages if stage.streams])
 

@@ -2,8 +2,8 @@
 
 A `Launcher` starts a worker and returns its `WorkerLink`; what the worker does is reported to the `WorkerEvents` that
 the launcher was given. All of it is on the event loop that the launcher was made for, and nothing is reported before
-`launch` has returned. Both sides speak in messages (`mosec_asgi.messages`); how these cross, and how the link knows what
-the worker had begun and whether it makes progress, is the link's own business.
+`launch` has returned. Both sides speak in messages (`mosec_asgi.messages`); how these cross, and how the link knows
+what the worker had begun and whether it makes progress, is the link's own business.
 
 The life of a link, which the supervisor follows by the table of `pool.lifecycle`:
 
@@ -20,10 +20,6 @@ from typing import Protocol
 
 from mosec_asgi.inside.spec import WorkerSpec
 from mosec_asgi.messages import Cancels, Chunks, Credits, Progress, Results, Tasks
-
-
-class LinkError(Exception):
-    """A worker has said what it must not say; its link has no meaning from here on. The text says what it was."""
 
 
 class WorkerEvents(Protocol):
@@ -54,7 +50,11 @@ class WorkerEvents(Protocol):
 
 
 class WorkerLink(Protocol):
-    """One life of a worker."""
+    """One life of a worker.
+
+    No method but `busy_poll` and `drain` reports anything before it has returned: who calls may be in the middle of a
+    change.
+    """
 
     @property
     def name(self) -> str:
@@ -71,6 +71,13 @@ class WorkerLink(Protocol):
 
     def progress(self) -> Progress:
         """Return how far it has come; known until `WorkerEvents.exited` has returned."""
+
+    def busy_poll(self, seconds: float) -> bool | None:
+        """Look for so long, without sleeping, for what the worker says, and report it.
+
+        Returns:
+            whether there was anything; None where the look has ended because other work has come for the event loop.
+        """
 
     def drain(self) -> None:
         """Report at once what the worker has said before its end."""

@@ -1,8 +1,8 @@
 """Keeps the `num` workers of one stage alive: launch, ready, replace with back-off, stop, kill.
 
-One `Supervisor` for a stage, one `PoolWorker` for each life of a worker. What happens to a worker is told to a
-`Listener`: when it is ready, what it answers, and that it is gone, which is told once per life and before its
-replacement is launched.
+One `Supervisor` for a stage, one `PoolWorker` for each life of a worker, which hears what its link reports. What
+happens to a worker is told to a `Listener`: when it is ready, what it answers, and that it is gone, which is told once
+per life and before its replacement is launched.
 """
 
 from __future__ import annotations
@@ -15,14 +15,12 @@ from typing import Protocol
 from mosec_asgi import log
 from mosec_asgi.errors import StartupError
 from mosec_asgi.inside.spec import WorkerSpec
-from mosec_asgi.ipc import frames
+from mosec_asgi.messages import Chunks, LinkError, Results, drop_all
 from mosec_asgi.pool.lifecycle import Backoff, Event, State, transition
-from mosec_asgi.pool.process.launcher import Handle, Launcher, Pipe
+from mosec_asgi.pool.link import Launcher, WorkerLink
 
-# Seconds in which a worker that has closed its pipe, or could not start, exits by itself; then it is killed.
+# Seconds in which a worker that has closed its link, or could not start, exits by itself; then it is killed.
 EXIT_SECONDS = 1.0
-# What a worker sends while it has tasks.
-_AT_WORK = (frames.Results, frames.Events, frames.Kept, frames.Released)
 
 logger = log.internal_logger(__name__)
 
@@ -33,14 +31,11 @@ class Listener(Protocol):
     def worker_ready(self, worker: PoolWorker) -> None:
         """Take `worker` into use."""
 
-    def worker_results(self, worker: PoolWorker, results: frames.Results) -> None:
-        """Take in results; raise `frames.FrameError` if `worker` was never given those tasks."""
+    def worker_results(self, worker: PoolWorker, results: Results) -> None:
+        """Take in results; raise `LinkError` if `worker` was never given those tasks."""
 
-    def worker_events(self, worker: PoolWorker, events: frames.Events) -> None:
-        """Take in pieces of streams; raise `frames.FrameError` if `worker` may not send them."""
-
-    def worker_memory(self, worker: PoolWorker, frame: frames.Kept | frames.Released) -> None:
-        """Take in what `worker` says of shared memory; raise `frames.FrameError` if it cannot be so."""
+    def worker_chunks(self, worker: PoolWorker, chunks: Chunks) -> None:
+        """Take in pieces of streams; raise `LinkError` if `worker` may not send them."""
 
     def worker_gone(self, worker: PoolWorker) -> None:
         """Give no more tasks to `worker`, and take back what it has not answered."""
@@ -50,11 +45,11 @@ class Listener(Protocol):
 
 
 class PoolWorker:
-    """One life of a worker: its place in the stage, its process, its pipe, its state."""
+    """One life of a worker: its place in the stage, its link, its state. Hears what the link reports."""
 
-    def __init__(self, spec: WorkerSpec) -> None:
-        self.spec = spec
-        self.worker_id = spec.worker_id
+    def __init__(self, place: Place, pool: Supervisor) -> None:
+        self.spec = place.spec
+        self.worker_id = place.spec.worker_id
         self.state = State.STARTING
         self.ready_at: float | None = None
         self.answered = False
@@ -64,19 +59,79 @@ class PoolWorker:
         self.traceback = ""
         # Ends it: while it starts, and once it has nothing more to do but to exit.
         self.timer: asyncio.TimerHandle | None = None
-        self.handle: Handle
-        self.pipe: Pipe
+        self.link: WorkerLink
+        self._place = place
+        self._pool = pool
 
     def __repr__(self) -> str:
         return f"<PoolWorker {self.spec.stage} {self.worker_id} {self.state.value}>"
 
-    def send(self, data: bytes) -> None:
-        """Send it a frame."""
-        self.pipe.send(data)
+    # What it says while it has tasks is the stage's business as long as it is ready. After it was asked to stop, its
+    # tasks have been taken back, and nobody waits for these answers any more.
+
+    def results(self, results: Results) -> None:
+        """Pass its answers on."""
+        if self.state is State.READY:
+            try:
+                self._pool.listener.worker_results(self, results)
+            except LinkError as error:
+                self._pool.kill(self, str(error))
+            else:
+                self.answered = self.answered or bool(results.ids)
+        else:
+            drop_all(results.payloads)
+            self._expect_stopping("results")
+
+    def chunks(self, chunks: Chunks) -> None:
+        """Pass pieces of streams on."""
+        if self.state is State.READY:
+            try:
+                self._pool.listener.worker_chunks(self, chunks)
+            except LinkError as error:
+                self._pool.kill(self, str(error))
+        else:
+            self._expect_stopping("pieces of streams")
+
+    def ready(self) -> None:
+        """Note that it can be given tasks."""
+        if self.state in (State.STARTING, State.STOPPING):
+            self._pool.worker_ready(self, self._place)
+        else:
+            self._broke("that it is ready")
+
+    def failed(self, traceback: str) -> None:
+        """Note why it could not start; it exits by itself."""
+        if self.state in (State.STARTING, State.STOPPING):
+            self.reason = "could not start"
+            self.traceback = traceback
+            self._pool.expect_exit(self)
+        else:
+            self._broke("that it could not start")
+
+    def closed(self, reason: str = "") -> None:
+        """Note that its link has ended."""
+        self._pool.worker_closed(self, reason)
+
+    def exited(self) -> None:
+        """Note that it has ended."""
+        self._pool.worker_exited(self, self._place)
+
+    def cancel_timer(self) -> None:
+        """Let nothing end it."""
+        if self.timer is not None:
+            self.timer.cancel()
+            self.timer = None
+
+    def _expect_stopping(self, what: str) -> None:
+        if self.state is not State.STOPPING:
+            self._broke(what)
+
+    def _broke(self, what: str) -> None:
+        self._pool.kill(self, f"sent {what} while it was {self.state.value}")
 
 
 @dataclass(slots=True)
-class _Place:
+class Place:
     """One of the `num` places of a stage: who is in it, and what its deaths have taught."""
 
     spec: WorkerSpec
@@ -119,9 +174,9 @@ class Supervisor:
         self.restarts = 0
         # Whether requests to this stage are hopeless: no worker is ready and every last try to start one failed.
         self.down = False
-        self._places = [_Place(spec, (variables or [{}] * len(specs))[i]) for i, spec in enumerate(specs)]
+        self._places = [Place(spec, (variables or [{}] * len(specs))[i]) for i, spec in enumerate(specs)]
         self._launcher = launcher
-        self._listener = listener
+        self.listener = listener
         self._clock = clock
         self._loop = loop
         self._start_timeout = start_timeout
@@ -178,11 +233,11 @@ class Supervisor:
         for worker in self.workers:
             was_ready = worker.state is State.READY
             if worker.state is State.STARTING:
-                _cancel_timer(worker)
+                worker.cancel_timer()
             worker.state = transition(worker.state, Event.STOP)
             if was_ready:
-                self._listener.worker_gone(worker)
-            worker.pipe.finish()
+                self.listener.worker_gone(worker)
+            worker.link.finish()
 
     def kill_all(self, reason: str) -> None:
         """Kill what still lives."""
@@ -193,12 +248,12 @@ class Supervisor:
         """End all workers at once, without the loop that they were started on, which has been closed."""
         self._stopping = True
         for worker in self.workers:
-            worker.pipe.close()
-            worker.handle.kill()
-            worker.handle.reap(1.0)
+            worker.link.close()
+            worker.link.kill()
+            worker.link.reap(1.0)
 
     async def wait_stopped(self) -> None:
-        """Wait until every process has been reaped."""
+        """Wait until every worker has ended and left nothing behind."""
         while self.workers:
             self._changed.clear()
             await self._changed.wait()
@@ -214,25 +269,19 @@ class Supervisor:
             worker.reason = reason
         if worker.state in (State.STARTING, State.READY, State.STOPPING):
             self._lose(worker)
-        worker.handle.kill()
+        worker.link.kill()
 
-    def _launch(self, place: _Place) -> None:
+    def _launch(self, place: Place) -> None:
         place.relaunch = None
-        worker = PoolWorker(place.spec)
+        worker = PoolWorker(place, self)
         try:
-            worker.handle, worker.pipe = self._launcher.launch(
-                place.spec,
-                place.variables,
-                lambda frame: self._on_frame(worker, place, frame),
-                lambda reason: self._on_closed(worker, reason),
-                lambda: self._on_exit(worker, place),
-            )
+            worker.link = self._launcher.launch(place.spec, place.variables, worker)
         except StartupError as error:
             self._start_failed(place, str(error))
             return
         place.worker = worker
         worker.timer = self._loop.call_later(self._start_timeout, self._start_timed_out, worker)
-        logger.debug("started as process %s", worker.handle.pid, extra=_extra(worker))
+        logger.debug("started as %s", worker.link.name, extra=_extra(worker))
 
     def _start_timed_out(self, worker: PoolWorker) -> None:
         self.kill(
@@ -241,78 +290,58 @@ class Supervisor:
             "raise the setting start_timeout",
         )
 
-    def _on_frame(self, worker: PoolWorker, place: _Place, frame: frames.Frame) -> None:
-        if isinstance(frame, _AT_WORK) and worker.state is State.READY:
-            try:
-                if isinstance(frame, frames.Results):
-                    self._listener.worker_results(worker, frame)
-                    worker.answered = worker.answered or bool(frame.ids)
-                elif isinstance(frame, frames.Events):
-                    self._listener.worker_events(worker, frame)
-                else:
-                    self._listener.worker_memory(worker, frame)
-            except frames.FrameError as error:
-                self.kill(worker, str(error))
-        elif isinstance(frame, _AT_WORK) and worker.state is State.STOPPING:
-            # Its tasks were taken back when it was asked to stop; nobody waits for these answers any more.
-            return
-        elif isinstance(frame, frames.Ready) and worker.state in (State.STARTING, State.STOPPING):
-            self._on_ready(worker, place)
-        elif isinstance(frame, frames.Failed) and worker.state in (State.STARTING, State.STOPPING):
-            worker.reason = "could not start"
-            worker.traceback = frame.text
-            self._expect_exit(worker)
-        else:
-            self.kill(worker, f"sent a frame of {type(frame).__name__} while it was {worker.state.value}")
+    # -- told by a worker -------------------------------------------------------------------------------------------
 
-    def _on_ready(self, worker: PoolWorker, place: _Place) -> None:
+    def worker_ready(self, worker: PoolWorker, place: Place) -> None:
+        """Take a worker into use, unless it was asked to stop meanwhile."""
         worker.state = transition(worker.state, Event.READY)
-        _cancel_timer(worker)
+        worker.cancel_timer()
         if worker.state is not State.READY:
             return
         worker.ready_at = self._clock()
         place.tried, place.failing = True, False
         self.down = False
-        logger.info("worker is ready, process %s", worker.handle.pid, extra=_extra(worker))
-        self._listener.worker_ready(worker)
+        logger.info("worker is ready, %s", worker.link.name, extra=_extra(worker))
+        self.listener.worker_ready(worker)
         self._changed.set()
 
-    def _on_closed(self, worker: PoolWorker, reason: str) -> None:
-        """Its pipe has ended: nothing more can be said to it or heard from it, so its process must end too."""
+    def worker_closed(self, worker: PoolWorker, reason: str) -> None:
+        """End a worker whose link has ended: nothing more can be said to it or heard from it."""
         if worker.state is State.STOPPING:
-            # As asked; its process ends in its own time, within the limit of whoever stops us.
+            # As asked; it ends in its own time, within the limit of whoever stops us.
             return
-        if not worker.reason and reason != "it was closed":
-            worker.reason = f"broke its pipe ({reason})"
+        if not worker.reason:
+            worker.reason = reason
         self._lose(worker)
-        if reason == "it was closed":
-            self._expect_exit(worker)
+        if reason:
+            worker.link.kill()
         else:
-            worker.handle.kill()
+            self.expect_exit(worker)
 
-    def _expect_exit(self, worker: PoolWorker) -> None:
+    def expect_exit(self, worker: PoolWorker) -> None:
         """Kill a worker that should exit by itself now, unless it does so soon: a thread of the user's may hold it."""
-        _cancel_timer(worker)
-        worker.timer = self._loop.call_later(EXIT_SECONDS, worker.handle.kill)
+        worker.cancel_timer()
+        worker.timer = self._loop.call_later(EXIT_SECONDS, worker.link.kill)
 
     def _lose(self, worker: PoolWorker) -> None:
         was_ready = worker.state is State.READY
         worker.state = transition(worker.state, Event.LOST)
-        worker.pipe.close()
+        worker.link.close()
         if was_ready:
-            self._listener.worker_gone(worker)
+            self.listener.worker_gone(worker)
 
-    def _on_exit(self, worker: PoolWorker, place: _Place) -> None:
+    def worker_exited(self, worker: PoolWorker, place: Place) -> None:
+        """Replace a worker that has ended."""
         # Its end may be noticed before its last words are read, and they say which tasks it has answered.
-        worker.pipe.drain()
+        worker.link.drain()
         was_ready = worker.state is State.READY
         asked = worker.state is State.STOPPING
         worker.state = transition(worker.state, Event.EXIT)
-        _cancel_timer(worker)
-        worker.pipe.close()
+        worker.cancel_timer()
+        worker.link.close()
         place.worker = None
         if was_ready:
-            self._listener.worker_gone(worker)
+            self.listener.worker_gone(worker)
         if self._stopping:
             if not asked:
                 logger.warning("%s", _obituary(worker), extra=_extra(worker))
@@ -325,7 +354,7 @@ class Supervisor:
         logger.error("%s; another is started in %.1f s", _obituary(worker), delay, extra=_extra(worker))
         self._relaunch(place, delay)
 
-    def _start_failed(self, place: _Place, error: str) -> None:
+    def _start_failed(self, place: Place, error: str) -> None:
         place.tried = place.failing = True
         place.error = error
         if not self._stopping:
@@ -335,22 +364,16 @@ class Supervisor:
             self._relaunch(place, place.backoff.delay(None, self._clock()))
         if all(place.failing for place in self._places):
             self.down = True
-            self._listener.stage_down()
+            self.listener.stage_down()
         self._changed.set()
 
-    def _log_failed_start(self, place: _Place) -> None:
+    def _log_failed_start(self, place: Place) -> None:
         extra = {"stage": self.stage, "worker": place.spec.worker_id}
         logger.error("worker could not start and is tried again: %s", place.error, extra=extra)
 
-    def _relaunch(self, place: _Place, delay: float) -> None:
+    def _relaunch(self, place: Place, delay: float) -> None:
         self.restarts += 1
         place.relaunch = self._loop.call_later(delay, self._launch, place)
-
-
-def _cancel_timer(worker: PoolWorker) -> None:
-    if worker.timer is not None:
-        worker.timer.cancel()
-        worker.timer = None
 
 
 def _extra(worker: PoolWorker) -> dict[str, object]:
@@ -358,5 +381,5 @@ def _extra(worker: PoolWorker) -> dict[str, object]:
 
 
 def _obituary(worker: PoolWorker) -> str:
-    ending = f"worker process {worker.handle.pid} {worker.handle.describe_exit()}"
+    ending = f"worker {worker.link.name} {worker.link.describe_exit()}"
     return f"{ending}; it {worker.reason}" if worker.reason else ending

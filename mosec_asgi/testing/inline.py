@@ -30,7 +30,8 @@ from mosec_asgi.inside.port import Port
 from mosec_asgi.inside.spec import WorkerSpec
 from mosec_asgi.ipc import frames
 from mosec_asgi.ipc.channel import Channel
-from mosec_asgi.ipc.progress import Progress, ProgressPage
+from mosec_asgi.ipc.progress import ProgressPage
+from mosec_asgi.messages import Progress, Results
 from mosec_asgi.pool.process.launcher import environment
 from mosec_asgi.streaming import ContinuousWorker, is_async
 from mosec_asgi.testing.baton import BatonThread, Ended
@@ -126,11 +127,11 @@ class InlinePort(Port):
         self._unsent = bytearray()
         self._closed = False
 
-    def answer(self, results: frames.Results) -> None:
+    def answer(self, results: Results) -> None:
         """Send results, with the time that they took by the loop's clock."""
         began, self.progress.began = self.progress.began, None
         seconds = 0.0 if began is None else self._loop.time() - began
-        results = frames.Results(results.ids, results.codes, results.payloads, seconds)
+        results = Results(results.ids, results.codes, results.payloads, seconds)
         super().answer(results)
         if self._script.repeats():
             self._send(frames.encode_results(results))

@@ -12,6 +12,7 @@ from starlette.routing import Route as StarletteRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mosec_asgi.batching.engine import Engine
+from mosec_asgi.observing.custom import CustomMetrics
 from mosec_asgi.observing.metrics import ServiceMetrics
 from mosec_asgi.web.access import AccessLog
 from mosec_asgi.web.asgi import AsgiExchange, AsgiRoute
@@ -41,6 +42,7 @@ class App:
         max_request_size: int,
         compressed: bool,
         server: str,
+        custom: CustomMetrics | None = None,
         access_log: bool = False,
         middleware: Sequence[Middleware] = (),
     ) -> None:
@@ -54,10 +56,11 @@ class App:
             max_request_size: bytes of a request's body, unpacked.
             compressed: read compressed requests, and compress results for clients that accept it; streams never are.
             server: what the `server` header says.
+            custom: what users' workers count, where it is shown.
             access_log: log a line for each request.
             middleware: what each request goes through, health and documents included; the first is the outermost.
         """
-        health, swagger = Health(engine, metrics), Swagger()
+        health, swagger = Health(engine, metrics, custom), Swagger()
         shared = Shared(
             engine,
             metrics,

@@ -224,6 +224,7 @@ class Exchange(abc.ABC):
 
     def abandoned(self) -> None:
         """End without an answer: nobody waits for one."""
+        return
 
     def refuse(self, failure: Failure) -> None:
         """Answer with a failure that is no outcome of a call."""

@@ -1,106 +1,35 @@
-"""A worker as an operating system process: launched with its pipe and environment, watched, killed, reaped.
-
-The rest of the house knows a worker only as a `Handle` and a channel, made by a `Launcher`, so that something else can
-stand in for the process.
-"""
+"""Starts workers as operating system processes, each with its pipe, its environment and its share of memory."""
 
 from __future__ import annotations
 
 import asyncio
-import functools
 import multiprocessing
-import multiprocessing.util
 import os
 import pickle
 import socket
 import stat
 import sys
 import types
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from multiprocessing.process import BaseProcess
-from typing import Any, Protocol
+from typing import Any
 
 from mosec_asgi import log
 from mosec_asgi.errors import StartupError
 from mosec_asgi.inside.counting import share_after_fork
 from mosec_asgi.inside.spec import WorkerSpec
-from mosec_asgi.ipc.channel import Channel, Seen
-from mosec_asgi.ipc.frames import Frame
-from mosec_asgi.ipc.progress import Progress, ProgressPage
-from mosec_asgi.ipc.shm import Share, SharedMemory, WorkerMemory
+from mosec_asgi.ipc.progress import ProgressPage
+from mosec_asgi.ipc.shm import Share, SharedMemory
+from mosec_asgi.observing.custom import CustomMetrics
+from mosec_asgi.pool.link import WorkerEvents
 from mosec_asgi.pool.process.child import main
+from mosec_asgi.pool.process.link import ProcessLink
 from mosec_asgi.pool.process.preload import ForkedProcess, Template
+from mosec_asgi.pool.process.watched import WatchedProcess, forget_all
 
 logger = log.internal_logger(__name__)
-
-
-class Handle(Protocol):
-    """A running worker, as its supervisor knows it."""
-
-    @property
-    def pid(self) -> int | None:
-        """The process's number, for the logs."""
-
-    @property
-    def memory(self) -> WorkerMemory | None:
-        """The account of what it shares with the server for large payloads; None where all go through its pipe."""
-
-    def progress(self) -> Progress:
-        """How far it has come; known until it has been reaped."""
-
-    def kill(self) -> None:
-        """End it now, without asking. Idempotent."""
-
-    def reap(self, timeout: float) -> None:
-        """Wait for it to end, without a loop; kill it after `timeout` seconds."""
-
-    def describe_exit(self) -> str:
-        """Say how it ended, once it has."""
-
-
-class Pipe(Protocol):
-    """A worker's pipe, as its supervisor knows it; see `ipc.channel.Channel`."""
-
-    def send(self, data: bytes) -> None:
-        """Send a frame."""
-
-    def busy_poll(self, seconds: float) -> Seen:
-        """Look for what the worker sends for so long, unless other work has come, and take it in."""
-
-    def drain(self) -> None:
-        """Take in what the worker has sent before its end."""
-
-    def finish(self) -> None:
-        """Ask the worker to stop by ending the stream towards it."""
-
-    def close(self) -> None:
-        """Let go of the pipe."""
-
-
-class Launcher(Protocol):
-    """Starts workers."""
-
-    def launch(
-        self,
-        spec: WorkerSpec,
-        variables: Mapping[str, str],
-        on_frame: Callable[[Frame], None],
-        on_closed: Callable[[str], None],
-        on_exit: Callable[[], None],
-    ) -> tuple[Handle, Pipe]:
-        """Start a worker.
-
-        Args:
-            spec: what it is to run.
-            variables: environment variables to set before it starts.
-            on_frame: called with each frame from it.
-            on_closed: called once, with the reason, if its pipe ends by its doing.
-            on_exit: called once when it has ended and left nothing behind.
-
-        Raises:
-            StartupError: it cannot be started; the text names the cause and the remedy.
-        """
 
 
 class ProcessLauncher:
@@ -114,6 +43,7 @@ class ProcessLauncher:
         import_main: bool = False,
         memory: SharedMemory | None = None,
         preload: bool = False,
+        counts: CustomMetrics | None = None,
     ) -> None:
         """Prepare; nothing is started.
 
@@ -125,40 +55,39 @@ class ProcessLauncher:
                 where it would load a web server into every worker.
             memory: to share with the workers for large payloads, where there is any.
             preload: load the worker once and fork its processes from there, for one stage; `close` it in the end.
+            counts: what the workers count themselves, where it is shown.
         """
         self._loop = loop
         self._start_method = start_method
         self._import_main = import_main
         self._memory = memory
         self._template = Template() if preload else None
+        self._counts = counts
 
     def close(self) -> None:
         """End what workers are forked from, once there are none. Idempotent."""
         if self._template is not None:
             self._template.close()
 
-    def launch(
-        self,
-        spec: WorkerSpec,
-        variables: Mapping[str, str],
-        on_frame: Callable[[Frame], None],
-        on_closed: Callable[[str], None],
-        on_exit: Callable[[], None],
-    ) -> tuple[WorkerProcess, Channel]:
-        """Start a worker process; see `Launcher.launch`."""
+    def launch(self, spec: WorkerSpec, variables: Mapping[str, str], events: WorkerEvents) -> ProcessLink:
+        """Start a worker process; see `Launcher.launch`. A metrics directory that the user has set is left alone."""
         spawn = self._start_method == "spawn"
         if spawn:
             _check_importable(spec)
+        if self._counts is not None:
+            spec = replace(spec, metrics_directory=self._counts.private)
+            variables = {**self._counts.variables, **variables}
+        who = f"worker {spec.worker_id} of {spec.stage}"
         try:
             ours, theirs = socket.socketpair()
         except OSError as error:
-            raise StartupError(f"no pipe for worker {spec.worker_id} of {spec.stage}: {error}") from error
+            raise StartupError(f"no pipe for {who}: {error}") from error
         try:
             page = ProgressPage()
         except OSError as error:
             ours.close()
             theirs.close()
-            raise StartupError(f"no shared page for worker {spec.worker_id} of {spec.stage}: {error}") from error
+            raise StartupError(f"no shared page for {who}: {error}") from error
         memory = self._memory.open_worker() if self._memory is not None else None
         hide_main = spawn and not self._import_main and spec.worker.__module__ != "__main__"
         try:
@@ -169,19 +98,19 @@ class ProcessLauncher:
             page.close()
             if memory is not None:
                 memory.close()
-            raise StartupError(f"worker {spec.worker_id} of {spec.stage} cannot be started: {error}") from error
+            raise StartupError(f"{who} cannot be started: {error}") from error
         finally:
             theirs.close()
-        handle = WorkerProcess(process, page, self._loop, on_exit, memory)
-        channel = Channel(ours, on_frame, on_closed, busy_polls=_usable_cores() > 1)
-        channel.open(self._loop)
-        if memory is not None:
-            memory.on_full(functools.partial(self._tell_freed_soon, memory, channel))
-        return handle, channel
-
-    def _tell_freed_soon(self, memory: WorkerMemory, channel: Channel) -> None:
-        # Not at once: whoever frees blocks is in the middle of something, and what is sent may fail.
-        self._loop.call_soon(_tell_freed, memory, channel)
+        return ProcessLink(
+            WatchedProcess(process),
+            ours,
+            page,
+            memory,
+            events,
+            self._loop,
+            busy_polls=_usable_cores() > 1,
+            on_gone=None if self._counts is None else self._counts.ended,
+        )
 
     def _start(self, arguments: tuple[Any, ...]) -> BaseProcess | ForkedProcess:
         """Start a process that runs `main` with `arguments`."""
@@ -198,134 +127,11 @@ class ProcessLauncher:
         return process
 
 
-class WorkerProcess:
-    """A worker's process: a `Handle` that notices its exit through the event loop and reaps it."""
-
-    def __init__(
-        self,
-        process: BaseProcess | ForkedProcess,
-        page: ProgressPage,
-        loop: asyncio.AbstractEventLoop,
-        on_exit: Callable[[], None],
-        memory: WorkerMemory | None = None,
-    ) -> None:
-        self.memory = memory
-        self._process = process
-        # Asked for when the process's own object may be closed.
-        self._pid = process.pid
-        self._page = page
-        self._ended = False
-        self._loop = loop
-        self._on_exit = on_exit
-        self._watched = _exit_descriptor(process)
-        loop.add_reader(self._watched, self._exited)
-        _running.add(self)
-        _reap_at_exit(os.getpid())
-
-    @property
-    def pid(self) -> int | None:
-        """The process's number."""
-        return self._process.pid if isinstance(self._process, ForkedProcess) else self._pid
-
-    def progress(self) -> Progress:
-        """How far the worker has come."""
-        return self._page.read()
-
-    def kill(self) -> None:
-        """Kill the process. Idempotent; its exit is noticed as any other."""
-        if self in _running:
-            self._process.kill()
-
-    def describe_exit(self) -> str:
-        """Say how the process ended."""
-        code = self._process.exitcode
-        if code is None:
-            return "has ended, nobody knows how" if self._ended else "is still running"
-        return f"was killed by signal {-code}" if code < 0 else f"exited with status {code}"
-
-    def reap(self, timeout: float) -> None:
-        """Wait for the process to end, without a loop; kill it after `timeout` seconds."""
-        self._process.join(timeout)
-        if self._process.exitcode is None:
-            self._process.kill()
-            self._process.join()
-        self._forget()
-
-    def _exited(self) -> None:
-        self._process.join(0)
-        # A readable pidfd does not err. The exit status is missing all the same where somebody else has reaped the
-        # process, or SIGCHLD is ignored.
-        if self._process.exitcode is not None or self._watched != self._process.sentinel:
-            self._ended = True
-            self._loop.remove_reader(self._watched)
-            self._on_exit()
-            self._forget()
-
-    def _forget(self) -> None:
-        if self in _running:
-            _running.discard(self)
-            self._page.close()
-            if self.memory is not None:
-                self.memory.close()
-            if self._watched != self._process.sentinel:
-                os.close(self._watched)
-            if self._process.exitcode is not None:
-                # It holds descriptors until it is collected, which may be long after.
-                self._process.close()
-            # Whoever listens has this handle: neither must wait for the garbage collector.
-            self._on_exit = _nothing
-
-
 def _usable_cores() -> int:
     """Return on how many processors this process and its children may run."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-def _tell_freed(memory: WorkerMemory, channel: Channel) -> None:
-    if freed := memory.freed():
-        channel.send(freed)
-
-
-def _nothing() -> None:
-    """Hear nothing more of a process that has ended."""
-
-
-# A process that runs must be found by `_reap_all`, whoever has forgotten it.
-_running: set[WorkerProcess] = set()
-
-
-def _reap_all() -> None:
-    """End the workers of a server that nobody shut down, before `multiprocessing` waits for them for ever."""
-    for worker in list(_running):
-        worker.kill()
-    for worker in list(_running):
-        worker.reap(1.0)
-
-
-@functools.lru_cache(maxsize=1)
-def _reap_at_exit(pid: int) -> None:
-    """Have `_reap_all` run when process `pid`, this one, exits: once, and before `multiprocessing` joins all children.
-
-    Not by `atexit`, which a process that `multiprocessing` has started does not run, nor at import, since such a
-    process forgets what its parent had registered.
-    """
-    multiprocessing.util.Finalize(None, _reap_all, exitpriority=100)
-
-
-def _exit_descriptor(process: BaseProcess | ForkedProcess) -> int:
-    """Return a descriptor that turns readable when the process ends.
-
-    `multiprocessing`'s sentinel is a pipe that the worker's own children inherit and may keep open after its death; a
-    pidfd (Linux) is not fooled by them.
-    """
-    if isinstance(process, BaseProcess) and hasattr(os, "pidfd_open") and process.pid is not None:
-        try:
-            return os.pidfd_open(process.pid)
-        except OSError:
-            logger.debug("no pidfd for process %s, using its sentinel", process.pid)
-    return process.sentinel
 
 
 def _check_importable(spec: WorkerSpec) -> None:
@@ -401,7 +207,7 @@ def _main_after_fork(spec: WorkerSpec, sock: socket.socket, page: ProgressPage, 
         if descriptor > 2 and descriptor not in (sock.fileno(), null):
             _replace_if_socket(descriptor, null)
     os.close(null)
-    _running.clear()
+    forget_all()
     share_after_fork()
     main(spec, sock, page, share)
 

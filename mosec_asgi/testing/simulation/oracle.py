@@ -23,6 +23,7 @@ from mosec_asgi.batching.engine import CLIENT_LEFT, Statistics
 from mosec_asgi.batching.stage import GRACE_SECONDS, LOOK_SECONDS, STAGE_DOWN, TIMED_OUT, WORKER_DIED
 from mosec_asgi.errors import Failure
 from mosec_asgi.ipc import frames
+from mosec_asgi.messages import EGRESS, INGRESS, Cancels, Chunks, Credits, Results, Tasks
 from mosec_asgi.pool.supervisor import EXIT_SECONDS
 from mosec_asgi.testing.simulation.model import Case, Life, Phase, Place, StageModel
 from mosec_asgi.testing.simulation.scenario import World
@@ -345,15 +346,15 @@ class Oracle:
     def sent(self, life: Life, frame: frames.Frame) -> None:
         """The service sends a worker a frame."""
         self.require(life.phase is Phase.READY, Contract.PROTOCOL, "a frame for %s, %s", life, life.phase.value)
-        if isinstance(frame, frames.Tasks):
+        if isinstance(frame, Tasks):
             self.note("%s: is sent tasks %s", life, frame.ids)
             self._sent_tasks(life, frame)
-        elif isinstance(frame, frames.Cancel):
+        elif isinstance(frame, Cancels):
             self.note("%s: is told of clients that have left: %s", life, frame.ids)
             for task_id in frame.ids:
                 self.require(self.by_id[task_id].done, Contract.CANCELLATION, "task %d cancelled, is live", task_id)
             life.cancelled.update(frame.ids)
-        elif isinstance(frame, frames.Taken):
+        elif isinstance(frame, Credits):
             self.note("%s: is told of what was read: %s", life, frame)
             for task_id, size in zip(frame.ids, frame.sizes, strict=True):
                 case = self.by_id[task_id]
@@ -365,11 +366,11 @@ class Oracle:
 
     def sent_in_vain(self, life: Life, frame: frames.Frame) -> None:
         """The service learns at this moment that the pipe is broken; what others are sent now overtakes nobody."""
-        if isinstance(frame, frames.Tasks):
+        if isinstance(frame, Tasks):
             life.stage.refused.update(life.unheard.values())
             life.stage.refused.update(self.open[name] for name in frame.request_ids)
 
-    def _sent_tasks(self, life: Life, frame: frames.Tasks) -> None:
+    def _sent_tasks(self, life: Life, frame: Tasks) -> None:
         stage, plan, now = life.stage, life.stage.plan, self._clock()
         stage.note_work(now)
         if not life.unheard:
@@ -389,7 +390,7 @@ class Oracle:
                 self.require(right, Contract.ORDER, "%s was sent behind %s", case, before)
             before = case
             self.require(payload == case.payload, Contract.RIGHT_ANSWER, "%s got %r", case, payload)
-            needed = (frames.INGRESS if case.position == 0 else 0) | (frames.EGRESS if case.is_last else 0)
+            needed = (INGRESS if case.position == 0 else 0) | (EGRESS if case.is_last else 0)
             self.require(flags == needed, Contract.RIGHT_ANSWER, "%s got the flags %d", case, flags)
             tries = case.deaths < plan.max_attempts
             self.require(tries, Contract.CRASH, "%s is run again after %d deaths", case, case.deaths)
@@ -536,7 +537,7 @@ class Oracle:
 
     def _wrong_in_the_end(self, life: Life, frame: frames.Frame) -> str:
         """Return what is wrong with a frame of a worker that was asked to stop."""
-        said = isinstance(frame, (frames.Results, frames.Events, frames.Ready, frames.Failed))
+        said = isinstance(frame, (Results, Chunks, frames.Ready, frames.Failed))
         return "" if said else f"sent {type(frame).__name__}"
 
     def _wrong(self, life: Life, frame: frames.Frame) -> str:
@@ -544,16 +545,16 @@ class Oracle:
         starting = life.phase is Phase.STARTING
         if isinstance(frame, (frames.Ready, frames.Failed)):
             return "" if starting else f"sent {type(frame).__name__} while it was ready"
-        if starting or not isinstance(frame, (frames.Results, frames.Events)):
+        if starting or not isinstance(frame, (Results, Chunks)):
             return f"sent {type(frame).__name__}"
-        if isinstance(frame, frames.Results):
+        if isinstance(frame, Results):
             return self._wrong_results(life, frame)
         if not life.stage.plan.streams:
             return "sent events, and does not stream"
         return "" if life.unheard.keys() >= set(frame.ids) else "sent events of what it does not have"
 
     @staticmethod
-    def _wrong_results(life: Life, frame: frames.Results) -> str:
+    def _wrong_results(life: Life, frame: Results) -> str:
         ids = list(frame.ids)
         if life.stage.plan.ordered:
             return "" if list(life.unheard)[: len(ids)] == ids else "answered out of turn"
@@ -565,9 +566,9 @@ class Oracle:
             self._is_ready(life)
         elif isinstance(frame, frames.Failed):
             life.failed_at = self._clock()
-        elif isinstance(frame, frames.Results):
+        elif isinstance(frame, Results):
             self._heard_results(life, frame)
-        elif isinstance(frame, frames.Events):
+        elif isinstance(frame, Chunks):
             return self._heard_events(life, frame)
         return []
 
@@ -579,7 +580,7 @@ class Oracle:
         place.tried, place.failing = True, False
         life.stage.down = False
 
-    def _heard_results(self, life: Life, frame: frames.Results) -> None:
+    def _heard_results(self, life: Life, frame: Results) -> None:
         self.note("%s: answers %s", life, frame.ids)
         now = life.heard_at = self._clock()
         life.stage.note_work(now)
@@ -611,7 +612,7 @@ class Oracle:
             if stage.down:
                 case.expected = STAGE_DOWN
 
-    def _heard_events(self, life: Life, frame: frames.Events) -> list[Case]:
+    def _heard_events(self, life: Life, frame: Chunks) -> list[Case]:
         self.note("%s: sends events of %s", life, frame.ids)
         affected = []
         coming: dict[int, int] = {}

@@ -10,10 +10,10 @@ from functools import partial
 from random import Random
 
 from mosec_asgi.batching.stage import StagePlan
-from mosec_asgi.errors import StartupError
+from mosec_asgi.errors import CANCELLED, StartupError
 from mosec_asgi.inside.spec import WorkerSpec
 from mosec_asgi.ipc import frames
-from mosec_asgi.ipc.progress import Progress
+from mosec_asgi.messages import Cancels, Chunks, Credits, Progress, Results, Tasks
 from mosec_asgi.testing.simulation.agenda import Agenda
 from mosec_asgi.testing.simulation.model import Case, Life
 from mosec_asgi.testing.simulation.oracle import Oracle
@@ -208,9 +208,9 @@ class SimulatedWorker:
         if self._strikes("says twice that it is ready"):
             self._after(at, lambda: self.pipe.write(frames.encode_ready()))
         if self._strikes("sends tasks"):
-            self._after(at, lambda: self.pipe.write(frames.encode_cancel(frames.Cancel([1]))))
+            self._after(at, lambda: self.pipe.write(frames.encode_cancels(Cancels([1]))))
         if self._strikes("answers nothing"):
-            self._after(at, lambda: self.pipe.write(frames.encode_results(frames.Results([], [], [], 0.0))))
+            self._after(at, lambda: self.pipe.write(frames.encode_results(Results([], [], [], 0.0))))
         if self._strikes("exits in silence"):
             self._after(at, partial(self._die, "exited with status 3", silent=True))
 
@@ -281,13 +281,13 @@ class SimulatedWorker:
     # -- what it is sent ---------------------------------------------------------------------------------------------
 
     def _take(self, frame: frames.Frame | None) -> None:
-        if isinstance(frame, frames.Tasks):
+        if isinstance(frame, Tasks):
             cases = [self._oracle.by_id[task_id] for task_id in frame.ids]
             self._waiting.extend([cases] if self._plan.batch_size > 1 else [[case] for case in cases])
             self._begin_units()
-        elif isinstance(frame, frames.Cancel):
+        elif isinstance(frame, Cancels):
             self._left.update(frame.ids)
-        elif isinstance(frame, frames.Taken):
+        elif isinstance(frame, Credits):
             for task_id, size in zip(frame.ids, frame.sizes, strict=True):
                 if task_id in self._outstanding:
                     self._outstanding[task_id] -= size
@@ -362,7 +362,7 @@ class SimulatedWorker:
     def _result(self, case: Case) -> tuple[int, bytes]:
         """Return the answer to a request, which tells the way that it has come."""
         if case.id in self._left:
-            return frames.CANCELLED, b""
+            return CANCELLED, b""
         if case.arrival.fails_at == self._stage:
             return 422, b"error of %s" % case.name.encode()
         return 200, b"" if self._plan.streams else case.payload + b">%d" % self._stage
@@ -387,7 +387,7 @@ class SimulatedWorker:
         elif self._strikes("answers in the wrong order"):
             self._write_results(answers[::-1])
         elif not self._plan.streams and self._strikes("streams what is no stream"):
-            self.pipe.write(frames.encode_events(frames.Events([answers[0][0]], [b"event"])))
+            self.pipe.write(frames.encode_chunks(Chunks([answers[0][0]], [b"event"])))
         elif len(answers) > 1 and self._strikes("answers half"):
             self._write_results(answers[: len(answers) // 2])
         else:
@@ -396,7 +396,7 @@ class SimulatedWorker:
     def _write_results(self, answers: Sequence[tuple[int, int, bytes, float]]) -> None:
         ids, codes, payloads, seconds = zip(*answers, strict=True)
         self._beat()
-        self.pipe.write(frames.encode_results(frames.Results(ids, codes, payloads, sum(seconds))))
+        self.pipe.write(frames.encode_results(Results(ids, codes, payloads, sum(seconds))))
 
     def _write_garbage(self) -> None:
         """Write what is no frame, or not a whole one."""
@@ -446,7 +446,7 @@ class SimulatedWorker:
             ids = [task_id + self._random.choice((1, 999)) for task_id in ids]
         if ids:
             self._beat()
-            self.pipe.write(frames.encode_events(frames.Events(ids, chunks)))
+            self.pipe.write(frames.encode_chunks(Chunks(ids, chunks)))
 
     def _end(self, case: Case, code: int, payload: bytes) -> None:
         """Send the end of a stream."""

@@ -1,4 +1,4 @@
-"""Waiting for what is to happen on an event loop, and looking at what has: what tests of the web need."""
+"""What tests of all rooms ask for: to wait until something has happened, and what a log record says."""
 
 from __future__ import annotations
 

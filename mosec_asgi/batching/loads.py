@@ -1,0 +1,207 @@
+"""What the workers of a stage have to do, and how quick they are. Pure.
+
+A worker is known by a key that its owner chooses. What a worker says of its tasks is checked against what it was sent.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Iterable, Iterator, Sequence
+from itertools import islice
+from typing import Generic, TypeVar
+
+from mosec_asgi.batching.average import MovingAverage
+from mosec_asgi.batching.task import Event, Task
+
+# How many seconds of work a worker is sent ahead, where there is no batching.
+WINDOW_SECONDS = 0.0015
+MAX_WINDOW = 128
+# The weight of the newest measurement of a worker's speed.
+SMOOTHING = 0.2
+
+WorkerKey = TypeVar("WorkerKey", bound=Hashable)
+
+
+class AnswerError(Exception):
+    """A worker speaks of tasks that it does not have, or not in the order in which it was sent them."""
+
+
+class Load:
+    """What one worker has and how quick it is.
+
+    Attributes:
+        sent: tasks that it has not answered, by number, in the order in which they were sent.
+        batches: for each batch that it has, by the place of its first task, how many answers are missing; unused
+            without batching.
+        given: tasks that it was ever sent.
+        window: tasks that it may have at a time, where there is no batching.
+        alone: it runs a task that must be alone.
+        order: grows with each use of a worker: of two idle ones, that which was used longer ago comes first.
+    """
+
+    __slots__ = ("_pace", "alone", "batches", "given", "order", "sent", "window")
+
+    def __init__(self, order: int, window: int) -> None:
+        self.sent: dict[int, Task] = {}
+        self.batches: dict[int, int] = {}
+        self.given = 0
+        self.window = window
+        self.alone = False
+        self.order = order
+        self._pace = MovingAverage(SMOOTHING)
+
+    @property
+    def seconds_per_item(self) -> float | None:
+        """What it takes for a task without batching, as measured; None while nothing is known."""
+        return self._pace.value
+
+    @property
+    def work(self) -> float:
+        """Seconds of work ahead of it, by its own measured time."""
+        return len(self.sent) * (self._pace.value or 0.0)
+
+    def measure(self, seconds_per_item: float) -> None:
+        """Take in how long it has taken for a task, and let its window follow."""
+        pace = self._pace.add(seconds_per_item)
+        self.window = max(1, min(MAX_WINDOW, math.ceil(WINDOW_SECONDS / max(pace, 1e-7))))
+
+
+class Loads(Generic[WorkerKey]):
+    """The workers of one stage.
+
+    Attributes:
+        in_flight: tasks that workers have and have not answered.
+    """
+
+    def __init__(self, *, batched: bool, concurrency: int, ordered: bool) -> None:
+        """Begin with no workers.
+
+        Args:
+            batched: tasks are sent as batches.
+            concurrency: batches, or tasks where there is no batching, that a worker runs at a time.
+            ordered: a worker answers in the order in which it was sent its tasks; else in any.
+        """
+        self.in_flight = 0
+        self.concurrency = concurrency
+        self._batched = batched
+        self._ordered = ordered
+        self._loads: dict[WorkerKey, Load] = {}
+        self._used = 0
+
+    def __len__(self) -> int:
+        return len(self._loads)
+
+    def __iter__(self) -> Iterator[tuple[WorkerKey, Load]]:
+        return iter(self._loads.items())
+
+    def __getitem__(self, worker: WorkerKey) -> Load:
+        return self._loads[worker]
+
+    def get(self, worker: WorkerKey) -> Load | None:
+        """Return what a worker has to do; None where it is gone."""
+        return self._loads.get(worker)
+
+    @property
+    def busy(self) -> list[WorkerKey]:
+        """The workers that have tasks to answer."""
+        return [worker for worker, load in self._loads.items() if load.sent]
+
+    @property
+    def slots_in_use(self) -> int:
+        """Tasks, or batches where there is batching, that workers run at this moment."""
+        units = ((load.batches if self._batched else load.sent) for load in self._loads.values())
+        return sum(min(len(unit), self.concurrency) for unit in units)
+
+    @property
+    def free(self) -> int:
+        """The number of workers that can run one more batch at once."""
+        return sum(map(self.has_room, self._loads.values()))
+
+    def has_room(self, load: Load) -> bool:
+        """Whether a worker can run one more batch at once."""
+        return not load.alone and len(load.batches) < self.concurrency
+
+    def holder(self, task: Task) -> WorkerKey | None:
+        """Return the worker that has `task`."""
+        return next((worker for worker, load in self._loads.items() if task.id in load.sent), None)
+
+    def given(self, worker: WorkerKey, ids: Iterable[int]) -> list[Task]:
+        """Return the tasks with these numbers, which `worker` has.
+
+        Raises:
+            AnswerError: it does not have one of them.
+        """
+        sent = self._loads[worker].sent
+        try:
+            return [sent[task_id] for task_id in ids]
+        except KeyError as error:
+            raise AnswerError(f"spoke of task {error}, which it did not have") from None
+
+    def begun(self, worker: WorkerKey, count: int) -> list[Task]:
+        """Return the tasks that `worker` has not answered and has begun: it began `count` of all that it was sent."""
+        return [task for task in self._loads[worker].sent.values() if task.place <= count]
+
+    # -- what has happened -------------------------------------------------------------------------------------------
+
+    def add(self, worker: WorkerKey) -> None:
+        """Take a worker into use; it has nothing yet."""
+        self._used += 1
+        # Concurrent workers are sent a quarter more than they run: the next task needs no round trip.
+        self._loads[worker] = Load(self._used, self.concurrency + self.concurrency // 4)
+
+    def remove(self, worker: WorkerKey) -> list[Task]:
+        """Forget a worker; return the tasks that it had not answered, in the order in which they were sent."""
+        tasks = list(self._loads.pop(worker).sent.values())
+        self.in_flight -= len(tasks)
+        return tasks
+
+    def give(self, worker: WorkerKey, tasks: Sequence[Task]) -> None:
+        """Note that a worker is sent tasks, as one batch where there is batching; they are marked as sent."""
+        load = self._loads[worker]
+        self._used += 1
+        load.order = self._used
+        first = load.given + 1
+        sent = load.sent
+        for task in tasks:
+            task.step(Event.DISPATCH)
+            load.given += 1
+            task.place, task.batch = load.given, first
+            sent[task.id] = task
+        if self._batched:
+            load.batches[first] = len(tasks)
+        self.in_flight += len(tasks)
+
+    def answered(self, worker: WorkerKey, ids: Sequence[int]) -> list[Task]:
+        """Note a worker's answers; return the tasks, in the order of `ids`.
+
+        Raises:
+            AnswerError: it has no such task, has answered it already, or has to answer another one before; nothing is
+                changed.
+        """
+        load = self._loads[worker]
+        sent = load.sent
+        count = len(ids)
+        if self._ordered:
+            if tuple(islice(sent, count)) != tuple(ids):
+                raise AnswerError(f"answered the tasks {_brief(ids)} when its next ones were {_brief(list(sent))}")
+        elif len(set(ids)) < count or not sent.keys() >= set(ids):
+            raise AnswerError(f"answered the tasks {_brief(ids)}, and did not have each of them once")
+        tasks = [sent.pop(task_id) for task_id in ids]
+        self.in_flight -= count
+        if not sent:
+            load.alone = False
+        if self._batched:
+            _count_off(load.batches, tasks)
+        return tasks
+
+
+def _count_off(batches: dict[int, int], tasks: Iterable[Task]) -> None:
+    """Count answered tasks off the batches that their worker has."""
+    for task in tasks:
+        batches[task.batch] -= 1
+        if not batches[task.batch]:
+            del batches[task.batch]
+
+
+def _brief(ids: Sequence[int]) -> str:
+    return ", ".join(map(str, ids[:8])) + (", ..." if len(ids) > 8 else "")

@@ -1,0 +1,31 @@
+"""Which waiting tasks go to which worker next: one policy a module, all of them pure."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from typing import Generic, NamedTuple, Protocol, TypeVar
+
+from mosec_asgi.batching.loads import Loads
+from mosec_asgi.batching.queue import TaskQueue
+from mosec_asgi.batching.task import Task
+
+WorkerKey = TypeVar("WorkerKey", bound=Hashable)
+
+
+class Pick(NamedTuple, Generic[WorkerKey]):
+    """A decision: these tasks, which wait, go to this worker; without batching they may be sent with others."""
+
+    worker: WorkerKey
+    tasks: list[Task]
+
+
+class Policy(Protocol[WorkerKey]):
+    """Decides, and changes nothing: whoever asks carries out the pick, and asks again."""
+
+    def pick(self, queue: TaskQueue, loads: Loads[WorkerKey], now: float) -> Pick[WorkerKey] | float | None:
+        """Return the next pick, of any live tasks of the queue that need not be run alone.
+
+        Returns:
+            a pick; or the time at which to ask again even if nothing happens until then; or None where only something
+            that happens can change anything.
+        """

@@ -1,0 +1,79 @@
+"""With batching: one central former fills batches. Pure.
+
+A burst of `max_batch_size` tasks is one batch, and not one bit for every idle worker. A batch leaves when it is full,
+or when its oldest task has waited `max_wait`, counted from that task's arrival at the stage. A busy worker is sent one
+batch ahead (**prefetch**), but only if that batch is already full: a part of a batch can still grow while it waits
+here, and cannot once it has been sent.
+
+*Waiting must pay.* Where `max_wait` was not set for the stage, an idle worker waits only where a whole batch comes in a
+part of a batch's time, or for tasks that are likely to come back at once, and never longer than a batch takes
+(`arrivals`).
+"""
+
+from __future__ import annotations
+
+from typing import Generic
+
+from mosec_asgi.batching.arrivals import Arrivals
+from mosec_asgi.batching.loads import Loads
+from mosec_asgi.batching.policy import Pick, WorkerKey
+from mosec_asgi.batching.queue import TaskQueue
+from mosec_asgi.batching.task import Task
+
+
+class BatchPolicy(Generic[WorkerKey]):
+    """Sends batches."""
+
+    def __init__(self, max_batch_size: int, max_wait: float, arrivals: Arrivals | None) -> None:
+        """Set the bounds.
+
+        Args:
+            max_batch_size: the most tasks in a batch.
+            max_wait: seconds that a task may wait for its batch to fill.
+            arrivals: what is measured, for an idle worker to start before `max_wait` where waiting does not pay; None
+                to wait in any case.
+        """
+        self._size = max_batch_size
+        self._max_wait = max_wait
+        self._arrivals = arrivals
+
+    def pick(self, queue: TaskQueue, loads: Loads[WorkerKey], now: float) -> Pick[WorkerKey] | float | None:
+        """Return the next batch, or until when to wait for it to fill."""
+        oldest = queue.head()
+        if oldest is None:
+            return None
+        full = queue.others >= self._size
+        worker = _idle(loads)
+        if worker is None:
+            # Only a full batch goes ahead to a busy worker.
+            worker = _first_to_be_free(loads) if full else None
+            if worker is None:
+                return None
+        elif not full and now < (until := self._wait_until(oldest, queue, loads, now)):
+            return until
+        return Pick(worker, queue.first(self._size))
+
+    def _wait_until(self, oldest: Task, queue: TaskQueue, loads: Loads[WorkerKey], now: float) -> float:
+        """Return until when an idle worker waits for the batch that begins with `oldest` to fill."""
+        most = oldest.queued + self._max_wait
+        if self._arrivals is None:
+            return most
+        if self._arrivals.will_fill(self._size, now):
+            return min(most, oldest.queued + self._arrivals.batch_seconds)
+        return self._arrivals.linger_until(queue.live, loads.in_flight, loads.free, self._max_wait)
+
+
+def _idle(loads: Loads[WorkerKey]) -> WorkerKey | None:
+    """Return the worker that runs the fewest batches and has room to run one more at once."""
+    idle = [((len(load.batches), load.order), worker) for worker, load in loads if loads.has_room(load)]
+    return min(idle, key=lambda pair: pair[0])[1] if idle else None
+
+
+def _first_to_be_free(loads: Loads[WorkerKey]) -> WorkerKey | None:
+    """Return the worker with all that it can run and nothing ahead that will be free first."""
+    ready = [
+        ((len(load.sent), load.order), worker)
+        for worker, load in loads
+        if len(load.batches) == loads.concurrency and not load.alone
+    ]
+    return min(ready, key=lambda pair: pair[0])[1] if ready else None

@@ -1,0 +1,34 @@
+"""Without batching: each worker is sent a window of tasks ahead. Pure.
+
+The window is as many tasks as the worker begins in `loads.WINDOW_SECONDS` by its own measured time. Then the pipe is
+never empty between two quick tasks and one write serves many, while a slow model has a window of one, and no task waits
+behind another as long as some worker is free. Among workers with room, the one with the least measured work ahead gets
+the task.
+"""
+
+from __future__ import annotations
+
+from typing import Generic
+
+from mosec_asgi.batching.loads import Loads
+from mosec_asgi.batching.policy import Pick, WorkerKey
+from mosec_asgi.batching.queue import TaskQueue
+
+
+class WindowPolicy(Generic[WorkerKey]):
+    """Sends single tasks."""
+
+    def pick(self, queue: TaskQueue, loads: Loads[WorkerKey], now: float) -> Pick[WorkerKey] | None:
+        """Return the worker that the next task is for, and how many go there before another may have its turn."""
+        best: WorkerKey | None = None
+        best_rank = (0.0, 0, 0)
+        count = 0
+        for worker, load in loads:
+            room = load.window - len(load.sent)
+            if load.alone or room < 1:
+                continue
+            count = room if best is None else 1
+            rank = (load.work, len(load.sent), load.order)
+            if best is None or rank < best_rank:
+                best, best_rank = worker, rank
+        return None if best is None else Pick(best, queue.first(count))

@@ -1,0 +1,109 @@
+"""The tasks that wait at a stage, in order of arrival. Pure.
+
+A task that is settled while it waits stays where it is, and is passed over when the queue is next read: to take it out
+of the middle would cost a walk. `discard` keeps the count of live ones true, and the queue compacts itself when more
+than half of it is dead. Tasks that must be run alone stand apart, before all others; none of them is settled.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Sequence
+
+from mosec_asgi.batching.task import Event, State, Task
+
+
+class TaskQueue:
+    """The queue of one stage.
+
+    Attributes:
+        live: tasks that wait, those that must be run alone among them.
+        lone: those that must be run alone, in order of arrival.
+    """
+
+    __slots__ = ("_numbers", "_tasks", "live", "lone")
+
+    def __init__(self) -> None:
+        self.live = 0
+        self.lone: deque[Task] = deque()
+        self._tasks: deque[Task] = deque()
+        self._numbers = 0
+
+    def __len__(self) -> int:
+        return self.live
+
+    @property
+    def others(self) -> int:
+        """Live tasks that need not be run alone."""
+        return self.live - len(self.lone)
+
+    def waiting(self) -> list[Task]:
+        """Return the live tasks, in order."""
+        return [*self.lone, *(task for task in self._tasks if task.state is State.QUEUED)]
+
+    def head(self) -> Task | None:
+        """Return the first live task that need not be run alone."""
+        tasks = self._tasks
+        while tasks and tasks[0].state is not State.QUEUED:
+            tasks.popleft()
+        return tasks[0] if tasks else None
+
+    def first(self, most: int) -> list[Task]:
+        """Return up to `most` live tasks from the head, none of which must be run alone. They stay in the queue."""
+        found: list[Task] = []
+        for task in self._tasks:
+            if task.state is State.QUEUED:
+                found.append(task)
+                if len(found) == most:
+                    break
+        return found
+
+    def append(self, task: Task) -> None:
+        """Put a task that has arrived at the end."""
+        self._numbers += 1
+        task.number = self._numbers
+        self._tasks.append(task)
+        self.live += 1
+
+    def requeue(self, tasks: Iterable[Task]) -> None:
+        """Take tasks that a dead worker had back to their places; those with attempts are to be run alone."""
+        for task in tasks:
+            task.step(Event.REQUEUE)
+            task.alone = task.attempts > 0
+            (self.lone if task.alone else self._tasks).append(task)
+            self.live += 1
+        # Several workers may have died, the one with the younger tasks last.
+        self.lone = deque(sorted(self.lone, key=_arrival))
+        self._tasks = deque(sorted(self._tasks, key=_arrival))
+
+    def discard(self, task: Task) -> None:
+        """Note that `task`, which waits here, is being settled; to be called once, before it is."""
+        self.live -= 1
+        if task.alone:
+            self.lone.remove(task)
+        if len(self._tasks) > 2 * self.live + 64:
+            self._tasks = deque(t for t in self._tasks if t.state is State.QUEUED)
+
+    def take(self, tasks: Sequence[Task]) -> None:
+        """Take live tasks out, wherever they stand."""
+        waiting = self._tasks
+        self.live -= len(tasks)
+        for place, task in enumerate(tasks):
+            while waiting and waiting[0].state is not State.QUEUED:
+                waiting.popleft()
+            if waiting and waiting[0] is task:
+                waiting.popleft()
+            else:
+                # The usual policies take a prefix; this one has taken from further back.
+                self._take_apart(tasks[place:])
+                return
+
+    def _take_apart(self, tasks: Sequence[Task]) -> None:
+        taken = set(map(id, tasks))
+        self._tasks = deque(task for task in self._tasks if id(task) not in taken)
+        if any(task.alone for task in tasks):
+            self.lone = deque(task for task in self.lone if id(task) not in taken)
+
+
+def _arrival(task: Task) -> tuple[float, int]:
+    return task.queued, task.number

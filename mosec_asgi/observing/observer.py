@@ -1,0 +1,103 @@
+"""What happens at a stage, told to whoever listens: metrics first, tracing next.
+
+A stage tells each event by one call, and by none where nobody listens to it: `StageEvents` looks once which methods of
+`StageObserver` its observers have overridden, and holds for each event the function to call, or None. The caller reads
+
+    if (told := self._events.sent) is not None:
+        told(worker_id, tasks, now)
+
+Times are seconds of the coordinator's clock. Observers change nothing of what they are shown, and must be brief.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+
+class ObservedTask(Protocol):
+    """What an observer may look at of a task; see `batching.task.Task`."""
+
+    @property
+    def id(self) -> int:
+        """The number of its call."""
+
+    @property
+    def request_id(self) -> str:
+        """What the logs and the client call it."""
+
+    @property
+    def arrived(self) -> float:
+        """When it was admitted."""
+
+    @property
+    def queued(self) -> float:
+        """When it came to the queue of the stage that it is at."""
+
+    @property
+    def attempts(self) -> int:
+        """Workers of this stage that died while they ran it, or may have."""
+
+
+class StageObserver:
+    """Hears what happens at one stage. Each method does nothing; one that is not overridden is never called."""
+
+    def refused(self, code: int, now: float) -> None:
+        """Note that a call was refused whose pipeline begins here."""
+
+    def arrived(self, task: ObservedTask, now: float) -> None:
+        """Note that a task has come to the queue."""
+
+    def sent(self, worker_id: int, tasks: Sequence[ObservedTask], now: float) -> None:
+        """Note that tasks have left the queue for a worker, in one message: a batch where there is batching."""
+
+    def answered(self, worker_id: int, tasks: Sequence[ObservedTask], seconds: float, now: float) -> None:
+        """Note that a worker has answered tasks, with which it was at work for so many seconds."""
+
+    def chunk(self, task: ObservedTask, since: float | None, now: float) -> None:
+        """Note a piece of a stream; `since` is when the last one came, None for the first."""
+
+    def stream_ended(self, task: ObservedTask, now: float) -> None:
+        """Note that a stream, of which at least one piece has come, has ended, well or not."""
+
+    def timed_out(self, task: ObservedTask, now: float) -> None:
+        """Note that a task's time was over while it was here."""
+
+    def cancelled(self, task: ObservedTask, now: float) -> None:
+        """Note that a task's client has left while it was here."""
+
+    def settled(self, task: ObservedTask, code: int, now: float) -> None:
+        """Note that a task has got its outcome while it was here."""
+
+
+class StageEvents:
+    """The events of one stage, each the function that tells its listeners, or None where there are none."""
+
+    refused: Callable[[int, float], None] | None
+    arrived: Callable[[ObservedTask, float], None] | None
+    sent: Callable[[int, Sequence[ObservedTask], float], None] | None
+    answered: Callable[[int, Sequence[ObservedTask], float, float], None] | None
+    chunk: Callable[[ObservedTask, float | None, float], None] | None
+    stream_ended: Callable[[ObservedTask, float], None] | None
+    timed_out: Callable[[ObservedTask, float], None] | None
+    cancelled: Callable[[ObservedTask, float], None] | None
+    settled: Callable[[ObservedTask, int, float], None] | None
+
+    def __init__(self, observers: Sequence[StageObserver] = ()) -> None:
+        """Find out who listens to what."""
+        for event in StageEvents.__annotations__:
+            silent = getattr(StageObserver, event)
+            listeners = [getattr(one, event) for one in observers if getattr(type(one), event) is not silent]
+            setattr(self, event, _as_one(listeners))
+
+
+def _as_one(listeners: Sequence[Callable[..., None]]) -> Callable[..., None] | None:
+    """Return one function that calls all of them."""
+    if len(listeners) < 2:
+        return listeners[0] if listeners else None
+
+    def tell(*event: Any) -> None:
+        for listener in listeners:
+            listener(*event)
+
+    return tell

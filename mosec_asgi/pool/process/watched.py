@@ -1,0 +1,129 @@
+"""The process of a worker: its exit is noticed through the event loop, and it is always reaped."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import multiprocessing.util
+import os
+from collections.abc import Callable
+from multiprocessing.process import BaseProcess
+
+from mosec_asgi import log
+from mosec_asgi.pool.process.preload import ForkedProcess
+
+logger = log.internal_logger(__name__)
+
+
+class WatchedProcess:
+    """A process that has been started."""
+
+    def __init__(self, process: BaseProcess | ForkedProcess) -> None:
+        """Take over a process; `watch` begins to wait for its exit."""
+        self._process = process
+        # Asked for when the process's own object may be closed.
+        self._pid = process.pid
+        self._ended = False
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._on_exit: Callable[[], None] = _nothing
+        self._watched = _exit_descriptor(process)
+        _running.add(self)
+        _reap_at_exit(os.getpid())
+
+    def watch(self, loop: asyncio.AbstractEventLoop, on_exit: Callable[[], None]) -> None:
+        """Have `on_exit` called once, on the loop, when the process has ended."""
+        self._loop = loop
+        self._on_exit = on_exit
+        loop.add_reader(self._watched, self._exited)
+
+    @property
+    def pid(self) -> int | None:
+        """The process's number."""
+        return self._process.pid if isinstance(self._process, ForkedProcess) else self._pid
+
+    def kill(self) -> None:
+        """Kill the process. Idempotent; its exit is noticed as any other."""
+        if self in _running:
+            self._process.kill()
+
+    def describe_exit(self) -> str:
+        """Say how the process ended."""
+        code = self._process.exitcode
+        if code is None:
+            return "has ended, nobody knows how" if self._ended else "is still running"
+        return f"was killed by signal {-code}" if code < 0 else f"exited with status {code}"
+
+    def reap(self, timeout: float) -> None:
+        """Wait for the process to end, without a loop; kill it after `timeout` seconds."""
+        self._process.join(timeout)
+        if self._process.exitcode is None:
+            self._process.kill()
+            self._process.join()
+        self._forget()
+
+    def _exited(self) -> None:
+        self._process.join(0)
+        # A readable pidfd does not err. The exit status is missing all the same where somebody else has reaped the
+        # process, or SIGCHLD is ignored.
+        if self._process.exitcode is not None or self._watched != self._process.sentinel:
+            self._ended = True
+            if self._loop is not None:
+                self._loop.remove_reader(self._watched)
+            self._on_exit()
+            self._forget()
+
+    def _forget(self) -> None:
+        if self in _running:
+            _running.discard(self)
+            if self._watched != self._process.sentinel:
+                os.close(self._watched)
+            if self._process.exitcode is not None:
+                # It holds descriptors until it is collected, which may be long after.
+                self._process.close()
+            # Whoever listens has this process: neither must wait for the garbage collector.
+            self._on_exit = _nothing
+
+
+def _nothing() -> None:
+    """Hear nothing more of a process that has ended."""
+
+
+def forget_all() -> None:
+    """Forget the processes of the server, in a process that was forked from it."""
+    _running.clear()
+
+
+# A process that runs must be found by `_reap_all`, whoever has forgotten it.
+_running: set[WatchedProcess] = set()
+
+
+def _reap_all() -> None:
+    """End the workers of a server that nobody shut down, before `multiprocessing` waits for them for ever."""
+    for worker in list(_running):
+        worker.kill()
+    for worker in list(_running):
+        worker.reap(1.0)
+
+
+@functools.lru_cache(maxsize=1)
+def _reap_at_exit(pid: int) -> None:
+    """Have `_reap_all` run when process `pid`, this one, exits: once, and before `multiprocessing` joins all children.
+
+    Not by `atexit`, which a process that `multiprocessing` has started does not run, nor at import, since such a
+    process forgets what its parent had registered.
+    """
+    multiprocessing.util.Finalize(None, _reap_all, exitpriority=100)
+
+
+def _exit_descriptor(process: BaseProcess | ForkedProcess) -> int:
+    """Return a descriptor that turns readable when the process ends.
+
+    `multiprocessing`'s sentinel is a pipe that the worker's own children inherit and may keep open after its death; a
+    pidfd (Linux) is not fooled by them.
+    """
+    if isinstance(process, BaseProcess) and hasattr(os, "pidfd_open") and process.pid is not None:
+        try:
+            return os.pidfd_open(process.pid)
+        except OSError:
+            logger.debug("no pidfd for process %s, using its sentinel", process.pid)
+    return process.sentinel
