@@ -66,6 +66,12 @@ class Settings:
     )
     address: str = _setting("0.0.0.0", "address to listen on")
     port: int = _setting(8000, "port to listen on; 0 for any that is free", least=0, most=65535)
+    http: str = _setting(
+        "auto",
+        "how HTTP is spoken: auto for the short ways of this package where the versions of uvicorn and its parsers are "
+        "known to work with them, plain for uvicorn's own way, which is slower",
+        choices=("auto", "plain"),
+    )
     namespace: str = _setting("mosec_service", "prefix of the metrics' names")
     log_level: str = _setting("info", "least level to log", choices=LOG_LEVELS)
     debug: bool = _setting(False, "log at level debug, as text instead of JSON lines; coloured on a terminal")
