@@ -20,6 +20,7 @@ from starlette.types import Receive, Scope, Send
 
 from mosec_asgi import log
 from mosec_asgi.config import Settings
+from mosec_asgi.web.limits import Limits, http_limits
 from mosec_asgi.web.uvicorn import supported
 
 DAEMON_DIED = 1
@@ -125,6 +126,7 @@ def _uvicorn_config(server: Server, settings: Settings, http: type[asyncio.Proto
         access_log=False,
         server_header=False,
         proxy_headers=False,
+        timeout_keep_alive=math.ceil(settings.keep_alive / 1000),
         timeout_graceful_shutdown=math.ceil(settings.timeout_seconds) + 1,
     )
 
@@ -144,10 +146,10 @@ def _http_protocol(server: Server, settings: Settings) -> type[asyncio.Protocol]
     reason = server.why_not_direct()
     if reason is not None:
         logger.info("requests go through ASGI, and not the direct way, because %s", reason)
-    return _own_protocol()
+    return _own_protocol(http_limits(settings))
 
 
-def _own_protocol() -> type[asyncio.Protocol]:
+def _own_protocol(limits: Limits) -> type[asyncio.Protocol]:
     # Only here: with another uvicorn they may fail to load.
     from mosec_asgi.web.uvicorn.gathering import gathering
 
@@ -155,10 +157,10 @@ def _own_protocol() -> type[asyncio.Protocol]:
         # The extra `http2`: HTTP/1.1 and prior-knowledge HTTP/2 on one port.
         from mosec_asgi.web.uvicorn.http2 import AutoProtocol
 
-        return gathering(AutoProtocol)
+        return gathering(AutoProtocol, limits)
     from mosec_asgi.web.uvicorn.http1 import Http1Protocol
 
-    return gathering(Http1Protocol)
+    return gathering(Http1Protocol, limits)
 
 
 def _listen(address: str, port: int) -> socket.socket:
