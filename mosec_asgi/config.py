@@ -55,7 +55,7 @@ class Settings:
     )
     stall_timeout: int = _setting(
         30_000,
-        "milliseconds that a stream's client may leave its full buffer unread; then its stream is ended",
+        "milliseconds that a client may leave its answer, or a stream's full buffer, unread; then it is ended",
         least=1,
     )
     stream_buffer: int = _setting(
@@ -66,6 +66,12 @@ class Settings:
     )
     address: str = _setting("0.0.0.0", "address to listen on")
     port: int = _setting(8000, "port to listen on; 0 for any that is free", least=0, most=65535)
+    http: str = _setting(
+        "auto",
+        "how HTTP is spoken: auto for the short ways of this package where the versions of uvicorn and its parsers are "
+        "known to work with them, plain for uvicorn's own way, which is slower",
+        choices=("auto", "plain"),
+    )
     namespace: str = _setting("mosec_service", "prefix of the metrics' names")
     log_level: str = _setting("info", "least level to log", choices=LOG_LEVELS)
     debug: bool = _setting(False, "log at level debug, as text instead of JSON lines; coloured on a terminal")
@@ -78,6 +84,37 @@ class Settings:
     compression: bool = _setting(False, "read gzip and zstd requests, compress responses where the client accepts it")
     max_request_size: int = _setting(
         10 * 1024 * 1024, "bytes of a request's body; beyond it the answer is 413", least=1
+    )
+    body_memory: int = _setting(
+        0,
+        "bytes of requests' bodies that may be held at one time, those of requests that wait for a worker included; "
+        "what finds no room is answered 503; 0 for a quarter of the memory that the process may use",
+        least=0,
+    )
+    keep_alive: int = _setting(
+        75_000, "milliseconds that a connection may be silent between two requests; then it is closed", least=1
+    )
+    read_timeout: int = _setting(
+        20_000,
+        "milliseconds for a request's head to arrive, and as many for the beginning of its body; then the answer is "
+        "408",
+        least=1,
+    )
+    least_rate: int = _setting(
+        1000,
+        "bytes a second at which a body has to arrive after `read_timeout`, and an answer to be taken after "
+        "`stall_timeout`",
+        least=1,
+    )
+    max_head_size: int = _setting(
+        64 * 1024, "bytes of a request line and its headers; beyond it the answer is 431", least=256
+    )
+    max_url_size: int = _setting(16 * 1024, "bytes of a path with its query; beyond it the answer is 414", least=16)
+    pipelined: int = _setting(
+        32,
+        "requests of one connection that may wait for their turn, and that are begun before other connections have "
+        "theirs",
+        least=1,
     )
     shared_memory: int = _setting(
         256 * 1024 * 1024,

@@ -126,13 +126,33 @@ NO_DATA = Failure(HTTPStatus.BAD_REQUEST, "no data provided")
 BAD_TIMEOUT = Failure(
     HTTPStatus.BAD_REQUEST, "the header x-request-timeout must be a whole number of milliseconds, at least 1"
 )
-INTERNAL = Failure(HTTPStatus.INTERNAL_SERVER_ERROR, INTERNAL_ERROR_TEXT)
+BAD_REQUEST = Failure(HTTPStatus.BAD_REQUEST, "Invalid HTTP request received.")
+TOO_SLOW = Failure(
+    HTTPStatus.REQUEST_TIMEOUT, "the request has not arrived in time (the settings `read_timeout` and `least_rate`)"
+)
+NO_ROOM = Failure(
+    HTTPStatus.SERVICE_UNAVAILABLE,
+    "there is no room for the body now, beside those of other requests (the setting `body_memory`)",
+    retry_after=1,
+)
 
 
 def too_large(limit: int) -> Failure:
     """Return the failure of a body over `limit` bytes."""
     text = f"the body is larger than the {limit} bytes that this service accepts"
     return Failure(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, text)
+
+
+def head_too_large(limit: int) -> Failure:
+    """Return the failure of a request whose head is over `limit` bytes."""
+    text = f"the headers are larger than the {limit} bytes that this service accepts (the setting `max_head_size`)"
+    return Failure(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, text)
+
+
+def url_too_long(limit: int) -> Failure:
+    """Return the failure of a request whose path and query are over `limit` bytes."""
+    text = f"the URL is longer than the {limit} bytes that this service accepts (the setting `max_url_size`)"
+    return Failure(HTTPStatus.REQUEST_URI_TOO_LONG, text)
 
 
 def unknown_encoding(encoding: str, remedy: str) -> Failure:

@@ -17,6 +17,7 @@ from mosec_asgi.batching.stage import StagePlan
 from mosec_asgi.config import Settings, prometheus_directory
 from mosec_asgi.definition import openapi_document, plan_service
 from mosec_asgi.errors import Failure
+from mosec_asgi.host.memory import memory_limit
 from mosec_asgi.ipc.shm import SharedMemory, shared_memory
 from mosec_asgi.messages import Call, Chunk, Credit
 from mosec_asgi.observing.custom import CustomMetrics
@@ -169,6 +170,7 @@ class Service:
         # Only here: this loads the web framework, which takes about as long as a small worker takes to load, and then
         # happens at the same time.
         from mosec_asgi.web.app import App
+        from mosec_asgi.web.limits import http_limits
         from mosec_asgi.web.protocols import plain
 
         results = [
@@ -184,6 +186,9 @@ class Service:
             max_request_size=self._settings.max_request_size,
             compressed=self._settings.compression,
             server=SERVER,
+            custom=self._custom,
+            body_memory=self._settings.body_memory or memory_limit() // 4,
+            limits=http_limits(self._settings),
             access_log=self._settings.access_log,
             middleware=self._middleware,
         )

@@ -11,8 +11,8 @@ from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from common import pending_timers, settled_loop
 from starlette.types import ASGIApp, Message
-from waiting import pending_timers, settled_loop
 
 from mosec_asgi.batching.engine import Caller, Statistics
 from mosec_asgi.errors import CLIENT_LEFT, Failure

@@ -8,21 +8,25 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import uvicorn
+from common import pending_timers, settled_loop, until
 from fake_engine import FakeClient, FakeEngine, FakeTask
 from uvicorn.importer import import_from_string
-from waiting import pending_timers, settled_loop, until
 
 from mosec_asgi.observing.metrics import ServiceMetrics
 from mosec_asgi.streaming import EVENT_STREAM
 from mosec_asgi.web.asgi import AsgiExchange, AsgiRoute
+from mosec_asgi.web.body import SlowSenders
 from mosec_asgi.web.disconnect import DisconnectWatch
 from mosec_asgi.web.exchange import RequestIds, Shared
+from mosec_asgi.web.limits import Limits
 from mosec_asgi.web.protocols.plain import PlainRoute
 from mosec_asgi.web.uvicorn.gathering import gathering
 
 # Bytes of a request's body.
 LIMIT = 1000
 RAW = "audio/wav"
+# Its timers end soon, and the tests with them.
+QUICK = Limits(read_timeout=0.2)
 MUCH = b"~" * 100_000
 # More than all buffers between a server and a client can hold.
 ENOUGH = 200 * len(MUCH)
@@ -35,11 +39,9 @@ class Side:
         self.service = FakeEngine()
         self.metrics = ServiceMetrics("test", [])
         self.watch = DisconnectWatch(AsgiExchange.leave)
-        shared = Shared(
-            self.service, self.metrics, RequestIds(), (b"server", b"test"), LIMIT, compressed=compressed
-        )
+        shared = Shared(self.service, self.metrics, RequestIds(), (b"server", b"test"), LIMIT, compressed=compressed)
         route = PlainRoute("/path", 7, content_type, streams=True, new_id=self.service.new_id)
-        self.endpoint = AsgiRoute(route, shared, self.watch)
+        self.endpoint = AsgiRoute(route, shared, self.watch, SlowSenders(QUICK.time_for))
 
     def ask(self, body: bytes = b"1", headers: dict[str, str] | None = None) -> FakeClient:
         """Send a request."""

@@ -4,9 +4,9 @@ import logging
 from typing import Any
 
 import pytest
+from common import FakeClock, told, until
 from fake_engine import FakeClient
 from starlette.types import Message, Receive, Scope, Send
-from waiting import FakeClock, told, until
 
 from mosec_asgi.web.access import AccessLog
 

@@ -15,10 +15,10 @@ from typing import Any, NamedTuple
 import pytest
 import uvicorn
 import uvloop
+from common import PATIENCE, settled_loop, told, until
 from fake_engine import FakeEngine, FakeTask
 from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
-from waiting import PATIENCE, settled_loop, told, until
 
 from mosec_asgi.batching.engine import Caller
 from mosec_asgi.errors import Failure

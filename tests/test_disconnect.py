@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from common import pending_timers, settled_loop
 from fake_engine import ManualLoop, in_manual_time
 from starlette.types import Message
-from waiting import pending_timers, settled_loop
 
 from mosec_asgi.web.disconnect import WATCH_AFTER_SECONDS, DisconnectWatch
 

@@ -9,9 +9,9 @@ from collections import defaultdict
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
+from common import settled_loop, until
 from fake_engine import FakeTask
 from stream_side import MUCH, RAW, Side, uvicorn_serving
-from waiting import settled_loop, until
 
 pytest.importorskip("zttp", reason="the extra http2 is not installed")
 h2_connection = pytest.importorskip("h2.connection")

@@ -7,12 +7,13 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
+from common import pending_timers, until
 from fake_engine import FakeClient, FakeEngine
-from waiting import pending_timers, until
 
 from mosec_asgi.errors import BAD_TIMEOUT, Failure
 from mosec_asgi.observing.metrics import ServiceMetrics
 from mosec_asgi.web.app import App
+from mosec_asgi.web.limits import Limits
 from mosec_asgi.web.protocols import plain
 
 
@@ -32,6 +33,8 @@ class Side:
             max_request_size=1000,
             compressed=False,
             server="test",
+            # Its timers end soon, and the tests with them.
+            limits=Limits(read_timeout=0.2),
         )
 
     def ask(self, path: str = "/json", headers: dict[str, str] | None = None) -> FakeClient:

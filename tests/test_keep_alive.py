@@ -11,10 +11,11 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 import pytest
 import uvicorn
 import uvloop
+from common import PATIENCE
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.server import ServerState
-from waiting import PATIENCE
 
+from mosec_asgi.web.limits import Limits
 from mosec_asgi.web.uvicorn.gathering import gathering
 from mosec_asgi.web.uvicorn.http1 import Http1Protocol
 
@@ -81,13 +82,11 @@ class Connection:
 @contextlib.asynccontextmanager
 async def connected(protocol: type[asyncio.Protocol], app: ASGIApp = app) -> AsyncIterator[Connection]:
     loop, accepted = asyncio.get_running_loop(), asyncio.Event()
-    # uvicorn says whole seconds, and takes any.
-    keep_alive: int = KEEP_ALIVE  # type: ignore[assignment]
-    config = uvicorn.Config(app, interface="asgi3", lifespan="off", log_config=None, timeout_keep_alive=keep_alive)
+    config = uvicorn.Config(app, interface="asgi3", lifespan="off", log_config=None)
     config.load()
     state = ServerState()
 
-    class Noted(gathering(protocol)):  # type: ignore[misc]
+    class Noted(gathering(protocol, Limits(keep_alive=KEEP_ALIVE))):  # type: ignore[misc]
         def connection_made(self, transport: asyncio.Transport) -> None:
             super().connection_made(transport)
             accepted.set()

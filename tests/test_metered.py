@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from fakes import spec
+from mosec_asgi.pool.process.metered import MeteredLauncher
 from prometheus_client.mmap_dict import MmapedDict
 
 from mosec_asgi.inside.spec import WorkerSpec
 from mosec_asgi.observing.custom import VARIABLE, CustomMetrics
-from mosec_asgi.pool.process.metered import MeteredLauncher
 
 PID = 4_200_000  # above what the system gives
 

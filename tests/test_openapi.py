@@ -27,12 +27,12 @@ from typing_extensions import NotRequired, TypedDict
 
 from mosec_asgi import Runtime, Server, SSEWorker, Worker, __version__
 from mosec_asgi.batching import coordinator, stage
+from mosec_asgi.errors import BAD_TIMEOUT
 from mosec_asgi.mixin import PydanticMixin, TypedMsgPackMixin
 from mosec_asgi.schema import MOSEC_REF_TEMPLATE, ParseTarget
 from mosec_asgi.web import contract
 from mosec_asgi.web.components import Components
 from mosec_asgi.web.openapi import OpenAPI
-from mosec_asgi.errors import BAD_TIMEOUT
 
 Operation = dict[str, Any]
 

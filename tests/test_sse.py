@@ -11,11 +11,11 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from common import settled_loop, until
 from fake_engine import FakeClient, FakeTask, ManualLoop, in_manual_time
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from stream_side import ENOUGH, LIMIT, RAW, serving, stream_enough, uvicorn_serving
-from waiting import settled_loop, until
 
 from mosec_asgi.errors import BAD_TIMEOUT, Failure
 from mosec_asgi.streaming import EVENT_STREAM

@@ -20,7 +20,8 @@ from starlette.types import Receive, Scope, Send
 
 from mosec_asgi import log
 from mosec_asgi.config import Settings
-from mosec_asgi.web.uvicorn.gathering import gathering
+from mosec_asgi.web.limits import Limits, http_limits
+from mosec_asgi.web.uvicorn import supported
 
 DAEMON_DIED = 1
 # Seconds after a signal in which requests are still admitted: those that had come before it, and were not yet read.
@@ -46,6 +47,9 @@ class Server(Protocol):
     def close(self) -> None:
         """Admit no more requests."""
 
+    def why_not_direct(self) -> str | None:
+        """Return why each request must be asked for through ASGI; None where it need not be."""
+
 
 def run(server: Server, settings: Settings) -> int:
     """Serve until a signal ends it.
@@ -54,7 +58,7 @@ def run(server: Server, settings: Settings) -> int:
         the exit code: 0 after SIGTERM or SIGINT, else what went wrong.
     """
     sock = _listen(settings.address, settings.port)
-    runner = _Runner(_uvicorn_config(server, settings), server)
+    runner = _Runner(_uvicorn_config(server, settings, _http_protocol(server, settings)), server)
     server.on_daemon_exit = runner.daemon_ended
     address, port = sock.getsockname()[:2]
     logger.info(
@@ -110,10 +114,10 @@ class _Runner(uvicorn.Server):
         self._service.close()
 
 
-def _uvicorn_config(server: Server, settings: Settings) -> uvicorn.Config:
+def _uvicorn_config(server: Server, settings: Settings, http: type[asyncio.Protocol] | None) -> uvicorn.Config:
     return uvicorn.Config(
         server,
-        http=gathering(_http_protocol()),
+        http=http or "auto",
         interface="asgi3",
         loop="uvloop",
         lifespan="on",
@@ -122,19 +126,41 @@ def _uvicorn_config(server: Server, settings: Settings) -> uvicorn.Config:
         access_log=False,
         server_header=False,
         proxy_headers=False,
+        timeout_keep_alive=math.ceil(settings.keep_alive / 1000),
         timeout_graceful_shutdown=math.ceil(settings.timeout_seconds) + 1,
     )
 
 
-def _http_protocol() -> type[asyncio.Protocol]:
+def _http_protocol(server: Server, settings: Settings) -> type[asyncio.Protocol] | None:
+    """Return how HTTP is spoken, None for uvicorn's own way; and log what makes it slower than it could be."""
+    if settings.http == "plain":
+        return None
+    found = supported.problems()
+    if found:
+        logger.warning(
+            "HTTP goes uvicorn's own way, which is slower: %s. Install versions that are known to work, or choose this "
+            "way with --http plain",
+            "; ".join(found),
+        )
+        return None
+    reason = server.why_not_direct()
+    if reason is not None:
+        logger.info("requests go through ASGI, and not the direct way, because %s", reason)
+    return _own_protocol(http_limits(settings))
+
+
+def _own_protocol(limits: Limits) -> type[asyncio.Protocol]:
+    # Only here: with another uvicorn they may fail to load.
+    from mosec_asgi.web.uvicorn.gathering import gathering
+
     if importlib.util.find_spec("zttp") is not None:
         # The extra `http2`: HTTP/1.1 and prior-knowledge HTTP/2 on one port.
         from mosec_asgi.web.uvicorn.http2 import AutoProtocol
 
-        return AutoProtocol
+        return gathering(AutoProtocol, limits)
     from mosec_asgi.web.uvicorn.http1 import Http1Protocol
 
-    return Http1Protocol
+    return gathering(Http1Protocol, limits)
 
 
 def _listen(address: str, port: int) -> socket.socket:

@@ -13,14 +13,16 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mosec_asgi.batching.engine import Engine
 from mosec_asgi.observing.custom import CustomMetrics
-from mosec_asgi.observing.exposition import Exposition
 from mosec_asgi.observing.metrics import ServiceMetrics
 from mosec_asgi.web.access import AccessLog
 from mosec_asgi.web.asgi import AsgiExchange, AsgiRoute
+from mosec_asgi.web.body import SlowSenders
+from mosec_asgi.web.budget import Budget
 from mosec_asgi.web.direct import DirectRoute
 from mosec_asgi.web.disconnect import DisconnectWatch
-from mosec_asgi.web.exchange import RequestIds, Route, Shared
+from mosec_asgi.web.exchange import NO_BUDGET, RequestIds, Route, Shared
 from mosec_asgi.web.health import Health
+from mosec_asgi.web.limits import DEFAULT, Limits
 from mosec_asgi.web.openapi import OpenAPI
 from mosec_asgi.web.swagger import Swagger
 
@@ -40,10 +42,12 @@ class App:
         metrics: ServiceMetrics,
         document: Callable[[], dict[str, Any]],
         *,
-        custom: CustomMetrics | None = None,
         max_request_size: int,
         compressed: bool,
         server: str,
+        custom: CustomMetrics | None = None,
+        body_memory: int = NO_BUDGET,
+        limits: Limits = DEFAULT,
         access_log: bool = False,
         middleware: Sequence[Middleware] = (),
     ) -> None:
@@ -54,14 +58,16 @@ class App:
             engine: runs their calls.
             metrics: what to count into, and show.
             document: makes the OpenAPI document.
-            custom: what users' workers count, where it is shown.
             max_request_size: bytes of a request's body, unpacked.
             compressed: read compressed requests, and compress results for clients that accept it; streams never are.
             server: what the `server` header says.
+            custom: what users' workers count, where it is shown.
+            body_memory: bytes of all bodies that are held at one time; one alone always has room.
+            limits: in what time bodies must arrive.
             access_log: log a line for each request.
             middleware: what each request goes through, health and documents included; the first is the outermost.
         """
-        health, swagger = Health(engine, Exposition(metrics, engine.statistics, custom)), Swagger()
+        health, swagger = Health(engine, metrics, custom), Swagger()
         shared = Shared(
             engine,
             metrics,
@@ -70,9 +76,11 @@ class App:
             max_request_size,
             compressed=compressed,
             logged=access_log,
+            budget=Budget(max(body_memory, max_request_size)),
         )
         watch: DisconnectWatch[AsgiExchange] = DisconnectWatch(AsgiExchange.leave)
-        self._models = {route.path: AsgiRoute(route, shared, watch) for route in routes}
+        slow = SlowSenders(limits.time_for)
+        self._models = {route.path: AsgiRoute(route, shared, watch, slow) for route in routes}
         self.direct_routes = {
             route.path.encode(): DirectRoute(route, shared)
             for route in routes

@@ -13,13 +13,13 @@ from collections.abc import Awaitable, Sequence
 from starlette.types import Receive, Scope, Send
 
 from mosec_asgi import log
-from mosec_asgi.errors import Failure
+from mosec_asgi.errors import NO_ROOM, TOO_SLOW, Failure
 from mosec_asgi.messages import OK, Chunk, Outcome
 from mosec_asgi.web import compression
-from mosec_asgi.web.body import ClientLeft, read_body
+from mosec_asgi.web.body import ClientLeft, SlowSenders, read_body
 from mosec_asgi.web.disconnect import DisconnectWatch
 from mosec_asgi.web.exchange import Exchange, Route, Shared, StreamForm
-from mosec_asgi.web.responses import Header, Headers, Response, headers_of
+from mosec_asgi.web.responses import Header, Response, headers_of
 from mosec_asgi.web.stream import KEEP_ALIVE_SECONDS, Stream
 
 logger = log.internal_logger(__name__)
@@ -33,6 +33,7 @@ class AsgiRoute:
         route: Route,
         shared: Shared,
         watch: DisconnectWatch[AsgiExchange],
+        slow: SlowSenders,
         *,
         keep_alive: float = KEEP_ALIVE_SECONDS,
     ) -> None:
@@ -42,11 +43,13 @@ class AsgiRoute:
             route: of a protocol.
             shared: what it has in common with the other routes.
             watch: notices clients that leave.
+            slow: ends the reading of bodies that do not arrive.
             keep_alive: see `Stream`.
         """
         self._route = route
         self._shared = shared
         self._watch = watch
+        self._slow = slow
         self._keep_alive = keep_alive
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -54,9 +57,23 @@ class AsgiRoute:
         began = time.perf_counter()
         exchange = AsgiExchange(self._route, self._shared, scope, send)
         try:
-            body = await _body(exchange.headers, receive, self._shared)
+            await self._answer(exchange, receive, began)
+        finally:
+            exchange.release()
+
+    async def _answer(self, exchange: AsgiExchange, receive: Receive, began: float) -> None:
+        body: bytes | Failure
+        self._slow.begin(exchange)
+        try:
+            body = await _body(exchange, receive)
         except ClientLeft:
             return
+        except asyncio.CancelledError:
+            if not self._slow.gave_up(exchange):
+                raise
+            body = TOO_SLOW
+        finally:
+            self._slow.end(exchange)
         if isinstance(body, Failure):
             exchange.refuse(body)
         else:
@@ -65,18 +82,18 @@ class AsgiRoute:
             if form is not None:
                 exchange.open(form, self._keep_alive)
             exchange.submit()
-        if exchange.response is None:
-            self._watch.add(exchange, receive)
-            try:
-                # A server may raise it on sending to a client that has left (ASGI 2.4).
-                with contextlib.suppress(OSError):
+        # A server may raise it on sending to a client that has left (ASGI 2.4).
+        with contextlib.suppress(OSError):
+            if exchange.response is None:
+                self._watch.add(exchange, receive)
+                try:
                     await exchange.follow(began)
-            finally:
-                self._watch.discard(exchange)
-                # Whatever has ended this before its time; a call that has its outcome is left alone.
-                exchange.leave()
-        if exchange.response is not None:
-            await exchange.send_response(exchange.response, began)
+                finally:
+                    self._watch.discard(exchange)
+                    # Whatever has ended this before its time; a call that has its outcome is left alone.
+                    exchange.leave()
+            if exchange.response is not None:
+                await exchange.send_response(exchange.response, began)
 
 
 class AsgiExchange(Exchange):
@@ -207,26 +224,34 @@ async def send_response(send: Send, response: Response, common: Sequence[Header]
 
 
 # No coroutine of its own, see `App`.
-def _body(headers: Headers, receive: Receive, shared: Shared) -> Awaitable[bytes | Failure]:
+def _body(exchange: AsgiExchange, receive: Receive) -> Awaitable[bytes | Failure]:
     """Return a request's body, unpacked, or what is wrong with it.
 
     Raises:
         ClientLeft: the client went away.
     """
-    declared, encoding = headers.get(b"content-length"), headers.get(b"content-encoding")
-    if encoding is None:
-        return read_body(receive, declared, shared.limit)
-    return _encoded_body(receive, declared, encoding, shared)
+    encoding = exchange.headers.get(b"content-encoding")
+    return _plain_body(exchange, receive) if encoding is None else _encoded_body(exchange, receive, encoding)
 
 
-async def _encoded_body(receive: Receive, declared: bytes | None, encoding: bytes, shared: Shared) -> bytes | Failure:
+def _plain_body(exchange: AsgiExchange, receive: Receive) -> Awaitable[bytes | Failure]:
+    shared = exchange.shared
+    free = shared.budget.limit - shared.budget.used
+    return read_body(receive, exchange.headers.get(b"content-length"), shared.limit, exchange, free)
+
+
+async def _encoded_body(exchange: AsgiExchange, receive: Receive, encoding: bytes) -> bytes | Failure:
+    shared = exchange.shared
     name = encoding.decode("latin-1").strip().lower()
     if name in ("", "identity"):
-        return await read_body(receive, declared, shared.limit)
+        return await _plain_body(exchange, receive)
     if not (shared.compressed and name in compression.supported()):
         return compression.unknown(name, enabled=shared.compressed)
-    body = await read_body(receive, declared, shared.limit)
-    if isinstance(body, Failure):
+    body = await _plain_body(exchange, receive)
+    if isinstance(body, Failure) or not body:
+        # Nothing at all is no packed body, and no fault of its encoding.
         return body
-    # Nothing at all is no packed body, and no fault of its encoding.
-    return await compression.decompress(body, name, shared.limit) if body else body
+    unpacked = await compression.decompress(body, name, shared.limit)
+    if isinstance(unpacked, Failure):
+        return unpacked
+    return unpacked if exchange.hold(len(unpacked)) else NO_ROOM

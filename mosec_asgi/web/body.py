@@ -2,22 +2,43 @@
 
 from __future__ import annotations
 
+import asyncio
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
 from starlette.types import Message, Receive
 
-from mosec_asgi.errors import Failure, too_large
+from mosec_asgi.errors import NO_ROOM, Failure, too_large
 
 
 class ClientLeft(Exception):
     """The client went away before its body was complete; there is nobody to answer."""
 
 
-async def read_body(receive: Receive, declared: bytes | None, limit: int) -> bytes | Failure:
+class Held(Protocol):
+    """What holds a body that arrives; see `exchange.Exchange`.
+
+    Attributes:
+        held: bytes for which it has room.
+    """
+
+    held: int
+
+    def hold(self, size: int) -> bool:
+        """Take room for all `size` bytes that have come; whether there was any."""
+
+
+async def read_body(receive: Receive, declared: bytes | None, limit: int, holder: Held, free: int) -> bytes | Failure:
     """Read a request's body.
 
     Args:
         receive: the request's messages.
         declared: the Content-Length header's value, or None. A body that is declared too large is not read at all.
         limit: the most bytes to accept; never much more is held in memory.
+        holder: takes room for what has come.
+        free: bytes for which there is room now.
 
     Returns:
         the body, or what is wrong with it.
@@ -25,24 +46,27 @@ async def read_body(receive: Receive, declared: bytes | None, limit: int) -> byt
     Raises:
         ClientLeft: the client went away.
     """
-    if declared is not None and declared.isdigit() and float(declared) > limit:
-        return too_large(limit)
+    if declared is not None and declared.isdigit():
+        if float(declared) > limit:
+            return too_large(limit)
+        if int(declared) > free:
+            return NO_ROOM
     message = await receive()
     # Nearly every body comes whole, in one message.
     if message["type"] == "http.request" and not message.get("more_body", False):
         body: bytes = message.get("body", b"")
     else:
-        chunks, size = await _read_chunks(receive, message, limit)
-        if size > limit:
-            return too_large(limit)
-        body = b"".join(chunks)
+        read = await _read_chunks(receive, message, limit, holder)
+        if isinstance(read, Failure):
+            return read
+        body = b"".join(read)
     if len(body) > limit:
         return too_large(limit)
-    return body
+    return body if holder.hold(len(body)) else NO_ROOM
 
 
-async def _read_chunks(receive: Receive, message: Message, limit: int) -> tuple[list[bytes], int]:
-    """Return the chunks of a body and their size, no further than just over `limit`."""
+async def _read_chunks(receive: Receive, message: Message, limit: int, holder: Held) -> list[bytes] | Failure:
+    """Return the chunks of a body, no further than just over `limit`."""
     chunks: list[bytes] = []
     size = 0
     while True:
@@ -51,8 +75,69 @@ async def _read_chunks(receive: Receive, message: Message, limit: int) -> tuple[
         chunk = message.get("body", b"")
         size += len(chunk)
         if size > limit:
-            return [], size
-        chunks.append(chunk)
+            return too_large(limit)
+        if not holder.hold(size):
+            return NO_ROOM
+        if chunk:
+            chunks.append(chunk)
         if not message.get("more_body", False):
-            return chunks, size
+            return chunks
         message = await receive()
+
+
+@dataclass(slots=True)
+class _Reading:
+    """A body that is being read.
+
+    Attributes:
+        task: reads it.
+        began: when, by the loop's clock.
+        given_up: the task was cancelled because the body does not arrive.
+    """
+
+    task: asyncio.Task[object]
+    began: float
+    given_up: bool = False
+
+
+class SlowSenders:
+    """Ends the reading of bodies that do not arrive, with one timer for all of them."""
+
+    def __init__(self, time_for: Callable[[int], float]) -> None:
+        """Watch nothing yet.
+
+        Args:
+            time_for: returns the seconds that a body may have taken of which so many bytes have come.
+        """
+        self._time_for = time_for
+        # Seconds between two looks at the bodies that are being read.
+        self._pause = time_for(0) / 20
+        self._readings: dict[Held, _Reading] = {}
+        self._timer: asyncio.TimerHandle | None = None
+
+    def begin(self, holder: Held) -> None:
+        """Begin to watch the current task, which reads a body for `holder`."""
+        loop, task = asyncio.get_running_loop(), asyncio.current_task()
+        assert task is not None
+        self._readings[holder] = _Reading(task, loop.time())
+        if self._timer is None:
+            self._timer = loop.call_later(self._pause, self._look)
+
+    def end(self, holder: Held) -> None:
+        """Watch a task no more."""
+        self._readings.pop(holder, None)
+
+    def gave_up(self, holder: Held) -> bool:
+        """Whether the current task was cancelled from here, and for no other reason; it goes on then."""
+        reading = self._readings.get(holder)
+        if reading is None or not reading.given_up:
+            return False
+        return sys.version_info < (3, 11) or reading.task.uncancel() == 0
+
+    def _look(self) -> None:
+        loop = asyncio.get_running_loop()
+        for holder, reading in self._readings.items():
+            if not reading.given_up and loop.time() - reading.began > self._time_for(holder.held):
+                reading.given_up = True
+                reading.task.cancel()
+        self._timer = loop.call_later(self._pause, self._look) if self._readings else None

@@ -18,11 +18,16 @@ from mosec_asgi.web.responses import Response
 # Bytes; smaller responses gain nothing.
 LEAST_RESPONSE = 1024
 STEP = 128 * 1024
+# What a piece costs beside its bytes, in bytes: a body may be made of a million tiny ones.
+PIECE_COST = 1024
+# Members or frames of a body that may hold nothing.
+MOST_EMPTY = 100
 GZIP_LEVEL = 5
 ZSTD_LEVEL = 3
 # RFC 8878 asks decoders to support windows of 8 MB; a frame that wants more is refused before memory is taken.
 ZSTD_MAX_WINDOW = 8 * 1024 * 1024
 _GZIP_BITS = 31
+_GZIP_INPUT = 4096
 
 
 class BrokenBody(Exception):
@@ -53,15 +58,17 @@ async def decompress(body: bytes, encoding: str, limit: int) -> bytes | Failure:
         the unpacked body, or what is wrong with it: 413 over the limit, 400 where the bytes are not in that encoding.
     """
     pieces: list[bytes] = []
-    size = shared_at = 0
+    size = cost = 0
     try:
         for piece in _UNPACK[encoding](body):
-            pieces.append(piece)
+            if piece:
+                pieces.append(piece)
             size += len(piece)
+            cost += len(piece) + PIECE_COST
             if size > limit:
                 return too_large(limit)
-            if size - shared_at >= STEP:
-                shared_at = size
+            if cost >= STEP:
+                cost = 0
                 await asyncio.sleep(0)
     except BrokenBody as error:
         return broken_body(encoding, str(error))
@@ -137,40 +144,60 @@ def _rated(accept: str) -> Iterator[tuple[str, float]]:
 
 
 def _unpack_gzip(body: bytes) -> Iterator[bytes]:
-    while body:
+    at = empty = 0
+    while at < len(body):
         # A gzip body may be several members, one after the other (RFC 1952, section 2.2).
-        member = zlib.decompressobj(_GZIP_BITS)
+        member, made = zlib.decompressobj(_GZIP_BITS), False
+        rest = b""
         try:
             while not member.eof:
-                piece = member.decompress(body, STEP)
-                body = member.unconsumed_tail
-                if not piece and not body and not member.eof:
+                if not rest:
+                    # A piece at a time: what lies behind a member is copied when it ends.
+                    rest = body[at : at + _GZIP_INPUT]
+                    at += len(rest)
+                piece = member.decompress(rest, STEP)
+                rest = member.unconsumed_tail
+                if not piece and not rest and not member.eof and at >= len(body):
                     raise BrokenBody("it ends too early")
+                made = made or bool(piece)
                 yield piece
         except zlib.error as error:
             raise BrokenBody(str(error)) from error
-        body = member.unused_data
+        at -= len(member.unused_data)
+        empty = _count_empty(empty, made)
 
 
 def _unpack_zstd(body: bytes) -> Iterator[bytes]:
     import zstandard
 
     unpacker = zstandard.ZstdDecompressor(max_window_size=ZSTD_MAX_WINDOW)
-    rest = body
-    while rest:
+    at = empty = 0
+    while at < len(body):
         # One frame after the other (RFC 8878, section 3), each to its end: a reader alone would not miss the end.
-        frame = unpacker.decompressobj(write_size=STEP)
+        frame, made = unpacker.decompressobj(write_size=STEP), False
         try:
-            for start in range(0, len(rest), _ZSTD_INPUT):
-                piece = frame.decompress(rest[start : start + _ZSTD_INPUT])
-                yield from _cut(piece)
-                if frame.eof:
-                    rest = frame.unused_data + rest[start + _ZSTD_INPUT :]
-                    break
+            while not frame.eof:
+                if at >= len(body):
+                    raise BrokenBody("it ends too early")
+                piece = frame.decompress(body[at : at + _ZSTD_INPUT])
+                at = min(at + _ZSTD_INPUT, len(body))
+                made = made or bool(piece)
+                if piece:
+                    yield from _cut(piece)
+                else:
+                    yield b""
         except zstandard.ZstdError as error:
             raise BrokenBody(str(error)) from error
-        if not frame.eof:
-            raise BrokenBody("it ends too early")
+        at -= len(frame.unused_data)
+        empty = _count_empty(empty, made)
+
+
+def _count_empty(before: int, made: bool) -> int:
+    """Count the parts of a body that were made of nothing; each costs a start anew, and nobody needs many."""
+    empty = before + (not made)
+    if empty > MOST_EMPTY:
+        raise BrokenBody(f"more than {MOST_EMPTY} of its parts are empty")
+    return empty
 
 
 # zstd's object has no limit for its output, but a block of 128 KiB takes at least 4 bytes: a step makes 2 MiB at most.

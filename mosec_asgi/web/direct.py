@@ -14,10 +14,10 @@ import time
 from collections.abc import Coroutine, Sequence
 from typing import Any, Protocol
 
-from mosec_asgi.errors import CANCELLED
+from mosec_asgi.errors import CANCELLED, NO_ROOM
 from mosec_asgi.messages import OK, Outcome
 from mosec_asgi.web import access, compression
-from mosec_asgi.web.exchange import Exchange, Route, Shared
+from mosec_asgi.web.exchange import LARGE_BODY, Exchange, Route, Shared
 from mosec_asgi.web.responses import Header, Headers, Response, head_of, headers_of
 
 CLOSE = (b"connection", b"close")
@@ -36,6 +36,7 @@ class DirectRoute:
         self.route = route
         self.shared = shared
         self._limit = shared.limit
+        self._budget = shared.budget
         # The head of a result's answer with places for its length and its request id, and the headers that it was made
         # with: uvicorn has new ones each second, for the date.
         self._head = b""
@@ -52,6 +53,7 @@ class DirectRoute:
             and int(length) <= self._limit
             and b"content-encoding" not in headers
             and b"expect" not in headers
+            and self._budget.used + int(length) <= self._budget.limit
         )
 
     def head(self, response: Response, request_id: str, own: Sequence[Header]) -> bytes:
@@ -109,6 +111,7 @@ class DirectExchange(Exchange):
         self._connection = connection
         self._direct: DirectRoute
         self._more: list[bytes] = []
+        self._size = 0
         self._began = 0.0
 
     def begin(self, direct: DirectRoute, headers: Headers) -> None:
@@ -122,17 +125,30 @@ class DirectExchange(Exchange):
 
     def feed(self, body: bytes) -> None:
         """Take a piece of the body: nearly always all of it."""
+        if self.response_complete:
+            return
         if self.body:
             self._more.append(body)
+            self._size += len(body)
         else:
             self.body = body
+            self._size = len(body)
+
+    def hold_body(self) -> bool:
+        """Take room for what has come of the body; whether there was any."""
+        return self.response_complete or self.hold(self._size)
 
     def end(self) -> None:
         """Have the request run: its body is complete."""
+        if self.response_complete:
+            return
         if self._more:
             self.body = b"".join((self.body, *self._more))
             self._more = []
-        self.submit()
+        if len(self.body) > LARGE_BODY and not self.hold(len(self.body)):
+            self.refuse(NO_ROOM)
+        else:
+            self.submit()
         self.body = b""
 
     def close(self) -> None:
@@ -142,6 +158,7 @@ class DirectExchange(Exchange):
         waiting, self.response_complete = not self.response_complete, True
         self.body, self._more = b"", []
         self.leave()
+        self.release()
         if waiting and self.shared.logged:
             self._log(CANCELLED)
 
@@ -179,6 +196,10 @@ class DirectExchange(Exchange):
 
     def _send(self, response: Response) -> None:
         self.response_complete = True
+        if self.held:
+            self.release()
+        # Of one that is refused before it has come whole.
+        self.body, self._more = b"", []
         connection, direct = self._connection, self._direct
         own = connection.own_headers()
         head = direct.head(response, self.request_id, own if self.keep_alive else [*own, CLOSE])

@@ -17,7 +17,7 @@ import abc
 import itertools
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from mosec_asgi import log
@@ -25,9 +25,13 @@ from mosec_asgi.batching.engine import Engine
 from mosec_asgi.errors import CANCELLED, Failure, describe
 from mosec_asgi.messages import Call, Chunk, Outcome
 from mosec_asgi.observing.metrics import ServiceMetrics
+from mosec_asgi.web.budget import Budget
 from mosec_asgi.web.responses import Header, Headers, Response
 
 MAX_REQUEST_ID = 128
+NO_BUDGET = 1 << 62
+# Bytes of a body that comes with one read from which it counts; what is smaller is bounded by `capacity`.
+LARGE_BODY = 16 * 1024
 
 logger = log.internal_logger(__name__)
 
@@ -138,6 +142,7 @@ class Shared:
         limit: bytes of a body, unpacked.
         compressed: read packed bodies, and pack results for clients that accept it.
         logged: log a line for each request.
+        budget: bytes of all bodies together, from when they are seen to be large, or slow to arrive, to their answers.
     """
 
     engine: Engine
@@ -147,6 +152,7 @@ class Shared:
     limit: int
     compressed: bool = False
     logged: bool = False
+    budget: Budget = field(default_factory=lambda: Budget(NO_BUDGET))
 
 
 class Exchange(abc.ABC):
@@ -157,6 +163,7 @@ class Exchange(abc.ABC):
 
     Attributes:
         route: says what to ask, and how to answer.
+        held: bytes of the service's budget that the body takes.
     """
 
     route: Route
@@ -172,6 +179,7 @@ class Exchange(abc.ABC):
         self.state: Any = None
         # The call that runs, where it is the only one; and all of them, where there are several.
         self._call_id: int | None = None
+        self.held = 0
         self._several: _Several | None = None
 
     def submit(self) -> None:
@@ -224,6 +232,7 @@ class Exchange(abc.ABC):
 
     def abandoned(self) -> None:
         """End without an answer: nobody waits for one."""
+        return
 
     def refuse(self, failure: Failure) -> None:
         """Answer with a failure that is no outcome of a call."""
@@ -232,6 +241,18 @@ class Exchange(abc.ABC):
     @abc.abstractmethod
     def answer(self, response: Response) -> None:
         """Send an answer: the only one, and nothing where nobody waits for it any more."""
+
+    def hold(self, size: int) -> bool:
+        """Take room for all `size` bytes of the body that have come; whether there was any."""
+        if not self.shared.budget.take(size - self.held):
+            return False
+        self.held = size
+        return True
+
+    def release(self) -> None:
+        """Give back the room that the body has taken."""
+        held, self.held = self.held, 0
+        self.shared.budget.give(held)
 
     def leave(self) -> None:
         """Drop the calls that run: nobody waits for an answer any more."""

@@ -6,15 +6,17 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from mosec_asgi.batching.engine import Engine
+from mosec_asgi.observing.custom import CustomMetrics
 from mosec_asgi.observing.exposition import Exposition
+from mosec_asgi.observing.metrics import ServiceMetrics
 
 
 class Health:
     """The endpoints that probes and Prometheus ask."""
 
-    def __init__(self, engine: Engine, exposition: Exposition) -> None:
+    def __init__(self, engine: Engine, metrics: ServiceMetrics, custom: CustomMetrics | None = None) -> None:
         self._engine = engine
-        self._exposition = exposition
+        self._exposition = Exposition(metrics, engine.statistics, custom)
 
     async def root(self, request: Request) -> Response:
         """Say that the service is there, as mosec does."""

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, cast
+
+from mosec_asgi.web.limits import Limits
 
 # Bytes from which two pieces are handed on as two, for one system call, rather than copied into one.
 LARGE = 16 * 1024
@@ -48,6 +50,8 @@ class GatheringTransport(asyncio.Transport):
         transport.set_write_buffer_limits(0)
         self._turn_end = turn_end
         self._held = b""
+        # Asked when the transport is to be closed; true where it is to be ended later, by `end`.
+        self.on_close: Callable[[], bool] | None = None
         # Asked for on each request; spared a call in between.
         self.is_closing = transport.is_closing  # type: ignore[method-assign]
         self.get_extra_info = transport.get_extra_info  # type: ignore[method-assign]
@@ -89,7 +93,32 @@ class GatheringTransport(asyncio.Transport):
     def close(self) -> None:
         """Close once all that was written is sent."""
         self.flush()
+        if self.on_close is not None and self.on_close():
+            # For all others it is closed: nothing more is sent.
+            self.is_closing = _yes  # type: ignore[method-assign]
+            if not self._transport.is_closing() and self._transport.can_write_eof():
+                self._transport.write_eof()
+            return
         self._transport.close()
+
+    def end(self) -> None:
+        """Close, whatever `on_close` says."""
+        self._transport.close()
+
+    def begin_answer(self, beginning: bytes) -> None:
+        """Send the beginning of an answer now, and leave it out of what is written next."""
+        self.flush()
+        self._transport.write(beginning)
+
+        def write(data: bytes | bytearray | memoryview[Any]) -> None:
+            del self.write, self.write_response
+            self.write(bytes(data).removeprefix(beginning))
+
+        def write_response(head: bytes, body: bytes) -> None:
+            del self.write, self.write_response
+            self.write_response(head.removeprefix(beginning), body)
+
+        self.write, self.write_response = write, write_response  # type: ignore[method-assign]
 
     def abort(self) -> None:
         """Close at once, and drop what was not sent."""
@@ -130,8 +159,17 @@ class GatheringTransport(asyncio.Transport):
         return self._transport.get_write_buffer_limits()
 
 
-def gathering(protocol: type[asyncio.Protocol]) -> type[asyncio.Protocol]:
-    """Return `protocol` as a class whose connections gather their writes."""
+def _yes() -> bool:
+    return True
+
+
+def gathering(protocol: type[asyncio.Protocol], limits: Limits | None = None) -> type[asyncio.Protocol]:
+    """Return `protocol` as a class whose connections gather their writes.
+
+    Args:
+        protocol: one of ours, or uvicorn's.
+        limits: what a connection may take; None for the protocol's own.
+    """
     turn_end: TurnEnd | None = None
 
     class Gathering(protocol):  # type: ignore[valid-type,misc]
@@ -142,4 +180,6 @@ def gathering(protocol: type[asyncio.Protocol]) -> type[asyncio.Protocol]:
                 turn_end = TurnEnd(loop)
             super().connection_made(GatheringTransport(cast(asyncio.Transport, transport), turn_end))
 
+    if limits is not None:
+        Gathering.limits = limits
     return Gathering

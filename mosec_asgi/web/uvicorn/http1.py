@@ -1,44 +1,74 @@
 """HTTP/1.1 as `run()` speaks it: uvicorn's protocol over httptools, with a short way for requests to models.
 
 A request that `direct` takes never becomes an ASGI scope. What uvicorn does when a message begins is put off until its
-head is complete, and is done for all others as if nothing had been.
+head is complete, and is done for all others as if nothing had been. Beyond that:
 
-A client may send its next request before it has its answer (pipelining, RFC 9112, section 9.3.2), and the server runs
-them one after the other. When the client leaves, uvicorn tells only the newest of its requests, and the one that runs,
-for which a worker is at work, would go on in vain. Here that one is told as well.
-
-A client may ask to go on in another protocol (curl and Java's client ask for HTTP/2 so), and a server may ignore that
-(RFC 9110, section 7.8). httptools takes what follows the head for the other protocol all the same, and the body would
-be lost: such a request is read again without its wish.
+- **Leaving.** A client may send its next request before it has its answer (pipelining, RFC 9112, section 9.3.2), and
+  the server runs them one after the other. When the client leaves, uvicorn tells only the newest of its requests; here
+  the one that runs is told as well. A client that has only ended its sending still gets its answers: `eof_received`.
+- **Other protocols.** A client may ask to go on in another protocol (curl and Java's client ask for HTTP/2 so), and a
+  server may ignore that (RFC 9110, section 7.8). httptools takes what follows the head for the other protocol all the
+  same, and the body would be lost: such a request is read again without its wish.
+- **Refusing.** What cannot be read (no HTTP, too large a head, too slow a sender) is refused once all requests before
+  it are answered, and nothing is read from there on.
+- **Closing.** An answer to a request that has not been read to its end must not be lost: see `limits.LINGER_SECONDS`.
+- **Bounds.** Heads, URLs, the time to arrive, the time that an answer may lie unread, and requests that wait
+  (`limits`). A read that brings many requests is taken in pieces, and the rest waits for the answers, or for the loop's
+  next turn.
 """
 
 from __future__ import annotations
 
 import asyncio
+import select
 from collections.abc import Coroutine, Mapping
-from typing import Any
+from typing import Any, ClassVar, cast
 
 import httptools
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn._types import ASGI3Application
 from uvicorn.config import Config
+from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
-from mosec_asgi.web.direct import DirectExchange, DirectRoute
-from mosec_asgi.web.responses import Header
+from mosec_asgi import log
+from mosec_asgi.errors import BAD_REQUEST, NO_ROOM, TOO_SLOW, Failure, head_too_large, url_too_long
+from mosec_asgi.web.direct import CLOSE, DirectExchange, DirectRoute
+from mosec_asgi.web.limits import DEFAULT, LINGER_SECONDS, LINGER_SILENCE_SECONDS, Limits
+from mosec_asgi.web.protocols import plain
+from mosec_asgi.web.responses import Header, head_of, headers_of
 from mosec_asgi.web.uvicorn.gathering import GatheringTransport
-from mosec_asgi.web.uvicorn.keep_alive import SilenceTimer
+from mosec_asgi.web.uvicorn.keep_alive import SilenceTimer, is_late
 
-INVALID = "Invalid HTTP request received."
 # Headers that are about the connection alone, and are not read again.
 _OF_UPGRADES = frozenset((b"connection", b"upgrade", b"http2-settings"))
+# Bytes of a read up to which it is given to the parser whole: not more than some hundred requests.
+PIECE = 4096
+# Seconds after which it is first looked for whether a client that has ended its sending is there at all.
+FIRST_LOOK_SECONDS = 0.02
+
+logger = log.internal_logger(__name__)
+
+
+class Refused(Exception):
+    """Raised into the parser, to end the reading: the connection's next request is refused for `failure`."""
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(failure.text)
+        self.failure = failure
 
 
 class Http1Protocol(HttpToolsProtocol):
     """A connection.
 
     An app that has routes for the short way says so by a method `direct_routes`, which returns them by their paths.
+
+    Attributes:
+        limits: what its client may hold.
     """
+
+    limits: ClassVar[Limits] = DEFAULT
 
     def __init__(
         self,
@@ -62,14 +92,39 @@ class Http1Protocol(HttpToolsProtocol):
         self._running: RequestResponseCycle | None = None
         # The newest request asks for another protocol; it is about to be read again.
         self._asks_for_upgrade = False
+        # The newest request: its head, or anything of it, is still to come; and how much of a body of declared length.
+        self._in_head = False
+        self._incomplete = False
+        self._body_left = 0
+        # Bytes of a head that has not come to its end, and requests begun in this turn.
+        self._head_size = 0
+        self._begun = 0
+        # What was read and not yet given to the parser.
+        self._unfed = b""
+        self._feeding_again = False
+        # What is told to the client once all requests before are answered; nothing is read any more.
+        self._refusal: Failure | None = None
+        # An answer was given and the connection is to be closed; what still comes is dropped until that time.
+        self._lingering = False
+        self._linger_until = 0.0
+        # The client has ended its sending.
+        self._half_closed = False
+        self._arrival: _Arrival | None = None
+        self._unread: asyncio.TimerHandle | None = None
+        self._end: asyncio.TimerHandle | None = None
         self._silence: SilenceTimer
 
     # -- a connection's life -----------------------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin."""
-        self._silence = SilenceTimer(transport, self.timeout_keep_alive, self.loop)
+        self._silence = SilenceTimer(transport, self.limits.keep_alive, self.loop)
         super().connection_made(transport)
+        self.flow = _Flow(transport)
+        if isinstance(transport, GatheringTransport):
+            transport.on_close = self._closes_late
+        # The first request may take as long as the next.
+        self._silence.begin()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """End, and let the request know that runs."""
@@ -81,6 +136,16 @@ class Http1Protocol(HttpToolsProtocol):
             self._exchange.close()
         for work in self._work:
             work.cancel()
+        for timer in (self._unread, self._end):
+            if timer is not None:
+                timer.cancel()
+        if self._arrival is not None:
+            self._arrival.stop()
+        if isinstance(self.transport, GatheringTransport):
+            self.transport.on_close = None
+        self._unfed = b""
+        # Those that wait for their turn have none.
+        self.pipeline.clear()
         if self._running is not None and not self._running.response_complete:
             self._running.disconnected = True
             self._running.message_event.set()
@@ -88,19 +153,132 @@ class Http1Protocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         """Take in what the client sends."""
         self._silence.end()
-        try:
-            self.parser.feed_data(data)
-        except httptools.HttpParserUpgrade as upgrade:
-            if self._asks_for_upgrade:
-                self._read_again(data[upgrade.args[0] :])
-            elif self._should_upgrade():
-                self.handle_websocket_upgrade()
-        except httptools.HttpParserError:
-            self.logger.warning(INVALID)
-            self.send_400_response(INVALID)
+        if self._refusal is not None or self._lingering or self._unfed:
+            self._set_aside(data)
+            return
+        if len(data) <= PIECE:
+            self._feed(data)
+        else:
+            self._feed_pieces(data)
+        if self._incomplete or self._arrival is not None:
+            self._look_at_arrival(len(data))
 
-    def _read_again(self, rest: bytes) -> None:
-        """Read the newest request again, without its wish for another protocol."""
+    def eof_received(self) -> bool:  # type: ignore[override]
+        """Take note that the client sends no more: it may be gone, or wait for its answers.
+
+        No system call tells which. But every answer begins in the same way: so that much is sent, and the kernel of a
+        client that is gone answers it by a reset. Until that comes the request runs; where it does not come, it is
+        answered.
+
+        Returns:
+            keep the connection.
+        """
+        if self._lingering or not self._waits_for_answer() or not isinstance(self.transport, GatheringTransport):
+            return False
+        self._half_closed = True
+        self._silence.stop()
+        self.cycle.keep_alive = False
+        running = self._running
+        begun = running is not None and running.response_started and not running.response_complete
+        if not begun:
+            self.transport.begin_answer(b"HTTP/1.1 ")
+        self._end = self.loop.call_later(FIRST_LOOK_SECONDS, self._look_for_reset, FIRST_LOOK_SECONDS)
+        return True
+
+    def pause_writing(self) -> None:
+        """Wait with what is sent, and end a client that takes nothing of it for too long."""
+        super().pause_writing()
+        if self._unread is None:
+            self._look_at_unread(None)
+
+    def shutdown(self) -> None:
+        """Answer what is there, and close."""
+        if self._lingering:
+            self._end_in(0.5)
+        else:
+            super().shutdown()
+
+    # -- from the socket to the parser -------------------------------------------------------------------------------
+
+    def _feed(self, data: bytes | memoryview) -> None:
+        """Give something to the parser."""
+        was_in_head = self._in_head
+        rest: bytes | memoryview = data
+        while rest:
+            try:
+                self.parser.feed_data(rest)
+                break
+            except httptools.HttpParserUpgrade as upgrade:
+                if not self._asks_for_upgrade:
+                    if self._should_upgrade():
+                        self.handle_websocket_upgrade()
+                    break
+                rest = self._without_wish(bytes(rest[upgrade.args[0] :]))
+            except httptools.HttpParserError as error:
+                cause = error.__context__
+                self._refuse(cause.failure if isinstance(cause, Refused) else BAD_REQUEST)
+                return
+        if self._in_head:
+            # Of the piece in which a head begins, most may be of the request before.
+            self._head_size = self._head_size + len(data) if was_in_head else 0
+            if self._head_size > self.limits.max_head_size:
+                self._refuse(head_too_large(self.limits.max_head_size))
+
+    def _feed_pieces(self, data: bytes) -> None:
+        """Give the parser a large read in pieces: a body whole, and not too many requests at a time."""
+        view, at, self._begun = memoryview(data), 0, 0
+        while at < len(data) and self._refusal is None and not self._lingering:
+            if self._begun >= self.limits.pipelined or len(self.pipeline) >= self.limits.pipelined:
+                self._wait_to_feed(data[at:])
+                return
+            size = PIECE
+            if not self._incomplete:
+                # The head alone, so that its body can be taken whole.
+                head = data.find(b"\r\n\r\n", at, at + PIECE)
+                size = PIECE if head < 0 else head + 4 - at
+            elif not self._in_head and self._body_left > PIECE:
+                size = self._body_left
+            piece = view[at : at + size]
+            at += len(piece)
+            self._feed(piece)
+
+    def _wait_to_feed(self, rest: bytes) -> None:
+        """Let the rest of a read wait, for answers if many requests wait for theirs, else for the loop's next turn."""
+        self._unfed = rest
+        self.flow.pause_reading()
+        self._hold_reading(True)
+        if len(self.pipeline) < self.limits.pipelined:
+            self._feed_again_soon()
+
+    def _hold_reading(self, held: bool) -> None:
+        if isinstance(self.flow, _Flow):
+            self.flow.held = held
+
+    def _feed_again_soon(self) -> None:
+        if not self._feeding_again:
+            self._feeding_again = True
+            self.loop.call_soon(self._feed_again)
+
+    def _feed_again(self) -> None:
+        self._feeding_again = False
+        rest, self._unfed = self._unfed, b""
+        if not rest or self.transport.is_closing():
+            return
+        self._hold_reading(False)
+        self._feed_pieces(rest)
+        if not self._unfed and not self.pipeline:
+            self.flow.resume_reading()
+
+    def _set_aside(self, data: bytes) -> None:
+        """Take what is not for the parser: nobody wants it any more, or it is not its turn."""
+        if self._lingering:
+            left = self._linger_until - self.loop.time()
+            self._end_in(min(LINGER_SILENCE_SECONDS, max(left, 0)))
+        elif self._unfed and self._refusal is None:
+            self._unfed += data
+
+    def _without_wish(self, rest: bytes) -> bytes:
+        """Return the head of the newest request again without its wish for another protocol, and what came behind."""
         self._asks_for_upgrade = False
         method, version = self.parser.get_method(), self.parser.get_http_version().encode()
         head = [b"%b %b HTTP/%b" % (method, self.url, version)]
@@ -110,7 +288,7 @@ class Http1Protocol(HttpToolsProtocol):
         self.parser = httptools.HttpRequestParser(self)
         # As uvicorn's own.
         self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
-        self.data_received(b"\r\n".join([*head, b"", rest]))
+        return b"\r\n".join([*head, b"", rest])
 
     # -- from the parser ---------------------------------------------------------------------------------------------
 
@@ -119,19 +297,28 @@ class Http1Protocol(HttpToolsProtocol):
         self.url = b""
         self.headers = []
         self.expect_100_continue = False
+        self._in_head = self._incomplete = True
+        self._begun += 1
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Take in a header; what uvicorn looks for in each is looked for once, in all of them."""
-        self.headers.append((name.lower(), value))
+        # Behind a body come trailers, which are no headers of the request (RFC 9110, section 6.5.1).
+        if self._in_head:
+            self.headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
         """Choose the request's way."""
+        self._in_head = False
+        if self._head_size or len(self.url) > self.limits.max_url_size or len(self.headers) > 100:
+            self._check_head()
         parser = self.parser
         if parser.should_upgrade() and parser.get_method() != b"CONNECT" and not self._should_upgrade():
             self._asks_for_upgrade = True
             return
         route = self._routes.get(self.url)
         headers = dict(self.headers)
+        length = headers.get(b"content-length", b"")
+        self._body_left = int(length) if length.isdigit() and len(length) < 20 else 0
         if route is None or not self._is_usual() or not route.takes(headers):
             self.expect_100_continue = headers.get(b"expect", b"").lower() == b"100-continue"
             self._begin_as_uvicorn()
@@ -142,6 +329,15 @@ class Http1Protocol(HttpToolsProtocol):
         self._is_direct = True
         self.cycle = exchange  # type: ignore[assignment]  # which has what uvicorn asks of one
         exchange.begin(route, headers)
+
+    def _check_head(self) -> None:
+        """Refuse a request whose head is too large, though it has come."""
+        size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
+        self._head_size = 0
+        if len(self.url) > self.limits.max_url_size:
+            raise Refused(url_too_long(self.limits.max_url_size))
+        if size > self.limits.max_head_size:
+            raise Refused(head_too_large(self.limits.max_head_size))
 
     def _is_usual(self) -> bool:
         """Whether this is a POST that is answered next, and at once, and is not the connection's last."""
@@ -170,6 +366,7 @@ class Http1Protocol(HttpToolsProtocol):
 
     def on_body(self, body: bytes) -> None:
         """Take in a piece of a request's body."""
+        self._body_left -= len(body)
         if self._is_direct and self._exchange is not None:
             self._exchange.feed(body)
         else:
@@ -179,6 +376,7 @@ class Http1Protocol(HttpToolsProtocol):
         """Take note of a request's end."""
         if self._asks_for_upgrade:
             return
+        self._incomplete = False
         if self._is_direct and self._exchange is not None:
             self._exchange.end()
         else:
@@ -202,7 +400,7 @@ class Http1Protocol(HttpToolsProtocol):
         if close:
             transport.close()
         # The usual case of `on_response_complete`.
-        if self.pipeline or close or self.flow.read_paused:
+        if self.pipeline or close or self._incomplete or self._unfed or self.flow.read_paused:
             self.on_response_complete()
         else:
             self.server_state.total_requests += 1
@@ -220,11 +418,228 @@ class Http1Protocol(HttpToolsProtocol):
         if self.transport.is_closing():
             return
         self.flow.resume_reading()
+        if self._unfed and len(self.pipeline) <= self.limits.pipelined // 2:
+            self._feed_again_soon()
         if self.pipeline:
             self._start_asgi_task(*self.pipeline.pop())
-        else:
+        elif self._refusal is not None:
+            self._send_refusal(self._refusal)
+        elif self._half_closed:
+            self.transport.close()
+        elif not self._unfed and not self._incomplete:
             self._silence.begin()
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
         self._running = cycle
+        if cycle.scope["http_version"] == "1.0":
+            app = _UntilClose(cast(ASGIApp, app), cycle)  # type: ignore[assignment]
         super()._start_asgi_task(cycle, app)
+
+    # -- refusing, and closing ---------------------------------------------------------------------------------------
+
+    def _waits_for_answer(self) -> bool:
+        """Whether a request that has come whole waits for its answer."""
+        newest = self.cycle is not None and not self.cycle.response_complete
+        return bool(self.pipeline) or (newest and not self._incomplete)
+
+    def _refuse(self, failure: Failure) -> None:
+        """Read no more, and tell the client why once it has its answers."""
+        if self._refusal is not None or self._lingering or self.transport.is_closing():
+            return
+        self.logger.warning("a request is refused: %s", failure.text)
+        self._refusal, self._unfed = failure, b""
+        if self._arrival is not None:
+            self._arrival.stop()
+            self._arrival = None
+        reading = self.cycle if self._incomplete and not self._in_head else None
+        if reading is not None and not reading.response_complete:
+            self._drop_unread(reading)
+        elif self.pipeline or (self.cycle is not None and not self.cycle.response_complete):
+            return
+        else:
+            self._send_refusal(failure)
+
+    def _drop_unread(self, cycle: RequestResponseCycle) -> None:
+        """Refuse the newest request, of which a part has come."""
+        assert self._refusal is not None
+        if self._is_direct and self._exchange is not None:
+            self._exchange.keep_alive = False
+            self._exchange.refuse(self._refusal)
+            return
+        waiting = [entry for entry in self.pipeline if entry[0] is not cycle]
+        if len(waiting) < len(self.pipeline):
+            self.pipeline.clear()
+            self.pipeline.extend(waiting)
+            return
+        # It runs: the app hears that its client has left.
+        begun = cycle.response_started
+        cycle.disconnected = True
+        cycle.message_event.set()
+        if begun:
+            self.transport.close()
+        else:
+            self._send_refusal(self._refusal)
+
+    def _send_refusal(self, failure: Failure) -> None:
+        response = plain.failed(failure)
+        headers = [*self.own_headers(), *headers_of(response, [CLOSE])]
+        self.transport.write(head_of(response.status, headers) + response.body)
+        self.transport.close()
+
+    def _closes_late(self) -> bool:
+        """Close later, where the client still sends; see `limits.LINGER_SECONDS`.
+
+        Returns:
+            the transport is closed from here, and not at once.
+        """
+        if self._lingering:
+            return True
+        if self._half_closed or not (self._incomplete or self._refusal is not None or self._unfed):
+            return False
+        self._lingering = True
+        self._silence.stop()
+        if self._arrival is not None:
+            self._arrival.stop()
+            self._arrival = None
+        self._unfed = b""
+        self._hold_reading(False)
+        self.flow.resume_reading()
+        self._linger_until = self.loop.time() + LINGER_SECONDS
+        self._end_in(LINGER_SILENCE_SECONDS)
+        return True
+
+    def _end_in(self, seconds: float) -> None:
+        if self._end is not None:
+            self._end.cancel()
+        self._end = self.loop.call_later(seconds, self._end_lingering)
+
+    def _end_lingering(self) -> None:
+        if isinstance(self.transport, GatheringTransport):
+            self.transport.end()
+
+    def _look_for_reset(self, waited: float) -> None:
+        """End with a client that is gone, and look again later while it is not known to be."""
+        sock = self.transport.get_extra_info("socket")
+        if sock is None or self.transport.is_closing():
+            return
+        poll = select.poll()
+        poll.register(sock.fileno(), 0)
+        if poll.poll(0):
+            self.transport.abort()
+        else:
+            again = min(2 * waited, 1.0)
+            self._end = self.loop.call_later(again, self._look_for_reset, again)
+
+    # -- clients that are slow ---------------------------------------------------------------------------------------
+
+    def _look_at_arrival(self, size: int) -> None:
+        """Note how a request arrives that has not come whole with its first read."""
+        if not self._incomplete:
+            if self._arrival is not None:
+                self._arrival.stop()
+                self._arrival = None
+            return
+        if self._is_direct and self._exchange is not None and not self._exchange.hold_body():
+            self._refuse(NO_ROOM)
+            return
+        if self._arrival is None or self._arrival.in_head != self._in_head:
+            if self._arrival is not None:
+                self._arrival.stop()
+            self._arrival = _Arrival(self, in_head=self._in_head)
+        elif not self._in_head:
+            self._arrival.size += size
+
+    def arrival_is_over(self) -> None:
+        """Give up on a request that does not arrive."""
+        self._arrival = None
+        if self.cycle is not None and self.cycle.response_complete and not self._in_head:
+            # It has its answer, and what is still to come is of no use.
+            self.transport.abort()
+        else:
+            self._refuse(TOO_SLOW)
+
+    def _look_at_unread(self, before: int | None) -> None:
+        """End a client that takes nothing, or next to nothing, of what lies there for it."""
+        self._unread = None
+        if not self.flow.write_paused or (self.transport.is_closing() and not self._lingering):
+            return
+        size, seconds = self.transport.get_write_buffer_size(), self.limits.stall_timeout
+        if before is not None and before - size < self.limits.least_rate * seconds:
+            logger.warning("a connection is ended, because its client does not read what it is answered")
+            self.transport.abort()
+        else:
+            self._unread = self.loop.call_later(seconds, self._look_at_unread, size)
+
+
+class _Flow(FlowControl):
+    """uvicorn's, which does not go on reading while something that was read waits.
+
+    Attributes:
+        held: something waits.
+    """
+
+    held = False
+
+    def resume_reading(self) -> None:
+        """Go on reading."""
+        if not self.held:
+            super().resume_reading()
+
+
+class _Arrival:
+    """How a request arrives that does not come whole.
+
+    Attributes:
+        in_head: it is the head that is waited for.
+        size: bytes that have come since.
+    """
+
+    def __init__(self, protocol: Http1Protocol, *, in_head: bool) -> None:
+        self.in_head = in_head
+        self.size = 0
+        self._protocol = protocol
+        self._began = protocol.loop.time()
+        self._timer = protocol.loop.call_later(protocol.limits.read_timeout, self._look)
+
+    def stop(self) -> None:
+        self._timer.cancel()
+
+    def _look(self) -> None:
+        protocol = self._protocol
+        loop, limits = protocol.loop, protocol.limits
+        if is_late(self._timer, loop) or protocol.flow.read_paused:
+            # What has come was not read, for which the client is not to blame.
+            self._began, self.size = loop.time(), 0
+        allowed = limits.read_timeout if self.in_head else limits.time_for(self.size)
+        left = self._began + allowed - loop.time()
+        if left > 0:
+            # Not less than a timer of uvloop's can be set for: it would go off at once, again and again.
+            self._timer = loop.call_later(max(left, 0.001), self._look)
+        else:
+            protocol.arrival_is_over()
+
+
+class _UntilClose:
+    """An app whose answer of unknown length ends with its connection, as HTTP/1.0 has it: there are no chunks there."""
+
+    def __init__(self, app: ASGIApp, cycle: RequestResponseCycle) -> None:
+        self._app = app
+        self._cycle = cycle
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request."""
+        cycle, endless = self._cycle, False
+
+        async def without_chunks(message: Message) -> None:
+            nonlocal endless
+            if message["type"] == "http.response.start":
+                endless = all(name.lower() != b"content-length" for name, _ in message.get("headers", ()))
+                if endless:
+                    cycle.chunked_encoding = False
+            elif endless:
+                # What uvicorn counts down to the end: this piece, and one byte more while there is more to come.
+                more = 1 if message.get("more_body", False) else 0
+                cycle.expected_content_length = len(message.get("body", b"")) + more
+            await send(message)
+
+        await self._app(scope, receive, without_chunks)

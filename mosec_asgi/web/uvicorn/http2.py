@@ -1,21 +1,42 @@
-"""Back-pressure over HTTP/2: a stream whose client does not read keeps its sender waiting.
+"""HTTP/2 as `run()` speaks it: uvicorn's protocol over zttp, with bounds on what a client may hold.
+
+A stream whose client does not read keeps its sender waiting.
 
 uvicorn lets a sender wait while the connection's socket is full. But over HTTP/2 a client that reads slowly closes the
 window of its stream (RFC 9113, section 5.2), and the socket is never full: what is sent then gathers inside zttp, and
-nothing bounds it. Here the flow control of each stream looks at what has gathered there as well.
+nothing bounds it. Here the flow control of each stream looks at what has gathered there as well. An answer that was
+handed over whole, and is not taken, ends the connection after a time.
+
+Frames that ask for nothing but an answer (PING, SETTINGS) may come without end, and so may streams that are given up as
+soon as they are begun. Both are counted against the requests that are answered; and while what was written is not
+taken, no more is read.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
+from collections.abc import Generator
+from typing import ClassVar
 
 import zttp
 from uvicorn.protocols.http.auto_zttp_impl import AutoZttpProtocol
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT, FlowControl
 from uvicorn.protocols.http.zttp_h2_impl import RequestResponseCycle, ZttpH2Protocol
 
+from mosec_asgi import log
+from mosec_asgi.errors import BAD_REQUEST
+from mosec_asgi.web.limits import DEFAULT, Limits
 from mosec_asgi.web.uvicorn.http1 import Http1Protocol
 from mosec_asgi.web.uvicorn.keep_alive import KeepAlive, SilenceTimer
+
+# RFC 9113, section 7.
+ENHANCE_YOUR_CALM = 11
+# Frames that bring nothing that a connection may have sent ahead, and how many more each answered request is worth.
+MOST_IDLE_FRAMES = 1000
+IDLE_FRAMES_A_REQUEST = 10
+
+logger = log.internal_logger(__name__)
 
 
 class AutoProtocol(AutoZttpProtocol):
@@ -24,11 +45,12 @@ class AutoProtocol(AutoZttpProtocol):
     HTTP/1.1 is the same as without the extra `http2`, and not zttp's, which copies large bodies more often.
     """
 
+    limits: ClassVar[Limits] = DEFAULT
     _silence: SilenceTimer
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Wait for the first bytes, as long as between two requests."""
-        self._silence = SilenceTimer(transport, self.config.timeout_keep_alive, self.loop)
+        self._silence = SilenceTimer(transport, self.limits.keep_alive, self.loop)
         super().connection_made(transport)
         if self.timeout_task is not None:
             self.timeout_task.cancel()
@@ -44,6 +66,8 @@ class AutoProtocol(AutoZttpProtocol):
         self._silence.stop()
         kind: type[PacedHttp2Protocol | Http1Protocol] = PacedHttp2Protocol if http2 else Http1Protocol
         protocol = kind(self.config, self.server_state, self.app_state, self.loop)
+        # Those of this class's own subclass, which say what the service's settings are.
+        protocol.limits = self.limits  # type: ignore[misc]
         self.transport.set_protocol(protocol)
         protocol.connection_made(self.transport)
         if initial_data:
@@ -53,29 +77,118 @@ class AutoProtocol(AutoZttpProtocol):
 class PacedHttp2Protocol(KeepAlive, ZttpH2Protocol):
     """A connection whose streams wait for their clients, each for itself."""
 
+    limits: ClassVar[Limits] = DEFAULT
     # Set when the client has sent something, which may have opened a window, or is gone.
     _heard: asyncio.Event
+    # Frames and streams that have asked for work and brought nothing, since requests were answered.
+    _idle_frames = 0
+    # Streams whose answers are complete and were not taken whole.
+    _untaken: dict[int, zttp.Stream]
+    _unread: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin."""
         self._heard = asyncio.Event()
+        self._untaken = {}
+        self.timeout_keep_alive = math.ceil(self.limits.keep_alive)
         super().connection_made(transport)
 
     def data_received(self, data: bytes) -> None:
         """Take what the client sends, and let those go on who have waited for it."""
         super().data_received(data)
         self._heard.set()
+        if self._untaken:
+            self._forget_taken()
+        if self.flow.write_paused and self.transport.get_write_buffer_size() > HIGH_WATER_LIMIT:
+            # What was asked for is not taken: no more is to be asked for.
+            self.flow.pause_reading()
+
+    def events(self) -> Generator[zttp.Event]:
+        """Yield what has come, up to where it is too much that brings nothing."""
+        for event in super().events():
+            if isinstance(event, (zttp.Ping, zttp.Settings, zttp.RstStream)):
+                self._idle_frames += 1
+                if self._idle_frames > MOST_IDLE_FRAMES:
+                    logger.warning("an HTTP/2 connection is ended: too many frames that bring nothing")
+                    self.conn.close(ENHANCE_YOUR_CALM)
+                    self.flush()
+                    self.transport.close()
+                    return
+            yield event
+
+    def resume_writing(self) -> None:
+        """Send on, and read on."""
+        super().resume_writing()
+        self.resume_reading_if_idle()
+
+    def pause_writing(self) -> None:
+        """Wait with what is sent, and end a client that takes nothing of it for too long."""
+        super().pause_writing()
+        self._look_later()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """End, and let all go on who wait."""
+        """End, let all go on who wait, and keep nothing of what was not sent."""
         super().connection_lost(exc)
         self._heard.set()
+        if self._unread is not None:
+            self._unread.cancel()
+        self._untaken.clear()
+        # Requests and connection would keep each other, and all that was not sent, until the garbage collector comes.
+        for cycle in self.cycles.values():
+            cycle.on_response = _nothing
+            cycle.resume_reading = _nothing
+            cycle.flow = self.flow
+        self.cycles.clear()
+
+    def on_response_complete(self, stream_id: int) -> None:
+        """Take note of the end of a request."""
+        cycle = self.cycles.get(stream_id)
+        if cycle is not None and not cycle.disconnected:
+            self._idle_frames = max(0, self._idle_frames - IDLE_FRAMES_A_REQUEST)
+            if cycle.stream.pending_bytes:
+                self._untaken[stream_id] = cycle.stream
+                self._look_later()
+            # The two would keep each other.
+            cycle.flow = self.flow
+        super().on_response_complete(stream_id)
+
+    def _forget_taken(self) -> None:
+        self._untaken = {number: stream for number, stream in self._untaken.items() if stream.pending_bytes}
+
+    def _look_later(self) -> None:
+        if self._unread is None:
+            seconds = self.limits.stall_timeout
+            self._unread = self.loop.call_later(seconds, self._look_at_unread, self._size_unread())
+
+    def _size_unread(self) -> int:
+        pending = sum(stream.pending_bytes or 0 for stream in self._untaken.values())
+        return pending + self.transport.get_write_buffer_size()
+
+    def _look_at_unread(self, before: int) -> None:
+        """End a client that takes nothing, or next to nothing, of what lies there for it."""
+        self._unread = None
+        self._forget_taken()
+        if self.transport.is_closing() or not (self._untaken or self.flow.write_paused):
+            return
+        if before - self._size_unread() < self.limits.least_rate * self.limits.stall_timeout:
+            logger.warning("a connection is ended, because its client does not read what it is answered")
+            self.transport.abort()
+        else:
+            self._look_later()
 
     def handle_request(self, event: zttp.Request) -> None:
         """Start the app, which sends no faster than its client reads."""
+        if not (event.path.isascii() and event.method.isascii()):
+            # uvicorn would raise, and the connection be lost with all its streams.
+            self.conn.stream(event.stream_id).send_response(BAD_REQUEST.code, [(b"content-length", b"0")], True)
+            return
         super().handle_request(event)
         cycle = self.cycles[event.stream_id]
         cycle.flow = _StreamFlow(self.flow, cycle, self._heard)
+
+
+def _nothing(stream_id: int = 0) -> None:
+    """Stand for what a connection that has ended did."""
 
 
 class _StreamFlow(FlowControl):

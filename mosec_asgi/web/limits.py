@@ -1,0 +1,57 @@
+"""What a client of `run()` may hold, as data; see the settings of the same names."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mosec_asgi.config import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a connection may take.
+
+    Attributes:
+        keep_alive: seconds between two requests.
+        read_timeout: seconds for the head of a request to arrive, and the same again for the beginning of its body.
+        least_rate: bytes a second at which a body has to arrive, and an answer has to be taken, after that.
+        stall_timeout: seconds in which an answer that is not taken has to move.
+        max_head_size: bytes of a request line and its headers.
+        max_url_size: bytes of a request's path and query.
+        pipelined: requests that wait for their turn on one connection, and that are begun in one turn of the loop.
+    """
+
+    keep_alive: float = 75.0
+    read_timeout: float = 20.0
+    least_rate: int = 1000
+    stall_timeout: float = 30.0
+    max_head_size: int = 64 * 1024
+    max_url_size: int = 16 * 1024
+    pipelined: int = 32
+
+    def time_for(self, size: int) -> float:
+        """Return the seconds that a body may have taken of which `size` bytes have arrived."""
+        return self.read_timeout + size / self.least_rate
+
+
+DEFAULT = Limits()
+
+
+def http_limits(settings: Settings) -> Limits:
+    """Return what the settings say."""
+    return Limits(
+        keep_alive=settings.keep_alive / 1000,
+        read_timeout=settings.read_timeout / 1000,
+        least_rate=settings.least_rate,
+        stall_timeout=settings.stall_timeout / 1000,
+        max_head_size=settings.max_head_size,
+        max_url_size=settings.max_url_size,
+        pipelined=settings.pipelined,
+    )
+
+
+# An answer may be given before its request has been read. A socket that is closed with something unread in it tells the
+# client's kernel to throw away what has arrived, the answer too. So what the client still sends is read and dropped,
+# for so long at most, and for as long as it does not pause. nginx has the same numbers.
+LINGER_SECONDS = 30.0
+LINGER_SILENCE_SECONDS = 5.0
