@@ -75,7 +75,8 @@ class History:
         except DeadlockError as error:
             self.oracle.fail(Contract.ONE_ANSWER, str(error))
         except Exception as error:
-            self.oracle.fail(Contract.NO_ERRORS, repr(error)).__cause__ = error
+            if self.oracle.violation is None:
+                self.oracle.fail(Contract.NO_ERRORS, repr(error)).__cause__ = error
         finally:
             loop.before_jump = None
             if self.oracle.violation is not None:
