@@ -17,8 +17,8 @@ from common import told as told
 from common import until as until
 
 from mosec_asgi.batching.coordinator import Coordinator, Limits, RoutePlan
-from mosec_asgi.batching.engine import FutureOutcome
 from mosec_asgi.batching.flow import Flow
+from mosec_asgi.batching.future import FutureOutcome
 from mosec_asgi.batching.stage import StagePlan
 from mosec_asgi.batching.task import Task
 from mosec_asgi.errors import Failure, StartupError

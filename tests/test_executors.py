@@ -16,7 +16,7 @@ import pytest
 from common import PATIENCE, until
 
 from mosec_asgi.batching.coordinator import Coordinator
-from mosec_asgi.batching.engine import FutureOutcome
+from mosec_asgi.batching.future import FutureOutcome
 from mosec_asgi.config import check_keywords, resolve
 from mosec_asgi.definition import plan_service
 from mosec_asgi.errors import CANCELLED, StartupError
