@@ -37,6 +37,7 @@ from mosec_asgi.messages import (
     Tasks,
 )
 from mosec_asgi.observing.metrics import ServiceMetrics, StageMetrics
+from mosec_asgi.observing.observer import StageObserver
 from mosec_asgi.pool.link import WorkerEvents
 from mosec_asgi.worker import Worker
 
@@ -535,6 +536,7 @@ class Service:
         stall_timeout: float = PATIENCE,
         stream_buffer: int = 1024,
         load_shedding: bool = False,
+        observers: Sequence[Sequence[StageObserver]] = (),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.launcher = FakeLauncher(FakeWorker.ready)
@@ -547,7 +549,7 @@ class Service:
             [RoutePlan(f"/{place}", tuple(pipeline)) for place, pipeline in enumerate(pipelines)],
             lambda plan, loop: self.launcher,
             Limits(capacity, timeout, event_timeout, stall_timeout, stream_buffer, load_shedding),
-            observers=[self.metrics.stages],
+            observers=[self.metrics.stages, *observers],
             clock=clock,
         )
         self._names = itertools.count(1)
