@@ -66,6 +66,8 @@ class History:
     def run(self) -> None:
         """Run it; raise the first violation."""
         loop = self.loop
+        if self.scenario.pickled:
+            self.oracle.count("histories with pickled messages")
         loop.before_jump = self._before_jump
         loop.set_exception_handler(self._note_exception)
         try:

@@ -87,6 +87,7 @@ class SimulatedLink:
 
     def busy_poll(self, seconds: float) -> bool | None:
         """Look for what it says; mostly there is nothing, since no time passes meanwhile."""
+        self._oracle.count("answers looked for")
         if self._is_open and self._random.random() < 0.2:
             return None
         found = self._is_open and (bool(self._for_server) or self._ended is not None)

@@ -77,6 +77,8 @@ class SimulatedWorker:
         self._waiting: deque[list[Case]] = deque()
         self._running = 0
         self._gathered: list[tuple[int, int, bytes, float]] = []
+        # An answer that it sends after the next one, which is the wrong order.
+        self._late: list[tuple[int, int, bytes, float]] = []
         self._left: set[int] = set()
         self._outstanding: dict[int, int] = {}
         self._stopping = False
@@ -290,6 +292,8 @@ class SimulatedWorker:
             self._send_answers(answers)
 
     def _send_answers(self, answers: list[tuple[int, int, bytes, float]]) -> None:
+        if self._late:
+            answers, self._late = [*answers, *self._late], []
         if self._strikes("garbage"):
             self._talk_nonsense()
         elif self._strikes("answers twice"):
@@ -298,7 +302,11 @@ class SimulatedWorker:
         elif self._strikes("answers what it was not given"):
             self._say_results([(self._random.choice((0, 1, 2, 999)), 200, b"not mine", 0.01), *answers])
         elif self._strikes("answers in the wrong order"):
-            self._say_results(answers[::-1])
+            if len(answers) == 1 and self._plan.ordered:
+                # If no other follows, it is one that never comes.
+                self._late += answers
+            else:
+                self._say_results(answers[::-1])
         elif not self._plan.streams and self._strikes("streams what is no stream"):
             self._link.say(Chunks([answers[0][0]], [b"event"]))
         elif len(answers) > 1 and self._strikes("answers half"):
