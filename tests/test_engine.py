@@ -8,11 +8,11 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 
 import pytest
-from fakes import PATIENCE, Service, answer, refusal, running, settled_loop, stage, until
+from fakes import PATIENCE, FutureOutcome, Service, answer, refusal, running, settled_loop, stage, until
 from pickled import PickledCoordinator, crossings
 
 from mosec_asgi.batching.coordinator import Coordinator, Limits, RoutePlan
-from mosec_asgi.batching.engine import Engine, FutureOutcome
+from mosec_asgi.batching.engine import Engine
 from mosec_asgi.errors import CLIENT_LEFT, CLOSING, Failure, at_capacity
 from mosec_asgi.inside.spec import WorkerSpec
 from mosec_asgi.messages import Call, Chunk, Outcome, Progress, Results, Tasks
@@ -77,8 +77,7 @@ class Loopback:
     def describe_exit(self) -> str:
         return "has ended"
 
-    def _nothing(self, *_: object) -> None:
-        """Have nothing to do: it answers at once, and has no process."""
+    def _nothing(self, *_: object) -> None: ...
 
     finish = kill
     cancel = credit = reap = drain = _nothing
