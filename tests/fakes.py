@@ -525,6 +525,9 @@ class Stream(NamedTuple):
 class Service:
     """A coordinator over scripted workers."""
 
+    # What is put together; `tests/pickled.py` has another.
+    engine: type[Coordinator] = Coordinator
+
     def __init__(
         self,
         stages: Sequence[StagePlan],
@@ -544,7 +547,7 @@ class Service:
             "test", [StageMetrics(plan.name, batched=plan.batch_size > 1, streams=plan.streams) for plan in stages]
         )
         pipelines = [range(len(stages))] if routes is None else routes
-        self.coordinator = Coordinator(
+        self.coordinator = self.engine(
             stages,
             [RoutePlan(f"/{place}", tuple(pipeline)) for place, pipeline in enumerate(pipelines)],
             lambda plan, loop: self.launcher,

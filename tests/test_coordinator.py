@@ -21,6 +21,7 @@ from fakes import (
     told,
     until,
 )
+from pickled import PickledCoordinator
 
 from mosec_asgi.batching.engine import StageStatistics
 from mosec_asgi.batching.stage import StagePlan
@@ -41,6 +42,15 @@ from mosec_asgi.errors import (
 from mosec_asgi.messages import EGRESS, EXAMPLE, INGRESS, Call, Chunk, LinkError, Outcome, Results, Tasks
 
 pytestmark = pytest.mark.usefixtures("logged")
+
+
+@pytest.fixture(autouse=True, params=["in one process", "every message as bytes"])
+def crossing(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Run each test also where every message crosses a socket, in both directions; whether this is so."""
+    pickled: bool = request.param != "in one process"
+    if pickled:
+        monkeypatch.setattr(Service, "engine", PickledCoordinator)
+    return pickled
 
 
 async def let_start_fail(service: Service, stage_name: str = "Echo_1") -> None:
@@ -1560,7 +1570,7 @@ async def test_numbers_for_calls_are_never_given_twice() -> None:
 # -- payloads that a link holds ----------------------------------------------------------------------------------------
 
 
-async def test_a_held_result_goes_to_the_next_stage_as_it_is_and_to_the_client_as_bytes() -> None:
+async def test_a_held_result_goes_to_the_next_stage_as_it_is_and_to_the_client_as_bytes(crossing: bool) -> None:
     async with running(stage("One_1"), stage("Two_2")) as service:
         one, two = service.workers
         ticket = service.submit()
@@ -1568,14 +1578,17 @@ async def test_a_held_result_goes_to_the_next_stage_as_it_is_and_to_the_client_a
         await one.gets_work()
         one.reply(payloads=[between])
         await two.gets_work()
-        assert two.payload(ticket.id) is between
-        assert between.drops == 0, "if this worker dies, another is given it"
+        if crossing:
+            assert (two.payload(ticket.id), between.drops) == (b"contents", 1), "it goes on as bytes"
+        else:
+            assert two.payload(ticket.id) is between
+            assert between.drops == 0, "if this worker dies, another is given it"
         two.reply(payloads=[last])
         assert await answer(ticket) == b"result"
         assert (between.drops, last.drops) == (1, 1)
 
 
-async def test_a_held_payload_is_there_for_the_next_worker_when_the_first_one_dies() -> None:
+async def test_a_held_payload_is_there_for_the_next_worker_when_the_first_one_dies(crossing: bool) -> None:
     async with running(stage("One_1"), stage("Two_2")) as service:
         one, two = service.workers
         ticket, held = service.submit(), Held()
@@ -1585,7 +1598,7 @@ async def test_a_held_payload_is_there_for_the_next_worker_when_the_first_one_di
         two.exit()
         two = await service.next_life(two)
         await two.gets_work()
-        assert (two.payload(ticket.id), held.drops) == (held, 0)
+        assert (two.payload(ticket.id), held.drops) == ((b"contents", 1) if crossing else (held, 0))
         two.reply(payloads=[b""])
         assert held.drops == 1
 
@@ -1610,6 +1623,7 @@ async def test_nothing_is_held_of_a_task_that_nobody_waits_for() -> None:
         assert (after.drops, on_worker.drops, late.drops) == (1, 1, 1)
 
 
+@pytest.mark.parametrize("crossing", ["in one process"], indirect=True)
 async def test_a_held_result_that_no_client_can_be_sent_is_answered_500_and_dropped(
     logged: pytest.LogCaptureFixture,
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import gc
 import json
 import os
@@ -43,8 +44,11 @@ class Obedient(Worker):
             case ["exit", status]:
                 os._exit(status)
             case ["leave a child"]:
-                # It has the pipe too, and outlives its parent.
-                child = os.fork()
+                # It has the pipe too, and outlives its parent: forked by a library that does not tell Python, it lets
+                # go of nothing, and it is in a session of its own.
+                child = ctypes.PyDLL(None).fork()
+                if not child:
+                    os.setsid()
                 while not child:
                     signal.pause()
                 return child
