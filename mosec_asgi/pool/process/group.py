@@ -47,22 +47,31 @@ class _Children:
         self.callbacks: list[Callable[[], None]] = []
         self.workers = False
         self._hooked = False
+        # The signals that were blocked before the fork, for each thread that forks.
+        self._mask = threading.local()
 
     def hook(self) -> None:
         """Have it done. Idempotent."""
         if not self._hooked:
             self._hooked = True
-            os.register_at_fork(after_in_child=self._begin)
+            os.register_at_fork(before=self._block, after_in_parent=self._unblock, after_in_child=self._begin)
+
+    def _block(self) -> None:
+        """Put off the signals that come before the child has the usual handlers, and would get lost."""
+        self._mask.before = signal.pthread_sigmask(signal.SIG_BLOCK, _USUAL)
+
+    def _unblock(self) -> None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, self._mask.before)
 
     def _begin(self) -> None:
-        if self.workers:
-            return
-        for number, usual in _USUAL.items():
-            # Unless the user's code has set what it wants.
-            if signal.getsignal(number) is _nothing:
-                signal.signal(number, usual)
-        for callback in self.callbacks:
-            callback()
+        if not self.workers:
+            for number, usual in _USUAL.items():
+                # Unless the user's code has set what it wants.
+                if signal.getsignal(number) is _nothing:
+                    signal.signal(number, usual)
+            for callback in self.callbacks:
+                callback()
+        self._unblock()
 
 
 _children = _Children()
