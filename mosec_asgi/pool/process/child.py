@@ -7,17 +7,19 @@ the server that decides when its workers stop.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import multiprocessing
 import os
 import signal
 import socket
 import sys
+import threading
 import traceback
 
 from mosec_asgi import log
 from mosec_asgi.inside.codec import examples
-from mosec_asgi.inside.counting import remove_if_orphaned
+from mosec_asgi.inside.counting import hung_up, remove_if_orphaned
 from mosec_asgi.inside.loading import load, runner_for, speaker_for, warm_up
 from mosec_asgi.inside.port import Port
 from mosec_asgi.inside.spec import WorkerSpec
@@ -78,7 +80,7 @@ def _main(
 ) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    end_with_the_server()
+    end_with_the_server(None if preloaded is None else sock)
     log.configure(spec.log_level, text=spec.log_text)
     log.speak_as(lambda: {"stage": spec.stage, "worker": spec.worker_id})
     port = Port(sock, progress)
@@ -125,13 +127,24 @@ def _kernel_timer() -> KernelTimer | None:
         return None
 
 
-def end_with_the_server() -> None:
+def end_with_the_server(pipe: socket.socket | None = None) -> None:
     """Have the kernel send a signal when the server dies, which ends this process in good order (Linux).
 
     The end of the pipe says so too, but a worker that is loading, or at work, does not read it for a long time.
+
+    Args:
+        pipe: of a worker that was forked from a template, whose death the kernel tells as well. Where the other end is
+            still there, the server lives, and the worker goes on.
     """
+
+    def server_died(*_: object) -> None:
+        if pipe is not None and not hung_up(pipe):
+            _watch_the_server(pipe)
+        else:
+            raise _ServerDied(1)
+
     if sys.platform == "linux":
-        signal.signal(_SERVER_DIED, _server_died)
+        signal.signal(_SERVER_DIED, server_died)
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, _SERVER_DIED, 0, 0, 0)
         server = multiprocessing.parent_process()
         if server is not None and server.pid != os.getppid():
@@ -139,5 +152,16 @@ def end_with_the_server() -> None:
             sys.exit(1)
 
 
-def _server_died(*_: object) -> None:
-    raise _ServerDied(1)
+def _watch_the_server(pipe: socket.socket) -> None:
+    """Do what the kernel does for a child of the server: send this process the signal once the other end is gone.
+
+    In a thread, which asks for nothing but that end. Only for a worker that has lost its template.
+    """
+
+    def watch() -> None:
+        # A pipe that is closed here belongs to a worker that is ending.
+        with contextlib.suppress(ValueError):
+            hung_up(pipe, None)
+        os.kill(os.getpid(), _SERVER_DIED)
+
+    threading.Thread(target=watch, name="mosec_asgi server watch", daemon=True).start()
