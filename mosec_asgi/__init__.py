@@ -22,6 +22,7 @@ General layout; each floor imports only from those below it:
     messages.py             F0  the messages between the floors: calls, outcomes, tasks, results
     config.py               F0  settings: keyword < MOSEC_* environment < command line
     log.py, errors.py       F0  log lines; the error tree
+    log_output.py           F0  where log lines go: standard error, without waiting for its reader
     version.py              F0
 
 CONTRIBUTING.md has the map with all modules.

@@ -231,8 +231,9 @@ class Server:
                 'Put the call under `if __name__ == "__main__":`, so that only the program itself runs it'
             )
         self._check_defined()
-        from mosec_asgi.host import dry_run, run
+        from mosec_asgi.host import dry_run, run, standard_streams
 
+        standard_streams.open_missing()
         self._settings = settings = config.from_command_line(self._keywords)
         log.configure(settings.effective_log_level, text=settings.debug, others=("uvicorn", "asyncio"))
         code = dry_run.run(self._routes, settings) if settings.dry_run else run.run(self, settings)
