@@ -371,9 +371,10 @@ class Server:
             await running.stop()
 
     def _on_daemon_exit(self, name: str, code: int) -> None:
-        logger.error("the daemon process %s has ended with code %d", name, code)
         if self.on_daemon_exit is not None:
             self.on_daemon_exit(name, code)
+        else:
+            logger.error("the daemon process %s has ended with code %d", name, code)
 
     def _check_defined(self) -> None:
         if not self._routes:

@@ -27,6 +27,7 @@ from typing import Any
 from mosec_asgi import log
 from mosec_asgi.inside.spec import WorkerSpec
 from mosec_asgi.pool.process import template
+from mosec_asgi.pool.process.edited import SourceFiles
 
 # Seconds for what takes no time, where all is well: a template without workers ends, it tells the status of a worker
 # that has ended, what was killed is gone.
@@ -38,7 +39,13 @@ logger = log.internal_logger(__name__)
 class Template:
     """The process that workers of one stage are forked from, started when the first of them is."""
 
-    def __init__(self) -> None:
+    def __init__(self, sources: SourceFiles) -> None:
+        """Prepare; nothing is started.
+
+        Args:
+            sources: tells whether what the process imports has been edited.
+        """
+        self._sources = sources
         self._process: TemplateProcess | None = None
         self._sock: socket.socket | None = None
         self._end: Callable[[], None] = _nothing
@@ -85,6 +92,7 @@ class Template:
         self._process = self._sock = None
 
     def _start(self, spec: WorkerSpec) -> None:
+        self._sources.warn_of_edits(spec)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.setblocking(False)
         process = multiprocessing.get_context("spawn").Process(
@@ -151,8 +159,8 @@ class TemplateProcess:
             self._missed = True
             self.join(SOON)
             logger.warning(
-                "process %d, from which the workers are forked, has ended%s; they serve on, and the next worker that is "
-                "started loads the model again",
+                "process %d, from which the workers are forked, has ended%s; they serve on, and the next worker that "
+                "is started loads the model again",
                 self.pid,
                 "" if self.exitcode is None else f" with exit code {self.exitcode}",
                 extra={"stage": self._stage},

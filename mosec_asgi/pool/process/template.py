@@ -2,8 +2,8 @@
 
 The template runs no forward, no thread and no event loop. It reads requests from one socket: what a worker is to be
 started with, and a pipe to say what becomes of it, which gets the process's number at its start and its exit status at
-its end. Once the socket ends, or the server dies, the template exits. The kernel then tells its workers, as it tells any
-worker of the death of its server; they look whether it is the server that has died, and else serve on.
+its end. Once the socket ends, or the server dies, the template exits. The kernel then tells its workers, as it tells
+any worker of the death of its server; they look whether it is the server that has died, and else serve on.
 """
 
 from __future__ import annotations
