@@ -18,6 +18,8 @@ from contextvars import ContextVar
 from datetime import datetime, timezone
 from typing import TypeAlias
 
+from mosec_asgi.log_output import handler_for_stderr
+
 ROOT = "mosec_asgi"
 USER = "mosec_asgi.user"
 # Attributes that our own calls pass as `extra`, and that speakers tell, in the order in which they are printed.
@@ -160,7 +162,7 @@ def _configure_one(logger: logging.Logger, level: str, formatter: logging.Format
         return
     logger.propagate = bool(logging.getLogger().handlers)
     if not logger.propagate:
-        handler = logging.StreamHandler(sys.stderr)
+        handler = handler_for_stderr()
         handler.setFormatter(formatter)
         handler.addFilter(_SPEAKER_FILTER)
         logger.addHandler(handler)

@@ -231,8 +231,9 @@ class Server:
                 'Put the call under `if __name__ == "__main__":`, so that only the program itself runs it'
             )
         self._check_defined()
-        from mosec_asgi.host import dry_run, run
+        from mosec_asgi.host import dry_run, run, standard_streams
 
+        standard_streams.open_missing()
         self._settings = settings = config.from_command_line(self._keywords)
         log.configure(settings.effective_log_level, text=settings.debug, others=("uvicorn", "asyncio"))
         code = dry_run.run(self._routes, settings) if settings.dry_run else run.run(self, settings)
@@ -370,9 +371,10 @@ class Server:
             await running.stop()
 
     def _on_daemon_exit(self, name: str, code: int) -> None:
-        logger.error("the daemon process %s has ended with code %d", name, code)
         if self.on_daemon_exit is not None:
             self.on_daemon_exit(name, code)
+        else:
+            logger.error("the daemon process %s has ended with code %d", name, code)
 
     def _check_defined(self) -> None:
         if not self._routes:

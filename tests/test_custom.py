@@ -301,3 +301,22 @@ def test_a_program_that_sets_the_directory_up_itself_as_under_mosec_keeps_it(tmp
         _, directory, asked = both_answer(program)
         assert (directory, numbers(program)["calls_total"]) == (str(folder), asked)
     assert list(folder.glob("counter_*.db"))
+
+
+def test_without_any_directory_for_files_there_is_one_warning_and_no_metrics(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def nowhere() -> str:
+        raise FileNotFoundError("No usable temporary directory found")
+
+    monkeypatch.setattr(custom_metrics.tempfile, "gettempdir", nowhere)
+    made = CustomMetrics(None, ("/proc", ""))
+    made.open()
+    assert made.variables == {}
+    assert made.private == ""
+    [said] = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert "no directory can be made in /proc." in said
+    assert "PROMETHEUS_MULTIPROC_DIR" in said
+    made.ended(1)
+    assert shown(made) == {}
+    made.close()

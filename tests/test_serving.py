@@ -438,6 +438,52 @@ def test_a_daemon_process_of_multiprocessing_is_watched_too(tmp_path: Path) -> N
         assert program.wait() not in (0, None)
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("at_work", [False, True])
+def test_a_signal_to_all_processes_ends_the_daemon_too_and_the_exit_code_is_0(
+    tmp_path: Path, number: signal.Signals, at_work: bool
+) -> None:
+    gate = tmp_path / "gate"
+    stages = """server.append_worker(Gate)
+            server.register_daemon("side", subprocess.Popen(["sleep", "600"]))"""
+    with serving(tmp_path, stages) as program, ThreadPoolExecutor(1) as threads:
+        if at_work:
+            request = threads.submit(program.client.post, "/inference", json=str(gate))
+            wait_until(lambda: remaining(program) == 1, "the request is at work")
+        os.killpg(program.process.pid, number)
+        if at_work:
+            program.wait_for_output("the daemon process side has ended")
+            gate.touch()
+            assert request.result().status_code == 200
+        assert program.wait() == 0
+        assert not [row for row in program.lines() if row["level"] == "ERROR"]
+
+
+@pytest.mark.parametrize("preload", [False, True])
+def test_a_worker_that_is_started_from_edited_code_says_so(tmp_path: Path, preload: bool) -> None:
+    model = tmp_path / "model.py"
+    text = (
+        "import os\n\nfrom mosec_asgi import Worker\n\n\nclass Model(Worker):\n    def forward(self, data):\n"
+        "        return [os.getpid(), os.getppid(), 'one']\n"
+    )
+    model.write_text(text)
+    stages = f"""import model
+            server.append_worker(model.Model, preload={preload})"""
+    with serving(tmp_path, stages) as program:
+        pid, template, version = program.client.post("/inference", content=b"1").json()
+        assert version == "one"
+        model.write_text(text.replace("one", "another"))
+        if preload:
+            os.kill(template, signal.SIGKILL)
+        os.kill(pid, signal.SIGKILL)
+        wait_until(lambda: program.restarts("Model_1") == 1 and program.answers("/readyz"), "it is started again")
+        assert program.client.post("/inference", content=b"1").json()[2] == "another"
+        said = [row for row in program.lines() if "edited code" in row["fields"]["message"]]
+        assert len(said) == 1
+        assert f"edited code: {model} changed" in said[0]["fields"]["message"]
+        assert said[0]["fields"]["stage"] == "Model_1"
+
+
 @START_METHODS
 def test_workers_end_by_themselves_when_the_server_is_killed(tmp_path: Path, start_method: str) -> None:
     with serving(tmp_path, f"server.append_worker(Echo, num=2, start_method={start_method!r})") as program:

@@ -36,7 +36,7 @@ class Server(Protocol):
     """What is served: `mosec_asgi.Server`, an ASGI app.
 
     Attributes:
-        on_daemon_exit: called with the name and the exit code of a daemon process that has ended.
+        on_daemon_exit: called with the name and the exit code of a daemon process that has ended, and says so.
     """
 
     on_daemon_exit: Callable[[str, int], None] | None
@@ -108,7 +108,14 @@ class _Runner(uvicorn.Server):
             self._loop.call_soon_threadsafe(self._loop.call_later, LISTEN_SECONDS, self._service.close)
 
     def daemon_ended(self, name: str, code: int) -> None:
-        """Stop, and exit with a code that says why."""
+        """Stop, and exit with a code that says why, unless the end has been asked for.
+
+        A terminal's ctrl-c reaches all processes of the program, and so does what some supervisors send.
+        """
+        if self.signalled:
+            logger.info("the daemon process %s has ended with code %d", name, code)
+            return
+        logger.error("the daemon process %s has ended with code %d; the service stops", name, code)
         self.failure = DAEMON_DIED
         self.should_exit = True
         self._service.close()

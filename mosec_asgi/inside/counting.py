@@ -46,18 +46,23 @@ def remove_if_orphaned(directory: str, sock: socket.socket, *, told: bool) -> No
         sock: the worker's end of the pipe.
         told: the kernel has said that the server has died.
     """
-    if directory and (told or _hung_up(sock)) and _server_has_died():
+    if directory and (told or hung_up(sock)) and _server_has_died():
         # Only here: it loads compressors, which no worker needs.
         import shutil
 
         shutil.rmtree(directory, ignore_errors=True)
 
 
-def _hung_up(sock: socket.socket) -> bool:
-    """Whether the other end is gone, rather than quiet."""
+def hung_up(sock: socket.socket, wait: int | None = 0) -> bool:
+    """Whether the other end is gone, rather than quiet.
+
+    Args:
+        sock: this end.
+        wait: milliseconds to wait for that; None waits for as long as it takes.
+    """
     poll = select.poll()
     poll.register(sock, 0)
-    return any(event & select.POLLHUP for _, event in poll.poll(0))
+    return any(event & select.POLLHUP for _, event in poll.poll(wait))
 
 
 def _server_has_died() -> bool:

@@ -111,13 +111,16 @@ class CustomMetrics:
         """
         if self._path:
             return
+        tried = []
         for parent in self._parents:
-            parent = parent or tempfile.gettempdir()
             try:
+                # Where there is no directory for temporary files at all, asking for it raises.
+                parent = parent or tempfile.gettempdir()
+                tried.append(parent)
                 _sweep(parent)
                 self._path, self._lock = _make_locked(parent)
             except OSError as error:
-                logger.debug("no directory for custom metrics in %s: %s", parent, error)
+                logger.debug("no directory for custom metrics in %s: %s", parent or "TMPDIR", error)
                 continue
             self._owned = True
             # For a server that nobody shuts down; after its workers have been ended (priority 100).
@@ -126,7 +129,7 @@ class CustomMetrics:
         logger.warning(
             "what workers count with prometheus_client will not be shown in /metrics: no directory can be made in %s. "
             "Set PROMETHEUS_MULTIPROC_DIR to one that can be written to",
-            " or ".join(parent or tempfile.gettempdir() for parent in self._parents),
+            " or ".join(tried) or "any directory for temporary files",
         )
 
     def close(self) -> None:

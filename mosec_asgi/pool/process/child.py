@@ -7,17 +7,19 @@ stop. What the worker itself starts has them, and ends with it (`group`).
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import multiprocessing
 import os
 import signal
 import socket
 import sys
+import threading
 import traceback
 
 from mosec_asgi import log
 from mosec_asgi.inside.codec import examples
-from mosec_asgi.inside.counting import remove_if_orphaned
+from mosec_asgi.inside.counting import hung_up, remove_if_orphaned
 from mosec_asgi.inside.ending import Ending
 from mosec_asgi.inside.loading import load, runner_for, speaker_for, warm_up
 from mosec_asgi.inside.spec import WorkerSpec
@@ -81,7 +83,7 @@ def _main(
     group.begin_worker()
     # One for each purpose: what `forward` does with the one must not disarm the other.
     kernel, end = _kernel_timer(), _kernel_timer()
-    end_with_the_server(end)
+    end_with_the_server(end, None if preloaded is None else sock)
     log.configure(spec.log_level, text=spec.log_text)
     log.speak_as(lambda: {"stage": spec.stage, "worker": spec.worker_id})
     port = SocketPort(sock, progress)
@@ -154,7 +156,7 @@ def _kernel_timer() -> KernelTimer | None:
         return None
 
 
-def end_with_the_server(end: KernelTimer | None = None) -> None:
+def end_with_the_server(end: KernelTimer | None = None, pipe: socket.socket | None = None) -> None:
     """Have the kernel send a signal when the server dies, which ends this process in good order (Linux).
 
     The end of the pipe says so too, but a worker that is loading, or at work, does not read it for a long time.
@@ -162,9 +164,14 @@ def end_with_the_server(end: KernelTimer | None = None) -> None:
     Args:
         end: set by then, so that the process ends wherever the exception of the signal gets lost, or is held up: it may
             be raised in a `finally`, and in code that goes on all the same.
+        pipe: of a worker that was forked from a template, whose death the kernel tells as well. Where the other end is
+            still there, the server lives, and the worker goes on.
     """
 
     def server_died(*_: object) -> None:
+        if pipe is not None and not hung_up(pipe):
+            _watch_the_server(pipe)
+            return
         if end is not None:
             end.set(END_SECONDS)
         raise ServerDied(1)
@@ -180,3 +187,18 @@ def end_with_the_server(end: KernelTimer | None = None) -> None:
 
 def _nothing(*_: object) -> None:
     """Do nothing about a signal."""
+
+
+def _watch_the_server(pipe: socket.socket) -> None:
+    """Do what the kernel does for a child of the server: send this process the signal once the other end is gone.
+
+    In a thread, which asks for nothing but that end. Only for a worker that has lost its template.
+    """
+
+    def watch() -> None:
+        # A pipe that is closed here belongs to a worker that is ending.
+        with contextlib.suppress(ValueError):
+            hung_up(pipe, None)
+        os.kill(os.getpid(), _SERVER_DIED)
+
+    threading.Thread(target=watch, name="mosec_asgi server watch", daemon=True).start()

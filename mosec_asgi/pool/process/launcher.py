@@ -25,6 +25,7 @@ from mosec_asgi.ipc.shm import Share, SharedMemory
 from mosec_asgi.observing.custom import CustomMetrics
 from mosec_asgi.pool.link import WorkerEvents
 from mosec_asgi.pool.process.child import main
+from mosec_asgi.pool.process.edited import SourceFiles
 from mosec_asgi.pool.process.group import forking_a_worker
 from mosec_asgi.pool.process.link import ProcessLink
 from mosec_asgi.pool.process.preload import ForkedProcess, Template
@@ -62,8 +63,10 @@ class ProcessLauncher:
         self._start_method = start_method
         self._import_main = import_main
         self._memory = memory
-        self._template = Template() if preload else None
         self._counts = counts
+        # What a spawned process imports, as it is now.
+        self._sources = SourceFiles()
+        self._template = Template(self._sources) if preload else None
 
     def close(self) -> None:
         """End what workers are forked from, once there are none. Idempotent."""
@@ -118,6 +121,8 @@ class ProcessLauncher:
         if self._template is not None:
             return self._template.fork(arguments)
         spec: WorkerSpec = arguments[0]
+        if self._start_method == "spawn":
+            self._sources.warn_of_edits(spec)
         process: BaseProcess = multiprocessing.get_context(self._start_method).Process(  # type: ignore[attr-defined]
             target=main if self._start_method == "spawn" else _main_after_fork,
             args=arguments,

@@ -2,8 +2,11 @@
 
 To its stage a `ForkedProcess` is a process like one of `multiprocessing`. Until it is forked it is its template: it has
 its number, is killed with it, and ends as it does. So a template that hangs while it loads is ended by the timeout of
-the workers that wait for it, and one that dies takes them, and the workers that it has forked, with it; the next worker
-that is started brings a new one.
+the workers that wait for it. Workers that have been forked outlive their template, and the next worker that is started
+brings a new one.
+
+The program that runs the server may ignore SIGCHLD, or reap whatever child ends. So the end of a process is told by its
+pidfd alone, and its exit status, which may be lost, by whoever has it.
 """
 
 from __future__ import annotations
@@ -24,6 +27,7 @@ from typing import Any
 from mosec_asgi import log
 from mosec_asgi.inside.spec import WorkerSpec
 from mosec_asgi.pool.process import template
+from mosec_asgi.pool.process.edited import SourceFiles
 
 # Seconds for what takes no time, where all is well: a template without workers ends, it tells the status of a worker
 # that has ended, what was killed is gone.
@@ -35,8 +39,14 @@ logger = log.internal_logger(__name__)
 class Template:
     """The process that workers of one stage are forked from, started when the first of them is."""
 
-    def __init__(self) -> None:
-        self._process: BaseProcess | None = None
+    def __init__(self, sources: SourceFiles) -> None:
+        """Prepare; nothing is started.
+
+        Args:
+            sources: tells whether what the process imports has been edited.
+        """
+        self._sources = sources
+        self._process: TemplateProcess | None = None
         self._sock: socket.socket | None = None
         self._end: Callable[[], None] = _nothing
 
@@ -51,7 +61,7 @@ class Template:
         """
         if not hasattr(os, "pidfd_open"):
             raise OSError("preload needs Linux 5.3 or later; leave it out here")
-        if self._process is None or self._process.exitcode is not None:
+        if self._process is None or self._process.ended:
             self.close()
             self._start(arguments[0])
         assert self._process is not None
@@ -82,6 +92,7 @@ class Template:
         self._process = self._sock = None
 
     def _start(self, spec: WorkerSpec) -> None:
+        self._sources.warn_of_edits(spec)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.setblocking(False)
         process = multiprocessing.get_context("spawn").Process(
@@ -97,10 +108,69 @@ class Template:
             raise
         finally:
             theirs.close()
-        self._process, self._sock = process, ours
+        self._process, self._sock = TemplateProcess(process, spec.stage), ours
         # Also where nobody closes it: `multiprocessing` waits for its processes when the program ends.
-        self._end = multiprocessing.util.Finalize(self, _end, (process, ours), exitpriority=90)
+        self._end = multiprocessing.util.Finalize(self, _end, (self._process, ours), exitpriority=90)
         logger.debug("the template is process %s", process.pid, extra={"stage": spec.stage})
+
+
+class TemplateProcess:
+    """The process of a template that has been started."""
+
+    def __init__(self, process: BaseProcess, stage: str) -> None:
+        """Take over a process of `multiprocessing`, whose parent this process is."""
+        assert process.pid is not None
+        self.pid = process.pid
+        self._process = process
+        self._stage = stage
+        self._pidfd = -1
+        self._missed = False
+        # The process has been started a moment ago. Where it has ended since, somebody else may have reaped it.
+        with contextlib.suppress(ProcessLookupError):
+            self._pidfd = os.pidfd_open(self.pid)
+
+    @property
+    def ended(self) -> bool:
+        """Whether it has ended."""
+        return self._pidfd < 0 or _readable(self._pidfd, 0)
+
+    @property
+    def exitcode(self) -> int | None:
+        """Its exit status, as `multiprocessing` counts it; None while it runs, and where somebody else has taken it."""
+        return self._process.exitcode
+
+    def kill(self) -> None:
+        """End it. Idempotent."""
+        if self._pidfd >= 0:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+
+    def join(self, seconds: float) -> None:
+        """Wait until it has ended, for at most so long."""
+        if self._pidfd >= 0:
+            _readable(self._pidfd, seconds)
+        if self.ended:
+            # Not by its sentinel, which the processes that it has forked keep open.
+            self._process.join(0)
+
+    def miss(self) -> None:
+        """Say that it has ended before its workers; once."""
+        if not self._missed:
+            self._missed = True
+            self.join(SOON)
+            logger.warning(
+                "process %d, from which the workers are forked, has ended%s; they serve on, and the next worker that "
+                "is started loads the model again",
+                self.pid,
+                "" if self.exitcode is None else f" with exit code {self.exitcode}",
+                extra={"stage": self._stage},
+            )
+
+    def close(self) -> None:
+        """Let go of it; it counts as ended from here on."""
+        if self._pidfd >= 0:
+            os.close(self._pidfd)
+            self._pidfd = -1
 
 
 class ForkedProcess:
@@ -108,18 +178,21 @@ class ForkedProcess:
 
     Attributes:
         sentinel: turns readable when there is something new of it.
-        exitcode: as there.
+        ended: whether it has ended, as far as has been looked.
+        exitcode: as there; None also where it has ended, and nobody knows how.
     """
 
-    def __init__(self, owner: BaseProcess, fate: int) -> None:
+    def __init__(self, owner: TemplateProcess, fate: int) -> None:
+        self.ended = False
         self.exitcode: int | None = None
         self._template = owner
-        self._template_pid = owner.pid
         # A pipe on which its template tells its number and then its exit status.
         self._fate = fate
         self._heard = b""
         self._pid: int | None = None
         self._pidfd = -1
+        # Its template is dead, and it lives: nobody tells its exit status any more.
+        self._orphaned = False
         # Both of them as one descriptor.
         self._news = select.epoll()
         self._news.register(fate, select.EPOLLIN)
@@ -129,22 +202,26 @@ class ForkedProcess:
     def pid(self) -> int | None:
         """Its number; its template's, as long as it is not forked."""
         self.join(0)
-        return self._pid or self._template_pid
+        return self._pid or self._template.pid
 
     def kill(self) -> None:
         """End it; its template, as long as it is not forked. Idempotent."""
         self.join(0)
-        if self.exitcode is None:
+        if not self.ended:
             self._kill()
 
     def join(self, timeout: float | None = None) -> None:
         """Wait until it has ended, for at most `timeout` seconds."""
-        while self.exitcode is None and self._news.poll(timeout):
+        while not self.ended and self._news.poll(timeout):
+            if self._orphaned:
+                self._orphan_ended()
             # Where it is the end of the process that has been noticed, its template tells the status at once.
-            if _readable(self._fate, SOON):
+            elif _readable(self._fate, SOON):
                 self._hear(os.read(self._fate, 2 * template.NUMBER.size))
             else:
-                self._abandoned()
+                # It hangs; its other workers serve on without it.
+                self._template.kill()
+                self._orphan_ended()
 
     def close(self) -> None:
         """Let go of its descriptors."""
@@ -160,7 +237,8 @@ class ForkedProcess:
         if not news:
             self._abandoned()
         elif len(numbers) == 2:
-            self._pid, self.exitcode = numbers
+            self._pid, code = numbers
+            self._ended(None if code == template.UNKNOWN else code)
         else:
             (self._pid,) = numbers
             # No other process has the number by now: its template has not told that it is free, a moment ago.
@@ -169,18 +247,27 @@ class ForkedProcess:
                 self._news.register(self._pidfd, select.EPOLLIN)
 
     def _abandoned(self) -> None:
-        """End now: its template is dead or hangs, and its stage hears of that as of its own end."""
-        self._kill()
-        self._template.kill()
-        self._template.join(SOON)
-        if self._pid is None:
-            self.exitcode = self._template.exitcode
-        elif self._pidfd >= 0 and _readable(self._pidfd, SOON):
-            # It may have become our child, where this process takes in orphans.
-            with contextlib.suppress(ChildProcessError):
-                os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED)
-        if self.exitcode is None:
-            self.exitcode = -signal.SIGKILL
+        """Go on without the template, which has ended; without a process there is nothing to go on with."""
+        if self._pidfd >= 0:
+            self._orphaned = True
+            self._news.unregister(self._fate)
+            self._template.miss()
+        else:
+            self._template.kill()
+            self._template.join(SOON)
+            self._ended(self._template.exitcode if self._pid is None else None)
+
+    def _orphan_ended(self) -> None:
+        code = None
+        # It may have become our child, where this process takes in orphans.
+        with contextlib.suppress(ChildProcessError):
+            status = os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED)
+            if status is not None:
+                code = status.si_status if status.si_code == os.CLD_EXITED else -status.si_status
+        self._ended(code)
+
+    def _ended(self, code: int | None) -> None:
+        self.ended, self.exitcode = True, code
 
     def _kill(self) -> None:
         if self._pidfd < 0:
@@ -210,15 +297,16 @@ def _readable(descriptor: int, seconds: float) -> bool:
     return bool(readable.poll(seconds * 1000))
 
 
-def _end(process: BaseProcess, sock: socket.socket) -> None:
+def _end(process: TemplateProcess, sock: socket.socket) -> None:
     with contextlib.suppress(OSError):
         # Not closed yet: that is how it would see the server's death.
         sock.shutdown(socket.SHUT_WR)
     process.join(SOON)
     sock.close()
-    if process.exitcode is None:
+    if not process.ended:
         process.kill()
-        process.join()
+        process.join(SOON)
+    process.close()
 
 
 def _nothing() -> None:

@@ -2,8 +2,8 @@
 
 The template runs no forward, no thread and no event loop. It reads requests from one socket: what a worker is to be
 started with, and a pipe to say what becomes of it, which gets the process's number at its start and its exit status at
-its end. Once the socket ends, or the server dies, the template exits; the kernel then tells its workers as it tells any
-worker of the death of its server.
+its end. Once the socket ends, or the server dies, the template exits. The kernel then tells its workers, as it tells
+any worker of the death of its server; they look whether it is the server that has died, and else serve on.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import gc
 import multiprocessing
 import os
 import selectors
+import signal
 import socket
 import struct
 import sys
@@ -33,6 +34,8 @@ from mosec_asgi.worker import Worker
 
 # A process's number, then its exit status as `multiprocessing` counts it: negative for a signal.
 NUMBER = struct.Struct("=q")
+# In the place of an exit status that nobody knows.
+UNKNOWN = 1 << 32
 REQUEST_SIZE = 1 << 16
 # Descriptors with one request: the pipe for its fate, and what its arguments hold.
 MOST_DESCRIPTORS = 32
@@ -174,6 +177,9 @@ class _Template:
         self._selector = selectors.PollSelector()
         # By the descriptor that tells of its end.
         self._forked: dict[int, tuple[BaseProcess, Request]] = {}
+        # The program, or what it has loaded, may ignore this signal or reap all children. Here it would lose the exit
+        # statuses; the workers get back what there was.
+        self._on_child = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
     def serve(self) -> None:
         """Fork what is asked for, and reap it, until the server closes the socket."""
@@ -211,12 +217,16 @@ class _Template:
         process.join()
         if process.pid is not None:
             group.end_group(process.pid)
-        request.tell(1 if process.exitcode is None else process.exitcode)
+        request.tell(UNKNOWN if process.exitcode is None else process.exitcode)
         request.close()
-        process.close()
+        if process.exitcode is not None:
+            # Where a thread of the user's has reaped it, `multiprocessing` takes it for running, and refuses.
+            process.close()
 
     def _run(self, request: Request) -> None:
         """Be a worker: in the forked process."""
+        if self._on_child is not None:
+            signal.signal(signal.SIGCHLD, self._on_child)
         # What only the template needs; above all its siblings' fates, which end with the template and no later.
         self._sock.close()
         for watched, (_, sibling) in self._forked.items():

@@ -57,7 +57,7 @@ class WatchedProcess:
     def reap(self, timeout: float) -> None:
         """Wait for the process to end, without a loop; kill it after `timeout` seconds."""
         self._process.join(timeout)
-        if self._process.exitcode is None:
+        if not self._has_ended():
             self._process.kill()
             self._process.join()
         self._end_group()
@@ -71,11 +71,16 @@ class WatchedProcess:
         if self._pid is not None:
             end_group(self._pid)
 
+    def _has_ended(self) -> bool:
+        if isinstance(self._process, ForkedProcess):
+            return self._process.ended
+        return self._process.exitcode is not None
+
     def _exited(self) -> None:
         self._process.join(0)
         # A readable pidfd does not err. The exit status is missing all the same where somebody else has reaped the
         # process, or SIGCHLD is ignored.
-        if self._process.exitcode is not None or self._watched != self._process.sentinel:
+        if self._has_ended() or self._watched != self._process.sentinel:
             self._ended = True
             self._end_group()
             if self._loop is not None:
@@ -88,7 +93,7 @@ class WatchedProcess:
             _running.discard(self)
             if self._watched != self._process.sentinel:
                 os.close(self._watched)
-            if self._process.exitcode is not None:
+            if self._has_ended():
                 # It holds descriptors until it is collected, which may be long after.
                 self._process.close()
             # Whoever listens has this process: neither must wait for the garbage collector.
