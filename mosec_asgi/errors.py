@@ -105,6 +105,10 @@ class Failure:
     text: str
     retry_after: int | None = None
 
+    def __post_init__(self) -> None:
+        """Make a plain number of the status: `str` of an `HTTPStatus` is its name before Python 3.11."""
+        object.__setattr__(self, "code", int(self.code))
+
 
 # The client has left: nginx's number for it, which nobody is there to read.
 CANCELLED = 499

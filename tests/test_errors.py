@@ -80,3 +80,11 @@ def test_a_code_may_be_set_on_the_instance() -> None:
     error = ServerError("x")
     error.code = 507
     assert describe(error).code == 507
+
+
+def test_the_code_of_a_failure_is_a_plain_number_on_each_python() -> None:
+    failures = [value for value in vars(errors).values() if isinstance(value, Failure)]
+    assert errors.TIMED_OUT in failures
+    for failure in [*failures, errors.at_capacity(1), describe(ClientError("no")), describe(OSError("no"))]:
+        assert type(failure.code) is int
+        assert str(failure.code) == f"{failure.code:d}"

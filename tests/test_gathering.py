@@ -91,3 +91,26 @@ async def test_a_whole_response_goes_out_at_once_and_behind_what_is_held(size: i
     assert inner.written == b"beforehead" + b"b" * size
     await asyncio.sleep(0)
     assert len(inner.written) == 10 + size
+
+
+async def test_a_client_that_does_not_read_holds_back_asyncios_own_transport_too() -> None:
+    paused = asyncio.Event()
+
+    class Answering(asyncio.Protocol):
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            assert isinstance(transport, asyncio.Transport)
+            # More than the kernel takes for a client that reads nothing.
+            gathered = GatheringTransport(transport, TurnEnd(asyncio.get_running_loop()))
+            gathered.write_response(b"head", b"b" * (32 << 20))
+
+        def pause_writing(self) -> None:
+            paused.set()
+
+    loop = asyncio.get_running_loop()
+    assert type(loop).__module__.startswith("asyncio"), "the loop that has the fault"
+    server = await loop.create_server(Answering, "127.0.0.1", 0)
+    _, writer = await asyncio.open_connection(*server.sockets[0].getsockname(), limit=1)
+    await asyncio.wait_for(paused.wait(), 10)
+    writer.transport.abort()
+    server.close()
+    await server.wait_closed()

@@ -106,7 +106,7 @@ class Exposition:
             labels=("code", "endpoint"),
         )
         for (route, code), value in self._service.throughput.items():
-            family.add_metric((str(code), route), value)
+            family.add_metric((str(int(code)), route), value)
         return family
 
     def _durations(self) -> Iterator[Metric]:

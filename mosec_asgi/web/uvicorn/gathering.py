@@ -48,6 +48,9 @@ class GatheringTransport(asyncio.Transport):
         self._transport = transport
         # What is passed on is written at once: uvloop would leave it to the end of its turn.
         transport.set_write_buffer_limits(0)
+        # asyncio's own transports copy the pieces into one, or (3.12, 3.13) never tell the protocol to pause for them:
+        # a client that does not read would not be held back.
+        self._takes_several = type(transport).__module__.partition(".")[0] != "asyncio"
         self._turn_end = turn_end
         self._held = b""
         # Asked when the transport is to be closed; true where it is to be ended later, by `end`.
@@ -78,7 +81,7 @@ class GatheringTransport(asyncio.Transport):
         """Write a response that is there as a whole: there is nothing to wait for."""
         if self._held:
             self.flush()
-        if len(body) < LARGE:
+        if len(body) < LARGE or not self._takes_several:
             self._transport.write(head + body)
         else:
             self._transport.writelines((head, body))
