@@ -16,7 +16,7 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -95,7 +95,7 @@ class AsyncRunner:
         self._codec = Codec(worker, spec, port.memory)
         self._batches = spec.max_batch_size > 1
         self._outlet = Outlet(worker, spec, self._codec, port) if streams(type(worker)) else None
-        self._algorithm = BatchAlgorithm(spec, self._codec, port, time.perf_counter, self._outlet)
+        self._algorithm = BatchAlgorithm(spec, self._codec, port, time.perf_counter, self._outlet, awaits=True)
         self._loop = loop or _new_loop()
         # Units that wait, those that run, and those that still do though they have been given up.
         self._waiting: deque[AsyncUnit] = deque()
@@ -255,10 +255,12 @@ class AsyncRunner:
                     came = await came
             elif isinstance(wanted, Next):
                 self._restart(unit)
-                came = await _next(wanted.events)
+                came = await _next(wanted.events) if wanted.awaited else next(wanted.events, END)
             elif isinstance(wanted, Close):
                 self._restart(unit)
-                await _close(wanted.events)
+                closing = wanted.events.aclose() if wanted.awaited else wanted.events.close()
+                if wanted.awaited:
+                    await closing
                 return None
             else:
                 unit.deadline = math.inf
@@ -418,22 +420,12 @@ class AsyncRunner:
         return unit
 
 
-async def _next(events: Iterator[Any] | AsyncIterator[Any]) -> Any:
+async def _next(events: AsyncIterator[Any]) -> Any:
     """Return the next event, or `END`."""
-    if not isinstance(events, AsyncIterator):
-        return next(events, END)
     try:
         return await events.__anext__()
     except StopAsyncIteration:
         return END
-
-
-async def _close(events: Any) -> None:
-    """Close a generator, asynchronous or not."""
-    if hasattr(events, "aclose"):
-        await events.aclose()
-    else:
-        events.close()
 
 
 def _new_loop() -> asyncio.AbstractEventLoop:

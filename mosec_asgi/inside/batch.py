@@ -14,13 +14,12 @@ driver is all that differs between workers: a plain one calls, an asynchronous o
 
 from __future__ import annotations
 
-import math
 from collections.abc import AsyncIterator, Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeAlias
 
 from mosec_asgi import log
-from mosec_asgi.errors import Failure, MosecTimeoutError
+from mosec_asgi.errors import Failure, MosecTimeoutError, ServerError
 from mosec_asgi.inside import isolation
 from mosec_asgi.inside.codec import LEFT, Answer, Codec, Left, on_the_wire, shown
 from mosec_asgi.inside.ending import Ending
@@ -41,9 +40,15 @@ class Forward(NamedTuple):
 
 
 class Next(NamedTuple):
-    """Send back the next event of what `forward` has returned, or `END`."""
+    """Send back the next event of what `forward` has returned, or `END`.
 
-    events: Iterator[Any] | AsyncIterator[Any]
+    Attributes:
+        events: what it has returned.
+        awaited: it is asynchronous.
+    """
+
+    events: Any
+    awaited: bool
 
 
 class Room(NamedTuple):
@@ -53,7 +58,8 @@ class Room(NamedTuple):
 class Close(NamedTuple):
     """Close what `forward` has returned; send back None."""
 
-    events: Iterator[Any] | AsyncIterator[Any]
+    events: Any
+    awaited: bool
 
 
 END: Any = object()
@@ -64,6 +70,10 @@ Steps: TypeAlias = Generator[Wanted, Any, None]
 _Calls: TypeAlias = Generator[Wanted, Any, isolation.Outcome]
 
 _ROOM = Room()
+_NOT_ASYNC = (
+    "forward returned an asynchronous generator and is not asynchronous itself; write it as `async def`, so that the "
+    "worker runs an event loop"
+)
 
 
 @dataclass(slots=True, eq=False)
@@ -116,6 +126,8 @@ class BatchAlgorithm:
         clock: Callable[[], float],
         outlet: Outlet | None = None,
         look: Callable[[], None] | None = None,
+        *,
+        awaits: bool = False,
     ) -> None:
         """Prepare.
 
@@ -126,7 +138,9 @@ class BatchAlgorithm:
             clock: the time in seconds.
             outlet: of a worker that streams.
             look: takes in news of the clients between two events; None where somebody else does.
+            awaits: the driver can await.
         """
+        self._awaits = awaits
         self._batches = spec.max_batch_size > 1
         self._isolation_calls = spec.isolation_calls
         self._timeout = spec.timeout
@@ -147,9 +161,15 @@ class BatchAlgorithm:
             answers = {}
             for place in places:
                 self._outlet.open(tasks.ids[place], tasks.request_ids[place])
-        results = (yield from self._results(unit, items, places)) if items else []
+        ids = tasks.ids if len(places) == len(tasks.ids) else [tasks.ids[place] for place in places]
+        results: Sequence[Any] = ()
+        if items:
+            unit.inside = ids
+            outcome = yield from self._call(unit, items, whole=True)
+            results = (
+                (yield from self._search(unit, items, places, outcome)) if isinstance(outcome, Raised) else outcome
+            )
         if self._outlet is not None:
-            ids = [tasks.ids[place] for place in places]
             unit.inside = ()
             if not unit.settled:
                 for task_id, result in zip(ids, results, strict=True):
@@ -197,30 +217,28 @@ class BatchAlgorithm:
         ids = tasks.ids if len(places) == len(tasks.ids) else [tasks.ids[place] for place in places]
         self._port.answer(Results(ids, codes, payloads, seconds))
 
-    def _results(self, unit: Unit, items: list[Any], places: list[int]) -> Generator[Wanted, Any, list[Any]]:
-        """Return a result for each item; one that failed has its `Failure`."""
+    def _search(
+        self, unit: Unit, items: list[Any], places: list[int], outcome: isolation.Outcome
+    ) -> Generator[Wanted, Any, list[Any]]:
+        """Find the culprits of a call on all items; return a result for each item, or its `Failure`."""
         ids = [unit.tasks.ids[place] for place in places]
         steps = isolation.resolve(len(items), self._isolation_calls)
-        part = next(steps)
-        failed = False
-        # The search for culprits may take as long again as one call of `forward`.
-        until = math.inf
-        while True:
-            outcome: isolation.Outcome | None = None
-            if until == math.inf or self._clock() < until:
-                whole = len(part) == len(items)
-                unit.inside = [ids[place] for place in part]
-                outcome = yield from self._call(unit, [items[place] for place in part], whole=whole)
-                if isinstance(outcome, Raised) and not failed:
-                    failed, until = True, self._clock() + self._timeout
-            try:
-                part = steps.send(outcome)
-            except StopIteration as done:
-                results: list[Any] = done.value
-                break
-        if failed and not unit.settled:
-            return self._codec.told_of_all(results, [unit.tasks.request_ids[place] for place in places])
-        return results
+        next(steps)
+        # The search may take as long again as one call of `forward`; then there is no outcome any more.
+        until = self._clock() + self._timeout
+        came: isolation.Outcome | None = outcome
+        try:
+            while True:
+                part = steps.send(came)
+                came = None
+                if self._clock() < until:
+                    unit.inside = [ids[place] for place in part]
+                    came = yield from self._call(unit, [items[place] for place in part], whole=False)
+        except StopIteration as done:
+            results: list[Any] = done.value
+        if unit.settled:
+            return results
+        return self._codec.told_of_all(results, [unit.tasks.request_ids[place] for place in places])
 
     def _call(self, unit: Unit, items: list[Any], *, whole: bool) -> _Calls:
         """Return what a call of `forward` on the tasks `unit.inside` has come to."""
@@ -251,8 +269,11 @@ class BatchAlgorithm:
         unit.inside = [unit.inside[place] for place in live]
         self._port.progress.beat()
         got = yield Forward([items[place] for place in live] if self._batches else items[0])
-        if isinstance(got, (Iterator, AsyncIterator)):
-            got = yield from self._drain(unit.inside, outlet, got)
+        awaited = isinstance(got, AsyncIterator)
+        if awaited and not self._awaits:
+            got = Raised(ServerError(_NOT_ASYNC))
+        elif awaited or isinstance(got, Iterator):
+            got = yield from self._drain(unit.inside, outlet, Next(got, awaited))
         if not isinstance(got, Raised):
             return ended
         if not outlet.has_begun(unit.inside):
@@ -260,38 +281,40 @@ class BatchAlgorithm:
         outlet.fail(unit.inside, got.error)
         return ended
 
-    def _drain(
-        self, inside: Sequence[int], outlet: Outlet, events: Iterator[Any] | AsyncIterator[Any]
-    ) -> Generator[Wanted, Any, Raised | None]:
+    def _drain(self, inside: Sequence[int], outlet: Outlet, events: Next) -> Generator[Wanted, Any, Raised | None]:
         """Send what a generator yields, until it ends or nobody is left to send it to; return what it raised."""
         fault: Raised | None = None
-        while fault is None and any(map(outlet.is_open, inside)):
-            got = yield Next(events)
+        beat, is_open, look = self._port.progress.beat, outlet.is_open, self._look
+        cancelled = self._port.cancelled
+        alone = inside[0] if len(inside) == 1 else None
+        while fault is None and (is_open(alone) if alone is not None else any(map(is_open, inside))):
+            got = yield events
             if got is END:
                 break
-            fault = got if isinstance(got, Raised) else self._put(got, inside, outlet)
-            if fault is None:
-                self._port.progress.beat()
-                if self._look is not None:
-                    self._look()
+            if isinstance(got, Raised):
+                fault = got
+                break
+            try:
+                outlet.put_yielded(got, inside, batched=self._batches)
+                outlet.flush()
+            except Ending:
+                raise
+            except BaseException as error:
+                fault = Raised(error)
+                break
+            beat()
+            if look is not None:
+                look()
+            if cancelled:
                 outlet.drop_left(inside)
+            if alone is not None and not outlet.has_room(alone):
                 fault = yield from self.room(inside, outlet)
-        if hasattr(events, "close") or hasattr(events, "aclose"):
-            got = yield Close(events)
+        if hasattr(events.events, "aclose" if events.awaited else "close"):
+            got = yield Close(*events)
             if isinstance(got, Raised) and type(got.error) is not Left:
                 text, extra = "closing a stream of forward failed: %s", self._codec.extra(())
                 logger.warning(text, shown(got.error), exc_info=got.error, extra=extra)
         return fault
-
-    def _put(self, event: Any, inside: Sequence[int], outlet: Outlet) -> Raised | None:
-        try:
-            outlet.put_yielded(event, inside, batched=self._batches)
-            outlet.flush()
-        except Ending:
-            raise
-        except BaseException as error:
-            return Raised(error)
-        return None
 
     def room(self, inside: Sequence[int], outlet: Outlet) -> Generator[Wanted, Any, Raised | None]:
         """Let an only stream wait for its client; in a batch nobody waits, and a full stream ends."""

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator
 from typing import Any
 
-from mosec_asgi.errors import ServerError
 from mosec_asgi.inside.batch import END, BatchAlgorithm, Close, Forward, Next, Steps, Unit, Wanted
 from mosec_asgi.inside.codec import LEFT, Answer, Codec
 from mosec_asgi.inside.ending import Ending
@@ -69,29 +67,31 @@ class PlainRunner:
 
     def run(self, tasks: Tasks) -> None:
         """Run tasks and send their answers, in one message or several, each task exactly once."""
-        unit = self._unit = Unit(tasks, range(len(tasks.ids)))
         if self._batches:
+            unit = self._unit = Unit(tasks, range(len(tasks.ids)))
             self._port.progress.begin(len(tasks.ids))
             self._drive(self._algorithm.run(unit))
         else:
-            self._run_each(unit)
+            self._run_each(tasks)
 
     # -- one by one --------------------------------------------------------------------------------------------------
     # What `BatchAlgorithm` does with a unit of one task, without its generators and lists, which take 6 µs more where a
     # small task takes 10.
 
-    def _run_each(self, unit: Unit) -> None:
+    def _run_each(self, tasks: Tasks) -> None:
         """Run tasks one by one; results go out together while the worker is quick and at once when it is slow."""
+        # The same unit for all.
+        self._unit.tasks = tasks
         clock = time.perf_counter
         begin = self._port.progress.begin
-        ids = unit.tasks.ids
+        ids = tasks.ids
         last = len(ids) - 1
         answers: list[Answer] = []
         done = 0
         began = clock()
         for place in range(last + 1):
             begin()
-            answers.append(self._run_one(unit, place))
+            answers.append(self._run_one(tasks, place))
             now = clock()
             if now - began > GATHER_SECONDS or place == last:
                 codes, payloads = zip(*answers, strict=True)
@@ -101,13 +101,12 @@ class PlainRunner:
                     self._port.poll()
                 done, answers, began = place + 1, [], clock()
 
-    def _run_one(self, unit: Unit, place: int) -> Answer:
-        tasks = unit.tasks
+    def _run_one(self, tasks: Tasks, place: int) -> Answer:
         task_id = tasks.ids[place]
         if task_id in self._port.cancelled:
             return LEFT
         flags = tasks.flags[place]
-        unit.inside = (task_id,)
+        self._unit.inside = (task_id,)
         try:
             data = self._codec.decode(flags, tasks.payloads[place])  # type: ignore[arg-type]  # see `port.inputs`
             with self._timer:
@@ -122,29 +121,24 @@ class PlainRunner:
 
     def _drive(self, steps: Steps) -> None:
         """Do what an algorithm asks for, to its end."""
-        came = None
+        came, send, do = None, steps.send, self._do
         try:
             while True:
-                came = self._do(steps.send(came))
+                came = do(send(came))
         except StopIteration:
             return
 
     def _do(self, wanted: Wanted) -> Any:
         try:
+            if isinstance(wanted, Next):
+                with self._timer:
+                    return next(wanted.events, END)
             if isinstance(wanted, Forward):
                 with self._timer:
                     return self._worker.forward(wanted.data)
-            if isinstance(wanted, Next):
-                if isinstance(wanted.events, AsyncIterator):
-                    raise ServerError(
-                        "forward returned an asynchronous generator, and is no `async def`; make it one, so that the "
-                        "worker runs an event loop"
-                    )
-                with self._timer:
-                    return next(wanted.events, END)
             if isinstance(wanted, Close):
                 with self._timer:
-                    return wanted.events.close()  # type: ignore[union-attr]  # asked for only where there is one
+                    return wanted.events.close()
             self._port.wait(BEAT_SECONDS)
             self._port.progress.beat()
         except Ending:

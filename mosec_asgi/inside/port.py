@@ -116,16 +116,20 @@ class Port(abc.ABC):
     def take(self, message: Tasks | Cancels | Credits) -> None:
         """Take in a message of the server."""
         with self._lock:
-            if isinstance(message, Tasks):
-                self.tasks.append(message)
-                self._held.update(message.ids)
-            elif isinstance(message, Cancels):
-                # Some may have been answered while the message was on its way.
-                self.cancelled.update(self._held.intersection(message.ids))
-            else:
-                for task_id, size in zip(message.ids, message.sizes, strict=True):
-                    if task_id in self._outstanding:
-                        self._outstanding[task_id] -= size
+            self._take(message)
+
+    def _take(self, message: Tasks | Cancels | Credits) -> None:
+        """Do the same with the lock held."""
+        if isinstance(message, Tasks):
+            self.tasks.append(message)
+            self._held.update(message.ids)
+        elif isinstance(message, Cancels):
+            # Some may have been answered while the message was on its way.
+            self.cancelled.update(self._held.intersection(message.ids))
+        else:
+            for task_id, size in zip(message.ids, message.sizes, strict=True):
+                if task_id in self._outstanding:
+                    self._outstanding[task_id] -= size
 
     def has_left(self, task_id: int) -> bool:
         """Whether nobody waits for a task any more, as far as it has been taken in."""

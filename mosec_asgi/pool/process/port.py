@@ -75,7 +75,7 @@ class SocketPort(Port):
 
     def _take_frame(self, frame: frames.Frame) -> None:
         if isinstance(frame, (Tasks, Cancels, Credits)):
-            self.take(frame)
+            self._take(frame)
         elif isinstance(frame, frames.Freed) and self.memory is not None:
             self.memory.freed(frame.blocks)
         else:
