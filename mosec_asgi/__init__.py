@@ -21,7 +21,8 @@ General layout; each floor imports only from those below it:
     schema.py               F1  the same as JSON Schema
     messages.py             F0  the messages between the floors: calls, outcomes, tasks, results
     config.py               F0  settings: keyword < MOSEC_* environment < command line
-    log.py, errors.py       F0  log lines; the error tree
+    log.py, errors.py       F0  log lines; the error tree, and each status that the service answers
+    lazy_timer.py           F0  a timer of the event loop that is moved often
     version.py              F0
 
 CONTRIBUTING.md has the map with all modules.

@@ -111,6 +111,7 @@ CANCELLED = 499
 CLIENT_LEFT = Failure(CANCELLED, "the client left")
 
 # What the service itself answers, in place of a worker.
+INTERNAL_ERROR = Failure(HTTPStatus.INTERNAL_SERVER_ERROR, INTERNAL_ERROR_TEXT)
 TIMED_OUT = Failure(HTTPStatus.REQUEST_TIMEOUT, "inference timeout")
 STALLED = Failure(HTTPStatus.REQUEST_TIMEOUT, "inference timeout: the client does not read its stream")
 WORKER_DIED = Failure(HTTPStatus.INTERNAL_SERVER_ERROR, "internal error: the worker died while it ran this request")
@@ -188,7 +189,7 @@ def describe(error: BaseException) -> Failure:
         the status and `"<msg>: <details>"`, on one line; an exception that is no error of this module tells nothing.
     """
     if not isinstance(error, (MosecError, MosecTimeoutError)):
-        return Failure(HTTPStatus.INTERNAL_SERVER_ERROR, INTERNAL_ERROR_TEXT)
+        return INTERNAL_ERROR
     try:
         details = str(error).replace("\n", " - ") or error.msg
     except Exception:

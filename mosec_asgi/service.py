@@ -12,7 +12,8 @@ from multiprocessing.process import BaseProcess
 from typing import TYPE_CHECKING, Any
 
 from mosec_asgi.batching.coordinator import Coordinator
-from mosec_asgi.batching.engine import Engine, FutureOutcome, Statistics
+from mosec_asgi.batching.engine import Engine, Statistics
+from mosec_asgi.batching.future import FutureOutcome
 from mosec_asgi.batching.stage import StagePlan
 from mosec_asgi.config import Settings, prometheus_directory
 from mosec_asgi.definition import openapi_document, plan_service
@@ -182,10 +183,10 @@ class Service:
             self._coordinator,
             self._metrics,
             self._document,
+            custom=self._custom,
             max_request_size=self._settings.max_request_size,
             compressed=self._settings.compression,
             server=SERVER,
-            custom=self._custom,
             body_memory=self._settings.body_memory or memory_limit() // 4,
             limits=http_limits(self._settings),
             access_log=self._settings.access_log,

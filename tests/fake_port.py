@@ -19,12 +19,12 @@ from typing import Any
 
 from mosec_asgi.batching.flow import Flow
 from mosec_asgi.inside.loading import Runner, load, runner_for
-from mosec_asgi.inside.port import Port
 from mosec_asgi.inside.spec import WorkerSpec
 from mosec_asgi.inside.timer import KernelTimer
 from mosec_asgi.ipc import frames
 from mosec_asgi.ipc.progress import ProgressPage
 from mosec_asgi.messages import EGRESS, INGRESS, Cancels, Chunks, Credits, Progress, Results, Tasks
+from mosec_asgi.pool.process.port import SocketPort
 from mosec_asgi.worker import Worker
 
 BOTH = INGRESS | EGRESS
@@ -105,7 +105,7 @@ class ServerEnd:
         """
         self._sock, self._theirs = socket.socketpair()
         self._page = ProgressPage()
-        self.port = Port(self._theirs, self._page)
+        self.port = SocketPort(self._theirs, self._page)
         self.frames: list[frames.Frame] = []
         self.answers: dict[int, tuple[int, bytes]] = {}
         self.events: dict[int, list[bytes]] = {}

@@ -1,7 +1,6 @@
 """Stand-ins for what the tests must not run for real: workers whose every word the test says, and a clock it moves.
 
-A `FakeLauncher` starts `FakeWorker`s. What the server sends one is decoded from its bytes into `frames`; what the test
-has it say goes through the same decoder as the bytes of a real pipe.
+A `FakeLauncher` starts `FakeWorker`s: links whose worker is the test itself. Both sides speak in messages.
 """
 
 from __future__ import annotations
@@ -18,15 +17,28 @@ from common import told as told
 from common import until as until
 
 from mosec_asgi.batching.coordinator import Coordinator, Limits, RoutePlan
-from mosec_asgi.batching.engine import Outcome, outcome_future
+from mosec_asgi.batching.flow import Flow
+from mosec_asgi.batching.future import FutureOutcome
 from mosec_asgi.batching.stage import StagePlan
+from mosec_asgi.batching.task import Task
 from mosec_asgi.errors import Failure, StartupError
 from mosec_asgi.inside.spec import WorkerSpec
-from mosec_asgi.ipc import frames
-from mosec_asgi.ipc.channel import Seen
-from mosec_asgi.ipc.shm import WorkerMemory
-from mosec_asgi.messages import Cancels, Chunks, Credits, Progress, Results, Tasks
+from mosec_asgi.messages import (
+    Call,
+    Cancels,
+    Chunk,
+    Chunks,
+    Credit,
+    Credits,
+    Outcome,
+    Payload,
+    Progress,
+    Results,
+    Tasks,
+)
 from mosec_asgi.observing.metrics import ServiceMetrics, StageMetrics
+from mosec_asgi.observing.observer import StageObserver
+from mosec_asgi.pool.link import WorkerEvents
 from mosec_asgi.worker import Worker
 
 
@@ -53,22 +65,97 @@ async def settled_loop() -> None:
         await asyncio.sleep(0)
 
 
+class Nobody:
+    """A caller of whom nothing is asked."""
+
+    def settled(self, outcome: Outcome) -> None:
+        raise AssertionError(outcome)
+
+    def streamed(self, chunk: Chunk) -> None:
+        raise AssertionError(chunk)
+
+
+def new_task(
+    number: int,
+    now: float,
+    *,
+    deadline: float = 1e9,
+    stages: tuple[int, ...] = (0,),
+    payload: bytes = b"",
+    request_id: str = "",
+    example: bool = False,
+    flow: Flow | None = None,
+) -> Task:
+    """Return a task that has just come; whoever has called is not told what becomes of it."""
+    return Task(Call(number, 0, payload, request_id, None, example), Nobody(), stages, now, deadline, flow)
+
+
+class Held:
+    """A payload that some link holds, in whatever way; knows how often it was dropped."""
+
+    def __init__(self, contents: bytes = b"contents") -> None:
+        self.contents = contents
+        self.drops = 0
+
+    def __len__(self) -> int:
+        return 1
+
+    def __reduce__(self) -> tuple[type[bytes], tuple[bytes]]:
+        return bytes, (self.read(),)
+
+    def read(self) -> bytes:
+        assert not self.drops, "it was read after it was dropped"
+        return self.contents
+
+    def drop(self) -> None:
+        self.drops += 1
+
+
 class Ticket(NamedTuple):
-    """An admitted request.
+    """A request that was submitted.
 
     Attributes:
-        id: the number of its task.
+        id: the number of its call.
         outcome: what becomes of it.
     """
 
     id: int
     outcome: asyncio.Future[Outcome]
 
+    @property
+    def result(self) -> bytes | Failure:
+        """The outcome, which must be there: a result, or what went wrong."""
+        outcome = self.outcome.result()
+        assert outcome.call_id == self.id
+        return outcome.payload if outcome.failure is None else outcome.failure
 
-async def answer(ticket: Ticket | Failure) -> bytes | Failure:
-    """Return the outcome of an admitted request, which must come."""
-    assert isinstance(ticket, Ticket), ticket
-    return await asyncio.wait_for(asyncio.shield(ticket.outcome), PATIENCE)
+
+async def answer(ticket: Ticket) -> bytes | Failure:
+    """Return the outcome of a request, which must come."""
+    await asyncio.wait_for(asyncio.shield(ticket.outcome), PATIENCE)
+    return ticket.result
+
+
+async def refusal(ticket: Ticket) -> bytes | Failure:
+    """Return the outcome of a request that must be refused at once: in the next turn, and not before."""
+    assert not ticket.outcome.done(), "nobody is answered before he has done asking"
+    await asyncio.sleep(0)
+    return ticket.result
+
+
+class StreamCaller(FutureOutcome):
+    """A caller that hands on the pieces of a stream."""
+
+    def __init__(self, on_chunk: Callable[[bytes], None]) -> None:
+        super().__init__()
+        self._on_chunk = on_chunk
+        self._call_id: int | None = None
+
+    def streamed(self, chunk: Chunk) -> None:
+        assert not self.future.done(), "nothing comes after the outcome"
+        assert self._call_id in (None, chunk.call_id), "a piece of another stream"
+        self._call_id = chunk.call_id
+        self._on_chunk(chunk.payload)
 
 
 class FakeClock:
@@ -140,22 +227,14 @@ class FakeLoop:
 
 
 class FakeWorker:
-    """One life of a worker: a `Handle` and a `Pipe` to the server, and to the test the worker's mind."""
+    """One life of a worker: a `WorkerLink` to the server, and to the test the worker's mind."""
 
-    def __init__(
-        self,
-        spec: WorkerSpec,
-        variables: Mapping[str, str],
-        pid: int,
-        on_frame: Callable[[frames.Frame], None],
-        on_closed: Callable[[str], None],
-        on_exit: Callable[[], None],
-    ) -> None:
+    def __init__(self, spec: WorkerSpec, variables: Mapping[str, str], pid: int, events: WorkerEvents) -> None:
         self.spec = spec
         self.variables = dict(variables)
-        self.pid: int | None = pid
-        self.memory: WorkerMemory | None = None
-        self.frames: list[Tasks] = []
+        self.pid = pid
+        # The tasks that it was sent, message by message.
+        self.sent: list[Tasks] = []
         self.asked_to_stop = False
         self.killed = False
         self.reaped = False
@@ -168,23 +247,19 @@ class FakeWorker:
         self.beats = 0
         # How often the server has looked how far it has come.
         self.looks = 0
-        # All that it was told, frame by frame; `frames` are those with tasks.
-        self.heard: list[frames.Frame] = []
-        # Bytes that it has written and the server has not read; taken in at its end.
-        self.unread = b""
+        # All that it was told, message by message; `sent` are those with tasks.
+        self.heard: list[Tasks | Cancels | Credits] = []
+        # What it has said and the server has not heard: an event and what it carries each; heard at its end.
+        self.unread: list[tuple[Any, ...]] = []
         # What the server sees when it looks for an answer, and for how many seconds that has looked, each time.
-        self.seen = Seen.NOTHING
+        self.seen: bool | None = False
         self.polls: list[float] = []
         # A child of its own holds its pipe open when it ends.
         self.pipe_outlives_it = False
         self._ending = "is still running"
         self._open = True
         self._forgotten = False
-        self._from_server = frames.Decoder()
-        self._to_server = frames.Decoder()
-        self._on_frame = on_frame
-        self._on_closed = on_closed
-        self._on_exit = on_exit
+        self._events = events
         self._unanswered: list[int] = []
 
     def __repr__(self) -> str:
@@ -192,32 +267,40 @@ class FakeWorker:
 
     # -- what the server sees ----------------------------------------------------------------------------------------
 
-    def send(self, data: bytes) -> None:
-        if not self._open:
-            return
-        self._from_server.receive_data(data)
-        frame = self._from_server.next_frame()
-        if isinstance(frame, frames.Freed):
-            # It goes along with tasks.
-            self.heard.append(frame)
-            frame = self._from_server.next_frame()
-        assert not self._from_server.pending, "one send is one frame"
-        assert not self.asked_to_stop, "something was sent after the end"
-        assert isinstance(frame, (Tasks, Cancels, Credits))
-        self.heard.append(frame)
-        if isinstance(frame, Tasks):
-            self.frames.append(frame)
-            self._unanswered += frame.ids
+    @property
+    def name(self) -> str:
+        return f"process {self.pid}"
 
-    def busy_poll(self, seconds: float) -> Seen:
+    def send(self, tasks: Tasks) -> None:
+        assert len(tasks.ids) == len(tasks.flags) == len(tasks.request_ids) == len(tasks.payloads) > 0
+        if self._hears(tasks):
+            self.sent.append(tasks)
+            self._unanswered += tasks.ids
+
+    def cancel(self, cancels: Cancels) -> None:
+        assert cancels.ids
+        self._hears(cancels)
+
+    def credit(self, credits: Credits) -> None:
+        assert len(credits.ids) == len(credits.sizes) > 0
+        self._hears(credits)
+
+    def _hears(self, message: Tasks | Cancels | Credits) -> bool:
+        if self._open:
+            assert not self.asked_to_stop, "something was sent after the end"
+            self.heard.append(message)
+        return self._open
+
+    def busy_poll(self, seconds: float) -> bool | None:
         self.polls.append(seconds)
-        if self.seen is Seen.SOMETHING:
+        if self.seen:
             self.reply(seconds=0.0)
         return self.seen
 
     def drain(self) -> None:
-        unread, self.unread = self.unread, b""
-        self.write(unread)
+        unread, self.unread = self.unread, []
+        for event in unread:
+            self.say(*event)
         if self.exited and not self.pipe_outlives_it:
             self.close_pipe()
 
@@ -257,7 +340,7 @@ class FakeWorker:
     @property
     def given(self) -> list[int]:
         """The numbers of the tasks that it was sent, in order."""
-        return [task_id for frame in self.frames for task_id in frame.ids]
+        return [task_id for tasks in self.sent for task_id in tasks.ids]
 
     @property
     def has(self) -> list[int]:
@@ -267,90 +350,93 @@ class FakeWorker:
     @property
     def names(self) -> list[str]:
         """The request ids that it was sent, in order."""
-        return [name for frame in self.frames for name in frame.request_ids]
+        return [name for tasks in self.sent for name in tasks.request_ids]
 
     @property
     def sizes(self) -> list[int]:
-        """The number of tasks in each frame that it was sent."""
-        return [len(frame.ids) for frame in self.frames]
+        """The number of tasks in each message that it was sent."""
+        return [len(tasks.ids) for tasks in self.sent]
 
     @property
     def cancelled(self) -> list[int]:
         """The numbers of the tasks that nobody waits for, as it was told."""
-        return [task_id for frame in self.heard if isinstance(frame, Cancels) for task_id in frame.ids]
+        return [task_id for message in self.heard if isinstance(message, Cancels) for task_id in message.ids]
 
     @property
     def taken(self) -> list[tuple[int, int]]:
         """The tasks and the bytes of their streams that clients have taken, as it was told."""
-        told = [frame for frame in self.heard if isinstance(frame, Credits)]
-        return [pair for frame in told for pair in zip(frame.ids, frame.sizes, strict=True)]
+        told = [message for message in self.heard if isinstance(message, Credits)]
+        return [pair for message in told for pair in zip(message.ids, message.sizes, strict=True)]
 
     async def gets_work(self) -> None:
         """Wait until it has tasks to answer."""
         await until(lambda: self._unanswered)
 
-    def payload(self, task_id: int) -> bytes:
+    def payload(self, task_id: int) -> Payload:
         """Return the payload with which it was last sent a task."""
-        for frame in reversed(self.frames):
-            if task_id in frame.ids:
-                return frame.payloads[list(frame.ids).index(task_id)]
+        for tasks in reversed(self.sent):
+            if task_id in tasks.ids:
+                return tasks.payloads[list(tasks.ids).index(task_id)]
         raise AssertionError(f"{self} was never sent task {task_id}")
 
-    def write(self, data: bytes) -> None:
-        """Put bytes into the pipe, as `ipc.channel.Channel` reads them."""
-        if not self._open:
-            return
-        self._to_server.receive_data(data)
-        try:
-            while self._open and (frame := self._to_server.next_frame()) is not None:
-                self._on_frame(frame)
-        except frames.FrameError as error:
-            self.close_pipe(f"garbage came from it: {error}")
+    def body(self, task_id: int) -> bytes:
+        """Return the payload with which it was last sent a task, which must be bytes."""
+        payload = self.payload(task_id)
+        assert isinstance(payload, bytes)
+        return payload
+
+    def say(self, event: str, *what: Any) -> None:
+        """Have the server hear an event, as long as it listens."""
+        if event == "closed":
+            self.close_pipe(*what)
+        elif self._open:
+            getattr(self._events, event)(*what)
 
     def ready(self) -> None:
-        self.write(frames.encode_ready())
+        self.say("ready")
 
     def reply(
         self,
         ids: Sequence[int] | None = None,
         *,
-        payloads: Sequence[bytes] | None = None,
+        payloads: Sequence[Payload] | None = None,
         code: int = 200,
         seconds: float = 0.01,
     ) -> None:
         """Answer tasks: all that it has where `ids` is None, each with its own payload where none is given."""
         ids = self.has if ids is None else ids
         if payloads is None:
-            payloads = [b"re:" + self.payload(task_id) for task_id in ids]
+            payloads = [b"re:" + self.body(task_id) for task_id in ids]
         for task_id in ids:
             self._unanswered.remove(task_id)
         self.beats += 1
-        self.write(frames.encode_results(Results(ids, [code] * len(ids), payloads, seconds)))
+        self.say("results", Results(ids, [code] * len(ids), payloads, seconds))
 
     def emit(self, ids: Sequence[int], payloads: Sequence[bytes]) -> None:
         """Send pieces of streams."""
         self.beats += 1
-        self.write(frames.encode_chunks(Chunks(ids, payloads)))
+        self.say("chunks", Chunks(ids, payloads))
 
     def reply_unasked(self, ids: Sequence[int]) -> None:
         """Answer tasks whether or not it has them."""
-        self.write(frames.encode_results(Results(ids, [200] * len(ids), [b"unasked"] * len(ids), 0.01)))
+        self.say("results", Results(ids, [200] * len(ids), [b"unasked"] * len(ids), 0.01))
 
     def fail_to_start(self, traceback: str) -> None:
-        self.write(frames.encode_failed(traceback))
+        self.say("failed", traceback)
         self.exit("exited with status 1")
 
-    def close_pipe(self, reason: str = "it was closed") -> None:
+    def close_pipe(self, reason: str = "") -> None:
+        """End the link, in good order where there is no reason."""
         if self._open:
             self._open = False
-            self._on_closed(reason)
+            self._events.closed(reason)
 
     def exit(self, ending: str = "was killed by signal 11") -> None:
         """End the process; once only."""
         if not self.exited:
             self.exited = True
             self._ending = ending
-            self._on_exit()
+            self._events.exited()
             self._forgotten = True
 
 
@@ -367,22 +453,20 @@ class FakeLauncher:
         self.on_launch = on_launch
         # Raised by the next launches, where there is one.
         self.refusal: StartupError | None = None
+        self.closed = False
 
-    def launch(
-        self,
-        spec: WorkerSpec,
-        variables: Mapping[str, str],
-        on_frame: Callable[[frames.Frame], None],
-        on_closed: Callable[[str], None],
-        on_exit: Callable[[], None],
-    ) -> tuple[FakeWorker, FakeWorker]:
+    def launch(self, spec: WorkerSpec, variables: Mapping[str, str], events: WorkerEvents) -> FakeWorker:
         if self.refusal is not None:
             raise self.refusal
-        worker = FakeWorker(spec, variables, 100 + len(self.launched), on_frame, on_closed, on_exit)
+        worker = FakeWorker(spec, variables, 100 + len(self.launched), events)
         self.launched.append(worker)
         if self.on_launch is not None:
             asyncio.get_running_loop().call_soon(self.on_launch, worker)
-        return worker, worker
+        return worker
+
+    def close(self) -> None:
+        assert all(worker.exited or worker.reaped for worker in self.launched), "workers outlive what they came from"
+        self.closed = True
 
     def of(self, stage: str) -> list[FakeWorker]:
         """Return all workers that were launched for a stage, in order."""
@@ -441,6 +525,9 @@ class Stream(NamedTuple):
 class Service:
     """A coordinator over scripted workers."""
 
+    # What is put together; `tests/pickled.py` has another.
+    engine: type[Coordinator] = Coordinator
+
     def __init__(
         self,
         stages: Sequence[StagePlan],
@@ -452,6 +539,7 @@ class Service:
         stall_timeout: float = PATIENCE,
         stream_buffer: int = 1024,
         load_shedding: bool = False,
+        observers: Sequence[Sequence[StageObserver]] = (),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.launcher = FakeLauncher(FakeWorker.ready)
@@ -459,12 +547,12 @@ class Service:
             "test", [StageMetrics(plan.name, batched=plan.batch_size > 1, streams=plan.streams) for plan in stages]
         )
         pipelines = [range(len(stages))] if routes is None else routes
-        self.coordinator = Coordinator(
+        self.coordinator = self.engine(
             stages,
             [RoutePlan(f"/{place}", tuple(pipeline)) for place, pipeline in enumerate(pipelines)],
             lambda plan, loop: self.launcher,
-            self.metrics,
             Limits(capacity, timeout, event_timeout, stall_timeout, stream_buffer, load_shedding),
+            observers=[self.metrics.stages, *observers],
             clock=clock,
         )
         self._names = itertools.count(1)
@@ -492,18 +580,9 @@ class Service:
         """Submit a request that must be admitted; bodies and request ids are numbered where none are given."""
         number = next(self._names)
         body = b"%d" % number if body is None else body
-        ticket: Ticket | Failure | None = None
-
-        def pass_on(chunk: bytes) -> None:
-            assert isinstance(ticket, Ticket)
-            assert not ticket.outcome.done(), "nothing comes after the outcome"
-            assert on_chunk is not None
-            on_chunk(chunk)
-
-        ticket = self.try_to_submit(
-            route, body, name or f"request-{number}", timeout, on_chunk=None if on_chunk is None else pass_on
-        )
-        assert isinstance(ticket, Ticket), ticket
+        admitted = self.coordinator.statistics().admitted
+        ticket = self.try_to_submit(route, body, name or f"request-{number}", timeout, on_chunk=on_chunk)
+        assert self.coordinator.statistics().admitted == admitted + 1, "it was refused"
         return ticket
 
     def try_to_submit(
@@ -515,11 +594,17 @@ class Service:
         *,
         example: bool = False,
         on_chunk: Callable[[bytes], None] | None = None,
-    ) -> Ticket | Failure:
+    ) -> Ticket:
         """Submit a request, which may be refused."""
-        future, resolve = outcome_future()
-        task = self.coordinator.submit(route, body, name, resolve, timeout, example=example, on_chunk=on_chunk)
-        return Ticket(task, future) if isinstance(task, int) else task
+        caller = FutureOutcome() if on_chunk is None else StreamCaller(on_chunk)
+        call = Call(self.coordinator.new_id(), route, body, name, timeout, example)
+        self.coordinator.submit(call, caller)
+        assert not caller.future.done(), "nothing is told before `submit` has returned"
+        return Ticket(call.id, caller.future)
+
+    def credit(self, call_id: int, size: int) -> None:
+        """Have a client take so many bytes of its stream."""
+        self.coordinator.credit(Credit(call_id, size))
 
     def stream(
         self, body: bytes | None = None, *, route: int = 0, name: str | None = None, timeout: float | None = None
@@ -565,6 +650,7 @@ async def running(*stages: StagePlan, **options: Any) -> AsyncIterator[Service]:
         await service.coordinator.stop(0.0)
     await settled_loop()
     assert service.launcher.alive() == []
+    assert service.launcher.closed
     assert service.coordinator.statistics().admitted == 0
     assert asyncio.all_tasks() == tasks_before
     assert pending_timers(loop) == []

@@ -36,6 +36,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mosec_asgi.errors import ClientError, MosecTimeoutError, ValidationError
+from mosec_asgi.inside import async_runner
 from mosec_asgi.inside.async_runner import BEAT_SECONDS, CANCEL_SECONDS, AsyncRunner
 from mosec_asgi.inside.loading import load
 from mosec_asgi.streaming import FINISHED, Event, SSEWorker
@@ -290,25 +291,115 @@ def test_a_batch_that_takes_too_long_is_not_run_again() -> None:
 
 @pytest.mark.parametrize("max_batch_size", [1, 4])
 def test_a_forward_that_goes_on_though_it_was_cancelled_is_answered_and_holds_up_nobody(
-    max_batch_size: int, logged: pytest.LogCaptureFixture
+    max_batch_size: int, logged: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(async_runner, "CLEANING_SECONDS", 0.2)
     ended: list[bool] = []
 
     async def forward(self: Worker, item: Any) -> Any:
         if item in (1, [1]):
-            while 2 not in server.answers:
+            while not any(record.levelno == logging.ERROR for record in logged.records):
                 try:
                     await asyncio.sleep(0.01)
                 except asyncio.CancelledError:
                     continue
             ended.append(True)
+        else:
+            await common.until(lambda: ended)
         return item
 
     server = ServerEnd()
     server.on_answer = lambda number: server.send(json_tasks(2, first=2)) if number == 1 else None
-    served(awaiting(forward), json_tasks(1), server=server, max_batch_size=max_batch_size, timeout=0.05)
+    served(awaiting(forward), json_tasks(1), server=server, max_batch_size=max_batch_size, timeout=0.6)
     assert [server.answers[1][0], server.answers[2]] == [LATE, ok(2)]
     assert any("goes on though it was cancelled" in record.getMessage() for record in logged.records)
+
+
+async def end_in_the_turn_in_which_it_is_given_up() -> None:
+    """Come back in a turn of the loop in which its time to end is over as well."""
+
+    def wake() -> None:
+        woken.set_result(None)
+        time.sleep(CANCEL_SECONDS)
+
+    loop = asyncio.get_running_loop()
+    woken = loop.create_future()
+    loop.call_later(CANCEL_SECONDS / 2, wake)
+    await woken
+    # Other loops look at the time between two turns.
+    time.sleep(0.01)
+
+
+@pytest.mark.parametrize("leaves", [False, True])
+@pytest.mark.parametrize("max_batch_size", [1, 4])
+def test_a_unit_that_ends_in_the_turn_in_which_it_is_given_up_is_answered_once(
+    max_batch_size: int, leaves: bool, logged: pytest.LogCaptureFixture
+) -> None:
+    async def forward(self: Worker, item: Any) -> Any:
+        if leaves:
+            server.cancel(1, 2)
+        try:
+            await asyncio.sleep(PATIENCE)
+        finally:
+            await end_in_the_turn_in_which_it_is_given_up()
+
+    server = ServerEnd()
+    timeout = PATIENCE if leaves else 0.05
+    served(awaiting(forward), json_tasks(1, 2), server=server, timeout=timeout, max_batch_size=max_batch_size)
+    assert {code for code, _ in server.answers.values()} == {LEFT[0] if leaves else LATE}
+    assert not [record for record in logged.records if record.levelno > logging.INFO]
+
+
+@pytest.mark.parametrize("leaves", [False, True])
+def test_a_stream_that_ends_in_the_turn_in_which_it_is_given_up_is_answered_once(leaves: bool) -> None:
+    async def forward(item: Any) -> AsyncIterator[str]:
+        try:
+            yield "a"
+            await asyncio.sleep(PATIENCE)
+        finally:
+            await end_in_the_turn_in_which_it_is_given_up()
+
+    server = ServerEnd(on_event=lambda number, payload: server.cancel(number) if leaves else None)
+    served(yielding(forward), json_tasks(1, 2), server=server, timeout=PATIENCE if leaves else 0.05)
+    assert {code for code, _ in server.answers.values()} == {LEFT[0] if leaves else LATE}
+
+
+@pytest.mark.parametrize("leaves", [False, True])
+def test_a_forward_that_takes_its_time_to_clean_up_is_answered_in_time_and_not_blamed(
+    leaves: bool, logged: pytest.LogCaptureFixture
+) -> None:
+    cleaned: list[bool] = []
+
+    async def forward(self: Worker, item: Any) -> Any:
+        if item == 2:
+            # Begun once the first has been given up.
+            await common.until(lambda: cleaned)
+            return item
+        if leaves:
+            server.cancel(1)
+        try:
+            await asyncio.sleep(PATIENCE)
+        finally:
+            await asyncio.sleep(2 * CANCEL_SECONDS)
+            cleaned.append(True)
+
+    def answered(number: int) -> None:
+        if number == 1:
+            assert not cleaned
+
+    server = ServerEnd(on_answer=answered)
+    served(awaiting(forward), json_tasks(1, 2), server=server, timeout=PATIENCE if leaves else 4 * CANCEL_SECONDS)
+    assert server.answers == {1: LEFT if leaves else server.answers[1], 2: ok(2)}
+    assert cleaned
+    assert [record.levelno for record in logged.records] == ([] if leaves else [logging.INFO])
+
+
+def test_a_fault_of_ours_is_an_answer_too(logged: pytest.LogCaptureFixture) -> None:
+    async def forward(self: Worker, item: Any) -> Any:
+        # Nothing can tell this from the end of the coroutine.
+        raise GeneratorExit
+
+    assert run(awaiting(forward), json_tasks(1, 2)) == [INTERNAL] * 2
 
 
 def test_a_forward_that_swallows_its_cancellation_and_returns_is_late_all_the_same() -> None:

@@ -8,14 +8,14 @@ import socket
 import threading
 import time
 import weakref
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any
 
 import pytest
 import uvloop
-from fakes import PATIENCE
+from fakes import PATIENCE, settled_loop, until
 
-from mosec_asgi.ipc.channel import Channel, Seen
+from mosec_asgi.ipc.channel import Channel
 from mosec_asgi.ipc.frames import Frame, Ready, encode_ready
 
 
@@ -50,9 +50,6 @@ async def test_a_channel_that_is_closed_does_not_keep_its_listener_in_memory() -
         gc.enable()
 
 
-# -- busy polling, which needs uvloop ----------------------------------------------------------------------------------
-
-
 class Pipe:
     """A pipe, and what the server hears through it."""
 
@@ -65,6 +62,68 @@ class Pipe:
     def close(self) -> None:
         self.channel.close()
         self.theirs.close()
+
+
+@pytest.fixture
+async def pipe() -> AsyncIterator[Pipe]:
+    made = Pipe()
+    yield made
+    made.close()
+
+
+async def test_what_cannot_be_written_is_told_in_a_later_turn_and_once(pipe: Pipe) -> None:
+    pipe.theirs.close()
+    for _ in range(3):
+        pipe.channel.send(encode_ready())
+    pipe.channel.finish()
+    assert pipe.heard == [], "whoever writes may be in the middle of a change"
+    await until(lambda: pipe.heard)
+    await settled_loop()
+    (reason,) = pipe.heard
+    assert isinstance(reason, str)
+    assert "it failed" in reason
+    assert (pipe.channel.busy_poll(0.0), pipe.channel.drain()) == (False, None)
+
+
+async def test_the_end_of_the_pipe_is_heard_after_what_was_said_before_it(pipe: Pipe) -> None:
+    pipe.theirs.sendall(encode_ready())
+    pipe.theirs.close()
+    await until(lambda: len(pipe.heard) == 2)
+    assert pipe.heard == [Ready(), ""]
+
+
+async def test_garbage_ends_the_pipe_and_nothing_after_it_is_heard(pipe: Pipe) -> None:
+    pipe.theirs.sendall(encode_ready() + b"\xff" * 100 + encode_ready())
+    await until(lambda: len(pipe.heard) == 2)
+    await settled_loop()
+    assert pipe.heard[0] == Ready()
+    assert str(pipe.heard[1]).startswith("garbage came from it: no frame")
+    assert len(pipe.heard) == 2
+
+
+async def test_what_the_pipe_has_no_room_for_is_sent_later_in_order(pipe: Pipe) -> None:
+    texts = [bytes([number]) * 300_000 for number in range(10)]
+    for text in texts:
+        pipe.channel.send(text)
+    pipe.theirs.setblocking(False)
+    taken = b""
+    while len(taken) < 3_000_000:
+        taken += await asyncio.get_running_loop().sock_recv(pipe.theirs, 1 << 20)
+    assert taken == b"".join(texts)
+
+
+async def test_a_channel_that_is_closed_says_and_hears_nothing(pipe: Pipe) -> None:
+    pipe.theirs.sendall(encode_ready())
+    pipe.channel.close()
+    pipe.channel.close()
+    pipe.channel.send(encode_ready())
+    pipe.channel.finish()
+    pipe.channel.drain()
+    await settled_loop()
+    assert pipe.heard == []
+
+
+# -- busy polling, which needs uvloop ----------------------------------------------------------------------------------
 
 
 def on_uvloop(test: Callable[[Pipe], Coroutine[None, None, None]]) -> None:
@@ -89,7 +148,7 @@ def on_uvloop(test: Callable[[Pipe], Coroutine[None, None, None]]) -> None:
 def test_a_look_takes_in_what_is_there() -> None:
     async def test(pipe: Pipe) -> None:
         pipe.theirs.sendall(encode_ready() * 2)
-        assert pipe.channel.busy_poll(PATIENCE) is Seen.SOMETHING
+        assert pipe.channel.busy_poll(PATIENCE) is True
         assert pipe.heard == [Ready(), Ready()]
 
     on_uvloop(test)
@@ -100,7 +159,7 @@ def test_a_look_takes_in_what_comes_meanwhile_and_ends_with_it() -> None:
         sender = threading.Timer(0.05, pipe.theirs.sendall, [encode_ready()])
         sender.start()
         began = time.monotonic()
-        assert pipe.channel.busy_poll(PATIENCE) is Seen.SOMETHING
+        assert pipe.channel.busy_poll(PATIENCE) is True
         assert pipe.heard == [Ready()]
         assert time.monotonic() - began < PATIENCE
         sender.join()
@@ -110,7 +169,7 @@ def test_a_look_takes_in_what_comes_meanwhile_and_ends_with_it() -> None:
 
 def test_a_look_in_vain_ends_with_its_time() -> None:
     async def test(pipe: Pipe) -> None:
-        assert pipe.channel.busy_poll(0.01) is Seen.NOTHING
+        assert pipe.channel.busy_poll(0.01) is False
         assert pipe.heard == []
 
     on_uvloop(test)
@@ -124,11 +183,11 @@ def test_a_look_ends_when_other_work_comes_for_the_loop() -> None:
             loop.add_reader(here, read.set)
             await asyncio.sleep(0.001)
             there.sendall(b"1")
-            assert pipe.channel.busy_poll(PATIENCE) is Seen.OTHER_WORK
+            assert pipe.channel.busy_poll(PATIENCE) is None
             await asyncio.wait_for(read.wait(), PATIENCE)
-            assert pipe.channel.busy_poll(PATIENCE) is Seen.OTHER_WORK, "it is still there"
+            assert pipe.channel.busy_poll(PATIENCE) is None, "it is still there"
             pipe.theirs.sendall(encode_ready())
-            assert pipe.channel.busy_poll(PATIENCE) is Seen.SOMETHING, "which goes first"
+            assert pipe.channel.busy_poll(PATIENCE) is True, "which goes first"
             loop.remove_reader(here)
 
     on_uvloop(test)
@@ -137,9 +196,9 @@ def test_a_look_ends_when_other_work_comes_for_the_loop() -> None:
 def test_a_look_hears_of_the_end_of_the_pipe() -> None:
     async def test(pipe: Pipe) -> None:
         pipe.theirs.close()
-        assert pipe.channel.busy_poll(PATIENCE) is Seen.SOMETHING
-        assert pipe.heard == ["it was closed"]
-        assert pipe.channel.busy_poll(PATIENCE) is Seen.NOTHING, "there is nothing to look at any more"
+        assert pipe.channel.busy_poll(PATIENCE) is True
+        assert pipe.heard == [""], "in good order"
+        assert pipe.channel.busy_poll(PATIENCE) is False, "there is nothing to look at any more"
 
     on_uvloop(test)
 
@@ -148,5 +207,5 @@ def test_a_look_hears_of_the_end_of_the_pipe() -> None:
 async def test_nobody_looks_where_the_other_side_cannot_run_meanwhile_or_the_loop_is_another(busy_polls: bool) -> None:
     pipe = Pipe(busy_polls=busy_polls)
     pipe.theirs.sendall(encode_ready())
-    assert pipe.channel.busy_poll(PATIENCE) is Seen.NOTHING
+    assert pipe.channel.busy_poll(PATIENCE) is False
     pipe.close()

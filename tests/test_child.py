@@ -320,6 +320,19 @@ def test_a_worker_that_cannot_start_sends_its_traceback_and_exits_with_1() -> No
     assert (ended.notes, ended.code) == ([], 1)
 
 
+@pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt, type("Panic", (BaseException,), {})])
+def test_a_worker_that_cannot_start_tells_why_whatever_it_raises(error: type[BaseException]) -> None:
+    class Failing(Noting):
+        def __init__(self) -> None:
+            raise error("no weights here")
+
+    ended = talk(Failing)
+    (frame,) = ended.said
+    assert isinstance(frame, frames.Failed)
+    assert f"{error.__name__}: no weights here" in frame.text
+    assert ended.code == 1
+
+
 def test_a_worker_whose_server_is_gone_stops_without_a_fuss() -> None:
     ended = talk(Noting)
     assert (ended.notes, ended.code) == (["closed"], 0)
@@ -442,6 +455,47 @@ class Made(Worker):
         {close}
 """)
     assert done.returncode == -signal.SIGKILL
+
+
+@linux
+def test_an_alarm_that_a_request_has_left_does_not_keep_the_worker_from_being_ended() -> None:
+    done = alone("""
+child.END_SECONDS, timeout = 1.5, 0.5
+
+class Made(Worker):
+    def __init__(self):
+        threading.Thread(target=time.sleep, args=(600,)).start()
+
+    def forward(self, data):
+        ours.close()
+        return data
+""")
+    assert done.returncode == -signal.SIGKILL
+
+
+@linux
+@pytest.mark.parametrize("close", ["", "self.tell()"], ids=["at work", "closing"])
+def test_a_worker_that_goes_on_though_it_was_told_of_the_death_of_its_server_is_ended(close: str) -> None:
+    """What tells it is an exception, that may be raised in a `finally`, and get lost there."""
+    done = alone(f"""
+child.END_SECONDS = 0.5
+
+class Made(Worker):
+    def tell(self):
+        try:
+            signal.raise_signal(signal.SIGRTMAX - 1)
+        except BaseException:
+            print("lost", flush=True)
+
+    def forward(self, data):
+        {"ours.close()" if close else "self.tell()"}
+        {"return data" if close else "time.sleep(600)"}
+
+    def close(self):
+        {close or "pass"}
+        time.sleep(600)
+""")
+    assert (done.returncode, done.stdout) == (-signal.SIGKILL, "" if close else "lost\n")
 
 
 @linux

@@ -97,8 +97,9 @@ def test_a_timeout_that_the_formats_raise_fails_its_item(method: str, max_batch_
     [
         (ClientError("x"), "INFO"),
         (ValidationError("x"), "INFO"),
-        (ServerError("x"), "WARNING"),
-        (ValueError("x"), "WARNING"),
+        (ServerError("x"), "ERROR"),
+        (ValueError("x"), "ERROR"),
+        (type("Busy", (ServerError,), {"code": 503})("x"), "WARNING"),
     ],
 )
 def test_a_fault_is_logged_with_its_request_stage_and_worker(
@@ -110,8 +111,8 @@ def test_a_fault_is_logged_with_its_request_stage_and_worker(
     run(worker_of(forward), json_tasks(1))
     (record,) = logged.records
     assert (record.levelname, *told(record, "request_id", "stage", "worker")) == (level, "r1", "Made_1", 3)
-    # A traceback is told of a bug, and not of an answer that the worker meant to give.
-    assert bool(record.exc_info) is isinstance(error, ValueError)
+    # A traceback is told of what is a bug, as tools that gather errors look for it.
+    assert bool(record.exc_info) is (level == "ERROR")
 
 
 def test_an_error_whose_text_is_not_unicode_is_answered_all_the_same() -> None:

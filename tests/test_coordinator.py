@@ -3,24 +3,54 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
-import os
 import time
 from typing import Any
 
 import pytest
-from fakes import PATIENCE, FakeClock, FakeWorker, Service, Ticket, answer, running, settled_loop, stage, told, until
+from fakes import (
+    PATIENCE,
+    FakeClock,
+    FakeWorker,
+    Held,
+    Service,
+    answer,
+    refusal,
+    running,
+    settled_loop,
+    stage,
+    told,
+    until,
+)
+from pickled import PickledCoordinator
 
-from mosec_asgi.batching.coordinator import CLOSING, STALLED, TOO_LATE, TOO_MANY
-from mosec_asgi.batching.engine import CLIENT_LEFT, Outcome, StageStatistics
-from mosec_asgi.batching.stage import STAGE_DOWN, TIMED_OUT, WORKER_DIED, StagePlan
-from mosec_asgi.errors import Failure, StartupError
-from mosec_asgi.ipc import frames, reference
-from mosec_asgi.ipc.mapped import Mapped
-from mosec_asgi.ipc.shm import SharedMemory
-from mosec_asgi.messages import EGRESS, EXAMPLE, INGRESS, Results
-from mosec_asgi.observing.metrics import Gauges
+from mosec_asgi.batching.engine import StageStatistics
+from mosec_asgi.batching.stage import StagePlan
+from mosec_asgi.errors import (
+    CANCELLED,
+    CLIENT_LEFT,
+    CLOSING,
+    INTERNAL_ERROR_TEXT,
+    STAGE_DOWN,
+    STALLED,
+    TIMED_OUT,
+    WORKER_DIED,
+    Failure,
+    StartupError,
+    at_capacity,
+    too_late,
+)
+from mosec_asgi.messages import EGRESS, EXAMPLE, INGRESS, Call, Chunk, LinkError, Outcome, Results, Tasks
 
 pytestmark = pytest.mark.usefixtures("logged")
+
+
+@pytest.fixture(autouse=True, params=["in one process", "every message as bytes"])
+def crossing(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Run each test also where every message crosses a socket, in both directions; whether this is so."""
+    pickled: bool = request.param != "in one process"
+    if pickled:
+        monkeypatch.setattr(Service, "engine", PickledCoordinator)
+    return pickled
 
 
 async def let_start_fail(service: Service, stage_name: str = "Echo_1") -> None:
@@ -41,10 +71,10 @@ async def test_a_request_is_answered_with_what_its_worker_answers() -> None:
     async with running(stage()) as service:
         ticket = service.submit(b"body", name="mine")
         await service.worker.gets_work()
-        (sent,) = service.worker.frames
-        assert list(sent.payloads) == [b"body"]
-        assert list(sent.request_ids) == ["mine"]
-        assert list(sent.flags) == [INGRESS | EGRESS]
+        (tasks,) = service.worker.sent
+        assert list(tasks.payloads) == [b"body"]
+        assert list(tasks.request_ids) == ["mine"]
+        assert list(tasks.flags) == [INGRESS | EGRESS]
         service.worker.reply(payloads=[b"result"])
         assert await answer(ticket) == b"result"
 
@@ -55,13 +85,13 @@ async def test_a_lonely_request_does_not_wait_for_the_end_of_the_turn() -> None:
         assert service.worker.sizes == [1]
 
 
-async def test_all_requests_of_one_turn_are_one_frame() -> None:
+async def test_all_requests_of_one_turn_are_one_message() -> None:
     async with running(stage()) as service:
         worker = service.worker
         await service.make_quick(worker)
         service.submit()
         await worker.gets_work()
-        before = len(worker.frames)
+        before = len(worker.sent)
         tickets = [service.submit() for _ in range(5)]
         await settled_loop()
         assert worker.sizes[before:] == [5]
@@ -69,7 +99,7 @@ async def test_all_requests_of_one_turn_are_one_frame() -> None:
         assert [await answer(ticket) for ticket in tickets] == [b"re:%d" % n for n in range(3, 8)]
 
 
-async def test_results_and_requests_of_one_turn_lead_to_one_frame() -> None:
+async def test_results_and_requests_of_one_turn_lead_to_one_message() -> None:
     async with running(stage(num=2), stage("Last_2", max_batch_size=8)) as service:
         first, second, last = service.workers
         for _ in range(2):
@@ -81,7 +111,7 @@ async def test_results_and_requests_of_one_turn_lead_to_one_frame() -> None:
         assert last.sizes == [2]
 
 
-async def test_a_burst_of_a_full_batch_is_one_frame() -> None:
+async def test_a_burst_of_a_full_batch_is_one_message() -> None:
     async with running(stage(num=4, max_batch_size=8, max_wait=1.0)) as service:
         for _ in range(8):
             service.submit()
@@ -138,8 +168,8 @@ async def test_each_stage_gets_what_the_one_before_has_answered() -> None:
             (third, b"re:re:body", EGRESS),
         ):
             await worker.gets_work()
-            assert list(worker.frames[0].payloads) == [received]
-            assert list(worker.frames[0].flags) == [flags]
+            assert list(worker.sent[0].payloads) == [received]
+            assert list(worker.sent[0].flags) == [flags]
             worker.reply()
         assert await answer(ticket) == b"re:re:re:body"
 
@@ -160,11 +190,11 @@ async def test_routes_share_a_stage_and_keep_their_own_ways() -> None:
         shared, only = service.workers
         short, long = service.submit(route=0), service.submit(route=1)
         await shared.gets_work()
-        assert shared.frames[0].flags[0] == INGRESS | EGRESS
+        assert shared.sent[0].flags[0] == INGRESS | EGRESS
         shared.reply()
         assert await answer(short) == b"re:1"
         await shared.gets_work()
-        assert shared.frames[1].flags[0] == INGRESS
+        assert shared.sent[1].flags[0] == INGRESS
         shared.reply()
         await only.gets_work()
         only.reply()
@@ -176,10 +206,10 @@ async def test_an_example_takes_the_place_of_the_body() -> None:
         first, second = service.workers
         ticket = service.try_to_submit(0, b"", "dry-run", example=True)
         await first.gets_work()
-        assert list(first.frames[0].flags) == [EXAMPLE]
+        assert list(first.sent[0].flags) == [EXAMPLE]
         first.reply()
         await second.gets_work()
-        assert list(second.frames[0].flags) == [EGRESS]
+        assert list(second.sent[0].flags) == [EGRESS]
         second.reply()
         assert await answer(ticket) == b"re:re:"
 
@@ -195,9 +225,9 @@ async def test_a_batch_that_does_not_fill_leaves_when_its_oldest_has_waited_by_t
         service.submit()
         # The loop's own time passes, and that of the clock does not.
         await asyncio.sleep(0.03)
-        assert service.worker.frames == []
+        assert service.worker.sent == []
         clock.advance(0.005)
-        await until(lambda: service.worker.frames)
+        await until(lambda: service.worker.sent)
         assert service.worker.sizes == [2]
 
 
@@ -205,7 +235,7 @@ async def test_a_batch_that_fills_does_not_wait() -> None:
     async with running(stage(max_batch_size=2, max_wait=100.0)) as service:
         service.submit()
         await settled_loop()
-        assert service.worker.frames == []
+        assert service.worker.sent == []
         service.submit()
         await settled_loop()
         assert service.worker.sizes == [2]
@@ -224,14 +254,16 @@ async def test_without_a_wait_of_its_own_a_stage_does_not_wait_for_what_will_not
 async def test_beyond_its_capacity_a_service_refuses_until_one_is_answered() -> None:
     async with running(stage(), capacity=3) as service:
         tickets = [service.submit() for _ in range(3)]
-        refused = service.try_to_submit(0, b"", "one too many")
-        assert refused == Failure(429, TOO_MANY, retry_after=1)
+        refused = await refusal(service.try_to_submit(0, b"", "one too many"))
+        assert refused == at_capacity(1)
+        assert isinstance(refused, Failure)
+        assert (refused.code, refused.retry_after) == (429, 1)
         assert service.metrics.stages[0].rejected == 1
         await service.worker.gets_work()
         service.worker.reply()
         await answer(tickets[0])
         service.submit()
-        assert service.try_to_submit(0, b"", "one too many") == refused
+        assert await refusal(service.try_to_submit(0, b"", "one too many")) == refused
         assert service.coordinator.statistics().admitted == 3
 
 
@@ -249,7 +281,7 @@ async def test_after_close_requests_are_refused_and_admitted_ones_are_answered()
     async with running(stage()) as service:
         ticket = service.submit()
         service.coordinator.close()
-        refused = service.try_to_submit(0, b"", "late")
+        refused = await refusal(service.try_to_submit(0, b"", "late"))
         assert refused == CLOSING
         assert isinstance(refused, Failure)
         assert (refused.code, refused.retry_after) == (503, 1)
@@ -272,12 +304,12 @@ async def test_a_service_at_its_capacity_says_when_it_will_have_worked_that_off(
     async with running(stage(), clock=clock, capacity=25, timeout=1e6) as service:
         for _ in range(25):
             service.submit()
-        assert service.try_to_submit(0, b"", "") == Failure(429, TOO_MANY, retry_after=1), "nothing is known yet"
+        assert await refusal(service.try_to_submit(0, b"", "")) == at_capacity(1), "nothing is known yet"
         await saturate(service, service.worker, clock, 0.125)
         for _ in range(25):
             service.submit()
         # One is on the worker, 24 wait, and it does eight in a second.
-        assert service.try_to_submit(0, b"", "") == Failure(429, TOO_MANY, retry_after=3)
+        assert await refusal(service.try_to_submit(0, b"", "")) == at_capacity(3)
 
 
 async def test_nobody_is_sent_away_for_more_than_a_minute() -> None:
@@ -286,9 +318,9 @@ async def test_nobody_is_sent_away_for_more_than_a_minute() -> None:
         for _ in range(2):
             for _ in range(10):
                 service.submit()
-            refused = service.try_to_submit(0, b"", "")
+            refused = await refusal(service.try_to_submit(0, b"", ""))
             await saturate(service, service.worker, clock, 1000.0)
-        assert refused == Failure(429, TOO_MANY, retry_after=60)
+        assert refused == at_capacity(60)
 
 
 async def test_the_slowest_stage_of_a_route_says_when_to_come_again() -> None:
@@ -309,8 +341,8 @@ async def test_the_slowest_stage_of_a_route_says_when_to_come_again() -> None:
         assert before.stages[1].queued == 15
         for _ in range(14):
             service.submit(route=1)
-        assert service.try_to_submit(0, b"", "") == Failure(429, TOO_MANY, retry_after=2)
-        assert service.try_to_submit(1, b"", "") == Failure(429, TOO_MANY, retry_after=1)
+        assert await refusal(service.try_to_submit(0, b"", "")) == at_capacity(2)
+        assert await refusal(service.try_to_submit(1, b"", "")) == at_capacity(1)
         assert slow.has
 
 
@@ -328,17 +360,17 @@ async def test_a_request_that_would_not_be_done_in_time_is_refused_at_once_where
     clock = FakeClock()
     async with running(stage(), clock=clock, timeout=2.0, load_shedding=True) as service:
         await known_to_do_eight_a_second(service, clock)
-        admitted = 0
-        while isinstance(refused := service.try_to_submit(0, b"", ""), Ticket):
-            admitted += 1
-        assert refused == Failure(429, TOO_LATE, retry_after=3)
+        tickets = [service.try_to_submit(0, b"", "") for _ in range(19)]
+        admitted = service.coordinator.statistics().admitted
+        assert await refusal(tickets[-1]) == too_late(3)
+        assert too_late(3).code == 429
         assert admitted == 18, "one on the worker, 16 that wait for two seconds, and the one that is too many"
         assert service.metrics.stages[0].rejected == 1
         # As soon as one is done there is room for another.
         await settled_loop()
         service.worker.reply(seconds=0.125)
         await settled_loop()
-        assert isinstance(service.try_to_submit(0, b"", ""), Ticket)
+        service.submit()
 
 
 async def test_it_is_the_requests_own_time_that_counts() -> None:
@@ -348,8 +380,8 @@ async def test_it_is_the_requests_own_time_that_counts() -> None:
         for _ in range(17):
             service.submit()
         # 16 wait, which takes two seconds.
-        refused = service.try_to_submit(0, b"", "", 1.9)
-        assert refused == Failure(429, TOO_LATE, retry_after=2)
+        refused = await refusal(service.try_to_submit(0, b"", "", 1.9))
+        assert refused == too_late(2)
         service.submit(timeout=2.0)
         service.submit()
 
@@ -391,7 +423,7 @@ async def test_a_task_on_a_worker_is_answered_408_at_its_deadline(logged: pytest
         assert await answer(ticket) == TIMED_OUT
         assert TIMED_OUT.code == 408
         assert 0.02 <= time.monotonic() - began < 5.0
-        assert service.metrics.stages[0].timed_out == 1
+        assert service.metrics.stages[0].timeouts == 1
         (record,) = [record for record in logged.records if record.levelno == logging.WARNING]
         assert told(record, "request_id", "stage") == ("slow one", "Echo_1")
 
@@ -475,7 +507,7 @@ async def test_a_worker_that_is_stuck_is_replaced_and_its_requests_are_answered_
         await worker.gets_work()
         worker.reply()
         assert await answer(waiting) == b"re:2"
-        assert service.metrics.stages[0].timed_out == 1
+        assert service.metrics.stages[0].timeouts == 1
 
 
 async def test_the_answer_to_a_task_that_was_answered_408_is_dropped() -> None:
@@ -485,7 +517,7 @@ async def test_the_answer_to_a_task_that_was_answered_408_is_dropped() -> None:
         assert await answer(ticket) == TIMED_OUT
         first.reply()
         await settled_loop()
-        assert ticket.outcome.result() == TIMED_OUT
+        assert ticket.result == TIMED_OUT
         assert first.alive
         assert not first.killed
         assert second.given == []
@@ -502,12 +534,12 @@ async def test_a_waiting_task_whose_client_leaves_is_never_sent() -> None:
         first, second, third = (service.submit() for _ in range(3))
         await service.worker.gets_work()
         service.coordinator.cancel(second.id)
-        assert await answer(second) is CLIENT_LEFT
+        assert await answer(second) == CLIENT_LEFT
         assert service.coordinator.statistics().stages[0].queued == 1
         service.worker.reply()
         await service.worker.gets_work()
         assert service.worker.given == [first.id, third.id]
-        assert service.metrics.stages[0].cancelled == 1
+        assert service.metrics.stages[0].cancellations == 1
 
 
 async def test_a_task_whose_client_leaves_goes_to_no_further_stage() -> None:
@@ -516,7 +548,7 @@ async def test_a_task_whose_client_leaves_goes_to_no_further_stage() -> None:
         ticket = service.submit()
         await first.gets_work()
         service.coordinator.cancel(ticket.id)
-        assert await answer(ticket) is CLIENT_LEFT
+        assert await answer(ticket) == CLIENT_LEFT
         first.reply()
         await settled_loop()
         assert second.given == []
@@ -531,7 +563,7 @@ async def test_leaving_after_the_answer_changes_nothing() -> None:
         service.coordinator.cancel(ticket.id)
         assert await answer(ticket) == b"re:1"
         service.coordinator.cancel(12345)
-        assert service.metrics.stages[0].cancelled == 0
+        assert service.metrics.stages[0].cancellations == 0
 
 
 async def test_a_future_that_its_waiter_has_cancelled_disturbs_nobody() -> None:
@@ -543,13 +575,34 @@ async def test_a_future_that_its_waiter_has_cancelled_disturbs_nobody() -> None:
         assert await answer(stays) == b"re:2"
 
 
-async def test_a_fault_of_who_is_told_an_outcome_disturbs_nobody(logged: pytest.LogCaptureFixture) -> None:
-    def fail(outcome: Outcome) -> None:
+class Told:
+    """A caller that writes down what it is told."""
+
+    def __init__(self) -> None:
+        self.outcomes: list[Outcome] = []
+        self.chunks: list[Chunk] = []
+
+    def settled(self, outcome: Outcome) -> None:
+        self.outcomes.append(outcome)
+
+    def streamed(self, chunk: Chunk) -> None:
+        self.chunks.append(chunk)
+
+
+class Faulty:
+    """A caller that can be told nothing."""
+
+    def settled(self, outcome: Outcome) -> None:
         raise RuntimeError(f"nothing to do with {outcome!r}")
 
+    def streamed(self, chunk: Chunk) -> None:
+        raise RuntimeError(f"nothing to do with {chunk!r}")
+
+
+async def test_a_fault_of_who_is_told_an_outcome_disturbs_nobody(logged: pytest.LogCaptureFixture) -> None:
     async with running(stage(max_batch_size=3, max_wait=1.0)) as service:
         first = service.submit()
-        service.coordinator.submit(0, b"2", "the-faulty", fail)
+        service.coordinator.submit(Call(service.coordinator.new_id(), 0, b"2", "the-faulty"), Faulty())
         last = service.submit()
         await service.worker.gets_work()
         service.worker.reply()
@@ -559,17 +612,54 @@ async def test_a_fault_of_who_is_told_an_outcome_disturbs_nobody(logged: pytest.
     assert told(record, "request_id") == ("the-faulty",)
 
 
+async def test_a_fault_of_who_is_told_a_piece_of_a_stream_disturbs_nobody(logged: pytest.LogCaptureFixture) -> None:
+    async with running(streaming()) as service:
+        other = service.stream()
+        faulty = Call(service.coordinator.new_id(), 0, b"", "the-faulty")
+        service.coordinator.submit(faulty, Faulty())
+        await until(lambda: len(service.worker.has) == 2)
+        service.worker.emit([faulty.id, other.id], [b"a", b"b"])
+        assert (other.chunks, service.worker.killed) == ([b"b"], False)
+        (record,) = [record for record in logged.records if record.levelno >= logging.ERROR]
+        assert told(record, "request_id") == ("the-faulty",)
+
+
 async def test_an_outcome_is_told_once_whatever_ends_the_task() -> None:
-    outcomes: list[Outcome] = []
     async with running(stage()) as service:
-        task = service.coordinator.submit(0, b"1", "mine", outcomes.append)
-        assert isinstance(task, int)
+        caller, call = Told(), Call(service.coordinator.new_id(), 0, b"1", "mine")
+        service.coordinator.submit(call, caller)
         await service.worker.gets_work()
-        service.coordinator.cancel(task)
+        service.coordinator.cancel(call.id)
+        assert caller.outcomes == [Outcome.of_failure(call.id, CLIENT_LEFT)], "it comes before `cancel` returns"
+        assert caller.outcomes[0].code == CANCELLED
         service.worker.reply()
         await settled_loop()
-        service.coordinator.cancel(task)
-        assert outcomes == [CLIENT_LEFT]
+        service.coordinator.cancel(call.id)
+        assert len(caller.outcomes) == 1
+
+
+async def test_a_refusal_is_told_once_and_after_submit_has_returned() -> None:
+    async with running(stage(), capacity=0) as service:
+        caller, call = Told(), Call(12, 0, b"", "mine")
+        service.coordinator.submit(call, caller)
+        service.coordinator.cancel(call.id)
+        assert caller.outcomes == []
+        await settled_loop()
+        assert caller.outcomes == [Outcome.of_failure(12, at_capacity(1))]
+
+
+async def test_two_calls_cannot_have_one_number_at_a_time() -> None:
+    async with running(stage()) as service:
+        first, second = Told(), Told()
+        call = Call(7, 0, b"x", "mine")
+        service.coordinator.submit(call, first)
+        with pytest.raises(ValueError, match="a call with the number 7 runs already"):
+            service.coordinator.submit(call, second)
+        service.worker.reply()
+        service.coordinator.submit(call, second)
+        await service.worker.gets_work()
+        service.worker.reply(payloads=[b"y"])
+        assert (first.outcomes, second.outcomes) == ([Outcome(7, 200, b"re:x")], [Outcome(7, 200, b"y")])
 
 
 # -- streams -----------------------------------------------------------------------------------------------------------
@@ -662,14 +752,14 @@ async def test_a_client_that_leaves_ends_its_stream_and_its_worker_is_told(left:
         await until(lambda: len(service.worker.has) == 2)
         service.worker.emit([ticket.id, other.id], [b"a", b"x"])
         service.coordinator.cancel(ticket.id)
-        assert await answer(ticket) is CLIENT_LEFT
+        assert await answer(ticket) == CLIENT_LEFT
         service.worker.emit([ticket.id, other.id], [b"b", b"y"])
         assert (chunks, other.chunks) == ([b"a"], [b"x", b"y"])
         await until(lambda: service.worker.cancelled)
         assert service.worker.cancelled == [ticket.id]
         service.worker.reply([ticket.id], code=499, payloads=[b""])
-        assert ticket.outcome.result() is CLIENT_LEFT
-        assert service.metrics.stages[0].cancelled == 1
+        assert ticket.result == CLIENT_LEFT
+        assert service.metrics.stages[0].cancellations == 1
         assert service.metrics.stages[0].streams_open == 1
 
 
@@ -712,10 +802,10 @@ async def test_what_a_client_takes_is_told_to_the_worker_in_quarters_of_the_buff
         await service.worker.gets_work()
         service.worker.emit([stream.id], [b"a" * 2000])
         for size in (100, 100, 55):
-            service.coordinator.taken(stream.id, size)
+            service.credit(stream.id, size)
         await settled_loop()
         assert service.worker.taken == []
-        service.coordinator.taken(stream.id, 1)
+        service.credit(stream.id, 1)
         await settled_loop()
         assert service.worker.taken == [(stream.id, 256)]
 
@@ -724,7 +814,7 @@ async def test_a_client_may_take_a_piece_while_it_is_given_it() -> None:
     async with running(streaming(), stream_buffer=1024) as service:
 
         def take(chunk: bytes) -> None:
-            service.coordinator.taken(ticket.id, len(chunk))
+            service.credit(ticket.id, len(chunk))
 
         ticket = service.submit(on_chunk=take)
         await service.worker.gets_work()
@@ -759,7 +849,7 @@ async def test_what_is_taken_of_a_stream_that_has_ended_or_never_was_concerns_no
         first.reply(payloads=[b""])
         await answer(stream.ticket)
         for task_id in (stream.id, plain.id, 12345):
-            service.coordinator.taken(task_id, 10**6)
+            service.credit(task_id, 10**6)
         await settled_loop()
         assert first.taken == second.taken == []
 
@@ -791,7 +881,7 @@ async def test_each_event_gives_a_stream_the_time_to_its_next_one() -> None:
         clock.advance(0.02)
         assert await answer(stream.ticket) == TIMED_OUT
         assert stream.chunks == [b"a", b"b"]
-        assert service.metrics.stages[0].timed_out == 3
+        assert service.metrics.stages[0].timeouts == 3
         await until(lambda: set(service.worker.cancelled) == {stream.id, silent.id, early.id})
 
 
@@ -832,7 +922,7 @@ async def test_a_client_that_reads_slowly_is_given_time_with_each_piece_that_it_
         await until(lambda: len(service.worker.has) == 2)
         service.worker.emit([slow.id, idle.id], [b"a" * 1024] * 2)
         clock.advance(0.015)
-        service.coordinator.taken(slow.id, 1)
+        service.credit(slow.id, 1)
         clock.advance(0.015)
         assert await answer(idle.ticket) == STALLED
         assert not slow.ticket.outcome.done()
@@ -848,7 +938,7 @@ async def test_a_stream_that_has_room_again_has_the_time_to_its_next_event() -> 
         await service.worker.gets_work()
         service.worker.emit([stream.id], [b"a" * 1024])
         clock.advance(1000.0)
-        service.coordinator.taken(stream.id, 1024)
+        service.credit(stream.id, 1024)
         assert not stream.ticket.outcome.done()
         clock.advance(0.01)
         assert await answer(stream.ticket) == TIMED_OUT
@@ -861,7 +951,7 @@ async def test_what_a_client_takes_of_a_stream_with_room_gives_its_worker_no_mor
         await service.worker.gets_work()
         service.worker.emit([stream.id], [b"a" * 1000])
         clock.advance(0.015)
-        service.coordinator.taken(stream.id, 1000)
+        service.credit(stream.id, 1000)
         clock.advance(0.005)
         assert await answer(stream.ticket) == TIMED_OUT
 
@@ -1044,7 +1134,7 @@ async def test_what_a_worker_has_answered_before_its_end_is_answered_and_the_res
         worker = service.worker
         tickets = [service.submit() for _ in range(3)]
         await worker.gets_work()
-        worker.unread = frames.encode_results(Results(worker.has[:2], [200, 200], [b"a", b"b"], 0.1))
+        worker.unread = [("results", Results(worker.has[:2], [200, 200], [b"a", b"b"], 0.1))]
         worker.exit()
         worker = await service.next_life(worker)
         await worker.gets_work()
@@ -1129,7 +1219,7 @@ async def test_garbage_from_a_worker_costs_the_worker_and_no_request() -> None:
         worker = service.worker
         ticket = service.submit()
         await worker.gets_work()
-        worker.write(b"\xff" * 100)
+        worker.close_pipe("broke its pipe (garbage came from it)")
         assert worker.killed
         worker = await service.next_life(worker)
         await worker.gets_work()
@@ -1141,8 +1231,8 @@ async def test_a_pipe_that_breaks_while_tasks_are_sent_loses_none_of_them() -> N
     async with running(stage(max_batch_size=2, max_wait=0.0)) as service:
         worker = service.worker
 
-        def broken(data: bytes) -> None:
-            worker.close_pipe("writing to it failed")
+        def broken(tasks: Tasks) -> None:
+            worker.close_pipe("broke its pipe (writing to it failed)")
 
         worker.send = broken  # type: ignore[method-assign]
         tickets = [service.submit() for _ in range(4)]
@@ -1182,7 +1272,7 @@ async def test_a_stage_that_cannot_start_again_answers_503_at_once_and_recovers(
         assert await answer(waiting) == STAGE_DOWN
         assert STAGE_DOWN.code == 503
         assert STAGE_DOWN.retry_after is not None
-        assert service.try_to_submit(0, b"", "refused") == STAGE_DOWN
+        assert await refusal(service.try_to_submit(0, b"", "refused")) == STAGE_DOWN
         (now,) = service.coordinator.statistics().stages
         assert (now.down, now.ready, now.queued) == (True, 0, 0)
         assert service.metrics.stages[0].rejected == 1
@@ -1197,8 +1287,8 @@ async def test_only_routes_through_a_stage_that_is_down_are_refused() -> None:
     async with running(stage("A_1"), stage("B_2"), routes=[[0], [0, 1], [1]]) as service:
         first, _ = service.workers
         await let_start_fail(service, "B_2")
-        assert service.try_to_submit(1, b"", "") == STAGE_DOWN
-        assert service.try_to_submit(2, b"", "") == STAGE_DOWN
+        assert await refusal(service.try_to_submit(1, b"", "")) == STAGE_DOWN
+        assert await refusal(service.try_to_submit(2, b"", "")) == STAGE_DOWN
         ticket = service.submit(route=0)
         await first.gets_work()
         first.reply()
@@ -1215,7 +1305,7 @@ async def test_a_task_that_comes_to_a_stage_that_has_gone_down_meanwhile_is_answ
         await settled_loop()
         assert service.coordinator.statistics().stages[1].down
         assert ticket.outcome.done()
-        assert ticket.outcome.result() == STAGE_DOWN
+        assert ticket.result == STAGE_DOWN
 
 
 async def test_while_a_replacement_starts_requests_wait_for_it() -> None:
@@ -1304,7 +1394,7 @@ async def test_a_stop_lets_admitted_requests_finish_and_then_ends_the_workers() 
         await settled_loop()
         assert not stop.done()
         assert not first.asked_to_stop
-        assert service.try_to_submit(0, b"", "late") == CLOSING
+        assert await refusal(service.try_to_submit(0, b"", "late")) == CLOSING
         first.reply()
         await second.gets_work()
         second.reply()
@@ -1420,8 +1510,8 @@ async def test_statistics_tell_what_each_stage_has() -> None:
         statistics = service.coordinator.statistics()
         assert (statistics.admitted, statistics.closing) == (3, False)
         assert statistics.stages == (
-            StageStatistics("A_1", queued=2, in_flight=1, ready=1, workers=1, down=False),
-            StageStatistics("B_2", queued=0, in_flight=0, ready=2, workers=2, down=False),
+            StageStatistics("A_1", queued=2, in_flight=1, slots_in_use=1, ready=1, workers=1, restarts=0, down=False),
+            StageStatistics("B_2", queued=0, in_flight=0, slots_in_use=0, ready=2, workers=2, restarts=0, down=False),
         )
         first.reply()
         await until(lambda: service.coordinator.statistics().stages[1].in_flight)
@@ -1449,143 +1539,104 @@ async def test_what_is_measured_is_what_the_workers_and_the_clock_say() -> None:
         assert two.worker(1).process_duration.total == 2.0 * two.worker(1).batch_size.count
         assert (one.queue_wait.count, one.queue_wait.total) == (2, 0.5)
         assert two.queue_wait.total == 0.0
-        assert service.metrics.remaining() == 0
+        assert service.coordinator.statistics().admitted == 0
 
 
-async def test_the_gauges_show_queue_slots_workers_and_restarts() -> None:
+async def test_statistics_show_queue_slots_workers_and_restarts() -> None:
+    def gauges(service: Service) -> list[tuple[int, int, int, int]]:
+        stages = service.coordinator.statistics().stages
+        return [(now.queued, now.slots_in_use, now.ready, now.restarts) for now in stages]
+
     async with running(stage(concurrency=4, ordered=False), stage("B_2")) as service:
         worker, _ = service.workers
         for _ in range(7):
             service.submit()
         await until(lambda: len(worker.has) == 5)
-        assert service.metrics.stages[0].gauges() == Gauges(queued=2, running=4, ready=1, restarts=0)
-        assert service.metrics.stages[1].gauges() == Gauges(queued=0, running=0, ready=1, restarts=0)
-        assert service.metrics.remaining() == 7
+        assert gauges(service) == [(2, 4, 1, 0), (0, 0, 1, 0)]
+        assert service.coordinator.statistics().admitted == 7
         service.launcher.on_launch = None
         worker.exit()
         await until(lambda: len(service.launcher.launched) == 3)
-        assert service.metrics.stages[0].gauges() == Gauges(queued=7, running=0, ready=0, restarts=1)
+        assert gauges(service)[0] == (7, 0, 0, 1)
 
 
-async def test_task_numbers_are_never_used_twice() -> None:
+async def test_numbers_for_calls_are_never_given_twice() -> None:
     async with running(stage()) as service:
         tickets = [service.submit() for _ in range(5)]
         assert [ticket.id for ticket in tickets] == [1, 2, 3, 4, 5]
-        assert all(isinstance(ticket, Ticket) for ticket in tickets)
+        assert [service.coordinator.new_id() for _ in range(2)] == [6, 7]
 
 
-# -- shared memory -----------------------------------------------------------------------------------------------------
-
-LARGE_BODY = b"x" * 100_000
-memfd = pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="this system has no memfd")
+# -- payloads that a link holds ----------------------------------------------------------------------------------------
 
 
-class Sharing:
-    """A service of two stages whose workers share memory with it, and their ends of that."""
-
-    def __init__(self, service: Service) -> None:
-        self.service = service
-        self.memory = SharedMemory(1 << 20, 2)
-        self.ends: dict[FakeWorker, Mapped] = {}
-        for worker in service.workers:
-            worker.memory = self.memory.open_worker()
-            self.ends[worker] = Mapped(worker.memory.share)
-
-    async def pass_on(self, worker: FakeWorker) -> bytes:
-        """Let a worker answer its task by a place in the memory; return the place's description."""
-        await worker.gets_work()
-        span = self.ends[worker].put(LARGE_BODY)
-        assert span is not None
-        description = reference.pack(reference.Kind.BYTES, [span])
-        worker.reply(code=frames.IN_MEMORY, payloads=[description])
-        return description
-
-    def close(self) -> None:
-        for worker in self.ends:
-            assert worker.memory is not None
-            worker.memory.close()
-        assert self.memory.in_use == 0
-        self.memory.close()
-
-
-@memfd
-async def test_a_large_result_goes_to_the_next_stage_as_its_place_and_to_the_client_as_bytes() -> None:
+async def test_a_held_result_goes_to_the_next_stage_as_it_is_and_to_the_client_as_bytes(crossing: bool) -> None:
     async with running(stage("One_1"), stage("Two_2")) as service:
-        sharing = Sharing(service)
         one, two = service.workers
-        ticket = service.submit(LARGE_BODY)
-        assert one.frames[0].flags[0] == INGRESS | frames.SHARED
-        description = await sharing.pass_on(one)
+        ticket = service.submit()
+        between, last = Held(), Held(b"result")
+        await one.gets_work()
+        one.reply(payloads=[between])
         await two.gets_work()
-        assert (two.frames[0].flags[0], two.payload(ticket.id)) == (EGRESS | frames.SHARED, description)
-        await sharing.pass_on(two)
-        assert await answer(ticket) == LARGE_BODY
-        assert sharing.memory.in_use == 0
-        sharing.close()
+        if crossing:
+            assert (two.payload(ticket.id), between.drops) == (b"contents", 1), "it goes on as bytes"
+        else:
+            assert two.payload(ticket.id) is between
+            assert between.drops == 0, "if this worker dies, another is given it"
+        two.reply(payloads=[last])
+        assert await answer(ticket) == b"result"
+        assert (between.drops, last.drops) == (1, 1)
 
 
-@memfd
-async def test_a_task_that_nobody_waits_for_leaves_nothing_in_the_memory() -> None:
+async def test_a_held_payload_is_there_for_the_next_worker_when_the_first_one_dies(crossing: bool) -> None:
     async with running(stage("One_1"), stage("Two_2")) as service:
-        sharing = Sharing(service)
         one, two = service.workers
+        ticket, held = service.submit(), Held()
+        await one.gets_work()
+        one.reply(payloads=[held])
+        await two.gets_work()
+        two.exit()
+        two = await service.next_life(two)
+        await two.gets_work()
+        assert (two.payload(ticket.id), held.drops) == ((b"contents", 1) if crossing else (held, 0))
+        two.reply(payloads=[b""])
+        assert held.drops == 1
+
+
+async def test_nothing_is_held_of_a_task_that_nobody_waits_for() -> None:
+    async with running(stage("One_1"), stage("Two_2")) as service:
+        one, two = service.workers
+        on_worker, late = Held(), Held()
         first = service.submit()
-        await sharing.pass_on(one)
+        await one.gets_work()
+        one.reply(payloads=[on_worker])
         await two.gets_work()
         service.coordinator.cancel(first.id)
-        assert sharing.memory.in_use > 0, "the worker still reads it"
-        two.reply()
-        assert sharing.memory.in_use == 0
+        assert on_worker.drops == 1
+        two.reply(payloads=[late])
+        assert late.drops == 1
         second = service.submit()
         await one.gets_work()
-        assert any(isinstance(frame, frames.Freed) for frame in one.heard), "its block may be written over"
         service.coordinator.cancel(second.id)
-        await sharing.pass_on(one)
-        assert sharing.memory.in_use == 0
-        sharing.close()
+        after = Held()
+        one.reply(payloads=[after])
+        assert (after.drops, on_worker.drops, late.drops) == (1, 1, 1)
 
 
-@memfd
-@pytest.mark.parametrize("place", [0, 1 << 40], ids=["the server's memory", "no memory at all"])
-async def test_a_worker_that_answers_by_a_place_that_is_not_its_own_is_killed(place: int) -> None:
-    async with running(stage("One_1"), stage("Two_2")) as service:
-        sharing = Sharing(service)
-        one, _ = service.workers
-        ticket = service.submit()
-        await one.gets_work()
-        one.reply(code=frames.IN_MEMORY, payloads=[reference.pack(reference.Kind.BYTES, [reference.Span(place, 5)])])
-        assert one.killed
-        again = await service.next_life(one)
-        again.reply()
-        assert not ticket.outcome.done()
-        sharing.close()
+@pytest.mark.parametrize("crossing", ["in one process"], indirect=True)
+async def test_a_held_result_that_no_client_can_be_sent_is_answered_500_and_dropped(
+    logged: pytest.LogCaptureFixture,
+) -> None:
+    class Pickle(Held):
+        def read(self) -> bytes:
+            raise LinkError("the answer to a client must be bytes")
 
-
-@memfd
-async def test_places_in_a_refused_answer_are_let_go_of() -> None:
-    async with running(stage("One_1"), stage("Two_2")) as service:
-        sharing = Sharing(service)
-        one, _ = service.workers
-        ticket = service.submit()
-        await one.gets_work()
-        span = sharing.ends[one].put(LARGE_BODY)
-        assert span is not None
-        description = reference.pack(reference.Kind.BYTES, [span])
-        # The second lies where the first does.
-        results = Results([ticket.id] * 2, [frames.IN_MEMORY] * 2, [description] * 2, 0.01)
-        one.write(frames.encode_results(results))
-        assert (one.killed, sharing.memory.in_use) == (True, 0)
-        sharing.close()
-
-
-async def test_a_worker_that_has_no_shared_memory_cannot_answer_or_keep_anything_there() -> None:
     async with running(stage()) as service:
-        worker = service.worker
-        ticket = service.submit()
-        await worker.gets_work()
-        worker.reply(code=frames.IN_MEMORY, payloads=[reference.pack(reference.Kind.BYTES, [reference.Span(0, 5)])])
-        assert worker.killed
-        worker = await service.next_life(worker)
-        worker.write(frames.encode_blocks(frames.Kept([0])))
-        assert worker.killed
-        assert await answer(ticket) == WORKER_DIED
+        ticket, held = service.submit(name="mine"), Pickle()
+        await service.worker.gets_work()
+        service.worker.reply(payloads=[held])
+        assert await answer(ticket) == Failure(500, INTERNAL_ERROR_TEXT)
+        assert held.drops == 1
+        (record,) = [record for record in logged.records if record.levelno == logging.ERROR]
+        assert told(record, "request_id") == ("mine",)
+        assert "must be bytes" in record.getMessage()

@@ -17,6 +17,7 @@ from prometheus_client.mmap_dict import MmapedDict, mmap_key
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
+from mosec_asgi.batching.engine import Statistics
 from mosec_asgi.observing import custom as custom_metrics
 from mosec_asgi.observing.custom import MOST_DEAD, CustomMetrics
 from mosec_asgi.observing.exposition import Exposition
@@ -133,9 +134,8 @@ def test_a_file_that_cannot_be_read_costs_only_the_custom_metrics(
 ) -> None:
     Path(metrics.private, f"counter_{LIVE}.db").write_bytes(b"\x40\0\0\0\0\0\0\0\xff\xff\xff\x7f" + b"x" * 100)
     service = ServiceMetrics("mosec_service", [])
-    service.custom = metrics
     service.answered("/inference", 200)
-    text = Exposition(service).render("")[0].decode()
+    text = Exposition(service, lambda: Statistics(0, False, ()), metrics).render("")[0].decode()
     assert 'mosec_service_throughput_total{code="200",endpoint="/inference"} 1.0' in text
     assert "cannot be read" in logged.text
 
@@ -145,8 +145,7 @@ def test_the_text_can_be_parsed(metrics: CustomMetrics, accept: str) -> None:
     for kind in ("counter", "gauge_all", "summary"):
         count(metrics, kind, LIVE, 2.0, name=kind)
     service = ServiceMetrics("mosec_service", [])
-    service.custom = metrics
-    body, kind = Exposition(service).render(accept)
+    body, kind = Exposition(service, lambda: Statistics(0, False, ()), metrics).render(accept)
     parse: Any = parse_openmetrics if "openmetrics" in kind else parse_text
     families: list[Metric] = list(parse(body.decode()))
     assert {sample.name for family in families for sample in family.samples} >= {"counter_total", "gauge_all"}

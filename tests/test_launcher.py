@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import gc
+import json
 import os
 import resource
 import signal
 import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
 from fakes import spec
 from harness import child_processes, until
+from lives import Life
+from prometheus_client.mmap_dict import MmapedDict
 
 from mosec_asgi.errors import StartupError
-from mosec_asgi.ipc import frames
-from mosec_asgi.ipc.channel import Channel
-from mosec_asgi.messages import EGRESS, INGRESS, Results, Tasks
-from mosec_asgi.pool.process.launcher import ProcessLauncher, WorkerProcess
+from mosec_asgi.inside.spec import WorkerSpec
+from mosec_asgi.observing.custom import VARIABLE, CustomMetrics
+from mosec_asgi.pool.process.launcher import ProcessLauncher
 from mosec_asgi.worker import Worker
 
 # These tests fork this process, which other tests may have given threads.
@@ -40,8 +44,11 @@ class Obedient(Worker):
             case ["exit", status]:
                 os._exit(status)
             case ["leave a child"]:
-                # It has the pipe too, and outlives its parent.
-                child = os.fork()
+                # It has the pipe too, and outlives its parent: forked by a library that does not tell Python, it lets
+                # go of nothing, and it is in a session of its own.
+                child = ctypes.PyDLL(None).fork()
+                if not child:
+                    os.setsid()
                 while not child:
                     signal.pause()
                 return child
@@ -60,61 +67,26 @@ class Unable(Worker):
         return data
 
 
-class Life:
-    """One life of a worker: what was heard of it."""
-
-    def __init__(self, method: str, worker: type[Worker] = Obedient, variables: dict[str, str] | None = None) -> None:
-        self.frames: list[frames.Frame] = []
-        self.closed: list[str] = []
-        # How it ended, and how far it had come, as could be told each time that its end was noticed.
-        self.ends: list[str] = []
-        self.progress: list[int] = []
-        self.handle: WorkerProcess
-        self.channel: Channel
-        self.handle, self.channel = ProcessLauncher(asyncio.get_running_loop(), method).launch(
-            spec(worker), variables or {}, self.frames.append, self.closed.append, self._ended
-        )
-
-    def _ended(self) -> None:
-        self.ends.append(self.handle.describe_exit())
-        self.progress.append(self.handle.progress().begun)
-        self.channel.close()
-
-    async def ready(self) -> None:
-        await until(lambda: self.frames, "it says that it is ready")
-        assert self.frames == [frames.Ready()]
-
-    async def ended(self) -> str:
-        """Wait until its end is noticed, and return how that was."""
-        await until(lambda: self.ends, "its end is noticed")
-        return self.ends[0]
-
-    def send(self, body: bytes) -> None:
-        tasks = Tasks([1], [INGRESS | EGRESS], ["request"], [body])
-        self.channel.send(frames.encode_tasks(tasks))
-
-    async def ask(self, body: bytes) -> bytes:
-        """Return the answer to a task."""
-        before = len(self.frames)
-        self.send(body)
-        await until(lambda: len(self.frames) > before, "it answers")
-        results = self.frames[-1]
-        assert isinstance(results, Results)
-        assert list(results.codes) == [200]
-        return results.payloads[0]
+def launch(
+    method: str,
+    worker: type[Worker] = Obedient,
+    variables: dict[str, str] | None = None,
+    counts: CustomMetrics | None = None,
+) -> Life:
+    return Life(ProcessLauncher(asyncio.get_running_loop(), method, counts=counts), spec(worker), variables)
 
 
 @asynccontextmanager
 async def life(*arguments: Any) -> AsyncIterator[Life]:
     """Launch a worker, and end it at the end."""
-    worker = Life(*arguments)
+    worker = launch(*arguments)
     try:
         yield worker
     finally:
-        worker.handle.kill()
+        worker.link.kill()
         await worker.ended()
     assert len(worker.ends) == 1, "its end is told once"
-    assert worker.handle.pid not in child_processes(os.getpid())
+    assert worker.link.pid not in child_processes(os.getpid())
 
 
 def descriptors() -> int:
@@ -125,33 +97,35 @@ def descriptors() -> int:
 @METHODS
 async def test_a_worker_starts_answers_and_ends_when_its_pipe_does(method: str) -> None:
     async with life(method) as worker:
-        await worker.ready()
-        assert worker.handle.describe_exit() == "is still running"
-        assert worker.handle.pid in child_processes(os.getpid())
+        await worker.wait_ready()
+        assert worker.link.describe_exit() == "is still running"
+        assert worker.link.pid in child_processes(os.getpid())
         assert await worker.ask(b'"x"') == b'"x"'
-        worker.channel.finish()
+        worker.link.finish()
         assert await worker.ended() == "exited with status 0"
 
 
 @METHODS
 async def test_a_worker_that_cannot_start_says_why_and_exits(method: str) -> None:
     async with life(method, Unable) as worker:
-        await until(lambda: worker.frames, "it says why")
-        (said,) = worker.frames
-        assert isinstance(said, frames.Failed)
-        assert "OSError: no weights" in said.text
+        await until(lambda: worker.said, "it says why")
+        event, traceback = worker.said[0]
+        assert event == "failed"
+        assert "OSError: no weights" in traceback
         assert await worker.ended() == "exited with status 1"
+        assert worker.all("closed") in ([], [[""]]), "which end is noticed first is chance; its pipe ends in good order"
+        assert {event for event, *_ in worker.said} <= {"failed", "closed", "exited"}
 
 
 @METHODS
 async def test_the_end_of_a_worker_is_noticed_with_its_status_and_how_far_it_had_come(method: str) -> None:
     async with life(method) as worker:
-        await worker.ready()
-        assert worker.handle.progress().begun == 0
+        await worker.wait_ready()
+        assert worker.link.progress().begun == 0
         await worker.ask(b"1")
         await worker.ask(b"2")
-        assert worker.handle.progress().begun == 2
-        assert worker.handle.progress().beats >= 2
+        assert worker.link.progress().begun == 2
+        assert worker.link.progress().beats >= 2
         worker.send(b'["exit", 7]')
         assert await worker.ended() == "exited with status 7"
         assert worker.progress == [3], "it can be told though the worker is dead"
@@ -160,13 +134,13 @@ async def test_the_end_of_a_worker_is_noticed_with_its_status_and_how_far_it_had
 @METHODS
 async def test_a_worker_can_be_killed_more_than_once(method: str) -> None:
     async with life(method) as worker:
-        await worker.ready()
-        worker.handle.kill()
-        worker.handle.kill()
+        await worker.wait_ready()
+        worker.link.kill()
+        worker.link.kill()
         assert await worker.ended() == "was killed by signal 9"
-        number = worker.handle.pid
-        worker.handle.kill()
-        assert worker.handle.pid == number is not None
+        number = worker.link.pid
+        worker.link.kill()
+        assert worker.link.pid == number is not None
 
 
 @METHODS
@@ -177,7 +151,7 @@ async def test_variables_are_set_in_the_worker_and_not_in_the_server(
     monkeypatch.delenv("OTHER", raising=False)
     async with life(method, Obedient, {"MINE": "inside", "OTHER": "2"}) as worker:
         assert (os.environ["MINE"], os.environ.get("OTHER")) == ("before", None)
-        await worker.ready()
+        await worker.wait_ready()
         assert await worker.ask(b'["environment", "MINE"]') == b'"inside"'
         assert await worker.ask(b'["environment", "OTHER"]') == b'"2"'
 
@@ -186,7 +160,7 @@ async def test_a_spawned_worker_does_not_import_the_main_module_of_whoever_serve
     main = sys.modules["__main__"]
     async with life("spawn") as worker:
         assert sys.modules["__main__"] is main
-        await worker.ready()
+        await worker.wait_ready()
         assert await worker.ask(b'["main"]') == b"null"
 
 
@@ -194,12 +168,12 @@ async def test_a_spawned_worker_does_not_import_the_main_module_of_whoever_serve
 @METHODS
 async def test_the_death_of_a_worker_is_noticed_though_a_child_of_it_holds_its_pipe(method: str) -> None:
     async with life(method) as worker:
-        await worker.ready()
+        await worker.wait_ready()
         child = int(await worker.ask(b'["leave a child"]'))
         try:
-            worker.handle.kill()
+            worker.link.kill()
             assert await worker.ended() == "was killed by signal 9"
-            assert worker.closed == []
+            assert worker.all("closed") == []
         finally:
             os.kill(child, signal.SIGKILL)
 
@@ -207,22 +181,22 @@ async def test_the_death_of_a_worker_is_noticed_though_a_child_of_it_holds_its_p
 @LINUX
 async def test_the_end_of_a_worker_that_somebody_else_has_reaped_is_noticed_all_the_same() -> None:
     async with life("fork") as worker:
-        await worker.ready()
-        pid = worker.handle.pid
+        await worker.wait_ready()
+        pid = worker.link.pid
         assert pid is not None
         os.kill(pid, signal.SIGKILL)
         # The loop does not turn meanwhile.
         os.waitpid(pid, 0)
         assert await worker.ended() == "has ended, nobody knows how"
-        worker.handle.kill()
-        worker.handle.reap(0.1)
+        worker.link.kill()
+        worker.link.reap(0.1)
 
 
 @METHODS
 async def test_nothing_is_left_of_a_worker_that_has_ended(method: str) -> None:
     async def live() -> None:
         async with life(method) as worker:
-            await worker.ready()
+            await worker.wait_ready()
             worker.send(b'["exit", 0]')
             await worker.ended()
 
@@ -237,15 +211,93 @@ async def test_nothing_is_left_of_a_worker_that_has_ended(method: str) -> None:
 @METHODS
 async def test_a_worker_can_be_reaped_without_a_loop(method: str) -> None:
     before = descriptors() if method == "fork" else 0
-    worker = Life(method)
-    await worker.ready()
-    asyncio.get_running_loop().remove_reader(worker.handle._watched)
-    worker.channel.close()
-    worker.handle.reap(0.01)
-    assert worker.handle.pid not in child_processes(os.getpid())
+    worker = launch(method)
+    await worker.wait_ready()
+    asyncio.get_running_loop().remove_reader(worker.link._process._watched)
+    worker.link.close()
+    worker.link.reap(0.01)
+    assert worker.link.pid not in child_processes(os.getpid())
     assert worker.ends == []
     if method == "fork":
         assert descriptors() == before
+
+
+# -- what workers count ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def counts(tmp_path: Path) -> Iterator[CustomMetrics]:
+    metrics = CustomMetrics(None, (str(tmp_path),))
+    metrics.open()
+    yield metrics
+    metrics.close()
+
+
+class Told(ProcessLauncher):
+    """Keeps what the process is told to run."""
+
+    def _start(self, arguments: tuple[Any, ...]) -> Any:
+        self.spec: WorkerSpec = arguments[0]
+        return super()._start(arguments)
+
+
+@asynccontextmanager
+async def counting(counts: CustomMetrics, variables: dict[str, str]) -> AsyncIterator[tuple[Told, Life]]:
+    """Launch a worker that counts, and end it at the end."""
+    launcher = Told(asyncio.get_running_loop(), "fork", counts=counts)
+    worker = Life(launcher, spec(Obedient), variables)
+    try:
+        await worker.wait_ready()
+        yield launcher, worker
+    finally:
+        worker.link.kill()
+        await worker.ended()
+
+
+async def test_a_worker_is_told_where_to_count_beside_its_own_variables(counts: CustomMetrics) -> None:
+    async with counting(counts, {"GPU": "1"}) as (launcher, worker):
+        assert await worker.ask(b'["environment", "GPU"]') == b'"1"'
+        assert json.loads(await worker.ask(json.dumps(["environment", VARIABLE]).encode())) == counts.private
+        assert launcher.spec.metrics_directory == counts.private
+
+
+async def test_a_directory_that_the_user_gives_a_worker_is_its_own(counts: CustomMetrics, tmp_path: Path) -> None:
+    async with counting(counts, {VARIABLE: str(tmp_path)}) as (_, worker):
+        assert json.loads(await worker.ask(json.dumps(["environment", VARIABLE]).encode())) == str(tmp_path)
+
+
+async def test_a_directory_of_the_users_is_not_the_workers_to_remove(tmp_path: Path) -> None:
+    async with counting(CustomMetrics(str(tmp_path), ()), {}) as (launcher, worker):
+        assert json.loads(await worker.ask(json.dumps(["environment", VARIABLE]).encode())) == str(tmp_path)
+        assert launcher.spec.metrics_directory == ""
+
+
+async def test_a_worker_whose_counts_are_not_shown_is_told_of_no_directory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(VARIABLE, raising=False)
+    async with life("fork") as worker:
+        await worker.wait_ready()
+        assert await worker.ask(json.dumps(["environment", VARIABLE]).encode()) == b"null"
+
+
+async def test_the_books_of_a_worker_are_closed_when_it_has_ended_and_all_have_heard_of_it(
+    counts: CustomMetrics,
+) -> None:
+    files: list[list[str]] = []
+
+    class Watching(Life):
+        def exited(self) -> None:
+            super().exited()
+            files.append(os.listdir(counts.private))
+
+    launcher = ProcessLauncher(asyncio.get_running_loop(), "fork", counts=counts)
+    worker = Watching(launcher, spec(Obedient))
+    await worker.wait_ready()
+    mine = f"counter_{worker.link.pid}.db"
+    MmapedDict(f"{counts.private}/{mine}").close()
+    worker.link.kill()
+    await worker.ended()
+    assert files == [[mine]]
+    assert os.listdir(counts.private) == ["counter_0.db"]
 
 
 # -- what cannot be launched -------------------------------------------------------------------------------------------
@@ -257,10 +309,10 @@ async def test_a_class_that_a_spawned_process_cannot_find_is_refused_with_what_t
 
     before = descriptors()
     with pytest.raises(StartupError, match=r"Local of stage Echo_1 cannot be sent.*top level.*start_method='fork'"):
-        Life("spawn", Local)
+        launch("spawn", Local)
     assert descriptors() == before
     async with life("fork", Local) as worker:
-        await worker.ready()
+        await worker.wait_ready()
 
 
 @contextmanager
@@ -282,6 +334,6 @@ def no_more_descriptors_than(number: int) -> Iterator[None]:
 async def test_without_descriptors_a_launch_fails_and_leaves_none(number: int) -> None:
     before, children = descriptors(), child_processes(os.getpid())
     with no_more_descriptors_than(number), pytest.raises(StartupError, match=r"worker 1 of Echo_1.*open files"):
-        Life("fork")
+        launch("fork")
     assert descriptors() == before
     assert child_processes(os.getpid()) == children

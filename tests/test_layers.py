@@ -24,12 +24,14 @@ FLOORS = {
     "pool": 3, "inside": 3,
     "ipc": 2,
     "observing": 1, "worker": 1, "streaming": 1, "runtime": 1, "mixin": 1, "schema": 1, "annotations": 1, "formats": 1,
-    "messages": 0, "config": 0, "log": 0, "errors": 0, "version": 0,
+    "messages": 0, "config": 0, "log": 0, "errors": 0, "lazy_timer": 0, "version": 0,
 }  # fmt: skip
 PURE = {
     "messages", "errors",
-    "batching.scheduler", "batching.arrivals", "batching.task", "batching.flow", "batching.rate",
-    "batching.busy_poll",
+    "batching.scheduler", "batching.queue", "batching.loads", "batching.average", "batching.arrivals",
+    "batching.policy", "batching.policy.window", "batching.policy.batch", "batching.policy.quarantine",
+    "batching.engine", "batching.task", "batching.flow", "batching.rate", "batching.busy_poll",
+    "observing.observer",
     "pool.lifecycle", "pool.watchdog", "inside.isolation",
     "ipc.frames", "ipc.arena", "ipc.reference", "ipc.ledger",
 }  # fmt: skip
@@ -102,6 +104,35 @@ def test_no_module_imports_the_package_itself(module: str) -> None:
     taken = imports(MODULES[module])
     exported = {f"{PACKAGE}.{name}" for name in mosec_asgi.__all__} - {f"{PACKAGE}.{name}" for name in MODULES}
     assert not taken & exported
+
+
+# Rooms that must not know each other though the floors would let them: batching speaks in messages, whatever these
+# become on the way; and what runs in a worker runs in any, whoever watches it.
+STRANGERS = [("batching", "ipc"), ("inside", "pool"), ("inside", "batching"), ("pool", "batching"), ("ipc", "inside")]
+
+
+@pytest.mark.parametrize(("room", "stranger"), STRANGERS)
+def test_a_room_imports_nothing_of_one_that_it_must_not_know(room: str, stranger: str) -> None:
+    known = {
+        (module, target)
+        for module, path in MODULES.items()
+        if module.split(".")[0] == room
+        for target in own(imports(path))
+        if target.split(".")[0] == stranger
+    }
+    assert not known
+
+
+def test_whoever_holds_a_link_need_not_know_of_processes() -> None:
+    """Beside the process executor itself, only what puts a service together knows it."""
+    knowing = {
+        module.split(".")[0]
+        for module, path in MODULES.items()
+        if not module.startswith("pool.process")
+        for target in own(imports(path))
+        if target.startswith("pool.process")
+    }
+    assert not knowing & {"batching", "pool", "inside", "ipc", "observing", "web"}
 
 
 def test_no_two_modules_import_each_other() -> None:

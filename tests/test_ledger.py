@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mosec_asgi.ipc.arena import LARGE, PAGE, Arena
+from mosec_asgi.ipc.arena import PAGE, Arena
 from mosec_asgi.ipc.frames import FrameError
-from mosec_asgi.ipc.ledger import Ledger, Reader, Region, SharedPayload
+from mosec_asgi.ipc.ledger import Block, Ledger, Reader, Region
 from mosec_asgi.ipc.reference import Span
 
 SIZE = 8 * PAGE
@@ -18,7 +20,18 @@ def region_of(ledger: Ledger) -> Region:
     return region
 
 
-def sent(reader: Reader, payload: SharedPayload, task_id: int) -> None:
+class Payload:
+    """What a task needs of the memory, as `ipc.shm.SharedPayload` has it."""
+
+    def __init__(self, blocks: Sequence[Block], ledger: Ledger) -> None:
+        self.blocks = blocks
+        self._ledger = ledger
+
+    def drop(self) -> None:
+        self._ledger.drop(self.blocks)
+
+
+def sent(reader: Reader, payload: Payload, task_id: int) -> None:
     """Send a task whose payload a payload is, as `ipc.shm` does it."""
     for block in payload.blocks:
         block.users += 1
@@ -34,10 +47,8 @@ class Books:
         self.reader = Reader(self.ledger)
         self.payload = self.write(0)
 
-    def write(self, place: int, length: int = PAGE) -> SharedPayload:
-        return SharedPayload(
-            b"", self.ledger.wrote(self.region, [Span(self.region.begin + place, length)]), self.ledger
-        )
+    def write(self, place: int, length: int = PAGE) -> Payload:
+        return Payload(self.ledger.wrote(self.region, [Span(self.region.begin + place, length)]), self.ledger)
 
     def freed(self) -> list[int]:
         return self.region.take_freed()
@@ -148,10 +159,6 @@ def test_a_writer_is_told_at_once_when_much_of_its_region_is_free(books: Books) 
     assert told == [[0, PAGE]]
 
 
-def test_a_shared_payload_counts_as_large() -> None:
-    assert len(SharedPayload(b"", [], Ledger(SIZE, 1))) >= LARGE
-
-
 @settings(max_examples=150, deadline=None)
 @given(st.data())
 def test_whatever_happens_no_block_that_is_needed_is_written_over_and_all_comes_back(data: st.DataObject) -> None:
@@ -160,7 +167,7 @@ def test_whatever_happens_no_block_that_is_needed_is_written_over_and_all_comes_
     writers: list[tuple[Region, Arena]] = []
     readers: list[Reader] = []
     # What the model says: who needs which block; a task, or a reader.
-    tasks: dict[int, SharedPayload] = {}
+    tasks: dict[int, Payload] = {}
     has: dict[Reader, dict[int, int]] = {}
     keeps: dict[Reader, set[int]] = {}
     numbers = iter(range(1, 1000))
@@ -183,7 +190,7 @@ def test_whatever_happens_no_block_that_is_needed_is_written_over_and_all_comes_
             if (place := arena.allocate(data.draw(st.integers(1, 3 * PAGE)))) is not None:
                 span = Span(region.begin + place, 1)
                 assert span.begin not in needed()
-                tasks[next(numbers)] = SharedPayload(b"", ledger.wrote(region, [span]), ledger)
+                tasks[next(numbers)] = Payload(ledger.wrote(region, [span]), ledger)
         elif step == "send" and readers and tasks:
             reader, task_id = data.draw(st.sampled_from(readers)), data.draw(st.sampled_from(sorted(tasks)))
             begin = tasks[task_id].blocks[0].begin

@@ -12,7 +12,7 @@ from mosec_asgi.errors import ClientError
 from mosec_asgi.inside.codec import LEFT, Codec
 from mosec_asgi.inside.loading import load
 from mosec_asgi.inside.outlet import Outlet
-from mosec_asgi.inside.plain_runner import WrongShape
+from mosec_asgi.inside.shape import WrongShape
 from mosec_asgi.streaming import FINISHED, Event, SSEWorker
 
 

@@ -28,6 +28,7 @@ from fake_port import (
 
 from mosec_asgi.errors import ClientError, MosecTimeoutError, ValidationError
 from mosec_asgi.inside import plain_runner as executor
+from mosec_asgi.inside.ending import Ending
 from mosec_asgi.worker import Worker
 
 pytestmark = pytest.mark.usefixtures("logged")
@@ -612,16 +613,16 @@ def test_what_was_sent_before_the_end_of_the_stream_is_still_answered() -> None:
     assert server.answers == {1: ok(1), 2: ok(2), 3: ok(3)}
 
 
-def test_a_forward_that_ends_the_process_ends_it() -> None:
+@pytest.mark.parametrize("max_batch_size", [1, 4])
+def test_what_ends_the_worker_passes_through_forward(max_batch_size: int) -> None:
     closed: list[bool] = []
 
     def forward(data: Any) -> Any:
-        raise SystemExit(3)
+        raise Ending
 
     worker = worker_of(forward, close=lambda self: closed.append(True))
-    with pytest.raises(SystemExit) as stop:
-        served(worker, json_tasks(1, 2))
-    assert stop.value.code == 3
+    with pytest.raises(Ending):
+        served(worker, json_tasks(1, 2), max_batch_size=max_batch_size)
     assert closed == [True]
 
 

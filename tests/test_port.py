@@ -12,7 +12,6 @@ from fake_port import chunks_of, tasks, until
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mosec_asgi.inside.port import READ_SIZE, Port
 from mosec_asgi.ipc import frames
 from mosec_asgi.ipc.arena import PAGE
 from mosec_asgi.ipc.mapped import Mapped
@@ -20,6 +19,7 @@ from mosec_asgi.ipc.progress import ProgressPage
 from mosec_asgi.ipc.reference import Span
 from mosec_asgi.ipc.shm import SharedMemory
 from mosec_asgi.messages import Cancels, Chunks, Credits, Results, Tasks
+from mosec_asgi.pool.process.port import READ_SIZE, SocketPort
 
 
 class Pipe:
@@ -28,7 +28,7 @@ class Pipe:
     def __init__(self) -> None:
         self.server, self.worker = socket.socketpair()
         self.page = ProgressPage()
-        self.port = Port(self.worker, self.page)
+        self.port = SocketPort(self.worker, self.page)
         self._decoder = frames.Decoder()
 
     def close(self) -> None:
@@ -161,7 +161,7 @@ def test_a_pipe_with_a_high_number_is_waited_for_as_any_other(pipe: Pipe) -> Non
     # What a worker gets that is replaced while its server has a thousand connections.
     os.dup2(pipe.worker.fileno(), 1500)
     with socket.socket(fileno=1500) as sock:
-        port = Port(sock, pipe.page)
+        port = SocketPort(sock, pipe.page)
         pipe.send(tasks(b"a"))
         port.wait(30.0)
         assert port.tasks

@@ -15,57 +15,16 @@ from typing import Any
 
 import pytest
 from fakes import spec
-from harness import Program, child_processes, serving, until, wait_until
+from harness import Program, child_processes, serving, wait_until
+from lives import Life
 from preload_workers import Endless, Loaded, Random, Stubborn, Unable
 
 from mosec_asgi import Server
 from mosec_asgi.errors import StartupError
-from mosec_asgi.ipc import frames
-from mosec_asgi.ipc.channel import Channel
-from mosec_asgi.messages import EGRESS, INGRESS, Results, Tasks
-from mosec_asgi.pool.process.launcher import ProcessLauncher, WorkerProcess
+from mosec_asgi.pool.process.launcher import ProcessLauncher
 from mosec_asgi.worker import Worker
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="needs a pidfd")
-
-
-class Life:
-    """One life of a worker: what was heard of it."""
-
-    def __init__(self, launcher: ProcessLauncher, worker: type[Worker], number: int) -> None:
-        self.frames: list[frames.Frame] = []
-        self.ends: list[str] = []
-        self.handle: WorkerProcess
-        self.channel: Channel
-        self.handle, self.channel = launcher.launch(
-            spec(worker, worker_id=number), {}, self.frames.append, lambda reason: None, self._ended
-        )
-
-    def _ended(self) -> None:
-        # Its end may be noticed before its last words are read.
-        self.channel.drain()
-        self.ends.append(self.handle.describe_exit())
-        self.channel.close()
-
-    async def ready(self) -> Life:
-        await until(lambda: self.frames, "it says that it is ready")
-        assert self.frames == [frames.Ready()]
-        return self
-
-    async def ended(self) -> str:
-        await until(lambda: self.ends, "its end is noticed")
-        return self.ends[0]
-
-    def send(self, body: bytes) -> None:
-        self.channel.send(frames.encode_tasks(Tasks([1], [INGRESS | EGRESS], ["request"], [body])))
-
-    async def ask(self, body: bytes) -> Any:
-        before = len(self.frames)
-        self.send(body)
-        await until(lambda: len(self.frames) > before, "it answers")
-        results = self.frames[-1]
-        assert isinstance(results, Results)
-        return json.loads(results.payloads[0])
 
 
 class Pool:
@@ -76,11 +35,11 @@ class Pool:
         self.lives: list[Life] = []
 
     def launch(self, worker: type[Worker] = Loaded, number: int = 1) -> Life:
-        self.lives.append(Life(self.launcher, worker, number))
+        self.lives.append(Life(self.launcher, spec(worker, worker_id=number)))
         return self.lives[-1]
 
     async def pair(self, worker: type[Worker] = Loaded) -> list[Life]:
-        return [await life.ready() for life in (self.launch(worker), self.launch(worker, 2))]
+        return [await life.wait_ready() for life in (self.launch(worker), self.launch(worker, 2))]
 
     @property
     def template(self) -> int:
@@ -89,11 +48,15 @@ class Pool:
 
     async def close(self) -> None:
         for life in self.lives:
-            life.handle.kill()
+            life.link.kill()
         for life in self.lives:
             await life.ended()
             assert len(life.ends) == 1, "its end is told once"
         self.launcher.close()
+
+
+async def asked(life: Life, body: bytes) -> Any:
+    return json.loads(await life.ask(body))
 
 
 def command(pid: int) -> bytes:
@@ -130,21 +93,21 @@ async def pool() -> AsyncIterator[Pool]:
 
 
 async def test_workers_are_loaded_once_and_forked_from_there(pool: Pool) -> None:
-    first, second = [await life.ask(b'"who"') for life in await pool.pair()]
+    first, second = [await asked(life, b'"who"') for life in await pool.pair()]
     assert first["loaded"] == second["loaded"] == [pool.template, 0]
     assert (first["id"], second["id"]) == (1, 2)
     for life, who in zip(pool.lives, (first, second), strict=True):
-        assert who["forked"] == who["pid"] == life.handle.pid
+        assert who["forked"] == who["pid"] == life.link.pid
         assert who["pid"] in child_processes(pool.template)
 
 
 async def test_each_worker_has_random_numbers_of_its_own(pool: Pool) -> None:
-    first, second = [await life.ask(b"1") for life in await pool.pair(Random)]
+    first, second = [await asked(life, b"1") for life in await pool.pair(Random)]
     assert not set(first) & set(second)
 
 
 async def test_a_worker_holds_nothing_of_its_siblings_or_of_its_template(pool: Pool) -> None:
-    first, second = [await life.ask(b'"descriptors"') for life in await pool.pair()]
+    first, second = [await asked(life, b'"descriptors"') for life in await pool.pair()]
     assert first.count("socket") == 1
     assert [kind for kind in first if kind != "pipe"] == [kind for kind in second if kind != "pipe"]
     # With these two `multiprocessing` would tell the first one of the template's end.
@@ -153,23 +116,23 @@ async def test_a_worker_holds_nothing_of_its_siblings_or_of_its_template(pool: P
 
 async def test_a_replacement_is_forked_from_the_same_template(pool: Pool) -> None:
     first, _ = await pool.pair()
-    before = await first.ask(b'"who"')
+    before = await asked(first, b'"who"')
     first.send(b'["exit", 7]')
     assert await first.ended() == "exited with status 7"
-    assert (await (await pool.launch().ready()).ask(b'"who"'))["loaded"] == before["loaded"]
+    assert (await asked(await pool.launch().wait_ready(), b'"who"'))["loaded"] == before["loaded"]
 
 
 async def test_a_worker_can_be_killed_more_than_once_and_leaves_its_sibling_alone(pool: Pool) -> None:
     first, second = await pool.pair()
-    first.handle.kill()
-    first.handle.kill()
+    first.link.kill()
+    first.link.kill()
     assert await first.ended() == "was killed by signal 9"
-    assert await second.ask(b"5") == 5
+    assert await asked(second, b"5") == 5
 
 
 async def test_a_worker_ends_when_its_pipe_does(pool: Pool) -> None:
     first, _ = await pool.pair()
-    first.channel.finish()
+    first.link.finish()
     assert await first.ended() == "exited with status 0"
 
 
@@ -178,27 +141,27 @@ async def test_a_worker_that_cannot_be_loaded_or_forked_says_why(pool: Pool, wor
     both = [pool.launch(worker), pool.launch(worker, 2)]
     for life in both:
         assert await life.ended() == "exited with status 1"
-        (why,) = life.frames
-        assert isinstance(why, frames.Failed)
-        assert said in why.text
+        ((why,),) = life.all("failed")
+        assert said in why
+        assert life.said[0] == ("failed", why)
     # Another try is one.
     assert await pool.launch(worker).ended() == "exited with status 1"
 
 
 async def test_the_death_of_the_template_is_that_of_its_workers_and_the_next_one_is_another(pool: Pool) -> None:
     first, second = await pool.pair()
-    template, pids = pool.template, [life.handle.pid for life in pool.lives]
+    template, pids = pool.template, [life.link.pid for life in pool.lives]
     os.kill(template, signal.SIGKILL)
     assert (await first.ended(), await second.ended()) == ("was killed by signal 9",) * 2
     assert not any(lives(pid) for pid in pids if pid is not None)
-    third = await pool.launch().ready()
-    assert (await third.ask(b'"who"'))["loaded"][0] == pool.template != template
+    third = await pool.launch().wait_ready()
+    assert (await asked(third, b'"who"'))["loaded"][0] == pool.template != template
 
 
 async def test_a_server_that_takes_in_orphans_reaps_them(pool: Pool) -> None:
     prctl, pr_set_child_subreaper = ctypes.CDLL(None).prctl, 36
     first, second = await pool.pair()
-    pids = {life.handle.pid for life in pool.lives}
+    pids = {life.link.pid for life in pool.lives}
     # As process number 1 of a container is.
     prctl(pr_set_child_subreaper, 1)
     try:
@@ -213,8 +176,8 @@ async def test_a_server_that_takes_in_orphans_reaps_them(pool: Pool) -> None:
 async def test_a_template_that_never_loads_is_ended_with_the_workers_that_wait_for_it(pool: Pool) -> None:
     both = [pool.launch(Endless), pool.launch(Endless, 2)]
     template = pool.template
-    assert both[0].handle.pid == both[1].handle.pid == template
-    both[0].handle.kill()
+    assert both[0].link.pid == both[1].link.pid == template
+    both[0].link.kill()
     for life in both:
         assert await life.ended() == "was killed by signal 9"
     assert not lives(template)
@@ -223,18 +186,18 @@ async def test_a_template_that_never_loads_is_ended_with_the_workers_that_wait_f
 async def test_a_worker_whose_template_hangs_can_be_ended_all_the_same(pool: Pool) -> None:
     first, second = await pool.pair()
     os.kill(pool.template, signal.SIGSTOP)
-    first.handle.kill()
+    first.link.kill()
     assert await first.ended() == "was killed by signal 9"
     assert await second.ended() == "was killed by signal 9"
 
 
 async def test_a_worker_can_be_reaped_without_a_loop(pool: Pool) -> None:
     first, _ = await pool.pair()
-    pid = first.handle.pid
+    pid = first.link.pid
     assert pid is not None
-    asyncio.get_running_loop().remove_reader(first.handle._watched)
-    first.channel.close()
-    first.handle.reap(0.01)
+    asyncio.get_running_loop().remove_reader(first.link._process._watched)
+    first.link.close()
+    first.link.reap(0.01)
     assert not lives(pid)
     first.ends.append("reaped")
 

@@ -6,18 +6,20 @@ import sys
 from collections.abc import Sequence
 
 import pytest
+from fakes import new_task
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from mosec_asgi.batching.scheduler import MAX_WINDOW, WINDOW_SECONDS, AnswerError, Assignment, Scheduler
+from mosec_asgi.batching.loads import MAX_WINDOW, WINDOW_SECONDS, AnswerError
+from mosec_asgi.batching.scheduler import Assignment, Scheduler
 from mosec_asgi.batching.task import State, Task
 
 _numbers = itertools.count(1)
 
 
 def enqueue(scheduler: Scheduler[str], count: int = 1, now: float = 0.0) -> list[Task]:
-    tasks = [Task(next(_numbers), "", 0, (0,), b"", now, now + 100.0) for _ in range(count)]
+    tasks = [new_task(next(_numbers), now, deadline=now + 100.0) for _ in range(count)]
     for task in tasks:
         scheduler.enqueue(task, now)
     return tasks
@@ -49,12 +51,12 @@ def drop(scheduler: Scheduler[str], task: Task) -> None:
 
 def sent_to(scheduler: Scheduler[str], worker: str) -> list[Task]:
     """Return all tasks that a worker has not answered."""
-    return scheduler.begun(worker, sys.maxsize)
+    return scheduler.loads.begun(worker, sys.maxsize)
 
 
 def die(scheduler: Scheduler[str], worker: str, begun: int = sys.maxsize) -> list[Task]:
     """Lose a worker that had begun so many of all tasks that it was sent; queue again what lives, as a stage does."""
-    for task in scheduler.begun(worker, begun):
+    for task in scheduler.loads.begun(worker, begun):
         task.attempts += 1
     tasks = scheduler.remove_worker(worker)
     scheduler.requeue([task for task in tasks if task.state is State.SENT])
@@ -130,7 +132,7 @@ def test_slow_workers_share_tasks_evenly_and_none_waits_behind_another() -> None
     tasks = enqueue(scheduler, 4)
     given = assign(scheduler)
     assert sorted(len(batch) for [batch] in given.values()) == [1, 1, 1]
-    assert list(scheduler.waiting()) == [tasks[3]]
+    assert list(scheduler.queue.waiting()) == [tasks[3]]
 
 
 def test_the_worker_with_the_least_measured_work_ahead_gets_the_task() -> None:
@@ -463,30 +465,30 @@ def test_answers_of_a_concurrent_worker_come_in_any_order() -> None:
 
 def test_slots_in_use_are_what_workers_run_and_not_what_they_have_ahead() -> None:
     scheduler = concurrent("a", "b", concurrency=4)
-    assert scheduler.slots_in_use == 0
+    assert scheduler.loads.slots_in_use == 0
     tasks = enqueue(scheduler, 3)
     assign(scheduler)
-    assert scheduler.slots_in_use == 3
+    assert scheduler.loads.slots_in_use == 3
     enqueue(scheduler, 20)
     assign(scheduler)
-    assert (scheduler.in_flight, scheduler.slots_in_use) == (10, 8)
+    assert (scheduler.in_flight, scheduler.loads.slots_in_use) == (10, 8)
     answered(scheduler, "a", tasks[:1])
-    assert (scheduler.in_flight, scheduler.slots_in_use) == (9, 8)
+    assert (scheduler.in_flight, scheduler.loads.slots_in_use) == (9, 8)
     scheduler.remove_worker("a")
-    assert scheduler.slots_in_use == 4
+    assert scheduler.loads.slots_in_use == 4
 
 
 def test_slots_in_use_are_batches_where_there_are_any() -> None:
     scheduler = concurrent("a", concurrency=2, size=3)
     tasks = enqueue(scheduler, 4)
     assign(scheduler)
-    assert scheduler.slots_in_use == 2
+    assert scheduler.loads.slots_in_use == 2
     tasks += enqueue(scheduler, 3)
     assign(scheduler)
-    assert (scheduler.in_flight, scheduler.slots_in_use) == (7, 2)
+    assert (scheduler.in_flight, scheduler.loads.slots_in_use) == (7, 2)
     answered(scheduler, "a", tasks[:3])
     answered(scheduler, "a", tasks[3:4])
-    assert scheduler.slots_in_use == 1
+    assert scheduler.loads.slots_in_use == 1
 
 
 def test_tasks_that_must_be_alone_do_not_help_to_fill_a_batch() -> None:
@@ -524,11 +526,11 @@ def test_what_a_worker_has_begun_is_told_by_the_count_of_all_that_it_was_sent(si
     answered(scheduler, "a", before, 0.0)
     tasks = enqueue(scheduler, 4)
     assign(scheduler)
-    assert scheduler.begun("a", 1) == []
-    assert scheduler.begun("a", 3) == tasks[:2]
+    assert scheduler.loads.begun("a", 1) == []
+    assert scheduler.loads.begun("a", 3) == tasks[:2]
     answered(scheduler, "a", tasks[:1], 0.0)
-    assert scheduler.begun("a", 3) == tasks[1:2]
-    assert scheduler.begun("a", 5) == tasks[1:]
+    assert scheduler.loads.begun("a", 3) == tasks[1:2]
+    assert scheduler.loads.begun("a", 5) == tasks[1:]
 
 
 def test_what_a_worker_has_begun_counts_anew_in_its_next_life() -> None:
@@ -538,7 +540,7 @@ def test_what_a_worker_has_begun_counts_anew_in_its_next_life() -> None:
     die(scheduler, "a", begun=0)
     scheduler.add_worker("a")
     ((worker, [tasks]),) = assign(scheduler).items()
-    assert scheduler.begun(worker, 1) == tasks[:1]
+    assert scheduler.loads.begun(worker, 1) == tasks[:1]
 
 
 def test_begun_tasks_of_a_dead_worker_come_first_each_alone_and_those_ahead_as_if_nothing_had_been() -> None:
@@ -547,7 +549,7 @@ def test_begun_tasks_of_a_dead_worker_come_first_each_alone_and_those_ahead_as_i
     assign(scheduler)
     late = enqueue(scheduler, 2)
     assert die(scheduler, "a", begun=2) == lost
-    assert list(scheduler.waiting()) == lost + late
+    assert list(scheduler.queue.waiting()) == lost + late
     assert [task.alone for task in lost] == [True, True, False, False]
     scheduler.add_worker("b")
     for task in lost[:2]:
@@ -563,7 +565,7 @@ def test_the_same_without_batching_though_the_window_is_wide() -> None:
     late = enqueue(scheduler, 2)
     # One of them is the one that was measured.
     die(scheduler, "a", begun=1 + 2)
-    assert list(scheduler.waiting()) == lost + late
+    assert list(scheduler.queue.waiting()) == lost + late
     scheduler.add_worker("b")
     for task in lost[:2]:
         assert assign(scheduler) == {"b": [[task]]}
@@ -576,7 +578,7 @@ def test_tasks_are_queued_again_in_their_order_whatever_the_order_in_which_they_
     tasks = enqueue(scheduler, 2, now=1.0) + enqueue(scheduler, 2, now=2.0)
     assign(scheduler)
     scheduler.requeue(reversed(scheduler.remove_worker("a")))
-    assert list(scheduler.waiting()) == tasks
+    assert list(scheduler.queue.waiting()) == tasks
 
 
 @pytest.mark.parametrize("begun", [0, sys.maxsize], ids=["sent ahead", "begun"])
@@ -588,7 +590,7 @@ def test_tasks_of_two_dead_workers_are_queued_in_order_of_arrival(order: str, be
     late = enqueue(scheduler)
     for worker in order:
         die(scheduler, worker, begun)
-    assert list(scheduler.waiting()) == tasks + late
+    assert list(scheduler.queue.waiting()) == tasks + late
 
 
 def test_a_task_that_must_be_alone_stays_so_though_the_next_dying_worker_had_not_begun_it() -> None:
@@ -656,7 +658,7 @@ def test_while_no_concurrent_worker_has_nothing_others_pass_a_task_that_must_be_
     die(scheduler, "b")
     late = enqueue(scheduler, size)
     assert assign(scheduler) == {"a": [late]}, "the survivor has long work, and room beside it"
-    assert list(scheduler.waiting()) == tasks
+    assert list(scheduler.queue.waiting()) == tasks
     scheduler.add_worker("c")
     later = enqueue(scheduler, size)
     assert assign(scheduler) == {"c": [tasks[:1]], "a": [later]}, "the newcomer has nothing"
@@ -671,7 +673,7 @@ def test_tasks_that_must_be_alone_go_before_all_others(size: int) -> None:
     assert assign(scheduler) == {"b": [lone]}
     die(scheduler, "b")
     die(scheduler, "a", begun=0)
-    assert list(scheduler.waiting()) == lone + older
+    assert list(scheduler.queue.waiting()) == lone + older
     scheduler.add_worker("c")
     assert assign(scheduler) == {"c": [lone]}
     answered(scheduler, "c", lone)
@@ -714,7 +716,7 @@ def test_others_join_a_lone_task_once_it_is_proven_but_none_that_must_be_alone(s
     assert assign(scheduler) == {}
     scheduler.proven("b")
     assert [task for batch in assign(scheduler)["b"] for task in batch] == late
-    assert list(scheduler.waiting()) == [second]
+    assert list(scheduler.queue.waiting()) == [second]
 
 
 def test_what_settles_while_it_waits_to_be_alone_is_never_sent_and_lets_others_go() -> None:
@@ -725,7 +727,7 @@ def test_what_settles_while_it_waits_to_be_alone_is_never_sent_and_lets_others_g
     late = enqueue(scheduler)
     assert assign(scheduler) == {}
     drop(scheduler, second)
-    assert (scheduler.queued, list(scheduler.waiting())) == (1, late)
+    assert (scheduler.queued, list(scheduler.queue.waiting())) == (1, late)
     answered(scheduler, "a", [first])
     assert assign(scheduler) == {"a": [late]}
 
@@ -790,9 +792,9 @@ def test_the_queue_compacts_when_most_of_it_is_dead() -> None:
     for task in tasks:
         if task not in survivors:
             drop(scheduler, task)
-    assert list(scheduler.waiting()) == survivors
+    assert list(scheduler.queue.waiting()) == survivors
     assert scheduler.queued == len(survivors)
-    assert len(scheduler._queue) <= 2 * len(survivors) + 65
+    assert len(scheduler.queue._tasks) <= 2 * len(survivors) + 65
 
 
 def test_results_of_settled_tasks_are_taken_all_the_same() -> None:
@@ -850,11 +852,11 @@ def four_tasks_on_a_worker(size: int, *, ordered: bool) -> tuple[Scheduler[str],
     """Return a scheduler whose worker "a" has the tasks 1 to 4, and has answered task 50."""
     scheduler: Scheduler[str] = Scheduler(size, 0.0, ordered=ordered)
     scheduler.add_worker("a")
-    before = Task(50, "", 0, (0,), b"", 0.0, 1.0)
+    before = new_task(50, 0.0)
     scheduler.enqueue(before, 0.0)
     assign(scheduler)
     answered(scheduler, "a", [before], 0.0)
-    tasks = [Task(number, "", 0, (0,), b"", 0.0, 1.0) for number in range(1, 5)]
+    tasks = [new_task(number, 0.0) for number in range(1, 5)]
     for task in tasks:
         scheduler.enqueue(task, 0.0)
     assign(scheduler)
@@ -867,30 +869,30 @@ def test_the_tasks_that_a_worker_speaks_of_are_those_that_it_has() -> None:
     tasks = enqueue(scheduler, 4)
     assign(scheduler)
     mine = sent_to(scheduler, "a")
-    assert scheduler.given("a", [mine[1].id, mine[0].id, mine[1].id]) == [mine[1], mine[0], mine[1]]
+    assert scheduler.loads.given("a", [mine[1].id, mine[0].id, mine[1].id]) == [mine[1], mine[0], mine[1]]
     other = sent_to(scheduler, "b")[0]
     for wrong in ([mine[0].id, other.id], [10**9]):
         with pytest.raises(AnswerError, match=f"spoke of task {wrong[-1]}, which it did not have"):
-            scheduler.given("a", wrong)
+            scheduler.loads.given("a", wrong)
     answered(scheduler, "a", mine[:1])
     with pytest.raises(AnswerError):
-        scheduler.given("a", [mine[0].id])
+        scheduler.loads.given("a", [mine[0].id])
     assert {*mine, *sent_to(scheduler, "b")} == set(tasks)
 
 
 def test_it_is_known_which_workers_are_busy_and_who_has_a_task() -> None:
     scheduler = unbatched("a", "b")
     first, second, third = enqueue(scheduler, 3)
-    assert (scheduler.busy, scheduler.holder(first)) == ([], None)
+    assert (scheduler.loads.busy, scheduler.loads.holder(first)) == ([], None)
     assign(scheduler)
-    assert scheduler.busy == ["a", "b"]
-    assert [scheduler.holder(task) for task in (first, second, third)] == ["a", "b", None]
+    assert scheduler.loads.busy == ["a", "b"]
+    assert [scheduler.loads.holder(task) for task in (first, second, third)] == ["a", "b", None]
     answered(scheduler, "a", [first])
-    assert (scheduler.busy, scheduler.holder(first)) == (["b"], None)
+    assert (scheduler.loads.busy, scheduler.loads.holder(first)) == (["b"], None)
     drop(scheduler, second)
-    assert scheduler.holder(second) == "b", "it is there though nobody waits for it"
+    assert scheduler.loads.holder(second) == "b", "it is there though nobody waits for it"
     scheduler.remove_worker("b")
-    assert (scheduler.busy, scheduler.holder(second)) == ([], None)
+    assert (scheduler.loads.busy, scheduler.loads.holder(second)) == ([], None)
 
 
 def test_only_a_lonely_task_of_a_stage_without_batches_has_nothing_to_wait_for() -> None:
@@ -975,7 +977,7 @@ class AnyOrderOfEvents(RuleBasedStateMachine):
     @rule(count=st.integers(1, 10), decide=st.booleans())
     def tasks_come(self, count: int, decide: bool) -> None:
         for _ in range(count):
-            task = Task(next(self.numbers), "", 0, (0,), b"", self.now, self.now + 100.0)
+            task = new_task(next(self.numbers), self.now, deadline=self.now + 100.0)
             self.scheduler.enqueue(task, self.now)
             self.waiting.append(task)
             self.unanswered.add(task)
@@ -1048,7 +1050,7 @@ class AnyOrderOfEvents(RuleBasedStateMachine):
         worker = data.draw(st.sampled_from(sorted(self.batches)))
         lost = self.sent(worker)
         count = data.draw(st.integers(0, len(self.ever[worker])))
-        begun = self.scheduler.begun(worker, count)
+        begun = self.scheduler.loads.begun(worker, count)
         assert begun == [task for task in self.ever[worker][:count] if task in set(lost)]
         for task in begun:
             task.attempts += 1
@@ -1162,13 +1164,13 @@ class AnyOrderOfEvents(RuleBasedStateMachine):
 
     @invariant()
     def each_task_is_in_one_place(self) -> None:
-        assert list(self.scheduler.waiting()) == self.lone + self.waiting
+        assert list(self.scheduler.queue.waiting()) == self.lone + self.waiting
         for worker in self.batches:
-            assert self.scheduler.begun(worker, sys.maxsize) == self.sent(worker)
+            assert self.scheduler.loads.begun(worker, sys.maxsize) == self.sent(worker)
             for task in self.sent(worker):
-                assert self.scheduler.holder(task) == worker
+                assert self.scheduler.loads.holder(task) == worker
         for task in self.lone + self.waiting:
-            assert self.scheduler.holder(task) is None
+            assert self.scheduler.loads.holder(task) is None
         places = self.lone + self.waiting + [task for worker in self.batches for task in self.sent(worker)]
         assert len(places) == len(set(places))
         assert self.unanswered <= set(places)
@@ -1177,9 +1179,9 @@ class AnyOrderOfEvents(RuleBasedStateMachine):
     def the_counts_are_true(self) -> None:
         assert self.scheduler.queued == len(self.lone) + len(self.waiting)
         assert self.scheduler.in_flight == sum(len(self.sent(worker)) for worker in self.batches)
-        assert self.scheduler.busy == [worker for worker, batches in self.batches.items() if batches]
+        assert self.scheduler.loads.busy == [worker for worker, batches in self.batches.items() if batches]
         units = [len(batches) if self.size > 1 else sum(map(len, batches)) for batches in self.batches.values()]
-        assert self.scheduler.slots_in_use == sum(min(unit, self.concurrency) for unit in units)
+        assert self.scheduler.loads.slots_in_use == sum(min(unit, self.concurrency) for unit in units)
 
     @invariant()
     def a_task_that_must_be_alone_is_alone(self) -> None:

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import errno
 import os
+import pickle
 import resource
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from fakes import Held
 
 from mosec_asgi.ipc import frames, reference
 from mosec_asgi.ipc.arena import LARGE, PAGE
-from mosec_asgi.ipc.ledger import SharedPayload
 from mosec_asgi.ipc.mapped import Mapped
 from mosec_asgi.ipc.reference import Kind, Span
-from mosec_asgi.ipc.shm import SharedMemory, WorkerMemory, Writer, shared_memory
+from mosec_asgi.ipc.shm import SharedMemory, SharedPayload, WorkerMemory, Writer, shared_memory
+from mosec_asgi.messages import Payload, Results, Tasks
 
 pytestmark = [
     pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="this system has no memfd"),
@@ -52,11 +54,22 @@ def pair() -> Iterator[Pair]:
     pair.close()
 
 
-def send(account: WorkerMemory, task_id: int, payload: bytes | SharedPayload) -> tuple[int, Any]:
+def send(account: WorkerMemory, task_id: int, payload: Payload) -> tuple[int, Any]:
     """Send a payload; return the flags and what goes through the pipe."""
-    flags, payloads = [0], [payload]
-    account.send([task_id], flags, payloads)
-    return flags[0], payloads[0]
+    tasks = Tasks([task_id], [0], ["name"], [payload])
+    sent = account.send(tasks)
+    assert (sent.ids, sent.request_ids) == ([task_id], ["name"])
+    assert (tasks.flags, tasks.payloads) == ([0], [payload]), "a message is not changed"
+    return sent.flags[0], sent.payloads[0]
+
+
+def receive(account: WorkerMemory, description: bytes) -> SharedPayload:
+    """Take in a result that lies in the memory."""
+    results = account.receive(Results([1], [frames.IN_MEMORY], [description], 0.5))
+    (payload,) = results.payloads
+    assert (results.ids, results.codes, results.seconds) == ([1], [200], 0.5)
+    assert isinstance(payload, SharedPayload)
+    return payload
 
 
 def span_of(description: bytes) -> Span:
@@ -77,7 +90,9 @@ def test_a_result_for_the_client_comes_whole_and_its_place_is_free_at_once(pair:
     account, mapped = pair.worker()
     span = mapped.put(BODY)
     assert span is not None
-    assert account.receive(reference.pack(Kind.BYTES, [span]), whole=True) == BODY
+    result = receive(account, reference.pack(Kind.BYTES, [span]))
+    assert (result.read(), pair.memory.in_use) == (BODY, LARGE)
+    result.drop()
     assert pair.memory.in_use == 0
     decoder = frames.Decoder()
     decoder.receive_data(account.freed())
@@ -93,8 +108,7 @@ def test_a_result_for_the_next_stage_never_passes_through_the_server(pair: Pair)
     second, reader = pair.worker()
     span = writer.put(BODY)
     assert span is not None
-    result = first.receive(reference.pack(Kind.BYTES, [span]), whole=False)
-    assert isinstance(result, SharedPayload)
+    result = receive(first, reference.pack(Kind.BYTES, [span]))
     flags, description = send(second, 1, result)
     assert (flags, description) == (frames.SHARED, reference.pack(Kind.BYTES, [span]))
     assert reader.read(span) == BODY
@@ -110,8 +124,7 @@ def test_what_a_dead_worker_has_written_can_still_be_read(pair: Pair) -> None:
     second, reader = pair.worker()
     span = writer.put(BODY)
     assert span is not None
-    result = first.receive(reference.pack(Kind.BYTES, [span]), whole=False)
-    assert isinstance(result, SharedPayload)
+    result = receive(first, reference.pack(Kind.BYTES, [span]))
     first.close()
     # Its successor writes, and so does the next one: not there.
     for _ in range(2):
@@ -149,8 +162,7 @@ def test_the_payload_stays_for_another_worker_when_the_first_one_dies(pair: Pair
     second, _ = pair.worker()
     span = writer.put(BODY)
     assert span is not None
-    result = first.receive(reference.pack(Kind.BYTES, [span]), whole=False)
-    assert isinstance(result, SharedPayload)
+    result = receive(first, reference.pack(Kind.BYTES, [span]))
     send(second, 1, result)
     second.close()
     third, reader = pair.worker()
@@ -165,14 +177,85 @@ def test_the_payload_stays_for_another_worker_when_the_first_one_dies(pair: Pair
         b"garbage",
         reference.pack(Kind.BYTES, [Span(0, 100)]),
         reference.pack(Kind.BYTES, [Span(1 << 60, 100)]),
-        reference.pack(Kind.PICKLE, [Span(SIZE, 100)], b"stream"),
     ],
-    ids=["no reference", "the server's memory", "beyond the end", "a pickle for a client"],
+    ids=["no reference", "the server's memory", "beyond the end"],
 )
 def test_a_result_that_is_none_is_refused(pair: Pair, description: bytes) -> None:
     account, _ = pair.worker()
     with pytest.raises(frames.FrameError):
-        account.receive(description, whole=True)
+        receive(account, description)
+
+
+def test_a_pickle_in_the_memory_is_no_answer_to_a_client(pair: Pair) -> None:
+    account, mapped = pair.worker()
+    span = mapped.put(BODY)
+    assert span is not None
+    result = receive(account, reference.pack(Kind.PICKLE, [span], b"stream"))
+    with pytest.raises(frames.FrameError, match="must be bytes, not a PICKLE"):
+        result.read()
+    result.drop()
+
+
+def test_nothing_is_held_of_results_of_which_one_is_refused(pair: Pair) -> None:
+    account, mapped = pair.worker()
+    span = mapped.put(BODY)
+    assert span is not None
+    description = reference.pack(Kind.BYTES, [span])
+    results = Results([1, 2, 3], [frames.IN_MEMORY, 200, frames.IN_MEMORY], [description, b"x", description], 0.1)
+    with pytest.raises(frames.FrameError, match="where another one does"):
+        account.receive(results)
+    assert pair.memory.in_use == 0
+
+
+def test_small_results_pass_beside_large_ones_as_they_are(pair: Pair) -> None:
+    account, mapped = pair.worker()
+    span = mapped.put(BODY)
+    assert span is not None
+    description = reference.pack(Kind.BYTES, [span])
+    results = account.receive(Results([1, 2, 3], [200, frames.IN_MEMORY, 422], [b"x", description, b"no"], 0.1))
+    first, held, last = results.payloads
+    assert (first, last, results.codes) == (b"x", b"no", [200, 200, 422])
+    assert isinstance(held, SharedPayload)
+    held.drop()
+
+
+def test_a_payload_that_another_link_holds_goes_through_the_pipe_as_bytes(pair: Pair) -> None:
+    account, _ = pair.worker()
+    held = Held(b"of another link")
+    assert send(account, 1, held) == (0, b"of another link")
+    assert (held.drops, account.reads, pair.memory.in_use) == (0, False, 0)
+
+
+def test_a_shared_payload_counts_as_large(pair: Pair) -> None:
+    account, mapped = pair.worker()
+    span = mapped.put(b"small")
+    assert span is not None
+    result = receive(account, reference.pack(Kind.BYTES, [span]))
+    assert len(result) >= LARGE
+    result.drop()
+
+
+def test_a_shared_payload_leaves_its_memory_as_bytes(pair: Pair) -> None:
+    account, mapped = pair.worker()
+    arrays = [bytearray(BODY), bytearray(BODY[::-1])]
+    buffers: list[pickle.PickleBuffer] = []
+    stream = pickle.dumps([pickle.PickleBuffer(array) for array in arrays], 5, buffer_callback=buffers.append)
+    spans = [span for buffer in buffers if (span := mapped.put(buffer.raw())) is not None]
+    long = mapped.put(stream)
+    plain = mapped.put(BODY)
+    assert long is not None
+    assert plain is not None
+    (here,) = [receive(account, reference.pack(Kind.BYTES, [plain]))]
+    assert pickle.loads(pickle.dumps(here)) == BODY
+    here.drop()
+    result = receive(account, reference.pack(Kind.LARGE_PICKLE, [long, *spans]))
+    crossed = pickle.loads(pickle.dumps(result))
+    assert isinstance(crossed, bytes)
+    assert pickle.loads(crossed) == arrays
+    result.drop()
+    result = receive(account, reference.pack(Kind.PICKLE, spans, stream))
+    assert pickle.loads(pickle.loads(pickle.dumps(result))) == arrays
+    result.drop()
 
 
 def test_a_full_memory_sends_payloads_through_the_pipe_and_says_once_what_to_raise(
@@ -204,7 +287,7 @@ def test_a_worker_without_a_region_reads_all_the_same(pair: Pair) -> None:
     _, description = send(account, 1, BODY)
     assert mapped.read(span_of(description)) == BODY
     with pytest.raises(frames.FrameError, match="no region"):
-        account.receive(reference.pack(Kind.BYTES, [Span(0, 100)]), whole=True)
+        receive(account, reference.pack(Kind.BYTES, [Span(0, 100)]))
 
 
 def test_a_system_without_memory_is_no_fault_and_nothing_is_written(caplog: pytest.LogCaptureFixture) -> None:

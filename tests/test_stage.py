@@ -9,17 +9,15 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
-from fakes import FakeClock, FakeLauncher, FakeLoop, FakeWorker, settled_loop, stage, told
+from fakes import FakeClock, FakeLauncher, FakeLoop, FakeWorker, Held, new_task, settled_loop, stage, told
 
 from mosec_asgi.batching.busy_poll import POLL_SECONDS
 from mosec_asgi.batching.flow import Flow
-from mosec_asgi.batching.stage import GRACE_SECONDS, LOOK_SECONDS, STAGE_DOWN, TIMED_OUT, WORKER_DIED, Stage
+from mosec_asgi.batching.stage import GRACE_SECONDS, LOOK_SECONDS, Stage
 from mosec_asgi.batching.task import Event, State, Task
-from mosec_asgi.errors import Failure
-from mosec_asgi.ipc import frames
-from mosec_asgi.ipc.channel import Seen
-from mosec_asgi.messages import EGRESS, EXAMPLE, INGRESS, Cancels
-from mosec_asgi.observing.metrics import Gauges, StageMetrics
+from mosec_asgi.errors import STAGE_DOWN, TIMED_OUT, WORKER_DIED, Failure
+from mosec_asgi.messages import EGRESS, EXAMPLE, INGRESS, Cancels, LinkError, Payload, Results, Tasks
+from mosec_asgi.observing.metrics import StageMetrics
 
 TIMEOUT = 5.0  # seconds that a worker may take for one step
 STUCK = TIMEOUT + GRACE_SECONDS
@@ -38,14 +36,14 @@ class Bench:
         self.metrics = StageMetrics(plan.name, batched=plan.batch_size > 1, streams=plan.streams)
         self.stage = Stage(
             plan,
-            self.metrics,
+            [self.metrics],
             self,
             self.launcher,
             self.clock,
             self.loop,  # type: ignore[arg-type]
         )
         # What the owner has heard, by the tasks' numbers.
-        self.answers: dict[int, tuple[int, bytes]] = {}
+        self.answers: dict[int, tuple[int, Payload]] = {}
         self.failures: dict[int, Failure] = {}
         self.pieces: list[tuple[int, bytes]] = []
         # It takes no piece of these streams.
@@ -54,7 +52,7 @@ class Bench:
 
     # -- the owner ---------------------------------------------------------------------------------------------------
 
-    def answered(self, task: Task, code: int, payload: bytes, now: float) -> None:
+    def answered(self, task: Task, code: int, payload: Payload, now: float) -> None:
         assert now == self.clock.now
         self.answers[task.id] = (code, payload)
         task.settle()
@@ -63,7 +61,7 @@ class Bench:
         assert now == self.clock.now
         assert task.state is State.SENT
         if task.id in self.refused:
-            raise frames.FrameError(f"sent more of the stream of task {task.id} than there was room for")
+            raise LinkError(f"sent more of the stream of task {task.id} than there was room for")
         assert task.flow is not None
         assert task.flow.came(len(chunk), now)
         self.pieces.append((task.id, chunk))
@@ -98,7 +96,7 @@ class Bench:
             number = next(self._numbers)
             flow = Flow(1024) if streams else None
             now = self.clock.now
-            task = Task(number, f"request-{number}", 0, (0,), b"%d" % number, now, now + 1e6, flow=flow)
+            task = new_task(number, now, payload=b"%d" % number, request_id=f"request-{number}", flow=flow)
             tasks.append(task)
             self.stage.enqueue(task, now)
         return tasks
@@ -149,7 +147,7 @@ async def test_a_task_that_finds_the_stage_idle_is_sent_at_once_and_others_at_th
         assert b.loop.turn() == 0, "one turn is enough"
 
 
-async def test_answers_of_one_turn_lead_to_one_frame_of_new_tasks() -> None:
+async def test_answers_of_one_turn_lead_to_one_message_of_new_tasks() -> None:
     async with bench(concurrency=4, ordered=False) as b:
         b.submit(8)
         b.loop.turn()
@@ -178,14 +176,14 @@ async def test_where_tasks_stand_in_their_pipeline_goes_with_them() -> None:
             ((0,), 0, True, EXAMPLE | EGRESS),
             ((1, 0), 1, True, EGRESS),
         ):
-            task = Task(len(expected) + 1, "", 0, stages, b"", b.clock.now, 1e9, example=example)
+            task = new_task(len(expected) + 1, b.clock.now, stages=stages, example=example)
             for _ in range(position):
                 task.step(Event.DISPATCH)
                 task.advance(b"", b.clock.now)
             b.stage.enqueue(task, b.clock.now)
             expected.append(flags)
         b.loop.turn()
-        assert [flag for frame in b.worker.frames for flag in frame.flags] == expected
+        assert [flag for tasks in b.worker.sent for flag in tasks.flags] == expected
 
 
 async def test_a_task_that_comes_alone_is_sent_at_once_and_one_after_a_crowd_waits_for_the_turns_end() -> None:
@@ -213,6 +211,9 @@ def quick_tasks(b: Bench, count: int) -> list[Task]:
     tasks: list[Task] = []
     for _ in range(count):
         tasks += b.submit()
+        # The answer is looked for in the next turn: nobody is answered before he has done asking.
+        assert b.worker.has == [tasks[-1].id]
+        b.loop.turn()
         if b.worker.has:
             b.worker.reply(seconds=0.0)
     return tasks
@@ -222,7 +223,7 @@ async def test_the_answer_to_a_task_that_comes_alone_to_a_quick_worker_is_looked
     async with bench() as b:
         quick_tasks(b, 1)
         assert b.worker.polls == [], "it was not known to be quick"
-        b.worker.seen = Seen.SOMETHING
+        b.worker.seen = True
         (task,) = quick_tasks(b, 1)
         assert b.worker.polls == [POLL_SECONDS]
         assert task.state is State.SETTLED
@@ -238,7 +239,7 @@ async def test_a_task_whose_answer_was_looked_for_in_vain_is_answered_all_the_sa
 
 async def test_a_look_that_other_work_has_ended_was_not_in_vain() -> None:
     async with bench() as b:
-        b.worker.seen = Seen.OTHER_WORK
+        b.worker.seen = None
         quick_tasks(b, 4)
         assert b.worker.polls == 3 * [POLL_SECONDS]
 
@@ -273,7 +274,7 @@ async def test_the_worker_is_told_once_in_a_turn_of_all_that_nobody_waits_for_an
         b.loop.turn()
         for worker, has in ((first, {1, 3, 5}), (second, {2, 4, 6})):
             assert set(worker.cancelled) == has
-            assert [type(frame) for frame in worker.heard].count(Cancels) == 1
+            assert [type(message) for message in worker.heard].count(Cancels) == 1
         b.leave(tasks[6])
         b.loop.turn()
         assert sorted(first.cancelled) == [1, 3, 5, 7], "each is told once"
@@ -288,7 +289,7 @@ async def test_a_worker_hears_of_those_who_left_before_it_gets_new_tasks() -> No
         b.worker.reply([tasks[0].id])
         b.submit(1)
         b.loop.turn()
-        assert [type(frame).__name__ for frame in b.worker.heard] == ["Tasks", "Tasks", "Cancel", "Tasks"]
+        assert [type(message).__name__ for message in b.worker.heard] == ["Tasks", "Tasks", "Cancels", "Tasks"]
 
 
 async def test_a_task_that_waits_is_dropped_and_no_worker_hears_of_it() -> None:
@@ -327,7 +328,7 @@ async def test_when_a_task_that_others_wait_behind_leaves_they_go_in_the_same_tu
         b.loop.turn()
         (late,) = b.submit()
         b.loop.turn()
-        assert list(b.stage.scheduler.waiting()) == [lone, late]
+        assert list(b.stage.scheduler.queue.waiting()) == [lone, late]
         b.leave(lone)
         b.loop.turn()
         assert one.has[1:] == [late.id]
@@ -351,7 +352,7 @@ async def test_a_worker_that_was_asked_to_stop_is_told_nothing_more() -> None:
         b.loop.turn()
         b.worker.stops_when_asked = False
         b.leave(gone)
-        b.stage.taken(stays, 300)
+        b.stage.credit(stays, 300)
         b.stage.pool.ask_to_stop()
         b.loop.turn()
         assert (b.worker.cancelled, b.worker.taken) == ([], [])
@@ -386,6 +387,22 @@ async def test_a_worker_that_answers_what_it_has_not_is_killed_and_nothing_of_it
             worker.reply()
             b.loop.turn()
         assert b.answers == {1: (200, b"re:1"), 2: (200, b"re:2")}
+
+
+async def test_the_payloads_of_answers_that_nobody_waits_for_or_that_are_refused_are_given_back() -> None:
+    async with bench(max_batch_size=3) as b:
+        first, second, _ = b.submit(3)
+        b.loop.turn()
+        b.leave(first)
+        unwanted, wanted = Held(), Held()
+        b.worker.reply([1, 2], payloads=[unwanted, wanted])
+        assert (unwanted.drops, wanted.drops) == (1, 0)
+        assert b.answers == {second.id: (200, wanted)}
+        refused = [Held(), Held()]
+        b.worker.say("results", Results([3, 99], [200, 200], refused, 0.1))
+        assert b.worker.killed
+        assert [payload.drops for payload in refused] == [1, 1]
+        await settled_loop()
 
 
 # -- streams -----------------------------------------------------------------------------------------------------------
@@ -445,7 +462,7 @@ async def test_a_piece_that_the_owner_does_not_take_costs_the_worker() -> None:
         assert worker.killed
         assert b.pieces == [(1, b"a")]
         assert b.failures == {1: WORKER_DIED}, "its stream has begun, and is not run again"
-        assert list(b.stage.scheduler.waiting()) == tasks[1:]
+        assert list(b.stage.scheduler.queue.waiting()) == tasks[1:]
         await settled_loop()
 
 
@@ -455,12 +472,12 @@ async def test_what_clients_have_taken_is_added_up_and_told_once_in_a_turn() -> 
         b.loop.turn()
         first, second = b.launcher.launched
         for task, size in zip([*tasks, tasks[0]], [300, 400, 500, 600, 7], strict=True):
-            b.stage.taken(task, size)
+            b.stage.credit(task, size)
         assert first.taken + second.taken == []
         b.loop.turn()
         assert (first.taken, second.taken) == ([(1, 307), (3, 500)], [(2, 400), (4, 600)])
-        assert len(first.heard) - len(first.frames) == 1, "in one frame"
-        b.stage.taken(tasks[0], 1)
+        assert len(first.heard) - len(first.sent) == 1, "in one message"
+        b.stage.credit(tasks[0], 1)
         b.loop.turn()
         assert first.taken[2:] == [(1, 1)], "what was told is not told again"
 
@@ -470,10 +487,10 @@ async def test_what_clients_have_taken_of_streams_that_no_worker_has_is_told_to_
         (task,) = b.submit(1, streams=True)
         b.worker.emit([1], [b"event"])
         b.worker.reply(payloads=[b""])
-        b.stage.taken(task, 300)
+        b.stage.credit(task, 300)
         assert b.loop.turn() == 0
         (task,) = b.submit(1, streams=True)
-        b.stage.taken(task, 300)
+        b.stage.credit(task, 300)
         b.worker.exit()
         b.loop.turn()
         assert b.launcher.launched[0].taken == []
@@ -593,14 +610,14 @@ async def test_a_proven_stream_that_dies_after_all_does_not_take_those_that_join
         b.clock.advance(60.0)
         worker.exit()
         assert b.failures == {1: WORKER_DIED}
-        assert [task.alone for task in b.stage.scheduler.waiting()] == [True, False]
+        assert [task.alone for task in b.stage.scheduler.queue.waiting()] == [True, False]
 
 
 async def test_a_pipe_that_breaks_at_the_first_of_two_batches_loses_neither() -> None:
     async with bench(max_batch_size=2) as b:
         worker = b.worker
 
-        def broken(data: bytes) -> None:
+        def broken(tasks: Tasks) -> None:
             worker.close_pipe("writing to it failed")
 
         worker.send = broken  # type: ignore[method-assign]
@@ -614,7 +631,7 @@ async def test_a_pipe_that_breaks_at_a_lone_task_of_a_quick_worker_does_not_lose
     async with bench() as b:
         quick_tasks(b, 1)
         worker = b.worker
-        worker.send = lambda data: worker.close_pipe("writing to it failed")  # type: ignore[method-assign]
+        worker.send = lambda tasks: worker.close_pipe("writing to it failed")  # type: ignore[method-assign]
         b.submit()
         assert worker.polls == [], "there is nobody to answer"
         worker = await b.replaced(worker)
@@ -758,7 +775,7 @@ async def test_a_batch_leaves_when_its_oldest_has_waited_and_the_wait_of_the_nex
     async with bench(max_batch_size=4, max_wait=1.0) as b:
         b.submit(2)
         b.loop.advance(0.999)
-        assert b.worker.frames == []
+        assert b.worker.sent == []
         b.loop.advance(0.001)
         assert b.worker.sizes == [2]
         b.worker.reply()
@@ -780,7 +797,7 @@ async def test_a_timer_that_fires_a_little_early_is_set_again() -> None:
         wake.cancelled = True
         wake.callback()
         b.loop.turn()
-        assert b.worker.frames == []
+        assert b.worker.sent == []
         b.loop.advance(0.001)
         assert b.worker.sizes == [1]
 
@@ -825,7 +842,7 @@ async def test_each_task_counts_into_the_measured_times_of_its_worker() -> None:
         assert first.batch_size.count == first.batch_duration.count == 0
 
 
-async def test_answers_of_one_frame_share_its_time_without_batching_and_are_one_measurement_with_it() -> None:
+async def test_answers_of_one_message_share_its_time_without_batching_and_are_one_measurement_with_it() -> None:
     async with bench(concurrency=4, ordered=False) as b:
         b.submit(4)
         b.loop.turn()
@@ -844,7 +861,7 @@ async def test_answers_of_one_frame_share_its_time_without_batching_and_are_one_
 
 async def test_the_wait_of_a_task_counts_from_its_arrival_at_the_stage() -> None:
     async with bench() as b:
-        task = Task(1, "", 0, (1, 0), b"", b.clock.now, 1e9)
+        task = new_task(1, b.clock.now, stages=(1, 0))
         task.step(Event.DISPATCH)
         b.clock.advance(5.0)
         task.advance(b"", b.clock.now)
@@ -863,13 +880,19 @@ async def test_the_size_of_a_batch_and_the_time_in_which_it_was_formed_are_measu
         assert (measured.batch_duration.count, measured.batch_duration.total) == (1, 1.0)
 
 
+def gauges(b: Bench) -> tuple[int, int, int, int]:
+    """Return what waits, what runs, the workers that are ready, and the restarts."""
+    scheduler, pool = b.stage.scheduler, b.stage.pool
+    return scheduler.queued, scheduler.loads.slots_in_use, pool.ready, pool.restarts
+
+
 async def test_the_gauges_are_those_of_the_queue_and_the_pool() -> None:
     async with bench(concurrency=4, ordered=False) as b:
         b.submit(7)
         b.loop.turn()
-        assert b.metrics.gauges() == Gauges(queued=2, running=4, ready=1, restarts=0)
+        assert gauges(b) == (2, 4, 1, 0)
         b.worker.exit()
-        assert b.metrics.gauges() == Gauges(queued=7, running=0, ready=0, restarts=1)
+        assert gauges(b) == (7, 0, 0, 1)
 
 
 async def test_the_backlog_is_what_waits_at_the_measured_speed() -> None:

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from fakes import PATIENCE, FakeClock, FakeLauncher, FakeWorker, settled_loop, spec
+from fakes import PATIENCE, FakeClock, FakeLauncher, FakeWorker, Held, settled_loop, spec
 
 from mosec_asgi.errors import StartupError
-from mosec_asgi.ipc import frames
-from mosec_asgi.messages import Cancels, Chunks, Credits, Results, Tasks
+from mosec_asgi.messages import Chunks, LinkError, Results
 from mosec_asgi.pool.supervisor import EXIT_SECONDS, PoolWorker, Supervisor
 
 START_TIMEOUT = 1234.5
+GARBAGE = "broke its pipe (garbage came from it: no frame)"
 
 
 @dataclass
@@ -77,7 +77,6 @@ class Heard:
         self.results: list[tuple[PoolWorker, Results]] = []
         self.streamed: list[tuple[PoolWorker, Chunks]] = []
         self.ready: list[PoolWorker] = []
-        self.blocks: list[tuple[PoolWorker, frames.Kept | frames.Released]] = []
         self.refuses = False
 
     def worker_ready(self, worker: PoolWorker) -> None:
@@ -86,22 +85,17 @@ class Heard:
 
     def worker_results(self, worker: PoolWorker, results: Results) -> None:
         if self.refuses:
-            raise frames.FrameError("answered task 9, which it did not have")
+            raise LinkError("answered task 9, which it did not have")
         self.results.append((worker, results))
 
-    def worker_events(self, worker: PoolWorker, events: Chunks) -> None:
+    def worker_chunks(self, worker: PoolWorker, chunks: Chunks) -> None:
         if self.refuses:
-            raise frames.FrameError("sent events of task 9, which it did not have")
-        self.streamed.append((worker, events))
-
-    def worker_memory(self, worker: PoolWorker, frame: frames.Kept | frames.Released) -> None:
-        if self.refuses:
-            raise frames.FrameError("keeps a block at 9, which it does not have")
-        self.blocks.append((worker, frame))
+            raise LinkError("sent events of task 9, which it did not have")
+        self.streamed.append((worker, chunks))
 
     def worker_gone(self, worker: PoolWorker) -> None:
         # It can still be told how far it has come.
-        worker.handle.progress()
+        worker.link.progress()
         self.events.append(("gone", worker.worker_id))
 
     def stage_down(self) -> None:
@@ -296,7 +290,7 @@ async def test_no_worker_is_launched_before_its_forerunner_has_left_the_system()
     pool = Pool()
     await pool.started()
     pool.last.dies_when_killed = False
-    pool.last.close_pipe("writing to it failed")
+    pool.last.close_pipe("broke its pipe (writing to it failed)")
     assert pool.last.killed
     assert pool.timers.relaunches == []
     assert len(pool.supervisor.workers) == 1
@@ -336,9 +330,7 @@ async def test_a_worker_is_gone_once_whatever_of_it_ends_first(first: str, logge
 async def test_a_worker_is_heard_to_its_last_word(first: str) -> None:
     pool = Pool()
     await pool.started()
-    pool.last.unread = frames.encode_chunks(Chunks([7], [b"event"])) + frames.encode_results(
-        Results([7], [200], [b""], 0.1)
-    )
+    pool.last.unread = [("chunks", Chunks([7], [b"event"])), ("results", Results([7], [200], [b""], 0.1))]
     end(pool.last, first)
     assert [list(events.ids) for _, events in pool.heard.streamed] == [[7]]
     assert [list(results.ids) for _, results in pool.heard.results] == [[7]]
@@ -348,7 +340,7 @@ async def test_a_worker_is_heard_to_its_last_word(first: str) -> None:
 @ENDS
 async def test_the_traceback_of_a_failed_start_is_heard_whatever_ends_first(first: str) -> None:
     pool = Pool()
-    pool.last.unread = frames.encode_failed("OSError: no weights")
+    pool.last.unread = [("failed", "OSError: no weights")]
     end(pool.last, first)
     with pytest.raises(StartupError, match=r"(?s)exited with status 3; it could not start\nOSError: no weights"):
         await pool.wait_started()
@@ -358,7 +350,7 @@ async def test_the_traceback_of_a_failed_start_is_heard_whatever_ends_first(firs
 @ENDS
 async def test_a_worker_that_ends_just_after_it_was_ready_has_been_ready(first: str) -> None:
     pool = Pool()
-    pool.last.unread = frames.encode_ready()
+    pool.last.unread = [("ready",)]
     end(pool.last, first)
     await pool.wait_started()
     assert pool.heard.events == [("ready", 1), ("gone", 1)]
@@ -369,7 +361,7 @@ async def test_a_worker_that_ends_just_after_it_was_ready_has_been_ready(first: 
 async def test_garbage_in_its_last_words_changes_nothing_for_a_dead_worker(first: str) -> None:
     pool = Pool()
     await pool.started()
-    pool.last.unread = frames.encode_results(Results([7], [200], [b""], 0.1)) + b"\xff" * 100
+    pool.last.unread = [("results", Results([7], [200], [b""], 0.1)), ("closed", GARBAGE)]
     end(pool.last, first)
     await settled_loop()
     assert len(pool.heard.results) == 1
@@ -404,7 +396,7 @@ async def test_a_worker_that_has_closed_its_pipe_and_stays_is_killed() -> None:
 
 async def test_a_worker_that_could_not_start_and_stays_is_killed() -> None:
     pool = Pool()
-    pool.last.write(frames.encode_failed("OSError: no weights"))
+    pool.last.say("failed", "OSError: no weights")
     assert not pool.last.killed
     (timer,) = pool.timers.exits
     assert pool.timers.running == [timer], "the time of its start is over"
@@ -417,7 +409,7 @@ async def test_a_worker_that_could_not_start_and_stays_is_killed() -> None:
 async def test_a_worker_that_breaks_its_pipe_is_killed_and_the_log_says_why(logged: pytest.LogCaptureFixture) -> None:
     pool = Pool()
     await pool.started()
-    pool.last.write(b"\0" * 64)
+    pool.last.close_pipe(GARBAGE)
     assert pool.last.killed
     assert pool.heard.events[-1] == ("gone", 1)
     await settled_loop()
@@ -465,42 +457,50 @@ async def test_a_worker_whose_events_are_refused_is_killed(logged: pytest.LogCap
 
 
 @pytest.mark.parametrize(
-    ("before", "sent"),
+    ("before", "event", "what"),
     [
-        ("starting", frames.encode_results(Results([1], [200], [b""], 0.0))),
-        ("starting", frames.encode_chunks(Chunks([1], [b""]))),
-        ("starting", frames.encode_cancels(Cancels([1]))),
-        ("ready", frames.encode_credits(Credits([1], [1]))),
-        ("starting", frames.encode_tasks(Tasks([1], [0], [""], [b""]))),
-        ("ready", frames.encode_ready()),
-        ("ready", frames.encode_failed("too late")),
-        ("ready", frames.encode_tasks(Tasks([1], [0], [""], [b""]))),
+        ("starting", "results", [Results([1], [200], [b""], 0.0)]),
+        ("starting", "chunks", [Chunks([1], [b""])]),
+        ("ready", "ready", []),
+        ("ready", "failed", ["too late"]),
     ],
-    ids=[
-        "results too early",
-        "events too early",
-        "a cancel",
-        "taken",
-        "tasks too early",
-        "ready twice",
-        "failed after ready",
-        "tasks",
-    ],
+    ids=["results too early", "events too early", "ready twice", "failed after ready"],
 )
-async def test_a_worker_that_speaks_out_of_turn_is_killed(before: str, sent: bytes) -> None:
+async def test_a_worker_that_speaks_out_of_turn_is_killed_and_the_log_says_why(
+    before: str, event: str, what: list[Any], logged: pytest.LogCaptureFixture
+) -> None:
     pool = Pool()
     if before == "ready":
         await pool.started()
-    pool.last.write(sent)
+    pool.last.say(event, *what)
     assert pool.last.killed
     assert pool.heard.results == pool.heard.streamed == []
     assert pool.supervisor.ready == 0
+    pool.supervisor.ask_to_stop()
+    await pool.wait_stopped()
+    assert any(f"while it was {before}" in message for message in messages(logged, logging.WARNING))
 
 
-async def test_what_follows_garbage_in_the_same_bytes_is_not_heard() -> None:
+async def test_payloads_that_come_too_early_or_too_late_are_given_back() -> None:
     pool = Pool()
     await pool.started()
-    pool.last.write(frames.encode_ready() + frames.encode_results(Results([1], [200], [b""], 0.0)))
+    pool.last.stops_when_asked = False
+    pool.supervisor.ask_to_stop()
+    late, early = Held(), Held()
+    pool.last.say("results", Results([1, 2], [200, 200], [late, b"x"], 0.1))
+    assert (late.drops, pool.last.killed) == (1, False)
+    pool.last.exit()
+    pool = Pool()
+    pool.last.say("results", Results([1], [200], [early], 0.1))
+    assert (early.drops, pool.last.killed) == (1, True)
+    await settled_loop()
+
+
+async def test_what_follows_nonsense_is_not_heard() -> None:
+    pool = Pool()
+    await pool.started()
+    pool.last.say("ready")
+    pool.last.say("results", Results([1], [200], [b""], 0.0))
     assert pool.last.killed
     assert pool.heard.results == []
 
@@ -726,7 +726,7 @@ async def test_a_worker_that_was_lost_before_the_end_is_told_of_and_not_replaced
     pool = Pool()
     await pool.started()
     pool.last.dies_when_killed = False
-    pool.last.write(b"\xff" * 100)
+    pool.last.close_pipe(GARBAGE)
     pool.supervisor.ask_to_stop()
     assert not pool.last.asked_to_stop, "its pipe is gone"
     assert pool.heard.events == [("ready", 1), ("gone", 1)]

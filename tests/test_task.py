@@ -3,23 +3,35 @@ from __future__ import annotations
 import itertools
 
 import pytest
+from fakes import Held, Nobody
 
 from mosec_asgi.batching.flow import Flow
 from mosec_asgi.batching.task import TRANSITIONS, Event, State, Task, TaskError
+from mosec_asgi.messages import Call
+
+CALLER = Nobody()
+CALL = Call(7, 2, b"payload", "request-7")
 
 
 def task_in(state: State) -> Task:
-    task = Task(7, "request-7", 0, (3, 5), b"payload", 10.0, 13.0)
+    task = Task(CALL, CALLER, (3, 5), 10.0, 13.0)
     task.state = state
     return task
 
 
 def test_a_new_task_waits_at_its_first_stage() -> None:
     task = task_in(State.QUEUED)
-    assert Task(1, "", 0, (3,), b"", 0.0, 1.0).state is State.QUEUED
+    new = Task(CALL, CALLER, (3,), 0.0, 1.0)
+    assert (new.state, new.at_last_stage) == (State.QUEUED, True)
     assert (task.stage, task.position, task.attempts, task.alone, task.example) == (3, 0, 0, False, False)
     assert task.arrived == task.queued == 10.0
     assert (task.flow, task.place, task.batch) == (None, 0, 0)
+
+
+def test_a_task_is_what_its_call_says() -> None:
+    task = Task(Call(8, 2, b"body", "mine", 5.0, example=True), CALLER, (3,), 10.0, 13.0)
+    assert (task.id, task.route, task.payload, task.request_id, task.example) == (8, 2, b"body", "mine", True)
+    assert (task.caller, task.deadline) == (CALLER, 13.0)
 
 
 @pytest.mark.parametrize(
@@ -79,9 +91,19 @@ def test_a_settled_task_frees_its_payload(state: State) -> None:
     assert (task.state, task.payload) == (State.SETTLED, b"")
 
 
+def test_a_payload_that_a_link_holds_is_dropped_once_when_the_task_goes_on_or_ends() -> None:
+    task = task_in(State.SENT)
+    held = [Held(), Held()]
+    task.payload = held[0]
+    task.advance(held[1], 11.0)
+    assert [one.drops for one in held] == [1, 0]
+    task.settle()
+    assert [one.drops for one in held] == [1, 1]
+
+
 def test_a_task_of_a_stream_keeps_its_flow_through_all_stages() -> None:
     flow = Flow(1024)
-    task = Task(7, "", 0, (3, 5), b"", 10.0, 13.0, flow=flow)
+    task = Task(CALL, CALLER, (3, 5), 10.0, 13.0, flow=flow)
     task.step(Event.DISPATCH)
     task.advance(b"", 11.0)
     assert task.flow is flow

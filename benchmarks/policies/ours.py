@@ -6,12 +6,26 @@ import math
 from collections.abc import Sequence
 
 from mosec_asgi.batching.scheduler import Scheduler
-from mosec_asgi.batching.stage import delay_until
 from mosec_asgi.batching.task import Task
+from mosec_asgi.lazy_timer import delay_until
+from mosec_asgi.messages import Call, Chunk, Outcome
 from policies.simulation import Job, Orders
 
 # What a stage has where its `max_wait_time` is unset: the service's default.
 DEFAULT_WAIT = 0.01
+
+
+class _Nobody:
+    """Waits for no outcome: the simulation notes what is answered."""
+
+    def settled(self, outcome: Outcome) -> None:
+        """Do nothing."""
+
+    def streamed(self, chunk: Chunk) -> None:
+        """Do nothing."""
+
+
+_NOBODY = _Nobody()
 
 
 class Ours:
@@ -34,7 +48,8 @@ class Ours:
     def arrived(self, job: Job, now: float) -> None:
         """Take in a job."""
         self._jobs[job.number] = job
-        self._scheduler.enqueue(Task(job.number, "", job.route, (0,), b"", now, math.inf), now)
+        call = Call(job.number, job.route, b"", "")
+        self._scheduler.enqueue(Task(call, _NOBODY, (0,), now, math.inf), now)
 
     def answered(self, worker: int, jobs: Sequence[Job], seconds: float, now: float) -> None:
         """Hear that a worker has answered a batch."""

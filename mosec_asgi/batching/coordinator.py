@@ -192,7 +192,7 @@ class Coordinator:
             if (told := self._stages[stages[0]].events.refused) is not None:
                 told(refusal.code, now)
             # Later: nobody is answered before he has done asking.
-            self._loop.call_soon(caller.settled, Outcome.of_failure(call.id, refusal))
+            self._loop.call_soon(_tell, caller, Outcome.of_failure(call.id, refusal), call.request_id)
             return
         deadline = now + timeout
         flow = Flow(self._limits.stream_buffer) if self._plans[stages[-1]].streams else None
@@ -277,7 +277,7 @@ class Coordinator:
             return code, payload.read()
         except LinkError as error:
             logger.error("answered 500: %s", error, extra={"request_id": task.request_id})
-            return errors.WORKER_DIED.code, errors.INTERNAL_ERROR_TEXT.encode()
+            return errors.INTERNAL_ERROR.code, errors.INTERNAL_ERROR.text.encode()
         finally:
             payload.drop()
 
@@ -327,11 +327,7 @@ class Coordinator:
             settled(task, outcome.code, self._clock())
         if self._closing and not self._admitted:
             self._all_answered.set()
-        try:
-            task.caller.settled(outcome)
-        except Exception:
-            # Others wait for what this call stands in the middle of.
-            logger.exception("the outcome of a request was not passed on", extra={"request_id": task.request_id})
+        _tell(task.caller, outcome, task.request_id)
 
     # -- deadlines ---------------------------------------------------------------------------------------------------
 
@@ -350,3 +346,12 @@ class Coordinator:
                 self.timed_out(task)
         if self._admitted:
             self._sweep_timer.set(min(task.deadline for task in self._admitted.values()))
+
+
+def _tell(caller: Caller, outcome: Outcome, request_id: str) -> None:
+    """Tell a caller what has become of a call."""
+    try:
+        caller.settled(outcome)
+    except Exception:
+        # Others wait for what this call stands in the middle of.
+        logger.exception("the outcome of a request was not passed on", extra={"request_id": request_id})

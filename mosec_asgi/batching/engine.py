@@ -1,4 +1,4 @@
-"""The engine as its callers see it: the web, `infer`, a dry run, a test, and whoever speaks for them over a socket.
+"""The engine as its callers see it: the web, a dry run, a test, and whoever speaks for them over a socket. Pure.
 
 Only messages cross (`mosec_asgi.messages`). A caller chooses a call's number, submits it, and hears what becomes of it:
 exactly one `Outcome`, and before it the chunks of a stream. A refusal is an outcome like any other.
@@ -6,7 +6,6 @@ exactly one `Outcome`, and before it the chunks of a stream. A refusal is an out
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -97,25 +96,3 @@ class Engine(Protocol):
 
     def statistics(self) -> Statistics:
         """Return how things stand."""
-
-
-class FutureOutcome:
-    """A caller that waits for one outcome in a coroutine.
-
-    Attributes:
-        future: of the outcome; once it is cancelled, the outcome goes nowhere.
-    """
-
-    __slots__ = ("future",)
-
-    def __init__(self) -> None:
-        self.future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
-
-    def settled(self, outcome: Outcome) -> None:
-        """Give the outcome to whoever waits."""
-        if not self.future.done():
-            self.future.set_result(outcome)
-
-    def streamed(self, chunk: Chunk) -> None:
-        """Refuse a stream, which such a caller cannot take."""
-        raise TypeError(f"call {chunk.call_id} is answered by a stream, and its caller takes none")

@@ -183,9 +183,9 @@ class Loads(Generic[WorkerKey]):
         count = len(ids)
         if self._ordered:
             if tuple(islice(sent, count)) != tuple(ids):
-                raise AnswerError(f"answered the tasks {_brief(ids)} when its next ones were {_brief(list(sent))}")
+                raise AnswerError(f"answered the tasks {brief(ids)} when its next ones were {brief(list(sent))}")
         elif len(set(ids)) < count or not sent.keys() >= set(ids):
-            raise AnswerError(f"answered the tasks {_brief(ids)}, and did not have each of them once")
+            raise AnswerError(f"answered the tasks {brief(ids)}, and did not have each of them once")
         tasks = [sent.pop(task_id) for task_id in ids]
         self.in_flight -= count
         if not sent:
@@ -203,5 +203,6 @@ def _count_off(batches: dict[int, int], tasks: Iterable[Task]) -> None:
             del batches[task.batch]
 
 
-def _brief(ids: Sequence[int]) -> str:
+def brief(ids: Sequence[int]) -> str:
+    """Return the first of some tasks' numbers, for an error's text."""
     return ", ".join(map(str, ids[:8])) + (", ..." if len(ids) > 8 else "")

@@ -14,12 +14,13 @@ is done is followed by the next without a round trip.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Generic
 
 from mosec_asgi.batching.arrivals import Arrivals
-from mosec_asgi.batching.loads import Loads
+from mosec_asgi.batching.loads import AnswerError, Loads, brief
 from mosec_asgi.batching.policy import Pick, Policy, WorkerKey, quarantine
 from mosec_asgi.batching.policy.batch import BatchPolicy
 from mosec_asgi.batching.policy.window import WindowPolicy
@@ -130,9 +131,12 @@ class Scheduler(Generic[WorkerKey]):
             the tasks, in the order of `ids`.
 
         Raises:
-            AnswerError: it has no such task, has answered it already, or has to answer another one before; nothing is
-                changed.
+            AnswerError: it has no such task, has answered it already, or has to answer another one before, or `seconds`
+                is no time; nothing is changed.
         """
+        if not 0.0 <= seconds < math.inf:
+            # It would stay in the moving averages for ever.
+            raise AnswerError(f"answered the tasks {brief(ids)} in {seconds} seconds")
         loads, arrivals = self.loads, self._arrivals
         idle = arrivals is not None and loads.free > 0
         tasks = loads.answered(worker, ids)

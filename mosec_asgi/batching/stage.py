@@ -23,7 +23,7 @@ from mosec_asgi.batching.loads import AnswerError
 from mosec_asgi.batching.rate import Rate
 from mosec_asgi.batching.scheduler import Assignment, Scheduler
 from mosec_asgi.batching.task import State, Task
-from mosec_asgi.errors import STAGE_DOWN, WORKER_DIED, Failure
+from mosec_asgi.errors import INTERNAL_ERROR, STAGE_DOWN, WORKER_DIED, Failure
 from mosec_asgi.inside.spec import WorkerSpec
 from mosec_asgi.lazy_timer import LazyTimer
 from mosec_asgi.messages import (
@@ -346,11 +346,25 @@ class Stage:
             request_ids.append(task.request_id)
             payloads.append(task.payload)
         worker = assignment.worker
-        worker.link.send(Tasks(ids, flags, request_ids, payloads))
+        try:
+            worker.link.send(Tasks(ids, flags, request_ids, payloads))
+        except Exception as error:
+            # A fault of ours. In the next turn: whoever has brought the tasks is in the middle of a change.
+            self._loop.call_soon(self._send_failed, worker, tasks, error)
         if (told := self.events.sent) is not None:
             told(worker.worker_id, tasks, now)
         if self._look_timer is None:
             self._look_timer = self._loop.call_later(LOOK_SECONDS, self._look)
+
+    def _send_failed(self, worker: PoolWorker, tasks: Sequence[Task], error: Exception) -> None:
+        """Answer tasks that could not be sent, and replace the worker, which may have been sent a part of them."""
+        names = " ".join(task.request_id for task in tasks)
+        extra = {"stage": self.plan.name, "worker": worker.worker_id, "request_id": names}
+        logger.error("answered 500: tasks could not be sent to a worker", exc_info=error, extra=extra)
+        for task in tasks:
+            if task.state is not State.SETTLED:
+                self._owner.failed(task, INTERNAL_ERROR)
+        self.pool.kill(worker, "could not be sent its tasks")
 
     # -- stuck workers -----------------------------------------------------------------------------------------------
 

@@ -1,7 +1,9 @@
-"""Runs tasks on a worker whose `forward` is asynchronous: several at a time, on an event loop in the worker process.
+"""Runs tasks on a worker whose `forward` is asynchronous: several at a time, on an event loop of the worker's own.
 
-A unit of work is a task, or a batch where the stage has them. Each unit is a task of asyncio, at most `concurrency` at
-a time; the frames behind them wait. A unit is cancelled when its time is over, or when all its clients have left.
+A unit of work is a task, or a batch where the stage has them (`batch`). Each unit is a task of asyncio, at most
+`concurrency` at a time; those behind them wait. A unit is cancelled when its time is over, or when all its clients have
+left. One that does not end soon then is given up: its tasks are answered and others have its slot, whatever it still
+does. Only one that goes on for long after that is said to swallow its cancellation.
 """
 
 from __future__ import annotations
@@ -14,69 +16,56 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from mosec_asgi import log
-from mosec_asgi.errors import CANCELLED, Failure, MosecTimeoutError
-from mosec_asgi.inside import isolation
-from mosec_asgi.inside.codec import LEFT, Answer, Codec, on_the_wire
-from mosec_asgi.inside.outlet import ENDED, Outlet
-from mosec_asgi.inside.plain_runner import NO_TASKS, checked, decode_batch, is_final
-from mosec_asgi.inside.port import Port, inputs
+from mosec_asgi.errors import MosecTimeoutError
+from mosec_asgi.inside.batch import END, BatchAlgorithm, Close, Forward, Next, Unit, Wanted
+from mosec_asgi.inside.codec import LEFT, Answer, Codec, Left
+from mosec_asgi.inside.ending import Ending
+from mosec_asgi.inside.isolation import Raised
+from mosec_asgi.inside.outlet import Outlet
+from mosec_asgi.inside.plain_runner import NO_TASKS
+from mosec_asgi.inside.port import Port
 from mosec_asgi.inside.spec import WorkerSpec
 from mosec_asgi.inside.timer import FORSAKEN_SECONDS, KernelTimer
-from mosec_asgi.messages import Results, Tasks
+from mosec_asgi.messages import Results
 from mosec_asgi.streaming import SSEWorker, streams
 from mosec_asgi.worker import Worker
 
 # Seconds between two signs of life while units run: the loop is not blocked.
 BEAT_SECONDS = 0.2
-# Seconds that a unit gets to end after it has been cancelled; then it is left to itself.
+# Seconds that a unit gets to end after it has been cancelled; then its tasks are answered.
 CANCEL_SECONDS = 0.5
-
-# In the place of the result of a task that nobody waits for.
-_LEFT = Failure(CANCELLED, "")
+# Seconds that a unit which has been given up may clean up, before its code is said to swallow the cancellation.
+CLEANING_SECONDS = 5.0
 
 logger = log.internal_logger(__name__)
 
 
 @dataclass(slots=True, eq=False)
-class _Unit:
-    """Tasks that run together.
+class AsyncUnit(Unit):
+    """A unit with its time.
 
     Attributes:
-        tasks: the frame in which they came.
-        places: where they stand in it.
-        inside: those that `forward` has now, in the order in which it has them.
         deadline: when the step that runs is cancelled; infinite where there is none.
         late: it has been cancelled because of that.
         left: it has been cancelled because all its clients have left.
-        abandoned: it goes on all the same, and its tasks have been answered.
-        timer: watches the deadline.
+        timer: watches the deadline; once it is cancelled, what it gets to end.
     """
 
-    tasks: Tasks
-    places: list[int]
-    inside: list[int] = field(default_factory=list)
     deadline: float = math.inf
     late: bool = False
     left: bool = False
-    abandoned: bool = False
     timer: asyncio.TimerHandle | None = None
 
-    @property
-    def ids(self) -> list[int]:
-        return [self.tasks.ids[place] for place in self.places]
 
-    @property
-    def request_ids(self) -> list[str]:
-        return [self.tasks.request_ids[place] for place in self.places]
-
-
+# What a rehearsal runs for.
+_NOTHING = Unit(NO_TASKS, ())
 # The unit on whose behalf the code that asks is running.
-_current: contextvars.ContextVar[_Unit] = contextvars.ContextVar("unit")
+_current: contextvars.ContextVar[Unit] = contextvars.ContextVar("unit")
 
 
 class AsyncRunner:
@@ -105,13 +94,16 @@ class AsyncRunner:
         self._kernel = kernel
         self._codec = Codec(worker, spec, port.memory)
         self._batches = spec.max_batch_size > 1
-        self._streams = streams(type(worker))
-        self._outlet = Outlet(worker, spec, self._codec, port)
+        self._outlet = Outlet(worker, spec, self._codec, port) if streams(type(worker)) else None
+        self._algorithm = BatchAlgorithm(spec, self._codec, port, time.perf_counter, self._outlet)
         self._loop = loop or _new_loop()
-        # Units that wait, and those that run.
-        self._waiting: deque[_Unit] = deque()
-        self._running: dict[asyncio.Task[None], _Unit] = {}
+        # Units that wait, those that run, and those that still do though they have been given up.
+        self._waiting: deque[AsyncUnit] = deque()
+        self._running: dict[asyncio.Task[None], AsyncUnit] = {}
+        self._given_up: dict[asyncio.Task[None], asyncio.TimerHandle] = {}
         self._beat_timer: asyncio.TimerHandle | None = None
+        # What ends the worker, where it was raised in a callback of the loop, which would only log it.
+        self._ending: Ending | None = None
         # Set whenever something has come through the port, anew each time.
         self._news = asyncio.Event()
         self._thread = threading.get_ident()
@@ -121,53 +113,75 @@ class AsyncRunner:
 
     def request_ids(self) -> list[str]:
         """Return the ids of the requests of the unit on whose behalf the code that asks is running."""
-        unit = _current.get(None)
-        if unit is None:
-            return []
-        names = dict(zip(unit.tasks.ids, unit.tasks.request_ids, strict=True))
-        return [names[task_id] for task_id in unit.inside or unit.ids]
+        unit = _current.get(_NOTHING)
+        return unit.request_ids_inside() or unit.request_ids
 
     # -- its life ----------------------------------------------------------------------------------------------------
 
     def rehearse(self, example: Any) -> None:
         """Run `forward` on an example, whose events nobody receives."""
+        self._finish(self.rehearsal(example))
 
-        async def drain() -> None:
-            _current.set(_Unit(NO_TASKS, []))
-            result = self._worker.forward(example)
-            if isinstance(result, AsyncIterator):
-                async for _ in result:
-                    pass
-            else:
-                await result
-
-        self._loop.run_until_complete(drain())
+    async def rehearsal(self, example: Any) -> None:
+        """Do the same on a loop that runs."""
+        _current.set(_NOTHING)
+        result = self._worker.forward(example)
+        if not isinstance(result, AsyncIterator):
+            result = await result
+        if isinstance(result, AsyncIterator):
+            async for _ in result:
+                pass
 
     def serve(self) -> None:
         """Run what comes until the port ends."""
-        self._loop.run_until_complete(self._serve())
+        self._finish(self.serving())
 
     def close(self) -> None:
         """Let the worker release what it took; `close` may be asynchronous."""
         # Raised anew by a step that the server's death has ended.
-        with contextlib.suppress(SystemExit):
-            self._loop.run_until_complete(self._cancel_all())
+        with contextlib.suppress(Ending):
+            self._finish(self._cancel_all())
         if self._beat_timer is not None:
             # It would tell the kernel that all is well.
             self._beat_timer.cancel()
-        closing = self._worker.close()  # type: ignore[func-returns-value]
-        if inspect.isawaitable(closing):
-            self._loop.run_until_complete(closing)
+        self._finish(self.closing())
         self._loop.run_until_complete(self._loop.shutdown_asyncgens())
         self._loop.close()
 
-    async def _serve(self) -> None:
-        self._loop.add_reader(self._port.fileno(), self.poll)
+    async def closing(self) -> None:
+        """Let the worker release what it took, on a loop that runs."""
+        closing = self._worker.close()  # type: ignore[func-returns-value]
+        if inspect.isawaitable(closing):
+            await closing
+
+    async def serving(self) -> None:
+        """Run what comes until the port ends, on a loop that runs."""
+        self._port.watch(self._loop, self.poll)
         self.poll()
-        while not self._port.ended:
+        while not self._port.ended and self._ending is None:
             await self._news_come()
-        self._loop.remove_reader(self._port.fileno())
+        self._port.unwatch(self._loop)
+        if self._ending is not None:
+            raise self._ending
         await self._cancel_all()
+
+    def _finish(self, work: Any) -> None:
+        """Run the loop until a coroutine of ours is done.
+
+        What asyncio lets through to whoever runs the loop, `SystemExit` and `KeyboardInterrupt`, is raised by the
+        user's code, in a task that `forward` has started. It belongs to whoever awaits that task.
+        """
+        ours = self._loop.create_task(work)
+        while True:
+            try:
+                self._loop.run_until_complete(ours)
+            except Ending:
+                raise
+            except (SystemExit, KeyboardInterrupt):
+                if ours.done():
+                    raise
+            else:
+                return
 
     async def _cancel_all(self) -> None:
         """Let go of all units: the server has ended the stream, or has died, and nobody waits for them."""
@@ -175,25 +189,34 @@ class AsyncRunner:
         for running, unit in self._running.items():
             unit.left = True
             running.cancel()
-        if self._running:
-            await asyncio.wait(list(self._running), timeout=CANCEL_SECONDS)
+        for blaming in self._given_up.values():
+            blaming.cancel()
+        left = [*self._running, *self._given_up]
+        if left:
+            await asyncio.wait(left, timeout=CANCEL_SECONDS)
 
     def poll(self) -> None:
         """Take in what has come, and begin what there is room for."""
+        try:
+            self._take_in()
+        except Ending as ending:
+            self._ending = ending
+        self._news.set()
+
+    def _take_in(self) -> None:
         self._port.poll()
         while self._port.tasks:
             tasks = self._port.tasks.popleft()
-            places = list(range(len(tasks.ids)))
-            groups = [places] if self._batches else [[place] for place in places]
-            self._waiting.extend(_Unit(tasks, group) for group in groups)
+            places = range(len(tasks.ids))
+            groups = [places] if self._batches else [(place,) for place in places]
+            self._waiting.extend(AsyncUnit(tasks, group) for group in groups)
         if self._port.cancelled:
-            for running, unit in self._running.items():
+            for running, unit in list(self._running.items()):
                 unanswered = self._unanswered(unit)
                 if not unit.left and unanswered and self._port.cancelled.issuperset(unanswered):
                     unit.left = True
                     self._cancel(running, unit)
         self._begin_units()
-        self._news.set()
 
     async def _news_come(self) -> None:
         self._news.clear()
@@ -212,23 +235,100 @@ class AsyncRunner:
             # At once: the first step may be the one that blocks the loop.
             self._beat()
 
+    async def _run(self, unit: AsyncUnit) -> None:
+        """Do what the algorithm asks for, to its end."""
+        _current.set(unit)
+        steps = self._algorithm.run(unit)
+        came = None
+        try:
+            while True:
+                came = await self._do(steps.send(came), unit)
+        except StopIteration:
+            return
+
+    async def _do(self, wanted: Wanted, unit: AsyncUnit) -> Any:
+        try:
+            if isinstance(wanted, Forward):
+                self._restart(unit)
+                came = self._worker.forward(wanted.data)
+                if not isinstance(came, AsyncIterator):
+                    came = await came
+            elif isinstance(wanted, Next):
+                self._restart(unit)
+                came = await _next(wanted.events)
+            elif isinstance(wanted, Close):
+                self._restart(unit)
+                await _close(wanted.events)
+                return None
+            else:
+                unit.deadline = math.inf
+                await self._news_come()
+                return None
+        except (Ending, GeneratorExit):
+            raise
+        except BaseException as error:
+            return Raised(self._explained(unit, error))
+        finally:
+            unit.deadline = math.inf
+        # It may have swallowed its cancellation, and come back all the same.
+        return Raised(self._too_late()) if unit.late else came
+
+    def _explained(self, unit: AsyncUnit, error: BaseException) -> BaseException:
+        """Return what an exception of `forward` means."""
+        if unit.left:
+            return Left()
+        if unit.late:
+            return self._too_late()
+        if isinstance(error, asyncio.CancelledError):
+            fault = RuntimeError("`forward` was cancelled from within")
+            fault.__cause__ = error
+            return fault
+        return error
+
+    def _too_late(self) -> MosecTimeoutError:
+        return MosecTimeoutError(f"`forward` took longer than {self._spec.timeout:g} s")
+
     def _ended(self, running: asyncio.Task[None]) -> None:
-        unit = self._running.pop(running, None)
-        if unit is None:
-            # It was abandoned; what became of it in the end is no news.
+        blaming = self._given_up.pop(running, None)
+        if blaming is not None:
+            blaming.cancel()
+            # What became of it in the end is no news.
             _ = running.cancelled() or running.exception()
             return
+        unit = self._running.pop(running)
         if unit.timer is not None:
             unit.timer.cancel()
         if running.cancelled():
             # Before its first step.
-            self._answer(unit.tasks, dict.fromkeys(unit.places, LEFT), 0.0)
-        elif (error := running.exception()) is not None:
+            self._settle(unit, LEFT)
+        elif isinstance(error := running.exception(), Ending):
+            self._ending = error
+            self._news.set()
+            return
+        elif error is not None:
             # Ours, not the user's: those are answers by now.
-            self._loop.call_exception_handler({"message": "a unit of work failed", "exception": error})
-        self._worker._answered([inputs(unit.tasks)[place] for place in unit.places])
+            self._settle(unit, self._codec.failure(error, unit.request_ids))
+        self._let_go(unit)
         self._port.report()
+
+    def _let_go(self, unit: AsyncUnit) -> None:
+        """Let others have the slot of a unit that is done with."""
+        self._worker._answered(unit.payloads)
         self._begin_units()
+
+    def _settle(self, unit: AsyncUnit, answer: Answer) -> None:
+        """Answer those tasks of a unit that have not been answered."""
+        unit.settled = True
+        if self._outlet is not None:
+            for task_id in unit.ids:
+                self._outlet.end(task_id, answer)
+        if unanswered := self._unanswered(unit):
+            size = len(unanswered)
+            self._port.answer(Results(unanswered, [answer[0]] * size, [answer[1]] * size, 0.0))
+
+    def _unanswered(self, unit: AsyncUnit) -> list[int]:
+        """Return the tasks of a unit that have not been answered."""
+        return list(filter(self._port.holds, unit.ids))
 
     def _beat(self) -> None:
         self._beat_timer = None
@@ -239,201 +339,66 @@ class AsyncRunner:
             self._port.progress.beat()
             self._beat_timer = self._loop.call_later(BEAT_SECONDS, self._beat)
 
-    def _unanswered(self, unit: _Unit) -> list[int]:
-        """Return the tasks of a unit that have not been answered."""
-        if not self._streams or not unit.inside:
-            return unit.ids
-        return [task_id for task_id in unit.ids if self._outlet.is_open(task_id)]
-
-    async def _run(self, unit: _Unit) -> None:
-        """Run a unit and send its answers, each task exactly once."""
-        _current.set(unit)
-        began = time.perf_counter()
-        tasks = unit.tasks
-        answers, items, places = decode_batch(self._codec, tasks, self._port, unit.places)
-        ids = [tasks.ids[place] for place in places]
-        request_ids = [tasks.request_ids[place] for place in places]
-        if self._streams:
-            # Those that cannot be run do not wait for the streams of the others.
-            self._answer(tasks, answers, 0.0)
-            answers = {}
-            for task_id, request_id in zip(ids, request_ids, strict=True):
-                self._outlet.open(task_id, request_id)
-        results: list[Any] = []
-        if items:
-            try:
-                results = await self._forward(unit, items, ids, request_ids)
-            except asyncio.CancelledError:
-                results = [_LEFT] * len(ids)
-        self._outlet.forget(ids)
-        if unit.abandoned:
-            return
-        for place, result in zip(places, results, strict=True):
-            if not self._streams:
-                answers[place] = self._codec.answer(tasks.flags[place], result, tasks.request_ids[place])
-            else:
-                self._outlet.end(tasks.ids[place], on_the_wire(result) if isinstance(result, Failure) else ENDED)
-        self._answer(tasks, answers, time.perf_counter() - began)
-
-    def _answer(self, tasks: Tasks, answers: dict[int, Answer], seconds: float) -> None:
-        if answers:
-            places = sorted(answers)
-            codes, payloads = zip(*[answers[place] for place in places], strict=True)
-            self._port.answer(Results([tasks.ids[place] for place in places], codes, payloads, seconds))
-
-    async def _forward(self, unit: _Unit, items: list[Any], ids: list[int], request_ids: list[str]) -> list[Any]:
-        """Return a result for each item; one that failed has its `Failure`."""
-        steps = isolation.resolve(len(items), self._spec.isolation_calls)
-        part = next(steps)
-        failed = False
-        while True:
-            unit.inside = [ids[place] for place in part]
-            outcome = await self._call(unit, [items[place] for place in part], whole=len(part) == len(items))
-            failed = failed or isinstance(outcome, isolation.Raised)
-            try:
-                part = steps.send(outcome)
-            except StopIteration as done:
-                results: list[Any] = done.value
-                return self._codec.told_of_all(results, request_ids) if failed else results
-
-    async def _call(self, unit: _Unit, items: list[Any], *, whole: bool) -> isolation.Outcome:
-        ended: isolation.Outcome = [None] * len(items)
-        if self._streams:
-            # A stream that has ended meanwhile, for want of its client, is not run again.
-            live = [place for place, task_id in enumerate(unit.inside) if self._outlet.is_open(task_id)]
-            unit.inside = [unit.inside[place] for place in live]
-            items = [items[place] for place in live]
-            if not items:
-                return ended
-        self._port.progress.beat()
-        self._restart(unit)
-        try:
-            result = self._worker.forward(items if self._batches else items[0])
-            if isinstance(result, AsyncIterator):
-                await self._drain(unit, result)
-            else:
-                result = await result
-            if unit.late:
-                # It has swallowed its cancellation, and come back all the same.
-                raise asyncio.CancelledError
-            if self._streams:
-                return ended
-            return checked(result, len(items)) if self._batches else [result]
-        except (Exception, MosecTimeoutError, asyncio.CancelledError) as raised:
-            error = self._explained(unit, raised)
-            if self._streams and self._outlet.has_begun(unit.inside):
-                self._outlet.fail(unit.inside, error)
-                return ended
-            return isolation.Raised(error, final=is_final(error, whole=whole))
-        finally:
-            unit.deadline = math.inf
-
-    def _explained(self, unit: _Unit, error: BaseException) -> BaseException:
-        """Return what a client is told of an exception of `forward`; raise the cancellation of those that have left."""
-        if unit.left:
-            raise asyncio.CancelledError
-        if unit.late:
-            unit.late = False
-            return MosecTimeoutError(f"`forward` took longer than {self._spec.timeout:g} s")
-        if isinstance(error, asyncio.CancelledError):
-            return RuntimeError("`forward` was cancelled from within")
-        return error
-
     # -- time --------------------------------------------------------------------------------------------------------
 
-    def _restart(self, unit: _Unit) -> None:
+    def _restart(self, unit: AsyncUnit) -> None:
         """Give a unit its whole time for the next step; the timer, once set, follows by itself."""
+        if unit.late or unit.left:
+            # What it gets to end is counted already.
+            return
         unit.deadline = self._loop.time() + self._spec.timeout
         if unit.timer is None:
             unit.timer = self._loop.call_at(unit.deadline, self._look_at, unit)
 
-    def _look_at(self, unit: _Unit) -> None:
+    def _look_at(self, unit: AsyncUnit) -> None:
         unit.timer = None
         if unit.deadline > self._loop.time():
             if unit.deadline < math.inf:
                 unit.timer = self._loop.call_at(unit.deadline, self._look_at, unit)
             return
-        unit.deadline = math.inf
         for running, one in self._running.items():
             if one is unit:
                 unit.late = True
                 self._cancel(running, unit)
 
-    def _cancel(self, running: asyncio.Task[None], unit: _Unit) -> None:
+    def _cancel(self, running: asyncio.Task[None], unit: AsyncUnit) -> None:
         """Cancel a unit, and give it a moment to end."""
         running.cancel()
         unit.deadline = math.inf
         if unit.timer is not None:
             unit.timer.cancel()
-        unit.timer = self._loop.call_later(CANCEL_SECONDS, self._abandon, running, unit)
+        unit.timer = self._loop.call_later(CANCEL_SECONDS, self._give_up, running, unit)
 
-    def _abandon(self, running: asyncio.Task[None], unit: _Unit) -> None:
-        """Answer the tasks of a unit that goes on though it was cancelled, and let others have its slot."""
+    def _give_up(self, running: asyncio.Task[None], unit: AsyncUnit) -> None:
+        """Answer the tasks of a unit that has not ended, and let others have its slot."""
         unit.timer = None
-        if running not in self._running or not (unit.late or unit.left):
+        if running.done():
+            # In this turn of the loop: it has answered, and `_ended` comes next.
             return
-        logger.error(
-            "`forward` goes on though it was cancelled; let asyncio.CancelledError pass through it",
-            extra=self._codec.extra(unit.request_ids),
-        )
         del self._running[running]
-        unit.abandoned = True
-        self._worker._answered([inputs(unit.tasks)[place] for place in unit.places])
-        late = MosecTimeoutError(f"`forward` took longer than {self._spec.timeout:g} s")
-        answer = LEFT if unit.left else self._codec.failure(late, unit.request_ids)
-        if self._streams:
-            for task_id in filter(self._outlet.is_open, unit.ids):
-                self._outlet.end(task_id, answer)
-        else:
-            self._answer(unit.tasks, dict.fromkeys(unit.places, answer), 0.0)
-        self._begin_units()
+        request_ids = unit.request_ids
+        self._given_up[running] = self._loop.call_later(CLEANING_SECONDS, self._blame, request_ids)
+        if self._unanswered(unit):
+            self._settle(unit, LEFT if unit.left else self._codec.failure(self._too_late(), request_ids))
+        self._let_go(unit)
 
-    # -- streams -----------------------------------------------------------------------------------------------------
-
-    async def _drain(self, unit: _Unit, events: AsyncIterator[Any]) -> None:
-        """Send what an asynchronous generator yields, until it ends or nobody is left to send it to."""
-        try:
-            async for event in events:
-                self._outlet.put_yielded(event, unit.inside, batched=self._batches)
-                self._outlet.flush()
-                self._port.progress.beat()
-                self._outlet.drop_left(unit.inside)
-                if not any(map(self._outlet.is_open, unit.inside)):
-                    return
-                unit.deadline = math.inf
-                await self._wait_for_room(unit)
-                self._restart(unit)
-        finally:
-            close = getattr(events, "aclose", None)
-            if close is not None:
-                await self._close(unit, close())
-
-    async def _wait_for_room(self, unit: _Unit) -> None:
-        """Let an only stream wait for its client; in a batch nobody waits, and a full stream ends."""
-        if len(unit.inside) == 1:
-            task_id = unit.inside[0]
-            while self._outlet.is_open(task_id) and not self._outlet.has_room(task_id):
-                await self._news_come()
-                self._outlet.drop_left(unit.inside)
-
-    async def _close(self, unit: _Unit, closing: Awaitable[None]) -> None:
-        self._restart(unit)
-        try:
-            await closing
-        except (Exception, MosecTimeoutError) as error:
-            extra = self._codec.extra(unit.request_ids)
-            logger.warning("closing a stream of forward failed: %r", error, exc_info=error, extra=extra)
+    def _blame(self, request_ids: list[str]) -> None:
+        seconds = CANCEL_SECONDS + CLEANING_SECONDS
+        logger.error(
+            "`forward` goes on though it was cancelled %g s ago; let asyncio.CancelledError pass through it",
+            seconds,
+            extra=self._codec.extra(request_ids),
+        )
 
     # -- asked from within `forward` ---------------------------------------------------------------------------------
 
     def _push(self, event: Any, index: int) -> None:
         """Send an event: `SSEWorker.send_stream_event`. Nothing can wait here: a full stream ends."""
         unit = self._unit()
-        if not unit.places:
+        if self._outlet is None or not isinstance(unit, AsyncUnit):
             # A rehearsal.
             return
-        self._outlet.put_at(index, event, unit.inside)
-        self._outlet.flush()
+        self._outlet.push(event, index, unit.inside)
         self._port.progress.beat()
         if unit.deadline < math.inf:
             unit.deadline = self._loop.time() + self._spec.timeout
@@ -446,11 +411,29 @@ class AsyncRunner:
         return 0 <= index < len(inside) and self._port.has_left(inside[index])
 
     @staticmethod
-    def _unit() -> _Unit:
+    def _unit() -> Unit:
         unit = _current.get(None)
         if unit is None:
             raise RuntimeError("this can be asked only by `forward` and what it awaits")
         return unit
+
+
+async def _next(events: Iterator[Any] | AsyncIterator[Any]) -> Any:
+    """Return the next event, or `END`."""
+    if not isinstance(events, AsyncIterator):
+        return next(events, END)
+    try:
+        return await events.__anext__()
+    except StopAsyncIteration:
+        return END
+
+
+async def _close(events: Any) -> None:
+    """Close a generator, asynchronous or not."""
+    if hasattr(events, "aclose"):
+        await events.aclose()
+    else:
+        events.close()
 
 
 def _new_loop() -> asyncio.AbstractEventLoop:

@@ -5,12 +5,21 @@ Large payloads lie in memory that the worker shares with the server, where there
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
+from http import HTTPStatus
 from typing import Any
 
 from mosec_asgi import log
-from mosec_asgi.errors import CANCELLED, EncodingError, Failure, MosecError, MosecTimeoutError, describe
+from mosec_asgi.errors import (
+    CANCELLED,
+    INTERNAL_ERROR_TEXT,
+    EncodingError,
+    Failure,
+    MosecError,
+    MosecTimeoutError,
+    describe,
+)
+from mosec_asgi.inside.ending import Ending
 from mosec_asgi.inside.pickler import Pickler, load
 from mosec_asgi.inside.spec import WorkerSpec
 from mosec_asgi.ipc import frames, reference
@@ -26,6 +35,13 @@ logger = log.internal_logger(__name__)
 Answer = tuple[int, bytes]
 # For a task that nobody waits for.
 LEFT: Answer = (CANCELLED, b"")
+
+
+class Left(BaseException):
+    """In the place of a result: nobody waits for it. Never raised by the user's code, and no fault to tell of."""
+
+
+_NOBODY = Failure(CANCELLED, "")
 
 
 class Codec:
@@ -75,7 +91,9 @@ class Codec:
         try:
             if not isinstance(result, (BaseException, Failure)):
                 return self.encode(flags, result)
-        except (Exception, MosecTimeoutError) as error:
+        except Ending:
+            raise
+        except BaseException as error:
             result = error
         return on_the_wire(result) if isinstance(result, Failure) else self.failure(result, [request_id])
 
@@ -85,13 +103,35 @@ class Codec:
 
     def told(self, error: BaseException, request_ids: Sequence[str]) -> Failure:
         """Log a fault once, with its request ids, and return what the clients are told."""
-        failure = describe(error)
-        extra = self.extra(request_ids)
-        if isinstance(error, (MosecError, MosecTimeoutError)):
-            logger.log(logging.INFO if failure.code < 500 else logging.WARNING, "%s", failure.text, extra=extra)
-        else:
-            logger.warning("%s: %s", type(error).__name__, error, exc_info=error, extra=extra)
+        if type(error) is Left:
+            return _NOBODY
+        try:
+            failure = describe(error)
+            # What a client is told is no secret, and what it is not told belongs into the logs.
+            ours = isinstance(error, (MosecError, MosecTimeoutError))
+            text = failure.text if ours else f"{type(error).__name__}: {error}"
+        except Ending:
+            raise
+        except BaseException as fault:
+            # Its text, its status or the like are the user's code as well.
+            failure = Failure(HTTPStatus.INTERNAL_SERVER_ERROR, INTERNAL_ERROR_TEXT)
+            text = f"{type(error).__name__}, which cannot be told: {type(fault).__name__}"
+        self._log(failure.code, text, error, self.extra(request_ids))
         return failure
+
+    @staticmethod
+    def _log(code: int, text: str, error: BaseException, extra: dict[str, object]) -> None:
+        if code < 500:
+            logger.info("%s", text, extra=extra)
+        elif code != HTTPStatus.INTERNAL_SERVER_ERROR:
+            logger.warning("%s", text, extra=extra)
+        else:
+            try:
+                logger.error("%s", text, exc_info=error, extra=extra)
+            except Ending:
+                raise
+            except BaseException as fault:
+                logger.error("%s, without its traceback: %s", text, type(fault).__name__, extra=extra)
 
     def told_of_all(self, results: list[Any], request_ids: Sequence[str]) -> list[Any]:
         """Return `results` with failures for exceptions; a fault that has failed several requests is told once."""
@@ -126,6 +166,16 @@ def on_the_wire(failure: Failure) -> Answer:
     """Return a failure as an answer."""
     # A text may hold what is no Unicode, like the name of a file: it is shown escaped.
     return failure.code, failure.text.encode(errors="backslashreplace")
+
+
+def shown(error: BaseException) -> str:
+    """Return the `repr` of an exception, which may be the user's code."""
+    try:
+        return repr(error)
+    except Ending:
+        raise
+    except BaseException:
+        return type(error).__name__
 
 
 def _as_bytes(payload: Any) -> bytes:

@@ -7,12 +7,13 @@ from collections.abc import Hashable, Sequence
 from typing import Any
 
 from mosec_asgi import log
-from mosec_asgi.errors import MosecTimeoutError, ServerError
-from mosec_asgi.inside.codec import LEFT, Answer, Codec
+from mosec_asgi.errors import ServerError
+from mosec_asgi.inside.codec import LEFT, Answer, Codec, shown
+from mosec_asgi.inside.ending import Ending
 from mosec_asgi.inside.outlet import Outlet
 from mosec_asgi.inside.port import Port, inputs
 from mosec_asgi.inside.spec import WorkerSpec
-from mosec_asgi.inside.timer import KernelTimer, Timer
+from mosec_asgi.inside.timer import NoTimer, Timer
 from mosec_asgi.messages import Tasks
 from mosec_asgi.streaming import ContinuousWorker
 
@@ -26,23 +27,21 @@ logger = log.internal_logger(__name__)
 class ContinuousRunner:
     """Runs the tasks that come through a port, each in a slot of the running batch, until it ends."""
 
-    def __init__(
-        self, worker: ContinuousWorker, spec: WorkerSpec, port: Port, kernel: KernelTimer | None = None
-    ) -> None:
+    def __init__(self, worker: ContinuousWorker, spec: WorkerSpec, port: Port, timer: Timer | NoTimer) -> None:
         """Bind a worker to its port.
 
         Args:
             worker: what to run.
             spec: how; `max_batch_size` is the number of slots.
             port: where tasks come from and events go.
-            kernel: ends the process when a step hangs and nobody else can.
+            timer: bounds the time of each call of `admit`, `step` and `evict`.
         """
         self._worker = worker
         self._port = port
         self._slots = spec.max_batch_size
         self._codec = Codec(worker, spec, port.memory)
         self._outlet = Outlet(worker, spec, self._codec, port)
-        self._timer = Timer(spec.timeout, kernel)
+        self._timer = timer
         # Tasks by the slots that they have, the slots by the tasks, and what the tasks came with.
         self._tasks: dict[Hashable, int] = {}
         self._slot_of: dict[int, Hashable] = {}
@@ -126,7 +125,9 @@ class ContinuousRunner:
                 slot = self._worker.admit(item)
             if slot in self._tasks:
                 raise ServerError(f"admit returned the slot {slot!r}, which another request has")
-        except (Exception, MosecTimeoutError) as error:
+        except Ending:
+            raise
+        except BaseException as error:
             self._answer(tasks, place, self._codec.failure(error, request_ids))
             return
         finally:
@@ -152,7 +153,9 @@ class ContinuousRunner:
             self._step_seconds = time.perf_counter() - began
             for slot, event in events:
                 self._take(slot, event)
-        except (Exception, MosecTimeoutError) as error:
+        except Ending:
+            raise
+        except BaseException as error:
             self._outlet.fail(list(self._slot_of), error)
         self._outlet.flush()
         self._evict([slot for slot, task_id in self._tasks.items() if not self._outlet.is_open(task_id)])
@@ -176,7 +179,9 @@ class ContinuousRunner:
             try:
                 with self._timer:
                     self._worker.evict(slot)
-            except (Exception, MosecTimeoutError) as error:
-                logger.warning("evict failed: %r", error, exc_info=error, extra=self._codec.extra(()))
+            except Ending:
+                raise
+            except BaseException as error:
+                logger.warning("evict failed: %s", shown(error), exc_info=error, extra=self._codec.extra(()))
             finally:
                 self._at = ()

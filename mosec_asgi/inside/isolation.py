@@ -84,12 +84,12 @@ def search(size: int, calls: int | None = None) -> Search:
     return sorted(failed)
 
 
-def resolve(size: int, calls: int | None = None) -> Generator[list[int], Outcome, list[Any]]:
+def resolve(size: int, calls: int | None = None) -> Generator[list[int], Outcome | None, list[Any]]:
     """Bring a batch of `size` items to one result each, whatever some of them do to `forward`.
 
     Yields:
         the places of the items to run `forward` on, all of them first; send back its results for these, or what it
-        raised.
+        raised. None ends the search: there is no time for more.
 
     Args:
         size: the number of items, at least 1.
@@ -99,6 +99,7 @@ def resolve(size: int, calls: int | None = None) -> Generator[list[int], Outcome
         for each place its result, or the exception that it failed with.
     """
     outcome = yield list(range(size))
+    assert outcome is not None, "there is always time for the first call"
     if not isinstance(outcome, Raised):
         return list(outcome)
     results: list[Any] = [_UNDECIDED] * size
@@ -107,6 +108,8 @@ def resolve(size: int, calls: int | None = None) -> Generator[list[int], Outcome
     part = None if outcome.final else next(parts, None)
     while part is not None:
         outcome = yield part
+        if outcome is None:
+            break
         failed = isinstance(outcome, Raised)
         if isinstance(outcome, Raised):
             for place in part:

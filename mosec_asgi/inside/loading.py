@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from mosec_asgi import log
-from mosec_asgi.errors import MosecTimeoutError
 from mosec_asgi.inside.codec import as_input
+from mosec_asgi.inside.ending import Ending
 from mosec_asgi.inside.plain_runner import PlainRunner
 from mosec_asgi.inside.port import Port
 from mosec_asgi.inside.spec import WorkerSpec
-from mosec_asgi.inside.timer import KernelTimer
+from mosec_asgi.inside.timer import KernelTimer, NoTimer, Timer
 from mosec_asgi.streaming import ContinuousWorker, is_async, streams
 from mosec_asgi.worker import Worker
 
@@ -34,12 +34,23 @@ class Runner(Protocol):
         """Release what the worker took."""
 
 
-def runner_for(worker: Worker, spec: WorkerSpec, port: Port, kernel: KernelTimer | None = None) -> Runner:
-    """Return what runs a worker of this class."""
+def runner_for(
+    worker: Worker, spec: WorkerSpec, port: Port, kernel: KernelTimer | None = None, *, interrupts: bool = True
+) -> Runner:
+    """Return what runs a worker of this class.
+
+    Args:
+        worker: what to run.
+        spec: how.
+        port: where tasks come from and results go.
+        kernel: ends the process when `forward` hangs and nobody else can.
+        interrupts: this is the main thread of a process of the worker's own, where a signal can interrupt `forward`.
+    """
+    timer = Timer(spec.timeout, kernel) if interrupts else NoTimer()
     if isinstance(worker, ContinuousWorker):
         from mosec_asgi.inside.continuous_runner import ContinuousRunner
 
-        return ContinuousRunner(worker, spec, port, kernel)
+        return ContinuousRunner(worker, spec, port, timer)
     if is_async(type(worker)):
         # Only here: it loads asyncio, which other workers do not need.
         from mosec_asgi.inside.async_runner import AsyncRunner
@@ -48,8 +59,8 @@ def runner_for(worker: Worker, spec: WorkerSpec, port: Port, kernel: KernelTimer
     if streams(type(worker)):
         from mosec_asgi.inside.stream_runner import StreamRunner
 
-        return StreamRunner(worker, spec, port, kernel)
-    return PlainRunner(worker, spec, port, kernel)
+        return StreamRunner(worker, spec, port, timer)
+    return PlainRunner(worker, spec, port, timer)
 
 
 def speaker_for(runner: Runner, spec: WorkerSpec) -> log.Speaker:
@@ -78,7 +89,9 @@ def warm_up(runner: Runner, examples: Sequence[Any], spec: WorkerSpec) -> None:
         for place, example in enumerate(examples, 1):
             runner.rehearse(as_input(example, batched=batches))
             logger.debug("warmed up with example %d of %d", place, len(examples))
-    except (Exception, MosecTimeoutError):
+    except Ending:
+        raise
+    except BaseException:
         logger.exception(
             "warm-up failed: `example` and `multi_examples` must be what `forward` takes%s",
             ", a list of items" if batches else "",

@@ -12,10 +12,11 @@ from http import HTTPStatus
 from typing import Any
 
 from mosec_asgi import log
-from mosec_asgi.errors import EncodingError, MosecError
+from mosec_asgi.errors import MosecError
 from mosec_asgi.inside.codec import LEFT, Answer, Codec
-from mosec_asgi.inside.plain_runner import WrongShape
+from mosec_asgi.inside.ending import Ending
 from mosec_asgi.inside.port import Port
+from mosec_asgi.inside.shape import WrongShape
 from mosec_asgi.inside.spec import WorkerSpec
 from mosec_asgi.streaming import FINISHED, encoder_for
 from mosec_asgi.worker import Worker
@@ -106,6 +107,11 @@ class Outlet:
             extra = self._codec.extra(())
             logger.error("an event for item %d of a batch of %d was dropped", index, len(inside), extra=extra)
 
+    def push(self, event: Any, index: int, inside: Sequence[int]) -> None:
+        """Send an event for the item `index` of the tasks `inside`: `SSEWorker.send_stream_event`."""
+        self.put_at(index, event, inside)
+        self.flush()
+
     def put(self, task_id: int, event: Any) -> None:
         """Take in an event of a stream, `FINISHED`, or the exception that ends it; sent by `flush`.
 
@@ -127,7 +133,9 @@ class Outlet:
     def _put(self, task_id: int, event: Any) -> None:
         try:
             chunk = self._encode(event)
-        except EncodingError as error:
+        except Ending:
+            raise
+        except BaseException as error:
             self.fail([task_id], error)
             return
         if task_id in self._ids:

@@ -109,6 +109,29 @@ class Timer:
         raise MosecTimeoutError(f"`forward` took longer than {self._seconds:g} s")
 
 
+class NoTimer:
+    """Stands in for a `Timer` where nothing can be interrupted: in a thread, which its server gives up instead."""
+
+    def __enter__(self) -> None:
+        return
+
+    def __exit__(self, *_: object) -> None:
+        return
+
+    def restart(self) -> None:
+        """Do nothing; see `Timer.restart`."""
+
+    def pause(self) -> bool:
+        """Return that there is nothing to resume; see `Timer.pause`."""
+        return False
+
+    def resume(self) -> None:
+        """Do nothing; see `Timer.resume`."""
+
+    def check(self) -> None:
+        """Do nothing; see `Timer.check`."""
+
+
 def _handle_alarm(handler: Callable[..., None]) -> bool:
     """Install the handler of SIGALRM; False on a thread that cannot have one."""
     try:

@@ -55,6 +55,10 @@ class ProgressPage:
         """Unmap the page. Idempotent."""
         self._numbers.release()
         self._map.close()
+        self.forget()
+
+    def forget(self) -> None:
+        """Keep the page, and not the descriptor by which another process could be given it. Idempotent."""
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1

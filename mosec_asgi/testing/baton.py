@@ -1,8 +1,8 @@
 """A thread that runs only while the event loop waits for it.
 
 A worker's code is written to block: in `forward`, and in waiting for its next tasks. So it gets a thread; but one that
-passes a baton to and fro with the loop, so that never both run. When the thread has to wait, for time or for a
-descriptor, the loop goes on, and gives it the baton again when what it waits for has come. Nothing is left to the
+passes a baton to and fro with the loop, so that never both run. When the thread has to wait, for time or for news, the
+loop goes on, and gives it the baton again when what it waits for has come. Nothing is left to the
 system's scheduler, and time that passes on the loop, be it virtual, is the thread's time too.
 """
 
@@ -12,10 +12,12 @@ import asyncio
 import threading
 from collections.abc import Callable
 
+from mosec_asgi.inside.ending import Ending
+
 MOST_REMINDERS = 100
 
 
-class Ended(BaseException):
+class Ended(Ending):
     """Raised in the thread, wherever it waits, when it is to end."""
 
 
@@ -52,9 +54,10 @@ class BatonThread:
         self._parked = threading.Semaphore(0)
         self._ending = False
         # What it waits for, and whether that has come while it was frozen.
-        self._descriptor = -1
+        self._wants_news = False
         self._seconds: float | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._soon: asyncio.Handle | None = None
         self._due = False
 
     # -- on the loop -------------------------------------------------------------------------------------------------
@@ -83,6 +86,12 @@ class BatonThread:
                 self._pass_baton()
         self._on_end()
 
+    def news(self) -> None:
+        """Give it a turn if it waits for news; called on the loop."""
+        if self._wants_news:
+            self._wants_news = False
+            self._soon = self._loop.call_soon(self._go_on)
+
     def _go_on(self) -> None:
         """Give it a turn: what it has waited for has come."""
         self._forget()
@@ -102,19 +111,16 @@ class BatonThread:
         if not self.alive:
             self._on_end()
             return
-        if self._descriptor >= 0:
-            self._loop.add_reader(self._descriptor, self._go_on)
         if self._seconds is not None:
             self._timer = self._loop.call_later(self._seconds, self._go_on)
 
     def _forget(self) -> None:
         """Have the loop notice nothing any more."""
-        if self._descriptor >= 0 and not self._loop.is_closed():
-            self._loop.remove_reader(self._descriptor)
-        self._descriptor = -1
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        self._wants_news = False
+        for handle in (self._timer, self._soon):
+            if handle is not None:
+                handle.cancel()
+        self._timer = self._soon = None
 
     # -- on the thread -----------------------------------------------------------------------------------------------
 
@@ -123,13 +129,13 @@ class BatonThread:
         """Whether it is this thread that asks."""
         return threading.current_thread() is self._thread
 
-    def wait(self, seconds: float | None = None, descriptor: int = -1) -> None:
-        """Let the loop go on until `seconds` have passed, or something can be read from `descriptor`.
+    def wait(self, seconds: float | None = None, *, news: bool = False) -> None:
+        """Let the loop go on until `seconds` have passed, or `news` has been called where that is waited for.
 
         Raises:
             Ended: the thread is to end.
         """
-        self._seconds, self._descriptor = seconds, descriptor
+        self._seconds, self._wants_news = seconds, news
         self._parked.release()
         self._turn.acquire()
         if self._ending:
@@ -140,5 +146,5 @@ class BatonThread:
             self._target()
         finally:
             self.alive = False
-            self._descriptor, self._seconds = -1, None
+            self._wants_news, self._seconds = False, None
             self._parked.release()

@@ -1,7 +1,8 @@
-"""Workers in this process: everything of a worker but its process, so that a test can see into it and break it.
+"""Scripted workers: as `pool.thread` runs them, on the loop's own time, so that a test can see into one and break it.
 
-The pipe, the frames, the page of its progress and the code that runs it are the real ones. A plain worker runs in a
-thread that takes turns with the event loop (`baton`), an asynchronous one on the loop itself.
+The link and the code that runs in it are those of the executor "thread". A plain worker runs in a thread that takes
+turns with the event loop (`baton`), an asynchronous one on the loop itself. Each notes what its script
+(`ScriptedWorker`) wants to know, and does what it says.
 
 What cannot be had without a process: `finally` blocks run even where a worker crashes; a plain `forward` that never
 comes back holds up the whole program; and the stage's timeout interrupts a plain `forward` only where it is the test
@@ -14,8 +15,6 @@ import asyncio
 import contextlib
 import functools
 import inspect
-import os
-import socket
 import time
 import traceback
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -25,14 +24,13 @@ from mosec_asgi import log
 from mosec_asgi.errors import MosecTimeoutError
 from mosec_asgi.inside.async_runner import AsyncRunner
 from mosec_asgi.inside.codec import as_input, examples
-from mosec_asgi.inside.loading import load, runner_for, speaker_for, warm_up
-from mosec_asgi.inside.port import Port
+from mosec_asgi.inside.loading import speaker_for
+from mosec_asgi.inside.port import ProgressNotes
 from mosec_asgi.inside.spec import WorkerSpec
-from mosec_asgi.ipc import frames
-from mosec_asgi.ipc.channel import Channel
-from mosec_asgi.ipc.progress import ProgressPage
-from mosec_asgi.messages import Progress, Results
+from mosec_asgi.messages import Results
+from mosec_asgi.pool.link import WorkerEvents
 from mosec_asgi.pool.process.launcher import environment
+from mosec_asgi.pool.thread import STILL_RUNNING, InProcessLink, Notes, QueuePort, Report
 from mosec_asgi.streaming import ContinuousWorker, is_async
 from mosec_asgi.testing.baton import BatonThread, Ended
 from mosec_asgi.testing.script import ScriptedWorker
@@ -52,7 +50,7 @@ logger = log.internal_logger(__name__)
 
 
 class InlineLauncher:
-    """Starts workers in this process."""
+    """Starts scripted workers in this process."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, scripts: Mapping[tuple[str, int], ScriptedWorker]) -> None:
         """Prepare; nothing is started.
@@ -64,34 +62,29 @@ class InlineLauncher:
         self._loop = loop
         self._scripts = scripts
 
-    def launch(
-        self,
-        spec: WorkerSpec,
-        variables: Mapping[str, str],
-        on_frame: Callable[[frames.Frame], None],
-        on_closed: Callable[[str], None],
-        on_exit: Callable[[], None],
-    ) -> tuple[InlineWorker, Channel]:
+    def launch(self, spec: WorkerSpec, variables: Mapping[str, str], events: WorkerEvents) -> InlineLink:
         """Start a worker; see `Launcher.launch`."""
-        ours, theirs = socket.socketpair()
-        channel = Channel(ours, on_frame, on_closed)
-        channel.open(self._loop)
         script = self._scripts[spec.stage, spec.worker_id]
-        kind = AsyncWorker if is_async(spec.worker) else PlainWorker
-        worker = kind(spec, variables, self._loop, theirs, script, on_exit)
-        self._loop.call_soon(worker.start)
-        return worker, channel
+        kind = AsyncLink if is_async(spec.worker) else PlainLink
+        link = kind(spec, variables, events, self._loop, script)
+        self._loop.call_soon(link.start)
+        return link
+
+    def close(self) -> None:
+        """Let go of nothing: what the workers were started from belongs to the service."""
 
 
-class InlinePage(ProgressPage):
-    """The page of a worker's progress, which lets a script know when the worker begins a task."""
+class ScriptedNotes(Notes):
+    """Where a worker notes how far it has come, which lets its script know when it begins a task."""
+
+    __slots__ = ("_loop", "_on_begin", "began", "frozen", "looks")
 
     def __init__(self, loop: asyncio.AbstractEventLoop, on_begin: Callable[[int], None]) -> None:
         super().__init__()
         self.frozen = False
         # When the first of the tasks that are not answered was begun.
         self.began: float | None = None
-        # How often the worker has looked into its pipe since its last step.
+        # How often the worker has looked for news since its last step.
         self.looks = 0
         self._loop = loop
         self._on_begin = on_begin
@@ -111,74 +104,33 @@ class InlinePage(ProgressPage):
             super().beat()
 
 
-class InlinePort(Port):
-    """A worker's end of its pipe that never blocks the loop, which reads the other end."""
+class ScriptedPort(QueuePort):
+    """A worker's end of its link, with the loop's time, and answers that its script may repeat."""
 
-    progress: InlinePage
+    progress: ScriptedNotes
 
     def __init__(
-        self, sock: socket.socket, progress: InlinePage, loop: asyncio.AbstractEventLoop, script: ScriptedWorker
+        self,
+        progress: ProgressNotes,
+        post: Callable[[Report], None],
+        loop: asyncio.AbstractEventLoop,
+        script: ScriptedWorker,
     ) -> None:
-        super().__init__(sock, progress)
-        sock.setblocking(False)
-        self.frozen = False
+        super().__init__(progress, post)
         self._loop = loop
         self._script = script
-        self._unsent = bytearray()
-        self._closed = False
 
-    def answer(self, results: Results) -> None:
+    def _send_results(self, results: Results) -> None:
         """Send results, with the time that they took by the loop's clock."""
         began, self.progress.began = self.progress.began, None
-        seconds = 0.0 if began is None else self._loop.time() - began
-        results = Results(results.ids, results.codes, results.payloads, seconds)
-        super().answer(results)
+        timed = results._replace(seconds=0.0 if began is None else self._loop.time() - began)
+        super()._send_results(timed)
         if self._script.repeats():
-            self._send(frames.encode_results(results))
-
-    def write(self, data: bytes) -> None:
-        """Send bytes, be they frames or not."""
-        self._send(data)
-
-    def flush(self) -> None:
-        """Send what has been held back, as far as there is room for it."""
-        with self._lock:
-            if self._closed or self.frozen:
-                return
-            try:
-                while self._unsent:
-                    del self._unsent[: self._sock.send(self._unsent)]
-            except BlockingIOError:
-                self._loop.call_soon_threadsafe(self._flush_when_writable)
-            except (BrokenPipeError, ConnectionResetError):
-                self.ended = True
-                self._unsent.clear()
-
-    def close(self) -> None:
-        """Let go of the pipe: nothing more comes out of it. Idempotent."""
-        with self._lock:
-            if not self._closed and not self._loop.is_closed():
-                self._loop.remove_writer(self._sock)
-                self._loop.remove_reader(self._sock)
-            self._closed = self.ended = True
-            self._sock.close()
-
-    def _send(self, data: bytes) -> None:
-        with self._lock:
-            self._unsent += data
-            self.flush()
-
-    def _flush_when_writable(self) -> None:
-        def writable() -> None:
-            self._loop.remove_writer(self._sock)
-            self.flush()
-
-        if not self._closed:
-            self._loop.add_writer(self._sock, writable)
+            super()._send_results(timed)
 
 
-class ThreadPort(InlinePort):
-    """The port of a worker that runs in a thread, which gives the loop its turn where a process would wait."""
+class BatonPort(ScriptedPort):
+    """The port of a worker that runs in turn with the loop, which it gives a turn where a thread would wait."""
 
     baton: BatonThread
 
@@ -191,51 +143,54 @@ class ThreadPort(InlinePort):
 
     def wait(self, seconds: float) -> None:
         """Wait until something comes, then take it in."""
-        if self.ended:
+        if self.ended or not self.baton.is_current:
+            super().wait(seconds)
             return
         if seconds <= SHORT_SECONDS:
             self.baton.wait(0.0)
             time.sleep(seconds)
-        else:
-            self.baton.wait(seconds, self.fileno())
+        elif not self._has_news():
+            self.baton.wait(seconds, news=True)
         super().poll()
 
-    def _receive(self, flags: int) -> bool:
-        if flags == 0 and self.baton.is_current:
-            self.baton.wait(descriptor=self.fileno())
-        return super()._receive(socket.MSG_DONTWAIT)
+    def _receive(self, *, wait: bool) -> bool:
+        if wait and self.baton.is_current:
+            while not self._has_news():
+                self.baton.wait(news=True)
+            wait = False
+        return super()._receive(wait=wait)
+
+    def _wake(self) -> None:
+        super()._wake()
+        self.baton.news()
 
 
-class InlineWorker:
-    """One life of a worker in this process: to its supervisor a `Handle`, to its script a `Life`."""
+class InlineLink(InProcessLink):
+    """One life of a scripted worker: to its pool a link, to its script a `Life`."""
+
+    notes: ScriptedNotes
+    port: ScriptedPort
 
     def __init__(
         self,
         spec: WorkerSpec,
         variables: Mapping[str, str],
+        events: WorkerEvents,
         loop: asyncio.AbstractEventLoop,
-        sock: socket.socket,
         script: ScriptedWorker,
-        on_exit: Callable[[], None],
     ) -> None:
-        self.pid: int | None = os.getpid()
-        # It is in the server's own process.
-        self.memory = None
-        self.spec = spec
-        self.script = script
         self.loop = loop
-        self.page = InlinePage(loop, self._begins)
-        self.port = self._port(sock)
+        self.script = script
         self._variables = variables
-        self._on_exit = on_exit
-        self._ending = "is still running"
-        self._ended = False
+        super().__init__(spec, events, loop)
 
-    # -- what the service sees ---------------------------------------------------------------------------------------
+    def _make_notes(self) -> Notes:
+        return ScriptedNotes(self.loop, self._begins)
 
-    def progress(self) -> Progress:
-        """How far it has come."""
-        return self.page.read()
+    def _make_port(self) -> QueuePort:
+        return ScriptedPort(self.notes, self.post, self.loop, self.script)
+
+    # -- what the pool sees ------------------------------------------------------------------------------------------
 
     def kill(self) -> None:
         """End it now, without asking. Idempotent."""
@@ -244,10 +199,6 @@ class InlineWorker:
     def reap(self, timeout: float) -> None:
         """End it without a loop."""
         self._stop()
-
-    def describe_exit(self) -> str:
-        """Say how it ended."""
-        return self._ending
 
     # -- what its script sees ----------------------------------------------------------------------------------------
 
@@ -263,9 +214,9 @@ class InlineWorker:
         """Let it go on."""
         raise NotImplementedError
 
-    def write(self, data: bytes) -> None:
-        """Put bytes into its pipe."""
-        self.port.write(data)
+    def garble(self) -> None:
+        """Let it say what has no meaning."""
+        self.post(lambda events: events.closed("broke its pipe (garbage came from it)"))
 
     # -- its life ----------------------------------------------------------------------------------------------------
 
@@ -273,8 +224,14 @@ class InlineWorker:
         """Begin to run."""
         raise NotImplementedError
 
-    def _port(self, sock: socket.socket) -> InlinePort:
-        return InlinePort(sock, self.page, self.loop, self.script)
+    def load(self) -> Worker:
+        """Make the user's worker."""
+        if self.script.born(self):
+            raise RuntimeError("this start was scripted to fail")
+        with environment(self._variables):
+            worker = super().load()
+        self.script.instance = worker
+        return worker
 
     def _begins(self, tasks: int) -> None:
         """Do what the script says as it begins tasks."""
@@ -284,45 +241,26 @@ class InlineWorker:
         """Stop what runs, wherever it is."""
         raise NotImplementedError
 
-    def _load(self) -> Worker:
-        """Make the user's worker."""
-        if self.script.born(self):
-            raise RuntimeError("this start was scripted to fail")
-        with environment(self._variables):
-            worker = load(self.spec)
-        self.script.instance = worker
-        return worker
-
     def _end_with(self, ending: str) -> None:
-        if not self._ended and self._ending == "is still running":
-            self._ending = ending
+        if not self._gone and self.ending == STILL_RUNNING:
+            self.ending = ending
             self.loop.call_soon(self._stop)
 
     def _has_ended(self) -> None:
-        """Let go of all, and let the service know, as the kernel does of a process."""
-        if self._ended:
-            return
-        self._ended = True
-        if self._ending == "is still running":
-            self._ending = "exited with status 0"
+        """Let go of all, and let the pool know."""
+        if self.ending == STILL_RUNNING:
+            self.ending = "exited with status 0"
         self.script.died()
-        self.port.close()
         if not self.loop.is_closed():
-            self.loop.call_soon(self._exit)
-
-    def _exit(self) -> None:
-        self._on_exit()
-        self.page.close()
+            self.loop.call_soon(self.exit)
 
 
-class PlainWorker(InlineWorker):
+class PlainLink(InlineLink):
     """A worker whose `forward` blocks, in a thread that takes turns with the loop."""
-
-    port: ThreadPort
 
     def start(self) -> None:
         """Begin to run."""
-        if not self._ended:
+        if self.ending == STILL_RUNNING:
             self._baton.start()
 
     def freeze(self) -> None:
@@ -333,8 +271,8 @@ class PlainWorker(InlineWorker):
         """Let it go on."""
         self._baton.thaw()
 
-    def _port(self, sock: socket.socket) -> ThreadPort:
-        port = ThreadPort(sock, self.page, self.loop, self.script)
+    def _make_port(self) -> QueuePort:
+        port = BatonPort(self.notes, self.post, self.loop, self.script)
         name = f"{self.spec.stage} {self.spec.worker_id}"
         self._baton = port.baton = BatonThread(self.loop, self._main, self._has_ended, name)
         return port
@@ -345,35 +283,22 @@ class PlainWorker(InlineWorker):
     def _begins(self, tasks: int) -> None:
         what = self.script.begins(tasks)
         if what == "crash":
-            self._ending = "was killed by signal 11"
+            self.ending = "was killed by signal 11"
             raise Ended
         if what == "freeze":
             self._baton.frozen = True
             self._baton.wait(0.0)
 
     def _main(self) -> None:
-        """Do what `pool.process.child.main` does."""
         try:
-            worker = self._load()
-            runner = runner_for(worker, self.spec, self.port)
-            log.speak_as(speaker_for(runner, self.spec), context=True)
-        except Exception:
-            self.port.failed(traceback.format_exc())
-            self._ending = "exited with status 1"
-            return
-        try:
-            warm_up(runner, examples(worker), self.spec)
-            self._watch(worker)
-            self.port.ready()
-            runner.serve()
-            runner.close()
+            self.run()
         except Ended:
             return
         except BaseException:
             logger.exception("a worker has failed", extra={"stage": self.spec.stage, "worker": self.spec.worker_id})
-            self._ending = "exited with status 1"
+            self.ending = "exited with status 1"
 
-    def _watch(self, worker: Worker) -> None:
+    def loaded(self, worker: Worker) -> None:
         """Have the script know of the worker's calls, and slow them down."""
         if isinstance(worker, ContinuousWorker):
             _replace(worker, "admit", self._recorded)
@@ -396,29 +321,35 @@ class PlainWorker(InlineWorker):
         return method(*arguments)
 
 
-class AsyncWorker(InlineWorker):
+class AsyncLink(InlineLink):
     """A worker whose `forward` is asynchronous, on the service's own loop."""
 
     _serving: asyncio.Task[None] | None = None
     _runner: AsyncRunner | None = None
     _stopping: asyncio.Task[None] | None = None
+    _frozen = False
 
     def start(self) -> None:
         """Begin to run."""
-        if not self._ended:
+        if self.ending == STILL_RUNNING:
             self._serving = self.loop.create_task(self._main())
 
     def freeze(self) -> None:
         """Let nothing come out of it or go into it; what it has begun cannot be stopped, but nobody sees it."""
-        self.page.frozen = self.port.frozen = True
-        self.loop.remove_reader(self.port.fileno())
+        self._frozen = self.notes.frozen = True
+        self.port.unwatch(self.loop)
 
     def thaw(self) -> None:
         """Let it go on."""
-        self.page.frozen = self.port.frozen = False
-        self.port.flush()
+        self._frozen = self.notes.frozen = False
+        self.on_the_loop(self.drain)
         if self._runner is not None:
-            self.loop.add_reader(self.port.fileno(), self._runner.poll)
+            self.port.watch(self.loop, self._runner.poll)
+
+    def drain(self) -> None:
+        """Report what it has said, as far as that has come out."""
+        if not self._frozen:
+            super().drain()
 
     def _begins(self, tasks: int) -> None:
         what = self.script.begins(tasks)
@@ -428,8 +359,13 @@ class AsyncWorker(InlineWorker):
         elif what == "freeze":
             self.freeze()
 
+    def _end_with(self, ending: str) -> None:
+        # Nothing that it still does may be seen.
+        self._frozen = True
+        super()._end_with(ending)
+
     def _stop(self) -> None:
-        self.port.close()
+        self.port.ended = True
         if self.loop.is_closed():
             self._has_ended()
         elif self._stopping is None:
@@ -445,38 +381,31 @@ class AsyncWorker(InlineWorker):
         self._has_ended()
 
     async def _main(self) -> None:
-        """Do what `pool.process.child.main` does, on a loop that runs already."""
+        """Do what `InProcessLink.run` does, on a loop that runs already."""
         try:
-            worker = self._load()
+            worker = self.load()
             self._runner = runner = AsyncRunner(worker, self.spec, self.port, loop=self.loop)
             log.speak_as(speaker_for(runner, self.spec), context=True)
         except Exception:
+            self.ending = "exited with status 1"
             self.port.failed(traceback.format_exc())
-            self._ending = "exited with status 1"
             self._has_ended()
             return
-        await self._warm_up(worker)
-        self._watch(worker)
+        await self._warm_up(worker, runner)
+        self.loaded(worker)
         self.port.ready()
-        await runner._serve()
-        closing = worker.close()  # type: ignore[func-returns-value]
-        if inspect.isawaitable(closing):
-            await closing
+        await runner.serving()
+        await runner.closing()
         self._has_ended()
 
-    async def _warm_up(self, worker: Worker) -> None:
+    async def _warm_up(self, worker: Worker, runner: AsyncRunner) -> None:
         try:
             for example in examples(worker):
-                result = worker.forward(as_input(example, batched=self.spec.max_batch_size > 1))
-                if isinstance(result, AsyncIterator):
-                    async for _ in result:
-                        pass
-                else:
-                    await result
+                await runner.rehearsal(as_input(example, batched=self.spec.max_batch_size > 1))
         except Exception:
             logger.exception("warm-up failed", extra={"stage": self.spec.stage, "worker": self.spec.worker_id})
 
-    def _watch(self, worker: Worker) -> None:
+    def loaded(self, worker: Worker) -> None:
         """Have the script know of the worker's calls, and slow them down."""
         yields = inspect.isasyncgenfunction(worker.forward)
         _replace(worker, "forward", self._yielding if yields else self._returning)

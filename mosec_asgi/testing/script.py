@@ -19,8 +19,8 @@ class Life(Protocol):
     def thaw(self) -> None:
         """Let it go on."""
 
-    def write(self, data: bytes) -> None:
-        """Put bytes into its pipe, be they frames or not."""
+    def garble(self) -> None:
+        """Let it say what has no meaning."""
 
 
 class ScriptedWorker:
@@ -90,8 +90,8 @@ class ScriptedWorker:
         self._living().thaw()
 
     def garble(self) -> None:
-        """Let it write what is no frame to its pipe, now."""
-        self._living().write(b"\xff" * 64)
+        """Let it send what has no meaning, now."""
+        self._living().garble()
 
     def answer_twice(self) -> None:
         """Let it send its next answer twice."""

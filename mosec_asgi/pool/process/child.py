@@ -1,8 +1,8 @@
 """Inside the worker process: load the worker, warm it up, run what comes, end with the server.
 
 The process runs one thread. The end of its pipe asks it to stop, whether the server closed it or died, so no worker
-outlives its server. The interrupt and terminate signals are ignored: ctrl-c reaches the whole process group, and it is
-the server that decides when its workers stop.
+outlives its server. The interrupt and terminate signals are not heeded: it is the server that decides when its workers
+stop. What the worker itself starts has them, and ends with it (`group`).
 """
 
 from __future__ import annotations
@@ -18,13 +18,15 @@ import traceback
 from mosec_asgi import log
 from mosec_asgi.inside.codec import examples
 from mosec_asgi.inside.counting import remove_if_orphaned
+from mosec_asgi.inside.ending import Ending
 from mosec_asgi.inside.loading import load, runner_for, speaker_for, warm_up
-from mosec_asgi.inside.port import Port
 from mosec_asgi.inside.spec import WorkerSpec
 from mosec_asgi.inside.timer import KernelTimer
 from mosec_asgi.ipc.mapped import Mapped
 from mosec_asgi.ipc.progress import ProgressPage
 from mosec_asgi.ipc.shm import Share
+from mosec_asgi.pool.process import group
+from mosec_asgi.pool.process.port import SocketPort
 from mosec_asgi.worker import Worker
 
 # Seconds that a worker has to end, once it has nothing more to do. Its server, where it lives, waits less.
@@ -38,8 +40,8 @@ if sys.platform == "linux":
 logger = log.internal_logger(__name__)
 
 
-class _ServerDied(SystemExit):
-    """Raised wherever the worker is. No `Exception`: it passes through a `forward` that catches those."""
+class ServerDied(Ending, SystemExit):
+    """Raised wherever the worker is; the process exits without a traceback."""
 
 
 def main(
@@ -64,7 +66,7 @@ def main(
     told = False
     try:
         _main(spec, sock, progress, share, preloaded)
-    except _ServerDied:
+    except ServerDied:
         told = True
         raise
     finally:
@@ -76,20 +78,23 @@ def main(
 def _main(
     spec: WorkerSpec, sock: socket.socket, progress: ProgressPage, share: Share | None, preloaded: Worker | None
 ) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    end_with_the_server()
+    group.begin_worker()
+    # One for each purpose: what `forward` does with the one must not disarm the other.
+    kernel, end = _kernel_timer(), _kernel_timer()
+    end_with_the_server(end)
     log.configure(spec.log_level, text=spec.log_text)
     log.speak_as(lambda: {"stage": spec.stage, "worker": spec.worker_id})
-    port = Port(sock, progress)
-    kernel = _kernel_timer()
+    port = SocketPort(sock, progress)
+    _keep_from_children(port, progress, share)
     try:
         port.memory = None if share is None else Mapped(share)
         worker = load(spec) if preloaded is None else _awake(preloaded, spec)
         rehearsals = examples(worker)
         runner = runner_for(worker, spec, port, kernel)
         log.speak_as(speaker_for(runner, spec))
-    except Exception:
+    except Ending:
+        raise
+    except BaseException:
         port.failed(traceback.format_exc())
         sys.exit(1)
     try:
@@ -97,13 +102,37 @@ def _main(
         port.ready()
         runner.serve()
     finally:
+        # Whatever `Worker.close`, or a thread that goes on, does: with the server dead, nobody else ends it. First of
+        # all: the signal of the server's death may be raised here as well.
+        if end is not None:
+            end.set(END_SECONDS)
         if sys.platform == "linux":
             # The end of the pipe was read first; the signal must not interrupt what is under way already.
-            signal.signal(_SERVER_DIED, signal.SIG_IGN)
+            signal.signal(_SERVER_DIED, _nothing)
         if kernel is not None:
-            # Whatever `Worker.close`, or a thread that goes on, does: with the server dead, nobody else ends it.
-            kernel.set(END_SECONDS)
+            kernel.set(0.0)
+        group.end_members_in(END_SECONDS * 0.9)
         runner.close()
+
+
+def _keep_from_children(port: SocketPort, progress: ProgressPage, share: Share | None) -> None:
+    """Have neither the programs that the worker starts nor the processes that it forks inherit its pipe and memory."""
+    progress.forget()
+    os.set_inheritable(port.fileno(), False)
+    if share is not None:
+        os.set_inheritable(share.descriptor, False)
+    # The objects live on in a forked process and own the numbers, so these are filled with something harmless.
+    descriptors = [port.fileno()] if share is None else [port.fileno(), share.descriptor]
+
+    def let_go() -> None:
+        port.disown()
+        null = os.open(os.devnull, os.O_RDWR)
+        for descriptor in descriptors:
+            os.dup2(null, descriptor, inheritable=False)
+        os.close(null)
+
+    group.free_children(let_go)
+    group.end_members_at_exit()
 
 
 def _awake(worker: Worker, spec: WorkerSpec) -> Worker:
@@ -125,13 +154,23 @@ def _kernel_timer() -> KernelTimer | None:
         return None
 
 
-def end_with_the_server() -> None:
+def end_with_the_server(end: KernelTimer | None = None) -> None:
     """Have the kernel send a signal when the server dies, which ends this process in good order (Linux).
 
     The end of the pipe says so too, but a worker that is loading, or at work, does not read it for a long time.
+
+    Args:
+        end: set by then, so that the process ends wherever the exception of the signal gets lost, or is held up: it may
+            be raised in a `finally`, and in code that goes on all the same.
     """
+
+    def server_died(*_: object) -> None:
+        if end is not None:
+            end.set(END_SECONDS)
+        raise ServerDied(1)
+
     if sys.platform == "linux":
-        signal.signal(_SERVER_DIED, _server_died)
+        signal.signal(_SERVER_DIED, server_died)
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, _SERVER_DIED, 0, 0, 0)
         server = multiprocessing.parent_process()
         if server is not None and server.pid != os.getppid():
@@ -139,5 +178,5 @@ def end_with_the_server() -> None:
             sys.exit(1)
 
 
-def _server_died(*_: object) -> None:
-    raise _ServerDied(1)
+def _nothing(*_: object) -> None:
+    """Do nothing about a signal."""

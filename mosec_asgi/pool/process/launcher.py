@@ -25,6 +25,7 @@ from mosec_asgi.ipc.shm import Share, SharedMemory
 from mosec_asgi.observing.custom import CustomMetrics
 from mosec_asgi.pool.link import WorkerEvents
 from mosec_asgi.pool.process.child import main
+from mosec_asgi.pool.process.group import forking_a_worker
 from mosec_asgi.pool.process.link import ProcessLink
 from mosec_asgi.pool.process.preload import ForkedProcess, Template
 from mosec_asgi.pool.process.watched import WatchedProcess, forget_all
@@ -123,7 +124,11 @@ class ProcessLauncher:
             name=f"mosec_asgi {spec.stage} {spec.worker_id}",
             daemon=False,
         )
-        process.start()
+        if self._start_method == "spawn":
+            process.start()
+        else:
+            with forking_a_worker():
+                process.start()
         return process
 
 

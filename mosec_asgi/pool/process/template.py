@@ -13,7 +13,6 @@ import gc
 import multiprocessing
 import os
 import selectors
-import signal
 import socket
 import struct
 import sys
@@ -25,10 +24,11 @@ from typing import Any, NoReturn
 
 from mosec_asgi import log
 from mosec_asgi.inside.counting import remove_if_orphaned
+from mosec_asgi.inside.ending import Ending
 from mosec_asgi.inside.loading import load
-from mosec_asgi.inside.port import Port
 from mosec_asgi.inside.spec import WorkerSpec
-from mosec_asgi.pool.process import child
+from mosec_asgi.pool.process import child, group
+from mosec_asgi.pool.process.port import SocketPort
 from mosec_asgi.worker import Worker
 
 # A process's number, then its exit status as `multiprocessing` counts it: negative for a signal.
@@ -91,7 +91,7 @@ class Request:
     def fail(self, text: str) -> None:
         """Say why the worker could not start, as it would itself."""
         _, sock, page, *_ = self.arguments()
-        Port(sock, page).failed(text)
+        SocketPort(sock, page).failed(text)
         self.tell(os.getpid())
         self.tell(1)
         sock.close()
@@ -105,7 +105,7 @@ def main(spec: WorkerSpec, sock: socket.socket) -> NoReturn:
     try:
         status = _main(spec, sock)
         remove_if_orphaned(spec.metrics_directory, sock, told=False)
-    except SystemExit:
+    except Ending:
         # The server has died. The kernel says so once, but may do so when the socket has ended already.
         remove_if_orphaned(spec.metrics_directory, sock, told=True)
     except Exception:
@@ -118,8 +118,8 @@ def main(spec: WorkerSpec, sock: socket.socket) -> NoReturn:
 
 
 def _main(spec: WorkerSpec, sock: socket.socket) -> int:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    group.begin_worker()
+    group.free_children()
     child.end_with_the_server()
     log.configure(spec.log_level, text=spec.log_text)
     log.speak_as(lambda: {"stage": spec.stage})
@@ -134,7 +134,9 @@ def _load(spec: WorkerSpec, sock: socket.socket) -> Worker | None:
     """Make the worker; where that fails, tell all that have been asked for, and return None."""
     try:
         worker = load(spec)
-    except Exception:
+    except Ending:
+        raise
+    except BaseException:
         text = traceback.format_exc()
         sock.setblocking(False)
         with contextlib.suppress(BlockingIOError):
@@ -188,7 +190,8 @@ class _Template:
     def _fork(self, request: Request) -> None:
         process = multiprocessing.get_context("fork").Process(target=self._run, args=(request,), daemon=False)
         try:
-            process.start()
+            with group.forking_a_worker():
+                process.start()
         except OSError as error:
             request.fail(f"the worker could not be forked from its template: {error}")
             return
@@ -206,6 +209,8 @@ class _Template:
         self._selector.unregister(watched)
         os.close(watched)
         process.join()
+        if process.pid is not None:
+            group.end_group(process.pid)
         request.tell(1 if process.exitcode is None else process.exitcode)
         request.close()
         process.close()

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 
 from mosec_asgi import log
+from mosec_asgi.pool.process.group import end_group
 from mosec_asgi.pool.process.preload import ForkedProcess
 
 logger = log.internal_logger(__name__)
@@ -59,7 +60,16 @@ class WatchedProcess:
         if self._process.exitcode is None:
             self._process.kill()
             self._process.join()
+        self._end_group()
         self._forget()
+
+    def _end_group(self) -> None:
+        """Kill what it has started and left behind, unless it has never been a process of its own."""
+        if isinstance(self._process, ForkedProcess):
+            # Its template does, which has reaped it.
+            return
+        if self._pid is not None:
+            end_group(self._pid)
 
     def _exited(self) -> None:
         self._process.join(0)
@@ -67,6 +77,7 @@ class WatchedProcess:
         # process, or SIGCHLD is ignored.
         if self._process.exitcode is not None or self._watched != self._process.sentinel:
             self._ended = True
+            self._end_group()
             if self._loop is not None:
                 self._loop.remove_reader(self._watched)
             self._on_exit()

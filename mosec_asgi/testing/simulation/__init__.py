@@ -1,13 +1,14 @@
 """A deterministic simulation of a whole service: whatever happens, its contracts must hold.
 
 The real coordinator, scheduler and supervisors run on virtual time, with simulated workers and clients around them:
-workers that crash, freeze, write garbage, answer twice or not at all, start slowly or never; clients that come in
+workers that crash, freeze, talk nonsense, answer twice or not at all, start slowly or never; clients that come in
 bursts, leave, stall, ask for more than there is room for. A seed decides all of it, so a history can be run again, and
 again, until it is understood. An oracle watches every word that passes between the service and the world, and says at
 once when a contract is broken.
 
     scenario   what a history consists of, drawn from its seed
-    worker     simulated workers; client: simulated clients; agenda: their timers
+    worker     simulated workers; link: what carries their messages; client: simulated callers
+    messages   how messages cross; agenda: the simulation's timers; surroundings: what all of these share
     model      the simulation's own picture of the service; oracle: what must hold of it
     history    one history, run; campaign: many
 

@@ -2,37 +2,36 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 
-from mosec_asgi.batching.coordinator import Coordinator
-from mosec_asgi.batching.engine import CLIENT_LEFT, Outcome, outcome_future
-from mosec_asgi.testing.simulation.agenda import Agenda
+from mosec_asgi.batching.engine import Engine
+from mosec_asgi.messages import Call, Cancel, Chunk, Credit, Outcome
 from mosec_asgi.testing.simulation.model import Case
-from mosec_asgi.testing.simulation.oracle import Oracle
+from mosec_asgi.testing.simulation.oracle import Contract
 from mosec_asgi.testing.simulation.scenario import Arrival
+from mosec_asgi.testing.simulation.surroundings import Surroundings
 
 
 class SimulatedClient:
-    """Sends one request, and takes what comes of it."""
+    """Makes one call, and takes what comes of it; the engine's `Caller`."""
 
     def __init__(
         self,
         number: int,
         arrival: Arrival,
-        coordinator: Coordinator,
-        oracle: Oracle,
-        agenda: Agenda,
+        engine: Engine,
+        around: Surroundings,
         on_done: Callable[[Outcome], None],
     ) -> None:
-        stages = oracle.world.routes[arrival.route].stages
-        streams = oracle.world.stages[stages[-1]].streams
-        self._case = Case(number, arrival, stages, streams=streams)
+        world = around.scenario.world
+        stages = world.routes[arrival.route].stages
+        self._case = Case(number, engine.new_id(), arrival, stages, streams=world.stages[stages[-1]].streams)
         self._arrival = arrival
-        self._coordinator = coordinator
-        self._oracle = oracle
-        self._agenda = agenda
+        self._engine = engine
+        self._around = around
+        self._oracle = around.oracle
         self._on_done = on_done
         # Events that it has not read, by their sizes, and how many have come.
         self._unread: deque[int] = deque()
@@ -40,55 +39,78 @@ class SimulatedClient:
         self._reading = False
 
     def arrive(self) -> None:
-        """Send the request."""
-        case, arrival, most = self._case, self._arrival, self._oracle.world.limits.timeout
+        """Make the call."""
+        case, arrival, most = self._case, self._arrival, self._around.scenario.world.limits.timeout
         timeout = most if arrival.timeout is None else min(most, arrival.timeout)
+        call = Call(case.id, arrival.route, case.payload, case.name, arrival.timeout)
+        before = self._engine.statistics().admitted
         self._oracle.submit(case, timeout)
-        on_chunk = self._take if case.streams else None
-        future, resolve = outcome_future()
-        answer = self._coordinator.submit(
-            arrival.route, case.payload, case.name, resolve, arrival.timeout, on_chunk=on_chunk
-        )
-        if isinstance(answer, int):
-            case.outcome = future
-            self._oracle.admitted(case, answer)
-            future.add_done_callback(self._is_done)
-            if arrival.leaves_after is not None:
-                self._agenda.after(arrival.leaves_after, self._leave)
-        else:
-            self._oracle.refused(case, answer, timeout)
-            self._on_done(answer)
+        self._engine.submit(self._around.crosses(call), self)
+        self._oracle.submitted(case, admitted=self._engine.statistics().admitted > before)
+        if case.admitted and case.number % 8 == 0:
+            self._submit_again(call)
+        if arrival.leaves_after is not None:
+            self._leave_after(arrival.leaves_after)
 
-    def _is_done(self, outcome: asyncio.Future[Outcome]) -> None:
-        self._on_done(CLIENT_LEFT if outcome.cancelled() else outcome.result())
+    # -- what it hears -----------------------------------------------------------------------------------------------
+
+    def settled(self, outcome: Outcome) -> None:
+        """Take what has become of the call."""
+        outcome = self._around.crosses(outcome)
+        self._oracle.settled(self._case, outcome)
+        self._around.agenda.after(0.0, partial(self._judge, outcome))
+        self._fail_at_times()
+
+    def streamed(self, chunk: Chunk) -> None:
+        """Take an event."""
+        _, payload = self._around.crosses(chunk)
+        self._oracle.chunk(self._case, chunk.call_id, payload)
+        self._came += 1
+        self._unread.append(len(payload))
+        if not self._reading:
+            self._read_on()
+        self._fail_at_times()
+
+    def _fail_at_times(self) -> None:
+        if self._arrival.raises:
+            raise RuntimeError("a caller has a fault of its own")
+
+    def _judge(self, outcome: Outcome) -> None:
+        """Have the outcome judged when the service has done all that belongs to it."""
+        self._oracle.judge(self._case, outcome)
+        self._on_done(outcome)
+
+    # -- what it does ------------------------------------------------------------------------------------------------
+
+    def _submit_again(self, call: Call) -> None:
+        """Choose the number of a call that runs: nothing may come of it."""
+        try:
+            self._engine.submit(call, self)
+        except ValueError:
+            return
+        self._oracle.require(False, Contract.ONE_ANSWER, "%s was submitted twice", self._case)
+
+    def _leave_after(self, seconds: float) -> None:
+        if seconds or self._case.number % 2:
+            self._around.agenda.after(seconds, self._leave)
+        else:
+            self._leave()
 
     def _leave(self) -> None:
         self._oracle.leave(self._case)
-        if self._arrival.forgets and self._case.outcome is not None:
-            self._case.outcome.cancel()
-        self._coordinator.cancel(self._case.id)
-
-    def _take(self, chunk: bytes) -> None:
-        self._oracle.chunk(self._case, chunk)
-        self._came += 1
-        self._unread.append(len(chunk))
-        if not self._reading:
-            self._read_on()
+        self._engine.cancel(self._around.crosses(Cancel(self._case.id)).call_id)
+        self._oracle.has_left(self._case)
 
     def _read_on(self) -> None:
-        """Read the next event, when it is ready to."""
+        """Read the next event, when it is ready to, and never from within the service."""
         stalls = self._arrival.stalls_at is not None and self._came > self._arrival.stalls_at
-        delay = self._arrival.stalls_for if stalls else self._arrival.reads_after
-        if delay:
-            self._reading = True
-            self._agenda.after(delay, self._read)
-        else:
-            self._read()
+        self._reading = True
+        self._around.agenda.after(self._arrival.stalls_for if stalls else self._arrival.reads_after, self._read)
 
     def _read(self) -> None:
         self._reading = False
         size = self._unread.popleft()
         self._oracle.reads(self._case, size)
-        self._coordinator.taken(self._case.id, size)
+        self._engine.credit(self._around.crosses(Credit(self._case.id, size)))
         if self._unread:
             self._read_on()

@@ -11,14 +11,16 @@ from typing import Any
 
 from mosec_asgi import log
 from mosec_asgi.batching.coordinator import CLOSE_SECONDS, Coordinator
-from mosec_asgi.errors import Failure, StartupError
-from mosec_asgi.observing.metrics import ServiceMetrics, StageMetrics
+from mosec_asgi.errors import StartupError
+from mosec_asgi.messages import Outcome
+from mosec_asgi.observing.metrics import StageMetrics
 from mosec_asgi.testing.loop import DeadlockError, VirtualTimeLoop
 from mosec_asgi.testing.simulation.agenda import Agenda
 from mosec_asgi.testing.simulation.client import SimulatedClient
 from mosec_asgi.testing.simulation.oracle import TOLERANCE, Contract, Oracle, Violation
 from mosec_asgi.testing.simulation.scenario import Arrival, World, draw
-from mosec_asgi.testing.simulation.worker import SimulatedLauncher, Surroundings
+from mosec_asgi.testing.simulation.surroundings import Surroundings
+from mosec_asgi.testing.simulation.worker import SimulatedLauncher
 
 # A clock whose numbers are neither small nor round.
 START = 123_456.789
@@ -27,7 +29,7 @@ MOST_JUMPS = 50_000
 # Seconds in which a service without further faults must be well again: the longest back-off and all that may follow,
 # but for the time that a worker may take to start.
 HEALING_SECONDS = 120.0
-# The longest that a killed process takes to be gone, and its pipe.
+# The longest that a killed worker takes to be gone, and its link.
 DYING_SECONDS = 2.1
 
 
@@ -41,20 +43,14 @@ class History:
         self._agenda = Agenda(self.loop)
         self._around = Surroundings(seed, self.scenario, self._agenda, self.oracle)
         self._clock = _Clock(self.loop, self.scenario.clock_lag, Random(seed))
-        self._metrics = ServiceMetrics(
-            "simulated",
-            [
-                StageMetrics(plan.name, batched=plan.batch_size > 1, streams=plan.streams)
-                for plan in self.scenario.world.stages
-            ],
-        )
         stages = list(self.scenario.world.stages)
+        self._metrics = [StageMetrics(plan.name, batched=plan.batch_size > 1, streams=plan.streams) for plan in stages]
         self._coordinator = Coordinator(
             stages,
             self.scenario.world.routes,
             lambda plan, loop: SimulatedLauncher(stages.index(plan), self._around),
-            self._metrics,
             self.scenario.world.limits,
+            observers=[self._metrics],
             clock=self._clock,
         )
         self._number = 0
@@ -70,6 +66,8 @@ class History:
     def run(self) -> None:
         """Run it; raise the first violation."""
         loop = self.loop
+        if self.scenario.pickled:
+            self.oracle.count("histories with pickled messages")
         loop.before_jump = self._before_jump
         loop.set_exception_handler(self._note_exception)
         try:
@@ -79,7 +77,8 @@ class History:
         except DeadlockError as error:
             self.oracle.fail(Contract.ONE_ANSWER, str(error))
         except Exception as error:
-            self.oracle.fail(Contract.NO_ERRORS, repr(error)).__cause__ = error
+            if self.oracle.violation is None:
+                self.oracle.fail(Contract.NO_ERRORS, repr(error)).__cause__ = error
         finally:
             loop.before_jump = None
             if self.oracle.violation is not None:
@@ -130,11 +129,9 @@ class History:
 
     def _client(self, arrival: Arrival) -> SimulatedClient:
         self._number += 1
-        return SimulatedClient(
-            self._number, arrival, self._coordinator, self.oracle, self._agenda, self._client_is_done
-        )
+        return SimulatedClient(self._number, arrival, self._coordinator, self._around, self._client_is_done)
 
-    def _client_is_done(self, _: bytes | Failure) -> None:
+    def _client_is_done(self, _: Outcome) -> None:
         self._unanswered -= 1
         if not self._unanswered:
             self._answered.set()
@@ -184,13 +181,11 @@ class History:
         return longest < world.limits.timeout
 
     async def _answers_well(self, route: int) -> bool:
-        outcome: asyncio.Future[bytes | Failure] = self.loop.create_future()
+        outcome: asyncio.Future[Outcome] = self.loop.create_future()
         self._number += 1
-        client = SimulatedClient(
-            self._number, Arrival(0.0, route), self._coordinator, self.oracle, self._agenda, outcome.set_result
-        )
+        client = SimulatedClient(self._number, Arrival(0.0, route), self._coordinator, self._around, outcome.set_result)
         client.arrive()
-        return isinstance(await outcome, bytes)
+        return (await outcome).failure is None
 
     # -- checks ------------------------------------------------------------------------------------------------------
 
@@ -222,12 +217,34 @@ class History:
         require(not timers, Contract.SHUTDOWN, "these timers are still set: %s", timers)
         tasks = asyncio.all_tasks() - {asyncio.current_task()}
         require(not tasks, Contract.SHUTDOWN, "these tasks still run: %s", tasks)
-        remaining = self._metrics.remaining()
-        require(remaining == 0, Contract.CANCELLATION, "%d requests remain in the metrics", remaining)
-        for stage in self._metrics.stages:
-            now = (stage.streams_open, stage.gauges()[:3])
-            require(now == (0, (0, 0, 0)), Contract.CANCELLATION, "%s has left in the metrics %s", stage.stage, now)
+        closed = self.oracle.closed_launchers == set(range(len(self.oracle.stages)))
+        require(closed, Contract.SHUTDOWN, "only the launchers of %s are closed", self.oracle.closed_launchers)
+        require(self.oracle.held == 0, Contract.MEMORY, "%d payloads were not dropped", self.oracle.held)
+        self._check_the_numbers()
         self._agenda.clear()
+
+    def _check_the_numbers(self) -> None:
+        """Check that the numbers of a service that has stopped are at rest, and the metrics those of its answers."""
+        require, counts = self.oracle.require, self.oracle.counts
+        told = self._coordinator.statistics()
+        require(told.admitted == 0, Contract.CANCELLATION, "%d calls remain", told.admitted)
+        for stage, metrics in zip(told.stages, self._metrics, strict=True):
+            now = (metrics.streams_open, stage.queued, stage.in_flight, stage.slots_in_use, stage.ready)
+            require(now == (0, 0, 0, 0, 0), Contract.CANCELLATION, "%s has left %s", stage.name, now)
+        measured = (
+            sum(metrics.rejected for metrics in self._metrics),
+            sum(metrics.timeouts for metrics in self._metrics),
+            sum(metrics.cancellations for metrics in self._metrics),
+        )
+        refused = sum(number for what, number in counts.items() if what.startswith("refused "))
+        there = (refused, counts.get("answered 408 by the service", 0), counts.get("calls cancelled", 0))
+        require(
+            measured == there,
+            Contract.CANCELLATION,
+            "refused, timed out, cancelled: measured %s, are %s",
+            measured,
+            there,
+        )
 
 
 class _Clock:

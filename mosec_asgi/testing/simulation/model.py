@@ -6,16 +6,15 @@ what it heard from them. `oracle` compares what the service does with it.
 
 from __future__ import annotations
 
-import asyncio
 import enum
 from bisect import insort
 from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from mosec_asgi.batching.engine import Outcome
 from mosec_asgi.batching.stage import StagePlan
 from mosec_asgi.errors import Failure
+from mosec_asgi.messages import Outcome
 
 if TYPE_CHECKING:
     from mosec_asgi.testing.simulation.scenario import Arrival
@@ -42,8 +41,11 @@ class Case:
         arrival: what its client does.
         stages: of its route.
         streams: its answer is a stream.
-        id: the task's number, once that is known.
-        outcome: where its answer comes.
+        id: the number of its call.
+        submitted: the service has been asked, and has returned.
+        admitted: the service has it; False where it is about to be refused.
+        refusals: the failures that it may be refused with, each with the most `Retry-After`, where that is measured.
+        outcome: its answer, once its client has been told.
         position: which of `stages` it is at.
         payload: what the stage that it is at is to get.
         sequence: its place in the order of arrival at that stage.
@@ -61,19 +63,21 @@ class Case:
     """
 
     __slots__ = (
-        "alone", "arrival", "chunks", "deaths", "events", "expected", "id", "latest", "left", "life", "name", "number",
-        "outcome", "payload", "position", "queued_at", "read", "reported", "sequence", "soonest", "stages", "streams",
-        "unread",
+        "admitted", "alone", "arrival", "chunks", "deaths", "events", "expected", "id", "latest", "left", "life",
+        "name", "number", "outcome", "payload", "position", "queued_at", "read", "refusals", "reported", "sequence",
+        "soonest", "stages", "streams", "submitted", "unread",
     )  # fmt: skip
 
-    def __init__(self, number: int, arrival: Arrival, stages: tuple[int, ...], *, streams: bool) -> None:
+    def __init__(self, number: int, call_id: int, arrival: Arrival, stages: tuple[int, ...], *, streams: bool) -> None:
         self.number = number
         self.name = f"request-{number}"
         self.arrival = arrival
         self.stages = stages
         self.streams = streams
-        self.id = 0
-        self.outcome: asyncio.Future[Outcome] | None = None
+        self.id = call_id
+        self.submitted = self.admitted = False
+        self.refusals: list[tuple[Failure, int | None]] = []
+        self.outcome: Outcome | None = None
         self.position = 0
         self.payload = b"%d" % number
         self.sequence = 0
@@ -81,7 +85,7 @@ class Case:
         self.deaths = 0
         self.alone = False
         self.life: Life | None = None
-        self.expected: bytes | Failure | None = None
+        self.expected: Outcome | None = None
         self.left = False
         self.soonest = self.latest = 0.0
         self.events = 0
@@ -112,7 +116,11 @@ class Case:
     @property
     def done(self) -> bool:
         """Whether it has been answered."""
-        return self.outcome is not None and self.outcome.done()
+        return self.outcome is not None
+
+    def fails(self, failure: Failure) -> None:
+        """Note that only one answer is left that is right: this failure."""
+        self.expected = Outcome.of_failure(self.id, failure)
 
 
 class Life:
@@ -181,7 +189,7 @@ class Place:
     """One of the places of a stage, and who is in it.
 
     Attributes:
-        life: the worker in it, until its process has ended.
+        life: the worker in it, until it has ended.
         tried: the first start here has ended, one way or the other.
         failing: the last start here that has ended failed.
         early: ends in a row that came before a healthy spell.
@@ -205,7 +213,7 @@ class StageModel:
         places: of its workers, by number from 1.
         waiting: what waits for a worker, in order; some may have been answered meanwhile.
         overtaken: what was waiting when others were sent that came after it.
-        refused: what comes back at this moment, because in sending a pipe turned out to be broken.
+        restarts: workers that were to be started in place of others.
         arrivals: how many have come.
         down: all its places are failing.
         down_at: when they began to be.
@@ -218,8 +226,8 @@ class StageModel:
     places: dict[int, Place]
     waiting: list[Case] = field(default_factory=list)
     overtaken: set[Case] = field(default_factory=set)
-    refused: set[Case] = field(default_factory=set)
     arrivals: int = 0
+    restarts: int = 0
     down: bool = False
     down_at: float = -1.0
     worked: float = 0.0
@@ -227,7 +235,7 @@ class StageModel:
 
     @property
     def lives(self) -> list[Life]:
-        """The workers of which the service does not know that their processes have ended."""
+        """The workers of which the service does not know that they have ended."""
         return [place.life for place in self.places.values() if place.life is not None]
 
     @property

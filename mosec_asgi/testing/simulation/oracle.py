@@ -2,7 +2,7 @@
 
 The oracle stands between the service and the world. It sees what clients ask and what they are answered, what workers
 are sent and what they say, and keeps its picture (`model`) of it. A contract is checked at the moment at which it can
-be broken: when a frame is sent, an answer arrives, a worker is ended. What the service owes is checked whenever all
+be broken: when a message is sent, an answer arrives, a worker is ended. What the service owes is checked whenever all
 that was ready has run and time is about to pass (`settle_up`): by then a task that can start must have started, and who
 must have an answer must have it.
 
@@ -11,20 +11,29 @@ A violation is recorded as well as raised, so that no `except` in the service ca
 
 from __future__ import annotations
 
-import asyncio
 import enum
 import math
 from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from mosec_asgi.batching.coordinator import CLOSE_SECONDS, CLOSING, MOST_RETRY_SECONDS, STALLED, TOO_LATE, TOO_MANY
-from mosec_asgi.batching.engine import CLIENT_LEFT, Statistics
-from mosec_asgi.batching.stage import GRACE_SECONDS, LOOK_SECONDS, STAGE_DOWN, TIMED_OUT, WORKER_DIED
-from mosec_asgi.errors import Failure
-from mosec_asgi.ipc import frames
-from mosec_asgi.messages import EGRESS, INGRESS, Cancels, Chunks, Credits, Results, Tasks
+from mosec_asgi.batching.coordinator import CLOSE_SECONDS, MOST_RETRY_SECONDS
+from mosec_asgi.batching.engine import StageStatistics, Statistics
+from mosec_asgi.batching.stage import GRACE_SECONDS, LOOK_SECONDS
+from mosec_asgi.errors import (
+    CLIENT_LEFT,
+    CLOSING,
+    STAGE_DOWN,
+    STALLED,
+    TIMED_OUT,
+    WORKER_DIED,
+    Failure,
+    at_capacity,
+    too_late,
+)
+from mosec_asgi.messages import EGRESS, INGRESS, OK, Cancels, Chunks, Outcome, Payload, Results, Tasks
 from mosec_asgi.pool.supervisor import EXIT_SECONDS
+from mosec_asgi.testing.simulation.messages import Asked, Failed, Held, Ready, Said, as_bytes
 from mosec_asgi.testing.simulation.model import Case, Life, Phase, Place, StageModel
 from mosec_asgi.testing.simulation.scenario import World
 
@@ -61,6 +70,8 @@ class Contract(enum.Enum):
     ORDER = "10 order"
     PROGRESS = "no task waits beside a worker that could run it"
     PROTOCOL = "workers are spoken to as they can understand"
+    MESSAGES = "messages are the same after any way"
+    MEMORY = "what lies in memory is dropped once"
     NO_ERRORS = "no exception escapes"
 
 
@@ -102,7 +113,7 @@ class Oracle:
             StageModel(index, plan, {spec.worker_id: Place() for spec in plan.specs})
             for index, plan in enumerate(world.stages)
         ]
-        # The requests that have no answer yet, by name, and all that were ever sent to a worker, by task number.
+        # The requests that have no answer yet, by name, and all that there ever were, by the numbers of their calls.
         self.open: dict[str, Case] = {}
         self.by_id: dict[int, Case] = {}
         self.violation: Violation | None = None
@@ -112,6 +123,9 @@ class Oracle:
         self.stopping: tuple[float, float] | None = None
         self.started = False
         self.stopped = False
+        # Payloads that lie in memory, and stages whose launchers have been closed.
+        self.held = 0
+        self.closed_launchers: set[int] = set()
         # What happened, by name, for the summary.
         self.counts: dict[str, int] = {}
         self._clock = clock
@@ -165,56 +179,69 @@ class Oracle:
     # -- clients -----------------------------------------------------------------------------------------------------
 
     def submit(self, case: Case, timeout: float) -> None:
-        """A request is about to be submitted."""
+        """A call is about to be submitted."""
         now = self._clock()
         case.soonest = case.latest = now + timeout
         self.note("%s: arrives for stages %s", case.name, case.stages)
+        self.require(case.id not in self.by_id, Contract.RIGHT_ANSWER, "the number %d was given out twice", case.id)
+        self.by_id[case.id] = case
         self.open[case.name] = case
         self.stages[case.stage].arrive(case, now)
 
-    def admitted(self, case: Case, task_id: int) -> None:
-        """It was admitted; `case.outcome` is there."""
-        assert case.outcome is not None
-        others = sum(not other.done for other in self.open.values() if other is not case)
+    def submitted(self, case: Case, *, admitted: bool) -> None:
+        """It was submitted, and the service counts one more that it has admitted, or does not."""
+        case.submitted = True
+        case.admitted = admitted
+        if admitted:
+            self._admitted(case)
+        else:
+            self._refused(case)
+
+    def _admitted(self, case: Case) -> None:
+        others = sum(other.admitted and not other.done for other in self.open.values() if other is not case)
         limit = self.world.limits.capacity
         self.require(others < limit, Contract.BOUNDED, "%s admitted beyond a capacity of %d", case.name, limit)
         self.require(self.stopping is None, Contract.SHUTDOWN, "%s admitted after the stop", case.name)
         down = [index for index in case.stages if self.stages[index].down]
         self.require(not down, Contract.RESPAWN, "%s admitted though the stages %s are down", case.name, down)
-        self._learn_id(case, task_id)
-        case.outcome.add_done_callback(lambda outcome: self._answered(case, outcome))
         self.count("admitted")
 
-    def refused(self, case: Case, failure: Failure, timeout: float) -> None:
-        """It was refused."""
-        del self.open[case.name]
+    def _refused(self, case: Case) -> None:
+        """Note which refusals are right at this moment; its client hears of it in a later turn."""
+        self.note("%s: is to be refused", case.name)
         self.stages[case.stage].waiting.remove(case)
-        self.note("%s: refused, %d %s", case.name, failure.code, failure.text)
-        self.count(f"refused {failure.code}")
-        admitted = sum(not other.done for other in self.open.values())
-        stages = [self.stages[index] for index in case.stages]
-        if self.stopping is not None:
-            self.require(failure == CLOSING, Contract.SHUTDOWN, "refused with %s", failure)
-        elif failure.text == TOO_MANY:
-            full = admitted >= self.world.limits.capacity
-            self.require(full, Contract.BOUNDED, "429 with %d of %d", admitted, self.world.limits.capacity)
-            self._check_retry_after(failure, stages)
-        elif failure.text == TOO_LATE:
-            shedding = self.world.limits.load_shedding
-            self.require(shedding, Contract.BOUNDED, "shed, which was not asked for")
-            seconds = max(map(self._backlog_seconds, stages))
-            self.require(seconds > timeout - TOLERANCE, Contract.BOUNDED, "shed with %.3f s of work here", seconds)
-            self._check_retry_after(failure, stages)
-        else:
-            right = failure == STAGE_DOWN and any(stage.down for stage in stages)
-            self.require(right, Contract.ONE_ANSWER, "refused without a reason: %s", failure)
+        case.refusals = self._right_refusals(case, case.latest - self._clock())
 
-    def _check_retry_after(self, failure: Failure, stages: list[StageModel]) -> None:
-        self.require(failure.code == 429, Contract.BOUNDED, "refused with the status %d", failure.code)
-        after = failure.retry_after
-        most = min(MOST_RETRY_SECONDS, max(1, math.ceil(max(map(self._backlog_seconds, stages)) + TOLERANCE)))
-        right = after is not None and 1 <= after <= most
-        self.require(right, Contract.BOUNDED, "Retry-After %s, expected 1 to %d", after, most)
+    def _right_refusals(self, case: Case, timeout: float) -> list[tuple[Failure, int | None]]:
+        """Return the failures that say why a call is refused, each with the most `Retry-After` where it is measured."""
+        if self.stopping is not None:
+            return [(CLOSING, None)]
+        stages = [self.stages[index] for index in case.stages]
+        limits = self.world.limits
+        seconds = max(map(self._backlog_seconds, stages))
+        longest = min(MOST_RETRY_SECONDS, max(1, math.ceil(seconds + TOLERANCE)))
+        right: list[tuple[Failure, int | None]] = []
+        if sum(other.admitted and not other.done for other in self.open.values()) >= limits.capacity:
+            right.append((at_capacity(1), longest))
+        if any(stage.down for stage in stages):
+            right.append((STAGE_DOWN, None))
+        if limits.load_shedding and seconds > timeout - TOLERANCE:
+            right.append((too_late(1), longest))
+        return right
+
+    def _check_refusal(self, case: Case, outcome: Outcome) -> None:
+        """Check the outcome of a call that was not admitted."""
+        self.count(f"refused {outcome.code}")
+        told = outcome.failure
+        for failure, longest in case.refusals:
+            if told is None or (told.code, told.text) != (failure.code, failure.text):
+                continue
+            after = told.retry_after
+            right = after == failure.retry_after if longest is None else after is not None and 1 <= after <= longest
+            self.require(right, Contract.BOUNDED, "%s: Retry-After %s, at most %s", case.name, after, longest)
+            return
+        contract = Contract.BOUNDED if self.stopping is None else Contract.SHUTDOWN
+        raise self.fail(contract, f"{case.name}: refused with {outcome}, and could be with {case.refusals}")
 
     def _backlog_seconds(self, stage: StageModel) -> float:
         """Return the most that what is at a stage may take: each answer as long as all work there was so far."""
@@ -223,22 +250,22 @@ class Oracle:
         per_answer = 1.1 * stage.worked + 0.02
         return per_answer * (len(stage.live()) + sum(len(life.unheard) for life in stage.ready))
 
-    def _learn_id(self, case: Case, task_id: int) -> None:
-        if not case.id:
-            self.require(task_id not in self.by_id, Contract.RIGHT_ANSWER, "the number %d was used twice", task_id)
-            case.id = task_id
-            self.by_id[task_id] = case
-        self.require(case.id == task_id, Contract.RIGHT_ANSWER, "%s is task %d and task %d", case, case.id, task_id)
-
     def leave(self, case: Case) -> None:
         """Its client is about to leave."""
         self.note("%s: the client leaves", case.name)
         if not case.done:
             case.left = True
 
-    def chunk(self, case: Case, chunk: bytes) -> None:
+    def has_left(self, case: Case) -> None:
+        """Its client has left, and the service has been told."""
+        told = case.done or not case.admitted
+        self.require(told, Contract.CANCELLATION, "%s: cancelled, and has no outcome", case)
+
+    def chunk(self, case: Case, call_id: int, chunk: bytes) -> None:
         """A piece of its stream reaches its client."""
         now = self._clock()
+        self.require(call_id == case.id, Contract.RIGHT_ANSWER, "%s: got an event of call %d", case, call_id)
+        self.require(case.submitted, Contract.ONE_ANSWER, "%s: an event before it was submitted", case)
         self.require(not case.done, Contract.ONE_ANSWER, "%s: an event after the answer", case.name)
         right = bool(case.chunks) and case.chunks.popleft()[0] == chunk
         self.require(right, Contract.RIGHT_ANSWER, "%s: got the event %r", case.name, chunk)
@@ -280,40 +307,62 @@ class Oracle:
             spans.append(limits.stall_timeout)
         case.soonest, case.latest = now + min(spans), now + max(spans)
 
-    def _answered(self, case: Case, future: asyncio.Future[bytes | Failure]) -> None:
-        """Its answer is there, or nobody waits for it any more."""
-        outcome = CLIENT_LEFT if future.cancelled() else future.result()
+    def settled(self, case: Case, outcome: Outcome) -> None:
+        """Its client is told what has become of it; to be judged when the service has done all that belongs to it."""
+        self.require(outcome.call_id == case.id, Contract.RIGHT_ANSWER, "%s: got %s", case, outcome)
+        self.require(case.submitted, Contract.ONE_ANSWER, "%s: %s before it was submitted", case, outcome)
+        self.require(not case.done, Contract.ONE_ANSWER, "%s: %s after %s", case, outcome, case.outcome)
+        case.outcome = outcome
+
+    def judge(self, case: Case, outcome: Outcome) -> None:
+        """Check what a client was told."""
         self.open.pop(case.name)
         self.stages[case.stage].note_work(self._clock())
-        self.note("%s: answered %s", case.name, outcome if isinstance(outcome, bytes) else outcome.code)
-        self.count("answered " + (str(int(outcome.code)) if isinstance(outcome, Failure) else "200"))
+        self.note("%s: answered %d %r", case.name, outcome.code, outcome.payload)
+        if not case.admitted:
+            self._check_refusal(case, outcome)
+            return
+        self.count(f"answered {outcome.code}")
         if case.expected is not None:
             right = outcome == case.expected
             self.require(right, Contract.RIGHT_ANSWER, "%s: %s instead of %s", case, outcome, case.expected)
         else:
-            self._check_unexpected(case, outcome)
+            self._check_unexpected(case, outcome.failure)
 
-    def _check_unexpected(self, case: Case, outcome: bytes | Failure) -> None:
-        """Check an answer that no worker has given."""
+    def _check_unexpected(self, case: Case, failure: Failure | None) -> None:
+        """Check an outcome that no worker has given."""
         now = self._clock()
-        if outcome in (TIMED_OUT, STALLED):
+        if failure in (TIMED_OUT, STALLED):
+            self.count("answered 408 by the service")
             late = now >= case.soonest - TOLERANCE
             life = case.life
             stuck = life is not None and life.fault == "stuck" and case.id in life.begun
             self.require(late or stuck, Contract.TIME, "%s: 408 before its time", case)
             stalled = case.streams and not self._is_free(case)
-            self.require(outcome == TIMED_OUT or stalled, Contract.TIME, "%s: called a stalled client", case)
-        elif outcome == CLOSING:
+            self.require(failure == TIMED_OUT or stalled, Contract.TIME, "%s: called a stalled client", case)
+        elif failure == CLOSING:
             due = self.stopping is not None and now >= sum(self.stopping) - TOLERANCE
             self.require(due, Contract.SHUTDOWN, "%s: 503 before the grace was over", case)
-        elif outcome == STAGE_DOWN:
+        elif failure == STAGE_DOWN:
             stage = self.stages[case.stage]
             self.require(stage.down or stage.down_at == now, Contract.RESPAWN, "%s: 503 from a stage that is up", case)
-        elif outcome == CLIENT_LEFT:
+        elif failure == CLIENT_LEFT:
+            self.count("calls cancelled")
             self.require(case.left, Contract.CANCELLATION, "%s: its client has not left", case)
         else:
-            contract = Contract.CRASH if outcome == WORKER_DIED else Contract.RIGHT_ANSWER
-            raise self.fail(contract, f"{case}: {outcome!r} out of nowhere, after {case.deaths} deaths")
+            contract = Contract.CRASH if failure == WORKER_DIED else Contract.RIGHT_ANSWER
+            raise self.fail(contract, f"{case}: {case.outcome} out of nowhere, after {case.deaths} deaths")
+
+    # -- memory ------------------------------------------------------------------------------------------------------
+
+    def hold(self, payload: bytes) -> Payload:
+        """Return a payload in memory, to be dropped once by whoever is given it."""
+        self.held += 1
+        self.count("payloads in memory")
+        return Held(payload, self._dropped, lambda text: self.fail(Contract.MEMORY, text))
+
+    def _dropped(self) -> None:
+        self.held -= 1
 
     # -- workers: what they are sent ---------------------------------------------------------------------------------
 
@@ -343,34 +392,26 @@ class Oracle:
             place.again = None
         return place
 
-    def sent(self, life: Life, frame: frames.Frame) -> None:
-        """The service sends a worker a frame."""
-        self.require(life.phase is Phase.READY, Contract.PROTOCOL, "a frame for %s, %s", life, life.phase.value)
-        if isinstance(frame, Tasks):
-            self.note("%s: is sent tasks %s", life, frame.ids)
-            self._sent_tasks(life, frame)
-        elif isinstance(frame, Cancels):
-            self.note("%s: is told of clients that have left: %s", life, frame.ids)
-            for task_id in frame.ids:
+    def sent(self, life: Life, message: Asked) -> None:
+        """The service sends a worker a message, which may be in vain."""
+        self.require(life.phase is Phase.READY, Contract.PROTOCOL, "a message for %s, %s", life, life.phase.value)
+        if isinstance(message, Tasks):
+            self.note("%s: is sent tasks %s", life, message.ids)
+            self._sent_tasks(life, message)
+        elif isinstance(message, Cancels):
+            self.note("%s: is told of clients that have left: %s", life, message.ids)
+            for task_id in message.ids:
                 self.require(self.by_id[task_id].done, Contract.CANCELLATION, "task %d cancelled, is live", task_id)
-            life.cancelled.update(frame.ids)
-        elif isinstance(frame, Credits):
-            self.note("%s: is told of what was read: %s", life, frame)
-            for task_id, size in zip(frame.ids, frame.sizes, strict=True):
+            life.cancelled.update(message.ids)
+        else:
+            self.note("%s: is told of what was read: %s", life, message)
+            for task_id, size in zip(message.ids, message.sizes, strict=True):
                 case = self.by_id[task_id]
                 case.reported += size
                 right = case.reported <= case.read
                 self.require(right, Contract.BOUNDED, "%s: %d reported, %d read", case, case.reported, case.read)
-        else:
-            raise self.fail(Contract.PROTOCOL, f"{life} was sent {frame}")
 
-    def sent_in_vain(self, life: Life, frame: frames.Frame) -> None:
-        """The service learns at this moment that the pipe is broken; what others are sent now overtakes nobody."""
-        if isinstance(frame, Tasks):
-            life.stage.refused.update(life.unheard.values())
-            life.stage.refused.update(self.open[name] for name in frame.request_ids)
-
-    def _sent_tasks(self, life: Life, frame: Tasks) -> None:
+    def _sent_tasks(self, life: Life, message: Tasks) -> None:
         stage, plan, now = life.stage, life.stage.plan, self._clock()
         stage.note_work(now)
         if not life.unheard:
@@ -378,12 +419,12 @@ class Oracle:
         ahead = life.batches
         before: Case | None = None
         for task_id, flags, name, payload in zip(
-            frame.ids, frame.flags, frame.request_ids, frame.payloads, strict=True
+            message.ids, message.flags, message.request_ids, message.payloads, strict=True
         ):
             case = self.open.get(name)
-            if case is None or case.done or case.left:
+            if case is None or case.done or case.left or case.submitted > case.admitted:
                 raise self.fail(Contract.CANCELLATION, f"{name} was sent to {life} though it is over")
-            self._learn_id(case, task_id)
+            self.require(case.id == task_id, Contract.RIGHT_ANSWER, "%s was sent as task %d", case, task_id)
             self._check_turn(stage, case)
             if before is not None:
                 right = not before.overtakes(case)
@@ -397,11 +438,11 @@ class Oracle:
             self.require(case.events == 0, Contract.CRASH, "%s is run again after an event", case)
             case.life = life
             life.unheard[task_id] = case
-            life.units[task_id] = frame.ids[0]
+            life.units[task_id] = message.ids[0]
         self.require(
             not life.runs_alone or len(life.unheard) == 1, Contract.CRASH, "tasks beside one to be alone: %s", life
         )
-        self._check_amount(life, len(frame.ids), ahead)
+        self._check_amount(life, len(message.ids), ahead)
         stage.note_work(now)
 
     def _check_turn(self, stage: StageModel, case: Case) -> None:
@@ -451,7 +492,7 @@ class Oracle:
         self.stopped = True
 
     def let_go(self, life: Life, *, unread: bool) -> None:
-        """The service closes a worker's pipe: it gives it up."""
+        """The service closes a worker's link: it gives it up."""
         if life.phase is Phase.LOST:
             return
         self.require(not unread or life.fault != "died", Contract.CRASH, "the last words of %s were not read", life)
@@ -495,11 +536,17 @@ class Oracle:
             return
         self.require(not (begun and life.fault == "stuck"), Contract.TIME, "%s: on a stuck worker, no 408", case)
         if case.events or case.deaths >= life.stage.plan.max_attempts:
-            case.expected = WORKER_DIED
+            case.fails(WORKER_DIED)
         else:
             case.alone = case.deaths > 0
             case.life = None
             life.stage.come_back(case)
+
+    def launcher_closes(self, index: int) -> None:
+        """The service lets go of what the workers of a stage were started from."""
+        lives = self.stages[index].lives
+        self.require(not lives, Contract.SHUTDOWN, "the launcher of stage %d is closed beside %s", index, lives)
+        self.closed_launchers.add(index)
 
     def kill(self, life: Life) -> None:
         """The service kills a worker."""
@@ -510,22 +557,25 @@ class Oracle:
 
     # -- workers: what they say --------------------------------------------------------------------------------------
 
-    def hear(self, life: Life, frame: frames.Frame, take: Callable[[frames.Frame], None]) -> None:
-        """A frame of a worker reaches the service, which `take`s it."""
+    def hear(self, life: Life, message: Said, take: Callable[[Said], None]) -> None:
+        """A message of a worker reaches the service, which `take`s it."""
         before, life.fault = life.fault, ""
         affected: list[Case] = []
-        if life.phase in (Phase.STOPPING, Phase.LOST):
-            life.fault = self._wrong_in_the_end(life, frame)
+        if life.phase is Phase.STOPPING:
+            # Whatever it says: nobody waits for it any more.
+            life.fault = ""
+            if isinstance(message, Failed):
+                life.failed_at = self._clock()
         else:
-            life.fault = self._wrong(life, frame)
+            life.fault = self._wrong(life, message)
             if not life.fault:
-                affected = self._heard(life, frame)
+                affected = self._heard(life, message)
         wrong = life.fault
         if wrong:
             self.note("%s: %s", life, wrong)
-            self.count("faults noticed in frames")
+            self.count("faults noticed in messages")
         life.fault = life.fault or before
-        take(frame)
+        take(message)
         lost = life.phase is Phase.LOST
         if not lost:
             self.require(wrong in ("", DOUBTFUL), Contract.RIGHT_ANSWER, "%s %s, and lives", life, wrong)
@@ -535,41 +585,36 @@ class Oracle:
             case.chunks.clear()
             self.require(not owed or lost, Contract.RIGHT_ANSWER, "%s: events were not passed on", case)
 
-    def _wrong_in_the_end(self, life: Life, frame: frames.Frame) -> str:
-        """Return what is wrong with a frame of a worker that was asked to stop."""
-        said = isinstance(frame, (Results, Chunks, frames.Ready, frames.Failed))
-        return "" if said else f"sent {type(frame).__name__}"
-
-    def _wrong(self, life: Life, frame: frames.Frame) -> str:
-        """Return what is wrong with a frame; nothing where nothing is."""
+    def _wrong(self, life: Life, message: Said) -> str:
+        """Return what is wrong with a message; nothing where nothing is."""
         starting = life.phase is Phase.STARTING
-        if isinstance(frame, (frames.Ready, frames.Failed)):
-            return "" if starting else f"sent {type(frame).__name__} while it was ready"
-        if starting or not isinstance(frame, (Results, Chunks)):
-            return f"sent {type(frame).__name__}"
-        if isinstance(frame, Results):
-            return self._wrong_results(life, frame)
+        if isinstance(message, (Ready, Failed)):
+            return "" if starting else f"sent {type(message).__name__} while it was ready"
+        if starting:
+            return f"sent {type(message).__name__}"
+        if isinstance(message, Results):
+            return self._wrong_results(life, message)
         if not life.stage.plan.streams:
             return "sent events, and does not stream"
-        return "" if life.unheard.keys() >= set(frame.ids) else "sent events of what it does not have"
+        return "" if life.unheard.keys() >= set(message.ids) else "sent events of what it does not have"
 
     @staticmethod
-    def _wrong_results(life: Life, frame: Results) -> str:
-        ids = list(frame.ids)
+    def _wrong_results(life: Life, message: Results) -> str:
+        ids = list(message.ids)
         if life.stage.plan.ordered:
             return "" if list(life.unheard)[: len(ids)] == ids else "answered out of turn"
         return "" if len(set(ids)) == len(ids) and life.unheard.keys() >= set(ids) else "answered what it has not"
 
-    def _heard(self, life: Life, frame: frames.Frame) -> list[Case]:
+    def _heard(self, life: Life, message: Said) -> list[Case]:
         """Take what a worker says into the picture; return the requests whose clients are to get events."""
-        if isinstance(frame, frames.Ready):
+        if isinstance(message, Ready):
             self._is_ready(life)
-        elif isinstance(frame, frames.Failed):
+        elif isinstance(message, Failed):
             life.failed_at = self._clock()
-        elif isinstance(frame, Results):
-            self._heard_results(life, frame)
-        elif isinstance(frame, Chunks):
-            return self._heard_events(life, frame)
+        elif isinstance(message, Results):
+            self._heard_results(life, message)
+        else:
+            return self._heard_events(life, message)
         return []
 
     def _is_ready(self, life: Life) -> None:
@@ -580,27 +625,25 @@ class Oracle:
         place.tried, place.failing = True, False
         life.stage.down = False
 
-    def _heard_results(self, life: Life, frame: Results) -> None:
-        self.note("%s: answers %s", life, frame.ids)
+    def _heard_results(self, life: Life, message: Results) -> None:
+        self.note("%s: answers %s", life, message.ids)
         now = life.heard_at = self._clock()
         life.stage.note_work(now)
-        if frame.ids:
-            seconds = frame.seconds / len(frame.ids)
+        if message.ids:
+            seconds = message.seconds / len(message.ids)
             life.quickest = seconds if life.quickest is None else min(seconds, life.quickest)
-        cases = [life.unheard.pop(task_id) for task_id in frame.ids]
-        for task_id in frame.ids:
+        cases = [life.unheard.pop(task_id) for task_id in message.ids]
+        for task_id in message.ids:
             del life.units[task_id]
-        for case, code, payload in zip(cases, frame.codes, frame.payloads, strict=True):
+        for case, code, payload in zip(cases, message.codes, message.payloads, strict=True):
             if not case.done:
-                self._answer(case, code, payload, now)
+                self._answer(case, code, as_bytes(payload), now)
         life.stage.note_work(now)
 
     def _answer(self, case: Case, code: int, payload: bytes, now: float) -> None:
         """Note where a request goes on its worker's answer."""
-        if code != 200:
-            case.expected = Failure(code, payload.decode())
-        elif case.is_last:
-            case.expected = payload
+        if code != OK or case.is_last:
+            case.expected = Outcome(case.id, code, payload)
         else:
             case.position += 1
             case.payload = payload
@@ -610,13 +653,13 @@ class Oracle:
             stage = self.stages[case.stage]
             stage.arrive(case, now)
             if stage.down:
-                case.expected = STAGE_DOWN
+                case.fails(STAGE_DOWN)
 
-    def _heard_events(self, life: Life, frame: Chunks) -> list[Case]:
-        self.note("%s: sends events of %s", life, frame.ids)
+    def _heard_events(self, life: Life, message: Chunks) -> list[Case]:
+        self.note("%s: sends events of %s", life, message.ids)
         affected = []
         coming: dict[int, int] = {}
-        for task_id, chunk in zip(frame.ids, frame.payloads, strict=True):
+        for task_id, chunk in zip(message.ids, message.payloads, strict=True):
             case = life.unheard[task_id]
             case.alone = False
             if case.done:
@@ -636,17 +679,19 @@ class Oracle:
             case.chunks.append((chunk, must))
         return affected
 
-    def pipe_ends(self, life: Life, reason: str, take: Callable[[str], None]) -> None:
-        """A worker's pipe has ended, or holds garbage, which the service hears by `take`."""
-        self.note("%s: its pipe has ended: %s", life, reason)
+    def link_ends(self, life: Life, reason: str, take: Callable[[str], None]) -> None:
+        """A worker's link has ended, or what it says has no meaning, which the service hears by `take`."""
+        self.note("%s: its link has ended: %s", life, reason or "in good order")
         stops = life.phase is Phase.STOPPING
-        life.fault = life.fault or "lost its pipe"
+        life.fault = life.fault or "lost its link"
         take(reason)
-        self.require(stops or life.phase is Phase.LOST, Contract.CRASH, "%s lost its pipe and is kept", life)
+        self.require(stops or life.phase is Phase.LOST, Contract.CRASH, "%s lost its link and is kept", life)
+        if reason and not stops:
+            self.require(life.killed, Contract.RESPAWN, "%s has no meaning any more and lives", life)
 
     def exits(self, life: Life, take: Callable[[], None]) -> None:
-        """A worker's process has ended, which the service hears by `take`."""
-        self.note("%s: its process has ended", life)
+        """A worker has ended, which the service hears by `take`."""
+        self.note("%s: has ended", life)
         if life.phase is not Phase.LOST:
             self.count("workers died by themselves")
         life.fault = life.fault or "died"
@@ -661,7 +706,7 @@ class Oracle:
             self._start_failed(stage, place)
         else:
             healthy = life.quickest is not None or self._clock() - life.ready_at >= HEALTHY_SECONDS
-            self._expect_another(place, healthy=healthy, longest=MOST_BACKOFF_READY)
+            self._expect_another(stage, place, healthy=healthy, longest=MOST_BACKOFF_READY)
 
     def _start_failed(self, stage: StageModel, place: Place) -> None:
         place.tried = place.failing = True
@@ -671,12 +716,13 @@ class Oracle:
             self.count("stages down")
             stage.down_at = self._clock()
             for case in stage.live():
-                case.expected = STAGE_DOWN
-        self._expect_another(place, healthy=False, longest=MOST_BACKOFF)
+                case.fails(STAGE_DOWN)
+        self._expect_another(stage, place, healthy=False, longest=MOST_BACKOFF)
 
-    def _expect_another(self, place: Place, *, healthy: bool, longest: float) -> None:
+    def _expect_another(self, stage: StageModel, place: Place, *, healthy: bool, longest: float) -> None:
         """Note when a dead worker is to be replaced: at once after a healthy spell, else ever later."""
         now = self._clock()
+        stage.restarts += 1
         if healthy:
             place.early = 0
             place.again = (now, now)
@@ -696,11 +742,13 @@ class Oracle:
             return
         self._next_due = math.inf
         for case in self.open.values():
-            if case.expected is not None or case.left:
+            if case.expected is not None or case.left or not case.admitted:
                 raise self.fail(Contract.ONE_ANSWER, f"{case} should have its answer: {case.expected!r}")
             self._owed(case.latest, now, Contract.ONE_ANSWER, "%s is beyond its deadline", case)
         for stage in self.stages:
-            self._settle_order(stage)
+            overtaken = [case for case in stage.overtaken if not case.done]
+            self.require(not overtaken, Contract.ORDER, "%s were overtaken at stage %d", overtaken, stage.index)
+            stage.overtaken.clear()
             for place in stage.places.values():
                 self._settle_place(stage, place, now)
             if self.stopping is None and stage.waiting and not stage.down:
@@ -715,13 +763,6 @@ class Oracle:
         if now > due:
             raise self.fail(contract, text % arguments)
         self._next_due = min(self._next_due, due)
-
-    def _settle_order(self, stage: StageModel) -> None:
-        if stage.overtaken:
-            overtaken = [case for case in stage.overtaken - stage.refused if not case.done]
-            self.require(not overtaken, Contract.ORDER, "%s were overtaken at stage %d", overtaken, stage.index)
-            stage.overtaken.clear()
-        stage.refused.clear()
 
     def _settle_place(self, stage: StageModel, place: Place, now: float) -> None:
         life = place.life
@@ -778,8 +819,19 @@ class Oracle:
         admitted = (statistics.admitted, len(self.open))
         self.require(admitted[0] == admitted[1], Contract.CANCELLATION, "it counts %d admitted, not %d", *admitted)
         for stage, told in zip(self.stages, statistics.stages, strict=True):
-            ready = stage.ready
-            there = (len(stage.live()), sum(len(life.unheard) for life in ready), len(ready), stage.down)
-            says = (told.queued, told.in_flight, told.ready, told.down)
-            if there != says:
-                raise self.fail(Contract.CANCELLATION, f"stage {stage.index} counts {says}, not {there}")
+            lives, plan = stage.ready, stage.plan
+            in_flight = sum(len(life.unheard) for life in lives)
+            units = [life.batches if plan.batch_size > 1 else len(life.unheard) for life in lives]
+            running = sum(min(plan.concurrency, count) for count in units)
+            there = StageStatistics(
+                plan.name,
+                len(stage.live()),
+                in_flight,
+                running,
+                len(lives),
+                len(stage.places),
+                stage.restarts,
+                stage.down,
+            )
+            if there != told:
+                raise self.fail(Contract.CANCELLATION, f"stage {stage.index} counts {told}, not {there}")

@@ -21,8 +21,8 @@ START_FAULTS = (
     "answers before it is ready", "starts slowly",
 )  # fmt: skip
 IDLE_FAULTS = (
-    "crash when idle", "freeze when idle", "closes its pipe", "garbage when idle", "says twice that it is ready",
-    "sends tasks", "exits in silence", "answers nothing",
+    "crash when idle", "freeze when idle", "closes its link", "garbage when idle", "says twice that it is ready",
+    "says late that it cannot start", "exits in silence", "answers nothing",
 )  # fmt: skip
 WORK_FAULTS = (
     "crash before it begins", "crash at work", "crash after its answer", "freeze before it begins", "freeze at work",
@@ -64,7 +64,7 @@ class Arrival:
         route: the route that it asks for.
         timeout: its own, in seconds, or None.
         leaves_after: seconds after which it leaves, or None.
-        forgets: it cancels what it waits for then, as a handler that is cancelled does.
+        raises: what hears its outcome and its events has a fault of its own.
         reads_after: seconds that it takes to read an event.
         stalls_at: the event from which on it reads nothing for `stalls_for` seconds, or None.
         stalls_for: see there.
@@ -76,7 +76,7 @@ class Arrival:
     route: int
     timeout: float | None = None
     leaves_after: float | None = None
-    forgets: bool = False
+    raises: bool = False
     reads_after: float = 0.0
     stalls_at: int | None = None
     stalls_for: float = 0.0
@@ -93,7 +93,7 @@ class Scenario:
         paces: how quick each stage's workers are.
         arrivals: the clients, in order.
         faults: how often each kind of fault happens, from 0 to 1, where it can.
-        latencies: seconds that a frame may be on its way; one of them is drawn for each.
+        latencies: seconds that a message may be on its way; one of them is drawn for each.
         ignores_stop: how often a worker that is asked to stop does not.
         dies_slowly: how often a killed worker takes a while to be gone.
         thaws: how often a frozen worker goes on after a while.
@@ -101,6 +101,8 @@ class Scenario:
         stop_at: when the service is stopped, in seconds from the start; None for when all clients have their answers.
         grace: seconds that it gets then.
         heals: no more faults once the clients have their answers: the service must come back to full health.
+        holds: how often a result lies in memory that a link shares with its worker.
+        pickled: all messages are pickled on their way; nothing may depend on it.
     """
 
     world: World
@@ -115,6 +117,8 @@ class Scenario:
     stop_at: float | None
     grace: float
     heals: bool
+    holds: float
+    pickled: bool
 
 
 class Modelled(Worker):
@@ -144,6 +148,8 @@ def draw(random: Random, world: World | None = None) -> Scenario:
         stop_at=random.uniform(0.0, end + 0.5) if random.random() < 0.25 else None,
         grace=world.limits.timeout if given else random.choice((0.0, 0.05, 1.0, 20.0)),
         heals=random.random() < 0.15,
+        holds=random.choice((0.0, 0.0, 0.5, 1.0)),
+        pickled=random.random() < 0.2,
     )
 
 
@@ -228,7 +234,7 @@ def _draw_arrivals(random: Random, world: World) -> list[Arrival]:
                 route=route,
                 timeout=random.choice((0.001, 0.01, 0.1, 0.9)) * timeout if random.random() < hurried else None,
                 leaves_after=_early(random, timeout) if random.random() < leaving else None,
-                forgets=random.random() < 0.3,
+                raises=random.random() < 0.05,
                 reads_after=reads * random.random(),
                 stalls_at=random.randrange(4) if random.random() < stalling else None,
                 stalls_for=random.choice((0.5, 3.0)) * world.limits.stall_timeout * random.random(),

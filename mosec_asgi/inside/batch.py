@@ -1,0 +1,311 @@
+"""How a worker runs the tasks of a batch, or a single one: once for all workers, plain, asynchronous and streaming.
+
+    decode each item ─► forward on all of them ─► (it raised: on parts, `isolation`) ─► encode each result ─► answer
+                                  └─► of a stream: its events, one by one, as clients make room ─► answer
+
+An item that fails to decode or encode fails alone. If `forward` raises on a batch, parts of it are run again, and only
+the culprits get the error. A task whose client has left before it is begun is not run. A stream that has sent an event
+is not run again.
+
+`BatchAlgorithm.run` is a generator that waits for nothing. It yields what is to be done next (`Forward`, `Next`,
+`Room`, `Close`) and is sent what came of it; an exception of the user's code is sent as `Raised`, never thrown. Its
+driver is all that differs between workers: a plain one calls, an asynchronous one awaits.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import AsyncIterator, Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, TypeAlias
+
+from mosec_asgi import log
+from mosec_asgi.errors import Failure, MosecTimeoutError
+from mosec_asgi.inside import isolation
+from mosec_asgi.inside.codec import LEFT, Answer, Codec, Left, on_the_wire, shown
+from mosec_asgi.inside.ending import Ending
+from mosec_asgi.inside.isolation import Raised
+from mosec_asgi.inside.outlet import ENDED, Outlet
+from mosec_asgi.inside.port import Port, inputs
+from mosec_asgi.inside.shape import WrongShape, checked
+from mosec_asgi.inside.spec import WorkerSpec
+from mosec_asgi.messages import Results, Tasks
+
+logger = log.internal_logger(__name__)
+
+
+class Forward(NamedTuple):
+    """Call `forward` with `data`; send back what it returns, awaited where that is to be."""
+
+    data: Any
+
+
+class Next(NamedTuple):
+    """Send back the next event of what `forward` has returned, or `END`."""
+
+    events: Iterator[Any] | AsyncIterator[Any]
+
+
+class Room(NamedTuple):
+    """Wait a while for news of the clients; send back None."""
+
+
+class Close(NamedTuple):
+    """Close what `forward` has returned; send back None."""
+
+    events: Iterator[Any] | AsyncIterator[Any]
+
+
+END: Any = object()
+
+Wanted: TypeAlias = Forward | Next | Room | Close
+# What is sent back is the user's, or `Raised`.
+Steps: TypeAlias = Generator[Wanted, Any, None]
+_Calls: TypeAlias = Generator[Wanted, Any, isolation.Outcome]
+
+_ROOM = Room()
+
+
+@dataclass(slots=True, eq=False)
+class Unit:
+    """Tasks that run together.
+
+    Attributes:
+        tasks: the message in which they came.
+        places: where they stand in it.
+        inside: the numbers of those that `forward` has now, in the order in which it has them.
+        settled: each has been answered, or is by now somebody else's to answer; streams say so themselves.
+    """
+
+    tasks: Tasks
+    places: Sequence[int]
+    inside: Sequence[int] = field(default=())
+    settled: bool = False
+
+    @property
+    def ids(self) -> list[int]:
+        """Their numbers."""
+        return [self.tasks.ids[place] for place in self.places]
+
+    @property
+    def request_ids(self) -> list[str]:
+        """The ids of their requests."""
+        return [self.tasks.request_ids[place] for place in self.places]
+
+    @property
+    def payloads(self) -> list[bytes]:
+        """Their encoded inputs."""
+        return [inputs(self.tasks)[place] for place in self.places]
+
+    def request_ids_inside(self) -> list[str]:
+        """Return the ids of the requests that `forward` has now."""
+        # Once: another thread of the worker may ask.
+        inside, tasks = self.inside, self.tasks
+        names = dict(zip(tasks.ids, tasks.request_ids, strict=True))
+        return [names[task_id] for task_id in inside if task_id in names]
+
+
+class BatchAlgorithm:
+    """Runs units of one worker."""
+
+    def __init__(
+        self,
+        spec: WorkerSpec,
+        codec: Codec,
+        port: Port,
+        clock: Callable[[], float],
+        outlet: Outlet | None = None,
+        look: Callable[[], None] | None = None,
+    ) -> None:
+        """Prepare.
+
+        Args:
+            spec: how the worker is to be run.
+            codec: decodes, encodes, and tells of faults.
+            port: knows who has left; gets the answers.
+            clock: the time in seconds.
+            outlet: of a worker that streams.
+            look: takes in news of the clients between two events; None where somebody else does.
+        """
+        self._batches = spec.max_batch_size > 1
+        self._isolation_calls = spec.isolation_calls
+        self._timeout = spec.timeout
+        self._codec = codec
+        self._port = port
+        self._clock = clock
+        self._outlet = outlet
+        self._look = look
+
+    def run(self, unit: Unit) -> Steps:
+        """Run a unit and answer each of its tasks exactly once."""
+        began = self._clock()
+        tasks = unit.tasks
+        answers, items, places = self._decode(unit)
+        if self._outlet is not None:
+            # Those that cannot be run do not wait for the streams of the others.
+            self._answer(tasks, answers, 0.0)
+            answers = {}
+            for place in places:
+                self._outlet.open(tasks.ids[place], tasks.request_ids[place])
+        results = (yield from self._results(unit, items, places)) if items else []
+        if self._outlet is not None:
+            ids = [tasks.ids[place] for place in places]
+            unit.inside = ()
+            if not unit.settled:
+                for task_id, result in zip(ids, results, strict=True):
+                    self._outlet.end(task_id, on_the_wire(result) if isinstance(result, Failure) else ENDED)
+            # Last: an event that another thread has begun to send delays the end of its stream.
+            self._outlet.forget(ids)
+        elif not unit.settled:
+            beat, answer, flags, names = self._port.progress.beat, self._codec.answer, tasks.flags, tasks.request_ids
+            for place, result in zip(places, results, strict=True):
+                beat()
+                answers[place] = answer(flags[place], result, names[place])
+            unit.settled = True
+            self._answer(tasks, answers, self._clock() - began)
+
+    def _decode(self, unit: Unit) -> tuple[dict[int, Answer], list[Any], list[int]]:
+        """Decode the tasks of a unit.
+
+        Returns:
+            the answers of those that cannot or need not be run, by place; the items of the others, and their places.
+        """
+        answers: dict[int, Answer] = {}
+        items: list[Any] = []
+        places: list[int] = []
+        tasks, payloads = unit.tasks, inputs(unit.tasks)
+        beat, decode, cancelled = self._port.progress.beat, self._codec.decode, self._port.cancelled
+        for place in unit.places:
+            if cancelled and tasks.ids[place] in cancelled:
+                answers[place] = LEFT
+                continue
+            beat()
+            try:
+                items.append(decode(tasks.flags[place], payloads[place]))
+                places.append(place)
+            except Ending:
+                raise
+            except BaseException as error:
+                answers[place] = self._codec.failure(error, tasks.request_ids[place : place + 1])
+        return answers, items, places
+
+    def _answer(self, tasks: Tasks, answers: dict[int, Answer], seconds: float) -> None:
+        if not answers:
+            return
+        places = sorted(answers)
+        codes, payloads = zip(*[answers[place] for place in places], strict=True)
+        ids = tasks.ids if len(places) == len(tasks.ids) else [tasks.ids[place] for place in places]
+        self._port.answer(Results(ids, codes, payloads, seconds))
+
+    def _results(self, unit: Unit, items: list[Any], places: list[int]) -> Generator[Wanted, Any, list[Any]]:
+        """Return a result for each item; one that failed has its `Failure`."""
+        ids = [unit.tasks.ids[place] for place in places]
+        steps = isolation.resolve(len(items), self._isolation_calls)
+        part = next(steps)
+        failed = False
+        # The search for culprits may take as long again as one call of `forward`.
+        until = math.inf
+        while True:
+            outcome: isolation.Outcome | None = None
+            if until == math.inf or self._clock() < until:
+                whole = len(part) == len(items)
+                unit.inside = [ids[place] for place in part]
+                outcome = yield from self._call(unit, [items[place] for place in part], whole=whole)
+                if isinstance(outcome, Raised) and not failed:
+                    failed, until = True, self._clock() + self._timeout
+            try:
+                part = steps.send(outcome)
+            except StopIteration as done:
+                results: list[Any] = done.value
+                break
+        if failed and not unit.settled:
+            return self._codec.told_of_all(results, [unit.tasks.request_ids[place] for place in places])
+        return results
+
+    def _call(self, unit: Unit, items: list[Any], *, whole: bool) -> _Calls:
+        """Return what a call of `forward` on the tasks `unit.inside` has come to."""
+        if self._outlet is not None:
+            return (yield from self._stream(unit, items, self._outlet, whole=whole))
+        self._port.progress.beat()
+        got = yield Forward(items if self._batches else items[0])
+        if not isinstance(got, Raised):
+            if not self._batches:
+                return [got]
+            try:
+                return checked(got, len(items))
+            except Ending:
+                raise
+            except BaseException as error:
+                got = Raised(error)
+        return Raised(got.error, final=_is_final(got.error, whole=whole))
+
+    # -- streams -----------------------------------------------------------------------------------------------------
+
+    def _stream(self, unit: Unit, items: list[Any], outlet: Outlet, *, whole: bool) -> _Calls:
+        """Do the same where `forward` streams: by pushing, or by returning what yields its events."""
+        ended: list[Any] = [None] * len(items)
+        # A stream that has ended meanwhile, for want of its client, is not run again.
+        live = [place for place, task_id in enumerate(unit.inside) if outlet.is_open(task_id)]
+        if not live:
+            return ended
+        unit.inside = [unit.inside[place] for place in live]
+        self._port.progress.beat()
+        got = yield Forward([items[place] for place in live] if self._batches else items[0])
+        if isinstance(got, (Iterator, AsyncIterator)):
+            got = yield from self._drain(unit.inside, outlet, got)
+        if not isinstance(got, Raised):
+            return ended
+        if not outlet.has_begun(unit.inside):
+            return Raised(got.error, final=_is_final(got.error, whole=whole))
+        outlet.fail(unit.inside, got.error)
+        return ended
+
+    def _drain(
+        self, inside: Sequence[int], outlet: Outlet, events: Iterator[Any] | AsyncIterator[Any]
+    ) -> Generator[Wanted, Any, Raised | None]:
+        """Send what a generator yields, until it ends or nobody is left to send it to; return what it raised."""
+        fault: Raised | None = None
+        while fault is None and any(map(outlet.is_open, inside)):
+            got = yield Next(events)
+            if got is END:
+                break
+            fault = got if isinstance(got, Raised) else self._put(got, inside, outlet)
+            if fault is None:
+                self._port.progress.beat()
+                if self._look is not None:
+                    self._look()
+                outlet.drop_left(inside)
+                fault = yield from self.room(inside, outlet)
+        if hasattr(events, "close") or hasattr(events, "aclose"):
+            got = yield Close(events)
+            if isinstance(got, Raised) and type(got.error) is not Left:
+                text, extra = "closing a stream of forward failed: %s", self._codec.extra(())
+                logger.warning(text, shown(got.error), exc_info=got.error, extra=extra)
+        return fault
+
+    def _put(self, event: Any, inside: Sequence[int], outlet: Outlet) -> Raised | None:
+        try:
+            outlet.put_yielded(event, inside, batched=self._batches)
+            outlet.flush()
+        except Ending:
+            raise
+        except BaseException as error:
+            return Raised(error)
+        return None
+
+    def room(self, inside: Sequence[int], outlet: Outlet) -> Generator[Wanted, Any, Raised | None]:
+        """Let an only stream wait for its client; in a batch nobody waits, and a full stream ends."""
+        if len(inside) == 1:
+            (task_id,) = inside
+            while outlet.is_open(task_id) and not outlet.has_room(task_id) and not self._port.ended:
+                got = yield _ROOM
+                if isinstance(got, Raised):
+                    return got
+                outlet.drop_left(inside)
+        return None
+
+
+def _is_final(error: BaseException, *, whole: bool) -> bool:
+    """Whether running parts of a batch again, after `error` on a part or on the whole, is of no use."""
+    # It would spend the time once more, meet the same fault of the worker, or be for nobody.
+    return isinstance(error, (MosecTimeoutError, Left)) or (whole and isinstance(error, WrongShape))

@@ -1,0 +1,26 @@
+"""What `forward` must return for a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from mosec_asgi.errors import ServerError
+
+
+class WrongShape(ServerError):
+    """`forward` did not return one result per item: a fault of the worker's code, whatever the items."""
+
+
+def checked(results: Any, size: int) -> Sequence[Any]:
+    """Return what `forward` made of a batch; raise where it is no sequence or not of the batch's length."""
+    # By what it can do rather than by what it is: a numpy array or a tensor is no `Sequence`.
+    sized = hasattr(results, "__len__") and hasattr(results, "__getitem__")
+    if not sized or isinstance(results, (str, bytes, dict)):
+        raise WrongShape(
+            f"forward must return a sequence with one result for each of the {size} items of the batch, "
+            f"not {type(results).__name__}"
+        )
+    if len(results) != size:
+        raise WrongShape(f"forward returned {len(results)} results for a batch of {size} items")
+    return results if isinstance(results, (list, tuple)) else list(results)

@@ -1,0 +1,223 @@
+"""The processes that a worker starts: they have the usual signals, and end with it, whatever its end is.
+
+A worker leads a process group of its own, to which what it starts belongs as well; what is to outlive it leaves the
+group by a session of its own (`start_new_session=True`). A ctrl-c, which a terminal sends to the server's group,
+reaches neither. The members are ended
+
+- by a worker that ends in good order, with a signal that lets them clean up (`end_members_at_exit`);
+- by whoever has reaped the worker, whatever its end was (`end_group`);
+- by the worker itself, last of all, where the server has died and nobody is left to reap it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import multiprocessing.util
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from mosec_asgi import log
+
+# What a worker does not heed, since it is its server that decides when it ends, and what others do about it.
+_USUAL: dict[signal.Signals, Any] = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+# Seconds that members get to clean up, where nobody but their worker is left to kill them.
+MEMBER_SECONDS = 1.0
+# `multiprocessing`'s process that removes what others have left in shared memory. It ends by itself, when it has.
+_TRACKER = b"multiprocessing.resource_tracker"
+
+
+logger = log.internal_logger(__name__)
+
+
+class _Children:
+    """What is done in each process that is forked from this one.
+
+    Attributes:
+        callbacks: called there.
+        workers: it is a worker that is forked now, whose signals are its own business.
+    """
+
+    def __init__(self) -> None:
+        self.callbacks: list[Callable[[], None]] = []
+        self.workers = False
+        self._hooked = False
+        # The signals that were blocked before the fork, for each thread that forks.
+        self._mask = threading.local()
+
+    def hook(self) -> None:
+        """Have it done. Idempotent."""
+        if not self._hooked:
+            self._hooked = True
+            os.register_at_fork(before=self._block, after_in_parent=self._unblock, after_in_child=self._begin)
+
+    def _block(self) -> None:
+        """Put off the signals that come before the child has the usual handlers, and would get lost."""
+        self._mask.before = signal.pthread_sigmask(signal.SIG_BLOCK, _USUAL)
+
+    def _unblock(self) -> None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, self._mask.before)
+
+    def _begin(self) -> None:
+        if not self.workers:
+            for number, usual in _USUAL.items():
+                # Unless the user's code has set what it wants.
+                if signal.getsignal(number) is _nothing:
+                    signal.signal(number, usual)
+            for callback in self.callbacks:
+                callback()
+        self._unblock()
+
+
+_children = _Children()
+
+
+def lead() -> None:
+    """Make this process, a worker, the leader of a group of its own."""
+    # Refused to the leader of a session, which leads its group already.
+    with contextlib.suppress(PermissionError):
+        os.setpgid(0, 0)
+
+
+def heed_no_signals() -> None:
+    """Ignore the signals that end a program, in this process and not in those that it starts.
+
+    By handlers that do nothing: what is ignored (`SIG_IGN`) would be ignored by every program that is started here, and
+    `terminate` would not end it. System calls go on as if nothing had come.
+    """
+    for number in _USUAL:
+        signal.signal(number, _nothing)
+        signal.siginterrupt(number, False)
+
+
+def free_children(callback: Callable[[], None] | None = None) -> None:
+    """Give those processes that are forked from this one the usual signals, as programs that are started have them.
+
+    Args:
+        callback: to be called there as well.
+    """
+    _children.hook()
+    if callback is not None:
+        _children.callbacks.append(callback)
+
+
+@contextlib.contextmanager
+def forking_a_worker() -> Iterator[None]:
+    """Leave a process that is forked within this block as it is: it is a worker itself."""
+    _children.workers = True
+    try:
+        yield
+    finally:
+        _children.workers = False
+
+
+def begin_worker() -> None:
+    """Be a worker now, in a process that may have been forked from another one's template."""
+    _children.workers = False
+    _children.callbacks.clear()
+    lead()
+    heed_no_signals()
+
+
+def end_members_at_exit() -> None:
+    """End what this process, a worker, has started, when it ends in good order.
+
+    By `multiprocessing`, which ends its own children at that time: before it waits for them, and after it has.
+    """
+    multiprocessing.util.Finalize(None, _terminate_members, exitpriority=0)
+    multiprocessing.util.Finalize(None, _end_last, exitpriority=-100)
+
+
+def end_members_in(seconds: float) -> None:
+    """End what this process, a worker, has started after so many seconds, whatever else it still does."""
+    timer = threading.Timer(seconds, _kill_members)
+    timer.daemon = True
+    try:
+        timer.start()
+    except RuntimeError as error:
+        logger.debug("no thread to end what the worker has started: %s", error)
+
+
+def end_group(leader: int) -> None:
+    """Kill what a worker has started and left behind.
+
+    Args:
+        leader: the worker's process number. To be called as soon as it has been reaped: the number is then still that
+            of its group, or of nothing.
+    """
+    try:
+        os.killpg(leader, 0)
+    except (ProcessLookupError, PermissionError):
+        # As nearly always: nothing is left.
+        return
+    members = _members(leader)
+    if members is None:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(leader, signal.SIGKILL)
+    else:
+        _signal(members, signal.SIGKILL)
+
+
+def _terminate_members() -> None:
+    """Ask the members to end; this process does not heed the signal."""
+    if _leads():
+        os.killpg(0, signal.SIGTERM)
+
+
+def _end_last() -> None:
+    """Wait a little for the members to end, and kill those that do not, where the server cannot any more."""
+    server = multiprocessing.parent_process()
+    if server is None or os.getppid() == server.pid:
+        return
+    until = time.monotonic() + MEMBER_SECONDS
+    while _members(os.getpid()) and time.monotonic() < until:
+        time.sleep(0.01)
+    _kill_members()
+
+
+def _kill_members() -> None:
+    if _leads():
+        _signal(_members(os.getpid()) or [], signal.SIGKILL)
+
+
+def _leads() -> bool:
+    return os.getpgrp() == os.getpid()
+
+
+def _members(leader: int) -> list[int] | None:
+    """Return the processes of a group but for its leader, and for what ends by itself; None where nobody tells."""
+    if not os.path.isdir("/proc/self"):
+        return None
+    found = []
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit() and int(folder.name) != leader and _group(folder) == leader:
+            found.append(int(folder.name))
+    return found
+
+
+def _group(folder: Path) -> int:
+    """Return the group of a process, 0 if it is none to be ended."""
+    try:
+        # The name of its program, in parentheses, may hold anything.
+        state, _, group = (folder / "stat").read_bytes().rpartition(b")")[2].split()[:3]
+        if state == b"Z" or _TRACKER in (folder / "cmdline").read_bytes():
+            return 0
+        return int(group)
+    except OSError:
+        # It has ended meanwhile.
+        return 0
+
+
+def _signal(processes: list[int], number: int) -> None:
+    for process in processes:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.kill(process, number)
+
+
+def _nothing(*_: object) -> None:
+    """Do nothing about a signal."""

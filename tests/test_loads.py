@@ -1,0 +1,136 @@
+"""What workers have, how quick they are, and that what they say of their tasks is checked. See `test_scheduler` too."""
+
+from __future__ import annotations
+
+import pytest
+from fakes import new_task
+
+from mosec_asgi.batching.loads import MAX_WINDOW, WINDOW_SECONDS, AnswerError, Load, Loads
+from mosec_asgi.batching.task import State, Task
+
+
+def loads(*workers: str, batched: bool = False, concurrency: int = 1, ordered: bool = True) -> Loads[str]:
+    made: Loads[str] = Loads(batched=batched, concurrency=concurrency, ordered=ordered)
+    for worker in workers:
+        made.add(worker)
+    return made
+
+
+def tasks(*numbers: int) -> list[Task]:
+    return [new_task(number, 0.0) for number in numbers]
+
+
+def test_what_a_worker_is_given_it_has_until_it_answers() -> None:
+    all_of_them = loads("a", "b")
+    first, second, third = tasks(1, 2, 3)
+    all_of_them.give("a", [first, second])
+    all_of_them.give("b", [third])
+    assert first.state is State.SENT
+    assert (all_of_them.in_flight, all_of_them.busy) == (3, ["a", "b"])
+    assert (all_of_them.holder(second), all_of_them.holder(third)) == ("a", "b")
+    assert all_of_them.given("a", [2, 1, 2]) == [second, first, second]
+    assert all_of_them.answered("a", [1]) == [first]
+    assert (all_of_them.in_flight, all_of_them.holder(first)) == (2, None)
+    assert list(all_of_them["a"].sent) == [2]
+
+
+def test_places_count_all_that_a_worker_was_ever_sent() -> None:
+    all_of_them = loads("a", "b")
+    first, second, third, other = tasks(1, 2, 3, 4)
+    all_of_them.give("a", [first])
+    all_of_them.answered("a", [1])
+    all_of_them.give("a", [second, third])
+    all_of_them.give("b", [other])
+    assert [task.place for task in (first, second, third, other)] == [1, 2, 3, 1]
+    assert all_of_them["a"].given == 3
+    assert [all_of_them.begun("a", count) for count in (1, 2, 9)] == [[], [second], [second, third]]
+
+
+@pytest.mark.parametrize("ids", [[2], [2, 1], [1, 1], [1, 2, 3, 4], [9], [1, 9]])
+def test_an_answer_out_of_order_or_of_no_task_changes_nothing(ids: list[int]) -> None:
+    all_of_them = loads("a")
+    all_of_them.give("a", tasks(1, 2, 3))
+    with pytest.raises(AnswerError, match="answered the tasks"):
+        all_of_them.answered("a", ids)
+    assert (list(all_of_them["a"].sent), all_of_them.in_flight) == ([1, 2, 3], 3)
+
+
+@pytest.mark.parametrize("ids", [[1, 1], [1, 2, 3, 4], [9], [1, 9]])
+def test_where_no_order_is_kept_each_task_is_to_be_answered_once_all_the_same(ids: list[int]) -> None:
+    all_of_them = loads("a", ordered=False)
+    all_of_them.give("a", tasks(1, 2, 3))
+    with pytest.raises(AnswerError, match="did not have each of them once"):
+        all_of_them.answered("a", ids)
+    assert [task.id for task in all_of_them.answered("a", [3, 1])] == [3, 1]
+
+
+def test_a_worker_cannot_speak_of_what_it_does_not_have() -> None:
+    all_of_them = loads("a", "b")
+    all_of_them.give("a", tasks(1))
+    all_of_them.give("b", tasks(2))
+    with pytest.raises(AnswerError, match="spoke of task 2, which it did not have"):
+        all_of_them.given("a", [1, 2])
+
+
+def test_a_batch_is_done_with_its_last_answer() -> None:
+    all_of_them = loads("a", batched=True, concurrency=2, ordered=False)
+    all_of_them.give("a", tasks(1, 2))
+    all_of_them.give("a", tasks(3, 4))
+    load = all_of_them["a"]
+    assert (load.batches, all_of_them.slots_in_use, all_of_them.has_room(load)) == ({1: 2, 3: 2}, 2, False)
+    all_of_them.answered("a", [1, 3])
+    assert (all_of_them.slots_in_use, all_of_them.free) == (2, 0)
+    all_of_them.answered("a", [4])
+    assert (load.batches, all_of_them.slots_in_use, all_of_them.free) == ({1: 1}, 1, 1)
+
+
+def test_what_is_sent_ahead_is_in_no_slot() -> None:
+    all_of_them = loads("a", concurrency=4, ordered=False)
+    all_of_them.give("a", tasks(1, 2, 3, 4, 5))
+    assert (all_of_them.slots_in_use, all_of_them.in_flight) == (4, 5)
+
+
+def test_a_worker_that_runs_a_task_alone_has_no_room_until_it_has_nothing() -> None:
+    all_of_them = loads("a", concurrency=2, ordered=False)
+    all_of_them.give("a", tasks(1, 2))
+    load = all_of_them["a"]
+    load.alone = True
+    all_of_them.answered("a", [1])
+    assert (load.alone, all_of_them.free) == (True, 0)
+    all_of_them.answered("a", [2])
+    assert (load.alone, all_of_them.free) == (False, 1)
+
+
+def test_a_worker_that_is_forgotten_gives_back_what_it_had_in_the_order_in_which_it_was_sent() -> None:
+    all_of_them = loads("a", "b", ordered=False)
+    mine = tasks(3, 1, 2)
+    all_of_them.give("a", mine)
+    all_of_them.give("b", tasks(4))
+    assert all_of_them.remove("a") == mine
+    assert (all_of_them.in_flight, len(all_of_them), all_of_them.get("a")) == (1, 1, None)
+
+
+def test_a_worker_used_longer_ago_comes_first() -> None:
+    all_of_them = loads("a", "b")
+    assert all_of_them["a"].order < all_of_them["b"].order
+    all_of_them.give("a", tasks(1))
+    assert all_of_them["b"].order < all_of_them["a"].order
+
+
+def test_the_window_of_a_concurrent_worker_is_a_quarter_more_than_it_runs() -> None:
+    assert [loads("a", concurrency=number)["a"].window for number in (1, 4, 10)] == [1, 5, 12]
+
+
+def test_the_window_follows_the_measured_time() -> None:
+    load = Load(1, 1)
+    assert (load.seconds_per_item, load.work) == (None, 0.0)
+    load.measure(WINDOW_SECONDS / 7.5)
+    assert load.window == 8
+    load.sent = {task.id: task for task in tasks(1, 2, 3)}
+    assert load.work == pytest.approx(3 * WINDOW_SECONDS / 7.5)
+    for _ in range(50):
+        load.measure(1.0)
+    assert load.window == 1
+    for _ in range(200):
+        load.measure(0.0)
+    assert load.window == MAX_WINDOW
