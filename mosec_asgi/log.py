@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
@@ -59,6 +60,10 @@ def speak_as(speaker: Speaker, *, context: bool = False) -> None:
         _context_speaker.set(speaker)
     else:
         _process_speaker = speaker
+
+
+# Of ASCII and of Latin 1, without the tab; and what ends a line in Unicode.
+_CONTROL = re.compile("[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029]")
 
 
 class SpeakerFilter(logging.Filter):
@@ -113,6 +118,12 @@ class JSONFormatter(logging.Formatter):
         return json.dumps(line, default=str)
 
 
+def _harmless(value: object) -> str:
+    """Return a text in which no character moves the cursor, colours the terminal or begins a line."""
+    text = str(value)
+    return text if text.isprintable() else _CONTROL.sub(lambda found: repr(found[0])[1:-1], text)
+
+
 class TextFormatter(logging.Formatter):
     """Text for a person to read."""
 
@@ -130,8 +141,10 @@ class TextFormatter(logging.Formatter):
         level = record.levelname
         if self._coloured:
             level = f"\x1b[{_COLOURS.get(level, '0')}m{level}\x1b[0m"
-        extra = "".join(f" {name}={value}" for name in EXTRA if (value := getattr(record, name, "")) != "")
-        text = f"{_timestamp(record)} {level} {_target(record)} [{record.process}]: {record.getMessage()}{extra}"
+        extra = "".join(f" {name}={_harmless(value)}" for name in EXTRA if (value := getattr(record, name, "")) != "")
+        # A line that goes on is set in, so that it cannot be taken for one of its own.
+        message = "\n    ".join(map(_harmless, record.getMessage().split("\n")))
+        text = f"{_timestamp(record)} {level} {_target(record)} [{record.process}]: {message}{extra}"
         if record.exc_info:
             text += "\n" + self.formatException(record.exc_info)
         return text

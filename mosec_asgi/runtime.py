@@ -130,6 +130,12 @@ def _checked_worker(worker: Any) -> type[Worker]:
     if inspect.isabstract(worker):
         missing = ", ".join(sorted(worker.__abstractmethods__))
         raise DefinitionError(f"the worker {worker.__name__} does not define {missing}; add it to the class")
+    mime_type = worker.resp_mime_type
+    if not isinstance(mime_type, str) or not mime_type.strip() or not (mime_type.isascii() and mime_type.isprintable()):
+        raise DefinitionError(
+            f"{worker.__name__}.resp_mime_type must be the value of a content-type header, such as 'application/json', "
+            f"in printable ASCII; not {mime_type!r}"
+        )
     if is_generator(worker) and not streams(worker):
         raise DefinitionError(
             f"{worker.__name__}.forward is a generator, which streams; derive {worker.__name__} from SSEWorker"

@@ -35,6 +35,8 @@ ENOUGH = 200 * len(MUCH)
 class Side:
     """An endpoint with all that it works with."""
 
+    server: uvicorn.Server
+
     def __init__(self, content_type: str, *, compressed: bool) -> None:
         self.service = FakeEngine()
         self.metrics = ServiceMetrics("test", [])
@@ -85,21 +87,23 @@ async def serving(content_type: str = EVENT_STREAM, *, compressed: bool = False)
 
 
 @asynccontextmanager
-async def uvicorn_serving(protocol: str, content_type: str = EVENT_STREAM) -> AsyncIterator[tuple[Side, int]]:
+async def uvicorn_serving(
+    protocol: str, content_type: str = EVENT_STREAM, limits: Limits | None = None
+) -> AsyncIterator[tuple[Side, int]]:
     """Serve as `server.run()` does, on a port; at the end of the block nothing may be left of it."""
     async with serving(content_type) as side:
         sock = socket.create_server(("127.0.0.1", 0))
-        http = gathering(import_from_string(protocol))
+        http = gathering(import_from_string(protocol), limits)
         config = uvicorn.Config(
             side.endpoint, http=http, interface="asgi3", lifespan="off", ws="none", log_config=None, access_log=False
         )
-        server = uvicorn.Server(config)
+        server = side.server = uvicorn.Server(config)
         running = asyncio.create_task(server.serve(sockets=[sock]))
         try:
             await until(lambda: server.started)
             yield side, sock.getsockname()[1]
         finally:
-            server.should_exit = True
+            server.should_exit = server.force_exit = True
             await running
 
 

@@ -103,6 +103,38 @@ async def test_the_loop_runs_while_a_large_body_is_unpacked() -> None:
     assert turns >= 4 * MEGABYTE // compression.STEP
 
 
+@encodings
+def test_parts_that_hold_nothing_are_bounded(encoding: str) -> None:
+    empty = PACK[encoding](b"")
+    assert unpacked(empty * 50 + PACK[encoding](b"x"), encoding) == b"x"
+    began = time.process_time()
+    outcome = unpacked(empty * (8 * MEGABYTE // len(empty)), encoding)
+    assert isinstance(outcome, Failure)
+    assert (outcome.code, "empty" in outcome.text) == (400, True)
+    assert time.process_time() - began < 1
+
+
+@encodings
+async def test_the_loop_runs_while_a_body_of_many_tiny_parts_is_unpacked(encoding: str) -> None:
+    longest, last = 0.0, time.process_time()
+
+    async def count() -> None:
+        nonlocal longest, last
+        while True:
+            now = time.process_time()
+            longest, last = max(longest, now - last), now
+            await asyncio.sleep(0)
+
+    part = PACK[encoding](b"x")
+    counting = asyncio.create_task(count())
+    began = time.process_time()
+    body = await compression.decompress(part * 20_000, encoding, MEGABYTE)
+    took = time.process_time() - began
+    counting.cancel()
+    assert body == b"x" * 20_000
+    assert longest < took / 10
+
+
 @pytest.mark.parametrize(
     ("accept", "chosen"),
     [

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
+import weakref
 from collections import defaultdict
 from collections.abc import AsyncIterator, Iterator
 
@@ -12,6 +14,8 @@ import pytest
 from common import settled_loop, until
 from fake_engine import FakeTask
 from stream_side import MUCH, RAW, Side, uvicorn_serving
+
+from mosec_asgi.web.limits import DEFAULT, Limits
 
 pytest.importorskip("zttp", reason="the extra http2 is not installed")
 h2_connection = pytest.importorskip("h2.connection")
@@ -37,6 +41,8 @@ class Client:
         self.received: dict[int, bytearray] = defaultdict(bytearray)
         self.ended: set[int] = set()
         self.broken: set[int] = set()
+        self.over = asyncio.Event()
+        self.statuses: dict[int, str] = {}
         self._reader, self._writer = reader, writer
         self._connection = h2_connection.H2Connection()
         self._connection.initiate_connection()
@@ -45,16 +51,27 @@ class Client:
         self._unread: dict[int, int] = defaultdict(int)
         self._flush()
 
-    def ask(self, *, reads: bool = True) -> int:
+    def ask(self, *, reads: bool = True, path: str = "/path") -> int:
         """Send a request, and return its stream."""
         stream: int = self._connection.get_next_available_stream_id()
-        headers = {":method": "POST", ":path": "/path", ":scheme": "http", ":authority": "test", "content-length": "1"}
+        headers = {":method": "POST", ":path": path, ":scheme": "http", ":authority": "test", "content-length": "1"}
         self._connection.send_headers(stream, headers.items())
         self._connection.send_data(stream, b"1", end_stream=True)
         if not reads:
             self.ignored.add(stream)
         self._flush()
         return stream
+
+    def send(self, data: bytes) -> None:
+        """Send frames as they are."""
+        self._writer.write(data)
+
+    async def ended_by_server(self) -> None:
+        """Wait for the end of the connection."""
+        await asyncio.wait_for(self.over.wait(), 10)
+
+    def leave(self) -> None:
+        self._writer.transport.abort()
 
     def reset(self, stream: int) -> None:
         """Give up on a request; the connection stays."""
@@ -75,10 +92,13 @@ class Client:
                     self._unread[event.stream_id] += event.flow_controlled_length
                 elif isinstance(event, h2_events.StreamEnded):
                     self.ended.add(event.stream_id)
+                elif isinstance(event, h2_events.ResponseReceived):
+                    self.statuses[event.stream_id] = dict(event.headers)[b":status"].decode()
                 elif isinstance(event, h2_events.StreamReset):
                     self.broken.add(event.stream_id)
             self._open_windows()
             self._flush()
+        self.over.set()
 
     def _open_windows(self) -> None:
         for stream in self._unread.keys() - self.ignored:
@@ -97,8 +117,8 @@ async def stream_enough(task: FakeTask) -> None:
 
 
 @contextlib.asynccontextmanager
-async def connected(content_type: str = RAW) -> AsyncIterator[tuple[Side, Client]]:
-    async with uvicorn_serving(PROTOCOL, content_type) as (side, port):
+async def connected(content_type: str = RAW, limits: Limits = DEFAULT) -> AsyncIterator[tuple[Side, Client]]:
+    async with uvicorn_serving(PROTOCOL, content_type, limits) as (side, port):
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         client = Client(reader, writer)
         running = asyncio.create_task(client.run())
@@ -187,3 +207,70 @@ async def test_a_raw_stream_that_fails_half_way_is_reset(caplog: pytest.LogCaptu
         assert stream not in client.ended
         assert client.received[stream] == b"RIFF"
     assert [record.levelno for record in caplog.records if record.name.startswith("mosec_asgi")] == [logging.WARNING]
+
+
+# -- what a client may hold --------------------------------------------------------------------------------------------
+
+PING = b"\x00\x00\x08\x06\x00\x00\x00\x00\x00" + b"12345678"
+SETTINGS = b"\x00\x00\x00\x04\x00\x00\x00\x00\x00"
+
+
+@pytest.mark.parametrize("frame", [PING, SETTINGS], ids=["ping", "settings"])
+async def test_frames_that_bring_nothing_end_the_connection_when_they_are_too_many(frame: bytes) -> None:
+    async with connected() as (_, client):
+        client.send(frame * 5000)
+        await client.ended_by_server()
+
+
+async def test_a_client_that_pings_now_and_then_is_served() -> None:
+    async with connected() as (side, client):
+        for number in range(1, 31):
+            client.send(PING * 10)
+            stream = client.ask()
+            (await side.admitted(number)).answer(b"")
+            await until(lambda stream=stream: stream in client.ended)
+
+
+async def test_a_path_that_is_no_ascii_is_answered_400_and_its_neighbours_go_on(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with connected() as (side, client):
+        good = client.ask()
+        task = await side.admitted(1)
+        bad = client.ask(path="/\xe4")
+        await until(lambda: bad in client.statuses)
+        assert client.statuses[bad] == "400"
+        task.chunk(b"a")
+        task.answer()
+        await until(lambda: good in client.ended)
+        assert client.received[good] == b"a"
+
+
+@pytest.mark.parametrize("complete", [True, False])
+async def test_nothing_stays_of_an_answer_that_was_not_sent_when_its_connection_has_ended(complete: bool) -> None:
+    async with connected() as (side, client):
+        client.ask(reads=False)
+        task = await side.admitted(1)
+        await stream_enough(task)
+        if complete:
+            task.answer()
+        await settled_loop()
+        (connection,) = side.server.server_state.connections
+        ended = weakref.ref(connection)
+        del connection
+        gc.collect()
+        gc.disable()
+        try:
+            client.leave()
+            await until(lambda: ended() is None)
+        finally:
+            gc.enable()
+
+
+async def test_a_client_that_does_not_take_its_answer_is_ended() -> None:
+    async with connected(limits=Limits(stall_timeout=0.3)) as (side, client):
+        client.ask(reads=False)
+        task = await side.admitted(1)
+        task.chunk(MUCH * 3)
+        task.answer()
+        await client.ended_by_server()

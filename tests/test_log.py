@@ -289,3 +289,17 @@ def test_a_program_that_has_set_up_the_packages_own_loggers_is_not_told_twice(
         log.get_logger().info("hello")
     assert kept.messages == ["hello"]
     assert capsys.readouterr().err == ""
+
+
+def test_what_a_client_sends_cannot_colour_the_log_nor_write_lines_of_its_own() -> None:
+    record = logging.LogRecord(
+        "mosec_asgi.x", logging.INFO, "x.py", 1, "a\x1b[31mb\n2026-01-01 fake\r\x9b\u2028c\td", None, None
+    )
+    record.request_id = "evil\n\x1b]0;title\x07"
+    text = log.TextFormatter(coloured=False).format(record)
+    assert not set(text) & set("\x1b\r\x07\x9b\u2028")
+    first, second = text.split("\n")
+    assert first.endswith(r"a\x1b[31mb")
+    assert second.startswith("    2026-01-01 fake")
+    assert "c\td" in second
+    assert r"request_id=evil\n\x1b]0;title\x07" in second

@@ -274,3 +274,17 @@ def test_a_stage_says_what_it_is() -> None:
 
 def test_no_stages_have_no_names() -> None:
     assert stage_names([]) == {}
+
+
+@pytest.mark.parametrize(
+    "value", ["text/plain\r\nset-cookie: a=b", "text/plain\n", "", " ", "text/ü", "a\x00b", None, 3]
+)
+def test_a_mime_type_that_is_no_header_value_is_refused_where_it_is_defined(value: Any) -> None:
+    class Odd(Worker):
+        resp_mime_type = value
+
+        def forward(self, data: Any) -> Any:
+            return data
+
+    with pytest.raises(DefinitionError, match="resp_mime_type"):
+        Runtime(Odd)

@@ -236,7 +236,7 @@ class Http1Protocol(HttpToolsProtocol):
                 # The head alone, so that its body can be taken whole.
                 head = data.find(b"\r\n\r\n", at, at + PIECE)
                 size = PIECE if head < 0 else head + 4 - at
-            elif not self._in_head and self._body_left > PIECE:
+            elif not self._in_head and self._body_left:
                 size = self._body_left
             piece = view[at : at + size]
             at += len(piece)
