@@ -182,7 +182,7 @@ class Scheduler(Generic[WorkerKey]):
 
     def _give(self, pick: Pick[WorkerKey], assignments: list[Assignment[WorkerKey]]) -> None:
         """Carry out a pick."""
-        worker, tasks = pick
+        worker, tasks = pick.worker, pick.tasks
         self.queue.take(tasks)
         self.loads.give(worker, tasks)
         if not self.batched:

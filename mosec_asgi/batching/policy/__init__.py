@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
-from typing import Generic, NamedTuple, Protocol, TypeVar
+from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
 
 from mosec_asgi.batching.loads import Loads
 from mosec_asgi.batching.queue import TaskQueue
@@ -12,7 +13,9 @@ from mosec_asgi.batching.task import Task
 WorkerKey = TypeVar("WorkerKey", bound=Hashable)
 
 
-class Pick(NamedTuple, Generic[WorkerKey]):
+# No `NamedTuple`, which cannot be generic before Python 3.11; nor frozen, which would cost each task.
+@dataclass(slots=True)
+class Pick(Generic[WorkerKey]):
     """A decision: these tasks, which wait, go to this worker; without batching they may be sent with others."""
 
     worker: WorkerKey
