@@ -148,14 +148,14 @@ async def test_a_worker_that_cannot_be_loaded_or_forked_says_why(pool: Pool, wor
     assert await pool.launch(worker).ended() == "exited with status 1"
 
 
-async def test_the_death_of_the_template_is_that_of_its_workers_and_the_next_one_is_another(pool: Pool) -> None:
+async def test_workers_outlive_their_template_and_the_next_one_is_forked_from_another(pool: Pool) -> None:
     first, second = await pool.pair()
-    template, pids = pool.template, [life.link.pid for life in pool.lives]
+    template = pool.template
     os.kill(template, signal.SIGKILL)
-    assert (await first.ended(), await second.ended()) == ("was killed by signal 9",) * 2
-    assert not any(lives(pid) for pid in pids if pid is not None)
+    assert (await asked(first, b"5"), await asked(second, b"6")) == (5, 6)
     third = await pool.launch().wait_ready()
     assert (await asked(third, b'"who"'))["loaded"][0] == pool.template != template
+    assert (await asked(first, b"7"), await asked(second, b"8")) == (7, 8)
 
 
 async def test_a_server_that_takes_in_orphans_reaps_them(pool: Pool) -> None:
@@ -166,6 +166,8 @@ async def test_a_server_that_takes_in_orphans_reaps_them(pool: Pool) -> None:
     prctl(pr_set_child_subreaper, 1)
     try:
         os.kill(pool.template, signal.SIGKILL)
+        first.link.kill()
+        second.link.kill()
         await first.ended()
         await second.ended()
         assert not pids & set(child_processes(os.getpid()))
@@ -185,10 +187,15 @@ async def test_a_template_that_never_loads_is_ended_with_the_workers_that_wait_f
 
 async def test_a_worker_whose_template_hangs_can_be_ended_all_the_same(pool: Pool) -> None:
     first, second = await pool.pair()
-    os.kill(pool.template, signal.SIGSTOP)
+    template, pid = pool.template, first.link.pid
+    assert pid is not None
+    os.kill(template, signal.SIGSTOP)
     first.link.kill()
-    assert await first.ended() == "was killed by signal 9"
-    assert await second.ended() == "was killed by signal 9"
+    # Who knows how is dead as well by now.
+    assert await first.ended() == "has ended, nobody knows how"
+    assert not lives(pid)
+    assert not lives(template)
+    assert await asked(second, b"5") == 5
 
 
 async def test_a_worker_can_be_reaped_without_a_loop(pool: Pool) -> None:
@@ -275,13 +282,20 @@ def test_a_worker_that_crashes_is_replaced_without_loading_again(service: Progra
     assert service.client.post("/inference", json=1).json() == MEGABYTES
 
 
-def test_a_template_that_dies_is_replaced_with_its_workers(service: Program) -> None:
+def test_a_template_that_dies_takes_nobody_with_it_and_is_started_again_when_it_is_needed(service: Program) -> None:
     template, workers = tree(service)
     directory = metrics_directory(template)
+    before = service.restarts("Heavy_1")
     os.kill(template, signal.SIGKILL)
-    wait_until(lambda: not any(map(lives, workers)), "its workers end")
-    wait_until(lambda: ready(service) == 2, "others are ready")
+    wait_until(lambda: not lives(template), "it is dead")
+    assert all(map(lives, workers))
     assert service.client.post("/inference", json=1).json() == MEGABYTES
+    assert service.restarts("Heavy_1") == before
+    os.kill(workers[0], signal.SIGKILL)
+    wait_until(lambda: service.restarts("Heavy_1") == before + 1, "the worker is replaced")
+    wait_until(lambda: ready(service) == 2, "the other is ready")
+    assert service.client.post("/inference", json=1).json() == MEGABYTES
+    assert lives(workers[1])
     assert tree(service)[0] != template
     assert directory.is_dir(), "the server still shows what its workers count"
 
