@@ -69,6 +69,7 @@ class StagePlan:
         start_timeout: seconds that a worker may take to load and warm up.
         start_method: of its processes, where they are processes: "spawn" or "fork".
         preload: fork them from one that has loaded the worker.
+        executor: what the workers run on: "process", "thread", or what makes a launcher of the plan and the event loop.
     """
 
     specs: list[WorkerSpec]
@@ -83,6 +84,7 @@ class StagePlan:
     streams: bool = False
     start_method: str = "spawn"
     preload: bool = False
+    executor: str | Callable[[StagePlan, asyncio.AbstractEventLoop], Launcher] = "process"
 
     @property
     def name(self) -> str:
@@ -220,6 +222,9 @@ class Stage:
         """Take in results."""
         now = self._clock()
         ids, codes, payloads, seconds = results
+        if not len(ids) == len(codes) == len(payloads):
+            drop_all(payloads)
+            raise LinkError(f"sent {len(ids)} results with {len(codes)} codes and {len(payloads)} payloads")
         try:
             tasks = self.scheduler.answered(worker, ids, seconds, now)
         except AnswerError as error:
