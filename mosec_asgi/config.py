@@ -107,7 +107,7 @@ class Settings:
         least=1,
     )
     max_head_size: int = _setting(
-        64 * 1024, "bytes of a request line and its headers; beyond it the answer is 431", least=256
+        64 * 1024, "bytes of a request line and its headers; beyond it the answer is 431", least=4096
     )
     max_url_size: int = _setting(16 * 1024, "bytes of a path with its query; beyond it the answer is 414", least=16)
     pipelined: int = _setting(

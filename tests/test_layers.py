@@ -32,6 +32,7 @@ PURE = {
     "batching.policy", "batching.policy.window", "batching.policy.batch", "batching.policy.quarantine",
     "batching.engine", "batching.task", "batching.flow", "batching.rate", "batching.busy_poll",
     "observing.observer",
+    "web.budget",
     "pool.lifecycle", "pool.watchdog", "inside.isolation",
     "ipc.frames", "ipc.arena", "ipc.reference", "ipc.ledger",
 }  # fmt: skip
