@@ -8,7 +8,7 @@ General layout; each floor imports only from those below it:
     serving.py, dry_run.py  F6  what run() does: uvicorn and signals; each pipeline once
     testing/                F6  a service on virtual time with inline workers; the simulation of random histories
     web/                    F5  HTTP in, HTTP out: app, inference, sse, direct, request, disconnect, http1, http2,
-                                body, compression, responses, gathering, keep_alive, health, access;
+                                body, compression, responses, gathering, keep_alive, health, missing, access;
                                 the contract: openapi, contract, components, examples, swagger
     batching/               F4  waiting and grouping: coordinator, stage; pure: scheduler, arrivals, task, flow,
                                 rate, busy_poll; service: what web may ask
@@ -21,7 +21,8 @@ General layout; each floor imports only from those below it:
     exposition.py           F1  the same as Prometheus text
     custom_metrics.py       F1  the same by users' workers, with prometheus_client
     worker.py, runtime.py   F1  what users subclass and configure
-    streaming.py            F1  the same for streams: SSEWorker, ContinuousWorker, Event
+    streaming.py, events.py F1  the same for streams: ContinuousWorker; Event and its form on the wire
+    returned.py             F1  what forward has returned: a stream, a result, or neither
     mixin/, formats.py      F1  formats other than the default; what they share
     annotations.py          F1  what forward takes and returns
     schema.py               F1  the same as JSON Schema

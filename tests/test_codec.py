@@ -97,7 +97,7 @@ def test_a_timeout_that_the_formats_raise_fails_its_item(method: str, max_batch_
         (ClientError("x"), "INFO"),
         (ValidationError("x"), "INFO"),
         (ServerError("x"), "WARNING"),
-        (ValueError("x"), "WARNING"),
+        (ValueError("x"), "ERROR"),
     ],
 )
 def test_a_fault_is_logged_with_its_request_stage_and_worker(
@@ -170,7 +170,7 @@ def test_an_error_that_cannot_say_what_it_is_fails_its_item_alone(caplog: pytest
         ([1, 2], 1, [1, 2]),
         ({"a": 1}, 4, [{"a": 1}]),
         ([1, 2], 4, [1, 2]),
-        ((1, 2), 4, [(1, 2)]),
+        ((1, 2), 4, (1, 2)),
     ],
 )
 def test_an_example_becomes_what_forward_takes(example: Any, max_batch_size: int, expected: Any) -> None:

@@ -37,6 +37,9 @@ OTHER: dict[str, tuple[Any, str, list[str]]] = {
     "compression": (True, "yes", ["--compression"]),
     "max_request_size": (99, "99", ["--max-request-size", "99"]),
     "shared_memory": (0, "0", ["--shared-memory", "0"]),
+    "strict_json": (True, "1", ["--strict-json"]),
+    "title": ("Cats", "Cats", ["--title", "Cats"]),
+    "version": ("1.2", "1.2", ["--version", "1.2"]),
     "path": ("/tmp/x", "/tmp/x", ["--path", "/tmp/x"]),
 }
 
@@ -61,6 +64,9 @@ def test_the_defaults_are_those_of_the_design() -> None:
         "compression": False,
         "max_request_size": 10 * 1024 * 1024,
         "shared_memory": 256 * 1024 * 1024,
+        "strict_json": False,
+        "title": "mosec-asgi service",
+        "version": "",
         "path": "",
     }
 
@@ -176,7 +182,7 @@ def test_the_timeout_in_seconds_and_the_level_that_counts() -> None:
 
 
 def test_arguments_that_are_not_the_servers_own_are_left_to_the_program() -> None:
-    given = parse_command_line(Settings(), ["train", "--model", "big", "--port", "9000", "-v", "--por", "1"])
+    given = parse_command_line(Settings(), ["train", "--model", "big", "--port", "9000", "-v", "--sort", "1"])
     assert given == {"port": 9000}
 
 

@@ -149,9 +149,7 @@ def test_of_very_many_errors_the_first_hundred_are_told_and_the_rest_counted() -
         b"\xff",
         b'"\xff"',
         rb'"\ud800"',
-        b"\xef\xbb\xbf1",
-        b"NaN",
-        b"[Infinity]",
+        b"nan",
         b"1" + b"0" * 5000,
     ],
 )

@@ -11,7 +11,7 @@ from fakes import told
 from mosec_asgi.errors import ClientError
 from mosec_asgi.pool.child import load
 from mosec_asgi.pool.codec import LEFT, Codec
-from mosec_asgi.pool.executor import WrongShape
+from mosec_asgi.errors import WrongShape
 from mosec_asgi.pool.outlet import Outlet
 from mosec_asgi.streaming import FINISHED, Event, SSEWorker
 

@@ -176,8 +176,8 @@ def test_preloaded_workers_may_have_variables_that_are_the_same_for_all() -> Non
     assert Runtime(Echo, num=2, env=[{"A": "1"}] * 2, preload=True).preload
 
 
-@pytest.mark.parametrize("worker", [Events, AsyncEvents, Pushes, Steps])
-def test_a_worker_that_streams_is_the_last_stage_of_its_route(worker: type[Worker]) -> None:
+@pytest.mark.parametrize("worker", [Events, AsyncEvents, Steps])
+def test_a_generator_is_the_last_stage_of_its_route(worker: type[Worker]) -> None:
     first, last = Runtime(Echo), Runtime(worker)
     check_pipeline("/a", [first, first, last])
     check_pipeline("/a", [last])

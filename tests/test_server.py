@@ -47,6 +47,11 @@ class Events(SSEWorker):
         yield data
 
 
+class Batched(Worker):
+    def forward(self, data: list[Any]) -> list[Any]:
+        return data
+
+
 class NoWorker:
     def forward(self, data: Any) -> Any:
         return data
@@ -237,10 +242,10 @@ def test_a_definition_error_is_a_value_error() -> None:
 def test_stages_of_one_route_are_in_the_order_in_which_they_were_appended() -> None:
     server = Server()
     server.append_worker(Echo, num=2)
-    server.append_worker(Raw, max_batch_size=4)
+    server.append_worker(Batched, max_batch_size=4)
     server.append_worker(Raw, route=["/raw", "/also"])
     assert repr(server) == (
-        "<Server {'/inference': [<Runtime Echo num=2 max_batch_size=1>, <Runtime Raw num=1 max_batch_size=4>], "
+        "<Server {'/inference': [<Runtime Echo num=2 max_batch_size=1>, <Runtime Batched num=1 max_batch_size=4>], "
         "'/raw': [<Runtime Raw num=1 max_batch_size=1>], '/also': [<Runtime Raw num=1 max_batch_size=1>]}>"
     )
 

@@ -24,7 +24,7 @@ from mosec_asgi.batching.busy_poll import BusyPoll
 from mosec_asgi.batching.rate import Rate
 from mosec_asgi.batching.scheduler import AnswerError, Assignment, Scheduler
 from mosec_asgi.batching.task import State, Task
-from mosec_asgi.errors import Failure
+from mosec_asgi.errors import NOT_IN_TIME, Failure
 from mosec_asgi.ipc import frames
 from mosec_asgi.ipc.arena import LARGE
 from mosec_asgi.ipc.channel import Seen
@@ -40,7 +40,7 @@ GRACE_SECONDS = 1.0
 # Seconds between two looks for stuck workers, while the stage is at work.
 LOOK_SECONDS = 0.25
 
-TIMED_OUT = Failure(HTTPStatus.REQUEST_TIMEOUT, "inference timeout")
+TIMED_OUT = NOT_IN_TIME
 STAGE_DOWN = Failure(
     HTTPStatus.SERVICE_UNAVAILABLE, "the model is not available: its workers do not start", retry_after=5
 )

@@ -7,6 +7,7 @@ the server that decides when its workers stop.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import multiprocessing
 import os
@@ -29,12 +30,14 @@ from mosec_asgi.pool.port import Port
 from mosec_asgi.pool.spec import WorkerSpec
 from mosec_asgi.pool.timer import KernelTimer
 from mosec_asgi.streaming import ContinuousWorker, is_async, streams
-from mosec_asgi.worker import Worker
+from mosec_asgi.worker import Worker, introduce
 
 # Seconds that a worker has to end, once it has nothing more to do. Its server, where it lives, waits less.
 END_SECONDS = 10.0
 # From <linux/prctl.h>.
 _PR_SET_PDEATHSIG = 1
+# Bytes of a process's name.
+_MOST_NAME = 15
 if sys.platform == "linux":
     # One that nobody else uses.
     _SERVER_DIED = signal.SIGRTMAX - 1
@@ -99,6 +102,7 @@ def _main(
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     end_with_the_server()
+    name_process(spec.stage, spec.worker_id)
     log.configure(spec.log_level, text=spec.log_text)
     log.speak_as(lambda: {"stage": spec.stage, "worker": spec.worker_id})
     port = Port(sock, progress)
@@ -137,7 +141,8 @@ def runner_for(worker: Worker, spec: WorkerSpec, port: Port, kernel: KernelTimer
         from mosec_asgi.pool.concurrent import ConcurrentRunner
 
         return ConcurrentRunner(worker, spec, port, kernel)
-    if streams(type(worker)):
+    # One before the last stage returns its results, as in mosec.
+    if streams(type(worker)) and not spec.next_stages:
         from mosec_asgi.pool.stream_executor import StreamExecutor
 
         return StreamExecutor(worker, spec, port, kernel)
@@ -155,17 +160,17 @@ def speaker_for(runner: Runner, spec: WorkerSpec) -> log.Speaker:
 
 def load(spec: WorkerSpec) -> Worker:
     """Make the worker, with its number, stage and batch size known before its `__init__` runs."""
-    worker = spec.worker.__new__(spec.worker)
-    worker._worker_id = spec.worker_id
-    worker._stage = spec.stage
-    worker._max_batch_size = spec.max_batch_size
-    worker.__init__()  # type: ignore[misc]  # __new__ and __init__ apart, to set the numbers between them
+    worker = spec.worker.__new__(spec.worker, *spec.args, **spec.kwargs)
+    introduce(worker, spec.worker_id, spec.stage, spec.max_batch_size, made=False)
+    worker._strict_json = spec.strict_json
+    worker.__init__(*spec.args, **spec.kwargs)  # type: ignore[misc]  # __new__ and __init__ apart: it knows its numbers
+    introduce(worker, spec.worker_id, spec.stage, spec.max_batch_size, made=True)
     return worker
 
 
 def _awake(worker: Worker, spec: WorkerSpec) -> Worker:
     """Make a worker that was loaded in another process one of its own."""
-    worker._worker_id = spec.worker_id
+    introduce(worker, spec.worker_id, spec.stage, spec.max_batch_size, made=True)
     # Python's `random` has done so by itself.
     for library in ("numpy.random", "torch"):
         if library in sys.modules:
@@ -187,6 +192,16 @@ def warm_up(runner: Runner, examples: Sequence[Any], spec: WorkerSpec) -> None:
             ", a list of items" if batches else "",
             extra={"stage": spec.stage, "worker": spec.worker_id},
         )
+
+
+def name_process(stage: str, worker_id: int) -> None:
+    """Have `ps` and `top` show the stage and the number of a worker, like `Inference_2:1` (Linux)."""
+    # The kernel cuts a name after 15 bytes: the class is shortened, rather than what tells two workers apart.
+    kind, _, place = stage.rpartition("_")
+    end = f"_{place}:{worker_id}"
+    name = kind.encode()[: max(0, _MOST_NAME - len(end))].decode(errors="ignore") + end
+    with contextlib.suppress(OSError), open("/proc/self/comm", "w", encoding="utf-8") as file:
+        file.write(name)
 
 
 def _kernel_timer() -> KernelTimer | None:

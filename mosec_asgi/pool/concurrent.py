@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mosec_asgi import log
-from mosec_asgi.errors import Failure, MosecTimeoutError
+from mosec_asgi.errors import Failure, MosecTimeoutError, too_slow
 from mosec_asgi.ipc import frames
 from mosec_asgi.pool import isolation
 from mosec_asgi.pool.codec import LEFT, Answer, Codec, on_the_wire
@@ -28,6 +28,7 @@ from mosec_asgi.pool.outlet import ENDED, Outlet
 from mosec_asgi.pool.port import Port
 from mosec_asgi.pool.spec import WorkerSpec
 from mosec_asgi.pool.timer import FORSAKEN_SECONDS, KernelTimer
+from mosec_asgi.returned import async_events_of, check_finished, check_sent
 from mosec_asgi.streaming import SSEWorker, streams
 from mosec_asgi.worker import Worker
 
@@ -105,7 +106,7 @@ class ConcurrentRunner:
         self._kernel = kernel
         self._codec = Codec(worker, spec, port.memory)
         self._batches = spec.max_batch_size > 1
-        self._streams = streams(type(worker))
+        self._streams = streams(type(worker)) and not spec.next_stages
         self._outlet = Outlet(worker, spec, self._codec, port)
         self._loop = loop or _new_loop()
         # Units that wait, and those that run.
@@ -116,7 +117,7 @@ class ConcurrentRunner:
         self._news = asyncio.Event()
         self._thread = threading.get_ident()
         worker._has_left = self._has_left
-        if isinstance(worker, SSEWorker):
+        if isinstance(worker, SSEWorker) and self._streams:
             worker._send_event = self._push
 
     def request_ids(self) -> list[str]:
@@ -135,11 +136,13 @@ class ConcurrentRunner:
         async def drain() -> None:
             _current.set(_Unit(NO_TASKS, []))
             result = self._worker.forward(example)
-            if isinstance(result, AsyncIterator):
-                async for _ in result:
-                    pass
-            else:
-                await result
+            if not isinstance(result, AsyncIterator):
+                result = await result
+            if not self._streams:
+                check_finished(result)
+                return
+            async for _ in async_events_of(result, batched=self._batches) or _no_events():
+                pass
 
         self._loop.run_until_complete(drain())
 
@@ -309,10 +312,13 @@ class ConcurrentRunner:
         self._restart(unit)
         try:
             result = self._worker.forward(items if self._batches else items[0])
-            if isinstance(result, AsyncIterator):
-                await self._drain(unit, result)
-            else:
+            if not isinstance(result, AsyncIterator):
                 result = await result
+            events = async_events_of(result, batched=self._batches) if self._streams else None
+            if events is not None:
+                await self._drain(unit, events)
+            elif self._streams and not self._outlet.has_ended_or_begun(unit.inside):
+                check_sent(result)
             if unit.late:
                 # It has swallowed its cancellation, and come back all the same.
                 raise asyncio.CancelledError
@@ -334,7 +340,7 @@ class ConcurrentRunner:
             raise asyncio.CancelledError
         if unit.late:
             unit.late = False
-            return MosecTimeoutError(f"`forward` took longer than {self._spec.timeout:g} s")
+            return too_slow(self._spec.timeout)
         if isinstance(error, asyncio.CancelledError):
             return RuntimeError("`forward` was cancelled from within")
         return error
@@ -379,7 +385,7 @@ class ConcurrentRunner:
         del self._running[running]
         unit.abandoned = True
         self._worker._answered([unit.tasks.payloads[place] for place in unit.places])
-        late = MosecTimeoutError(f"`forward` took longer than {self._spec.timeout:g} s")
+        late = too_slow(self._spec.timeout)
         answer = LEFT if unit.left else self._codec.failure(late, unit.request_ids)
         if self._streams:
             for task_id in filter(self._outlet.is_open, unit.ids):
@@ -451,6 +457,11 @@ class ConcurrentRunner:
         if unit is None:
             raise RuntimeError("this can be asked only by `forward` and what it awaits")
         return unit
+
+
+async def _no_events() -> AsyncIterator[Any]:
+    for event in list[Any]():
+        yield event
 
 
 def _new_loop() -> asyncio.AbstractEventLoop:

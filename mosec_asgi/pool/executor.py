@@ -10,22 +10,19 @@ import time
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from mosec_asgi.errors import MosecTimeoutError, ServerError
+from mosec_asgi.errors import MosecTimeoutError, WrongShape
 from mosec_asgi.ipc import frames
 from mosec_asgi.pool import isolation
 from mosec_asgi.pool.codec import LEFT, Answer, Codec
 from mosec_asgi.pool.port import Port
 from mosec_asgi.pool.spec import WorkerSpec
 from mosec_asgi.pool.timer import KernelTimer, Timer
+from mosec_asgi.returned import check_finished
 from mosec_asgi.worker import Worker
 
 # Replies of single items are gathered while the model is quick, and go out at once when it is slow.
 GATHER_SECONDS = 0.0005
 NO_TASKS = frames.Tasks((), (), (), ())
-
-
-class WrongShape(ServerError):
-    """`forward` did not return one result per item: a fault of the worker's code, whatever the items."""
 
 
 class Executor:
@@ -59,7 +56,7 @@ class Executor:
 
     def rehearse(self, example: Any) -> None:
         """Run `forward` on an example; raises what it raises."""
-        self._worker.forward(example)
+        check_finished(self._worker.forward(example))
 
     def close(self) -> None:
         """Let the worker release what it took."""
@@ -202,6 +199,7 @@ def is_final(error: BaseException, *, whole: bool) -> bool:
 
 def checked(results: Any, size: int) -> Sequence[Any]:
     """Return what `forward` made of a batch; raise where it is no sequence or not of the batch's length."""
+    check_finished(results)
     # By what it can do rather than by what it is: a numpy array or a tensor is no `Sequence`.
     sized = hasattr(results, "__len__") and hasattr(results, "__getitem__")
     if not sized or isinstance(results, (str, bytes, dict)):

@@ -12,9 +12,8 @@ from http import HTTPStatus
 from typing import Any
 
 from mosec_asgi import log
-from mosec_asgi.errors import EncodingError, MosecError
+from mosec_asgi.errors import EncodingError, MosecError, WrongShape
 from mosec_asgi.pool.codec import LEFT, Answer, Codec
-from mosec_asgi.pool.executor import WrongShape
 from mosec_asgi.pool.port import Port
 from mosec_asgi.pool.spec import WorkerSpec
 from mosec_asgi.streaming import FINISHED, encoder_for
@@ -71,6 +70,10 @@ class Outlet:
     def has_begun(self, task_ids: Iterable[int]) -> bool:
         """Whether one of these streams has sent an event."""
         return not self._begun.isdisjoint(task_ids)
+
+    def has_ended_or_begun(self, task_ids: Iterable[int]) -> bool:
+        """Whether one of these streams has sent an event, or has ended without any."""
+        return self.has_begun(task_ids) or not all(map(self.is_open, task_ids))
 
     def has_room(self, task_id: int) -> bool:
         """Whether a stream may send."""

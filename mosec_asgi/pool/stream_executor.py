@@ -16,6 +16,7 @@ from mosec_asgi.pool.outlet import ENDED, Outlet
 from mosec_asgi.pool.port import Port
 from mosec_asgi.pool.spec import WorkerSpec
 from mosec_asgi.pool.timer import KernelTimer
+from mosec_asgi.returned import check_sent, events_of
 from mosec_asgi.streaming import SSEWorker
 from mosec_asgi.worker import Worker
 
@@ -42,10 +43,8 @@ class StreamExecutor(Executor):
         """Run `forward` on an example, whose events nobody receives."""
         self._rehearsing = True
         try:
-            result = self._worker.forward(example)
-            if isinstance(result, Iterator):
-                for _ in result:
-                    pass
+            for _ in events_of(self._worker.forward(example), batched=self._batches) or ():
+                pass
         finally:
             self._rehearsing = False
 
@@ -98,8 +97,11 @@ class StreamExecutor(Executor):
         try:
             with self._timer:
                 result = self._worker.forward(items if self._batches else items[0])
-            if isinstance(result, Iterator):
-                self._drain(result)
+            events = events_of(result, batched=self._batches)
+            if events is not None:
+                self._drain(events)
+            elif not self._outlet.has_ended_or_begun(self._inside):
+                check_sent(result)
         except (Exception, MosecTimeoutError) as error:
             if not self._outlet.has_begun(self._inside):
                 return isolation.Raised(error, final=is_final(error, whole=whole))

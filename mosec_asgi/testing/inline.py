@@ -22,7 +22,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
 from mosec_asgi import log
-from mosec_asgi.errors import MosecTimeoutError
+from mosec_asgi.errors import too_slow
 from mosec_asgi.ipc import frames
 from mosec_asgi.ipc.channel import Channel
 from mosec_asgi.ipc.progress import Progress, ProgressPage
@@ -389,7 +389,7 @@ class PlainWorker(InlineWorker):
         seconds, limit = self.script.seconds, self.spec.timeout
         if seconds > limit:
             self._baton.wait(limit)
-            raise MosecTimeoutError(f"`forward` took longer than {limit:g} s")
+            raise too_slow(limit)
         if seconds:
             self._baton.wait(seconds)
         return method(*arguments)

@@ -18,6 +18,7 @@ from mosec_asgi.web.direct import DirectRoute
 from mosec_asgi.web.disconnect import DisconnectWatch
 from mosec_asgi.web.health import Health
 from mosec_asgi.web.inference import InferenceEndpoint
+from mosec_asgi.web.missing import missing
 from mosec_asgi.web.openapi import OpenAPI
 from mosec_asgi.web.request import BodyReader, RequestIds, Shared
 from mosec_asgi.web.sse import StreamEndpoint
@@ -98,6 +99,7 @@ class App:
                 *(Route(path, endpoint, methods=["POST"]) for path, endpoint in self._inference.items()),
             ],
             middleware=[Middleware(_ServerHeader, server=server)],
+            exception_handlers=missing(tuple(routes)),
         )
         # A path with a slash too many is no route, as in mosec; a redirected POST would be sent twice.
         self._rest.router.redirect_slashes = False

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from http import HTTPStatus
 
-from mosec_asgi.errors import INTERNAL_ERROR_TEXT, DecodingError, ValidationError, describe
+from mosec_asgi.errors import INTERNAL_ERROR_TEXT, NOT_IN_TIME, DecodingError, ValidationError, describe
 from mosec_asgi.schema import JSON
 from mosec_asgi.web import compression
 from mosec_asgi.web.body import EMPTY, too_large
@@ -36,7 +36,7 @@ def _errors(max_request_size: int, *, compressed: bool) -> dict[int, tuple[str, 
                 BAD_TIMEOUT.text,
             ],
         ),
-        HTTPStatus.REQUEST_TIMEOUT: ("There was no result within the timeout.", ["inference timeout"]),
+        HTTPStatus.REQUEST_TIMEOUT: ("There was no result within the timeout.", [NOT_IN_TIME.text]),
         HTTPStatus.REQUEST_ENTITY_TOO_LARGE: (
             f"The body, unpacked where it came compressed, is larger than {max_request_size} bytes.",
             [too_large(max_request_size).text],
