@@ -236,3 +236,55 @@ def test_a_program_is_run_with_its_command_line_over_its_keywords(monkeypatch: p
     monkeypatch.setattr(sys, "argv", ["server.py", "--port", "9000", "--mine"])
     monkeypatch.setenv("MOSEC_TIMEOUT", "77")
     assert from_command_line({"port": 1, "wait": 2}) == Settings(port=9000, wait=2, timeout=77)
+
+
+# -- what is meant -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("argument", "flag"),
+    [
+        ("--prot", "--port"),
+        ("--por", "--port"),
+        ("--pport=1", "--port"),
+        ("--host", "--address"),
+        ("--bind=x", "--address"),
+        ("--adress", "--address"),
+        ("--log_level=debug", "--log-level"),
+        ("--loglevel", "--log-level"),
+        ("--timeuot", "--timeout"),
+        ("--time-out", "--timeout"),
+        ("--tineout", "--timeout"),
+        ("--PORT", "--port"),
+        ("--max-request-siz", "--max-request-size"),
+    ],
+)
+def test_a_slip_of_one_of_our_flags_is_refused_with_what_is_meant(argument: str, flag: str) -> None:
+    name = argument.partition("=")[0]
+    with pytest.raises(DefinitionError, match=f"^unknown argument {name}; did you mean {flag}\\?$"):
+        parse_command_line(Settings(), [argument, "1"])
+
+
+@pytest.mark.parametrize(
+    "argument", ["--sort", "--ports", "--patch", "--paths", "--model-path", "--fast", "prot", "-p", "--", "--waiter"]
+)
+def test_another_word_is_left_to_the_program(argument: str) -> None:
+    assert parse_command_line(Settings(), [argument, "1"]) == {}
+
+
+def test_a_slip_ends_the_program(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["server.py", "--prot", "9000"])
+    with pytest.raises(SystemExit) as stop:
+        from_command_line({})
+    assert stop.value.code == 2
+    assert "did you mean --port?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["tcp://10.0.0.1:80", "udp://10.0.0.1:80"])
+def test_a_port_that_kubernetes_has_set_is_ignored_with_a_warning(text: str, logged: pytest.LogCaptureFixture) -> None:
+    for _ in range(2):
+        assert resolve({"port": 7}, {"MOSEC_PORT": text}).port == 7
+    (record,) = logged.records
+    assert (record.levelname, "Kubernetes" in record.getMessage()) == ("WARNING", True)
+    with pytest.raises(DefinitionError, match="MOSEC_PORT must be a whole number"):
+        resolve({}, {"MOSEC_PORT": "http://x"})

@@ -8,10 +8,9 @@ import pytest
 from fake_port import ENDED, INTERNAL, TOO_SLOW, ServerEnd, data, json_tasks, spec_of, until, worker_of
 from fakes import told
 
-from mosec_asgi.errors import ClientError
+from mosec_asgi.errors import ClientError, WrongShape
 from mosec_asgi.pool.child import load
 from mosec_asgi.pool.codec import LEFT, Codec
-from mosec_asgi.errors import WrongShape
 from mosec_asgi.pool.outlet import Outlet
 from mosec_asgi.streaming import FINISHED, Event, SSEWorker
 
