@@ -186,7 +186,6 @@ class Service:
             max_request_size=self._settings.max_request_size,
             compressed=self._settings.compression,
             server=SERVER,
-            custom=self._custom,
             body_memory=self._settings.body_memory or memory_limit() // 4,
             limits=http_limits(self._settings),
             access_log=self._settings.access_log,

@@ -14,7 +14,9 @@ from mosec_asgi.errors import (
     ServerError,
     StartupError,
     ValidationError,
+    WrongShape,
     describe,
+    too_slow,
 )
 
 
@@ -27,6 +29,7 @@ from mosec_asgi.errors import (
         (ValidationError, MosecError, 422, "request validation error: x"),
         (ServerError, MosecError, 500, "internal error: x"),
         (EncodingError, ServerError, 500, "encoding error: x"),
+        (WrongShape, ServerError, 500, "internal error: x"),
         (MosecTimeoutError, BaseException, 408, "mosec timeout error: x"),
     ],
 )
@@ -80,3 +83,11 @@ def test_a_code_may_be_set_on_the_instance() -> None:
     error = ServerError("x")
     error.code = 507
     assert describe(error).code == 507
+
+
+def test_a_408_names_the_setting_to_raise_and_its_unit() -> None:
+    assert "setting `timeout` (milliseconds; --timeout, MOSEC_TIMEOUT)" in errors.TIMED_OUT.text
+    text = str(too_slow(0.5))
+    assert "longer than 0.5 s" in text
+    assert "`timeout` (seconds) of its stage" in text
+    assert "setting `timeout` (milliseconds)" in text

@@ -289,3 +289,38 @@ def test_a_program_that_has_set_up_the_packages_own_loggers_is_not_told_twice(
         log.get_logger().info("hello")
     assert kept.messages == ["hello"]
     assert capsys.readouterr().err == ""
+
+
+# -- before the start --------------------------------------------------------------------------------------------------
+
+
+def test_lines_are_written_before_anything_is_configured_and_once(capsys: pytest.CaptureFixture[str]) -> None:
+    with bare_program():
+        for _ in range(2):
+            log.get_logger().info("early")
+        log.get_logger().debug("too low")
+        log.configure("info")
+        log.get_logger().info("late")
+    assert [line["fields"]["message"] for line in lines(capsys)] == ["early", "early", "late"]
+
+
+def test_a_program_that_sets_up_logging_after_the_first_line_gets_the_others_its_own_way(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    kept = Kept()
+    with bare_program() as root:
+        log.get_logger().info("first")
+        root.addHandler(kept)
+        log.get_logger().info("second")
+    assert [line["fields"]["message"] for line in lines(capsys)] == ["first"]
+    assert kept.messages == ["second"]
+
+
+def test_a_program_that_has_set_up_logging_is_left_alone_before_the_start(capsys: pytest.CaptureFixture[str]) -> None:
+    kept = Kept()
+    with bare_program() as root:
+        root.addHandler(kept)
+        log.get_logger().warning("early")
+        assert not logging.getLogger(log.ROOT).handlers
+    assert kept.messages == ["early"]
+    assert capsys.readouterr().err == ""

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator
 from typing import Any
 
-from mosec_asgi.errors import ServerError
 from mosec_asgi.inside.batch import END, BatchAlgorithm, Close, Forward, Next, Steps, Unit, Wanted
 from mosec_asgi.inside.codec import LEFT, Answer, Codec
 from mosec_asgi.inside.ending import Ending
 from mosec_asgi.inside.isolation import Raised
 from mosec_asgi.inside.port import Port, inputs
+from mosec_asgi.inside.returned import check_finished
 from mosec_asgi.inside.spec import WorkerSpec
 from mosec_asgi.inside.timer import NoTimer, Timer
 from mosec_asgi.messages import Results, Tasks
@@ -52,7 +51,7 @@ class PlainRunner:
 
     def rehearse(self, example: Any) -> None:
         """Run `forward` on an example; raises what it raises."""
-        self._worker.forward(example)
+        check_finished(self._worker.forward(example))
 
     def close(self) -> None:
         """Let the worker release what it took."""
@@ -135,13 +134,8 @@ class PlainRunner:
                 with self._timer:
                     return self._worker.forward(wanted.data)
             if isinstance(wanted, Next):
-                if isinstance(wanted.events, AsyncIterator):
-                    raise ServerError(
-                        "forward returned an asynchronous generator, and is no `async def`; make it one, so that the "
-                        "worker runs an event loop"
-                    )
                 with self._timer:
-                    return next(wanted.events, END)
+                    return next(wanted.events, END)  # type: ignore[arg-type]  # none is asynchronous: `events_of`
             if isinstance(wanted, Close):
                 with self._timer:
                     return wanted.events.close()  # type: ignore[union-attr]  # asked for only where there is one
