@@ -5,7 +5,8 @@
     │   └── DecodingError           400  "decoding error"
     ├── ValidationError             422  "request validation error"
     └── ServerError                 500  "internal error"
-        └── EncodingError           500  "encoding error"
+        ├── EncodingError           500  "encoding error"
+        └── WrongShape              500  "internal error"       what `forward` returned is no result
     MosecTimeoutError               408  "mosec timeout error"   (a BaseException: see there)
     DefinitionError (ValueError)         a service was written down wrongly
     StartupError (RuntimeError)          a service could not be started
@@ -72,6 +73,10 @@ class EncodingError(ServerError):
     msg = "encoding error"
 
 
+class WrongShape(ServerError):
+    """`forward` did not return what its stage needs: a fault of the worker's code, whatever the items."""
+
+
 class MosecTimeoutError(BaseException):
     """Raised inside `forward` when the stage's timeout has passed: 408.
 
@@ -116,7 +121,12 @@ CLIENT_LEFT = Failure(CANCELLED, "the client left")
 
 # What the service itself answers, in place of a worker.
 INTERNAL_ERROR = Failure(HTTPStatus.INTERNAL_SERVER_ERROR, INTERNAL_ERROR_TEXT)
-TIMED_OUT = Failure(HTTPStatus.REQUEST_TIMEOUT, "inference timeout")
+# The first two words are mosec's.
+TIMED_OUT = Failure(
+    HTTPStatus.REQUEST_TIMEOUT,
+    "inference timeout: not done within the service's setting `timeout` (milliseconds; --timeout, MOSEC_TIMEOUT), or "
+    "the request's own x-request-timeout (milliseconds); the shorter one counts, raise that",
+)
 STALLED = Failure(HTTPStatus.REQUEST_TIMEOUT, "inference timeout: the client does not read its stream")
 WORKER_DIED = Failure(HTTPStatus.INTERNAL_SERVER_ERROR, "internal error: the worker died while it ran this request")
 CLOSING = Failure(HTTPStatus.SERVICE_UNAVAILABLE, "the service is shutting down", retry_after=1)
@@ -181,6 +191,26 @@ def too_late(retry_after: int) -> Failure:
     """Return the failure of a request that would not be done in time."""
     text = "too many requests: this one would not be done in time"
     return Failure(HTTPStatus.TOO_MANY_REQUESTS, text, retry_after)
+
+
+def too_slow(seconds: float) -> MosecTimeoutError:
+    """Return what ends a call of `forward`, or a step of a stream, that has taken longer than its stage allows.
+
+    Args:
+        seconds: that the stage allows.
+    """
+    return MosecTimeoutError(
+        f"`forward` took longer than {seconds:g} s; to give it more, raise `timeout` (seconds) of its stage, and the "
+        "service's setting `timeout` (milliseconds) above that"
+    )
+
+
+def batch_hint(error: BaseException) -> str:
+    """Return what to say beside an exception of a `forward` that takes batches and seems not to know it; or nothing."""
+    text = str(error) if isinstance(error, (TypeError, AttributeError)) else ""
+    if "list indices must be" in text or "'list' object" in text:
+        return " (with max_batch_size > 1 `forward` is given a list of items, and returns a list of results)"
+    return ""
 
 
 def describe(error: BaseException) -> Failure:

@@ -23,6 +23,7 @@ from mosec_asgi.web.disconnect import DisconnectWatch
 from mosec_asgi.web.exchange import NO_BUDGET, RequestIds, Route, Shared
 from mosec_asgi.web.health import Health
 from mosec_asgi.web.limits import DEFAULT, Limits
+from mosec_asgi.web.missing import missing
 from mosec_asgi.web.openapi import OpenAPI
 from mosec_asgi.web.swagger import Swagger
 
@@ -99,6 +100,7 @@ class App:
                 *(StarletteRoute(path, endpoint, methods=["POST"]) for path, endpoint in self._models.items()),
             ],
             middleware=[Middleware(_ServerHeader, server=server)],
+            exception_handlers=missing(tuple(self._models)),
         )
         # A path with a slash too many is no route, as in mosec; a redirected POST would be sent twice.
         self._rest.router.redirect_slashes = False
