@@ -585,7 +585,8 @@ class Http1Protocol(HttpToolsProtocol):
     def _look_at_unread(self, before: int | None) -> None:
         """End a client that takes nothing, or next to nothing, of what lies there for it."""
         self._unread = None
-        if not self.flow.write_paused or (self.transport.is_closing() and not self._lingering):
+        # One that is to be closed waits for it as well.
+        if not self.flow.write_paused:
             return
         size, seconds = self.transport.get_write_buffer_size(), self.limits.stall_timeout
         if before is not None and before - size < self.limits.least_rate * seconds:
