@@ -129,7 +129,7 @@ def _uvicorn_config(server: Server, settings: Settings) -> uvicorn.Config:
         access_log=False,
         server_header=False,
         proxy_headers=False,
-        timeout_graceful_shutdown=math.ceil(settings.timeout_seconds) + 1,
+        timeout_graceful_shutdown=math.ceil(settings.grace_seconds) + 1,
     )
 
 
