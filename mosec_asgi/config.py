@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     import argparse
 
 ENV_PREFIX = "MOSEC_"
+# Seconds that stand for no limit: timers and deadlines need a number.
+NO_LIMIT = 365 * 24 * 3600.0
+# Seconds that a service without a timeout gives to its requests when it stops.
+GRACE_SECONDS = 30.0
 LOG_LEVELS = ("debug", "info", "warning", "error")
 _TRUE = {"1", "true", "yes", "on"}
 _FALSE = {"0", "false", "no", "off", ""}
@@ -54,7 +58,9 @@ class Settings:
 
     capacity: int = _setting(1024, "requests admitted and not yet answered; beyond it the answer is 429", least=1)
     timeout: int = _setting(
-        3000, "milliseconds that a request may take from its arrival; then the answer is 408", least=1
+        3000,
+        "milliseconds that a request may take from its arrival, then the answer is 408; 0 sets no limit",
+        least=0,
     )
     wait: int = _setting(
         10,
@@ -148,13 +154,18 @@ class Settings:
 
     @property
     def timeout_seconds(self) -> float:
-        """The service timeout in seconds."""
-        return self.timeout / 1000
+        """The service timeout in seconds; `NO_LIMIT` where there is none."""
+        return self.timeout / 1000 or NO_LIMIT
 
     @property
     def event_timeout_seconds(self) -> float:
         """The longest gap between two events of a stream, in seconds."""
-        return (self.event_timeout or self.timeout) / 1000
+        return (self.event_timeout or self.timeout) / 1000 or NO_LIMIT
+
+    @property
+    def grace_seconds(self) -> float:
+        """The seconds that admitted requests get when the service stops: the timeout, and a bound where it is none."""
+        return self.timeout / 1000 or GRACE_SECONDS
 
     @property
     def effective_log_level(self) -> str:

@@ -10,6 +10,7 @@
     MosecTimeoutError               408  "mosec timeout error"   (a BaseException: see there)
     DefinitionError (ValueError)         a service was written down wrongly
     StartupError (RuntimeError)          a service could not be started
+    └── EventLoopError                   the event loop is not asyncio's
 
 A worker raises the first group from `deserialize`, `forward` or `serialize`; the client receives the status and the
 text `"<msg>: <details>"`. Any other exception is a bug in the worker: the client receives 500 "inference internal
@@ -96,6 +97,10 @@ class StartupError(RuntimeError):
     """The service could not be started; the text holds the reason, and a worker's traceback where there is one."""
 
 
+class EventLoopError(StartupError):
+    """The program runs another event loop than asyncio's, so that no worker can be started."""
+
+
 @dataclass(frozen=True, slots=True)
 class Failure:
     """An error on its way to the client, as data.
@@ -134,6 +139,9 @@ STAGE_DOWN = Failure(
     HTTPStatus.SERVICE_UNAVAILABLE, "the model is not available: its workers do not start", retry_after=5
 )
 NOT_STARTED = Failure(HTTPStatus.SERVICE_UNAVAILABLE, "the service could not be started", retry_after=5)
+WRONG_LOOP = Failure(
+    HTTPStatus.SERVICE_UNAVAILABLE, "the service could not be started: it needs an event loop of asyncio"
+)
 
 # What is wrong with a request before it is a call.
 NO_DATA = Failure(HTTPStatus.BAD_REQUEST, "no data provided")

@@ -14,7 +14,7 @@ from multiprocessing.process import BaseProcess
 from typing import TYPE_CHECKING, Any
 
 from mosec_asgi import config, log
-from mosec_asgi.errors import DefinitionError, StartupError
+from mosec_asgi.errors import NOT_STARTED, WRONG_LOOP, DefinitionError, EventLoopError, Failure, StartupError
 from mosec_asgi.runtime import (
     Runtime,
     check_importable,
@@ -91,6 +91,8 @@ class Server:
         self.on_daemon_exit: Callable[[str, int], None] | None = None
         # Set by `run()`, which alone looks at the command line.
         self._settings: config.Settings | None = None
+        # Whether the log says that the event loop is the wrong one.
+        self._told_of_loop = False
         # Set by `testing.serving`: workers in this process instead of their own.
         self._platform: Platform | None = None
 
@@ -323,6 +325,9 @@ class Server:
         await receive()
         try:
             await self._ensure_started()
+        except EventLoopError as error:
+            # Some servers bury the reason of a failed start under tracebacks. This one goes on, and requests hear it.
+            self._tell_of_loop(error)
         except (StartupError, DefinitionError, asyncio.CancelledError) as error:
             await send({"type": "lifespan.startup.failed", "message": str(error) or "the start was interrupted"})
             return
@@ -333,25 +338,25 @@ class Server:
 
     async def _start_late(self, scope: Scope, send: Send) -> Service | None:
         """Start at the first request, for an app whose lifespan nobody runs."""
-        if self._starting is None:
+        if self._starting is None and not self._told_of_loop:
             logger.warning(
                 "starting the workers at the first request, because the server's lifespan is not run; pass "
                 "`lifespan=server.lifespan` to the app in which it is mounted, and they are ready before"
             )
         try:
             return await self._ensure_started()
+        except EventLoopError as error:
+            self._tell_of_loop(error)
+            await _refuse(scope, send, WRONG_LOOP)
         except (StartupError, DefinitionError) as error:
-            from mosec_asgi.errors import NOT_STARTED
-            from mosec_asgi.version import SERVER
-            from mosec_asgi.web.asgi import send_response
-            from mosec_asgi.web.exchange import RequestIds
-            from mosec_asgi.web.protocols import plain
-
-            request_id = RequestIds().of(dict(scope["headers"]))
+            request_id = await _refuse(scope, send, NOT_STARTED)
             logger.error("the service could not be started: %s", error, extra={"request_id": request_id})
-            headers = [(b"x-request-id", request_id.encode()), (b"server", SERVER.encode())]
-            await send_response(send, plain.failed(NOT_STARTED), headers)
-            return None
+        return None
+
+    def _tell_of_loop(self, error: EventLoopError) -> None:
+        if not self._told_of_loop:
+            self._told_of_loop = True
+            logger.error("%s. Until then each request is answered 503", error)
 
     async def _ensure_started(self) -> Service:
         """Start the service on this event loop, once; wait for a start that is under way."""
@@ -360,7 +365,7 @@ class Server:
         try:
             loop = asyncio.get_running_loop()
         except RuntimeError:
-            raise StartupError(
+            raise EventLoopError(
                 "the workers need an event loop of asyncio, and this one is of another kind, such as trio's; run the "
                 "server with asyncio: `hypercorn -k asyncio`, uvicorn, granian, or server.run()"
             ) from None
@@ -416,6 +421,19 @@ class Server:
     def _check_defined(self) -> None:
         if not self._routes:
             raise DefinitionError("the server has no stage to serve: call append_worker(YourWorker) first")
+
+
+async def _refuse(scope: Scope, send: Send, failure: Failure) -> str:
+    """Answer a request to a service that does not run; return the request's id."""
+    from mosec_asgi.version import SERVER
+    from mosec_asgi.web.asgi import send_response
+    from mosec_asgi.web.exchange import RequestIds
+    from mosec_asgi.web.protocols import plain
+
+    request_id = RequestIds().of(dict(scope["headers"]))
+    headers = [(b"x-request-id", request_id.encode()), (b"server", SERVER.encode())]
+    await send_response(send, plain.failed(failure), headers)
+    return request_id
 
 
 def _check_no_loop() -> None:

@@ -128,7 +128,7 @@ class Service:
         for watch in self._daemon_watches:
             watch.cancel()
         try:
-            await self._coordinator.stop(self._settings.timeout_seconds)
+            await self._coordinator.stop(self._settings.grace_seconds)
         finally:
             self._let_go()
 

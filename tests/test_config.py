@@ -142,7 +142,7 @@ def test_a_switch_in_the_environment_is_read_as_words_or_digits(text: str, value
         ({"debug": 1}, {}, r"Server\(debug=\.\.\.\) must be bool, not 1 \(int\)"),
         ({"namespace": None}, {}, r"Server\(namespace=\.\.\.\) must be str, not None"),
         ({"capacity": 0}, {}, "must be at least 1, not 0"),
-        ({"timeout": 0}, {}, "must be at least 1, not 0"),
+        ({"timeout": -1}, {}, "must be at least 0, not -1"),
         ({"wait": -1}, {}, "must be at least 0, not -1"),
         ({"max_request_size": 0}, {}, "must be at least 1, not 0"),
         ({"start_timeout": 0}, {}, "must be at least 1, not 0"),
@@ -304,3 +304,13 @@ def test_a_port_that_kubernetes_has_set_is_ignored_with_a_warning(text: str, log
     assert (record.levelname, "Kubernetes" in record.getMessage()) == ("WARNING", True)
     with pytest.raises(DefinitionError, match="MOSEC_PORT must be a whole number"):
         resolve({}, {"MOSEC_PORT": "http://x"})
+
+
+def test_a_timeout_of_0_is_none_and_a_stop_is_bounded_all_the_same() -> None:
+    unlimited = Settings(timeout=0)
+    day = 24 * 3600
+    assert unlimited.timeout_seconds > 100 * day
+    assert unlimited.event_timeout_seconds > 100 * day
+    assert 0 < unlimited.grace_seconds < 60
+    assert Settings(timeout=0, event_timeout=7).event_timeout_seconds == 0.007
+    assert Settings(timeout=5000).timeout_seconds == Settings(timeout=5000).grace_seconds == 5
