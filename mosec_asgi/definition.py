@@ -74,6 +74,7 @@ def plan_stage(runtime: Runtime, name: str, settings: Settings, followers: Seque
         start_timeout=settings.start_timeout / 1000,
         start_method=runtime.start_method,
         preload=runtime.preload,
+        latency_target=runtime.latency_target / 1000,
     )
 
 

@@ -35,6 +35,7 @@ class Runtime:
         isolation_calls: int | None = None,
         concurrency: int = 1,
         preload: bool = False,
+        latency_target: float = 0,
     ) -> None:
         """Describe a stage; nothing is started.
 
@@ -57,6 +58,8 @@ class Runtime:
             preload: make the worker once, in a process of its own, and fork all `num` workers from there, so that they
                 share the memory of its model (Linux). For models that run on the CPU; see docs/preload.md for what
                 must not be shared.
+            latency_target: milliseconds that a task should spend at this stage at most; a call that would wait and be
+                there for longer is refused with 429. 0 leaves it to the deadline and the load.
 
         Raises:
             DefinitionError: an argument does not fit; the text says what to change.
@@ -78,6 +81,7 @@ class Runtime:
                 f"concurrency={concurrency} needs an asynchronous worker: make {self.worker.__name__}.forward `async`, "
                 "or use num for more processes"
             )
+        self.latency_target = _checked_target(latency_target)
         self.preload = _checked_preload(preload, start_method, self.env)
         # Orders the stages of a server as they were written, whatever order the routes name them in.
         self.sequence = next(_created)
@@ -118,6 +122,12 @@ def _checked_timeout(timeout: Any) -> float:
     if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not 0 <= timeout < float("inf"):
         raise DefinitionError(f"timeout must be a number of seconds, 0 or more, not {timeout!r}")
     return float(timeout)
+
+
+def _checked_target(target: Any) -> float:
+    if isinstance(target, bool) or not isinstance(target, (int, float)) or not 0 <= target < float("inf"):
+        raise DefinitionError(f"latency_target must be a number of milliseconds, 0 or more, not {target!r}")
+    return float(target)
 
 
 def _checked_worker(worker: Any) -> type[Worker]:

@@ -107,6 +107,7 @@ class Server:
         isolation_calls: int | None = None,
         concurrency: int = 1,
         preload: bool = False,
+        latency_target: float = 0,
     ) -> None:
         """Append a stage to the pipeline of one route, or of several that then share its workers.
 
@@ -126,6 +127,8 @@ class Server:
             concurrency: for an asynchronous `forward`: items, or batches, that one process works on at a time.
             preload: make the worker once and fork all `num` processes from there, so that they share the memory of a
                 model that runs on the CPU; see docs/preload.md.
+            latency_target: milliseconds that a task should spend at this stage at most; calls that would wait and be
+                there for longer are refused with 429. 0 for no such wish.
 
         Raises:
             DefinitionError: an argument does not fit; the text says what to change.
@@ -142,6 +145,7 @@ class Server:
             isolation_calls=isolation_calls,
             concurrency=concurrency,
             preload=preload,
+            latency_target=latency_target,
         )
         routes = route if isinstance(route, (list, tuple)) else [route]
         if not routes:

@@ -288,3 +288,10 @@ def test_a_mime_type_that_is_no_header_value_is_refused_where_it_is_defined(valu
 
     with pytest.raises(DefinitionError, match="resp_mime_type"):
         Runtime(Odd)
+
+
+@pytest.mark.parametrize("target", [-1, "fast", True, float("inf"), None])
+def test_a_latency_target_is_a_number_of_milliseconds(target: Any) -> None:
+    with pytest.raises(DefinitionError, match="latency_target must be a number of milliseconds"):
+        Runtime(Echo, latency_target=target)
+    assert Runtime(Echo, latency_target=2.5).latency_target == 2.5
