@@ -20,6 +20,7 @@ help:
 	@echo "make bench   compare with mosec (needs wrk); make bench-busy: beside a busy program"
 	@echo "make versus REF=main    compare a commit of this repository with the working tree (needs wrk)"
 	@echo "make policies    batching policies of four servers, simulated; tables and plots"
+	@echo "make overload    offer more than a model can do, and see what is answered in time, beside mosec"
 	@echo "make footprint   compare start and memory with mosec"
 	@echo "make faults  kill and stop workers under load, a minute for each promise"
 	@echo "make soak    five minutes of everything that goes wrong, and what the service holds meanwhile"
@@ -110,6 +111,11 @@ footprint: $(VENV)/test.stamp
 # What clients of streams feel: time to the first event, gaps, slow readers.
 streams: $(VENV)/test.stamp
 	$(BIN)/python benchmarks/streams.py
+
+# Goodput from half of a model's capacity to ten times, beside mosec; `--simulate` for the same on virtual time.
+.PHONY: overload
+overload: $(VENV)/bench.stamp
+	PYTHONPATH=benchmarks $(BIN)/python -m overload
 
 # Thousands of runs on virtual time; a faster or busier machine does not change what comes out.
 .PHONY: policies

@@ -82,7 +82,9 @@ class Settings:
         256 * 1024, "bytes of a stream that may wait for its client; beyond it the stream is paused", least=1024
     )
     load_shedding: bool = _setting(
-        False, "answer 429 at once to requests that the measured speed of the workers would leave unanswered in time"
+        True,
+        "answer 429 at once to requests that cannot be finished in time at the measured speed of the workers, and "
+        "begin none that cannot any more",
     )
     address: str = _setting("0.0.0.0", "address to listen on")
     port: int = _setting(8000, "port to listen on; 0 for any that is free", least=0, most=65535)
@@ -301,7 +303,9 @@ def build_parser(settings: Settings, program: str | None = None) -> argparse.Arg
         flag = "--" + name.replace("_", "-")
         text = f"{f.metadata['help']} (default: {getattr(settings, name)!r})".replace("%", "%%")
         if _TYPES[name] is bool:
-            parser.add_argument(flag, action="store_true", default=argparse.SUPPRESS, help=text)
+            # What is on by default can be turned off: --no-load-shedding.
+            action = argparse.BooleanOptionalAction if f.default else "store_true"
+            parser.add_argument(flag, action=action, default=argparse.SUPPRESS, help=text)
         else:
             parser.add_argument(
                 flag,

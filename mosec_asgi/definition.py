@@ -94,6 +94,7 @@ def plan_stage(
         start_method=runtime.start_method,
         preload=runtime.preload,
         executor=runtime.executor,
+        latency_target=runtime.latency_target / 1000,
     )
 
 

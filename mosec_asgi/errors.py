@@ -133,6 +133,17 @@ TIMED_OUT = Failure(
     "the request's own x-request-timeout (milliseconds); the shorter one counts, raise that",
 )
 STALLED = Failure(HTTPStatus.REQUEST_TIMEOUT, "inference timeout: the client does not read its stream")
+# To come again is no remedy: this is the answer that it would get anyway, only at once.
+TOO_LONG = Failure(
+    HTTPStatus.REQUEST_TIMEOUT,
+    "inference timeout: the model takes longer than this request may; allow more by the header `x-request-timeout` "
+    "(milliseconds), or by the setting `timeout` (milliseconds)",
+)
+# See `not_begun`.
+NOT_BEGUN = (
+    "inference timeout: {} did not begin it, as it needs {:.0f} ms and {:.0f} ms were left; allow more by {} "
+    "(milliseconds), or add workers"
+)
 WORKER_DIED = Failure(HTTPStatus.INTERNAL_SERVER_ERROR, "internal error: the worker died while it ran this request")
 CLOSING = Failure(HTTPStatus.SERVICE_UNAVAILABLE, "the service is shutting down", retry_after=1)
 STAGE_DOWN = Failure(
@@ -219,6 +230,31 @@ def batch_hint(error: BaseException) -> str:
     if "list indices must be" in text or "'list' object" in text:
         return " (with max_batch_size > 1 `forward` is given a list of items, and returns a list of results)"
     return ""
+
+
+def overloaded(retry_after: int) -> Failure:
+    """Return the failure of a request that comes while more come than can be served, and enough wait."""
+    text = "too many requests: more come than the model can do, and its queue is kept short"
+    return Failure(HTTPStatus.TOO_MANY_REQUESTS, text, retry_after)
+
+
+def over_target(retry_after: int) -> Failure:
+    """Return the failure of a request that would be at a stage for longer than the stage's `latency_target`."""
+    text = "too many requests: this one would be at a stage for longer than its latency_target"
+    return Failure(HTTPStatus.TOO_MANY_REQUESTS, text, retry_after)
+
+
+def not_begun(stage: str, needs: float, left: float, setting: str) -> Failure:
+    """Return the failure of a request that no worker has begun, as it could not be finished in time any more.
+
+    Args:
+        stage: the name of the stage that has dropped it.
+        needs: seconds that it would take.
+        left: seconds that it had left.
+        setting: what allows it more.
+    """
+    text = NOT_BEGUN.format(stage, needs * 1000, left * 1000, setting)
+    return Failure(HTTPStatus.REQUEST_TIMEOUT, text)
 
 
 def describe(error: BaseException) -> Failure:

@@ -51,6 +51,7 @@ class Runtime:
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
         executor: str | Callable[..., Any] = "process",
+        latency_target: float = 0,
     ) -> None:
         """Describe a stage; nothing is started.
 
@@ -79,6 +80,8 @@ class Runtime:
                 models that release the GIL, for notebooks and for tests. A thread has no `env`, and cannot be
                 interrupted: one whose `forward` exceeds the timeout is given up and replaced, and runs on until it
                 returns. Or a function that makes a `pool.link.Launcher` of the stage's plan and the event loop.
+            latency_target: milliseconds that a task should spend at this stage at most; a call that would wait and be
+                there for longer is refused with 429. 0 leaves it to the deadline and the load.
 
         Raises:
             DefinitionError: an argument does not fit; the text says what to change.
@@ -100,6 +103,7 @@ class Runtime:
                 f"concurrency={concurrency} needs an asynchronous worker: make {self.worker.__name__}.forward `async`, "
                 "or use num for more processes"
             )
+        self.latency_target = _checked_target(latency_target)
         self.preload = _checked_preload(preload, start_method, self.env)
         self.executor = _checked_executor(executor, start_method, self.env, self.preload)
         # What stays in this process need not be pickled.
@@ -225,6 +229,12 @@ def _checked_timeout(timeout: Any) -> float:
     if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not 0 <= timeout < float("inf"):
         raise DefinitionError(f"timeout must be a number of seconds, 0 or more, not {timeout!r}")
     return float(timeout)
+
+
+def _checked_target(target: Any) -> float:
+    if isinstance(target, bool) or not isinstance(target, (int, float)) or not 0 <= target < float("inf"):
+        raise DefinitionError(f"latency_target must be a number of milliseconds, 0 or more, not {target!r}")
+    return float(target)
 
 
 def _checked_worker(worker: Any) -> type[Worker]:

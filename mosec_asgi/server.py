@@ -119,6 +119,7 @@ class Server:
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
         executor: str | Callable[..., Any] = "process",
+        latency_target: float = 0,
     ) -> None:
         """Append a stage to the pipeline of one route, or of several that then share its workers.
 
@@ -141,6 +142,8 @@ class Server:
             args: what the worker's `__init__` is called with, by place, in each process; such as the path of a model.
             kwargs: the same by name.
             executor: what the workers run on: "process", or "thread"; see `Runtime`.
+            latency_target: milliseconds that a task should spend at this stage at most; calls that would wait and be
+                there for longer are refused with 429. 0 for no such wish.
 
         Raises:
             DefinitionError: an argument does not fit; the text says what to change.
@@ -160,6 +163,7 @@ class Server:
             args=args,
             kwargs=kwargs,
             executor=executor,
+            latency_target=latency_target,
         )
         routes = route if isinstance(route, (list, tuple)) else [route]
         if not routes:

@@ -33,10 +33,12 @@ from mosec_asgi.errors import (
     STAGE_DOWN,
     STALLED,
     TIMED_OUT,
+    TOO_LONG,
     WORKER_DIED,
     Failure,
     StartupError,
     at_capacity,
+    not_begun,
     too_late,
 )
 from mosec_asgi.messages import EGRESS, EXAMPLE, INGRESS, Call, Chunk, LinkError, Outcome, Results, Tasks
@@ -336,7 +338,7 @@ async def test_the_slowest_stage_of_a_route_says_when_to_come_again() -> None:
                 await first.gets_work()
                 first.reply(seconds=0.0001)
             before = service.coordinator.statistics()
-            if not service.coordinator._stages[1].backlog_seconds:
+            if not service.coordinator._stages[1].admission.times.mean:
                 await saturate(service, second, clock, 0.125)
         assert before.stages[1].queued == 15
         for _ in range(14):
@@ -362,10 +364,10 @@ async def test_a_request_that_would_not_be_done_in_time_is_refused_at_once_where
         await known_to_do_eight_a_second(service, clock)
         tickets = [service.try_to_submit(0, b"", "") for _ in range(19)]
         admitted = service.coordinator.statistics().admitted
-        assert await refusal(tickets[-1]) == too_late(3)
-        assert too_late(3).code == 429
-        assert admitted == 18, "one on the worker, 16 that wait for two seconds, and the one that is too many"
-        assert service.metrics.stages[0].rejected == 1
+        assert await refusal(tickets[-1]) == too_late(2)
+        assert too_late(2).code == 429
+        assert admitted == 16, "one on the worker, and 15 that are done two seconds after its beginning"
+        assert service.metrics.stages[0].refusals == {"deadline": 3}
         # As soon as one is done there is room for another.
         await settled_loop()
         service.worker.reply(seconds=0.125)
@@ -377,13 +379,74 @@ async def test_it_is_the_requests_own_time_that_counts() -> None:
     clock = FakeClock()
     async with running(stage(), clock=clock, timeout=1e6, load_shedding=True) as service:
         await known_to_do_eight_a_second(service, clock)
-        for _ in range(17):
+        for _ in range(16):
             service.submit()
-        # 16 wait, which takes two seconds.
-        refused = await refusal(service.try_to_submit(0, b"", "", 1.9))
+        # 15 wait, which takes two seconds with the one on the worker; and one's own time comes on top of that.
+        refused = await refusal(service.try_to_submit(0, b"", "", 2.1))
         assert refused == too_late(2)
-        service.submit(timeout=2.0)
+        service.submit(timeout=2.2)
         service.submit()
+
+
+async def test_a_call_that_allows_less_than_the_model_takes_is_answered_408_at_once() -> None:
+    clock = FakeClock()
+    async with running(stage(), clock=clock, timeout=1e6, load_shedding=True) as service:
+        await known_to_do_eight_a_second(service, clock)
+        assert await refusal(service.try_to_submit(0, b"", "", 0.1)) == TOO_LONG
+        assert (TOO_LONG.code, TOO_LONG.retry_after) == (408, None)
+        assert service.metrics.stages[0].refusals == {"own_time": 1}
+        assert not service.worker.has
+
+
+@pytest.mark.parametrize("own", [True, False], ids=["its own timeout", "the service's timeout"])
+async def test_a_task_that_cannot_be_finished_any_more_is_dropped_at_the_queues_head(
+    own: bool, logged: pytest.LogCaptureFixture
+) -> None:
+    clock = FakeClock()
+    async with running(stage(), clock=clock, timeout=1e6 if own else 2.0, load_shedding=True) as service:
+        await known_to_do_eight_a_second(service, clock)
+        first = service.submit()
+        await settled_loop()
+        second = service.submit(timeout=2.0 if own else None)
+        # The worker takes much longer than it ever has.
+        clock.advance(1.95)
+        service.worker.reply()
+        if own:
+            assert await answer(first) == b"re:21"
+        setting = "the header `x-request-timeout`" if own else "`timeout`"
+        assert await answer(second) == not_begun("Echo_1", 0.125, 0.05, setting)
+        assert service.worker.has == []
+        assert service.metrics.stages[0].timeouts == 1
+        (record,) = [record for record in logged.records if "not begun" in record.message]
+        assert record.request_id == "request-22"  # type: ignore[attr-defined]
+
+
+async def test_a_service_that_sheds_no_load_begins_what_is_late() -> None:
+    clock = FakeClock()
+    async with running(stage(), clock=clock, timeout=1e6, load_shedding=False) as service:
+        await known_to_do_eight_a_second(service, clock)
+        service.submit()
+        await settled_loop()
+        second = service.submit(timeout=2.0)
+        clock.advance(1.95)
+        service.worker.reply()
+        await settled_loop()
+        assert service.worker.has == [second.id]
+
+
+async def test_a_stage_knows_what_is_on_its_way_to_it() -> None:
+    async with running(stage("A_1"), stage("B_2"), timeout=PATIENCE, load_shedding=True) as service:
+        first, second = service.workers
+        coming = service.coordinator._stages[1].admission
+        tickets = [service.submit() for _ in range(3)]
+        assert coming.coming == 3
+        service.coordinator.cancel(tickets[2].id)
+        assert coming.coming == 2, "its client has left"
+        first.reply()
+        assert coming.coming == 1, "it is there"
+        await second.gets_work()
+        second.reply()
+        assert coming.coming == 1
 
 
 async def test_requests_are_admitted_whatever_the_backlog_where_nothing_else_is_asked_for() -> None:

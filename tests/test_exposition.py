@@ -27,7 +27,9 @@ def service(namespace: str = "mosec_service") -> ServiceMetrics:
     model.worker(2).batch_size.observe(8)
     model.worker(2).batch_duration.observe(0.01)
     pre.queue_wait.observe(0.002)
-    pre.rejected, pre.timeouts, pre.cancellations = 1, 2, 3
+    pre.timeouts, pre.cancellations = 2, 3
+    pre.refusals["capacity"] = 1
+    pre.in_time, pre.in_vain = 9, 2
     return metrics
 
 
@@ -36,7 +38,7 @@ NOW = Statistics(
     closing=False,
     stages=(
         StageStatistics("Pre_1", queued=0, in_flight=0, slots_in_use=0, ready=1, workers=1, restarts=0, down=False),
-        StageStatistics("Model_2", queued=4, in_flight=6, slots_in_use=3, ready=2, workers=2, restarts=1, down=False),
+        StageStatistics("Model_2", 4, 6, 3, ready=2, workers=2, restarts=1, down=False, expected_wait=0.25),
     ),
     shared_memory=4096,
 )
@@ -58,6 +60,14 @@ def key(name: str, **labels: str) -> tuple[str, frozenset[tuple[str, str]]]:
 
 
 # -- the text ----------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_refused_expected_and_done_in_vain_is_shown() -> None:
+    found = samples(service())
+    assert found[key("mosec_service_refused_total", stage="Pre_1", reason="capacity")] == 1
+    assert found[key("mosec_service_expected_wait_second", stage="Model_2")] == 0.25
+    assert found[key("mosec_service_goodput_total", stage="Pre_1", result="in_time")] == 9
+    assert found[key("mosec_service_goodput_total", stage="Pre_1", result="in_vain")] == 2
 
 
 @pytest.mark.parametrize("accept", ["", "*/*", OPENMETRICS], ids=["none", "any", "openmetrics"])

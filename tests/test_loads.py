@@ -29,7 +29,7 @@ def test_what_a_worker_is_given_it_has_until_it_answers() -> None:
     assert (all_of_them.in_flight, all_of_them.busy) == (3, ["a", "b"])
     assert (all_of_them.holder(second), all_of_them.holder(third)) == ("a", "b")
     assert all_of_them.given("a", [2, 1, 2]) == [second, first, second]
-    assert all_of_them.answered("a", [1]) == [first]
+    assert all_of_them.answered("a", [1], 1.0) == [first]
     assert (all_of_them.in_flight, all_of_them.holder(first)) == (2, None)
     assert list(all_of_them["a"].sent) == [2]
 
@@ -38,7 +38,7 @@ def test_places_count_all_that_a_worker_was_ever_sent() -> None:
     all_of_them = loads("a", "b")
     first, second, third, other = tasks(1, 2, 3, 4)
     all_of_them.give("a", [first])
-    all_of_them.answered("a", [1])
+    all_of_them.answered("a", [1], 1.0)
     all_of_them.give("a", [second, third])
     all_of_them.give("b", [other])
     assert [task.place for task in (first, second, third, other)] == [1, 2, 3, 1]
@@ -51,7 +51,7 @@ def test_an_answer_out_of_order_or_of_no_task_changes_nothing(ids: list[int]) ->
     all_of_them = loads("a")
     all_of_them.give("a", tasks(1, 2, 3))
     with pytest.raises(AnswerError, match="answered the tasks"):
-        all_of_them.answered("a", ids)
+        all_of_them.answered("a", ids, 1.0)
     assert (list(all_of_them["a"].sent), all_of_them.in_flight) == ([1, 2, 3], 3)
 
 
@@ -60,8 +60,8 @@ def test_where_no_order_is_kept_each_task_is_to_be_answered_once_all_the_same(id
     all_of_them = loads("a", ordered=False)
     all_of_them.give("a", tasks(1, 2, 3))
     with pytest.raises(AnswerError, match="did not have each of them once"):
-        all_of_them.answered("a", ids)
-    assert [task.id for task in all_of_them.answered("a", [3, 1])] == [3, 1]
+        all_of_them.answered("a", ids, 1.0)
+    assert [task.id for task in all_of_them.answered("a", [3, 1], 1.0)] == [3, 1]
 
 
 def test_a_worker_cannot_speak_of_what_it_does_not_have() -> None:
@@ -78,9 +78,9 @@ def test_a_batch_is_done_with_its_last_answer() -> None:
     all_of_them.give("a", tasks(3, 4))
     load = all_of_them["a"]
     assert (load.batches, all_of_them.slots_in_use, all_of_them.has_room(load)) == ({1: 2, 3: 2}, 2, False)
-    all_of_them.answered("a", [1, 3])
+    all_of_them.answered("a", [1, 3], 1.0)
     assert (all_of_them.slots_in_use, all_of_them.free) == (2, 0)
-    all_of_them.answered("a", [4])
+    all_of_them.answered("a", [4], 1.0)
     assert (load.batches, all_of_them.slots_in_use, all_of_them.free) == ({1: 1}, 1, 1)
 
 
@@ -95,9 +95,9 @@ def test_a_worker_that_runs_a_task_alone_has_no_room_until_it_has_nothing() -> N
     all_of_them.give("a", tasks(1, 2))
     load = all_of_them["a"]
     load.alone = True
-    all_of_them.answered("a", [1])
+    all_of_them.answered("a", [1], 1.0)
     assert (load.alone, all_of_them.free) == (True, 0)
-    all_of_them.answered("a", [2])
+    all_of_them.answered("a", [2], 1.0)
     assert (load.alone, all_of_them.free) == (False, 1)
 
 
@@ -134,3 +134,44 @@ def test_the_window_follows_the_measured_time() -> None:
     for _ in range(200):
         load.measure(0.0)
     assert load.window == MAX_WINDOW
+
+
+@pytest.mark.parametrize(
+    ("concurrency", "answers", "begun"), [(1, [1], {2}), (1, [1, 2], {3}), (2, [1], {3}), (2, [1, 2], {3, 4})]
+)
+def test_what_a_worker_turns_to_with_its_answer_is_marked_as_begun(
+    concurrency: int, answers: list[int], begun: set[int]
+) -> None:
+    all_of_them = loads("a", concurrency=concurrency, ordered=concurrency == 1)
+    waiting = tasks(1, 2, 3, 4, 5)
+    all_of_them.give("a", waiting)
+    all_of_them.answered("a", answers, 7.0)
+    assert {task.id for task in waiting if task.began == 7.0} == begun
+
+
+def test_the_next_batch_is_begun_with_the_last_answer_of_the_one_before() -> None:
+    all_of_them = loads("a", batched=True)
+    first, second = tasks(1, 2), tasks(3, 4)
+    all_of_them.give("a", first)
+    all_of_them.give("a", second)
+    all_of_them.answered("a", [1, 2], 7.0)
+    assert [task.began for task in second] == [7.0, 0.0], "the first task tells for its batch"
+
+
+def test_units_are_batches_or_tasks_where_there_are_none() -> None:
+    plain, batched = loads("a", "b"), loads("a", "b", batched=True)
+    for all_of_them in (plain, batched):
+        all_of_them.give("a", tasks(1, 2))
+        all_of_them.give("b", tasks(3, 4))
+    assert (plain.units, batched.units) == (4, 2)
+
+
+def test_there_is_room_until_every_worker_has_all_that_may_be_sent_ahead() -> None:
+    plain, batched = loads("a", "b"), loads("a", batched=True)
+    plain.give("a", tasks(1))
+    batched.give("a", tasks(1, 2))
+    assert (plain.any_room, batched.any_room) == (True, True)
+    plain.give("b", tasks(2))
+    batched.give("a", tasks(3, 4))
+    assert (plain.any_room, batched.any_room) == (False, False)
+    assert not loads().any_room

@@ -54,12 +54,21 @@ def tasks(*queued: float) -> list[Task]:
 def test_calls_are_counted_by_how_they_end_at_the_stage() -> None:
     stage = StageMetrics("Echo_1", batched=False)
     (task,) = tasks(1.0)
-    stage.refused(429, 2.0)
+    for reason in ("deadline", "capacity", "deadline"):
+        stage.refused(429, reason, 2.0)
     for _ in range(2):
         stage.timed_out(task, 2.0)
     for _ in range(3):
         stage.cancelled(task, 2.0)
-    assert (stage.rejected, stage.timeouts, stage.cancellations) == (1, 2, 3)
+    assert (stage.rejected, stage.timeouts, stage.cancellations) == (3, 2, 3)
+    assert stage.refusals == {"deadline": 2, "capacity": 1}
+
+
+def test_what_workers_have_answered_counts_by_whether_somebody_still_waited() -> None:
+    stage = StageMetrics("Echo_1", batched=False)
+    stage.answered(1, tasks(0.0, 0.0, 0.0), 2.0, 2, 3.0)
+    stage.answered(1, tasks(0.0), 2.0, 0, 3.0)
+    assert (stage.in_time, stage.in_vain) == (2, 2)
 
 
 def test_the_wait_of_each_task_is_measured_and_of_a_batch_its_size_and_the_time_in_which_it_was_formed() -> None:
@@ -76,11 +85,11 @@ def test_the_wait_of_each_task_is_measured_and_of_a_batch_its_size_and_the_time_
 def test_the_time_of_an_answer_is_shared_by_its_tasks_without_batching() -> None:
     plain, batched = StageMetrics("Echo_1", batched=False), StageMetrics("Echo_1", batched=True)
     for stage in (plain, batched):
-        stage.answered(1, tasks(0.0, 0.0, 0.0, 0.0), 2.0, 3.0)
+        stage.answered(1, tasks(0.0, 0.0, 0.0, 0.0), 2.0, 4, 3.0)
     one, other = plain.worker(1).process_duration, batched.worker(1).process_duration
     assert (one.count, one.total, one.counts[-1]) == (4, 2.0, 0)
     assert (other.count, other.total) == (1, 2.0)
-    plain.answered(1, [], 2.0, 3.0)
+    plain.answered(1, [], 2.0, 0, 3.0)
     assert one.count == 4, "an answer to nothing is none"
 
 

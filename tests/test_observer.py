@@ -78,8 +78,8 @@ class Diary(StageObserver):
     def __init__(self) -> None:
         self.heard: list[tuple[Any, ...]] = []
 
-    def refused(self, code: int, now: float) -> None:
-        self.heard.append(("refused", code))
+    def refused(self, code: int, reason: str, now: float) -> None:
+        self.heard.append(("refused", code, reason))
 
     def arrived(self, task: ObservedTask, now: float) -> None:
         self.heard.append(("arrived", task.id))
@@ -87,8 +87,8 @@ class Diary(StageObserver):
     def sent(self, worker_id: int, tasks: Any, now: float) -> None:
         self.heard.append(("sent", worker_id, [task.id for task in tasks]))
 
-    def answered(self, worker_id: int, tasks: Any, seconds: float, now: float) -> None:
-        self.heard.append(("answered", worker_id, [task.id for task in tasks], seconds))
+    def answered(self, worker_id: int, tasks: Any, seconds: float, wanted: int, now: float) -> None:
+        self.heard.append(("answered", worker_id, [task.id for task in tasks], seconds, wanted))
 
     def chunk(self, task: ObservedTask, since: float | None, now: float) -> None:
         self.heard.append(("chunk", task.id, since is None))
@@ -119,8 +119,8 @@ async def test_each_stage_tells_what_has_happened_there_once() -> None:
         second.reply(code=422, payloads=[b"no"], seconds=0.25)
         await answer(ticket)
         one, two = diaries
-        assert one.heard == [("arrived", 1), ("sent", 1, [1]), ("answered", 1, [1], 0.5)]
-        assert two.heard == [("arrived", 1), ("sent", 1, [1]), ("settled", 1, 422), ("answered", 1, [1], 0.25)]
+        assert one.heard == [("arrived", 1), ("sent", 1, [1]), ("answered", 1, [1], 0.5, 1)]
+        assert two.heard == [("arrived", 1), ("sent", 1, [1]), ("settled", 1, 422), ("answered", 1, [1], 0.25, 1)]
 
 
 async def test_refusals_timeouts_and_those_who_leave_are_told_where_they_happen() -> None:
@@ -135,7 +135,7 @@ async def test_refusals_timeouts_and_those_who_leave_are_told_where_they_happen(
         one, two = diaries
         told = [entry for entry in one.heard if entry[0] not in ("arrived", "sent")]
         assert told == [
-            ("refused", 429),
+            ("refused", 429, "capacity"),
             ("cancelled", leaves.id),
             ("settled", leaves.id, 499),
             ("timed_out", late.id),
@@ -143,7 +143,11 @@ async def test_refusals_timeouts_and_those_who_leave_are_told_where_they_happen(
         ]
         assert two.heard == []
         await settled_loop()
-        assert first.alive
+        first.reply()
+        assert one.heard[-1] == ("answered", 1, [leaves.id], 0.01, 0), "nobody waited for it"
+        service.coordinator.close()
+        service.try_to_submit(0, b"", "")
+        assert one.heard[-1] == ("refused", 503, "closing")
 
 
 async def test_the_life_of_a_stream_is_told() -> None:
@@ -159,7 +163,7 @@ async def test_the_life_of_a_stream_is_told() -> None:
             ("chunk", 1, False),
             ("stream_ended", 1),
             ("settled", 1, 200),
-            ("answered", 1, [1], 0.01),
+            ("answered", 1, [1], 0.01, 1),
         ]
 
 
@@ -174,5 +178,5 @@ async def test_a_batch_is_told_in_one_call() -> None:
         assert diary.heard[3:] == [
             ("sent", 1, [1, 2, 3]),
             *(("settled", number, 200) for number in (1, 2, 3)),
-            ("answered", 1, [1, 2, 3], 0.01),
+            ("answered", 1, [1, 2, 3], 0.01, 3),
         ]

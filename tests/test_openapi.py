@@ -450,7 +450,7 @@ def test_the_annotation_describes_every_notation_of_json_and_a_stream_is_text() 
 
 def test_a_stream_of_events_names_only_the_errors_that_are_answered_in_its_place() -> None:
     responses = operation_of(document_of(Problem))["responses"]
-    assert set(responses) == {"200", "400", "413", "415", "429", "503"}
+    assert set(responses) == {"200", "400", "408", "413", "415", "429", "503"}
 
 
 def test_a_stream_of_raw_chunks_may_fail_with_any_status_before_the_first_of_them() -> None:

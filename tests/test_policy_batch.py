@@ -56,7 +56,7 @@ def test_of_the_idle_workers_the_one_with_fewest_batches_that_was_used_longest_a
     loads = workers("a", "b", "c", concurrency=2)
     busy(loads, "a")
     busy(loads, "b")
-    loads.answered("b", [1001])
+    loads.answered("b", [1001], 1.0)
     assert POLICY.pick(queue, loads, 10.0) == Pick("c", tasks)
 
 

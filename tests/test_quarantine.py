@@ -44,7 +44,7 @@ def test_the_worker_used_longest_ago_is_given_the_oldest() -> None:
     queue, tasks = lone(2)
     loads = workers("a", "b")
     loads.give("a", [new_task(50, 0.0)])
-    loads.answered("a", [50])
+    loads.answered("a", [50], 1.0)
     assert quarantine.picks(queue, loads) == [Pick("b", [tasks[0]]), Pick("a", [tasks[1]])]
 
 

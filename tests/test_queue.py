@@ -69,6 +69,19 @@ def test_what_is_settled_is_passed_over() -> None:
     assert (queue.waiting(), queue.live) == (tasks[4:], 2)
 
 
+def test_those_whose_deadline_is_near_are_found_at_the_head_alone() -> None:
+    queue = TaskQueue()
+    tasks = [new_task(number, 0.0, deadline=deadline) for number, deadline in enumerate((5.0, 1.0, 9.0, 2.0, 1.0))]
+    for task in tasks:
+        queue.append(task)
+    assert queue.pressing(5.0, 4) == [tasks[1], tasks[3]]
+    settle(queue, tasks[1])
+    assert queue.pressing(5.5, 4) == [tasks[0], tasks[3]]
+    take(queue, [tasks[2]])
+    queue.requeue(died(tasks[2]))
+    assert queue.pressing(10.0, 2) == [tasks[2], tasks[0]], "that which is to be alone is the first"
+
+
 DEAD = ([], [0], [1], [3], [0, 1, 3], [0, 2, 4])
 TAKEN = ([2], [5], [2, 5], [5, 2], [1, 5], [5, 6], [0, 5], [0, 1, 6])
 

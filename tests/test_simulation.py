@@ -26,7 +26,6 @@ from mosec_asgi.batching.policy import Pick, batch
 from mosec_asgi.batching.policy.batch import BatchPolicy
 from mosec_asgi.batching.policy.window import WindowPolicy
 from mosec_asgi.batching.queue import TaskQueue
-from mosec_asgi.batching.rate import Rate
 from mosec_asgi.batching.scheduler import Scheduler
 from mosec_asgi.batching.stage import Stage
 from mosec_asgi.batching.task import State, Task
@@ -278,11 +277,12 @@ def told_twice(self: Coordinator, task: Task, failure: Failure) -> None:
 
 def told_at_once(original: Any) -> Any:
     def submit(self: Coordinator, call: Call, caller: Caller) -> None:
-        refusal = self._refusal(self._routes[call.route].stages, call.timeout or self._limits.timeout)
+        stages, now = self._routes[call.route].stages, self._clock()
+        refusal = self._refusal(stages, call.timeout or self._limits.timeout, now)
         if refusal is None:
             original(self, call, caller)
         else:
-            caller.settled(Outcome.of_failure(call.id, refusal))
+            caller.settled(Outcome.of_failure(call.id, self._answer_to(refusal.reason, stages, now)))
 
     return submit
 
@@ -296,7 +296,7 @@ def numbers_are_not_compared(original: Any) -> Any:
 
 
 def may_be_zero(original: Any) -> Any:
-    return lambda self, stages: min(MOST_RETRY_SECONDS, math.ceil(self._backlog_seconds(stages)))
+    return lambda self, stages, now: min(MOST_RETRY_SECONDS, math.ceil(self._admission.retry_after(stages, now)))
 
 
 def earlier_is_overlooked(original: Any) -> Any:
@@ -486,10 +486,6 @@ def makes_no_room(original: Any) -> Any:
     return taken
 
 
-def always_waiting(original: Any) -> Any:
-    return lambda self, now, waiting: original(self, now, waiting=True)
-
-
 # -- the pool
 
 
@@ -671,7 +667,6 @@ MUTATIONS = [
         "a worker is told of more than was read", Flow, Flow.taken, returning(lambda report: report + bool(report))
     ),
     Mutation("what was read makes no room", Flow, Flow.taken, makes_no_room),
-    Mutation("quiet time counts as work", Rate, Rate.wait, always_waiting),
     Mutation(
         "a dead worker is not replaced",
         Supervisor,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -15,7 +16,7 @@ from mosec_asgi.batching.busy_poll import POLL_SECONDS
 from mosec_asgi.batching.flow import Flow
 from mosec_asgi.batching.stage import GRACE_SECONDS, LOOK_SECONDS, Stage
 from mosec_asgi.batching.task import Event, State, Task
-from mosec_asgi.errors import INTERNAL_ERROR, STAGE_DOWN, TIMED_OUT, WORKER_DIED, Failure
+from mosec_asgi.errors import INTERNAL_ERROR, STAGE_DOWN, TIMED_OUT, TOO_LONG, WORKER_DIED, Failure
 from mosec_asgi.messages import EGRESS, EXAMPLE, INGRESS, Cancels, LinkError, Payload, Results, Tasks
 from mosec_asgi.observing.metrics import StageMetrics
 
@@ -48,6 +49,9 @@ class Bench:
         self.pieces: list[tuple[int, bytes]] = []
         # It takes no piece of these streams.
         self.refused: set[int] = set()
+        # It says that these come too late, and was asked so.
+        self.late: set[int] = set()
+        self.asked: list[tuple[int, int, float]] = []
         self._numbers = itertools.count(1)
 
     # -- the owner ---------------------------------------------------------------------------------------------------
@@ -73,6 +77,13 @@ class Bench:
 
     def timed_out(self, task: Task) -> None:
         self.failed(task, TIMED_OUT)
+
+    def is_late(self, task: Task, together: int, now: float) -> bool:
+        self.asked.append((task.id, together, now))
+        return task.id in self.late
+
+    def too_late(self, task: Task, now: float) -> None:
+        self.failed(task, TOO_LONG)
 
     # -- the test ----------------------------------------------------------------------------------------------------
 
@@ -933,18 +944,18 @@ async def test_the_backlog_is_what_waits_at_the_measured_speed() -> None:
     async with bench() as b:
         b.submit(21)
         b.loop.turn()
-        assert b.stage.backlog_seconds == 0.0, "nothing is known yet"
+        assert b.stage.admission.backlog(b.clock()) == 0.0, "nothing is known yet"
         for _ in range(10):
             b.clock.advance(0.2)
             b.worker.reply(seconds=0.2)
             b.loop.turn()
         assert b.stage.scheduler.queued == 10
-        assert b.stage.backlog_seconds == pytest.approx(2.0)
+        assert b.stage.admission.backlog(b.clock()) == pytest.approx(2.0)
         while b.worker.has:
             b.clock.advance(0.2)
             b.worker.reply(seconds=0.2)
             b.loop.turn()
-        assert b.stage.backlog_seconds == 0.0
+        assert b.stage.admission.backlog(b.clock()) == 0.0
 
 
 async def test_a_trickle_of_requests_does_not_make_a_stage_look_slow() -> None:
@@ -959,7 +970,7 @@ async def test_a_trickle_of_requests_does_not_make_a_stage_look_slow() -> None:
         b.submit(12)
         b.loop.turn()
         assert b.stage.scheduler.queued == 10
-        assert b.stage.backlog_seconds == 0.0, "it has never had more than it could do"
+        assert b.stage.admission.backlog(b.clock()) == pytest.approx(5.0), "each worker does one in a second"
 
 
 async def test_what_was_measured_under_load_stays_true_through_quiet_times() -> None:
@@ -975,10 +986,11 @@ async def test_what_was_measured_under_load_stays_true_through_quiet_times() -> 
             # A lonely one, which waits for nothing.
             b.clock.advance(gap)
             b.submit()
+            b.clock.advance(0.25)
             b.worker.reply(seconds=0.25)
         b.submit(9)
         b.loop.turn()
-        assert b.stage.backlog_seconds == 2.0
+        assert b.stage.admission.backlog(b.clock()) == 2.0
 
 
 @pytest.mark.parametrize("how", ["leave", "time out", "stage down"])
@@ -1010,7 +1022,7 @@ async def test_a_quiet_hour_after_those_that_waited_have_gone_unanswered_does_no
             b.worker.reply(seconds=0.25)
             b.loop.turn()
         b.submit(8)
-        assert b.stage.backlog_seconds == pytest.approx(2.0)
+        assert b.stage.admission.backlog(b.clock()) == pytest.approx(2.0)
 
 
 async def test_a_batch_that_waits_to_fill_is_no_backlog() -> None:
@@ -1022,7 +1034,75 @@ async def test_a_batch_that_waits_to_fill_is_no_backlog() -> None:
             b.worker.reply(seconds=0.1)
         b.submit(3)
         b.loop.turn()
-        assert b.stage.backlog_seconds == 0.0
+        assert b.stage.admission.backlog(b.clock()) < 0.1, "less than a batch takes"
+
+
+async def test_a_task_that_is_late_is_dropped_before_a_worker_is_given_it() -> None:
+    async with bench(max_batch_size=4, max_wait=0.0) as b:
+        b.submit(8)
+        b.loop.turn()
+        waiting = b.submit(3)
+        b.stage.admission.margin = math.inf
+        b.late = {waiting[1].id}
+        b.loop.turn()
+        assert b.asked == [], "the worker has no room"
+        b.worker.reply(b.worker.has[:4])
+        b.loop.turn()
+        assert b.asked == [(task.id, 3, b.clock.now) for task in waiting]
+        assert b.failures == {waiting[1].id: TOO_LONG}
+        b.worker.reply(b.worker.has[:4])
+        b.loop.turn()
+        assert b.worker.has == [waiting[0].id, waiting[2].id]
+
+
+async def test_a_lonely_task_that_may_be_late_is_not_answered_while_it_is_being_submitted() -> None:
+    async with bench() as b:
+        b.stage.admission.margin = math.inf
+        b.late = {1}
+        b.submit()
+        assert (b.failures, b.worker.given) == ({}, [])
+        b.loop.turn()
+        assert b.failures == {1: TOO_LONG}
+        assert b.worker.given == []
+        b.stage.admission.margin = -math.inf
+        b.loop.turn()
+        b.submit()
+        assert b.worker.given == [2], "it has time enough, and is sent at once"
+
+
+async def test_who_has_time_enough_is_not_asked_about() -> None:
+    async with bench() as b:
+        tasks = b.submit(3)
+        b.stage.admission.margin = tasks[0].deadline - b.clock.now
+        b.loop.turn()
+        assert b.asked == []
+
+
+async def test_a_stage_measures_how_long_a_worker_takes_for_what_it_had_begun() -> None:
+    async with bench() as b:
+        b.submit(4)
+        for _ in range(3):
+            b.loop.turn()
+            b.clock.advance(0.5)
+            b.worker.reply(seconds=0.1)
+        admission = b.stage.admission
+        admission.refresh(b.clock())
+        assert admission.times.mean == pytest.approx(0.5), "as the server sees it"
+
+
+async def test_only_the_first_event_of_a_stream_is_a_first_event() -> None:
+    async with bench(streams=True, ordered=False, concurrency=4) as b:
+        (left, *others) = b.submit(4, streams=True)
+        b.loop.turn()
+        b.leave(left)
+        for _ in range(20):
+            b.clock.advance(0.25)
+            b.worker.emit([left.id], [b"a"])
+        admission = b.stage.admission
+        b.worker.emit([task.id for task in others], [b"a"] * 3)
+        b.worker.reply(payloads=[b""] * 4)
+        admission.refresh(b.clock())
+        assert admission.own(1e9, 1) == pytest.approx(5.0), "three of the four came after 5 s"
 
 
 async def test_a_stage_says_how_things_stand() -> None:

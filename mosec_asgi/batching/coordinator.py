@@ -15,11 +15,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from mosec_asgi import errors, log
+from mosec_asgi.batching.admission import Admission, Reason, Refusal
 from mosec_asgi.batching.engine import Caller, StageStatistics, Statistics
 from mosec_asgi.batching.flow import Flow
 from mosec_asgi.batching.stage import Stage, StagePlan
 from mosec_asgi.batching.task import State, Task
-from mosec_asgi.errors import CLIENT_LEFT, CLOSING, STAGE_DOWN, STALLED, TIMED_OUT, Failure
+from mosec_asgi.errors import CLIENT_LEFT, CLOSING, STAGE_DOWN, STALLED, TIMED_OUT, TOO_LONG, Failure
 from mosec_asgi.lazy_timer import LazyTimer
 from mosec_asgi.messages import OK, Call, Chunk, Credit, LinkError, Outcome, Payload
 from mosec_asgi.observing.observer import StageObserver
@@ -29,6 +30,14 @@ from mosec_asgi.pool.link import Launcher
 CLOSE_SECONDS = 5.0
 # The longest `Retry-After`: a service that is further behind may as well be asked again.
 MOST_RETRY_SECONDS = 60
+# What a call that is refused is answered, by the reason: always the same, or with a measured `Retry-After`.
+FIXED_ANSWERS = {Reason.CLOSING: CLOSING, Reason.STAGE_DOWN: STAGE_DOWN, Reason.OWN_TIME: TOO_LONG}
+ANSWERS_TO_TOO_MANY = {
+    Reason.CAPACITY: errors.at_capacity,
+    Reason.DEADLINE: errors.too_late,
+    Reason.OVERLOAD: errors.overloaded,
+    Reason.LATENCY_TARGET: errors.over_target,
+}
 
 logger = log.internal_logger(__name__)
 
@@ -51,7 +60,7 @@ class Limits:
         event_timeout: seconds between two events of a stream.
         stall_timeout: seconds that a stream may wait for its client to read.
         stream_buffer: bytes of a stream that may wait for its client.
-        load_shedding: refuse at once what the measured speed of the stages would leave unanswered in time.
+        load_shedding: refuse at once, and never begin, what cannot be finished in time at the stages' measured speed.
     """
 
     capacity: int
@@ -59,7 +68,7 @@ class Limits:
     event_timeout: float
     stall_timeout: float
     stream_buffer: int
-    load_shedding: bool = False
+    load_shedding: bool = True
 
 
 class Coordinator:
@@ -96,6 +105,7 @@ class Coordinator:
         self._shared_memory = shared_memory
         self._stages: list[Stage] = []
         self._launchers: list[Launcher] = []
+        self._admission: Admission
         self._admitted: dict[int, Task] = {}
         self._closing = False
         self._all_answered = asyncio.Event()
@@ -121,7 +131,12 @@ class Coordinator:
             launcher = self._make_launcher(plan, self._loop)
             self._launchers.append(launcher)
             observers = [stages[place] for stages in self._observers]
-            self._stages.append(Stage(plan, observers, self, launcher, self._clock, self._loop))
+            self._stages.append(Stage(plan, observers, self, launcher, self._clock, self._loop, self._limits.timeout))
+        self._admission = Admission(
+            [stage.admission for stage in self._stages],
+            [route.stages for route in self._routes],
+            active=self._limits.load_shedding,
+        )
         starts = [asyncio.ensure_future(stage.pool.wait_started()) for stage in self._stages]
         try:
             for stage in self._stages:
@@ -187,18 +202,20 @@ class Coordinator:
         stages = self._routes[call.route].stages
         timeout = self._limits.timeout if call.timeout is None else min(call.timeout, self._limits.timeout)
         now = self._clock()
-        refusal = self._refusal(stages, timeout)
+        refusal = self._refusal(stages, timeout, now)
         if refusal is not None:
-            if (told := self._stages[stages[0]].events.refused) is not None:
-                told(refusal.code, now)
+            failure = self._answer_to(refusal.reason, stages, now)
+            if (told := self._stages[refusal.stage].events.refused) is not None:
+                told(failure.code, refusal.reason.value, now)
             # Later: nobody is answered before he has done asking.
-            self._loop.call_soon(_tell, caller, Outcome.of_failure(call.id, refusal), call.request_id)
+            self._loop.call_soon(_tell, caller, Outcome.of_failure(call.id, failure), call.request_id)
             return
         deadline = now + timeout
         flow = Flow(self._limits.stream_buffer) if self._plans[stages[-1]].streams else None
         task = self._admitted[call.id] = Task(call, caller, stages, now, deadline, flow)
         if deadline < self._sweep_timer.when:
             self._sweep_timer.set(deadline)
+        self._admission.admitted(stages)
         self._stages[stages[0]].enqueue(task, now)
 
     def credit(self, credit: Credit) -> None:
@@ -223,6 +240,7 @@ class Coordinator:
 
     def statistics(self) -> Statistics:
         """Return how things stand."""
+        now = self._clock()
         stages = tuple(
             StageStatistics(
                 stage.plan.name,
@@ -233,29 +251,32 @@ class Coordinator:
                 stage.pool.size,
                 stage.pool.restarts,
                 stage.pool.down,
+                stage.admission.expected_wait(now),
             )
             for stage in self._stages
         )
         return Statistics(len(self._admitted), self._closing, stages, self._shared_memory())
 
-    def _refusal(self, stages: tuple[int, ...], timeout: float) -> Failure | None:
+    def _refusal(self, stages: tuple[int, ...], timeout: float, now: float) -> Refusal | None:
         if self._closing:
-            return CLOSING
+            return Refusal(Reason.CLOSING, stages[0])
         if len(self._admitted) >= self._limits.capacity:
-            return errors.at_capacity(self._retry_after(stages))
+            self._admission.turned_away(stages)
+            return Refusal(Reason.CAPACITY, stages[0])
         for stage in stages:
             if self._stages[stage].pool.down:
-                return STAGE_DOWN
-        if self._limits.load_shedding and self._backlog_seconds(stages) > timeout:
-            return errors.too_late(self._retry_after(stages))
-        return None
+                return Refusal(Reason.STAGE_DOWN, stage)
+        return self._admission.judge(stages, timeout, now)
 
-    def _backlog_seconds(self, stages: tuple[int, ...]) -> float:
-        return max(self._stages[stage].backlog_seconds for stage in stages)
+    def _answer_to(self, reason: Reason, stages: tuple[int, ...], now: float) -> Failure:
+        """Return what a call is answered that is refused for `reason`."""
+        if reason in FIXED_ANSWERS:
+            return FIXED_ANSWERS[reason]
+        return ANSWERS_TO_TOO_MANY[reason](self._retry_after(stages, now))
 
-    def _retry_after(self, stages: tuple[int, ...]) -> int:
+    def _retry_after(self, stages: tuple[int, ...], now: float) -> int:
         """Return whole seconds in which the slowest of the stages has worked off what is there now."""
-        return min(MOST_RETRY_SECONDS, max(1, math.ceil(self._backlog_seconds(stages))))
+        return min(MOST_RETRY_SECONDS, max(1, math.ceil(self._admission.retry_after(stages, now))))
 
     # -- heard from the stages ---------------------------------------------------------------------------------------
 
@@ -263,6 +284,7 @@ class Coordinator:
         """Take a worker's answer to `task`: on to the next stage, or to its client."""
         if code == OK and not task.at_last_stage:
             task.advance(payload, now)
+            self._admission.arrived(task.stage)
             self._stages[task.stages[task.position]].enqueue(task, now)
             return
         if not isinstance(payload, bytes):
@@ -316,9 +338,36 @@ class Coordinator:
         )
         self.failed(task, STALLED if stalled else TIMED_OUT)
 
+    def is_late(self, task: Task, together: int, now: float) -> bool:
+        """Whether a task that could be sent to a worker now can no longer be finished in time."""
+        admission = self._admission
+        if not admission.active or task.example:
+            return False
+        limit = task.deadline - task.arrived
+        return admission.is_late(task.stages, task.position, together, task.deadline, limit, now)
+
+    def too_late(self, task: Task, now: float) -> None:
+        """Answer a task that no worker has begun at this stage, as it could not be finished in time."""
+        stage = self._stages[task.stage]
+        if (told := stage.events.timed_out) is not None:
+            told(task, now)
+        limit = task.deadline - task.arrived
+        needs = self._admission.needs(task.stages, task.position, 1, limit, now)
+        left = max(0.0, task.deadline - now)
+        logger.warning(
+            "answered 408: not begun, it needs %.3f s and has %.3f s left",
+            needs,
+            left,
+            extra={"stage": stage.plan.name, "request_id": task.request_id},
+        )
+        setting = "the header `x-request-timeout`" if limit < self._limits.timeout else "`timeout`"
+        self.failed(task, errors.not_begun(stage.plan.name, needs, left, setting))
+
     def _settle(self, task: Task, outcome: Outcome) -> None:
         """End a task's life, here and nowhere else."""
         del self._admitted[task.id]
+        if not task.at_last_stage:
+            self._admission.left(task.stages, task.position)
         task.settle()
         events = self._stages[task.stages[task.position]].events
         if task.flow is not None and task.flow.events and (told := events.stream_ended) is not None:

@@ -25,6 +25,7 @@ class StageStatistics:
         workers: workers that there should be.
         restarts: workers started in place of dead ones so far.
         down: no worker is alive, and the last try to start one failed.
+        expected_wait: seconds that a task which comes now is likely to wait; 0 while that is not known.
     """
 
     name: str
@@ -35,6 +36,7 @@ class StageStatistics:
     workers: int
     restarts: int
     down: bool
+    expected_wait: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

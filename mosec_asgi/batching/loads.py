@@ -113,6 +113,20 @@ class Loads(Generic[WorkerKey]):
         return sum(min(len(unit), self.concurrency) for unit in units)
 
     @property
+    def units(self) -> int:
+        """Batches, or tasks where there is no batching, that workers have and have not answered."""
+        if not self._batched:
+            return self.in_flight
+        return sum(len(load.batches) for load in self._loads.values())
+
+    @property
+    def any_room(self) -> bool:
+        """Whether any worker could be sent something now, to run it at once or after what it has."""
+        if not self._batched:
+            return any(len(load.sent) < load.window for load in self._loads.values())
+        return any(len(load.batches) <= self.concurrency for load in self._loads.values())
+
+    @property
     def free(self) -> int:
         """The number of workers that can run one more batch at once."""
         return sum(map(self.has_room, self._loads.values()))
@@ -171,8 +185,10 @@ class Loads(Generic[WorkerKey]):
             load.batches[first] = len(tasks)
         self.in_flight += len(tasks)
 
-    def answered(self, worker: WorkerKey, ids: Sequence[int]) -> list[Task]:
+    def answered(self, worker: WorkerKey, ids: Sequence[int], now: float) -> list[Task]:
         """Note a worker's answers; return the tasks, in the order of `ids`.
+
+        Those that it turns to next are marked as begun now.
 
         Raises:
             AnswerError: it has no such task, has answered it already, or has to answer another one before; nothing is
@@ -190,6 +206,10 @@ class Loads(Generic[WorkerKey]):
         self.in_flight -= count
         if not sent:
             load.alone = False
+        elif self.concurrency == 1 or not self._batched:
+            # These come next, in the order in which they were sent; of a batch, the first task tells.
+            for task in islice(sent.values(), max(0, self.concurrency - count), self.concurrency):
+                task.began = now
         if self._batched:
             _count_off(load.batches, tasks)
         return tasks

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Sequence
+from itertools import chain, islice
 
 from mosec_asgi.batching.task import Event, State, Task
 
@@ -57,6 +58,11 @@ class TaskQueue:
                 if len(found) == most:
                     break
         return found
+
+    def pressing(self, before: float, most: int) -> list[Task]:
+        """Return those of the first `most` tasks, lone ones first, whose deadline is before a time, in order."""
+        tasks = chain(self.lone, self._tasks) if self.lone else self._tasks
+        return [task for task in islice(tasks, most) if task.deadline < before and task.state is State.QUEUED]
 
     def append(self, task: Task) -> None:
         """Put a task that has arrived at the end."""

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import Generic
 
 from mosec_asgi.batching.arrivals import Arrivals
-from mosec_asgi.batching.loads import AnswerError, Loads, brief
+from mosec_asgi.batching.loads import MAX_WINDOW, AnswerError, Loads, brief
 from mosec_asgi.batching.policy import Pick, Policy, WorkerKey, quarantine
 from mosec_asgi.batching.policy.batch import BatchPolicy
 from mosec_asgi.batching.policy.window import WindowPolicy
@@ -86,6 +86,16 @@ class Scheduler(Generic[WorkerKey]):
         return self.loads.in_flight
 
     @property
+    def units(self) -> int:
+        """Batches, or tasks where there is no batching, that workers have and have not answered."""
+        return self.loads.units
+
+    @property
+    def workers(self) -> int:
+        """Workers that can be given tasks."""
+        return len(self.loads)
+
+    @property
     def starts_at_once(self) -> bool:
         """Whether a single waiting task has nothing to wait for: no batch to fill, and workers with nothing to do."""
         return self.queue.live == 1 and self.loads.in_flight == 0 and not self.batched
@@ -139,7 +149,7 @@ class Scheduler(Generic[WorkerKey]):
             raise AnswerError(f"answered the tasks {brief(ids)} in {seconds} seconds")
         loads, arrivals = self.loads, self._arrivals
         idle = arrivals is not None and loads.free > 0
-        tasks = loads.answered(worker, ids)
+        tasks = loads.answered(worker, ids, now)
         if not tasks:
             return tasks
         if arrivals is not None:
@@ -147,6 +157,10 @@ class Scheduler(Generic[WorkerKey]):
         elif not self.batched and loads.concurrency == 1:
             loads[worker].measure(seconds / len(tasks))
         return tasks
+
+    def pressing(self, before: float) -> list[Task]:
+        """Return the tasks whose deadline is before a time, of those that could be sent to some worker now."""
+        return self.queue.pressing(before, MAX_WINDOW) if self.loads.any_room else []
 
     # -- what to do --------------------------------------------------------------------------------------------------
 

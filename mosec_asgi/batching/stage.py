@@ -13,6 +13,7 @@ looked for in the next turn where `BusyPoll` says that it pays.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -20,8 +21,8 @@ from typing import Protocol
 from mosec_asgi import log
 from mosec_asgi.batching.busy_poll import BusyPoll
 from mosec_asgi.batching.loads import AnswerError
-from mosec_asgi.batching.rate import Rate
 from mosec_asgi.batching.scheduler import Assignment, Scheduler
+from mosec_asgi.batching.stage_admission import StageAdmission
 from mosec_asgi.batching.task import State, Task
 from mosec_asgi.errors import INTERNAL_ERROR, STAGE_DOWN, WORKER_DIED, Failure
 from mosec_asgi.inside.spec import WorkerSpec
@@ -70,6 +71,7 @@ class StagePlan:
         start_method: of its processes, where they are processes: "spawn" or "fork".
         preload: fork them from one that has loaded the worker.
         executor: what the workers run on: "process", "thread", or what makes a launcher of the plan and the event loop.
+        latency_target: seconds that a task should be at the stage at most; 0 for no such wish.
     """
 
     specs: list[WorkerSpec]
@@ -85,6 +87,7 @@ class StagePlan:
     start_method: str = "spawn"
     preload: bool = False
     executor: str | Callable[[StagePlan, asyncio.AbstractEventLoop], Launcher] = "process"
+    latency_target: float = 0.0
 
     @property
     def name(self) -> str:
@@ -112,6 +115,12 @@ class Owner(Protocol):
     def timed_out(self, task: Task) -> None:
         """Answer `task`, whose time is over."""
 
+    def is_late(self, task: Task, together: int, now: float) -> bool:
+        """Whether `task`, one of `together` that could be sent to a worker now, can no longer be finished in time."""
+
+    def too_late(self, task: Task, now: float) -> None:
+        """Answer `task`, which can no longer be finished in time and no worker has begun."""
+
 
 class Stage:
     """A running stage; the listener of its pool."""
@@ -124,6 +133,7 @@ class Stage:
         launcher: Launcher,
         clock: Callable[[], float],
         loop: asyncio.AbstractEventLoop,
+        timeout: float = math.inf,
     ) -> None:
         """Put the parts together; nothing is started.
 
@@ -134,6 +144,7 @@ class Stage:
             launcher: starts workers.
             clock: seconds, monotonic.
             loop: for turns and timers.
+            timeout: of the service, in seconds.
         """
         self.plan = plan
         self.events = StageEvents(observers)
@@ -148,7 +159,15 @@ class Stage:
         self._owner = owner
         self._clock = clock
         self._loop = loop
-        self._rate = Rate()
+        self.admission = StageAdmission(
+            self.scheduler,
+            timeout,
+            batch_size=plan.batch_size,
+            concurrency=plan.concurrency,
+            max_wait=0.0 if plan.adaptive or plan.batch_size == 1 else plan.max_wait,
+            streams=plan.streams,
+            latency_target=plan.latency_target,
+        )
         self._watchdog: Watchdog[PoolWorker] = Watchdog(plan.timeout + GRACE_SECONDS)
         self._marked = False
         # What was sent last was a single task.
@@ -162,11 +181,6 @@ class Stage:
 
     def __repr__(self) -> str:
         return f"<Stage {self.plan.name} {self.scheduler} {self.pool}>"
-
-    @property
-    def backlog_seconds(self) -> float:
-        """How long the tasks that wait here take at the stage's measured speed; 0 while that is not known."""
-        return self._rate.seconds_for(self.scheduler.queued)
 
     def stop_timers(self) -> None:
         """Let no timer of the stage fire any more."""
@@ -185,7 +199,9 @@ class Stage:
         if self.pool.down:
             self._owner.failed(task, STAGE_DOWN)
         elif not self._marked:
-            if self._calm and self.scheduler.starts_at_once:
+            # One that may be late is looked at in the turn: nobody is answered before he has done asking.
+            in_time = task.deadline >= now + self.admission.margin
+            if in_time and self._calm and self.scheduler.starts_at_once:
                 self._start_alone(now)
             else:
                 self._mark()
@@ -225,25 +241,32 @@ class Stage:
         if not len(ids) == len(codes) == len(payloads):
             drop_all(payloads)
             raise LinkError(f"sent {len(ids)} results with {len(codes)} codes and {len(payloads)} payloads")
+        batched = self.plan.batch_size > 1
+        units = self.scheduler.units if batched else 0
         try:
             tasks = self.scheduler.answered(worker, ids, seconds, now)
         except AnswerError as error:
             drop_all(payloads)
             raise LinkError(str(error)) from error
+        if tasks:
+            units = units - self.scheduler.units if batched else len(tasks)
+            # The next stage may begin them at once, which is noted in the same place.
+            began = tasks[0].began
+        wanted = 0
         answered = self._owner.answered
         for task, code, payload in zip(tasks, codes, payloads, strict=True):
             if task.state is not State.SETTLED:
+                wanted += 1
                 answered(task, code, payload, now)
             elif not isinstance(payload, bytes):
                 payload.drop()
         # Told when the answers are on their way, as below when the tasks are: clients do not wait for it.
-        self._rate.answered(len(tasks), now)
+        if tasks:
+            self.admission.answered(len(tasks), began, now, units=units, wanted=wanted > 0)
         if (told := self.events.answered) is not None:
-            told(worker.worker_id, tasks, seconds, now)
+            told(worker.worker_id, tasks, seconds, wanted, now)
         if self.scheduler.queued:
             self._mark()
-        else:
-            self._rate.wait(now, waiting=False)
 
     def worker_chunks(self, worker: PoolWorker, chunks: Chunks) -> None:
         """Take in pieces of streams."""
@@ -259,8 +282,14 @@ class Stage:
                 task.alone = False
                 self.scheduler.proven(worker)
                 self._mark()
+            is_first = task.flow is not None and not task.flow.events
+            if is_first:
+                self.admission.first_event(task.began, now)
             if task.state is not State.SETTLED:
                 self._owner.streamed(task, chunk, now)
+            elif is_first and task.flow is not None:
+                # Nobody waits for it; what follows is no first event.
+                task.flow.came(len(chunk), now)
 
     def worker_gone(self, worker: PoolWorker) -> None:
         """Take back what a worker had: to be run again, unless a task has been begun by too many dying workers."""
@@ -300,7 +329,10 @@ class Stage:
         self._marked = False
         if self._cancelled or self._credits:
             self._tell()
-        self._dispatch(self._clock())
+        now = self._clock()
+        if self.scheduler.queued:
+            self._drop_late(now)
+        self._dispatch(now)
 
     def _tell(self) -> None:
         """Tell workers whose clients have left, and what the others have taken."""
@@ -310,6 +342,15 @@ class Stage:
         credits, self._credits = self._credits, {}
         for worker, sizes in credits.items():
             worker.link.credit(Credits(list(sizes), list(sizes.values())))
+
+    def _drop_late(self, now: float) -> None:
+        """Answer those that could be sent now and can no longer be finished in time."""
+        pressing = self.scheduler.pressing(now + self.admission.margin)
+        if pressing:
+            together = min(self.plan.batch_size, self.scheduler.queued)
+            for task in pressing:
+                if self._owner.is_late(task, together, now):
+                    self._owner.too_late(task, now)
 
     def _start_alone(self, now: float) -> None:
         """Send a task that is alone, and have its answer looked for where it will be there in a moment."""
@@ -332,7 +373,6 @@ class Stage:
             self._calm = len(assignments) == 1 == len(assignments[0].tasks)
         for assignment in assignments:
             self._send(assignment, now)
-        self._rate.wait(now, waiting=wake_at is None and self.scheduler.queued > 0)
         if wake_at is not None:
             self._wake_timer.set(wake_at)
         elif self._wake_timer.is_set:
@@ -346,6 +386,7 @@ class Stage:
         request_ids: list[str] = []
         payloads: list[Payload] = []
         for task in tasks:
+            task.began = now
             ids.append(task.id)
             flags.append(_flags(task))
             request_ids.append(task.request_id)
@@ -356,6 +397,7 @@ class Stage:
         except Exception as error:
             # A fault of ours. In the next turn: whoever has brought the tasks is in the middle of a change.
             self._loop.call_soon(self._send_failed, worker, tasks, error)
+        self.admission.sent(now)
         if (told := self.events.sent) is not None:
             told(worker.worker_id, tasks, now)
         if self._look_timer is None:

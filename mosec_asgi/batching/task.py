@@ -73,6 +73,7 @@ class Task:
         deadline: when it is answered 408.
         queued: when it came to the queue of the stage that it is at.
         number: how many tasks had come to that stage, with it: a tie-breaker for the order of arrival.
+        began: when a worker turned to it, as far as can be told: as it was sent, or as an answer made room for it.
         attempts: workers of this stage that died while they ran it, or may have.
         alone: its worker died; it is to be run with nothing else on the worker.
         place: on its worker: how many tasks that one had been sent with it.
@@ -83,8 +84,8 @@ class Task:
     """
 
     __slots__ = (
-        "alone", "arrived", "at_last_stage", "attempts", "batch", "caller", "deadline", "example", "flow", "id",
-        "number", "payload", "place", "position", "queued", "request_id", "route", "stages", "state",
+        "alone", "arrived", "at_last_stage", "attempts", "batch", "began", "caller", "deadline", "example", "flow",
+        "id", "number", "payload", "place", "position", "queued", "request_id", "route", "stages", "state",
     )  # fmt: skip
 
     def __init__(
@@ -102,7 +103,7 @@ class Task:
         self.stages = stages
         self.position = 0
         self.at_last_stage = len(stages) == 1
-        self.arrived = self.queued = now
+        self.arrived = self.queued = self.began = now
         self.deadline = deadline
         self.attempts = 0
         self.alone = False

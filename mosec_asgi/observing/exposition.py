@@ -37,6 +37,10 @@ class StageNow(Protocol):
     def restarts(self) -> int:
         """Workers started in place of dead ones so far."""
 
+    @property
+    def expected_wait(self) -> float:
+        """Seconds that a task which comes now is likely to wait."""
+
 
 class ServiceNow(Protocol):
     """What is shown of a service as it is now; see `batching.engine.Statistics`."""
@@ -156,6 +160,15 @@ class Exposition:
         yield self._gauge("workers_ready", "workers that can be given tasks", shown, [stage.ready for stage in now])
         yield self._counter("worker_restarts", "workers started in place of dead ones", shown, restarts)
         yield self._counter("tasks_rejected", "requests refused at a stage", stages, [s.rejected for s in stages])
+        yield self._counter_by(
+            "refused", "requests that a stage was in the way of", "reason", {s.stage: s.refusals for s in stages}
+        )
+        done = {s.stage: {"in_time": s.in_time, "in_vain": s.in_vain} for s in stages}
+        yield self._counter_by("goodput", "tasks that workers have answered, in time or in vain", "result", done)
+        waits = [stage.expected_wait for stage in now]
+        yield self._gauge(
+            "expected_wait_second", "time that a task which comes now is likely to wait at a stage", shown, waits
+        )
         yield self._counter("tasks_timed_out", "tasks answered 408 at a stage", stages, [s.timeouts for s in stages])
         yield self._counter(
             "tasks_cancelled", "tasks whose client left while at a stage", stages, [s.cancellations for s in stages]
@@ -186,7 +199,7 @@ class Exposition:
             family.add_metric((stage,), histogram.buckets(), histogram.total)
         return family
 
-    def _gauge(self, name: str, text: str, stages: Sequence[StageMetrics], values: Sequence[int]) -> Metric:
+    def _gauge(self, name: str, text: str, stages: Sequence[StageMetrics], values: Sequence[float]) -> Metric:
         family = GaugeMetricFamily(f"{self._service.namespace}_{name}", text, labels=("stage",))
         for stage, value in zip(stages, values, strict=True):
             family.add_metric((stage.stage,), value)
@@ -196,4 +209,11 @@ class Exposition:
         family = CounterMetricFamily(f"{self._service.namespace}_{name}", text, labels=("stage",))
         for stage, value in zip(stages, values, strict=True):
             family.add_metric((stage.stage,), value)
+        return family
+
+    def _counter_by(self, name: str, text: str, label: str, counts: Mapping[str, Mapping[str, int]]) -> Metric:
+        family = CounterMetricFamily(f"{self._service.namespace}_{name}", text, labels=("stage", label))
+        for stage, values in counts.items():
+            for kind, value in values.items():
+                family.add_metric((stage, kind), value)
         return family

@@ -67,7 +67,9 @@ class StageMetrics(StageObserver):
         workers: by the worker's number.
         streams: whether its results are streams; what is measured of those is shown only then.
         queue_wait: seconds from a task's arrival at the stage to its being sent to a worker.
-        rejected, timeouts, cancellations: calls that ended so at this stage.
+        refusals: calls that were refused and this stage was in the way of, by the reason.
+        in_time, in_vain: tasks that workers have answered while somebody still waited for them, and later.
+        timeouts, cancellations: calls that ended so at this stage.
         streams_open: streams that have begun and not ended.
         events: events sent so far.
         first_event: seconds from a request's arrival to the first event of its stream.
@@ -80,13 +82,20 @@ class StageMetrics(StageObserver):
         self.streams = streams
         self.workers: dict[int, WorkerMetrics] = {}
         self.queue_wait = Histogram()
-        self.rejected = 0
+        self.refusals: dict[str, int] = {}
+        self.in_time = 0
+        self.in_vain = 0
         self.timeouts = 0
         self.cancellations = 0
         self.streams_open = 0
         self.events = 0
         self.first_event = Histogram()
         self.event_gap = Histogram()
+
+    @property
+    def rejected(self) -> int:
+        """Calls that were refused, for whatever reason."""
+        return sum(self.refusals.values())
 
     def worker(self, worker_id: int) -> WorkerMetrics:
         """Return what is measured of a worker."""
@@ -95,9 +104,9 @@ class StageMetrics(StageObserver):
             found = self.workers[worker_id] = WorkerMetrics()
         return found
 
-    def refused(self, code: int, now: float) -> None:
+    def refused(self, code: int, reason: str, now: float) -> None:
         """Count a call that was not admitted."""
-        self.rejected += 1
+        self.refusals[reason] = self.refusals.get(reason, 0) + 1
 
     def sent(self, worker_id: int, tasks: Sequence[ObservedTask], now: float) -> None:
         """Measure how long tasks have waited, and the batch that they are."""
@@ -109,8 +118,10 @@ class StageMetrics(StageObserver):
             measured.batch_size.observe(len(tasks))
             measured.batch_duration.observe(now - tasks[0].queued)
 
-    def answered(self, worker_id: int, tasks: Sequence[ObservedTask], seconds: float, now: float) -> None:
-        """Measure how long a batch has taken, or each of several tasks."""
+    def answered(self, worker_id: int, tasks: Sequence[ObservedTask], seconds: float, wanted: int, now: float) -> None:
+        """Measure how long a batch has taken, or each of several tasks, and count what was done in vain."""
+        self.in_time += wanted
+        self.in_vain += len(tasks) - wanted
         measured = self.worker(worker_id).process_duration
         if self.batched:
             measured.observe(seconds)

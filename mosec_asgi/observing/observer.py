@@ -42,8 +42,14 @@ class ObservedTask(Protocol):
 class StageObserver:
     """Hears what happens at one stage. Each method does nothing; one that is not overridden is never called."""
 
-    def refused(self, code: int, now: float) -> None:
-        """Note that a call was refused whose pipeline begins here."""
+    def refused(self, code: int, reason: str, now: float) -> None:
+        """Note that a call was refused, which this stage was in the way of, or whose pipeline begins here.
+
+        Args:
+            code: the status of its answer.
+            reason: one of `batching.admission.Reason`, by its value.
+            now: the time.
+        """
 
     def arrived(self, task: ObservedTask, now: float) -> None:
         """Note that a task has come to the queue."""
@@ -51,8 +57,16 @@ class StageObserver:
     def sent(self, worker_id: int, tasks: Sequence[ObservedTask], now: float) -> None:
         """Note that tasks have left the queue for a worker, in one message: a batch where there is batching."""
 
-    def answered(self, worker_id: int, tasks: Sequence[ObservedTask], seconds: float, now: float) -> None:
-        """Note that a worker has answered tasks, with which it was at work for so many seconds."""
+    def answered(self, worker_id: int, tasks: Sequence[ObservedTask], seconds: float, wanted: int, now: float) -> None:
+        """Note that a worker has answered tasks, with which it was at work for so many seconds.
+
+        Args:
+            worker_id: its number.
+            tasks: in the order of the answers.
+            seconds: that it was at work on them.
+            wanted: how many of them somebody still waited for.
+            now: the time.
+        """
 
     def chunk(self, task: ObservedTask, since: float | None, now: float) -> None:
         """Note a piece of a stream; `since` is when the last one came, None for the first."""
@@ -73,10 +87,10 @@ class StageObserver:
 class StageEvents:
     """The events of one stage, each the function that tells its listeners, or None where there are none."""
 
-    refused: Callable[[int, float], None] | None
+    refused: Callable[[int, str, float], None] | None
     arrived: Callable[[ObservedTask, float], None] | None
     sent: Callable[[int, Sequence[ObservedTask], float], None] | None
-    answered: Callable[[int, Sequence[ObservedTask], float, float], None] | None
+    answered: Callable[[int, Sequence[ObservedTask], float, int, float], None] | None
     chunk: Callable[[ObservedTask, float | None, float], None] | None
     stream_ended: Callable[[ObservedTask, float], None] | None
     timed_out: Callable[[ObservedTask, float], None] | None

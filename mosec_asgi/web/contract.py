@@ -87,7 +87,7 @@ _NAMES = {
 }
 ERROR_RESPONSES = {str(int(status)): {"$ref": f"#/components/responses/{name}"} for status, name in _NAMES.items()}
 # What can be answered in place of a stream of events; all later errors are events in it.
-REFUSALS = {status: ERROR_RESPONSES[status] for status in ("400", "413", "415", "429", "503")}
+REFUSALS = {status: ERROR_RESPONSES[status] for status in ("400", "408", "413", "415", "429", "503")}
 # Readers of OpenAPI before 3.2 take the schema of an event stream for that of each of its events.
 EVENT: JSON = {
     "type": "object",

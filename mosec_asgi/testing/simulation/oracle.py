@@ -15,6 +15,7 @@ import enum
 import math
 from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from mosec_asgi.batching.coordinator import CLOSE_SECONDS, MOST_RETRY_SECONDS
@@ -23,12 +24,15 @@ from mosec_asgi.batching.stage import GRACE_SECONDS, LOOK_SECONDS
 from mosec_asgi.errors import (
     CLIENT_LEFT,
     CLOSING,
+    NOT_BEGUN,
     STAGE_DOWN,
     STALLED,
     TIMED_OUT,
+    TOO_LONG,
     WORKER_DIED,
     Failure,
     at_capacity,
+    overloaded,
     too_late,
 )
 from mosec_asgi.messages import EGRESS, INGRESS, OK, Cancels, Chunks, Outcome, Payload, Results, Tasks
@@ -225,8 +229,8 @@ class Oracle:
             right.append((at_capacity(1), longest))
         if any(stage.down for stage in stages):
             right.append((STAGE_DOWN, None))
-        if limits.load_shedding and seconds > timeout - TOLERANCE:
-            right.append((too_late(1), longest))
+        if limits.load_shedding and sum(map(self._most_seconds, stages)) > timeout - TOLERANCE:
+            right += [(TOO_LONG, None), (too_late(1), longest), (overloaded(1), longest)]
         return right
 
     def _check_refusal(self, case: Case, outcome: Outcome) -> None:
@@ -244,11 +248,17 @@ class Oracle:
         raise self.fail(contract, f"{case.name}: refused with {outcome}, and could be with {case.refusals}")
 
     def _backlog_seconds(self, stage: StageModel) -> float:
-        """Return the most that what is at a stage may take: each answer as long as all work there was so far."""
+        """Return the most that what is at a stage, or will come, may take: each answer as all work there was so far."""
         stage.note_work(self._clock())
         # The clock's error counts anew each time that the service begins and ceases to measure.
         per_answer = 1.1 * stage.worked + 0.02
-        return per_answer * (len(stage.live()) + sum(len(life.unheard) for life in stage.ready))
+        coming = sum(stage.index in case.stages[case.position + 1 :] for case in self.open.values())
+        return per_answer * (coming + len(stage.live()) + sum(len(life.unheard) for life in stage.ready))
+
+    def _most_seconds(self, stage: StageModel) -> float:
+        """Return the most that a request which comes to a stage now may take there, and what chance may add to it."""
+        own = 1.1 * stage.worked + 0.02
+        return 3.0 * (self._backlog_seconds(stage) + 2.0 * own) + stage.plan.max_wait
 
     def leave(self, case: Case) -> None:
         """Its client is about to leave."""
@@ -340,6 +350,13 @@ class Oracle:
             self.require(late or stuck, Contract.TIME, "%s: 408 before its time", case)
             stalled = case.streams and not self._is_free(case)
             self.require(failure == TIMED_OUT or stalled, Contract.TIME, "%s: called a stalled client", case)
+        elif failure is not None and failure.text.startswith(self._dropped_by(case)):
+            self.count("answered 408 by the service")
+            self.count("dropped from the queue")
+            shedding = self.world.limits.load_shedding and failure.code == TIMED_OUT.code
+            self.require(shedding, Contract.TIME, "%s: dropped: %s", case, failure)
+            has = case.life is not None and case.id in case.life.unheard
+            self.require(not has, Contract.TIME, "%s: dropped, and a worker has it", case)
         elif failure == CLOSING:
             due = self.stopping is not None and now >= sum(self.stopping) - TOLERANCE
             self.require(due, Contract.SHUTDOWN, "%s: 503 before the grace was over", case)
@@ -352,6 +369,10 @@ class Oracle:
         else:
             contract = Contract.CRASH if failure == WORKER_DIED else Contract.RIGHT_ANSWER
             raise self.fail(contract, f"{case}: {case.outcome} out of nowhere, after {case.deaths} deaths")
+
+    def _dropped_by(self, case: Case) -> str:
+        """Return how the text begins with which the stage that a request is at drops it."""
+        return NOT_BEGUN.partition(",")[0].format(self.stages[case.stage].plan.name)
 
     # -- memory ------------------------------------------------------------------------------------------------------
 
@@ -833,5 +854,7 @@ class Oracle:
                 stage.restarts,
                 stage.down,
             )
-            if there != told:
+            wait = told.expected_wait
+            self.require(0.0 <= wait < math.inf, Contract.BOUNDED, "stage %d expects a wait of %s", stage.index, wait)
+            if there != replace(told, expected_wait=0.0):
                 raise self.fail(Contract.CANCELLATION, f"stage {stage.index} counts {told}, not {there}")

@@ -183,7 +183,7 @@ def _draw_limits(random: Random) -> Limits:
         event_timeout=random.choice((0.1, 0.5, 2.0)),
         stall_timeout=random.choice((0.2, 1.0, 4.0)),
         stream_buffer=random.choice((16, 64, 256)),
-        load_shedding=random.random() < 0.3,
+        load_shedding=random.random() < 0.6,
     )
 
 

@@ -1,0 +1,142 @@
+"""The services and the loads that are tried in the simulated world, and what is said of each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from random import Random
+
+from overload.world import Arrival, History, SimulatedStage, World
+
+# Seconds before anything is judged: the first measurements.
+WARM_UP = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """A service whose capacity is known.
+
+    Attributes:
+        stages: what runs.
+        capacity: calls per second that it can do at most.
+        bottleneck: the stage that has no more to give then.
+    """
+
+    stages: Sequence[SimulatedStage]
+    capacity: float
+    bottleneck: int = 0
+
+
+def constant(seconds: float) -> Callable[[Random, int, float], float]:
+    """Return a time that does not change."""
+    return lambda random, items, now: seconds
+
+
+def heavy_tailed(random: Random, items: int, now: float) -> float:
+    """Nine in ten take 20 ms, the tenth 320 ms: 50 ms on average."""
+    return 0.02 if random.random() < 0.9 else 0.32
+
+
+def exponential(random: Random, items: int, now: float) -> float:
+    """50 ms on average."""
+    return random.expovariate(20.0)
+
+
+def batches(random: Random, items: int, now: float) -> float:
+    """20 ms for a batch and 5 ms more for each item."""
+    return 0.02 + 0.005 * items
+
+
+SERVICES: Mapping[str, Service] = {
+    "constant": Service([SimulatedStage(constant(0.05))], 20.0),
+    "heavy-tailed": Service([SimulatedStage(heavy_tailed)], 20.0),
+    "exponential": Service([SimulatedStage(exponential)], 20.0),
+    "batches": Service([SimulatedStage(batches, batch=8)], 8 / 0.06),
+    "batches that wait": Service([SimulatedStage(batches, batch=8, max_wait=0.01)], 8 / 0.06),
+    "two stages, first slower": Service([SimulatedStage(constant(0.05)), SimulatedStage(constant(0.04))], 20.0),
+    "two stages, second slower": Service([SimulatedStage(constant(0.02)), SimulatedStage(constant(0.05))], 20.0, 1),
+    "two stages, nearly alike": Service([SimulatedStage(constant(0.04)), SimulatedStage(constant(0.05))], 20.0, 1),
+    "two stages, heavy-tailed": Service([SimulatedStage(constant(0.04)), SimulatedStage(heavy_tailed)], 20.0, 1),
+    "four replicas": Service([SimulatedStage(constant(0.1), num=4)], 40.0),
+    "concurrency 50": Service([SimulatedStage(constant(0.1), concurrency=50)], 500.0),
+    "concurrent batches": Service([SimulatedStage(batches, batch=8, concurrency=4)], 4 * 8 / 0.06),
+    "streams": Service([SimulatedStage(constant(0.4), concurrency=8, first_event=0.05)], 20.0),
+    "streams one by one": Service([SimulatedStage(constant(0.05), first_event=0.01)], 20.0),
+}
+
+
+def poisson(rate: float, seconds: float, seed: int, route: int = 0, start: float = 0.0) -> list[Arrival]:
+    """Return calls that come by chance, at `rate` a second."""
+    random = Random(seed)
+    calls: list[Arrival] = []
+    at = start + random.expovariate(rate)
+    while at < start + seconds:
+        calls.append(Arrival(at, route))
+        at += random.expovariate(rate)
+    return calls
+
+
+def bursts(size: int, period: float, seconds: float) -> list[Arrival]:
+    """Return calls of which `size` come at once in each period."""
+    return [Arrival(number * period) for number in range(int(seconds / period)) for _ in range(size)]
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What became of a load.
+
+    Attributes:
+        goodput: answered in time, as a share of what the service could do.
+        at_work: the share of the bottleneck's slots that were at work.
+        median: milliseconds to the answer of those that were answered.
+        refused: the share of the calls that were answered 429.
+        timed_out: 408.
+        wasted: the share of the begun items that belong to calls answered 408.
+    """
+
+    goodput: float
+    at_work: float
+    median: float
+    refused: float
+    timed_out: float
+    wasted: float
+
+    def __str__(self) -> str:
+        return (
+            f"goodput {self.goodput:5.3f}  at work {self.at_work:5.3f}  median {self.median:4.0f} ms"
+            f"  429 {self.refused:6.2%}  408 {self.timed_out:6.2%}  wasted {self.wasted:5.2%}"
+        )
+
+
+def result_of(history: History, service: Service, start: float, end: float) -> Result:
+    """Return what became of the calls of a span of time."""
+    answers = history.within(start, end)
+    latencies = sorted(answer.latency for answer in answers if answer.code == 200)
+    count = max(1, len(answers))
+    return Result(
+        history.good_in(start, end) / (service.capacity * (end - start)),
+        history.work_of(service.stages[service.bottleneck], start, end),
+        1000 * latencies[len(latencies) // 2] if latencies else float("nan"),
+        sum(answer.code == 429 for answer in answers) / count,
+        sum(answer.code == 408 for answer in answers) / count,
+        history.wasted,
+    )
+
+
+def steady(
+    name: str, load: float, *, seconds: float = 40.0, seed: int = 0, load_shedding: bool = True, timeout: float = 1.0
+) -> Result:
+    """Put a steady load on one of `SERVICES`.
+
+    Args:
+        name: of the service.
+        load: in relation to its capacity.
+        seconds: for how long.
+        seed: of all that is random.
+        load_shedding: the setting.
+        timeout: of the service, in seconds.
+    """
+    service = SERVICES[name]
+    world = World(service.stages, load_shedding=load_shedding, timeout=timeout, seed=seed)
+    history = world.run(poisson(service.capacity * load, seconds, seed))
+    return result_of(history, service, WARM_UP, seconds)

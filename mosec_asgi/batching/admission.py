@@ -1,0 +1,226 @@
+"""Which calls are admitted, and which tasks are still worth a worker's time. Pure: time comes in as `now`.
+
+A first-come-first-served queue under more load than its workers can bear fills until every task in it is about to
+expire; then workers are busy all the time with work that nobody waits for. So a call is admitted only if it can be
+*finished* in time, and whatever cannot be finished any more never reaches a worker.
+
+Theory of operation
+-------------------
+*What is measured.* Of each stage the time of a unit of work, a task or a batch (`service_time`), as the server sees it:
+from the moment at which a slot of a worker turned to it until its answer came. Slots are the ready workers times their
+concurrency. With `units` ahead a task begins when all but `slots - 1` of them are done, and one is done every
+`mean / slots`; what has passed since the latest was done counts. Where nothing was done for longer than a unit takes,
+what runs is expected to take as long again.
+
+*At the door.* Along the stages of the route, the time at which the call is done with each: it arrives there, waits for
+what is there and what is on its way there (`coming`: admitted, and still at earlier stages), and takes its own time.
+For what is ahead means are added up; for its own time the call is given what nearly all take. Of a stream, the time
+to the first event counts, and a slot is taken until its end. Where nothing is measured, a stage objects to nothing.
+
+*At the head of the queue* the same with nothing ahead: a task that cannot be finished any more is dropped. So an
+estimate that was wrong at the door costs an answer, never a worker's time. A call's own time counts at most half of its
+timeout, unless most take longer: a few slow ones must not shut the door to all.
+
+*Chance.* How much is allowed for it depends on the load (`CAUTION`). Near its capacity a stage refuses only what is
+nearly hopeless, and gives the call its usual time: who is refused might have been served. Under overload there is
+always somebody else, and what is only likely to be in time gives way to what is nearly certain to be.
+
+*A short queue where a long one helps nobody.* The deadline alone answers everybody just before it. Where arrivals have
+been above what the stage can do by `OVERLOAD` over two timeouts (`offered`), a queue only needs to be so long that it
+does not run empty by chance. For a random walk that is a few units: `-ln(EMPTY) * (load + scatter) / (2 * (load - 1))`,
+the heavy-traffic formula of Kingman. Below that a queue is a burst, and bursts pass. A stage's `latency_target` asks
+for a bound at any load.
+
+*It never gets stuck.* A stage that has had nothing to do for `PROBE_SECONDS` objects to nothing until a task is there:
+so its speed is tried where it would refuse everything because of its own time.
+"""
+
+from __future__ import annotations
+
+import enum
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from mosec_asgi.batching.stage_admission import FRESH_SECONDS, SHORT_SECONDS, StageAdmission
+
+
+class Reason(str, enum.Enum):
+    """Why a call is refused, as the metrics call it."""
+
+    CLOSING = "closing"
+    STAGE_DOWN = "stage_down"
+    CAPACITY = "capacity"
+    DEADLINE = "deadline"
+    OWN_TIME = "own_time"
+    OVERLOAD = "overload"
+    LATENCY_TARGET = "latency_target"
+
+
+class Refusal(NamedTuple):
+    """Why a call is not admitted.
+
+    Attributes:
+        reason: what is against it.
+        stage: which stage is, by its place in the service's list; the route's first where none is in the way.
+    """
+
+    reason: Reason
+    stage: int
+
+
+class Admission:
+    """The door of a service."""
+
+    def __init__(
+        self, stages: Sequence[StageAdmission], routes: Sequence[Sequence[int]], *, active: bool = True
+    ) -> None:
+        """Begin.
+
+        Args:
+            stages: in the order of the service's list.
+            routes: the stages of each, by their places.
+            active: refuse and drop; else only measure.
+        """
+        self.stages = stages
+        self.active = active
+        places = range(len(stages))
+        self._earlier = [[r[: r.index(place)] for r in routes if place in r] for place in places]
+        self._later = [[r[r.index(place) + 1 :] for r in routes if place in r and place != r[-1]] for place in places]
+        for place, stage in enumerate(stages):
+            stage.shared = any(r[0] == place for r in routes) and any(place in r[1:] for r in routes)
+
+    def judge(self, route: Sequence[int], timeout: float, now: float) -> Refusal | None:
+        """Return what is against a call.
+
+        Args:
+            route: its stages, by their places.
+            timeout: its own, in seconds.
+            now: the time.
+        """
+        left = timeout
+        for index in route:
+            stage = self.stages[index]
+            stage.offered.count += 1
+            if now >= stage.due:
+                self._refresh(index, now)
+            ahead = stage.load.queued + stage.coming
+            left -= stage.easy + ahead * stage.per_task
+            if ahead >= stage.short:
+                left = -1.0
+        # So it is nearly always, and the rest, some microseconds of it, is not needed.
+        if left >= 0.0 or not self.active:
+            return None
+        return self._judge(route, timeout, now)
+
+    def _judge(self, route: Sequence[int], timeout: float, now: float) -> Refusal | None:
+        at = own = 0.0
+        for index in route:
+            stage = self.stages[index]
+            if not stage.known:
+                continue
+            at = stage.leaves(at, stage.coming, timeout, now)
+            own += stage.own(timeout, 1)
+            if at > timeout:
+                # Who cannot bear even a queue that is never too long is in too great a hurry, not the queue too long.
+                hopeless = own + SHORT_SECONDS > timeout
+                return Refusal(Reason.OWN_TIME if hopeless else Reason.DEADLINE, index)
+            reason = self._too_long_a_queue(stage, timeout, now)
+            if reason is not None:
+                return Refusal(reason, index)
+        return None
+
+    def _too_long_a_queue(self, stage: StageAdmission, timeout: float, now: float) -> Reason | None:
+        ahead = stage.load.queued + stage.coming
+        if ahead >= stage.short and ahead >= stage.most_queued:
+            return Reason.OVERLOAD
+        if stage.target and stage.wait(stage.load.queued, now) and stage.leaves(0.0, 0, timeout, now) > stage.target:
+            return Reason.LATENCY_TARGET
+        return None
+
+    # -- what has happened -------------------------------------------------------------------------------------------
+
+    def turned_away(self, route: Sequence[int]) -> None:
+        """Note that a call came and was refused without being judged."""
+        for index in route:
+            self.stages[index].offered.count += 1
+
+    def admitted(self, route: Sequence[int]) -> None:
+        """Note that a call was admitted."""
+        stage = self.stages[route[0]]
+        if stage.shared:
+            stage.direct.count += 1
+        if len(route) > 1:
+            for index in route[1:]:
+                self.stages[index].coming += 1
+
+    def arrived(self, stage: int) -> None:
+        """Note that a task has come from one stage to the next, which is `stage`."""
+        self.stages[stage].coming -= 1
+
+    def left(self, route: Sequence[int], position: int) -> None:
+        """Note that a task has ended at the stage at `position`."""
+        for index in route[position + 1 :]:
+            self.stages[index].coming -= 1
+
+    def _refresh(self, index: int, now: float) -> None:
+        """Read what has been measured of a stage."""
+        stage = self.stages[index]
+        stage.supply = sum(
+            min((self.stages[i].per_second or math.inf for i in earlier), default=math.inf)
+            for earlier in self._earlier[index]
+        )
+        stage.supply_scatter = max(
+            (self.stages[i].times.scatter for earlier in self._earlier[index] for i in earlier), default=0.0
+        )
+        stage.due = now + FRESH_SECONDS
+        stage.refresh(now)
+        if self.active and stage.known:
+            later = (self._margin_of(later) for later in self._later[index])
+            stage.margin = stage.easy + max(later, default=0.0)
+        stage.upstream = max(
+            (sum(self.stages[i].times.mean for i in earlier) for earlier in self._earlier[index]), default=0.0
+        )
+
+    def _margin_of(self, later: Sequence[int]) -> float:
+        """Return the seconds that stages which come later take at most, as they are for `FRESH_SECONDS` from now."""
+        stages = [self.stages[index] for index in later]
+        return sum(FRESH_SECONDS + 2.0 * (stage.easy + stage.load.queued * stage.per_task) for stage in stages)
+
+    # -- at the head of a queue --------------------------------------------------------------------------------------
+
+    def is_late(
+        self, route: Sequence[int], position: int, together: int, deadline: float, limit: float, now: float
+    ) -> bool:
+        """Whether a task that would be sent to a worker now can no longer be finished in time.
+
+        Args:
+            route: of the call.
+            position: in it, of the stage that the task is at.
+            together: tasks that are sent as a unit.
+            deadline: of the call.
+            limit: the call's timeout, in seconds.
+            now: the time.
+        """
+        stage = self.stages[route[position]]
+        if now >= stage.due:
+            self._refresh(route[position], now)
+        if not stage.known:
+            return False
+        return now + self.needs(route, position, together, limit, now) > deadline
+
+    def needs(self, route: Sequence[int], position: int, together: int, limit: float, now: float) -> float:
+        """Return the seconds in which a task is done that a worker is sent now; for the arguments see `is_late`."""
+        stage = self.stages[route[position]]
+        at = 0.0 if stage.is_unproven(now) else stage.wait(0, now) + stage.own(limit, together)
+        before = stage.load.in_flight
+        for index in route[position + 1 :]:
+            stage = self.stages[index]
+            if stage.known:
+                at = stage.leaves(at, before, limit, now)
+            before += stage.load.queued + stage.load.in_flight
+        return at
+
+    def retry_after(self, route: Sequence[int], now: float) -> float:
+        """Return the seconds in which the slowest of the stages has done what is there now; 0 while not known."""
+        return max(self.stages[index].backlog(now) for index in route)

@@ -1,0 +1,53 @@
+"""How many tasks are brought to a stage in a second, whether they are admitted or not. Pure.
+
+Arrivals are counted in spans of half a timeout, and judged over the latest `SPANS` whole ones. Counting is adding one;
+the spans end when somebody asks.
+"""
+
+from __future__ import annotations
+
+SPANS = 4
+# Longer timeouts than twice this need not be waited for.
+LONGEST_SPAN = 5.0
+SHORTEST_SPAN = 0.05
+
+
+class Offered:
+    """Arrivals at a stage.
+
+    Attributes:
+        count: arrivals in the span that has not ended; whoever sees one adds to it.
+    """
+
+    __slots__ = ("_began", "_rates", "count", "span")
+
+    def __init__(self, timeout: float) -> None:
+        """Begin; `timeout` is that of the service, in seconds."""
+        self.span = min(max(timeout / 2, SHORTEST_SPAN), LONGEST_SPAN)
+        self.count = 0
+        self._began: float | None = None
+        # Arrivals per second in the latest spans.
+        self._rates = [0.0] * SPANS
+
+    def roll(self, now: float) -> None:
+        """End the span if it is over."""
+        if self._began is None:
+            self._began, self.count = now, 0
+            return
+        elapsed = now - self._began
+        if elapsed < self.span:
+            return
+        # Nobody has asked for longer than a span where nobody had to wait: all of that time counts as the spans it was.
+        spans = min(SPANS, int(elapsed / self.span))
+        self._rates = [*self._rates[spans:], *[self.count / elapsed] * spans]
+        self._began, self.count = now, 0
+
+    @property
+    def per_second(self) -> float:
+        """Arrivals per second over all the spans."""
+        return sum(self._rates) / SPANS
+
+    @property
+    def least(self) -> float:
+        """Arrivals per second in the span that had the fewest."""
+        return min(self._rates)

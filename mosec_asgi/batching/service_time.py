@@ -1,0 +1,156 @@
+"""How long a stage takes for its work, from what it has taken of late. Pure.
+
+A unit of work is a task, or a batch. The time of a batch of `n` is taken to be `a + b * n`; the shape of that line
+comes from batches of different sizes, and each measured time is scaled by it to that of a full batch. So the times of
+batches of all sizes stand in one list, of which a mean and high quantiles are read.
+
+*Changes.* The list is short, and what stands in it from before a change is thrown out as soon as the change is certain:
+the latest times, four at least, all lie beyond the earlier ones, or the mean of the latest eight or sixteen lies
+further from the earlier mean than chance explains. So a stage that becomes slower or faster is believed after a few
+units.
+
+*One slow unit* (code that is compiled at its first use, memory that is read from disk) says nothing of the next one: a
+time that stands alone above all others counts as the second longest.
+
+Noting a time costs an append; all else happens in `read`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Sequence
+
+# The latest so many units count.
+MOST_SAMPLES = 128
+# With fewer than these nothing is known.
+LEAST_SAMPLES = 3
+# A time that is longer than the next longest by this factor stands alone.
+ALONE = 2.0
+# There is a change where so many lie beyond all earlier ones, which are as many at least, by this factor.
+RUN = 4
+BEYOND = 1.25
+# The share of all units that take no longer than the usual time.
+USUAL = 0.75
+# Standard errors by which the latest eight or sixteen differ from the others where that is no chance.
+CERTAIN = 4.0
+
+
+class ServiceTimes:
+    """The times of a stage's units of work, in seconds.
+
+    Attributes:
+        mean: of a full unit; 0 while nothing is known.
+        usual: what three in four take at most.
+        high: what nearly all take at most.
+        scatter: the squared coefficient of variation: 0 for constant times, 1 for exponential ones.
+    """
+
+    __slots__ = ("_fresh", "_samples", "_share", "_size", "high", "mean", "scatter", "usual")
+
+    def __init__(self, batch_size: int = 1) -> None:
+        """Begin without knowledge; `batch_size` is that of a full unit."""
+        self._size = batch_size
+        self._samples: deque[tuple[int, float]] = deque(maxlen=MOST_SAMPLES)
+        self._fresh = True
+        # The part of a full batch's time that does not depend on its size.
+        self._share = 1.0
+        self.mean = self.usual = self.high = self.scatter = 0.0
+
+    def add(self, items: int, seconds: float) -> None:
+        """Note that a unit of `items` tasks has taken so long."""
+        self._samples.append((items, seconds))
+        self._fresh = False
+
+    def read(self) -> bool:
+        """Bring the attributes up to date; return whether anything is known."""
+        if not self._fresh:
+            self._fresh = True
+            if len(self._samples) >= LEAST_SAMPLES:
+                self._estimate()
+        return self.mean > 0.0
+
+    def of(self, items: int, full: float) -> float:
+        """Return what a unit of `items` takes where a full one takes `full` seconds."""
+        return full * self._scale(items)
+
+    def _scale(self, items: int) -> float:
+        return self._share + (1.0 - self._share) * items / self._size
+
+    def _estimate(self) -> None:
+        if self._size > 1:
+            self._fit()
+        times = [seconds / self._scale(items) for items, seconds in self._samples]
+        since = _change(times)
+        if since:
+            for _ in range(since):
+                self._samples.popleft()
+            times = times[since:]
+        ordered = sorted(times)
+        if len(ordered) >= LEAST_SAMPLES and ordered[-1] > ALONE * ordered[-2]:
+            ordered[-1] = ordered[-2]
+        count = len(ordered)
+        # Times of 0 would make a stage infinitely fast.
+        self.mean = max(1e-7, sum(ordered) / count)
+        self.usual = ordered[min(count - 1, int(count * USUAL))]
+        self.high = ordered[-2] if count >= 32 else ordered[-1]
+        self.scatter = _variance(ordered, self.mean) / (self.mean * self.mean)
+
+    def _fit(self) -> None:
+        """Learn the shape of the line from batches of different sizes."""
+        count = len(self._samples)
+        mean_items = sum(items for items, _ in self._samples) / count
+        mean_seconds = sum(seconds for _, seconds in self._samples) / count
+        spread = sum((items - mean_items) ** 2 for items, _ in self._samples)
+        if spread < count * 0.05 * self._size:
+            return
+        slope = sum((items - mean_items) * (seconds - mean_seconds) for items, seconds in self._samples) / spread
+        fixed = max(0.0, mean_seconds - max(0.0, slope) * mean_items)
+        full = fixed + max(0.0, slope) * self._size
+        if full > 0.0:
+            self._share = fixed / full
+
+
+def _change(times: Sequence[float]) -> int:
+    """Return how many of the earliest times are from before a change."""
+    count = len(times)
+    split = _split(times)
+    if split:
+        return split
+    for recent in (8, 16):
+        before = count - recent
+        if before >= 2 * recent:
+            mean_before, mean_after = sum(times[:before]) / before, sum(times[before:]) / recent
+            error = _variance(times, sum(times) / count) * (1 / before + 1 / recent)
+            if (mean_after - mean_before) ** 2 > max(CERTAIN**2 * error, (0.1 * mean_before) ** 2):
+                return before
+    return 0
+
+
+def _split(times: Sequence[float]) -> int:
+    """Return the latest place from which on all times lie beyond all those before it, four on either side; else 0."""
+    count = len(times)
+    longest_from, shortest_from = list(times), list(times)
+    for place in range(count - 2, -1, -1):
+        longest_from[place] = max(times[place], longest_from[place + 1])
+        shortest_from[place] = min(times[place], shortest_from[place + 1])
+    found = 0
+    longest = second = 0.0
+    shortest = math.inf
+    for place in range(count - RUN):
+        time = times[place]
+        shortest = min(shortest, time)
+        if time > longest:
+            longest, second = time, longest
+        elif time > second:
+            second = time
+        after = place + 1
+        if after >= RUN:
+            usual = second if longest > ALONE * second else longest
+            if shortest_from[after] > BEYOND * usual or longest_from[after] * BEYOND < shortest:
+                found = after
+    return found
+
+
+def _variance(times: Sequence[float], mean: float) -> float:
+    return sum((time - mean) ** 2 for time in times) / len(times)

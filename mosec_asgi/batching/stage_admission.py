@@ -1,0 +1,307 @@
+"""What is known of one stage's speed, and what follows from it for those that want to come. Pure.
+
+The theory stands in `admission`, which asks.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Protocol
+
+from mosec_asgi.batching.offered import Offered
+from mosec_asgi.batching.service_time import ServiceTimes
+
+# Arrivals in relation to what the stage can do, from which on its queue is kept short; in no span less than LEAST.
+OVERLOAD = 1.75
+LEAST_OVERLOAD = 1.3
+# The same: up to where a stage refuses only what is nearly hopeless (over two timeouts so many may come by chance), and
+# from where only what is nearly certain to be in time is worth a worker's time.
+CAUTION = (1.2, 1.5)
+# For a stage that is not the route's first, from where to where its caution grows.
+LATER = (0.9, 1.2)
+# Standard deviations of the work ahead that are allowed for at the door: less near capacity, more under overload.
+DEVIATIONS = 1.0
+# How often a short queue may run empty.
+EMPTY = 0.06
+# What is taken for the scatter of arrivals that come as regularly as can be.
+STEADY = 0.2
+PROBE_SECONDS = 1.0
+# So long a queue need never be shorter: where units take microseconds, a few of them are nothing.
+SHORT_SECONDS = 0.01
+# For so long what has been read of the measurements is used again. Reading takes some 0.1 ms.
+FRESH_SECONDS = 0.05
+# Of quick workers' windows, as the scheduler has them: what may be ahead where nothing is queued.
+WINDOW_SECONDS = 0.0015
+
+
+class Load(Protocol):
+    """What a stage has, at this moment."""
+
+    @property
+    def queued(self) -> int:
+        """Tasks that wait."""
+
+    @property
+    def in_flight(self) -> int:
+        """Tasks that workers have."""
+
+    @property
+    def units(self) -> int:
+        """Units of work that workers have: batches, or tasks where there is no batching."""
+
+    @property
+    def workers(self) -> int:
+        """Workers that can be given tasks."""
+
+
+class StageAdmission:
+    """What is known of one stage's speed, and what follows from it.
+
+    Attributes:
+        offered: calls that were to come here, the refused ones too.
+        direct: those that were admitted and came here first.
+        pressure: what is offered in relation to what the stage can do.
+        caution: from 0, near capacity, to 1, where there is so much to choose from that only what is nearly certain to
+            be in time is worth a worker's time.
+        coming: tasks that are admitted and still at earlier stages.
+        slots: units of work that run at a time; where no worker is ready, those of the one that is awaited.
+        margin: a task that is begun now and has more seconds than this left is in time.
+        shared: some route has this stage first, and another has it later.
+        supply: tasks per second that earlier stages can bring at most.
+        supply_scatter: the squared coefficient of variation of those stages' times.
+        upstream: seconds that tasks on their way here take at earlier stages, without waiting there.
+        target: seconds that a task should spend here at most; 0 for no such wish.
+        times: of its units of work.
+        due: when the service has to read again what follows, with what it knows of other stages (`Admission`).
+        known: anything has been measured.
+        easy: seconds that a task takes here at most, where none is queued.
+        per_task: seconds that each queued task adds to that.
+        short: a queue below this is never too long.
+    """
+
+    __slots__ = (
+        "_batch_size", "_concurrency", "_firsts", "_max_wait", "_progress", "_read_due", "caution", "coming", "direct",
+        "due", "easy", "known", "load", "margin", "offered", "per_task", "pressure", "shared", "short", "slots",
+        "supply", "supply_scatter", "target", "times", "upstream",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        load: Load,
+        timeout: float,
+        *,
+        batch_size: int = 1,
+        concurrency: int = 1,
+        max_wait: float = 0.0,
+        streams: bool = False,
+        latency_target: float = 0.0,
+    ) -> None:
+        """Begin without knowledge.
+
+        Args:
+            load: of the stage.
+            timeout: of the service, in seconds.
+            batch_size: the most tasks in a unit of work.
+            concurrency: units that a worker runs at a time.
+            max_wait: seconds that an idle worker waits for a batch to fill, if it always does.
+            streams: the first event is what must come in time.
+            latency_target: seconds that a task should spend here at most; 0 for no such wish.
+        """
+        self.load = load
+        self._batch_size = batch_size
+        self._concurrency = concurrency
+        self._max_wait = max_wait
+        self.target = latency_target
+        self.times = ServiceTimes(batch_size)
+        self._firsts = ServiceTimes() if streams else None
+        self.offered = Offered(timeout)
+        self.direct = Offered(timeout)
+        self.pressure = 0.0
+        self.caution = 0.0
+        self.slots = concurrency
+        self.margin = -math.inf
+        self.supply = math.inf
+        self.supply_scatter = 0.0
+        self.shared = False
+        self.coming = 0
+        self.upstream = 0.0
+        # When a unit was last begun on a free slot, or answered.
+        self._progress = -math.inf
+        self.due = self._read_due = -math.inf
+        self.known = False
+        self.easy = self.per_task = 0.0
+        self.short = math.inf
+
+    # -- what has happened -------------------------------------------------------------------------------------------
+
+    def sent(self, now: float) -> None:
+        """Note that a worker was sent work, after the fact."""
+        if self.load.units <= self.slots:
+            self._progress = now
+
+    def answered(self, items: int, began: float, now: float, *, units: int, wanted: bool) -> None:
+        """Note that a worker has answered.
+
+        Args:
+            items: the number of tasks.
+            began: when it turned to the first of them.
+            now: the time.
+            units: units of work that it has come to the end of.
+            wanted: somebody still waits for one of the answers at least.
+        """
+        self._progress = now
+        if not units:
+            return
+        seconds = now - began
+        if self._batch_size == 1:
+            seconds, items = seconds / items, 1
+        elif self._concurrency > 1:
+            # More batches than it runs at a time may have been sent to it: when each was begun is not known.
+            seconds *= min(1.0, self.slots / (self.load.units + units))
+        # Workers skip tasks of clients that have left: quick, but not because the work is.
+        if wanted or seconds > self.times.mean:
+            self.times.add(items if self._firsts is None else self._batch_size, seconds)
+
+    def first_event(self, began: float, now: float) -> None:
+        """Note the first event of a stream, to which a worker turned at the time `began`."""
+        if self._firsts is not None:
+            self._firsts.add(1, now - began)
+
+    # -- what follows ------------------------------------------------------------------------------------------------
+
+    @property
+    def per_second(self) -> float:
+        """Tasks per second that the stage can do at most; 0 while that is not known."""
+        mean = self.times.mean
+        return self.slots * self._batch_size / mean if mean else 0.0
+
+    def refresh(self, now: float) -> None:
+        """Read what has been measured."""
+        self.slots = max(1, self.load.workers) * self._concurrency
+        self.offered.roll(now)
+        self.direct.roll(now)
+        known = self.times.read()
+        high = self.times.high
+        if self._firsts is not None:
+            known = self._firsts.read() and known
+            high = max(high, self._firsts.high)
+        if not known:
+            return
+        self.known = True
+        rate = self.per_second
+        self.per_task = 1.0 / rate
+        self.pressure = min(self.offered.per_second, self.supply) / rate
+        self.caution = _share(self.pressure, *CAUTION)
+        self.short = max(self._round, SHORT_SECONDS * rate)
+        self.easy = 2.0 * self.times.mean + WINDOW_SECONDS + high + self._max_wait
+        if self.target:
+            self.easy = math.inf
+
+    def _read(self, now: float) -> None:
+        """Read what has been measured, for who only looks: `due` stays, or a frequent look would keep it off."""
+        if now >= self._read_due:
+            self._read_due = now + FRESH_SECONDS
+            self.refresh(now)
+
+    def wait(self, queued: float, now: float) -> float:
+        """Return how long a task that comes after `queued` others waits for a slot, in seconds."""
+        slots = self.slots
+        ahead = self._ahead(queued)
+        if ahead <= 0:
+            return 0.0
+        gap = self.times.mean / slots
+        # Where a slot is free, it is about to be taken.
+        silent = now - self._progress if self.load.units >= slots else 0.0
+        if silent > self.times.high:
+            return (ahead - 1) * gap + silent
+        return ahead * gap - min(silent, gap)
+
+    def expected_wait(self, now: float) -> float:
+        """Return how long a task that comes now is likely to wait, in seconds; 0 while that is not known."""
+        self._read(now)
+        return self.wait(self.load.queued, now) if self.known else 0.0
+
+    def own(self, limit: float, items: int) -> float:
+        """Return how long a task takes in a unit of `items`, from its beginning.
+
+        Args:
+            limit: the call's timeout, in seconds.
+            items: of the unit of work that it is likely to be a part of.
+        """
+        times = self.times if self._firsts is None else self._firsts
+        own = times.usual + self.caution * max(0.0, min(times.high, limit / 2) - times.usual)
+        return self.times.of(items, own) if self._batch_size > 1 and self._firsts is None else own
+
+    def leaves(self, at: float, before: float, limit: float, now: float) -> float:
+        """Return in how many seconds a task is done here.
+
+        Args:
+            at: seconds in which it comes.
+            before: tasks that come before it, beside those that are here.
+            limit: the call's timeout, in seconds.
+            now: the time.
+        """
+        if not before and not self.load.queued and self.is_unproven(now):
+            return at
+        queued = self.load.queued + before
+        if at:
+            queued += self.direct.per_second * at
+        starts = self.wait(queued, now)
+        if starts:
+            starts = self._allowing(starts, queued, now, later=at > 0.0)
+        if starts > at or self.load.units >= self.slots:
+            return max(at, starts) + self.own(limit, self._batch_size)
+        return at + self._max_wait + self.own(limit, min(self._batch_size, int(queued) + 1))
+
+    def _allowing(self, wait: float, queued: float, now: float, *, later: bool) -> float:
+        """Return a wait with an allowance for chance.
+
+        Near its capacity a stage refuses only what is nearly hopeless; under overload it admits only what is nearly
+        certain. What a later stage would drop has cost the earlier ones their time.
+        """
+        slots, mean = self.slots, self.times.mean
+        caution = max(self.caution, _share(self.pressure, *LATER)) if later else self.caution
+        # Slots that were taken at the same time are free at the same time: in rounds.
+        silent = now - self._progress if self.load.units >= slots else 0.0
+        rounds = math.ceil(self._ahead(queued) / slots) * mean - min(silent, mean)
+        wait += caution * max(0.0, rounds - wait)
+        deviation = mean / slots * math.sqrt(self._ahead(queued) * self.times.scatter)
+        return max(0.0, wait + DEVIATIONS * (2.0 * caution - 1.0) * deviation)
+
+    def _ahead(self, queued: float) -> float:
+        """Return how many units must be done before there is a slot for a task that comes after `queued` others."""
+        return self.load.units + queued // self._batch_size - self.slots + 1
+
+    def backlog(self, now: float) -> float:
+        """Return how long what waits here, or is on its way here, takes; 0 while that is not known."""
+        self._read(now)
+        rate = self.per_second
+        return (self.load.queued + self.coming) / rate if rate else 0.0
+
+    def is_unproven(self, now: float) -> bool:
+        """Whether the stage has had nothing to do for so long that what is known of it should be tried again."""
+        return not self.load.in_flight and now - self._progress >= PROBE_SECONDS
+
+    @property
+    def most_queued(self) -> float:
+        """How many tasks may wait here, or be on their way here, before the queue is longer than it need be."""
+        rate, load = self.per_second, self.pressure
+        # What earlier stages hold up does not come here: where they bring little more than can be done, a longer queue
+        # is needed, and where they bring less, there is none.
+        calm = self.offered.per_second < OVERLOAD * rate or self.offered.least < LEAST_OVERLOAD * rate
+        if calm or load <= 1.0:
+            return math.inf
+        # What comes by chance scatters as 1; what an earlier stage brings as fast as it can, as that one's times do.
+        came = 1.0 if self.offered.per_second <= self.supply else min(1.0, STEADY + self.supply_scatter)
+        units = -math.log(EMPTY) * (load * came + self.times.scatter * self._batch_size) / (2.0 * (load - 1.0))
+        return max(units + self._round - 1, self.short) + rate * self.upstream
+
+    @property
+    def _round(self) -> float:
+        """Tasks that slots which become free at about the same time take."""
+        return self._batch_size * max(1.0, self.slots / 2)
+
+
+def _share(value: float, least: float, most: float) -> float:
+    """Return how far `value` has come from `least` to `most`, from 0 to 1."""
+    return min(1.0, max(0.0, (value - least) / (most - least)))

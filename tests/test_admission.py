@@ -1,0 +1,394 @@
+"""The door: who is admitted, and which tasks are still worth a worker's time."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from mosec_asgi.batching.admission import Admission, Reason
+from mosec_asgi.batching.stage_admission import PROBE_SECONDS, StageAdmission
+
+
+@dataclass
+class Load:
+    """What a stage has, set by hand."""
+
+    queued: int = 0
+    in_flight: int = 0
+    units: int = 0
+    workers: int = 1
+
+
+class Door:
+    """An admission over stages whose loads are set by hand; the time is 100."""
+
+    def __init__(
+        self,
+        *stages: dict[str, Any],
+        routes: list[tuple[int, ...]] | None = None,
+        timeout: float = 1.0,
+        active: bool = True,
+    ) -> None:
+        self.now = 100.0
+        self.loads = [Load(workers=stage.pop("workers", 1)) for stage in stages]
+        self.stages = [StageAdmission(load, timeout, **stage) for load, stage in zip(self.loads, stages, strict=True)]
+        self.timeout = timeout
+        self.routes = routes or [tuple(range(len(stages)))]
+        self.door = Admission(self.stages, self.routes, active=active)
+
+    def learn(self, seconds: float, *, stage: int = 0, items: int = 1, times: int = 20) -> None:
+        """Let a stage be measured; the latest answer is of this moment."""
+        for _ in range(times):
+            self.stages[stage].answered(items, self.now - seconds, self.now, units=1, wanted=True)
+
+    def work(self, queued: int, units: int = 1, *, stage: int = 0, items: int = 1) -> None:
+        """Let a stage have work, begun at this moment."""
+        load = self.loads[stage]
+        load.queued, load.units, load.in_flight = queued, units, units * items
+        self.stages[stage].sent(self.now)
+
+    def ask(self, timeout: float | None = None, route: int = 0) -> Reason | None:
+        self.fresh()
+        refusal = self.door.judge(self.routes[route], timeout or self.timeout, self.now)
+        return None if refusal is None else refusal.reason
+
+    def is_late(self, left: float, *, limit: float = 1.0, together: int = 1, position: int = 0, route: int = 0) -> bool:
+        self.fresh()
+        return self.door.is_late(self.routes[route], position, together, self.now + left, limit, self.now)
+
+    def offer(self, per_second: float, *, stage: int = 0, spans: int = 5) -> None:
+        """Let calls come to a stage, all of which are refused, for two timeouts and more."""
+        offered = self.stages[stage].offered
+        for _ in range(spans):
+            offered.roll(self.now)
+            offered.count += int(per_second * offered.span)
+            self.now += offered.span
+        offered.roll(self.now)
+
+    def fresh(self) -> None:
+        for stage in self.stages:
+            stage.due = stage._read_due = -math.inf
+
+
+def test_a_stage_of_which_nothing_is_known_objects_to_nothing() -> None:
+    door = Door({})
+    door.work(1000)
+    assert door.ask() is None
+    door.learn(0.05, times=2)
+    assert door.ask() is None
+    assert not door.is_late(0.001)
+
+
+@pytest.mark.parametrize(("queued", "refused"), [(18, None), (19, Reason.DEADLINE)])
+def test_the_last_call_that_is_finished_in_time_is_admitted(queued: int, refused: Reason | None) -> None:
+    door = Door({})
+    door.learn(0.0499)
+    door.work(queued)
+    assert door.ask() is refused
+
+
+def test_what_a_worker_has_done_of_its_unit_counts() -> None:
+    door = Door({})
+    door.learn(0.3)
+    door.work(2)
+    assert door.ask() is Reason.DEADLINE
+    door.now += 0.25
+    assert door.ask() is None
+
+
+def test_a_worker_that_says_nothing_for_long_is_expected_to_take_as_long_again() -> None:
+    door = Door({})
+    door.learn(0.05)
+    door.work(5)
+    assert door.ask() is None
+    door.now += 0.8
+    assert door.ask() is Reason.DEADLINE
+
+
+@pytest.mark.parametrize(
+    ("stage", "units", "queued", "wait"),
+    [
+        ({}, 0, 0, 0.0),
+        ({}, 1, 3, 0.4),
+        ({"workers": 4}, 3, 0, 0.0),
+        ({"workers": 4}, 4, 3, 0.1),
+        ({"concurrency": 50}, 50, 49, 0.1),
+        ({"workers": 2, "concurrency": 5}, 10, 0, 0.01),
+        ({"batch_size": 8}, 1, 7, 0.1),
+        ({"batch_size": 8}, 2, 16, 0.4),
+    ],
+)
+def test_the_wait_is_that_for_a_slot(stage: dict[str, Any], units: int, queued: int, wait: float) -> None:
+    door = Door(stage)
+    door.learn(0.1, items=stage.get("batch_size", 1))
+    door.fresh()
+    door.ask()
+    door.work(queued, units)
+    assert door.stages[0].wait(queued, door.now) == pytest.approx(wait)
+
+
+def test_each_call_is_judged_by_its_own_time() -> None:
+    door = Door({})
+    door.learn(0.05)
+    door.work(10)
+    assert door.ask(0.5) is Reason.DEADLINE
+    assert door.ask(0.7) is None
+    assert door.ask(10 * 365 * 86400.0) is None
+    assert door.ask(0.001) is Reason.OWN_TIME
+    assert door.ask(0.055) is Reason.OWN_TIME, "no queue is so short"
+
+
+def test_where_a_stage_takes_too_long_for_anybody_a_call_is_tried_now_and_then() -> None:
+    door = Door({})
+    door.learn(2.0)
+    assert door.ask() is Reason.OWN_TIME
+    door.now += PROBE_SECONDS
+    assert door.ask() is None
+    assert not door.is_late(1.0)
+    door.work(0)
+    assert door.ask() is Reason.OWN_TIME, "one at a time"
+
+
+def test_where_the_stages_together_take_too_long_they_are_tried_together() -> None:
+    door = Door({}, {})
+    door.learn(0.6)
+    door.learn(0.6, stage=1)
+    assert door.ask() is Reason.OWN_TIME
+    door.now += PROBE_SECONDS
+    assert door.ask() is None
+    door.door.admitted((0, 1))
+    assert not door.is_late(1.0)
+    door.work(0)
+    assert door.ask() is Reason.DEADLINE, "one at a time"
+
+
+def test_a_stage_that_has_become_fast_is_believed_after_four_answers() -> None:
+    door = Door({})
+    door.learn(2.0)
+    assert door.ask() is Reason.OWN_TIME
+    door.learn(0.05, times=4)
+    assert door.ask() is None
+
+
+def test_a_few_slow_ones_do_not_shut_the_door() -> None:
+    door = Door({})
+    door.learn(0.05, times=40)
+    door.learn(3.0, times=1)
+    door.learn(0.05, times=5)
+    door.learn(3.0, times=1)
+    door.learn(0.05, times=5)
+    door.stages[0].caution = 1.0
+    assert door.ask() is None
+
+
+def test_answers_that_nobody_waited_for_and_that_came_quickly_say_nothing() -> None:
+    door = Door({})
+    door.learn(0.05)
+    door.ask()
+    for _ in range(10):
+        door.stages[0].answered(1, door.now - 0.0001, door.now, units=1, wanted=False)
+    door.ask()
+    assert door.stages[0].times.mean == pytest.approx(0.05)
+    for _ in range(10):
+        door.stages[0].answered(1, door.now - 2.0, door.now, units=1, wanted=False)
+    door.ask()
+    assert door.stages[0].times.mean == pytest.approx(2.0), "those that took too long do"
+
+
+def test_of_a_stream_the_first_event_counts() -> None:
+    door = Door({"streams": True})
+    door.learn(5.0)
+    for _ in range(5):
+        door.stages[0].first_event(door.now - 0.1, door.now)
+    assert door.ask() is None
+    assert not door.is_late(0.2)
+    assert door.is_late(0.05)
+    door.work(0)
+    assert door.ask() is Reason.DEADLINE, "the only slot is taken for long"
+
+
+def test_the_stages_of_a_route_add_up() -> None:
+    door = Door({}, {})
+    door.learn(0.4)
+    door.learn(0.5, stage=1)
+    assert door.ask(0.95) is None
+    assert door.ask(0.8) is Reason.OWN_TIME
+    door.work(0, stage=1)
+    assert door.ask(0.95) is Reason.DEADLINE, "the second stage is taken when it comes there"
+
+
+def test_those_on_their_way_to_a_later_stage_are_ahead_there() -> None:
+    door = Door({}, {})
+    door.learn(0.001)
+    door.learn(0.05, stage=1)
+    for _ in range(30):
+        door.door.admitted((0, 1))
+    assert door.ask() is Reason.DEADLINE
+    for _ in range(10):
+        door.door.arrived(1)
+    for _ in range(20):
+        door.door.left((0, 1), 0)
+    assert door.ask() is None
+    assert door.stages[1].coming == 0
+
+
+def test_a_task_that_cannot_be_finished_any_more_is_late() -> None:
+    door = Door({})
+    door.learn(0.05)
+    assert door.is_late(0.049)
+    assert not door.is_late(0.051)
+
+
+def test_the_later_stages_count_where_a_task_is_begun() -> None:
+    door = Door({}, {})
+    door.learn(0.05)
+    door.learn(0.1, stage=1)
+    door.ask()
+    assert door.is_late(0.14)
+    assert not door.is_late(0.16)
+    assert not door.is_late(0.11, position=1)
+
+
+def test_a_batch_that_is_sent_ahead_begins_when_the_one_before_ends() -> None:
+    door = Door({"batch_size": 8})
+    door.learn(0.1, items=8)
+    door.work(8, items=8)
+    assert door.is_late(0.19, together=8)
+    assert not door.is_late(0.21, together=8)
+
+
+def test_far_from_its_deadline_a_task_is_not_looked_at() -> None:
+    door = Door({}, {})
+    door.learn(0.05)
+    door.learn(0.1, stage=1)
+    door.ask()
+    door.ask()
+    assert 0.15 < door.stages[0].margin < 1.0
+    assert 0.1 < door.stages[1].margin < door.stages[0].margin
+
+
+def test_an_overloaded_stage_keeps_its_queue_short() -> None:
+    door = Door({})
+    door.learn(0.05)
+    door.offer(60.0)
+    door.learn(0.05, times=1)
+    door.work(2)
+    assert door.ask() is None
+    door.work(6)
+    assert door.ask() is Reason.OVERLOAD
+
+
+@pytest.mark.parametrize("load", [0.9, 1.0, 1.3])
+def test_near_its_capacity_it_does_not(load: float) -> None:
+    door = Door({})
+    door.learn(0.05)
+    door.offer(20.0 * load)
+    door.learn(0.05, times=1)
+    door.work(14)
+    assert door.ask() is None
+
+
+def test_a_burst_passes() -> None:
+    door = Door({})
+    door.learn(0.05)
+    offered = door.stages[0].offered
+    for count in (18, 0, 18, 0, 18, 0):
+        offered.roll(door.now)
+        offered.count += count * 2
+        door.now += offered.span
+    door.learn(0.05, times=1)
+    door.work(16)
+    assert door.ask() is None
+
+
+def test_a_short_queue_still_fills_batches_and_slots() -> None:
+    door = Door({"batch_size": 8, "workers": 4})
+    door.learn(0.06, items=8)
+    door.offer(5000.0)
+    door.learn(0.06, items=8, times=1)
+    door.work(12, 4)
+    assert door.ask() is None
+    door.work(60, 4)
+    assert door.ask() is Reason.OVERLOAD
+
+
+def test_the_stage_before_limits_what_is_brought_to_the_next() -> None:
+    door = Door({}, {})
+    door.learn(0.05)
+    door.learn(0.04, stage=1)
+    door.offer(200.0, stage=1)
+    door.learn(0.05, times=1)
+    door.learn(0.04, stage=1, times=1)
+    door.work(0, 0)
+    door.work(6, stage=1)
+    assert door.ask() is None, "20 a second come there, and it does 25"
+
+
+def test_a_stage_with_a_latency_target_refuses_what_would_be_there_for_longer() -> None:
+    door = Door({"latency_target": 0.2})
+    door.learn(0.05)
+    door.work(1)
+    assert door.ask() is None
+    door.work(3)
+    assert door.ask() is Reason.LATENCY_TARGET
+
+
+def test_a_target_that_is_below_the_stages_own_time_still_lets_in_what_need_not_wait() -> None:
+    door = Door({"latency_target": 0.01})
+    door.learn(0.05)
+    door.work(0, 0)
+    assert door.ask() is None
+    door.work(0)
+    assert door.ask() is Reason.LATENCY_TARGET
+
+
+def test_an_admission_that_is_turned_off_only_measures() -> None:
+    door = Door({}, active=False)
+    door.learn(0.05)
+    door.work(100)
+    assert door.ask() is None
+    assert door.door.retry_after((0,), door.now) == pytest.approx(5.0)
+    assert door.stages[0].margin == -math.inf
+
+
+def test_a_worker_that_joins_counts_at_once_that_is_within_some_milliseconds() -> None:
+    door = Door({})
+    door.learn(0.05)
+    door.work(19)
+    assert door.ask() is Reason.DEADLINE
+    door.loads[0].workers = 2
+    assert door.ask() is None
+
+
+def test_without_a_worker_the_work_of_one_is_admitted() -> None:
+    door = Door({"workers": 4})
+    door.learn(0.1)
+    door.loads[0].workers = 0
+    door.work(5, 0)
+    assert door.ask() is None
+    door.work(20, 0)
+    assert door.ask() is Reason.DEADLINE
+
+
+def test_the_retry_after_is_the_time_that_what_waits_takes_at_the_slowest_stage() -> None:
+    door = Door({}, {"workers": 2})
+    assert door.door.retry_after((0, 1), door.now) == 0.0
+    door.learn(0.05)
+    door.learn(0.5, stage=1)
+    door.work(20)
+    door.work(8, stage=1)
+    door.fresh()
+    assert door.door.retry_after((0, 1), door.now) == pytest.approx(2.0)
+    assert door.door.retry_after((0,), door.now) == pytest.approx(1.0)
+
+
+def test_who_looks_often_at_the_expected_wait_does_not_keep_the_door_from_learning() -> None:
+    door = Door({})
+    door.learn(0.05)
+    door.work(100)
+    assert door.stages[0].expected_wait(door.now) == pytest.approx(5.0)
+    assert door.door.judge((0,), 1.0, door.now) is not None
+    assert door.stages[0].margin > 0.05

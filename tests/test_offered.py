@@ -1,0 +1,55 @@
+"""How many tasks are brought to a stage in a second."""
+
+from __future__ import annotations
+
+import pytest
+
+from mosec_asgi.batching.offered import LONGEST_SPAN, Offered
+
+
+def brought(offered: Offered, per_span: list[int], start: float = 0.0) -> None:
+    offered.roll(start)
+    for place, count in enumerate(per_span, 1):
+        offered.count += count
+        offered.roll(start + place * offered.span)
+
+
+def test_it_is_the_latest_two_timeouts_that_count() -> None:
+    offered = Offered(1.0)
+    brought(offered, [100, 10, 10, 20, 20])
+    assert offered.per_second == pytest.approx(30.0)
+    assert offered.least == pytest.approx(20.0)
+
+
+def test_a_span_that_has_not_ended_does_not_count() -> None:
+    offered = Offered(1.0)
+    brought(offered, [10, 10, 10, 10])
+    offered.count += 1000
+    offered.roll(4 * offered.span + 0.4)
+    assert offered.per_second == pytest.approx(20.0)
+
+
+def test_at_first_nothing_was_brought() -> None:
+    offered = Offered(1.0)
+    offered.count += 50
+    offered.roll(10.0)
+    assert (offered.per_second, offered.count) == (0.0, 0)
+
+
+def test_a_burst_leaves_spans_in_which_little_comes() -> None:
+    offered = Offered(1.0)
+    brought(offered, [18, 0, 18, 0])
+    assert offered.least == 0.0
+
+
+def test_where_nobody_asked_for_long_the_time_between_counts() -> None:
+    offered = Offered(1.0)
+    offered.roll(0.0)
+    offered.count += 100
+    offered.roll(100.0)
+    assert (offered.per_second, offered.least) == pytest.approx((1.0, 1.0))
+
+
+def test_long_timeouts_are_not_waited_for() -> None:
+    assert Offered(600.0).span == LONGEST_SPAN
+    assert Offered(0.001).span > 0.01

@@ -1,0 +1,221 @@
+"""Useful at any load: the real coordinator on virtual time, from half of its capacity to ten times.
+
+What is measured is shared out between goodput, which chance in the work's own time moves about, and the share of time
+that workers were at work on what was not in vain, which it does not.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from random import Random
+from typing import Any
+
+import pytest
+from harness import benchmark
+
+cases = benchmark("overload.cases")
+world = benchmark("overload.world")
+
+CONSTANT = [world.SimulatedStage(cases.constant(0.05))]
+
+
+def run(stages: Any, calls: Any, **options: Any) -> Any:
+    events = options.pop("events", None)
+    return world.World(stages, options.pop("routes", None), **options).run(calls, events)
+
+
+def good(history: Any, start: float, end: float, capacity: float = 20.0) -> float:
+    return float(history.good_in(start, end) / (capacity * (end - start)))
+
+
+def codes(history: Any, start: float, end: float, **of: Any) -> Counter[int]:
+    answers = history.within(start, end)
+    return Counter(a.code for a in answers if all(getattr(a.call, name) == value for name, value in of.items()))
+
+
+# -- steady loads ------------------------------------------------------------------------------------------------------
+
+LEAST = {
+    "constant": 0.97,
+    "exponential": 0.95,
+    "heavy-tailed": 0.93,
+    "batches": 0.97,
+    "batches that wait": 0.97,
+    "two stages, first slower": 0.95,
+    "two stages, second slower": 0.95,
+    "two stages, nearly alike": 0.95,
+    "four replicas": 0.97,
+    "concurrency 50": 0.97,
+    "concurrent batches": 0.97,
+    "streams": 0.95,
+    "streams one by one": 0.97,
+}
+
+
+@pytest.mark.parametrize("load", [1.5, 3.0, 10.0])
+@pytest.mark.parametrize("name", LEAST)
+def test_under_overload_a_service_answers_what_its_workers_can_do(name: str, load: float) -> None:
+    quick = cases.SERVICES[name].capacity > 100.0
+    result = cases.steady(name, load, seconds=10.0 if quick else 25.0, seed=3)
+    assert result.at_work * (1.0 - result.wasted) >= LEAST[name], result
+    assert result.wasted <= 0.02, result
+    if load >= 3.0:
+        assert result.timed_out <= 0.05, "the rest is refused at once"
+
+
+@pytest.mark.parametrize(
+    "name", ["constant", "exponential", "heavy-tailed", "batches", "two stages, nearly alike", "four replicas"]
+)
+def test_at_three_times_its_capacity_it_answers_soon(name: str) -> None:
+    result = cases.steady(name, 3.0, seconds=40.0 if name == "heavy-tailed" else 15.0)
+    assert result.median <= 300.0, result
+
+
+@pytest.mark.parametrize("load", [0.5, 0.8, 0.9])
+@pytest.mark.parametrize(
+    "name",
+    ["constant", "batches", "two stages, first slower", "four replicas", "concurrency 50", "streams", "exponential"],
+)
+def test_below_its_capacity_nothing_is_lost(name: str, load: float) -> None:
+    quick = cases.SERVICES[name].capacity > 100.0
+    seconds = 10.0 if quick else 40.0
+    result = cases.steady(name, load, seconds=seconds, seed=2)
+    without = cases.steady(name, load, seconds=seconds, seed=2, load_shedding=False)
+    assert result.refused <= 0.005, result
+    assert result.goodput >= without.goodput - 0.002, (result, without)
+
+
+def test_without_admission_an_overloaded_service_works_in_vain() -> None:
+    result = cases.steady("constant", 3.0, seconds=20.0, load_shedding=False)
+    assert result.goodput < 0.3
+    assert result.wasted > 0.5
+
+
+def test_bursts_that_can_be_served_pass_whole() -> None:
+    history = run(CONSTANT, cases.bursts(18, 1.0, 20.0))
+    assert codes(history, 0.0, 20.0) == {200: 360}
+
+
+# -- changes -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_load_that_steps_up_and_down_costs_nothing() -> None:
+    calls = cases.poisson(10, 10, 1) + cases.poisson(100, 10, 2, start=10) + cases.poisson(10, 10, 3, start=20)
+    history = run(CONSTANT, calls)
+    assert good(history, 10.0, 12.0) >= 0.95
+    assert good(history, 12.0, 20.0) >= 0.97
+    assert codes(history, 22.0, 30.0).keys() == {200}
+    assert history.wasted <= 0.02
+
+
+@pytest.mark.parametrize("load", [0.8, 3.0])
+def test_a_model_that_becomes_slower_and_fast_again_is_followed(load: float) -> None:
+    stages = [world.SimulatedStage(lambda random, items, now: 0.2 if 10.0 <= now < 20.0 else 0.05)]
+    history = run(stages, cases.poisson(20.0 * load, 30, 4))
+    assert good(history, 12.0, 20.0, capacity=5.0) >= 0.95
+    if load > 1.0:
+        assert good(history, 22.0, 30.0) >= 0.97
+    else:
+        assert codes(history, 22.0, 30.0).keys() == {200}
+    assert history.wasted <= 0.02
+
+
+def test_a_cold_start_under_load_costs_no_more_than_the_start() -> None:
+    history = run(CONSTANT, cases.poisson(100, 12, 5))
+    assert good(history, 0.0, 2.0) >= 0.9
+    assert good(history, 2.0, 12.0) >= 0.97
+
+
+@pytest.mark.parametrize("load", [0.5, 5.0])
+def test_one_slow_request_does_not_shut_the_door(load: float) -> None:
+    stages = [world.SimulatedStage(lambda random, items, now: 2.0 if 5.0 <= now < 5.05 else 0.05)]
+    history = run(stages, cases.poisson(20.0 * load, 15, 5))
+    if load > 1.0:
+        assert good(history, 8.0, 15.0) >= 0.97
+    else:
+        assert codes(history, 7.5, 15.0).keys() == {200}
+
+
+def test_a_first_request_that_is_compiled_for_two_seconds_does_not_either() -> None:
+    first = iter([2.0])
+    history = run([world.SimulatedStage(lambda random, items, now: next(first, 0.05))], cases.poisson(100, 12, 5))
+    assert good(history, 3.0, 12.0) >= 0.97
+
+
+@pytest.mark.parametrize("num", [1, 4])
+def test_a_worker_that_dies_under_load_takes_only_its_own_share(num: int) -> None:
+    stages = [world.SimulatedStage(cases.constant(0.05 * num), num=num, start=2.0)]
+    history = run(stages, cases.poisson(60, 25, 6), events={12.02: lambda w: w.workers[0].kill()})
+    assert good(history, 12.5, 14.0) >= 0.93 * (num - 1) / num
+    assert good(history, 15.0, 25.0) >= 0.97
+    assert history.wasted <= 0.02
+
+
+# -- routes, deadlines, wishes -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("loads", [(0.3, 3.0), (3.0, 0.3), (3.0, 3.0)])
+def test_routes_that_share_a_stage_share_the_refusals(loads: tuple[float, float]) -> None:
+    stages = [world.SimulatedStage(cases.constant(0.02)), *CONSTANT]
+    calls = [call for route, load in enumerate(loads) for call in cases.poisson(20 * load, 25, 7 + route, route)]
+    history = run(stages, sorted(calls, key=lambda call: call.at), routes=[(0, 1), (1,)])
+    assert good(history, 5.0, 25.0) >= 0.95
+    assert history.wasted <= 0.02
+    shares = []
+    for route in (0, 1):
+        answers = codes(history, 5.0, 25.0, route=route)
+        shares.append(answers[200] / answers.total())
+    assert min(shares) >= 0.5 * max(shares), shares
+
+
+def test_each_call_is_judged_by_its_own_deadline() -> None:
+    random = Random(1)
+    years = 10 * 365 * 86400.0
+    calls = [world.Arrival(call.at, 0, random.choice([0.001, None, years, 0.3])) for call in cases.poisson(40.0, 20, 9)]
+    history = run(CONSTANT, calls)
+    assert good(history, 5.0, 20.0) >= 0.95
+    assert codes(history, 1.0, 20.0, timeout=0.001).keys() == {408}
+    for timeout in (None, years, 0.3):
+        answers = codes(history, 1.0, 20.0, timeout=timeout)
+        assert answers[200] >= 0.3 * answers.total()
+        assert answers[408] <= 0.02 * answers.total()
+    hopeless = [a for a in history.within(1.0, 20.0) if a.call.timeout == 0.001]
+    assert {(a.retry_after, a.latency) for a in hopeless} == {(None, 0.0)}, "at once, and to come again is no remedy"
+    assert "`x-request-timeout` (milliseconds)" in hopeless[0].text
+
+
+def test_clients_in_too_great_a_hurry_do_not_keep_the_service_from_learning() -> None:
+    stages = [world.SimulatedStage(lambda random, items, now: 0.05 if now < 10.0 else 0.01)]
+    calls = [world.Arrival(call.at, 0, 0.04 if call.at > 5.0 else None) for call in cases.poisson(10.0, 25, 9)]
+    history = run(stages, calls)
+    assert codes(history, 6.0, 10.0)[408] > 0
+    assert codes(history, 16.0, 25.0).keys() == {200}
+
+
+def test_a_dropped_task_is_told_why_and_what_to_raise() -> None:
+    # The worker is slow once, and those that were admitted before wait too long.
+    stages = [world.SimulatedStage(lambda random, items, now: 0.97 if 5.0 <= now < 5.06 else 0.05)]
+    history = run(stages, cases.poisson(15.0, 8, 11))
+    dropped = [a for a in history.answers if a.code == 408 and "did not begin it" in a.text]
+    assert dropped
+    assert "Stage_1" in dropped[0].text
+    assert "`timeout` (milliseconds)" in dropped[0].text
+    assert dropped[0].latency < 1.0
+
+
+def test_a_latency_target_is_kept_near_the_capacity_too() -> None:
+    stages = [world.SimulatedStage(cases.constant(0.05), latency_target=0.2)]
+    history = run(stages, cases.poisson(19.0, 20, 12))
+    served = [a.latency for a in history.within(1.0, 20.0) if a.code == 200]
+    assert max(served) <= 0.2 + 1e-6
+    assert history.metrics.stages[0].refusals.keys() == {"latency_target"}
+    assert good(history, 1.0, 20.0) > 0.8
+
+
+def test_what_is_refused_is_counted_by_its_reason_and_what_is_done_by_its_use() -> None:
+    history = run(CONSTANT, cases.poisson(60.0, 15, 13), capacity=15)
+    stage = history.metrics.stages[0]
+    assert stage.refusals.keys() == {"capacity", "overload"}
+    assert sum(stage.refusals.values()) == codes(history, 0.0, 15.0)[429]
+    assert stage.in_time == codes(history, 0.0, 15.0)[200]
+    assert stage.in_vain == 0

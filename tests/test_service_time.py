@@ -1,0 +1,118 @@
+"""How long a stage takes: means, high quantiles, batches, changes, and the one slow unit that says nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from random import Random
+
+import pytest
+
+from mosec_asgi.batching.service_time import ServiceTimes
+
+
+def measured(seconds: Iterable[float]) -> ServiceTimes:
+    times = ServiceTimes()
+    for one in seconds:
+        times.add(1, one)
+    assert times.read()
+    return times
+
+
+def heavy_tailed(count: int, factor: float = 1.0, seed: int = 1) -> list[float]:
+    random = Random(seed)
+    return [factor * (0.02 if random.random() < 0.9 else 0.32) for _ in range(count)]
+
+
+def test_nothing_is_known_of_two_units() -> None:
+    times = ServiceTimes()
+    times.add(1, 0.1)
+    times.add(1, 0.1)
+    assert not times.read()
+    assert times.mean == 0.0
+    times.add(1, 0.1)
+    assert times.read()
+
+
+def test_constant_times_are_what_they_are() -> None:
+    times = measured([0.05] * 20)
+    assert (times.mean, times.usual, times.high) == pytest.approx((0.05, 0.05, 0.05))
+    assert times.scatter == pytest.approx(0.0)
+
+
+def test_what_is_added_counts_once_it_is_read() -> None:
+    times = measured([0.05] * 3)
+    times.add(1, 0.05)
+    for _ in range(9):
+        times.add(1, 0.25)
+    assert times.mean == pytest.approx(0.05)
+    times.read()
+    assert times.mean == pytest.approx(0.25)
+
+
+def test_of_heavy_tailed_times_the_usual_one_is_short_and_the_high_one_long() -> None:
+    times = measured(heavy_tailed(128))
+    assert times.usual == 0.02
+    assert times.high == 0.32
+    assert 0.03 < times.mean < 0.07
+    assert times.scatter > 1.5
+
+
+@pytest.mark.parametrize("place", [0, 5, 19])
+def test_one_slow_unit_says_nothing_of_the_next(place: int) -> None:
+    times = measured([0.05] * place + [2.0] + [0.05] * (19 - place))
+    assert (times.mean, times.high) == pytest.approx((0.05, 0.05))
+
+
+def test_a_slow_unit_among_the_first_says_nothing_either() -> None:
+    assert measured([2.0, 0.05, 0.05]).mean == pytest.approx(0.05)
+
+
+@pytest.mark.parametrize("factor", [4.0, 0.25])
+def test_a_change_is_believed_after_four_units(factor: float) -> None:
+    times = measured([0.05] * 100 + [0.05 * factor] * 4)
+    assert (times.mean, times.high) == pytest.approx((0.05 * factor, 0.05 * factor))
+
+
+@pytest.mark.parametrize("later", [5, 20, 60])
+def test_a_change_is_found_however_much_has_come_since(later: int) -> None:
+    times = measured([0.05] * 60 + [0.2] * later)
+    assert times.mean == pytest.approx(0.2)
+
+
+def test_a_change_of_times_that_scatter_is_believed_after_sixteen() -> None:
+    times = measured(heavy_tailed(100) + heavy_tailed(16, factor=8.0, seed=2))
+    assert times.mean > 0.2
+
+
+def test_times_that_scatter_are_no_change() -> None:
+    for seed in range(20):
+        times = ServiceTimes()
+        for one in heavy_tailed(400, seed=seed):
+            times.add(1, one)
+            times.read()
+        assert 0.02 < times.mean < 0.12, seed
+
+
+def test_the_time_of_a_batch_is_a_line_over_its_size() -> None:
+    times = ServiceTimes(8)
+    for items in (1, 3, 8, 2, 5, 8):
+        times.add(items, 0.02 + 0.005 * items)
+    times.read()
+    assert times.mean == pytest.approx(0.06)
+    assert times.of(1, times.mean) == pytest.approx(0.025)
+    assert times.high == pytest.approx(0.06), "small batches take no less than their part"
+
+
+def test_batches_of_one_size_keep_the_shape_that_was_learned() -> None:
+    times = ServiceTimes(8)
+    for items in (1, 3, 8, 2, 5, 8):
+        times.add(items, 0.02 + 0.005 * items)
+    times.read()
+    for _ in range(200):
+        times.add(8, 0.06)
+    times.read()
+    assert times.of(1, times.mean) == pytest.approx(0.025)
+
+
+def test_units_that_take_no_time_are_not_infinitely_fast() -> None:
+    assert measured([0.0] * 5).mean > 0.0
