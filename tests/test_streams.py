@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import signal
 import sys
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -161,6 +162,26 @@ async def test_200_streams_at_once_get_exactly_their_own_events_in_order(program
         streams = [events(client, path, {"name": name, "count": count}) for name, count in counts.items()]
         for (name, count), got in zip(counts.items(), await asyncio.gather(*streams), strict=True):
             assert got == [f"{name} {number}" for number in range(count)]
+
+
+async def test_a_server_that_is_held_up_for_a_moment_loses_no_event_of_an_asynchronous_worker(program: Program) -> None:
+    """Meanwhile the worker's pipe runs full: some 280 frames fill it, however small."""
+    names = [f"held-{number}" for number in range(64)]
+    async with client_of(program) as client:
+        before = metric(program, "events_sent_total", "CountAsync")
+        streams = [
+            asyncio.create_task(events(client, "/async", {"name": name, "count": 200, "seconds": 0.005}))
+            for name in names
+        ]
+        await until(lambda: metric(program, "events_sent_total", "CountAsync") > before, "the streams have begun")
+        program.send(signal.SIGSTOP)
+        try:
+            # What it would do meanwhile is long done by then; nothing tells.
+            await asyncio.sleep(1.0)
+        finally:
+            program.send(signal.SIGCONT)
+        for name, got in zip(names, await asyncio.gather(*streams), strict=True):
+            assert got == [f"{name} {number}" for number in range(200)]
 
 
 async def test_a_request_joins_a_running_batch_and_leaves_it_before_the_others(program: Program, notes: Path) -> None:
