@@ -67,6 +67,41 @@ def forward_return_type(worker: type[Any], batched: bool) -> Any:
     return _without_exceptions(annotation)
 
 
+def single_item_annotation(worker: type[Any]) -> tuple[str, str]:
+    """Return the argument of a worker's `forward` and its annotation, where that is one item for sure, and no batch.
+
+    Returns:
+        the argument's name and its annotation as text; both empty where the annotation says nothing, cannot be read, or
+        may be that of a batch.
+    """
+    try:
+        name = _argument(worker)
+        annotation = Any if name is None else _annotation(worker, name)
+    # A `forward` that is no plain function may have no signature.
+    except (DefinitionError, TypeError, ValueError):
+        return "", ""
+    return (name, inspect.formatannotation(annotation)) if name and _is_one_item(annotation) else ("", "")
+
+
+def _is_one_item(annotation: Any) -> bool:
+    """Whether no list fits an annotation: text, a number, a mapping, a model, a dataclass, or a union of those."""
+    while typing.get_origin(annotation) is Annotated or hasattr(annotation, "__value__"):
+        annotation = getattr(annotation, "__value__", None) or annotation.__origin__
+    origin = typing.get_origin(annotation)
+    if origin in _UNIONS:
+        return all(map(_is_one_item, typing.get_args(annotation)))
+    kind = origin or annotation
+    if kind is types.NoneType or typing.is_typeddict(kind):
+        return True
+    if not isinstance(kind, type):
+        return False
+    if issubclass(kind, (str, bytes, bytearray, int, float, complex, collections.abc.Mapping)):
+        return True
+    described = hasattr(kind, "__dataclass_fields__") or hasattr(kind, "__struct_fields__")
+    # A root model of pydantic may be a list.
+    return described or (hasattr(kind, "model_fields") and not getattr(kind, "__pydantic_root_model__", False))
+
+
 def _forward(worker: type[Any]) -> tuple[type[Any], Any]:
     """Return the class that defines a worker's `forward`, and it as it stands there."""
     owner = next(base for base in worker.__mro__ if "forward" in vars(base))

@@ -7,20 +7,38 @@ environment (the settings, and where prometheus_client is to count) and looks at
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
+import re
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from mosec_asgi import log
 from mosec_asgi.errors import DefinitionError
 
 if TYPE_CHECKING:
     import argparse
 
 ENV_PREFIX = "MOSEC_"
+# Seconds that stand for no limit: timers and deadlines need a number.
+NO_LIMIT = 365 * 24 * 3600.0
+# Seconds that a service without a timeout gives to its requests when it stops.
+GRACE_SECONDS = 30.0
 LOG_LEVELS = ("debug", "info", "warning", "error")
 _TRUE = {"1", "true", "yes", "on"}
 _FALSE = {"0", "false", "no", "off", ""}
+# What Kubernetes sets MOSEC_PORT to in the pods beside a Service of that name.
+_KUBERNETES = re.compile(r"(tcp|udp|sctp)://")
+# How other servers call a flag of ours.
+_SYNONYMS = {
+    "host": "address", "hostname": "address", "bind": "address", "listen": "address", "loglevel": "log-level",
+}  # fmt: skip
+# Letters from which on a flag with one wrong letter is no other word.
+_LONG_FLAG = 6
+
+logger = log.internal_logger(__name__)
 
 
 def _setting(
@@ -40,7 +58,9 @@ class Settings:
 
     capacity: int = _setting(1024, "requests admitted and not yet answered; beyond it the answer is 429", least=1)
     timeout: int = _setting(
-        3000, "milliseconds that a request may take from its arrival; then the answer is 408", least=1
+        3000,
+        "milliseconds that a request may take from its arrival, then the answer is 408; 0 sets no limit",
+        least=0,
     )
     wait: int = _setting(
         10,
@@ -109,7 +129,7 @@ class Settings:
         least=1,
     )
     max_head_size: int = _setting(
-        64 * 1024, "bytes of a request line and its headers; beyond it the answer is 431", least=256
+        64 * 1024, "bytes of a request line and its headers; beyond it the answer is 431", least=4096
     )
     max_url_size: int = _setting(16 * 1024, "bytes of a path with its query; beyond it the answer is 414", least=16)
     pipelined: int = _setting(
@@ -125,17 +145,29 @@ class Settings:
         least=0,
         most=1 << 40,
     )
+    strict_json: bool = _setting(
+        False,
+        "refuse bodies that are no strict JSON (RFC 8259): NaN, Infinity, a byte order mark, UTF-16, lone surrogates, "
+        "which are otherwise read as Python's json reads them",
+    )
+    title: str = _setting("mosec-asgi service", "title of the OpenAPI document")
+    version: str = _setting("", "version of the service in the OpenAPI document; that of mosec-asgi where it is empty")
     path: str = _setting("", "accepted for mosec's sake and not used: workers are reached over unnamed socket pairs")
 
     @property
     def timeout_seconds(self) -> float:
-        """The service timeout in seconds."""
-        return self.timeout / 1000
+        """The service timeout in seconds; `NO_LIMIT` where there is none."""
+        return self.timeout / 1000 or NO_LIMIT
 
     @property
     def event_timeout_seconds(self) -> float:
         """The longest gap between two events of a stream, in seconds."""
-        return (self.event_timeout or self.timeout) / 1000
+        return (self.event_timeout or self.timeout) / 1000 or NO_LIMIT
+
+    @property
+    def grace_seconds(self) -> float:
+        """The seconds that admitted requests get when the service stops: the timeout, and a bound where it is none."""
+        return self.timeout / 1000 or GRACE_SECONDS
 
     @property
     def effective_log_level(self) -> str:
@@ -208,11 +240,46 @@ def resolve(
     for name in FIELDS:
         variable = ENV_PREFIX + name.upper()
         # An empty variable counts as none, as in mosec.
-        if environment.get(variable):
-            values[name] = _checked(name, environment[variable], f"the environment variable {variable}")
+        if text := environment.get(variable):
+            if name == "port" and _KUBERNETES.match(text):
+                _warn_of_kubernetes(variable, text)
+            else:
+                values[name] = _checked(name, text, f"the environment variable {variable}")
     for name, value in (command_line or {}).items():
         values[name] = _checked(name, value, f"the argument --{name.replace('_', '-')}")
     return Settings(**values)
+
+
+@functools.cache
+def _warn_of_kubernetes(variable: str, text: str) -> None:
+    """Say, once, that a variable is not taken for a setting."""
+    log.prepare()
+    logger.warning(
+        "the environment variable %s=%s is no port: Kubernetes sets it for a Service that is named `mosec`, and it is "
+        "ignored here; set the port by --port or Server(port=...), or give the pod `enableServiceLinks: false`",
+        variable,
+        text,
+    )
+
+
+def logging_wishes() -> tuple[str, bool]:
+    """Return the level, and whether to log as text, as far as the environment and the command line tell them.
+
+    For what is logged before a service is started; what does not fit is refused then.
+    """
+    level, debug = os.environ.get(ENV_PREFIX + "LOG_LEVEL", ""), os.environ.get(ENV_PREFIX + "DEBUG", "").lower()
+    arguments = sys.argv[1:] if hasattr(sys, "argv") else []
+    for place, argument in enumerate(arguments):
+        flag, _, value = argument.partition("=")
+        if flag == "--log-level":
+            level = value or (arguments[place + 1] if place + 1 < len(arguments) else "")
+    text = debug in _TRUE or "--debug" in arguments
+    if text:
+        return "debug", True
+    return (level if level in LOG_LEVELS else str(FIELDS["log_level"].default)), False
+
+
+log.before_start(logging_wishes)
 
 
 def prometheus_directory() -> str | None:
@@ -261,8 +328,45 @@ def parse_command_line(settings: Settings, arguments: Sequence[str] | None = Non
     Returns:
         the settings that were given, by name.
     """
-    known, _ = build_parser(settings).parse_known_args(arguments)
+    known, others = build_parser(settings).parse_known_args(arguments)
+    for argument in others:
+        if meant := _meant_by(argument):
+            raise DefinitionError(f"unknown argument {argument.partition('=')[0]}; did you mean --{meant}?")
     return vars(known)
+
+
+def _meant_by(argument: str) -> str | None:
+    """Return the flag of ours, without its dashes, that an argument is a slip of; None for one of the user's own."""
+    if not argument.startswith("--"):
+        return None
+    name = argument[2:].partition("=")[0].replace("_", "-").lower()
+    flags = [field.replace("_", "-") for field in FIELDS]
+    return _SYNONYMS.get(name) or next((flag for flag in flags if _is_slip(name, flag)), None)
+
+
+def _is_slip(name: str, flag: str) -> bool:
+    """Whether a name is a flag with one slip: two letters swapped, one left out or doubled; in a long flag any letter.
+
+    A plural is no slip, nor is another word that differs by a letter, as `--sort` from `--port` or `--patch` from
+    `--path`: they may be flags of the user's program.
+    """
+    if name == flag:
+        # In capitals, or with underscores.
+        return True
+    if name == flag + "s":
+        return False
+    places = range(len(flag))
+    slips = {flag[:p] + flag[p + 1 : p + 2] + flag[p] + flag[p + 2 :] for p in places}
+    slips |= {flag[:p] + flag[p + 1 :] for p in places}
+    slips |= {flag[:p] + flag[p] + flag[p:] for p in places}
+    if name in slips:
+        return True
+    if len(flag) < _LONG_FLAG or not -1 <= len(name) - len(flag) <= 1:
+        return False
+    # The same but for one letter, wherever it is.
+    same = next((p for p, (a, b) in enumerate(zip(name, flag, strict=False)) if a != b), min(len(name), len(flag)))
+    rest, other = name[same:], flag[same:]
+    return rest[1:] == other[1:] or rest[1:] == other
 
 
 def from_command_line(keywords: Mapping[str, Any]) -> Settings:

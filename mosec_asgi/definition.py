@@ -22,27 +22,38 @@ def plan_service(
     names = stage_names([runtime for pipeline in routes.values() for runtime in pipeline])
     # In the order of their names' numbers, each once, however many routes share it.
     runtimes = list(names)
-    stages = [
-        plan_stage(runtime, names[runtime], settings, _followers(runtime, routes.values())) for runtime in runtimes
-    ]
+    stages = []
+    for runtime in runtimes:
+        followers = _followers(runtime, routes.values())
+        after = tuple(dict.fromkeys(names[follower] for follower in followers))
+        stages.append(plan_stage(runtime, names[runtime], settings, followers, after))
     pipelines = [RoutePlan(path, tuple(map(runtimes.index, pipeline))) for path, pipeline in routes.items()]
     return stages, pipelines, _limits(settings)
 
 
-def _followers(runtime: Runtime, pipelines: Iterable[Sequence[Runtime]]) -> list[type[Worker]]:
-    """Return the classes of the stages that read what a stage passes on, on any route."""
-    return [after.worker for pipeline in pipelines for stage, after in itertools.pairwise(pipeline) if stage is runtime]
+def _followers(runtime: Runtime, pipelines: Iterable[Sequence[Runtime]]) -> list[Runtime]:
+    """Return the stages that read what a stage passes on, on any route."""
+    return [after for pipeline in pipelines for stage, after in itertools.pairwise(pipeline) if stage is runtime]
 
 
-def plan_stage(runtime: Runtime, name: str, settings: Settings, followers: Sequence[type[Worker]] = ()) -> StagePlan:
+def plan_stage(
+    runtime: Runtime,
+    name: str,
+    settings: Settings,
+    followers: Sequence[Runtime] = (),
+    next_stages: tuple[str, ...] = (),
+) -> StagePlan:
     """Return a stage as it is to be run: the user's values, and the settings where there are none.
 
     Args:
         runtime: what the user has written.
         name: of the stage.
         settings: of the service.
-        followers: the workers that read what it passes on.
+        followers: the stages that read what it passes on.
+        next_stages: the names of their stages.
     """
+    # Before the last stage its results are passed on whole.
+    streaming = streams(runtime.worker) and not next_stages
     specs = [
         WorkerSpec(
             worker=runtime.worker,
@@ -52,8 +63,16 @@ def plan_stage(runtime: Runtime, name: str, settings: Settings, followers: Seque
             timeout=runtime.timeout or settings.timeout_seconds,
             isolation_calls=runtime.isolation_calls,
             concurrency=runtime.concurrency,
+            args=runtime.args,
+            kwargs=runtime.kwargs,
+            next_stages=next_stages,
+            strict_json=settings.strict_json,
             stream_buffer=settings.stream_buffer,
-            buffers_apart=all(after.deserialize_ipc is Worker.deserialize_ipc for after in followers),
+            # To a worker that is no process all goes as bytes.
+            buffers_apart=all(
+                each.executor == "process" and each.worker.deserialize_ipc is Worker.deserialize_ipc
+                for each in followers
+            ),
             log_level=settings.effective_log_level,
             log_text=settings.debug,
         )
@@ -66,14 +85,15 @@ def plan_stage(runtime: Runtime, name: str, settings: Settings, followers: Seque
         runtime.env,
         batch_size=1 if continuous else runtime.max_batch_size,
         concurrency=runtime.max_batch_size if continuous else runtime.concurrency,
-        ordered=not (is_async(runtime.worker) or streams(runtime.worker)),
-        streams=streams(runtime.worker),
+        ordered=not (is_async(runtime.worker) or streaming),
+        streams=streaming,
         max_wait=(runtime.max_wait_time or settings.wait) / 1000,
         adaptive=not runtime.max_wait_time,
         max_attempts=runtime.max_attempts,
         start_timeout=settings.start_timeout / 1000,
         start_method=runtime.start_method,
         preload=runtime.preload,
+        executor=runtime.executor,
         latency_target=runtime.latency_target / 1000,
     )
 
@@ -95,4 +115,10 @@ def openapi_document(routes: Mapping[str, Sequence[Runtime]], settings: Settings
     from mosec_asgi.web.openapi import build_document
 
     encodings = compression.supported() if settings.compression else ()
-    return build_document(routes, max_request_size=settings.max_request_size, encodings=encodings)
+    return build_document(
+        routes,
+        max_request_size=settings.max_request_size,
+        encodings=encodings,
+        title=settings.title,
+        version=settings.version,
+    )

@@ -5,10 +5,12 @@
     │   └── DecodingError           400  "decoding error"
     ├── ValidationError             422  "request validation error"
     └── ServerError                 500  "internal error"
-        └── EncodingError           500  "encoding error"
+        ├── EncodingError           500  "encoding error"
+        └── WrongShape              500  "internal error"       what `forward` returned is no result
     MosecTimeoutError               408  "mosec timeout error"   (a BaseException: see there)
     DefinitionError (ValueError)         a service was written down wrongly
     StartupError (RuntimeError)          a service could not be started
+    └── EventLoopError                   the event loop is not asyncio's
 
 A worker raises the first group from `deserialize`, `forward` or `serialize`; the client receives the status and the
 text `"<msg>: <details>"`. Any other exception is a bug in the worker: the client receives 500 "inference internal
@@ -72,6 +74,10 @@ class EncodingError(ServerError):
     msg = "encoding error"
 
 
+class WrongShape(ServerError):
+    """`forward` did not return what its stage needs: a fault of the worker's code, whatever the items."""
+
+
 class MosecTimeoutError(BaseException):
     """Raised inside `forward` when the stage's timeout has passed: 408.
 
@@ -89,6 +95,10 @@ class DefinitionError(ValueError):
 
 class StartupError(RuntimeError):
     """The service could not be started; the text holds the reason, and a worker's traceback where there is one."""
+
+
+class EventLoopError(StartupError):
+    """The program runs another event loop than asyncio's, so that no worker can be started."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +126,12 @@ CLIENT_LEFT = Failure(CANCELLED, "the client left")
 
 # What the service itself answers, in place of a worker.
 INTERNAL_ERROR = Failure(HTTPStatus.INTERNAL_SERVER_ERROR, INTERNAL_ERROR_TEXT)
-TIMED_OUT = Failure(HTTPStatus.REQUEST_TIMEOUT, "inference timeout")
+# The first two words are mosec's.
+TIMED_OUT = Failure(
+    HTTPStatus.REQUEST_TIMEOUT,
+    "inference timeout: not done within the service's setting `timeout` (milliseconds; --timeout, MOSEC_TIMEOUT), or "
+    "the request's own x-request-timeout (milliseconds); the shorter one counts, raise that",
+)
 STALLED = Failure(HTTPStatus.REQUEST_TIMEOUT, "inference timeout: the client does not read its stream")
 # To come again is no remedy: this is the answer that it would get anyway, only at once.
 TOO_LONG = Failure(
@@ -135,6 +150,9 @@ STAGE_DOWN = Failure(
     HTTPStatus.SERVICE_UNAVAILABLE, "the model is not available: its workers do not start", retry_after=5
 )
 NOT_STARTED = Failure(HTTPStatus.SERVICE_UNAVAILABLE, "the service could not be started", retry_after=5)
+WRONG_LOOP = Failure(
+    HTTPStatus.SERVICE_UNAVAILABLE, "the service could not be started: it needs an event loop of asyncio"
+)
 
 # What is wrong with a request before it is a call.
 NO_DATA = Failure(HTTPStatus.BAD_REQUEST, "no data provided")
@@ -217,6 +235,26 @@ def not_begun(stage: str, needs: float, left: float, setting: str) -> Failure:
     """
     text = NOT_BEGUN.format(stage, needs * 1000, left * 1000, setting)
     return Failure(HTTPStatus.REQUEST_TIMEOUT, text)
+
+
+def too_slow(seconds: float) -> MosecTimeoutError:
+    """Return what ends a call of `forward`, or a step of a stream, that has taken longer than its stage allows.
+
+    Args:
+        seconds: that the stage allows.
+    """
+    return MosecTimeoutError(
+        f"`forward` took longer than {seconds:g} s; to give it more, raise `timeout` (seconds) of its stage, and the "
+        "service's setting `timeout` (milliseconds) above that"
+    )
+
+
+def batch_hint(error: BaseException) -> str:
+    """Return what to say beside an exception of a `forward` that takes batches and seems not to know it; or nothing."""
+    text = str(error) if isinstance(error, (TypeError, AttributeError)) else ""
+    if "list indices must be" in text or "'list' object" in text:
+        return " (with max_batch_size > 1 `forward` is given a list of items, and returns a list of results)"
+    return ""
 
 
 def describe(error: BaseException) -> Failure:

@@ -1,4 +1,4 @@
-"""What the formats share: strict JSON, how deep a body may nest, numpy as plain values.
+"""What the formats share: JSON, how deep a body may nest, numpy as plain values.
 
 A body comes from anyone. What is decoded here, or by a mixin, is the value that its format defines or a
 `DecodingError`, and it must pass the rest of its way: `forward`, a pickle to the next stage, an encoder. Those recurse,
@@ -9,6 +9,7 @@ pydantic reads 200), so that a body nested deeper than `MAX_DEPTH` levels is ref
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -26,11 +27,32 @@ _LONG, _LONGER = b"0" * 19, b"0" * 20
 _DIGITS = b"0123456789"
 
 
-def loads_json(data: bytes) -> Any:
-    """Decode JSON strictly, integers of any size included.
+# How bodies begin that are no JSON for sure.
+_BEGINNINGS = {
+    b"\x89PNG\r\n": "image/png",
+    b"\xff\xd8\xff": "image/jpeg",
+    b"GIF8": "image/gif",
+    b"RIFF": "image/webp or audio/wav",
+    b"OggS": "audio/ogg",
+    b"ID3": "audio/mpeg",
+    b"%PDF-": "application/pdf",
+    b"PK\x03\x04": "application/zip",
+    b"\x1f\x8b": "gzip without the header `content-encoding: gzip`",
+    b"\x28\xb5\x2f\xfd": "zstd without the header `content-encoding: zstd`",
+    b"\x93NUMPY": "a file of numpy",
+    b"<": "XML or HTML",
+}
+_FORM = re.compile(rb"[\w.%+-]+=[^{}\[\]\n]*\Z")
+
+
+def loads_json(data: bytes, *, strict: bool = False) -> Any:
+    """Decode JSON, integers of any size included.
 
     Args:
         data: the body.
+        strict: by the letter of RFC 8259. Otherwise what Python's `json` takes beside it is taken as well, as in mosec:
+            NaN and Infinity, numbers too large for a float, a byte order mark, UTF-16 and UTF-32, lone surrogates. Only
+            a body that is no strict JSON costs more for that.
 
     Raises:
         DecodingError: the body is not JSON, or is nested deeper than `MAX_DEPTH` levels.
@@ -40,7 +62,9 @@ def loads_json(data: bytes) -> Any:
     try:
         value = orjson.loads(data)
     except orjson.JSONDecodeError as error:
-        raise DecodingError(f"the body is not JSON: {error}") from error
+        if strict:
+            raise not_json(data, str(error)) from error
+        return _loads_as_python(data, error)
     if len(data) <= 2 * MAX_DEPTH:
         # Nothing so short nests too deeply, and few digits are no huge integer.
         if len(data) - len(data.translate(None, _DIGITS)) < len(_LONG):
@@ -49,6 +73,65 @@ def loads_json(data: bytes) -> Any:
         check_depth(value)
     # orjson reads an integer that 64 bits cannot hold as a float; the standard library is exact, and much slower.
     return json.loads(data) if _may_hold_huge_integer(data) else value
+
+
+def _loads_as_python(data: bytes, refusal: json.JSONDecodeError) -> Any:
+    """Decode what is no strict JSON as Python's `json` does."""
+    try:
+        value = json.loads(data)
+    except RecursionError:
+        raise too_deep() from None
+    # Also for what is no text in its encoding, and for an integer of more digits than Python reads.
+    except ValueError as error:
+        further = isinstance(error, json.JSONDecodeError) and error.pos > refusal.pos
+        raise not_json(data, str(error if further else refusal)) from refusal
+    check_depth(value)
+    return value
+
+
+def not_json(data: bytes, reason: str) -> DecodingError:
+    """Return the error for a body that is not JSON; it says what else the body seems to be.
+
+    Args:
+        data: the body.
+        reason: what is wrong with it.
+    """
+    kind = _kind_of(data)
+    hint = (
+        f"; it looks like {kind}, and application/json is expected here: send JSON, or have the worker override "
+        "`deserialize`"
+        if kind
+        else ""
+    )
+    return DecodingError(f"the body is not JSON: {reason}{hint}")
+
+
+def _kind_of(data: bytes) -> str:
+    """Return what a body that is not JSON seems to be; empty where nobody can tell."""
+    if data.startswith(b"--") and b"content-disposition" in data[:4096].lower():
+        return "multipart/form-data"
+    for beginning, kind in _BEGINNINGS.items():
+        if data.startswith(beginning):
+            return kind
+    if _FORM.match(data[:4096]):
+        return "application/x-www-form-urlencoded"
+    try:
+        data[:4096].decode()
+    except UnicodeDecodeError as error:
+        # Not where a character is only cut in two.
+        return "" if error.start > 4090 else "binary data"
+    return ""
+
+
+def to_utf8(data: bytes) -> bytes | None:
+    """Return JSON in UTF-8 without a byte order mark; None where it is that already, or has no such form."""
+    encoding = json.detect_encoding(data)
+    if encoding == "utf-8":
+        return None
+    try:
+        return data.decode(encoding).encode()
+    except UnicodeError:
+        return None
 
 
 def may_nest_deeply(data: bytes) -> bool:

@@ -1,8 +1,8 @@
 """Log lines: JSON in production, text with `--debug` and on a terminal, where it is coloured.
 
 All loggers of the package hang below `mosec_asgi`; a user's worker logs through `get_logger()`. Importing sets nothing
-up. `configure` is called when a service starts, in the server and in every worker process, and leaves a program alone
-that has set up logging itself.
+up. The first `get_logger()` does, so that no line is lost before the start. `configure` is called when a service
+starts, in the server and in every worker process. Both leave a program alone that has set up logging itself.
 
 A worker's lines say who speaks: its stage, its number, and the requests that it is at work on. Nobody attaches these
 to anything beforehand. A line that is logged asks the speaker; see `speak_as`.
@@ -45,6 +45,7 @@ def get_logger() -> logging.Logger:
     In a worker its lines say the stage and the worker, and in `forward` the ids of the requests that it has: `stage`,
     `worker` and `request_id` of a record are there for a program's own formats, too, and empty where there is none.
     """
+    prepare()
     return logging.getLogger(USER)
 
 
@@ -150,6 +151,48 @@ class TextFormatter(logging.Formatter):
         return text
 
 
+class _EarlyHandler(logging.Handler):
+    """Writes to what is standard error at that moment, as long as the program has not set up logging itself."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a record."""
+        if logging.getLogger().handlers or sys.stderr is None:
+            return
+        try:
+            sys.stderr.write(self.format(record) + "\n")
+            sys.stderr.flush()
+        except Exception:
+            self.handleError(record)
+
+
+# Returns the level, and whether to log as text, before a service is started; see `config`.
+_wishes: Callable[[], tuple[str, bool]] | None = None
+
+
+def before_start(wishes: Callable[[], tuple[str, bool]]) -> None:
+    """Set who is asked for the level, and whether to log as text, before a service is started."""
+    global _wishes
+    _wishes = wishes
+
+
+def prepare() -> None:
+    """Have lines be seen that are logged before a service is started, unless somebody has set up logging."""
+    logger = logging.getLogger(ROOT)
+    if logger.handlers or logging.getLogger(USER).handlers or logging.getLogger().handlers:
+        return
+    level, text = _wishes() if _wishes is not None else ("info", False)
+    handler = _EarlyHandler()
+    handler.setFormatter(_formatter(text))
+    handler.addFilter(_SPEAKER_FILTER)
+    logger.addHandler(handler)
+    logger.setLevel(level.upper())
+
+
+def _formatter(text: bool) -> logging.Formatter:
+    terminal = sys.stderr is not None and sys.stderr.isatty()
+    return TextFormatter(coloured=terminal) if text or terminal else JSONFormatter()
+
+
 def configure(level: str, *, text: bool = False, others: Sequence[str] = ()) -> None:
     """Send the package's log lines to standard error, unless the program has set up logging itself.
 
@@ -158,10 +201,9 @@ def configure(level: str, *, text: bool = False, others: Sequence[str] = ()) -> 
         text: text instead of JSON lines, also where standard error is no terminal.
         others: further loggers to send the same way.
     """
-    terminal = sys.stderr is not None and sys.stderr.isatty()
-    formatter = TextFormatter(coloured=terminal) if text or terminal else JSONFormatter()
+    formatter = _formatter(text)
     # On the logger itself: its records go to a program's own handlers as well.
-    get_logger().addFilter(_SPEAKER_FILTER)
+    logging.getLogger(USER).addFilter(_SPEAKER_FILTER)
     for name in (ROOT, *others):
         _configure_one(logging.getLogger(name), level.upper(), formatter)
 

@@ -4,21 +4,34 @@ from __future__ import annotations
 
 import inspect
 import itertools
-from collections.abc import Sequence
+import os
+import pickle
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from mosec_asgi import log
+from mosec_asgi.annotations import single_item_annotation
 from mosec_asgi.errors import DefinitionError
 from mosec_asgi.streaming import ContinuousWorker, is_async, is_generator, streams
 from mosec_asgi.worker import Worker
 
 START_METHODS = ("spawn", "fork")
-_created = itertools.count()
+# Seconds for a `forward` above which its writer has probably meant milliseconds.
+LONG_TIMEOUT = 600
+
+logger = log.internal_logger(__name__)
+_created = itertools.count(1)
 
 
 class Runtime:
     """A stage: one worker class with its settings and `num` replicas.
 
     The same `Runtime` may stand on several routes; its workers are then shared by them.
+
+    Attributes:
+        name: the stage's name in logs and metrics: the class and its place among the stages of its server, from 1, like
+            `Inference_2`; until it is given to a server, its place among all that have been made.
     """
 
     def __init__(
@@ -35,6 +48,9 @@ class Runtime:
         isolation_calls: int | None = None,
         concurrency: int = 1,
         preload: bool = False,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+        executor: str | Callable[..., Any] = "process",
         latency_target: float = 0,
     ) -> None:
         """Describe a stage; nothing is started.
@@ -58,6 +74,12 @@ class Runtime:
             preload: make the worker once, in a process of its own, and fork all `num` workers from there, so that they
                 share the memory of its model (Linux). For models that run on the CPU; see docs/preload.md for what
                 must not be shared.
+            args: what the worker's `__init__` is called with, by place, in each process; such as the path of a model.
+            kwargs: the same by name.
+            executor: what the workers run on: "process", or "thread", a thread of the server's own process each: for
+                models that release the GIL, for notebooks and for tests. A thread has no `env`, and cannot be
+                interrupted: one whose `forward` exceeds the timeout is given up and replaced, and runs on until it
+                returns. Or a function that makes a `pool.link.Launcher` of the stage's plan and the event loop.
             latency_target: milliseconds that a task should spend at this stage at most; a call that would wait and be
                 there for longer is refused with 429. 0 leaves it to the deadline and the load.
 
@@ -83,8 +105,27 @@ class Runtime:
             )
         self.latency_target = _checked_target(latency_target)
         self.preload = _checked_preload(preload, start_method, self.env)
+        self.executor = _checked_executor(executor, start_method, self.env, self.preload)
+        # What stays in this process need not be pickled.
+        crosses = self.executor == "process" and start_method == "spawn"
+        self.args, self.kwargs = _checked_arguments(self.worker, args, kwargs, crosses=crosses)
+        _check_batch(self.worker, self.max_batch_size)
+        self._advise()
         # Orders the stages of a server as they were written, whatever order the routes name them in.
         self.sequence = next(_created)
+        self.name = f"{self.worker.__name__}_{self.sequence}"
+
+    def _advise(self) -> None:
+        """Warn of what can be meant as it is, and probably is not."""
+        advice = [self.worker._advice] if self.worker._advice else []
+        if self.timeout > LONG_TIMEOUT:
+            advice.append(
+                f"timeout={self.timeout:g} of {self.worker.__name__} is in seconds; for {self.timeout:g} milliseconds "
+                f"write timeout={self.timeout / 1000:g}"
+            )
+        for text in advice:
+            log.prepare()
+            logger.warning(text)
 
     def __repr__(self) -> str:
         return f"<Runtime {self.worker.__name__} num={self.num} max_batch_size={self.max_batch_size}>"
@@ -103,11 +144,77 @@ def check_pipeline(route: str, pipeline: Sequence[Runtime]) -> None:
         DefinitionError: they do not; the text says what to change.
     """
     for runtime in pipeline[:-1]:
-        if streams(runtime.worker):
+        if is_generator(runtime.worker):
             raise DefinitionError(
                 f"{runtime.worker.__name__} streams, so it must be the last stage of {route}; append it last, "
                 "or give what follows it a route of its own"
             )
+
+
+def check_routes(routes: Mapping[str, Sequence[Runtime]]) -> None:
+    """Check that each stage has one place on all routes of a server.
+
+    Raises:
+        DefinitionError: one that streams is the last on one route and not on another.
+    """
+    for path, pipeline in routes.items():
+        last = pipeline[-1]
+        elsewhere = next((other for other, stages in routes.items() if last in stages[:-1]), None)
+        if streams(last.worker) and elsewhere is not None:
+            raise DefinitionError(
+                f"{last.worker.__name__} is the last stage of {path}, where it streams, and not of {elsewhere}; make "
+                "two Runtime objects of it, one for each"
+            )
+
+
+def check_timeouts(routes: Mapping[str, Sequence[Runtime]], service: float) -> None:
+    """Warn of stages whose timeout cannot pass, because that of the service does before.
+
+    Args:
+        routes: the stages by route.
+        service: seconds that a request may take.
+    """
+    for runtime in dict.fromkeys(runtime for pipeline in routes.values() for runtime in pipeline):
+        if runtime.timeout > service:
+            logger.warning(
+                "timeout=%g (seconds) of the stage %s has no effect: the service answers 408 after %g s; raise its "
+                "setting `timeout` (milliseconds, --timeout or MOSEC_TIMEOUT) to more than %d",
+                runtime.timeout,
+                runtime.name,
+                service,
+                round(runtime.timeout * 1000),
+            )
+
+
+def check_importable(routes: Mapping[str, Sequence[Runtime]]) -> None:
+    """Check that spawned processes can import the workers that the main module defines.
+
+    Raises:
+        DefinitionError: they cannot, because it is no file that can be imported; the text says what to do.
+    """
+    why = _not_importable(sys.modules.get("__main__"))
+    for runtime in [runtime for pipeline in routes.values() for runtime in pipeline]:
+        spawned = runtime.executor == "process" and runtime.start_method == "spawn"
+        if why and spawned and runtime.worker.__module__ == "__main__":
+            raise DefinitionError(
+                f"worker processes cannot import {runtime.worker.__qualname__}: it is defined in {why}. Move it into a "
+                "module of its own and import it from there, or use start_method='fork', or executor='thread'"
+            )
+
+
+def _not_importable(main: Any) -> str:
+    """Say what a main module is, where `multiprocessing` cannot import it in a spawned process; empty where it can."""
+    name = getattr(getattr(main, "__spec__", None), "name", None)
+    if name is not None:
+        # Neither a package's `__main__` nor that of a folder or zip file is imported there.
+        what = "a package's __main__, run by `python -m`," if "." in name else "the __main__ of a folder or a zip file"
+        return f"{what} which they do not import" if name.rpartition(".")[2] == "__main__" else ""
+    file = getattr(main, "__file__", None)
+    if file is None:
+        return "a notebook, an interactive session, `python -c` or standard input, which they cannot read"
+    if not os.path.exists(file) or os.path.splitext(os.path.basename(file))[0] == "ipython":
+        return f"{file}, which they do not find"
+    return ""
 
 
 def _at_least(value: Any, name: str, least: int) -> int:
@@ -157,6 +264,93 @@ def _checked_worker(worker: Any) -> type[Worker]:
                     f"{worker.__name__}.{method.__name__} is asynchronous; a ContinuousWorker has plain methods"
                 )
     return worker
+
+
+def _checked_arguments(
+    worker: type[Worker], args: Any, kwargs: Any, *, crosses: bool
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    if isinstance(args, (str, bytes)) or not isinstance(args, Sequence):
+        raise DefinitionError(f"args must be a tuple or a list of {worker.__name__}'s arguments, not {args!r}")
+    if kwargs is not None and not (isinstance(kwargs, Mapping) and all(isinstance(name, str) for name in kwargs)):
+        raise DefinitionError(f"kwargs must be a dictionary of {worker.__name__}'s arguments by name, not {kwargs!r}")
+    args, kwargs = tuple(args), dict(kwargs or {})
+    _check_signature(worker, args, kwargs)
+    if crosses:
+        for name, value in [*enumerate(args), *kwargs.items()]:
+            _check_picklable(worker, f"args[{name}]" if isinstance(name, int) else f"kwargs[{name!r}]", value)
+    return args, kwargs
+
+
+def _check_signature(worker: type[Worker], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Check that a worker can be made with these arguments, as far as its `__init__` says."""
+    if worker.__init__ is object.__init__:
+        if args or kwargs:
+            raise DefinitionError(f"{worker.__name__} has no __init__ that would take args or kwargs; define one")
+        return
+    try:
+        signature = inspect.signature(worker.__init__)
+    except (TypeError, ValueError):
+        # Written in C, and says nothing.
+        return
+    try:
+        signature.bind(None, *args, **kwargs)
+    except TypeError as error:
+        raise DefinitionError(
+            f"{worker.__name__}.__init__ cannot be called: {error}; give its arguments by args=(...) and kwargs={{...}}"
+        ) from None
+
+
+class _Nowhere:
+    """Where what is only to be tried is written to."""
+
+    def write(self, data: bytes) -> int:
+        """Drop it."""
+        return len(data)
+
+
+def _check_picklable(worker: type[Worker], name: str, value: Any) -> None:
+    try:
+        pickle.Pickler(_Nowhere()).dump(value)
+    # The user's object: it may raise anything.
+    except Exception as error:
+        if "inheritance" in str(error):
+            # A lock or a queue of `multiprocessing`: it can be pickled while a process is being started.
+            return
+        raise DefinitionError(
+            f"{name} of {worker.__name__} cannot be sent to a spawned process: {error}. Pass what can be pickled, such "
+            "as a path, and load from there in __init__; or use start_method='fork'"
+        ) from error
+
+
+def _check_batch(worker: type[Worker], max_batch_size: int) -> None:
+    """Refuse a `forward` that says that it takes one item, where it is given lists."""
+    if max_batch_size > 1 and not issubclass(worker, ContinuousWorker):
+        name, written = single_item_annotation(worker)
+        if written:
+            raise DefinitionError(
+                f"{worker.__name__}.forward takes `{name}: {written}`, but with max_batch_size={max_batch_size} it is "
+                f"given a list of items and returns a list of results; write `{name}: list[{written}]`, or leave "
+                "max_batch_size out"
+            )
+
+
+def _checked_executor(
+    executor: Any, start_method: str, env: list[dict[str, str]] | None, preload: bool
+) -> str | Callable[..., Any]:
+    if executor == "process":
+        return "process"
+    if executor != "thread" and not callable(executor):
+        raise DefinitionError(
+            f'executor must be "process", "thread" or a function that makes a launcher, not {executor!r}'
+        )
+    if executor == "thread":
+        for name, given in (("env", env), ("preload", preload), ("start_method", start_method != "spawn")):
+            if given:
+                raise DefinitionError(
+                    f"{name} is for workers that are processes, and executor='thread' runs them in the server's own; "
+                    f"leave {name} out, or use executor='process'"
+                )
+    return executor  # type: ignore[no-any-return]  # one of the two by now
 
 
 def _checked_preload(preload: Any, start_method: str, env: list[dict[str, str]] | None) -> bool:

@@ -14,8 +14,15 @@ from multiprocessing.process import BaseProcess
 from typing import TYPE_CHECKING, Any
 
 from mosec_asgi import config, log
-from mosec_asgi.errors import DefinitionError, StartupError
-from mosec_asgi.runtime import Runtime, check_pipeline
+from mosec_asgi.errors import NOT_STARTED, WRONG_LOOP, DefinitionError, EventLoopError, Failure, StartupError
+from mosec_asgi.runtime import (
+    Runtime,
+    check_importable,
+    check_pipeline,
+    check_routes,
+    check_timeouts,
+    stage_names,
+)
 from mosec_asgi.worker import Worker
 
 if TYPE_CHECKING:
@@ -68,8 +75,8 @@ class Server:
             **settings: see `config.Settings`: capacity, timeout (milliseconds), wait (milliseconds), start_timeout
                 (milliseconds), event_timeout (milliseconds), stall_timeout (milliseconds), stream_buffer (bytes),
                 load_shedding, address, port, namespace, log_level, debug, access_log, dry_run, compression,
-                max_request_size (bytes), path. The environment's `MOSEC_<NAME>` wins over them, and `run()`'s command
-                line over both.
+                max_request_size (bytes), strict_json, title, version, path. The environment's `MOSEC_<NAME>` wins over
+                them, and `run()`'s command line over both.
 
         Raises:
             DefinitionError: a name is no setting, or a value does not fit.
@@ -84,6 +91,8 @@ class Server:
         self.on_daemon_exit: Callable[[str, int], None] | None = None
         # Set by `run()`, which alone looks at the command line.
         self._settings: config.Settings | None = None
+        # Whether the log says that the event loop is the wrong one.
+        self._told_of_loop = False
         # Set by `testing.serving`: workers in this process instead of their own.
         self._platform: Platform | None = None
 
@@ -107,6 +116,9 @@ class Server:
         isolation_calls: int | None = None,
         concurrency: int = 1,
         preload: bool = False,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+        executor: str | Callable[..., Any] = "process",
         latency_target: float = 0,
     ) -> None:
         """Append a stage to the pipeline of one route, or of several that then share its workers.
@@ -127,6 +139,9 @@ class Server:
             concurrency: for an asynchronous `forward`: items, or batches, that one process works on at a time.
             preload: make the worker once and fork all `num` processes from there, so that they share the memory of a
                 model that runs on the CPU; see docs/preload.md.
+            args: what the worker's `__init__` is called with, by place, in each process; such as the path of a model.
+            kwargs: the same by name.
+            executor: what the workers run on: "process", or "thread"; see `Runtime`.
             latency_target: milliseconds that a task should spend at this stage at most; calls that would wait and be
                 there for longer are refused with 429. 0 for no such wish.
 
@@ -145,6 +160,9 @@ class Server:
             isolation_calls=isolation_calls,
             concurrency=concurrency,
             preload=preload,
+            args=args,
+            kwargs=kwargs,
+            executor=executor,
             latency_target=latency_target,
         )
         routes = route if isinstance(route, (list, tuple)) else [route]
@@ -153,8 +171,7 @@ class Server:
         for path in routes:
             _check_route(path)
             check_pipeline(path, [*self._routes.get(path, ()), runtime])
-        for path in routes:
-            self._routes.setdefault(path, []).append(runtime)
+        self._define({**self._routes, **{path: [*self._routes.get(path, ()), runtime] for path in routes}})
 
     def register_runtime(self, routes: dict[str, list[Runtime]]) -> None:
         """Define all pipelines at once: `{"/path": [Runtime(...), ...], ...}`.
@@ -175,7 +192,13 @@ class Server:
             ):
                 raise DefinitionError(f"the route {path} needs a list of one or more Runtime objects, not {runtimes!r}")
             check_pipeline(path, runtimes)
-        self._routes = {path: list(runtimes) for path, runtimes in routes.items()}
+        self._define({path: list(runtimes) for path, runtimes in routes.items()})
+
+    def _define(self, routes: dict[str, list[Runtime]]) -> None:
+        check_routes(routes)
+        self._routes = routes
+        for runtime, name in stage_names([runtime for pipeline in routes.values() for runtime in pipeline]).items():
+            runtime.name = name
 
     def register_daemon(self, name: str, proc: subprocess.Popen[Any] | BaseProcess) -> None:
         """Watch a process that the service cannot do without.
@@ -213,9 +236,10 @@ class Server:
         """
         self._check_defined()
         from mosec_asgi.definition import openapi_document
-        from mosec_asgi.web.openapi import with_server
+        from mosec_asgi.web.openapi import server_url, with_server
 
-        return with_server(openapi_document(self._routes, self._settings or config.resolve(self._keywords)), root_path)
+        document = openapi_document(self._routes, self._settings or config.resolve(self._keywords))
+        return with_server(document, server_url(root_path))
 
     # -- serving -----------------------------------------------------------------------------------------------------
 
@@ -226,8 +250,9 @@ class Server:
         daemon process ends.
 
         Raises:
-            DefinitionError: there is no stage to serve.
-            RuntimeError: a worker process is importing this module: the call lacks its `__main__` guard.
+            DefinitionError: there is no stage to serve, or worker processes cannot import one.
+            RuntimeError: a worker process is importing this module: the call lacks its `__main__` guard. Or the call
+                comes from within a running event loop.
         """
         if getattr(multiprocessing.process.current_process(), "_inheriting", False):
             raise RuntimeError(
@@ -235,11 +260,14 @@ class Server:
                 'Put the call under `if __name__ == "__main__":`, so that only the program itself runs it'
             )
         self._check_defined()
+        check_importable(self._routes)
+        _check_no_loop()
         from mosec_asgi.host import dry_run, run, standard_streams
 
         standard_streams.open_missing()
         self._settings = settings = config.from_command_line(self._keywords)
         log.configure(settings.effective_log_level, text=settings.debug, others=("uvicorn", "asyncio"))
+        check_timeouts(self._routes, settings.timeout_seconds)
         code = dry_run.run(self._routes, settings) if settings.dry_run else run.run(self, settings)
         if code:
             sys.exit(code)
@@ -301,6 +329,9 @@ class Server:
         await receive()
         try:
             await self._ensure_started()
+        except EventLoopError as error:
+            # Some servers bury the reason of a failed start under tracebacks. This one goes on, and requests hear it.
+            self._tell_of_loop(error)
         except (StartupError, DefinitionError, asyncio.CancelledError) as error:
             await send({"type": "lifespan.startup.failed", "message": str(error) or "the start was interrupted"})
             return
@@ -311,31 +342,37 @@ class Server:
 
     async def _start_late(self, scope: Scope, send: Send) -> Service | None:
         """Start at the first request, for an app whose lifespan nobody runs."""
-        if self._starting is None:
+        if self._starting is None and not self._told_of_loop:
             logger.warning(
                 "starting the workers at the first request, because the server's lifespan is not run; pass "
                 "`lifespan=server.lifespan` to the app in which it is mounted, and they are ready before"
             )
         try:
             return await self._ensure_started()
+        except EventLoopError as error:
+            self._tell_of_loop(error)
+            await _refuse(scope, send, WRONG_LOOP)
         except (StartupError, DefinitionError) as error:
-            from mosec_asgi.errors import NOT_STARTED
-            from mosec_asgi.version import SERVER
-            from mosec_asgi.web.asgi import send_response
-            from mosec_asgi.web.exchange import RequestIds
-            from mosec_asgi.web.protocols import plain
-
-            request_id = RequestIds().of(dict(scope["headers"]))
+            request_id = await _refuse(scope, send, NOT_STARTED)
             logger.error("the service could not be started: %s", error, extra={"request_id": request_id})
-            headers = [(b"x-request-id", request_id.encode()), (b"server", SERVER.encode())]
-            await send_response(send, plain.failed(NOT_STARTED), headers)
-            return None
+        return None
+
+    def _tell_of_loop(self, error: EventLoopError) -> None:
+        if not self._told_of_loop:
+            self._told_of_loop = True
+            logger.error("%s. Until then each request is answered 503", error)
 
     async def _ensure_started(self) -> Service:
         """Start the service on this event loop, once; wait for a start that is under way."""
         import asyncio
 
-        loop = asyncio.get_running_loop()
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            raise EventLoopError(
+                "the workers need an event loop of asyncio, and this one is of another kind, such as trio's; run the "
+                "server with asyncio: `hypercorn -k asyncio`, uvicorn, granian, or server.run()"
+            ) from None
         if self._running is not None and self._running.loop is not loop:
             # Left over from a loop that ended without a shutdown, as under a row of `asyncio.run` calls.
             self._running.abandon()
@@ -355,6 +392,11 @@ class Server:
         self._check_defined()
         settings = self._settings or config.resolve(self._keywords)
         log.configure(settings.effective_log_level, text=settings.debug)
+        if self._settings is None:
+            # `run()` has done so.
+            check_timeouts(self._routes, settings.timeout_seconds)
+            if self._platform is None:
+                check_importable(self._routes)
         running = Service(
             self._routes,
             settings,
@@ -385,9 +427,47 @@ class Server:
             raise DefinitionError("the server has no stage to serve: call append_worker(YourWorker) first")
 
 
+async def _refuse(scope: Scope, send: Send, failure: Failure) -> str:
+    """Answer a request to a service that does not run; return the request's id."""
+    from mosec_asgi.version import SERVER
+    from mosec_asgi.web.asgi import send_response
+    from mosec_asgi.web.exchange import RequestIds
+    from mosec_asgi.web.protocols import plain
+
+    request_id = RequestIds().of(dict(scope["headers"]))
+    headers = [(b"x-request-id", request_id.encode()), (b"server", SERVER.encode())]
+    await send_response(send, plain.failed(failure), headers)
+    return request_id
+
+
+def _check_no_loop() -> None:
+    import asyncio
+
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return
+    raise RuntimeError(
+        "server.run() was called within a running event loop, as in a notebook or a coroutine, and brings its own. "
+        "Start the workers there with `async with server.lifespan():` and serve the app `server` by any ASGI server, "
+        "as in `await uvicorn.Server(uvicorn.Config(server)).serve()`; or call run() in a program of its own"
+    )
+
+
+# Characters that no route holds, and why.
+_NO_ROUTE = {
+    "{": "parameters in a path are not supported; name each path, or put the parameter into the body",
+    "?": "a query belongs to a request; requests with any query reach the route without it",
+    "#": "a fragment is never sent to a server; leave it out",
+}
+
+
 def _check_route(path: Any) -> None:
     if not isinstance(path, str) or not path.startswith("/"):
         raise DefinitionError(f"a route is a path that begins with a slash, not {path!r}")
+    for character, what in _NO_ROUTE.items():
+        if character in path:
+            raise DefinitionError(f"the route {path!r} holds {character!r}: {what}")
     if path in RESERVED_ROUTES:
         raise DefinitionError(
             f"the route {path} is the server's own ({', '.join(sorted(RESERVED_ROUTES))}); use another"

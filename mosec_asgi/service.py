@@ -25,6 +25,7 @@ from mosec_asgi.observing.custom import CustomMetrics
 from mosec_asgi.observing.metrics import ServiceMetrics, StageMetrics
 from mosec_asgi.pool.link import Launcher
 from mosec_asgi.pool.process.launcher import ProcessLauncher
+from mosec_asgi.pool.thread import ThreadLauncher
 from mosec_asgi.runtime import Runtime
 from mosec_asgi.streaming import streams
 from mosec_asgi.version import SERVER
@@ -127,7 +128,7 @@ class Service:
         for watch in self._daemon_watches:
             watch.cancel()
         try:
-            await self._coordinator.stop(self._settings.timeout_seconds)
+            await self._coordinator.stop(self._settings.grace_seconds)
         finally:
             self._let_go()
 
@@ -196,6 +197,10 @@ class Service:
         return app
 
     def _launcher(self, plan: StagePlan, loop: asyncio.AbstractEventLoop) -> Launcher:
+        if callable(plan.executor):
+            return plan.executor(plan, loop)
+        if plan.executor == "thread":
+            return ThreadLauncher(loop)
         return ProcessLauncher(
             loop,
             plan.start_method,

@@ -1,18 +1,21 @@
-"""What a user subclasses: `Worker`, a model behind `forward`."""
+"""What a user subclasses: `Worker`, a model behind `forward`, and `SSEWorker`, one whose results are streams."""
 
 from __future__ import annotations
 
 import abc
+import contextlib
+import inspect
 import json
 import math
 import pickle
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Final
 
 import orjson
 
 from mosec_asgi import formats
 from mosec_asgi.errors import EncodingError
+from mosec_asgi.events import EVENT_STREAM, FINISHED, Event
 from mosec_asgi.schema import MOSEC_REF_TEMPLATE, ParseTarget, forward_json_schema
 
 
@@ -24,11 +27,12 @@ class Worker(abc.ABC):
     `deserialize_ipc`. The default format towards the client is JSON.
 
     Load models in `__init__`: it runs once in each worker process, where `worker_id`, `stage` and `max_batch_size` are
-    already set. Raise the errors of `mosec_asgi` to answer a request with a client's or a server's error.
+    already set. They can be assigned, and what `__init__` or the class assigns is set anew before the first request, as
+    in mosec. Raise the errors of `mosec_asgi` to answer a request with a client's or a server's error.
 
     Attributes:
-        example: an input of `forward` (for a stage with batching, a list of inputs: one batch) that is run before the
-            worker is ready, so that the first request does not pay for lazy allocation.
+        example: an input of `forward` (for a stage with batching, a list or a tuple of inputs: one batch) that is run
+            before the worker is ready, so that the first request does not pay for lazy allocation.
         multi_examples: several such inputs, run one after the other; wins over `example`.
         req_mime_type: the content type that `deserialize` reads.
         resp_mime_type: the content type that `serialize` writes.
@@ -42,6 +46,12 @@ class Worker(abc.ABC):
     _worker_id: int = 0
     _stage: str = ""
     _max_batch_size: int = 1
+    # What a program has assigned to `max_batch_size`. The formats go by that of the stage.
+    _assigned_batch_size: int | None = None
+    # A setting of the service.
+    _strict_json: bool = False
+    # What to tell a user who appends a worker of this class.
+    _advice: str = ""
     _has_left: Callable[[int], bool] | None = None
 
     @property
@@ -49,15 +59,30 @@ class Worker(abc.ABC):
         """The number of this worker among the `num` of its stage, from 1."""
         return self._worker_id
 
+    @worker_id.setter
+    def worker_id(self, value: int) -> None:
+        """Call it something else from here on, in this worker alone."""
+        self._worker_id = value
+
     @property
     def stage(self) -> str:
         """The stage's name: the class and its place, like `Inference_2`."""
         return self._stage
 
+    @stage.setter
+    def stage(self, value: str) -> None:
+        """Call it something else from here on, in this worker alone."""
+        self._stage = value
+
     @property
     def max_batch_size(self) -> int:
-        """The most items that `forward` receives at once."""
-        return self._max_batch_size
+        """The most items that `forward` receives at once. What is assigned here changes nothing of that."""
+        return self._max_batch_size if self._assigned_batch_size is None else self._assigned_batch_size
+
+    @max_batch_size.setter
+    def max_batch_size(self, value: int) -> None:
+        """Say something else from here on, in this worker alone."""
+        self._assigned_batch_size = value
 
     def is_cancelled(self, index: int = 0) -> bool:
         """Whether the client of an item has left, so that nobody waits for its result; for use in a long `forward`.
@@ -83,7 +108,7 @@ class Worker(abc.ABC):
         """
 
     def deserialize(self, data: bytes) -> Any:
-        """Decode the body of a request. Default: JSON.
+        """Decode the body of a request. Default: JSON, and what Python's `json` takes for it (`formats.loads_json`).
 
         Args:
             data: the body, never empty.
@@ -91,7 +116,7 @@ class Worker(abc.ABC):
         Raises:
             DecodingError: the body is not JSON, or is nested too deeply.
         """
-        return formats.loads_json(data)
+        return formats.loads_json(data, strict=self._strict_json)
 
     def serialize(self, data: Any) -> bytes:
         """Encode the body of a response. Default: JSON, numpy arrays and scalars included, NaN as null.
@@ -155,6 +180,69 @@ class Worker(abc.ABC):
 
     def close(self) -> None:  # noqa: B027 - a hook that most workers do not need
         """Release what `__init__` took. Called once when the worker stops in good order; the default does nothing."""
+
+
+class SSEWorker(Worker):
+    """A worker whose results are streams: events that go to the client as they are made.
+
+    Two ways to write `forward`. It calls `send_stream_event` and returns, as in mosec; what it then returns is ignored.
+    Or it is a generator, plain or asynchronous, or returns one, that yields events: for a stage without batching each
+    yield is an event; with batching it is `(index, event)`, or a list with one event, or None, for each item of the
+    batch. With batching `forward` may also return a list with a generator for each item. An exception at an event's
+    place ends that item's stream with that error, and `SSEWorker.FINISHED` ends it well before the others.
+
+    It streams where it is the last stage of its route. Before the last one it returns its results as a `Worker` does.
+
+    An event is text, bytes or an `Event`. With another `resp_mime_type` than `text/event-stream` the client gets the
+    bare bytes as they come.
+
+    When a client leaves, `is_cancelled(index)` turns true, and a generator that has no other client left is closed, so
+    that its `finally` runs. A client that reads too slowly stops its own stream: alone in `forward` it is waited for,
+    in a batch its stream ends with an error once its buffer, the setting `stream_buffer`, is full.
+    """
+
+    FINISHED: Final = FINISHED
+
+    resp_mime_type = EVENT_STREAM
+
+    _send_event: Callable[[Any, int], None] | None = None
+
+    def send_stream_event(self, text: str | bytes | Event, index: int = 0) -> None:
+        """Send an event to a client; for use in `forward`, from any thread.
+
+        Args:
+            text: the event.
+            index: the item's place in the batch, from 0.
+
+        Raises:
+            RuntimeError: `forward` is not running in a served worker.
+        """
+        if self._send_event is None:
+            raise RuntimeError(
+                "events can be sent only while `forward` runs in a worker of a server, in the last stage of a route"
+            )
+        self._send_event(text, index)
+
+
+def introduce(worker: Worker, worker_id: int, stage: str, max_batch_size: int, *, made: bool) -> None:
+    """Tell a worker who it is: before its `__init__`, which may ask, and after it, which may have assigned something.
+
+    Args:
+        worker: an instance.
+        worker_id: its number in its stage.
+        stage: the stage's name.
+        max_batch_size: the most items that its `forward` receives at once.
+        made: its `__init__` has run.
+    """
+    worker._assigned_batch_size = None
+    for name, value in (("worker_id", worker_id), ("stage", stage), ("max_batch_size", max_batch_size)):
+        setattr(worker, f"_{name}", value)
+        # A class may have an attribute of that name, which is set as in mosec; or a property, to be left alone where it
+        # cannot be set.
+        own = inspect.getattr_static(type(worker), name)
+        if own is not vars(Worker)[name] and (made or not hasattr(own, "__set__")):
+            with contextlib.suppress(AttributeError):
+                setattr(worker, name, value)
 
 
 def _dumps_rare(data: Any) -> bytes:

@@ -110,13 +110,9 @@ class Side:
         self.asked = 0
         self.server: uvicorn.Server
         self._port = port
-        self._app = App(
-            plain.routes(ROUTES, service.new_id),
-            service,
-            self.metrics,
-            dict,
-            **{"max_request_size": LIMIT, "compressed": False, "server": "test/1%", **options},
-        )
+        routes = options.pop("routes", lambda new_id: plain.routes(ROUTES, new_id))
+        defaults = {"max_request_size": LIMIT, "compressed": False, "server": "test/1%"}
+        self._app = App(routes(service.new_id), service, self.metrics, dict, **{**defaults, **options})
 
     def direct_routes(self) -> dict[bytes, DirectRoute]:
         return self._app.direct_routes

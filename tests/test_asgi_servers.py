@@ -140,3 +140,18 @@ def test_each_of_uvicorns_processes_has_workers_of_its_own(tmp_path: Path) -> No
             return len(seen) > 2
 
         wait_until(three_have_answered, f"only {seen} have answered")
+
+
+def test_under_trio_each_request_is_answered_503_and_one_line_says_that_asyncio_is_needed(tmp_path: Path) -> None:
+    pytest.importorskip("trio")
+    written(tmp_path, textwrap.dedent(APP), "app.py")
+    command = [sys.executable, "-m", "hypercorn", "-k", "trio", "app:server", "--bind", "127.0.0.1:{port}"]
+    with running(command, tmp_path / "output.log", cwd=tmp_path) as program:
+        program.wait_for_output("Running on")
+        for path in ("/inference", "/inference", "/readyz"):
+            answer = program.client.post(path, content=b"1")
+            assert answer.status_code == 503
+            assert "asyncio" in answer.text
+        assert program.output.count("need an event loop of asyncio") == 1
+        assert "hypercorn -k asyncio" in program.output
+        assert "Traceback" not in program.output

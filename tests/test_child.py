@@ -524,3 +524,38 @@ class Made(Worker):
         await asyncio.sleep(600)
 """)
     assert done.returncode == -signal.SIGKILL
+
+
+class Made(Worker):
+    def __init__(self, path: str, *, size: int) -> None:
+        self.made = (path, size, self.worker_id, self.stage, self.max_batch_size)
+
+    def forward(self, data: Any) -> Any:
+        return data
+
+
+def test_a_worker_is_made_with_its_arguments_and_knows_itself_meanwhile() -> None:
+    spec = dataclasses.replace(spec_of(Made, max_batch_size=4), args=("weights",), kwargs={"size": 2})
+    worker = load(spec)
+    assert isinstance(worker, Made)
+    assert worker.made == ("weights", 2, 3, "Made_1", 4)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel keeps the name")
+@pytest.mark.parametrize(
+    ("stage", "number", "name"),
+    [
+        ("Echo_1", 2, "Echo_1:2"),
+        ("Preprocessing_12", 34, "Preproces_12:34"),
+        ("Größenänderung_1", 1, "Größenän_1:1"),
+        ("A_123456789", 123456, "_123456789:1234"),
+    ],
+)
+def test_ps_shows_stage_and_number_of_a_worker(stage: str, number: int, name: str) -> None:
+    program = "import sys; from mosec_asgi.pool.process.child import name_process; "
+    program += "name_process(sys.argv[1], int(sys.argv[2])); "
+    program += "print(open('/proc/self/comm').read())"
+    done = subprocess.run(
+        [sys.executable, "-c", program, stage, str(number)], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert done.stdout.strip() == name

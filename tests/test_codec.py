@@ -4,6 +4,7 @@ import dataclasses
 import logging
 import os
 import pickle
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -115,6 +116,34 @@ def test_a_fault_is_logged_with_its_request_stage_and_worker(
     assert bool(record.exc_info) is (level == "ERROR")
 
 
+@pytest.mark.parametrize(
+    "forward", [lambda data: data["text"], lambda data: data.shape], ids=["indices", "an attribute"]
+)
+def test_a_forward_that_seems_not_to_know_of_batches_is_told_of_them(
+    forward: Callable[[Any], Any], logged: pytest.LogCaptureFixture
+) -> None:
+    for max_batch_size in (8, 1):
+        logged.clear()
+        run(worker_of(forward), tasks(b"[1]"), max_batch_size=max_batch_size, isolation_calls=0)
+        (record,) = logged.records
+        assert ("is given a list of items" in record.getMessage()) is (max_batch_size > 1)
+
+
+def test_a_result_that_cannot_be_pickled_is_told_with_both_stages() -> None:
+    spec = dataclasses.replace(spec_of(worker_of(lambda data: data)), next_stages=("Next_2", "Other_3"))
+    code, text = Codec(load(spec), spec).answer(INGRESS, open, "r1")
+    assert code == 200
+    code, text = Codec(load(spec), spec).answer(INGRESS, threading.Lock(), "r1")
+    assert code == 500
+    assert text.startswith(
+        b"encoding error: what Made_1 returned cannot be pickled for Next_2 and Other_3: cannot pickle"
+    )
+    own = codec_of(serialize_ipc=lambda self, data: {}["a secret"])
+    assert own.answer(INGRESS, 1, "r1") == INTERNAL
+    own = codec_of(serialize_ipc=lambda self, data: len(1))  # type: ignore[arg-type]
+    assert own.answer(INGRESS, 1, "r1") == INTERNAL
+
+
 def test_an_error_whose_text_is_not_unicode_is_answered_all_the_same() -> None:
     def forward(item: Any) -> Any:
         raise ClientError("no file 'caf\udce9'")
@@ -172,7 +201,7 @@ def test_an_error_that_cannot_say_what_it_is_fails_its_item_alone(caplog: pytest
         ([1, 2], 1, [1, 2]),
         ({"a": 1}, 4, [{"a": 1}]),
         ([1, 2], 4, [1, 2]),
-        ((1, 2), 4, [(1, 2)]),
+        ((1, 2), 4, (1, 2)),
     ],
 )
 def test_an_example_becomes_what_forward_takes(example: Any, max_batch_size: int, expected: Any) -> None:

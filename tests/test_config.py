@@ -29,6 +29,7 @@ OTHER: dict[str, tuple[Any, str, list[str]]] = {
     "load_shedding": (False, "off", ["--no-load-shedding"]),
     "address": ("127.0.0.1", "127.0.0.1", ["--address", "127.0.0.1"]),
     "port": (8123, "8123", ["--port=8123"]),
+    "http": ("plain", "plain", ["--http", "plain"]),
     "namespace": ("other", "other", ["--namespace", "other"]),
     "log_level": ("error", "error", ["--log-level", "error"]),
     "debug": (True, "true", ["--debug"]),
@@ -36,7 +37,17 @@ OTHER: dict[str, tuple[Any, str, list[str]]] = {
     "dry_run": (True, "1", ["--dry-run"]),
     "compression": (True, "yes", ["--compression"]),
     "max_request_size": (99, "99", ["--max-request-size", "99"]),
+    "body_memory": (7, "7", ["--body-memory", "7"]),
+    "keep_alive": (7, "7", ["--keep-alive", "7"]),
+    "read_timeout": (7, "7", ["--read-timeout", "7"]),
+    "least_rate": (7, "7", ["--least-rate", "7"]),
+    "max_head_size": (9999, "9999", ["--max-head-size", "9999"]),
+    "max_url_size": (99, "99", ["--max-url-size", "99"]),
+    "pipelined": (7, "7", ["--pipelined", "7"]),
     "shared_memory": (0, "0", ["--shared-memory", "0"]),
+    "strict_json": (True, "1", ["--strict-json"]),
+    "title": ("Cats", "Cats", ["--title", "Cats"]),
+    "version": ("1.2", "1.2", ["--version", "1.2"]),
     "path": ("/tmp/x", "/tmp/x", ["--path", "/tmp/x"]),
 }
 
@@ -53,6 +64,7 @@ def test_the_defaults_are_those_of_the_design() -> None:
         "load_shedding": True,
         "address": "0.0.0.0",
         "port": 8000,
+        "http": "auto",
         "namespace": "mosec_service",
         "log_level": "info",
         "debug": False,
@@ -60,7 +72,17 @@ def test_the_defaults_are_those_of_the_design() -> None:
         "dry_run": False,
         "compression": False,
         "max_request_size": 10 * 1024 * 1024,
+        "body_memory": 0,
+        "keep_alive": 75_000,
+        "read_timeout": 20_000,
+        "least_rate": 1000,
+        "max_head_size": 64 * 1024,
+        "max_url_size": 16 * 1024,
+        "pipelined": 32,
         "shared_memory": 256 * 1024 * 1024,
+        "strict_json": False,
+        "title": "mosec-asgi service",
+        "version": "",
         "path": "",
     }
 
@@ -120,7 +142,7 @@ def test_a_switch_in_the_environment_is_read_as_words_or_digits(text: str, value
         ({"debug": 1}, {}, r"Server\(debug=\.\.\.\) must be bool, not 1 \(int\)"),
         ({"namespace": None}, {}, r"Server\(namespace=\.\.\.\) must be str, not None"),
         ({"capacity": 0}, {}, "must be at least 1, not 0"),
-        ({"timeout": 0}, {}, "must be at least 1, not 0"),
+        ({"timeout": -1}, {}, "must be at least 0, not -1"),
         ({"wait": -1}, {}, "must be at least 0, not -1"),
         ({"max_request_size": 0}, {}, "must be at least 1, not 0"),
         ({"start_timeout": 0}, {}, "must be at least 1, not 0"),
@@ -176,7 +198,7 @@ def test_the_timeout_in_seconds_and_the_level_that_counts() -> None:
 
 
 def test_arguments_that_are_not_the_servers_own_are_left_to_the_program() -> None:
-    given = parse_command_line(Settings(), ["train", "--model", "big", "--port", "9000", "-v", "--por", "1"])
+    given = parse_command_line(Settings(), ["train", "--model", "big", "--port", "9000", "-v", "--sort", "1"])
     assert given == {"port": 9000}
 
 
@@ -230,3 +252,65 @@ def test_a_program_is_run_with_its_command_line_over_its_keywords(monkeypatch: p
     monkeypatch.setattr(sys, "argv", ["server.py", "--port", "9000", "--mine"])
     monkeypatch.setenv("MOSEC_TIMEOUT", "77")
     assert from_command_line({"port": 1, "wait": 2}) == Settings(port=9000, wait=2, timeout=77)
+
+
+# -- what is meant -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("argument", "flag"),
+    [
+        ("--prot", "--port"),
+        ("--por", "--port"),
+        ("--pport=1", "--port"),
+        ("--host", "--address"),
+        ("--bind=x", "--address"),
+        ("--adress", "--address"),
+        ("--log_level=debug", "--log-level"),
+        ("--loglevel", "--log-level"),
+        ("--timeuot", "--timeout"),
+        ("--time-out", "--timeout"),
+        ("--tineout", "--timeout"),
+        ("--PORT", "--port"),
+        ("--max-request-siz", "--max-request-size"),
+    ],
+)
+def test_a_slip_of_one_of_our_flags_is_refused_with_what_is_meant(argument: str, flag: str) -> None:
+    name = argument.partition("=")[0]
+    with pytest.raises(DefinitionError, match=f"^unknown argument {name}; did you mean {flag}\\?$"):
+        parse_command_line(Settings(), [argument, "1"])
+
+
+@pytest.mark.parametrize(
+    "argument", ["--sort", "--ports", "--patch", "--paths", "--model-path", "--fast", "prot", "-p", "--", "--waiter"]
+)
+def test_another_word_is_left_to_the_program(argument: str) -> None:
+    assert parse_command_line(Settings(), [argument, "1"]) == {}
+
+
+def test_a_slip_ends_the_program(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["server.py", "--prot", "9000"])
+    with pytest.raises(SystemExit) as stop:
+        from_command_line({})
+    assert stop.value.code == 2
+    assert "did you mean --port?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["tcp://10.0.0.1:80", "udp://10.0.0.1:80"])
+def test_a_port_that_kubernetes_has_set_is_ignored_with_a_warning(text: str, logged: pytest.LogCaptureFixture) -> None:
+    for _ in range(2):
+        assert resolve({"port": 7}, {"MOSEC_PORT": text}).port == 7
+    (record,) = logged.records
+    assert (record.levelname, "Kubernetes" in record.getMessage()) == ("WARNING", True)
+    with pytest.raises(DefinitionError, match="MOSEC_PORT must be a whole number"):
+        resolve({}, {"MOSEC_PORT": "http://x"})
+
+
+def test_a_timeout_of_0_is_none_and_a_stop_is_bounded_all_the_same() -> None:
+    unlimited = Settings(timeout=0)
+    day = 24 * 3600
+    assert unlimited.timeout_seconds > 100 * day
+    assert unlimited.event_timeout_seconds > 100 * day
+    assert 0 < unlimited.grace_seconds < 60
+    assert Settings(timeout=0, event_timeout=7).event_timeout_seconds == 0.007
+    assert Settings(timeout=5000).timeout_seconds == Settings(timeout=5000).grace_seconds == 5

@@ -136,7 +136,7 @@ def test_a_file_that_cannot_be_read_costs_only_the_custom_metrics(
     service = ServiceMetrics("mosec_service", [])
     service.answered("/inference", 200)
     text = Exposition(service, lambda: Statistics(0, False, ()), metrics).render("")[0].decode()
-    assert 'mosec_service_throughput_total{code="200",endpoint="/inference"} 1.0' in text
+    assert 'mosec_service_throughput_total{code="200",endpoint="/inference"} 1\n' in text
     assert "cannot be read" in logged.text
 
 

@@ -14,7 +14,9 @@ from mosec_asgi.errors import (
     ServerError,
     StartupError,
     ValidationError,
+    WrongShape,
     describe,
+    too_slow,
 )
 
 
@@ -27,6 +29,7 @@ from mosec_asgi.errors import (
         (ValidationError, MosecError, 422, "request validation error: x"),
         (ServerError, MosecError, 500, "internal error: x"),
         (EncodingError, ServerError, 500, "encoding error: x"),
+        (WrongShape, ServerError, 500, "internal error: x"),
         (MosecTimeoutError, BaseException, 408, "mosec timeout error: x"),
     ],
 )
@@ -88,3 +91,11 @@ def test_the_code_of_a_failure_is_a_plain_number_on_each_python() -> None:
     for failure in [*failures, errors.at_capacity(1), describe(ClientError("no")), describe(OSError("no"))]:
         assert type(failure.code) is int
         assert str(failure.code) == f"{failure.code:d}"
+
+
+def test_a_408_names_the_setting_to_raise_and_its_unit() -> None:
+    assert "setting `timeout` (milliseconds; --timeout, MOSEC_TIMEOUT)" in errors.TIMED_OUT.text
+    text = str(too_slow(0.5))
+    assert "longer than 0.5 s" in text
+    assert "`timeout` (seconds) of its stage" in text
+    assert "setting `timeout` (milliseconds)" in text

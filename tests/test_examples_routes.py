@@ -45,7 +45,7 @@ def test_the_first_stage_is_shared(program: Program) -> None:
         assert program.client.post(route, json={"text": "a"}).status_code == 200
     assert split() == before + 2
     stages = {line for line in program.client.get("/metrics").text.splitlines() if "workers_ready{" in line}
-    assert {line.partition("stage=")[2] for line in stages} == {'"Split_1"} 2.0', '"Count_2"} 1.0', '"Frequent_3"} 1.0'}
+    assert {line.partition("stage=")[2] for line in stages} == {'"Split_1"} 2', '"Count_2"} 1', '"Frequent_3"} 1'}
     assert len(child_processes(program.process.pid)) >= 4
 
 

@@ -227,3 +227,17 @@ def test_the_slots_in_use_are_shown_by_stage() -> None:
     found = samples(service())
     assert found[key("mosec_service_slots_in_use", stage="Model_2")] == 3
     assert found[key("mosec_service_slots_in_use", stage="Pre_1")] == 0
+
+
+@pytest.mark.parametrize("accept", ["", OPENMETRICS], ids=["text", "openmetrics"])
+def test_whole_numbers_are_written_as_such(accept: str) -> None:
+    metrics = service()
+    metrics.throughput['/a \\ "b" 1.0 }', 200] = 1_234_567
+    metrics.duration.observe(0.25)
+    text, _ = Exposition(metrics, lambda: NOW).render(accept)
+    values = [line.rpartition(b" ")[2] for line in text.splitlines() if not line.startswith(b"#")]
+    assert b"1234567" in values
+    assert not [value for value in values if value.endswith(b".0") or b"e+" in value]
+    assert [value for value in values if b"." in value], "others keep their fraction"
+    assert b'1.0 }"' in text
+    assert b'le="1.0"' in text

@@ -161,10 +161,13 @@ async def test_a_request_that_waits_behind_another_is_not_taken_for_slow() -> No
         assert (await client.response()).body == b"2"
 
 
+@pytest.mark.parametrize("connection", ["", "close"])
 @pytest.mark.parametrize("path", ["/json", "/json?asgi"])
-async def test_a_client_that_does_not_read_its_answer_is_ended(path: str, logged: pytest.LogCaptureFixture) -> None:
+async def test_a_client_that_does_not_read_its_answer_is_ended(
+    path: str, connection: str, logged: pytest.LogCaptureFixture
+) -> None:
     async with serving(limits=limits(stall_timeout=0.2)) as side, side.client() as client:
-        client.send(post(path=path))
+        client.send(post(path=path, Connection=connection))
         client.stop_reading()
         (await side.task()).answer(FLOOD)
         await until(lambda: not side.server.server_state.connections)

@@ -23,7 +23,8 @@ FLOORS = {
     "batching": 4,
     "pool": 3, "inside": 3,
     "ipc": 2,
-    "observing": 1, "worker": 1, "streaming": 1, "runtime": 1, "mixin": 1, "schema": 1, "annotations": 1, "formats": 1,
+    "observing": 1, "worker": 1, "streaming": 1, "events": 1, "runtime": 1, "mixin": 1, "schema": 1, "annotations": 1,
+    "formats": 1,
     "messages": 0, "config": 0, "log": 0, "log_output": 0, "errors": 0, "lazy_timer": 0, "version": 0,
 }  # fmt: skip
 PURE = {
@@ -33,6 +34,7 @@ PURE = {
     "batching.engine", "batching.task", "batching.flow",
     "batching.admission", "batching.stage_admission", "batching.service_time", "batching.offered", "batching.busy_poll",
     "observing.observer",
+    "web.budget",
     "pool.lifecycle", "pool.watchdog", "inside.isolation",
     "ipc.frames", "ipc.arena", "ipc.reference", "ipc.ledger",
 }  # fmt: skip

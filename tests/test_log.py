@@ -303,3 +303,38 @@ def test_what_a_client_sends_cannot_colour_the_log_nor_write_lines_of_its_own() 
     assert second.startswith("    2026-01-01 fake")
     assert "c\td" in second
     assert r"request_id=evil\n\x1b]0;title\x07" in second
+
+
+# -- before the start --------------------------------------------------------------------------------------------------
+
+
+def test_lines_are_written_before_anything_is_configured_and_once(capsys: pytest.CaptureFixture[str]) -> None:
+    with bare_program():
+        for _ in range(2):
+            log.get_logger().info("early")
+        log.get_logger().debug("too low")
+        log.configure("info")
+        log.get_logger().info("late")
+    assert [line["fields"]["message"] for line in lines(capsys)] == ["early", "early", "late"]
+
+
+def test_a_program_that_sets_up_logging_after_the_first_line_gets_the_others_its_own_way(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    kept = Kept()
+    with bare_program() as root:
+        log.get_logger().info("first")
+        root.addHandler(kept)
+        log.get_logger().info("second")
+    assert [line["fields"]["message"] for line in lines(capsys)] == ["first"]
+    assert kept.messages == ["second"]
+
+
+def test_a_program_that_has_set_up_logging_is_left_alone_before_the_start(capsys: pytest.CaptureFixture[str]) -> None:
+    kept = Kept()
+    with bare_program() as root:
+        root.addHandler(kept)
+        log.get_logger().warning("early")
+        assert not logging.getLogger(log.ROOT).handlers
+    assert kept.messages == ["early"]
+    assert capsys.readouterr().err == ""

@@ -149,9 +149,7 @@ def test_of_very_many_errors_the_first_hundred_are_told_and_the_rest_counted() -
         b"\xff",
         b'"\xff"',
         rb'"\ud800"',
-        b"\xef\xbb\xbf1",
-        b"NaN",
-        b"[Infinity]",
+        b"nan",
         b"1" + b"0" * 5000,
     ],
 )
@@ -326,3 +324,18 @@ def test_the_bounds_in_a_typed_dict_of_typing_itself_are_checked() -> None:
     for body in (b'{"limit": 0}', b'{"limit": 1, "inner": {"limit": "many"}}', b'{"inner": {}}'):
         with pytest.raises(ValidationError, match="limit"):
             worker.deserialize(body)
+
+
+@pytest.mark.parametrize("body", [b"\xef\xbb\xbf[1]", "[1]".encode("utf-16"), "[1]".encode("utf-32"), b"[NaN]"])
+def test_a_body_in_another_encoding_is_read_unless_strict(body: bytes) -> None:
+    strict = Plain()
+    strict._strict_json = True
+    received = PLAIN.deserialize(body)
+    assert received == [1] or received[0] != received[0]
+    with pytest.raises(DecodingError, match=r"^the body is not JSON: ."):
+        strict.deserialize(body)
+
+
+def test_an_image_is_called_so() -> None:
+    with pytest.raises(DecodingError, match="looks like image/png"):
+        PLAIN.deserialize(b"\x89PNG\r\n\x1a\n")

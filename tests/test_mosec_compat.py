@@ -279,4 +279,6 @@ def test_a_request_that_is_not_done_in_the_services_time_is_answered_as_by_mosec
     with serving_both("slow", tmp_path, "--timeout", "400") as pair, ThreadPoolExecutor(2) as threads:
         slow = b'{"seconds": 1}'
         answers = list(threads.map(lambda program: program.client.post("/patient", content=slow), pair.programs))
-        assert {(answer.status_code, answer.text) for answer in answers} == {(408, "inference timeout")}
+        assert {(answer.status_code, answer.text.partition(":")[0]) for answer in answers} == {
+            (408, "inference timeout")
+        }

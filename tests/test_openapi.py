@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urljoin
 
 import httpx
 import msgspec
@@ -26,8 +27,7 @@ from openapi_spec_validator import OpenAPIV31SpecValidator
 from typing_extensions import NotRequired, TypedDict
 
 from mosec_asgi import Runtime, Server, SSEWorker, Worker, __version__
-from mosec_asgi.batching import coordinator, stage
-from mosec_asgi.errors import BAD_TIMEOUT
+from mosec_asgi.errors import BAD_TIMEOUT, CLOSING, STAGE_DOWN, TIMED_OUT, at_capacity, too_late
 from mosec_asgi.mixin import PydanticMixin, TypedMsgPackMixin
 from mosec_asgi.schema import MOSEC_REF_TEMPLATE, ParseTarget
 from mosec_asgi.web import contract
@@ -304,9 +304,24 @@ def test_what_python_has_built_in_is_described() -> None:
     assert components == {}
 
 
-def test_without_annotations_any_value_is_said_to_go(caplog: pytest.LogCaptureFixture) -> None:
-    assert schemas(Silent) == ({}, {}, {})
+def test_without_annotations_nothing_is_said_of_a_body_as_in_mosec(caplog: pytest.LogCaptureFixture) -> None:
+    operation = operation_of(document_of(Silent))
+    assert "requestBody" not in operation
+    assert "content" not in operation["responses"]["200"]
     assert not caplog.records
+
+
+class OnlyExample(Worker):
+    example = {"a": 1}
+
+    def forward(self, data):  # type: ignore[no-untyped-def]
+        return data
+
+
+def test_an_example_is_shown_where_nothing_is_annotated() -> None:
+    operation = operation_of(document_of(OnlyExample))
+    assert operation["requestBody"]["content"] == {"application/json": {"example": {"a": 1}}}
+    assert "content" not in operation["responses"]["200"]
 
 
 def test_a_type_without_a_schema_becomes_any_value_and_the_log_names_it(caplog: pytest.LogCaptureFixture) -> None:
@@ -623,7 +638,7 @@ def test_names_fit_the_rules_for_components() -> None:
     assert components.add(ref("Page[int]"), {"Page[int]": {"type": "null"}}, "x") == ref("Page_int_")
 
 
-@pytest.mark.parametrize("route", ["/v1/embed", "/a-b", "/", "/naïve", "/with space", "/{id}"])
+@pytest.mark.parametrize("route", ["/v1/embed", "/a-b", "/", "/naïve", "/with space", "/(id)"])
 def test_every_route_has_a_document(route: str) -> None:
     if route == "/":
         route = "/-"
@@ -731,7 +746,7 @@ def test_several_examples_are_shown_and_of_a_batch_its_first_item() -> None:
 
 @pytest.mark.parametrize("worker", [TooMuch, NoForm, NoText])
 def test_an_example_that_cannot_be_shown_is_left_out(worker: type[Worker]) -> None:
-    assert "example" not in request_of(operation_of(document_of(worker)))[1]
+    assert '"example"' not in json.dumps(operation_of(document_of(worker)))
 
 
 # -- the whole ---------------------------------------------------------------------------------------------------------
@@ -741,11 +756,46 @@ def test_the_document_says_what_it_is() -> None:
     document = document_of(Silent)
     assert document["openapi"] == "3.1.0"
     assert document["info"]["version"] == __version__
+    assert document["info"]["title"] == "mosec-asgi service"
     assert document["servers"] == [{"url": "/"}]
     assert {tag["name"] for tag in document["tags"]} == {
         tag for path in document["paths"].values() for operation in path.values() for tag in operation["tags"]
     }
     assert list(document["paths"]) == ["/inference", "/", "/livez", "/readyz", "/metrics"]
+
+
+def test_title_and_version_of_the_document_are_settings() -> None:
+    info = document_of(Silent, title="Cats", version="7.1")["info"]
+    assert (info["title"], info["version"]) == ("Cats", "7.1")
+
+
+@pytest.mark.parametrize(
+    ("root_path", "prefix", "url"),
+    [
+        ("", "/ml", "/ml"),
+        ("", "/ml/, /other", "/ml"),
+        ("/in/app", "/ml", "/ml/in/app"),
+        # Read by the server already.
+        ("/ml/app", "/ml", "/ml/app"),
+        ("/mlx", "/ml", "/ml/mlx"),
+        # Another host's address it cannot become.
+        ("", "//evil.example", "/evil.example"),
+        ("", "/a b", "/a%20b"),
+        ("", "/", ".."),
+        ("", "/" + "x" * 2000, ".."),
+        ("", "", ".."),
+    ],
+)
+def test_the_document_is_right_behind_a_proxy_that_takes_a_prefix_from_the_path(
+    root_path: str, prefix: str, url: str
+) -> None:
+    class Request:
+        scope = {"root_path": root_path, "headers": [(b"x-forwarded-prefix", prefix.encode())]}
+
+    answer = OpenAPI(lambda: {"openapi": "3.1.0"}).metadata(Request())  # type: ignore[arg-type]
+    assert json.loads(answer.body)["servers"] == [{"url": url}]
+    if not prefix:
+        assert urljoin("http://proxy/ml/openapi/metadata.json", url) == "http://proxy/ml/"
 
 
 def test_all_errors_are_named_as_text_with_a_request_id_and_a_full_service_says_when_to_come_back() -> None:
@@ -762,14 +812,13 @@ def test_all_errors_are_named_as_text_with_a_request_id_and_a_full_service_says_
 
 def test_the_examples_of_errors_are_their_texts() -> None:
     text = json.dumps(contract.components(1, compressed=False))
-    failures = (stage.TIMED_OUT, coordinator.CLOSING, stage.STAGE_DOWN)
-    for shown in (*(failure.text for failure in failures), coordinator.TOO_MANY, coordinator.TOO_LATE):
-        assert json.dumps(shown) in text
+    for shown in (TIMED_OUT, CLOSING, STAGE_DOWN, at_capacity(1), too_late(1)):
+        assert json.dumps(shown.text) in text
 
 
 def test_the_encodings_of_a_request_are_named_where_there_are_any() -> None:
-    assert "gzip" in operation_of(document_of(Silent, compression=True))["requestBody"]["description"]
-    assert "gzip" not in json.dumps(document_of(Silent))
+    assert "gzip" in operation_of(document_of(Alone, compression=True))["requestBody"]["description"]
+    assert "gzip" not in json.dumps(document_of(Alone))
 
 
 def test_workers_that_routes_share_are_described_on_each() -> None:
@@ -804,7 +853,7 @@ def test_the_document_is_made_once_however_many_ask_at_the_same_time() -> None:
         thread.join()
     assert len(calls) == 1
     urls = {root_path: answer["servers"][0]["url"] for root_path, answer in answers.items()}
-    assert urls == {"": "/", "/ml": "/ml", "/a b/": "/a%20b", "/": "/"}
+    assert urls == {"": "..", "/ml": "/ml", "/a b/": "/a%20b", "/": "/"}
 
 
 class Echo(Worker):
@@ -820,8 +869,7 @@ async def test_the_service_shows_its_document_for_the_place_where_it_is_mounted(
     async with server.lifespan(), httpx.AsyncClient(transport=transport, base_url="http://test") as client:
         answer = await client.get(f"{root_path}/openapi/metadata.json")
         assert answer.headers["content-type"] == "application/json"
-        assert answer.json() == server.openapi(root_path)
-        assert answer.json()["servers"] == [{"url": root_path or "/"}]
+        assert answer.json() == server.openapi(root_path) | {"servers": [{"url": root_path or ".."}]}
         assert (await client.post(f"{root_path}/openapi/metadata.json")).status_code == 405
 
 
@@ -857,10 +905,10 @@ allow-extra-parameters = false
 # What is wrong with a request for a stream of events is told by an event.
 STREAMS = SCHEMATHESIS.replace('["4xx"]', '["200", "4xx"]')
 # No schema says which bytes are an image, nor how many tokens a text has: much that is made up is rightly refused, and
-# schemathesis must not wonder.
+# schemathesis must not wonder. Nor does one say that a body of which nothing is known must be there.
 UNDESCRIBED = "warnings = false\n" + SCHEMATHESIS.replace('["2xx", "408"]', '["2xx", "400", "408", "422"]')
-NEEDS_MORE_THAN_A_SCHEMA = {"ocr", "segment_anything", "sentiment", "stable_diffusion"}
-LARGE_MODELS = {*NEEDS_MORE_THAN_A_SCHEMA, "embedding", "rerank"}
+NEEDS_MORE_THAN_A_SCHEMA = {"environment", "ocr", "segment_anything", "sentiment", "stable_diffusion"}
+LARGE_MODELS = {*NEEDS_MORE_THAN_A_SCHEMA - {"environment"}, "embedding", "rerank"}
 # Where an app of its own has the service, and the command line.
 MOUNTED = {"fastapi_app": "/ml"}
 EXAMPLES = [pytest.param(path, id=path.stem) for path in sorted((ROOT / "openapi").glob("*.json"))]
@@ -891,7 +939,7 @@ def test_a_running_example_keeps_to_its_document(document: Path, tmp_path: Path,
         # The language model takes ten seconds to load on a machine that does nothing else.
         program.wait_ready(f"{prefix}/readyz", seconds=240)
         shown = program.client.get(f"{prefix}/openapi/metadata.json").json()
-        assert shown == json.loads(document.read_text()) | {"servers": [{"url": prefix or "/"}]}
+        assert shown == json.loads(document.read_text()) | {"servers": [{"url": prefix or ".."}]}
         command = [sys.executable, "-m", "schemathesis.cli", "--no-color", "run", str(document)]
         command += ["--url", f"http://127.0.0.1:{program.port}{prefix}", "--phases", "examples,coverage,fuzzing"]
         # A model of many layers, however tiny, is slow where a model of one is quick.

@@ -8,11 +8,10 @@ import pytest
 from common import told
 from fake_port import ENDED, INTERNAL, TOO_SLOW, ServerEnd, data, json_tasks, spec_of, until, worker_of
 
-from mosec_asgi.errors import ClientError
+from mosec_asgi.errors import ClientError, WrongShape
 from mosec_asgi.inside.codec import LEFT, Codec
 from mosec_asgi.inside.loading import load
 from mosec_asgi.inside.outlet import Outlet
-from mosec_asgi.inside.shape import WrongShape
 from mosec_asgi.streaming import FINISHED, Event, SSEWorker
 
 

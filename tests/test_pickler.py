@@ -9,12 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_shm import SIZE, Pair, send
+from test_shm import SIZE, Pair, receive, send
 
 from mosec_asgi.inside.pickler import Pickler, load
 from mosec_asgi.ipc import frames, reference
 from mosec_asgi.ipc.arena import LARGE, PAGE
-from mosec_asgi.ipc.ledger import SharedPayload
 from mosec_asgi.ipc.mapped import Mapped
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="this system has no memfd")
@@ -39,8 +38,7 @@ class Passage:
         if code == 200:
             return pickle.loads(payload)
         assert code == frames.IN_MEMORY
-        taken = self.first.receive(payload, whole=False)
-        assert isinstance(taken, SharedPayload)
+        taken = receive(self.first, payload)
         self.task_id += 1
         flags, description = send(self.second, self.task_id, taken)
         assert flags == frames.SHARED

@@ -12,6 +12,7 @@ from fake_port import chunks_of, tasks, until
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mosec_asgi.inside.ending import Ending
 from mosec_asgi.ipc import frames
 from mosec_asgi.ipc.arena import PAGE
 from mosec_asgi.ipc.mapped import Mapped
@@ -437,3 +438,19 @@ def test_a_worker_without_shared_memory_has_nothing_to_be_freed(pipe: Pipe) -> N
     pipe.send(frames.Freed([0]))
     with pytest.raises(frames.FrameError, match="not Freed"):
         pipe.port.next_tasks()
+
+
+def test_a_pipe_that_breaks_in_the_middle_of_a_frame_ends_the_worker(pipe: Pipe) -> None:
+    # Full, and not to be waited for: what is sent is cut off anywhere.
+    pipe.worker.setblocking(False)
+    with pytest.raises(Ending, match="writing to the server failed"):
+        pipe.port.emit([1], [b"x" * 10_000_000])
+    assert pipe.port.ended
+
+
+def test_a_child_of_the_worker_says_nothing_through_its_pipe(pipe: Pipe) -> None:
+    pipe.port.disown()
+    pipe.port.answer(results(1))
+    pipe.port.poll()
+    assert pipe.said() == []
+    assert pipe.next_ids() is None

@@ -1,15 +1,27 @@
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable
-from typing import Any
+import dataclasses
+import multiprocessing
+import sys
+import types
+from collections.abc import Hashable, Iterable, Sequence
+from typing import Annotated, Any
 
+import numpy as np
 import pytest
 from fakes import Echo
 
 from mosec_asgi.config import Settings
 from mosec_asgi.definition import plan_service, plan_stage
 from mosec_asgi.errors import DefinitionError
-from mosec_asgi.runtime import Runtime, check_pipeline, stage_names
+from mosec_asgi.runtime import (
+    Runtime,
+    check_importable,
+    check_pipeline,
+    check_routes,
+    check_timeouts,
+    stage_names,
+)
 from mosec_asgi.streaming import ContinuousWorker, SSEWorker
 from mosec_asgi.worker import Worker
 
@@ -176,8 +188,8 @@ def test_preloaded_workers_may_have_variables_that_are_the_same_for_all() -> Non
     assert Runtime(Echo, num=2, env=[{"A": "1"}] * 2, preload=True).preload
 
 
-@pytest.mark.parametrize("worker", [Events, AsyncEvents, Pushes, Steps])
-def test_a_worker_that_streams_is_the_last_stage_of_its_route(worker: type[Worker]) -> None:
+@pytest.mark.parametrize("worker", [Events, AsyncEvents, Steps])
+def test_a_generator_is_the_last_stage_of_its_route(worker: type[Worker]) -> None:
     first, last = Runtime(Echo), Runtime(worker)
     check_pipeline("/a", [first, first, last])
     check_pipeline("/a", [last])
@@ -295,3 +307,172 @@ def test_a_latency_target_is_a_number_of_milliseconds(target: Any) -> None:
     with pytest.raises(DefinitionError, match="latency_target must be a number of milliseconds"):
         Runtime(Echo, latency_target=target)
     assert Runtime(Echo, latency_target=2.5).latency_target == 2.5
+
+
+# -- arguments of the constructor --------------------------------------------------------------------------------------
+
+
+class Model(Worker):
+    def __init__(self, path: str, *, size: int = 1) -> None:
+        self.path = path
+
+    def forward(self, data: Any) -> Any:
+        return data
+
+
+def test_a_worker_has_arguments() -> None:
+    runtime = Runtime(Model, args=["weights"], kwargs={"size": 2})
+    assert (runtime.args, runtime.kwargs) == (("weights",), {"size": 2})
+    (spec,) = plan_stage(runtime, "Model_1", Settings()).specs
+    assert (spec.args, spec.kwargs) == (("weights",), {"size": 2})
+
+
+@pytest.mark.parametrize(
+    ("worker", "options", "text"),
+    [
+        (Model, {}, "Model.__init__ cannot be called: missing a required argument: 'path'; give its arguments by"),
+        (Model, {"args": ("a", "b")}, "cannot be called: too many positional arguments"),
+        (Model, {"args": ("a",), "kwargs": {"colour": 1}}, "got an unexpected keyword argument 'colour'"),
+        (Model, {"args": "weights"}, "args must be a tuple or a list of Model's arguments, not 'weights'"),
+        (Model, {"args": ("a",), "kwargs": [1]}, "kwargs must be a dictionary of Model's arguments"),
+        (Echo, {"args": (1,)}, "Echo has no __init__ that would take args or kwargs"),
+        (Model, {"args": (lambda: 1,)}, r"args\[0\] of Model cannot be sent to a spawned process: .*method='fork'"),
+        (Model, {"args": ("a",), "kwargs": {"size": (x for x in "a")}},
+         r"kwargs\['size'\] of Model cannot be sent to a spawned process: cannot pickle 'generator'"),
+    ],
+)  # fmt: skip
+def test_arguments_that_do_not_fit_are_refused(worker: type[Worker], options: dict[str, Any], text: str) -> None:
+    with pytest.raises(DefinitionError, match=text):
+        Runtime(worker, **options)
+
+
+def test_what_cannot_be_pickled_can_be_inherited() -> None:
+    assert Runtime(Model, args=(lambda: 1,), start_method="fork").args
+    # Its processes are spawned by `multiprocessing`, which knows how.
+    assert Runtime(Model, args=(multiprocessing.get_context("spawn").Lock(),)).args
+
+
+# -- batches and times -------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass
+class Item:
+    text: str
+
+
+def takes(annotation: Any) -> type[Worker]:
+    class Takes(Worker):
+        def forward(self, data):  # type: ignore[no-untyped-def]
+            return data
+
+    Takes.forward.__annotations__ = {"data": annotation}
+    return Takes
+
+
+@pytest.mark.parametrize("annotation", [str, bytes, int, "dict[str, int]", Item, str | None, Annotated[float, "x"]])
+def test_a_batched_forward_that_takes_one_item_is_refused(annotation: Any) -> None:
+    with pytest.raises(DefinitionError, match=r"Takes.forward takes `data: .*max_batch_size=8 .* write `data: list\["):
+        Runtime(takes(annotation), max_batch_size=8)
+    assert Runtime(takes(annotation)).max_batch_size == 1
+
+
+@pytest.mark.parametrize(
+    "annotation",
+    [Any, list[str], list, Sequence[int], tuple[int, ...], "Unknown", list[str] | None, str | list[str], np.ndarray],
+)
+def test_what_may_be_a_batch_is_taken(annotation: Any) -> None:
+    assert Runtime(takes(annotation), max_batch_size=8).max_batch_size == 8
+
+
+def test_a_timeout_in_milliseconds_is_noticed(logged: pytest.LogCaptureFixture) -> None:
+    Runtime(Echo, timeout=600)
+    assert not logged.records
+    Runtime(Echo, timeout=5000)
+    (record,) = logged.records
+    assert record.getMessage() == (
+        "timeout=5000 of Echo is in seconds; for 5000 milliseconds write timeout=5"
+    )  # fmt: skip
+
+
+def test_a_timeout_that_the_services_ends_first_is_noticed_once(logged: pytest.LogCaptureFixture) -> None:
+    stage = Runtime(Echo, timeout=10)
+    check_timeouts({"/a": [stage], "/b": [stage], "/c": [Runtime(Echo, timeout=2)]}, 3.0)
+    (record,) = logged.records
+    assert "has no effect: the service answers 408 after 3 s" in record.getMessage()
+    assert "(milliseconds, --timeout or MOSEC_TIMEOUT) to more than 10000" in record.getMessage()
+
+
+# -- streams before the last stage -------------------------------------------------------------------------------------
+
+
+def test_a_worker_that_could_stream_does_so_only_in_the_last_stage() -> None:
+    first, middle, last = Runtime(Echo), Runtime(Pushes), Runtime(Pushes)
+    stages, _, _ = plan_service({"/a": [first, middle, last]}, Settings())
+    assert [plan.streams for plan in stages] == [False, False, True]
+    assert stages[1].specs[0].next_stages == ("Pushes_3",)
+    assert not stages[2].specs[0].next_stages
+
+
+def test_a_stage_that_is_the_last_of_one_route_and_not_of_another_is_refused_where_it_streams() -> None:
+    first, shared = Runtime(Echo), Runtime(Pushes)
+    with pytest.raises(
+        DefinitionError, match="Pushes is the last stage of /a, where it streams, and not of /b; make two"
+    ):
+        check_routes({"/a": [shared], "/b": [shared, first]})
+    check_routes({"/a": [first], "/b": [first, shared]})
+
+
+# -- main modules ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("main", "text"),
+    [
+        ({"__spec__": types.SimpleNamespace(name="pkg.__main__")}, "a package's __main__"),
+        ({"__spec__": types.SimpleNamespace(name="__main__")}, "the __main__ of a folder or a zip file"),
+        ({"__spec__": None}, "a notebook, an interactive session, `python -c` or standard input"),
+        ({"__spec__": None, "__file__": "/nowhere/x.py"}, "/nowhere/x.py, which they do not find"),
+        ({"__spec__": types.SimpleNamespace(name="pkg.module")}, None),
+        ({"__spec__": None, "__file__": __file__}, None),
+    ],
+)
+def test_workers_of_a_main_module_that_cannot_be_imported_are_refused(
+    main: dict[str, Any], text: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = types.ModuleType("__main__")
+    vars(module).update(main)
+    monkeypatch.setitem(sys.modules, "__main__", module)
+    worker = takes(Any)
+    worker.__module__ = "__main__"
+    check_importable({"/a": [Runtime(Echo), Runtime(worker, start_method="fork")]})
+    if text is None:
+        check_importable({"/a": [Runtime(worker)]})
+    else:
+        with pytest.raises(DefinitionError, match=f"is defined in {text}.*Move it into a module of its own"):
+            check_importable({"/a": [Runtime(worker)]})
+
+
+# -- what workers run on -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"executor": "ray"}, 'executor must be "process", "thread" or a function'),
+        ({"executor": "thread", "env": [{"A": "1"}]}, "env is for workers that are processes"),
+        ({"executor": "thread", "preload": True}, "preload is for workers that are processes"),
+        ({"executor": "thread", "start_method": "fork"}, "start_method is for workers that are processes"),
+    ],
+)
+def test_an_executor_that_does_not_fit_is_refused(options: dict[str, Any], text: str) -> None:
+    with pytest.raises(DefinitionError, match=text):
+        Runtime(Echo, **options)
+
+
+def test_a_thread_takes_arguments_that_cannot_be_pickled_and_gets_what_others_pass_on_as_bytes() -> None:
+    stages = [Runtime(Echo), Runtime(Model, args=(lambda: 1,), executor="thread")]
+    plans, _, _ = plan_service({"/a": stages}, Settings())
+    assert plans[1].executor == "thread"
+    assert not plans[0].specs[0].buffers_apart
+    plans, _, _ = plan_service({"/a": [Runtime(Echo), Runtime(Echo)]}, Settings())
+    assert plans[0].specs[0].buffers_apart

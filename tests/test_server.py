@@ -17,6 +17,7 @@ from workers import Echo, Raw
 
 from mosec_asgi import Runtime, Server, SSEWorker, Worker
 from mosec_asgi.errors import DefinitionError
+from mosec_asgi.mixin import PlasmaShmIPCMixin
 
 
 class Unfinished(Worker):
@@ -45,6 +46,11 @@ class Generator(Worker):
 class Events(SSEWorker):
     def forward(self, data: Any) -> Any:
         yield data
+
+
+class Batched(Worker):
+    def forward(self, data: list[Any]) -> list[Any]:
+        return data
 
 
 class NoWorker:
@@ -237,10 +243,10 @@ def test_a_definition_error_is_a_value_error() -> None:
 def test_stages_of_one_route_are_in_the_order_in_which_they_were_appended() -> None:
     server = Server()
     server.append_worker(Echo, num=2)
-    server.append_worker(Raw, max_batch_size=4)
+    server.append_worker(Batched, max_batch_size=4)
     server.append_worker(Raw, route=["/raw", "/also"])
     assert repr(server) == (
-        "<Server {'/inference': [<Runtime Echo num=2 max_batch_size=1>, <Runtime Raw num=1 max_batch_size=4>], "
+        "<Server {'/inference': [<Runtime Echo num=2 max_batch_size=1>, <Runtime Batched num=1 max_batch_size=4>], "
         "'/raw': [<Runtime Raw num=1 max_batch_size=1>], '/also': [<Runtime Raw num=1 max_batch_size=1>]}>"
     )
 
@@ -269,3 +275,89 @@ def test_importing_the_package_loads_no_web_framework() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_stage_has_a_name_its_place_in_its_server() -> None:
+    runtime = Runtime(Echo)
+    assert runtime.name == f"Echo_{runtime.sequence}"
+    server = Server()
+    server.append_worker(Raw)
+    server.register_daemon("none", subprocess.Popen([sys.executable, "-c", ""]))
+    other = Server()
+    other.register_runtime({"/a": [runtime, Runtime(Raw)]})
+    assert runtime.name == "Echo_1"
+    server._daemons["none"].wait()  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("route", "text"),
+    [
+        ("/models/{name}", "parameters in a path are not supported; name each path"),
+        ("/a?b=1", "a query belongs to a request"),
+        ("/a#b", "a fragment is never sent"),
+    ],
+)
+def test_a_route_that_nothing_would_reach_is_refused(route: str, text: str) -> None:
+    assert text in refusal(lambda: Server().append_worker(Echo, route=route))
+    assert text in refusal(lambda: Server().register_runtime({route: [Runtime(Echo)]}))
+
+
+def test_a_refused_stage_leaves_the_others_as_they_were() -> None:
+    class Pushes(SSEWorker):
+        def forward(self, data: Any) -> None:
+            pass
+
+    server = Server()
+    server.append_worker(Pushes, route=["/a", "/b"])
+    before = repr(server)
+    assert "make two Runtime objects" in refusal(lambda: server.append_worker(Echo, route="/b"))
+    assert repr(server) == before
+
+
+async def test_run_within_an_event_loop_says_what_to_call_instead() -> None:
+    server = Server()
+    server.append_worker(Echo)
+    with pytest.raises(RuntimeError, match=r"async with server.lifespan\(\).*uvicorn.Server"):
+        server.run()
+
+
+def test_an_event_loop_of_another_kind_is_answered_503_with_one_clear_error(caplog: pytest.LogCaptureFixture) -> None:
+    """As under `hypercorn -k trio`: what runs it by hand here is no loop of asyncio either."""
+    server = Server()
+    server.append_worker(Echo)
+    sent: list[Any] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    async def receive() -> Any:
+        return {"type": "lifespan.startup"}
+
+    for scope in ({"type": "http", "headers": []}, {"type": "lifespan"}):
+        with pytest.raises(StopIteration):
+            server(scope, receive, send).send(None)
+    assert [message["type"] for message in sent] == [
+        "http.response.start", "http.response.body", "lifespan.startup.failed",
+    ]  # fmt: skip
+    assert sent[0]["status"] == 503
+    assert "need an event loop of asyncio" in sent[2]["message"]
+    assert "hypercorn -k asyncio" in caplog.text
+
+
+def test_mosecs_import_paths_are_there() -> None:
+    from mosec_asgi.worker import SSEWorker as FromWorker
+
+    assert FromWorker is SSEWorker
+    assert PlasmaShmIPCMixin.set_plasma_path("/tmp/plasma") is None  # type: ignore[func-returns-value]
+
+
+def test_a_worker_with_plasma_is_told_what_replaces_it(caplog: pytest.LogCaptureFixture) -> None:
+    class Stored(PlasmaShmIPCMixin):
+        def forward(self, data: Any) -> Any:
+            return data
+
+    Server().append_worker(Stored)
+    (record,) = caplog.records
+    assert "shared memory between all stages by themselves" in record.getMessage()
+    worker = Stored()
+    assert worker.deserialize_ipc(worker.serialize_ipc([1])) == [1]

@@ -16,7 +16,7 @@ from mosec_asgi.batching.busy_poll import POLL_SECONDS
 from mosec_asgi.batching.flow import Flow
 from mosec_asgi.batching.stage import GRACE_SECONDS, LOOK_SECONDS, Stage
 from mosec_asgi.batching.task import Event, State, Task
-from mosec_asgi.errors import STAGE_DOWN, TIMED_OUT, TOO_LONG, WORKER_DIED, Failure
+from mosec_asgi.errors import INTERNAL_ERROR, STAGE_DOWN, TIMED_OUT, TOO_LONG, WORKER_DIED, Failure
 from mosec_asgi.messages import EGRESS, EXAMPLE, INGRESS, Cancels, LinkError, Payload, Results, Tasks
 from mosec_asgi.observing.metrics import StageMetrics
 
@@ -417,6 +417,40 @@ async def test_the_payloads_of_answers_that_nobody_waits_for_or_that_are_refused
 
 
 # -- streams -----------------------------------------------------------------------------------------------------------
+
+
+async def test_results_whose_columns_differ_in_length_cost_the_worker_and_nothing_else() -> None:
+    async with bench() as b:
+        (task,) = b.submit()
+        worker = b.worker
+        worker.say("results", Results([task.id], [200, 200], [b"1"], 0.01))
+        assert worker.killed
+        assert b.answers == {}
+        again = await b.replaced(worker)
+        again.reply()
+        assert list(b.answers) == [task.id]
+
+
+async def test_tasks_that_cannot_be_sent_are_answered_and_stay_with_no_worker(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(tasks: Tasks) -> None:
+        raise UnicodeEncodeError("utf-8", "\ud800", 0, 1, "surrogates not allowed")
+
+    async with bench() as b:
+        worker = b.worker
+        monkeypatch.setattr(worker, "send", fail)
+        (task,) = b.submit()
+        assert b.failures == {}, "nobody is answered while he asks"
+        b.loop.turn()
+        assert b.failures == {task.id: INTERNAL_ERROR}
+        assert worker.killed
+        (record,) = [record for record in caplog.records if "could not be sent" in record.getMessage()]
+        assert told(record, "request_id") == (task.request_id,)
+        (other,) = b.submit()
+        again = await b.replaced(worker)
+        again.reply()
+        assert list(b.answers) == [other.id]
 
 
 async def test_pieces_of_streams_are_handed_on_in_their_order() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -13,7 +14,7 @@ from collections.abc import Callable, Iterator
 from multiprocessing.process import BaseProcess
 
 import pytest
-from fakes import settled_loop, until
+from fakes import PATIENCE, settled_loop, until
 from harness import child_processes
 
 from mosec_asgi.pool.process import watched
@@ -147,6 +148,14 @@ def test_a_server_that_nobody_shut_down_ends_its_workers_when_it_exits() -> None
         "worker = WatchedProcess(process)\n"
         "print(process.pid, flush=True)\n"
     )
-    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
-    with pytest.raises(ProcessLookupError):
-        os.kill(int(ended.stdout), 0)
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None
+        worker = int(server.stdout.readline())
+        try:
+            assert server.wait(PATIENCE) == 0
+            with pytest.raises(ProcessLookupError):
+                os.kill(worker, 0)
+        finally:
+            server.kill()
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(worker, signal.SIGKILL)

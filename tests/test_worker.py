@@ -161,7 +161,7 @@ def test_a_value_that_holds_itself_is_an_encoding_error() -> None:
         WORKER.serialize(loop)
 
 
-@pytest.mark.parametrize("body", [b"{", b"nope", b"NaN", b"[1,]", b"\xff", b"'a'", b"1 2", b" "])
+@pytest.mark.parametrize("body", [b"{", b"nope", b"nan", b"[1,]", b"\xff", b"'a'", b"1 2", b" "])
 def test_a_body_that_is_no_json_is_a_decoding_error(body: bytes) -> None:
     with pytest.raises(DecodingError, match="the body is not JSON: "):
         WORKER.deserialize(body)

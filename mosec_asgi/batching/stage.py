@@ -70,6 +70,7 @@ class StagePlan:
         start_timeout: seconds that a worker may take to load and warm up.
         start_method: of its processes, where they are processes: "spawn" or "fork".
         preload: fork them from one that has loaded the worker.
+        executor: what the workers run on: "process", "thread", or what makes a launcher of the plan and the event loop.
         latency_target: seconds that a task should be at the stage at most; 0 for no such wish.
     """
 
@@ -85,6 +86,7 @@ class StagePlan:
     streams: bool = False
     start_method: str = "spawn"
     preload: bool = False
+    executor: str | Callable[[StagePlan, asyncio.AbstractEventLoop], Launcher] = "process"
     latency_target: float = 0.0
 
     @property
@@ -236,6 +238,9 @@ class Stage:
         """Take in results."""
         now = self._clock()
         ids, codes, payloads, seconds = results
+        if not len(ids) == len(codes) == len(payloads):
+            drop_all(payloads)
+            raise LinkError(f"sent {len(ids)} results with {len(codes)} codes and {len(payloads)} payloads")
         batched = self.plan.batch_size > 1
         units = self.scheduler.units if batched else 0
         try:

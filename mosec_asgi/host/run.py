@@ -134,7 +134,7 @@ def _uvicorn_config(server: Server, settings: Settings, http: type[asyncio.Proto
         server_header=False,
         proxy_headers=False,
         timeout_keep_alive=math.ceil(settings.keep_alive / 1000),
-        timeout_graceful_shutdown=math.ceil(settings.timeout_seconds) + 1,
+        timeout_graceful_shutdown=math.ceil(settings.grace_seconds) + 1,
     )
 
 

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mosec_asgi import log
-from mosec_asgi.errors import MosecTimeoutError
+from mosec_asgi.errors import MosecTimeoutError, too_slow
 from mosec_asgi.inside.batch import END, BatchAlgorithm, Close, Forward, Next, Unit, Wanted
 from mosec_asgi.inside.codec import LEFT, Answer, Codec, Left
 from mosec_asgi.inside.ending import Ending
@@ -29,6 +29,7 @@ from mosec_asgi.inside.isolation import Raised
 from mosec_asgi.inside.outlet import Outlet
 from mosec_asgi.inside.plain_runner import NO_TASKS
 from mosec_asgi.inside.port import Port
+from mosec_asgi.inside.returned import async_events_of, check_finished
 from mosec_asgi.inside.spec import WorkerSpec
 from mosec_asgi.inside.timer import FORSAKEN_SECONDS, KernelTimer
 from mosec_asgi.messages import Results
@@ -94,8 +95,11 @@ class AsyncRunner:
         self._kernel = kernel
         self._codec = Codec(worker, spec, port.memory)
         self._batches = spec.max_batch_size > 1
-        self._outlet = Outlet(worker, spec, self._codec, port) if streams(type(worker)) else None
-        self._algorithm = BatchAlgorithm(spec, self._codec, port, time.perf_counter, self._outlet, awaits=True)
+        streaming = streams(type(worker)) and not spec.next_stages
+        self._outlet = Outlet(worker, spec, self._codec, port) if streaming else None
+        self._algorithm = BatchAlgorithm(
+            spec, self._codec, port, time.perf_counter, self._outlet, events_of=async_events_of
+        )
         self._loop = loop or _new_loop()
         # Units that wait, those that run, and those that still do though they have been given up.
         self._waiting: deque[AsyncUnit] = deque()
@@ -108,7 +112,7 @@ class AsyncRunner:
         self._news = asyncio.Event()
         self._thread = threading.get_ident()
         worker._has_left = self._has_left
-        if isinstance(worker, SSEWorker):
+        if isinstance(worker, SSEWorker) and streaming:
             worker._send_event = self._push
 
     def request_ids(self) -> list[str]:
@@ -128,8 +132,10 @@ class AsyncRunner:
         result = self._worker.forward(example)
         if not isinstance(result, AsyncIterator):
             result = await result
-        if isinstance(result, AsyncIterator):
-            async for _ in result:
+        if self._outlet is None:
+            check_finished(result)
+        elif (events := async_events_of(result, batched=self._batches)) is not None:
+            async for _ in events:
                 pass
 
     def serve(self) -> None:
@@ -288,7 +294,7 @@ class AsyncRunner:
         return error
 
     def _too_late(self) -> MosecTimeoutError:
-        return MosecTimeoutError(f"`forward` took longer than {self._spec.timeout:g} s")
+        return too_slow(self._spec.timeout)
 
     def _ended(self, running: asyncio.Task[None]) -> None:
         blaming = self._given_up.pop(running, None)

@@ -16,17 +16,18 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 from mosec_asgi import log
-from mosec_asgi.errors import Failure, MosecTimeoutError, ServerError
+from mosec_asgi.errors import Failure, MosecTimeoutError, WrongShape
 from mosec_asgi.inside import isolation
 from mosec_asgi.inside.codec import LEFT, Answer, Codec, Left, on_the_wire, shown
 from mosec_asgi.inside.ending import Ending
 from mosec_asgi.inside.isolation import Raised
 from mosec_asgi.inside.outlet import ENDED, Outlet
 from mosec_asgi.inside.port import Port, inputs
-from mosec_asgi.inside.shape import WrongShape, checked
+from mosec_asgi.inside.returned import check_sent, events_of
+from mosec_asgi.inside.shape import checked
 from mosec_asgi.inside.spec import WorkerSpec
 from mosec_asgi.messages import Results, Tasks
 
@@ -63,6 +64,14 @@ class Close(NamedTuple):
 
 
 END: Any = object()
+
+
+class EventsOf(Protocol):
+    """Returns the events of what `forward` has returned, or None where it is no stream; see `returned.events_of`."""
+
+    def __call__(self, result: Any, *, batched: bool) -> Iterator[Any] | AsyncIterator[Any] | None:
+        """Return them; may raise."""
+
 
 Wanted: TypeAlias = Forward | Next | Room | Close
 # What is sent back is the user's, or `Raised`.
@@ -126,8 +135,7 @@ class BatchAlgorithm:
         clock: Callable[[], float],
         outlet: Outlet | None = None,
         look: Callable[[], None] | None = None,
-        *,
-        awaits: bool = False,
+        events_of: EventsOf = events_of,
     ) -> None:
         """Prepare.
 
@@ -138,9 +146,8 @@ class BatchAlgorithm:
             clock: the time in seconds.
             outlet: of a worker that streams.
             look: takes in news of the clients between two events; None where somebody else does.
-            awaits: the driver can await.
+            events_of: finds the events in what `forward` has returned, in the form that the driver can read.
         """
-        self._awaits = awaits
         self._batches = spec.max_batch_size > 1
         self._isolation_calls = spec.isolation_calls
         self._timeout = spec.timeout
@@ -149,6 +156,7 @@ class BatchAlgorithm:
         self._clock = clock
         self._outlet = outlet
         self._look = look
+        self._events_of = events_of
 
     def run(self, unit: Unit) -> Steps:
         """Run a unit and answer each of its tasks exactly once."""
@@ -269,17 +277,28 @@ class BatchAlgorithm:
         unit.inside = [unit.inside[place] for place in live]
         self._port.progress.beat()
         got = yield Forward([items[place] for place in live] if self._batches else items[0])
-        awaited = isinstance(got, AsyncIterator)
-        if awaited and not self._awaits:
-            got = Raised(ServerError(_NOT_ASYNC))
-        elif awaited or isinstance(got, Iterator):
-            got = yield from self._drain(unit.inside, outlet, Next(got, awaited))
+        if not isinstance(got, Raised):
+            got = yield from self._send(unit.inside, outlet, got)
         if not isinstance(got, Raised):
             return ended
         if not outlet.has_begun(unit.inside):
             return Raised(got.error, final=_is_final(got.error, whole=whole))
         outlet.fail(unit.inside, got.error)
         return ended
+
+    def _send(self, inside: Sequence[int], outlet: Outlet, returned: Any) -> Generator[Wanted, Any, Raised | None]:
+        """Send the events of what `forward` has returned; return what was wrong with it, or what it raised."""
+        try:
+            events = self._events_of(returned, batched=self._batches)
+            if events is None and not outlet.has_ended_or_begun(inside):
+                check_sent(returned)
+        except Ending:
+            raise
+        except BaseException as error:
+            return Raised(error)
+        if events is None:
+            return None
+        return (yield from self._drain(inside, outlet, Next(events, isinstance(events, AsyncIterator))))
 
     def _drain(self, inside: Sequence[int], outlet: Outlet, events: Next) -> Generator[Wanted, Any, Raised | None]:
         """Send what a generator yields, until it ends or nobody is left to send it to; return what it raised."""

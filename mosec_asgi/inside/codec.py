@@ -5,6 +5,7 @@ Large payloads lie in memory that the worker shares with the server, where there
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Sequence
 from http import HTTPStatus
 from typing import Any
@@ -17,10 +18,12 @@ from mosec_asgi.errors import (
     Failure,
     MosecError,
     MosecTimeoutError,
+    batch_hint,
     describe,
 )
 from mosec_asgi.inside.ending import Ending
 from mosec_asgi.inside.pickler import Pickler, load
+from mosec_asgi.inside.returned import UNFINISHED, check_finished
 from mosec_asgi.inside.spec import WorkerSpec
 from mosec_asgi.ipc import frames, reference
 from mosec_asgi.ipc.arena import LARGE
@@ -69,17 +72,28 @@ class Codec:
         if flags & EXAMPLE:
             example = examples(self._worker)[0]
             # An example of a worker with batching is a batch; a dry run has one task to show for it.
-            return example[0] if self._spec.max_batch_size > 1 and isinstance(example, list) else example
+            return example[0] if self._spec.max_batch_size > 1 and isinstance(example, (list, tuple)) else example
         return self._worker.deserialize_ipc(payload)
 
     def encode(self, flags: int, result: Any) -> Answer:
         """Return a result as an answer; raises what the worker's `serialize` raises."""
+        if type(result) in UNFINISHED:
+            check_finished(result)
         if flags & EGRESS:
             payload = self._worker.serialize(result)
-        elif self._pickler is not None:
-            return self._pickler.dump(result)
         else:
-            payload = self._worker.serialize_ipc(result)
+            try:
+                if self._pickler is not None:
+                    return self._pickler.dump(result)
+                payload = self._worker.serialize_ipc(result)
+            # `pickle` raises these, and what an object's own way to be pickled raises.
+            except (pickle.PicklingError, TypeError, AttributeError, RecursionError) as error:
+                if type(self._worker).serialize_ipc is not Worker.serialize_ipc:
+                    raise
+                raise EncodingError(
+                    f"what {self._spec.stage} returned cannot be pickled for {' and '.join(self._spec.next_stages)}: "
+                    f"{error}; return plain data, or override serialize_ipc and the next stage's deserialize_ipc"
+                ) from error
         if type(payload) is not bytes:
             payload = _as_bytes(payload)
         if len(payload) >= LARGE and self._memory is not None and (span := self._memory.put(payload)) is not None:
@@ -109,7 +123,8 @@ class Codec:
             failure = describe(error)
             # What a client is told is no secret, and what it is not told belongs into the logs.
             ours = isinstance(error, (MosecError, MosecTimeoutError))
-            text = failure.text if ours else f"{type(error).__name__}: {error}"
+            hint = batch_hint(error) if self._spec.max_batch_size > 1 else ""
+            text = failure.text if ours else f"{type(error).__name__}: {error}{hint}"
         except Ending:
             raise
         except BaseException as fault:
@@ -158,8 +173,8 @@ def examples(worker: Worker) -> list[Any]:
 
 
 def as_input(example: Any, *, batched: bool) -> Any:
-    """Return an example as what `forward` takes: with batching, a list is a batch and anything else a batch of one."""
-    return [example] if batched and not isinstance(example, list) else example
+    """Return an example as what `forward` takes: with batching, a list or a tuple is a batch, all else an item."""
+    return [example] if batched and not isinstance(example, (list, tuple)) else example
 
 
 def on_the_wire(failure: Failure) -> Answer:

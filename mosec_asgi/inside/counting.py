@@ -13,6 +13,8 @@ import sys
 import time
 from typing import Any
 
+# What is used of a metric of prometheus_client, and is not public.
+_PARTS = ("_is_parent", "_metric_init")
 # Seconds from the first sign of a server's death to the time when it is no longer the parent; far more than it takes.
 DEATH_SECONDS = 0.5
 
@@ -31,8 +33,9 @@ def share_after_fork() -> None:
     if values.ValueClass is values.MutexValue:
         # No directory: the variable is not set.
         return
-    for metric in list(client.REGISTRY._collector_to_names):
-        if isinstance(metric, client.metrics.MetricWrapperBase):
+    # None of these is public; without them, metrics that were made before the fork are not shown for the worker.
+    for metric in list(getattr(client.REGISTRY, "_collector_to_names", ())):
+        if isinstance(metric, client.metrics.MetricWrapperBase) and all(hasattr(metric, part) for part in _PARTS):
             # A metric with labels holds one for each of their values.
             for one in metric._metrics.values() if metric._is_parent() else [metric]:
                 one._metric_init()

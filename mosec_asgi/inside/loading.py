@@ -13,7 +13,7 @@ from mosec_asgi.inside.port import Port
 from mosec_asgi.inside.spec import WorkerSpec
 from mosec_asgi.inside.timer import KernelTimer, NoTimer, Timer
 from mosec_asgi.streaming import ContinuousWorker, is_async, streams
-from mosec_asgi.worker import Worker
+from mosec_asgi.worker import Worker, introduce
 
 logger = log.internal_logger(__name__)
 
@@ -56,7 +56,8 @@ def runner_for(
         from mosec_asgi.inside.async_runner import AsyncRunner
 
         return AsyncRunner(worker, spec, port, kernel)
-    if streams(type(worker)):
+    # One before the last stage returns its results, as in mosec.
+    if streams(type(worker)) and not spec.next_stages:
         from mosec_asgi.inside.stream_runner import StreamRunner
 
         return StreamRunner(worker, spec, port, timer)
@@ -74,11 +75,11 @@ def speaker_for(runner: Runner, spec: WorkerSpec) -> log.Speaker:
 
 def load(spec: WorkerSpec) -> Worker:
     """Make the worker, with its number, stage and batch size known before its `__init__` runs."""
-    worker = spec.worker.__new__(spec.worker)
-    worker._worker_id = spec.worker_id
-    worker._stage = spec.stage
-    worker._max_batch_size = spec.max_batch_size
-    worker.__init__()  # type: ignore[misc]  # __new__ and __init__ apart, to set the numbers between them
+    worker = spec.worker.__new__(spec.worker, *spec.args, **spec.kwargs)
+    introduce(worker, spec.worker_id, spec.stage, spec.max_batch_size, made=False)
+    worker._strict_json = spec.strict_json
+    worker.__init__(*spec.args, **spec.kwargs)  # type: ignore[misc]  # __new__ and __init__ apart: it knows its numbers
+    introduce(worker, spec.worker_id, spec.stage, spec.max_batch_size, made=True)
     return worker
 
 

@@ -12,11 +12,10 @@ from http import HTTPStatus
 from typing import Any
 
 from mosec_asgi import log
-from mosec_asgi.errors import MosecError
+from mosec_asgi.errors import MosecError, WrongShape
 from mosec_asgi.inside.codec import LEFT, Answer, Codec
 from mosec_asgi.inside.ending import Ending
 from mosec_asgi.inside.port import Port
-from mosec_asgi.inside.shape import WrongShape
 from mosec_asgi.inside.spec import WorkerSpec
 from mosec_asgi.streaming import FINISHED, encoder_for
 from mosec_asgi.worker import Worker
@@ -72,6 +71,10 @@ class Outlet:
     def has_begun(self, task_ids: Iterable[int]) -> bool:
         """Whether one of these streams has sent an event."""
         return not self._begun.isdisjoint(task_ids)
+
+    def has_ended_or_begun(self, task_ids: Iterable[int]) -> bool:
+        """Whether one of these streams has sent an event, or has ended without any."""
+        return self.has_begun(task_ids) or not all(map(self.is_open, task_ids))
 
     def has_room(self, task_id: int) -> bool:
         """Whether a stream may send."""

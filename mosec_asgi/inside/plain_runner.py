@@ -10,6 +10,7 @@ from mosec_asgi.inside.codec import LEFT, Answer, Codec
 from mosec_asgi.inside.ending import Ending
 from mosec_asgi.inside.isolation import Raised
 from mosec_asgi.inside.port import Port, inputs
+from mosec_asgi.inside.returned import check_finished
 from mosec_asgi.inside.spec import WorkerSpec
 from mosec_asgi.inside.timer import NoTimer, Timer
 from mosec_asgi.messages import Results, Tasks
@@ -50,7 +51,7 @@ class PlainRunner:
 
     def rehearse(self, example: Any) -> None:
         """Run `forward` on an example; raises what it raises."""
-        self._worker.forward(example)
+        check_finished(self._worker.forward(example))
 
     def close(self) -> None:
         """Let the worker release what it took."""

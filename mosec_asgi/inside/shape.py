@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from mosec_asgi.errors import ServerError
-
-
-class WrongShape(ServerError):
-    """`forward` did not return one result per item: a fault of the worker's code, whatever the items."""
+from mosec_asgi.errors import WrongShape
+from mosec_asgi.inside.returned import check_finished
 
 
 def checked(results: Any, size: int) -> Sequence[Any]:
     """Return what `forward` made of a batch; raise where it is no sequence or not of the batch's length."""
+    check_finished(results)
     # By what it can do rather than by what it is: a numpy array or a tensor is no `Sequence`.
     sized = hasattr(results, "__len__") and hasattr(results, "__getitem__")
     if not sized or isinstance(results, (str, bytes, dict)):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 from mosec_asgi.worker import Worker
 
@@ -13,12 +15,15 @@ class WorkerSpec:
 
     Attributes:
         worker: the class; crosses by name, so a spawned process must be able to import it.
+        args, kwargs: what its `__init__` is called with.
         stage: the stage's name.
         worker_id: the worker's number in its stage, from 1.
         max_batch_size: the most items a batch.
         timeout: seconds that one call of `forward` may take; of a stream, that its next event may take.
         isolation_calls: the most calls of `forward` to find the culprits of a failed batch; None for the default.
         concurrency: batches, or items without batching, that an asynchronous worker runs at a time.
+        next_stages: the names of the stages that read what it passes on; empty for the last stage of a pipeline.
+        strict_json: a body must be strict JSON where the default `deserialize` reads it.
         stream_buffer: bytes of a stream that may be on their way to its client.
         buffers_apart: large buffers in what it passes on, such as arrays, may go apart from their pickle: all stages
             that read it have the default `deserialize_ipc`.
@@ -34,6 +39,10 @@ class WorkerSpec:
     timeout: float
     isolation_calls: int | None = None
     concurrency: int = 1
+    args: tuple[Any, ...] = ()
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    next_stages: tuple[str, ...] = ()
+    strict_json: bool = False
     stream_buffer: int = 256 * 1024
     buffers_apart: bool = False
     log_level: str = "info"

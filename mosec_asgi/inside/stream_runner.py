@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
 from typing import Any
 
 from mosec_asgi.inside.batch import BatchAlgorithm, Unit
 from mosec_asgi.inside.outlet import Outlet
 from mosec_asgi.inside.plain_runner import PlainRunner
 from mosec_asgi.inside.port import Port
+from mosec_asgi.inside.returned import events_of
 from mosec_asgi.inside.spec import WorkerSpec
 from mosec_asgi.inside.timer import NoTimer, Timer
 from mosec_asgi.messages import Tasks
@@ -36,10 +36,8 @@ class StreamRunner(PlainRunner):
         """Run `forward` on an example, whose events nobody receives."""
         self._rehearsing = True
         try:
-            result = self._worker.forward(example)
-            if isinstance(result, Iterator):
-                for _ in result:
-                    pass
+            for _ in events_of(self._worker.forward(example), batched=self._batches) or ():
+                pass
         finally:
             self._rehearsing = False
 

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 
 from mosec_asgi import log
-from mosec_asgi.errors import MosecTimeoutError
+from mosec_asgi.errors import too_slow
 
 # Seconds after which the kernel ends a worker that even the server has not ended: the server is dead.
 FORSAKEN_SECONDS = 3.0
@@ -106,7 +106,7 @@ class Timer:
             self._set(left)
             return
         self._running = False
-        raise MosecTimeoutError(f"`forward` took longer than {self._seconds:g} s")
+        raise too_slow(self._seconds)
 
 
 class NoTimer:

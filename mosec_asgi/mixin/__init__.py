@@ -6,11 +6,13 @@
     NumBinIPCMixin          numpy arrays between stages                                   mosec-asgi[numbin]
     RedisShmIPCMixin        what passes between stages waits in redis                     mosec-asgi[redis]
 
-Each loads its library when a worker that has it is made, and not before.
+Each loads its library when a worker that has it is made, and not before. `PlasmaShmIPCMixin` is there for mosec's sake:
+it does nothing, and says that shared memory replaces it.
 """
 
 from mosec_asgi.mixin.msgpack_worker import MsgpackMixin
 from mosec_asgi.mixin.numbin_worker import NumBinIPCMixin
+from mosec_asgi.mixin.plasma_worker import PlasmaShmIPCMixin
 from mosec_asgi.mixin.pydantic_worker import PydanticMixin
 from mosec_asgi.mixin.redis_worker import RedisShmIPCMixin
 from mosec_asgi.mixin.typed_worker import TypedMsgPackMixin
@@ -18,6 +20,7 @@ from mosec_asgi.mixin.typed_worker import TypedMsgPackMixin
 __all__ = [
     "MsgpackMixin",
     "NumBinIPCMixin",
+    "PlasmaShmIPCMixin",
     "PydanticMixin",
     "RedisShmIPCMixin",
     "TypedMsgPackMixin",

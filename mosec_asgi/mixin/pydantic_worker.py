@@ -40,13 +40,20 @@ class PydanticMixin(NeedsLibrary, Worker):
             ValidationError: it is not what `forward` is annotated with; the text is a JSON list with type, place and
                 message of each error.
         """
+        strict = self._strict_json
         # Pydantic takes some more for JSON than is.
-        if b"NaN" in data or b"Infinity" in data or formats.may_nest_deeply(data):
-            formats.loads_json(data)
+        if (strict and (b"NaN" in data or b"Infinity" in data)) or formats.may_nest_deeply(data):
+            formats.loads_json(data, strict=strict)
+        adapter = _input(type(self), self._max_batch_size > 1)
         try:
-            return _input(type(self), self.max_batch_size > 1).validate_json(data)
+            return adapter.validate_json(data)
         except load("pydantic").ValidationError as error:
-            raise _refusal(error) from error
+            if strict or not _is_no_json(error) or (text := formats.to_utf8(data)) is None:
+                raise _refusal(error, data) from error
+        try:
+            return adapter.validate_json(text)
+        except load("pydantic").ValidationError as error:
+            raise _refusal(error, text) from error
 
     def serialize(self, data: Any) -> bytes:
         """Encode the body of a response.
@@ -57,7 +64,7 @@ class PydanticMixin(NeedsLibrary, Worker):
         Raises:
             EncodingError: it is not what `forward` is annotated with, or has no form in JSON.
         """
-        adapter = _output(type(self), self.max_batch_size > 1)
+        adapter = _output(type(self), self._max_batch_size > 1)
         error_of_validation = load("pydantic").ValidationError
         error_of_encoding = load("pydantic_core").PydanticSerializationError
         try:
@@ -88,10 +95,18 @@ def _without_numpy(adapter: Any, data: Any) -> Any:
     )
 
 
-def _refusal(error: Any) -> DecodingError | ValidationError:
-    first = error.errors(include_url=False, include_input=False)[0]
-    if first["type"] == "json_invalid" and not first["loc"]:
-        return DecodingError(f"the body is not JSON: {first['ctx']['error']}")
+def _is_no_json(error: Any) -> bool:
+    """Whether a body was refused as a whole, before any of it was checked."""
+    # Asked of one only: of many it would make a dictionary each.
+    if error.error_count() != 1:
+        return False
+    (only,) = error.errors(include_url=False, include_input=False)
+    return bool(only["type"] == "json_invalid" and not only["loc"])
+
+
+def _refusal(error: Any, data: bytes) -> DecodingError | ValidationError:
+    if _is_no_json(error):
+        return formats.not_json(data, error.errors(include_url=False, include_input=False)[0]["ctx"]["error"])
     return ValidationError(_told(error))
 
 

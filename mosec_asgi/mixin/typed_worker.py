@@ -34,7 +34,7 @@ class TypedMsgPackMixin(NeedsLibrary, Worker):
             ValidationError: it is not what `forward` is annotated with; the text says where.
         """
         msgspec = load("msgspec")
-        decoder, bounded = _decoder(type(self), self.max_batch_size > 1)
+        decoder, bounded = _decoder(type(self), self._max_batch_size > 1)
         try:
             value = decoder.decode(data)
             if not bounded and len(data) > formats.MAX_DEPTH:

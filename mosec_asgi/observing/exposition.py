@@ -6,6 +6,7 @@ several in one process do not collide.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Protocol
 
@@ -57,6 +58,18 @@ class ServiceNow(Protocol):
         """In the order of the service's list; empty while it starts."""
 
 
+# A sample: its name, its labels, and its value; a timestamp or an exemplar may follow.
+_SAMPLE = re.compile(
+    rb"""(?m)^([\w:]*(?:\{(?:[^"}\n]|"(?:[^"\\\n]|\\.)*")*\})?[ ])(-?\d+(?:\.\d+)?(?:e\+\d+)?)(?=$|[ ])"""
+)
+
+
+def _plain(found: re.Match[bytes]) -> bytes:
+    """Return a sample with its whole number written as one, as mosec does: prometheus_client writes 1.0 and 1e+06."""
+    value = float(found[2])
+    return found[1] + (b"%d" % value if value.is_integer() and abs(value) < 2**53 else found[2])
+
+
 class Exposition:
     """Shows what is counted and measured of a service; a collector of prometheus_client."""
 
@@ -80,7 +93,7 @@ class Exposition:
     def render(self, accept: str) -> tuple[bytes, str]:
         """Return the metrics as text, and its content type, in the format that the Accept header asks for."""
         encoder, content_type = choose_encoder(accept)
-        return encoder(self._registry), content_type
+        return _SAMPLE.sub(_plain, encoder(self._registry)), content_type
 
     def describe(self) -> list[Metric]:
         """Return no names: they would be checked against those of other collectors, and there are none."""

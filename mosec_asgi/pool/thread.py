@@ -12,6 +12,7 @@ cannot have:
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import os
 import threading
 import traceback
@@ -118,11 +119,13 @@ class QueuePort(Port):
 
     def watch(self, loop: asyncio.AbstractEventLoop, on_news: Callable[[], None]) -> None:
         """Have an event loop call `on_news` whenever something has come, or the end has."""
+        # What is begun there belongs to the worker, not to whoever sends it something.
+        context = contextvars.copy_context()
 
         def tell() -> None:
             # Closed where the worker has ended by itself in this moment.
             if not loop.is_closed():
-                loop.call_soon_threadsafe(on_news)
+                loop.call_soon_threadsafe(on_news, context=context)
 
         with self._news:
             self._tell = tell

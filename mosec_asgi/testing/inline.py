@@ -21,7 +21,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
 from mosec_asgi import log
-from mosec_asgi.errors import MosecTimeoutError
+from mosec_asgi.errors import too_slow
 from mosec_asgi.inside.async_runner import AsyncRunner
 from mosec_asgi.inside.codec import as_input, examples
 from mosec_asgi.inside.loading import speaker_for
@@ -315,7 +315,7 @@ class PlainLink(InlineLink):
         seconds, limit = self.script.seconds, self.spec.timeout
         if seconds > limit:
             self._baton.wait(limit)
-            raise MosecTimeoutError(f"`forward` took longer than {limit:g} s")
+            raise too_slow(limit)
         if seconds:
             self._baton.wait(seconds)
         return method(*arguments)

@@ -23,6 +23,7 @@ from mosec_asgi.web.disconnect import DisconnectWatch
 from mosec_asgi.web.exchange import NO_BUDGET, RequestIds, Route, Shared
 from mosec_asgi.web.health import Health
 from mosec_asgi.web.limits import DEFAULT, Limits
+from mosec_asgi.web.missing import missing
 from mosec_asgi.web.openapi import OpenAPI
 from mosec_asgi.web.swagger import Swagger
 
@@ -99,10 +100,11 @@ class App:
                 *(StarletteRoute(path, endpoint, methods=["POST"]) for path, endpoint in self._models.items()),
             ],
             middleware=[Middleware(_ServerHeader, server=server)],
+            exception_handlers=missing(tuple(self._models)),
         )
         # A path with a slash too many is no route, as in mosec; a redirected POST would be sent twice.
         self._rest.router.redirect_slashes = False
-        answer: ASGIApp = self._answer
+        answer: ASGIApp = _as_coroutine(self._answer) if middleware else self._answer
         for each in reversed(middleware):
             answer = each.cls(answer, *each.args, **each.kwargs)
         self._outermost = AccessLog(answer) if access_log else answer
@@ -118,7 +120,19 @@ class App:
             endpoint = self._models.get(_path_below_mount(scope))
             if endpoint is not None:
                 return endpoint(scope, receive, send)
+        if _slash_is_added(scope):
+            # None of our paths but the first ends in one, and that is not empty without.
+            return self._answer({**scope, "path": scope["path"][:-1]}, receive, send)
         return self._rest(scope, receive, send)
+
+
+def _as_coroutine(app: ASGIApp) -> ASGIApp:
+    """Return an app as middleware expects it: several take one that is no coroutine function for one of ASGI 2."""
+
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+        await app(scope, receive, send)
+
+    return answer
 
 
 def _path_below_mount(scope: Scope) -> str:
@@ -128,6 +142,13 @@ def _path_below_mount(scope: Scope) -> str:
     if not root or not path.startswith(root) or path[len(root) : len(root) + 1] not in ("", "/"):
         return path
     return path[len(root) :]
+
+
+def _slash_is_added(scope: Scope) -> bool:
+    """Whether a framework has put a slash behind the path that the client sent, as Litestar does for what it mounts."""
+    path: str = scope["path"]
+    sent: bytes = scope.get("raw_path") or b""
+    return path.endswith("/") and len(path) > 1 and bool(sent) and not sent.partition(b"?")[0].endswith(b"/")
 
 
 def _is_plain(path: str) -> bool:

@@ -78,10 +78,12 @@ class AsgiRoute:
             exchange.refuse(body)
         else:
             exchange.body = body
-            form = self._route.stream(exchange) if self._route.streams else None
-            if form is not None:
-                exchange.open(form, self._keep_alive)
             exchange.submit()
+            # The engine never answers before it has been asked: nothing has come yet.
+            if self._route.streams and exchange.response is None:
+                form = self._route.stream(exchange)
+                if form is not None:
+                    exchange.open(form, self._keep_alive)
         # A server may raise it on sending to a client that has left (ASGI 2.4).
         with contextlib.suppress(OSError):
             if exchange.response is None:

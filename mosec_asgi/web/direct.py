@@ -14,7 +14,7 @@ import time
 from collections.abc import Coroutine, Sequence
 from typing import Any, Protocol
 
-from mosec_asgi.errors import CANCELLED, NO_ROOM
+from mosec_asgi.errors import CANCELLED, NO_ROOM, Failure
 from mosec_asgi.messages import OK, Outcome
 from mosec_asgi.web import access, compression
 from mosec_asgi.web.exchange import LARGE_BODY, Exchange, Route, Shared
@@ -134,6 +134,18 @@ class DirectExchange(Exchange):
             self.body = body
             self._size = len(body)
 
+    @property
+    def body_left(self) -> int:
+        """Bytes of the body that are still to come."""
+        came = self._size if self.body else 0
+        return int(self.headers[b"content-length"]) - came
+
+    def drop(self, failure: Failure) -> None:
+        """Refuse a request of which a part has come, and end the connection behind the answer."""
+        self.keep_alive = False
+        self.refuse(failure)
+        self.body, self._more = b"", []
+
     def hold_body(self) -> bool:
         """Take room for what has come of the body; whether there was any."""
         return self.response_complete or self.hold(self._size)
@@ -198,8 +210,6 @@ class DirectExchange(Exchange):
         self.response_complete = True
         if self.held:
             self.release()
-        # Of one that is refused before it has come whole.
-        self.body, self._more = b"", []
         connection, direct = self._connection, self._direct
         own = connection.own_headers()
         head = direct.head(response, self.request_id, own if self.keep_alive else [*own, CLOSE])

@@ -23,7 +23,7 @@ def request_examples(worker: type[Worker], *, batched: bool, is_text: bool) -> J
 
     Args:
         worker: the first of a route. What it sets in `__init__` is not seen: that runs in its processes alone.
-        batched: an example is a list of inputs; its first one is shown.
+        batched: an example that is a list or a tuple is a batch; its first input is shown.
         is_text: the body is no notation of a value, so an example is text, or bytes that are text.
     """
     try:
@@ -44,7 +44,7 @@ def _values(worker: type[Worker], *, batched: bool, is_text: bool) -> Iterator[A
     if not given and worker.example is not None:
         given = [worker.example]
     for example in given:
-        value = example[0] if batched else example
+        value = example[0] if batched and isinstance(example, (list, tuple)) else example
         if is_text:
             value = value if isinstance(value, str) else bytes(value).decode()
         encoded = orjson.dumps(value, default=_plain, option=_OPTIONS)

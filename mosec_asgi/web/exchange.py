@@ -107,7 +107,7 @@ class Route(Protocol):
         """Return the answer to a request that has failed before there were calls, or before its stream has begun."""
 
     def stream(self, request: Request) -> StreamForm | None:
-        """Return the form of the stream that answers the request; None where it is answered whole."""
+        """Return the form of the stream that answers the request, whose calls were asked; None for a whole answer."""
 
 
 class RequestIds:

@@ -35,6 +35,9 @@ from mosec_asgi.worker import Worker
 # Notations of a value, by the last part of their names: application/json, application/problem+json, x-msgpack.
 NOTATIONS = {"json", "msgpack", "x-msgpack", "vnd.msgpack", "cbor", "yaml", "x-yaml"}
 
+# Bytes of a proxy's prefix that are believed.
+_MOST_PREFIX = 1024
+
 logger = log.internal_logger(__name__)
 
 
@@ -49,22 +52,46 @@ class OpenAPI:
 
     # No coroutine: Starlette runs it in a thread, so that loading pydantic keeps no request waiting.
     def metadata(self, request: Request) -> Response:
-        """Show the document, for a client that reaches the service below the request's root path."""
+        """Show the document, for a client that reaches the service below what this request says."""
         with self._lock:
             if self._document is None:
                 self._document = self._build()
-        document = with_server(self._document, request.scope.get("root_path", ""))
+        root_path: str = request.scope.get("root_path", "")
+        prefix = _forwarded_prefix(dict(request.scope.get("headers", ())).get(b"x-forwarded-prefix", b""), root_path)
+        # Where nobody says anything, a proxy may still have taken a prefix from the path. Relative to the document's
+        # own address, which ends in `openapi/metadata.json`, the service's is right all the same.
+        url = server_url(prefix + root_path) if prefix or root_path else ".."
+        document = with_server(self._document, url)
         # Not by orjson, which refuses integers of more than 64 bits; a bound of a user's model may be one.
         return Response(json.dumps(document), media_type="application/json")
 
 
-def with_server(document: JSON, root_path: str) -> JSON:
-    """Return `document` for a service that is mounted, or proxied, below `root_path`."""
-    return {**document, "servers": [{"url": quote(root_path.rstrip("/")) or "/"}]}
+def with_server(document: JSON, url: str) -> JSON:
+    """Return `document` for a service that is reached at `url`, without the path of a route."""
+    return {**document, "servers": [{"url": url}]}
+
+
+def server_url(root_path: str) -> str:
+    """Return the address, without its host, of a service that is mounted, or proxied, below `root_path`."""
+    return quote(root_path.rstrip("/")) or "/"
+
+
+def _forwarded_prefix(header: bytes, root_path: str) -> str:
+    """Return the prefix that a proxy has taken from the path, by its header `X-Forwarded-Prefix`; empty without one."""
+    prefix = "/" + header.decode("latin-1").partition(",")[0].strip().strip("/")
+    if prefix == "/" or len(prefix) > _MOST_PREFIX or not prefix.isascii() or not prefix.isprintable():
+        return ""
+    # A server that reads the header itself has put it into the root path.
+    return "" if f"{root_path}/".startswith(f"{prefix}/") else prefix
 
 
 def build_document(
-    routes: Mapping[str, Sequence[Runtime]], *, max_request_size: int, encodings: Sequence[str] = ()
+    routes: Mapping[str, Sequence[Runtime]],
+    *,
+    max_request_size: int,
+    encodings: Sequence[str] = (),
+    title: str = "mosec-asgi service",
+    version: str = "",
 ) -> JSON:
     """Make the document.
 
@@ -72,8 +99,11 @@ def build_document(
         routes: the stages by route.
         max_request_size: bytes of a request's body.
         encodings: content encodings in which a body is accepted.
+        title: of the document.
+        version: of the service; empty for that of this package.
     """
-    return _Builder(routes, max_request_size, encodings).build()
+    info = {"title": title, "version": version or __version__, "description": contract.DESCRIPTION}
+    return _Builder(routes, max_request_size, encodings).build(info)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,8 +125,8 @@ class _Builder:
         self._components = Components()
         self._library_is_missing = False
 
-    def build(self) -> JSON:
-        """Return the document."""
+    def build(self, info: JSON) -> JSON:
+        """Return the document, which says `info` of itself."""
         paths = {quote(route.path, safe="/:@!$&'()*+,;=~"): {"post": self._operation(route)} for route in self._routes}
         if self._library_is_missing:
             logger.warning(
@@ -105,7 +135,7 @@ class _Builder:
             )
         return {
             "openapi": "3.1.0",
-            "info": {"title": "mosec-asgi service", "version": __version__, "description": contract.DESCRIPTION},
+            "info": info,
             "servers": [{"url": "/"}],
             "tags": contract.TAGS,
             "paths": {**paths, **contract.SERVICE_PATHS},
@@ -121,24 +151,26 @@ class _Builder:
         body = "The input of the model; it must not be empty."
         if self._encodings:
             body += f" It may be compressed: `content-encoding: {'` or `'.join(self._encodings)}`."
+        request, response = self._request(route, first), self._response(route, last)
         return {
             "tags": [contract.MODEL_TAG],
             "summary": summary,
             **({"description": description} if description else {}),
             "operationId": route.operation_id,
             "parameters": contract.PARAMETERS,
-            "requestBody": {"description": body, "required": True, "content": self._request(route, first)},
+            **({"requestBody": {"description": body, "required": True, "content": request}} if request else {}),
             "responses": {
                 "200": {
                     "description": _result_of(last.worker),
                     "headers": contract.REQUEST_ID_HEADER,
-                    "content": self._response(route, last),
+                    **({"content": response} if response else {}),
                 },
                 **(contract.REFUSALS if _gives_events(last.worker) else contract.ERROR_RESPONSES),
             },
         }
 
     def _request(self, route: _Route, runtime: Runtime) -> JSON:
+        """Return the content of a request; empty where nothing is known of it, as in mosec."""
         mime, batched = runtime.worker.req_mime_type, runtime.max_batch_size > 1
         own = not _is_ours(_owner(runtime.worker, "deserialize"))
         if own and mime == Worker.req_mime_type and _is_bytes(runtime, ParseTarget.INPUT):
@@ -146,11 +178,16 @@ class _Builder:
             mime = "application/octet-stream"
         schema = self._schema(route, runtime, ParseTarget.INPUT, mime)
         is_text = not _is_notation(mime)
-        return {mime: {"schema": schema, **request_examples(runtime.worker, batched=batched, is_text=is_text)}}
+        examples = request_examples(runtime.worker, batched=batched, is_text=is_text)
+        if schema or not _says_nothing(runtime, ParseTarget.INPUT):
+            return {mime: {"schema": schema, **examples}}
+        return {mime: examples} if examples else {}
 
     def _response(self, route: _Route, runtime: Runtime) -> JSON:
+        """Return the content of a result; empty where nothing is known of it, as in mosec."""
         mime = runtime.worker.resp_mime_type
-        return {mime: {"schema": self._schema(route, runtime, ParseTarget.RETURN, mime)}}
+        schema = self._schema(route, runtime, ParseTarget.RETURN, mime)
+        return {mime: {"schema": schema}} if schema or not _says_nothing(runtime, ParseTarget.RETURN) else {}
 
     def _schema(self, route: _Route, runtime: Runtime, target: ParseTarget, mime: str) -> JSON:
         if not _is_overridden(runtime.worker):
@@ -275,6 +312,11 @@ def _annotation(runtime: Runtime, target: ParseTarget) -> Any:
         return read(runtime.worker, runtime.max_batch_size > 1)
     except Exception:
         return "the annotation"
+
+
+def _says_nothing(runtime: Runtime, target: ParseTarget) -> bool:
+    """Whether neither an annotation nor the user's own description tells what a side of `forward` is."""
+    return not _is_overridden(runtime.worker) and _annotation(runtime, target) is Any
 
 
 def _is_bytes(runtime: Runtime, target: ParseTarget) -> bool:

@@ -29,12 +29,14 @@ from mosec_asgi.ipc.progress import ProgressPage
 from mosec_asgi.ipc.shm import Share
 from mosec_asgi.pool.process import group
 from mosec_asgi.pool.process.port import SocketPort
-from mosec_asgi.worker import Worker
+from mosec_asgi.worker import Worker, introduce
 
 # Seconds that a worker has to end, once it has nothing more to do. Its server, where it lives, waits less.
 END_SECONDS = 10.0
 # From <linux/prctl.h>.
 _PR_SET_PDEATHSIG = 1
+# Bytes of a process's name.
+_MOST_NAME = 15
 if sys.platform == "linux":
     # One that nobody else uses.
     _SERVER_DIED = signal.SIGRTMAX - 1
@@ -84,6 +86,7 @@ def _main(
     # One for each purpose: what `forward` does with the one must not disarm the other.
     kernel, end = _kernel_timer(), _kernel_timer()
     end_with_the_server(end, None if preloaded is None else sock)
+    name_process(spec.stage, spec.worker_id)
     log.configure(spec.log_level, text=spec.log_text)
     log.speak_as(lambda: {"stage": spec.stage, "worker": spec.worker_id})
     port = SocketPort(sock, progress)
@@ -139,13 +142,23 @@ def _keep_from_children(port: SocketPort, progress: ProgressPage, share: Share |
 
 def _awake(worker: Worker, spec: WorkerSpec) -> Worker:
     """Make a worker that was loaded in another process one of its own."""
-    worker._worker_id = spec.worker_id
+    introduce(worker, spec.worker_id, spec.stage, spec.max_batch_size, made=True)
     # Python's `random` has done so by itself.
     for library in ("numpy.random", "torch"):
         if library in sys.modules:
             sys.modules[library].seed()
     worker.after_fork()
     return worker
+
+
+def name_process(stage: str, worker_id: int) -> None:
+    """Have `ps` and `top` show the stage and the number of a worker, like `Inference_2:1` (Linux)."""
+    # The kernel cuts a name after 15 bytes: the class is shortened, rather than what tells two workers apart.
+    kind, _, place = stage.rpartition("_")
+    end = f"_{place}:{worker_id}"
+    name = kind.encode()[: max(0, _MOST_NAME - len(end))].decode(errors="ignore") + end
+    with contextlib.suppress(OSError), open("/proc/self/comm", "w", encoding="utf-8") as file:
+        file.write(name)
 
 
 def _kernel_timer() -> KernelTimer | None:

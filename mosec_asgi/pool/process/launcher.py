@@ -196,7 +196,8 @@ def _children_allowed() -> Iterator[None]:
     `multiprocessing` forbids it, since it kills daemonic processes in a way that leaves their children behind; ours end
     with their server, however that ends. hypercorn runs apps in daemonic processes.
     """
-    settings = multiprocessing.process.current_process()._config  # type: ignore[attr-defined]
+    # Not public. Where it is gone, a daemonic process is refused its workers, with Python's own message.
+    settings: dict[str, Any] = getattr(multiprocessing.process.current_process(), "_config", {})
     daemonic = settings.pop("daemon", None)
     try:
         yield

@@ -7,6 +7,7 @@ import socket
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from mosec_asgi.inside.ending import Ending
 from mosec_asgi.inside.port import Port, ProgressNotes
 from mosec_asgi.ipc import frames
 from mosec_asgi.messages import Cancels, Chunks, Credits, Results, Tasks
@@ -15,6 +16,10 @@ if TYPE_CHECKING:
     import asyncio
 
 READ_SIZE = 1 << 18
+
+
+class PipeBroken(Ending):
+    """The worker cannot speak to its server any more, and ends."""
 
 
 class SocketPort(Port):
@@ -51,6 +56,9 @@ class SocketPort(Port):
     def watch(self, loop: asyncio.AbstractEventLoop, on_news: Callable[[], None]) -> None:
         """Have an event loop call `on_news` whenever something has come, or the end has."""
         loop.add_reader(self.fileno(), on_news)
+        # uvloop makes what it watches non-blocking, and a frame that finds the pipe full would be torn. Nothing that
+        # receives relies on it.
+        self._sock.setblocking(True)
 
     def unwatch(self, loop: asyncio.AbstractEventLoop) -> None:
         """Have it call nothing any more."""
@@ -111,3 +119,7 @@ class SocketPort(Port):
             self._sock.sendall(data)
         except (BrokenPipeError, ConnectionResetError):
             self.ended = True
+        except OSError as error:
+            # A part of the frame may be on its way: what follows would have no meaning. No fault of a request's.
+            self.ended = True
+            raise PipeBroken(f"writing to the server failed: {error.strerror}") from error

@@ -66,6 +66,8 @@ class Template:
             self._start(arguments[0])
         assert self._process is not None
         assert self._sock is not None
+        # The template has made the worker: what it was made with is not needed again, and may be large.
+        arguments = (replace(arguments[0], args=(), kwargs={}), *arguments[1:])
         collected = _Descriptors()
         context.set_spawning_popen(collected)  # type: ignore[arg-type]  # it needs no more of one than that
         try:

@@ -45,6 +45,8 @@ from mosec_asgi.web.uvicorn.keep_alive import SilenceTimer, is_late
 _OF_UPGRADES = frozenset((b"connection", b"upgrade", b"http2-settings"))
 # Bytes of a read up to which it is given to the parser whole: not more than some hundred requests.
 PIECE = 4096
+# What is awaited of a request.
+NOTHING, HEAD, BODY = range(3)
 # Seconds after which it is first looked for whether a client that has ended its sending is there at all.
 FIRST_LOOK_SECONDS = 0.02
 
@@ -92,13 +94,12 @@ class Http1Protocol(HttpToolsProtocol):
         self._running: RequestResponseCycle | None = None
         # The newest request asks for another protocol; it is about to be read again.
         self._asks_for_upgrade = False
-        # The newest request: its head, or anything of it, is still to come; and how much of a body of declared length.
-        self._in_head = False
-        self._incomplete = False
-        self._body_left = 0
-        # Bytes of a head that has not come to its end, and requests begun in this turn.
+        # What is awaited of the newest request: nothing, the rest of its head, or the rest of its body.
+        self._awaits = NOTHING
+        # Bytes of a head that has not come with one read.
         self._head_size = 0
-        self._begun = 0
+        # What comes is not for the parser: its turn has not come, or nobody wants it any more.
+        self._sets_aside = False
         # What was read and not yet given to the parser.
         self._unfed = b""
         self._feeding_again = False
@@ -153,14 +154,20 @@ class Http1Protocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         """Take in what the client sends."""
         self._silence.end()
-        if self._refusal is not None or self._lingering or self._unfed:
+        if self._sets_aside:
             self._set_aside(data)
             return
-        if len(data) <= PIECE:
+        if len(data) > PIECE:
+            self._feed_pieces(data)
+        elif self._awaits == HEAD:
             self._feed(data)
         else:
-            self._feed_pieces(data)
-        if self._incomplete or self._arrival is not None:
+            # The usual case of `_feed`.
+            try:
+                self.parser.feed_data(data)
+            except (httptools.HttpParserUpgrade, httptools.HttpParserError) as error:
+                self._parser_stopped(data, error)
+        if self._awaits or self._arrival is not None:
             self._look_at_arrival(len(data))
 
     def eof_received(self) -> bool:  # type: ignore[override]
@@ -202,49 +209,69 @@ class Http1Protocol(HttpToolsProtocol):
 
     def _feed(self, data: bytes | memoryview) -> None:
         """Give something to the parser."""
-        was_in_head = self._in_head
-        rest: bytes | memoryview = data
-        while rest:
+        was_in_head = self._awaits == HEAD
+        if was_in_head:
+            self._head_size += len(data)
+        try:
+            self.parser.feed_data(data)
+        except (httptools.HttpParserUpgrade, httptools.HttpParserError) as error:
+            self._parser_stopped(data, error)
+        if self._awaits == HEAD and self._head_size > self.limits.max_head_size:
+            self._refuse(head_too_large(self.limits.max_head_size))
+
+    def _parser_stopped(self, data: bytes | memoryview, error: Exception) -> None:
+        """Go on where the parser does not by itself, or refuse what it cannot read.
+
+        A loop: a read may hold many requests that ask for another protocol.
+        """
+        rest = data
+        while isinstance(error, httptools.HttpParserUpgrade):
+            if not self._asks_for_upgrade:
+                if self._should_upgrade():
+                    self.handle_websocket_upgrade()
+                return
+            rest = self._without_wish(bytes(rest[error.args[0] :]))
             try:
                 self.parser.feed_data(rest)
-                break
-            except httptools.HttpParserUpgrade as upgrade:
-                if not self._asks_for_upgrade:
-                    if self._should_upgrade():
-                        self.handle_websocket_upgrade()
-                    break
-                rest = self._without_wish(bytes(rest[upgrade.args[0] :]))
-            except httptools.HttpParserError as error:
-                cause = error.__context__
-                self._refuse(cause.failure if isinstance(cause, Refused) else BAD_REQUEST)
+            except (httptools.HttpParserUpgrade, httptools.HttpParserError) as another:
+                error = another
+            else:
                 return
-        if self._in_head:
-            # Of the piece in which a head begins, most may be of the request before.
-            self._head_size = self._head_size + len(data) if was_in_head else 0
-            if self._head_size > self.limits.max_head_size:
-                self._refuse(head_too_large(self.limits.max_head_size))
+        cause = error.__context__
+        self._refuse(cause.failure if isinstance(cause, Refused) else BAD_REQUEST)
 
     def _feed_pieces(self, data: bytes) -> None:
         """Give the parser a large read in pieces: a body whole, and not too many requests at a time."""
-        view, at, self._begun = memoryview(data), 0, 0
+        view, at, begun, left = memoryview(data), 0, 0, 0
+        if self._awaits == BODY and self._is_direct and self._exchange is not None:
+            left = self._exchange.body_left
         while at < len(data) and self._refusal is None and not self._lingering:
-            if self._begun >= self.limits.pipelined or len(self.pipeline) >= self.limits.pipelined:
+            if not self._awaits and max(begun, len(self.pipeline)) >= self.limits.pipelined:
                 self._wait_to_feed(data[at:])
                 return
-            size = PIECE
-            if not self._incomplete:
+            size = left or PIECE
+            if not self._awaits:
                 # The head alone, so that its body can be taken whole.
+                begun += 1
                 head = data.find(b"\r\n\r\n", at, at + PIECE)
                 size = PIECE if head < 0 else head + 4 - at
-            elif not self._in_head and self._body_left:
-                size = self._body_left
             piece = view[at : at + size]
             at += len(piece)
+            was_in_body = self._awaits == BODY
             self._feed(piece)
+            left = 0 if was_in_body or self._awaits != BODY else self._declared()
+
+    def _declared(self) -> int:
+        """Return the bytes of the newest request's body, of which nothing has come; 0 where they are not declared."""
+        exchange = self._exchange
+        headers = exchange.headers if self._is_direct and exchange else dict(self.cycle.scope["headers"])
+        length = headers.get(b"content-length", b"")
+        return int(length) if length.isdigit() and len(length) < 20 else 0
 
     def _wait_to_feed(self, rest: bytes) -> None:
         """Let the rest of a read wait, for answers if many requests wait for theirs, else for the loop's next turn."""
         self._unfed = rest
+        self._sets_aside = True
         self.flow.pause_reading()
         self._hold_reading(True)
         if len(self.pipeline) < self.limits.pipelined:
@@ -264,6 +291,7 @@ class Http1Protocol(HttpToolsProtocol):
         rest, self._unfed = self._unfed, b""
         if not rest or self.transport.is_closing():
             return
+        self._sets_aside = False
         self._hold_reading(False)
         self._feed_pieces(rest)
         if not self._unfed and not self.pipeline:
@@ -296,20 +324,16 @@ class Http1Protocol(HttpToolsProtocol):
         """Take in no more than what the head of a request is collected in."""
         self.url = b""
         self.headers = []
-        self.expect_100_continue = False
-        self._in_head = self._incomplete = True
-        self._begun += 1
+        self._awaits = HEAD
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Take in a header; what uvicorn looks for in each is looked for once, in all of them."""
-        # Behind a body come trailers, which are no headers of the request (RFC 9110, section 6.5.1).
-        if self._in_head:
-            self.headers.append((name.lower(), value))
+        self.headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
         """Choose the request's way."""
-        self._in_head = False
-        if self._head_size or len(self.url) > self.limits.max_url_size or len(self.headers) > 100:
+        self._awaits = BODY
+        if self._head_size:
             self._check_head()
         parser = self.parser
         if parser.should_upgrade() and parser.get_method() != b"CONNECT" and not self._should_upgrade():
@@ -317,8 +341,6 @@ class Http1Protocol(HttpToolsProtocol):
             return
         route = self._routes.get(self.url)
         headers = dict(self.headers)
-        length = headers.get(b"content-length", b"")
-        self._body_left = int(length) if length.isdigit() and len(length) < 20 else 0
         if route is None or not self._is_usual() or not route.takes(headers):
             self.expect_100_continue = headers.get(b"expect", b"").lower() == b"100-continue"
             self._begin_as_uvicorn()
@@ -334,8 +356,6 @@ class Http1Protocol(HttpToolsProtocol):
         """Refuse a request whose head is too large, though it has come."""
         size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
         self._head_size = 0
-        if len(self.url) > self.limits.max_url_size:
-            raise Refused(url_too_long(self.limits.max_url_size))
         if size > self.limits.max_head_size:
             raise Refused(head_too_large(self.limits.max_head_size))
 
@@ -351,6 +371,8 @@ class Http1Protocol(HttpToolsProtocol):
         )
 
     def _begin_as_uvicorn(self) -> None:
+        if len(self.url) > self.limits.max_url_size:
+            raise Refused(url_too_long(self.limits.max_url_size))
         self._is_direct = False
         url, headers, expects = self.url, self.headers, self.expect_100_continue
         super().on_message_begin()
@@ -358,6 +380,9 @@ class Http1Protocol(HttpToolsProtocol):
         # The list that is in the scope.
         self.headers += headers
         super().on_headers_complete()
+        if not self.parser.should_upgrade():
+            # Behind a body come trailers, which are no headers of the request (RFC 9110, section 6.5.1).
+            self.headers = []
         exchange = self._exchange
         if exchange is not None and not exchange.response_complete and len(self.pipeline) == 1:
             # It waits behind one on the short way, and uvicorn reads no more until that is answered. But only reading
@@ -366,7 +391,6 @@ class Http1Protocol(HttpToolsProtocol):
 
     def on_body(self, body: bytes) -> None:
         """Take in a piece of a request's body."""
-        self._body_left -= len(body)
         if self._is_direct and self._exchange is not None:
             self._exchange.feed(body)
         else:
@@ -376,7 +400,7 @@ class Http1Protocol(HttpToolsProtocol):
         """Take note of a request's end."""
         if self._asks_for_upgrade:
             return
-        self._incomplete = False
+        self._awaits = NOTHING
         if self._is_direct and self._exchange is not None:
             self._exchange.end()
         else:
@@ -400,7 +424,7 @@ class Http1Protocol(HttpToolsProtocol):
         if close:
             transport.close()
         # The usual case of `on_response_complete`.
-        if self.pipeline or close or self._incomplete or self._unfed or self.flow.read_paused:
+        if close or self.pipeline or self._awaits or self.flow.read_paused:
             self.on_response_complete()
         else:
             self.server_state.total_requests += 1
@@ -426,7 +450,7 @@ class Http1Protocol(HttpToolsProtocol):
             self._send_refusal(self._refusal)
         elif self._half_closed:
             self.transport.close()
-        elif not self._unfed and not self._incomplete:
+        elif not self._unfed and not self._awaits:
             self._silence.begin()
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
@@ -440,18 +464,18 @@ class Http1Protocol(HttpToolsProtocol):
     def _waits_for_answer(self) -> bool:
         """Whether a request that has come whole waits for its answer."""
         newest = self.cycle is not None and not self.cycle.response_complete
-        return bool(self.pipeline) or (newest and not self._incomplete)
+        return bool(self.pipeline) or (newest and not self._awaits)
 
     def _refuse(self, failure: Failure) -> None:
         """Read no more, and tell the client why once it has its answers."""
         if self._refusal is not None or self._lingering or self.transport.is_closing():
             return
         self.logger.warning("a request is refused: %s", failure.text)
-        self._refusal, self._unfed = failure, b""
+        self._refusal, self._unfed, self._sets_aside = failure, b"", True
         if self._arrival is not None:
             self._arrival.stop()
             self._arrival = None
-        reading = self.cycle if self._incomplete and not self._in_head else None
+        reading = self.cycle if self._awaits == BODY else None
         if reading is not None and not reading.response_complete:
             self._drop_unread(reading)
         elif self.pipeline or (self.cycle is not None and not self.cycle.response_complete):
@@ -463,8 +487,7 @@ class Http1Protocol(HttpToolsProtocol):
         """Refuse the newest request, of which a part has come."""
         assert self._refusal is not None
         if self._is_direct and self._exchange is not None:
-            self._exchange.keep_alive = False
-            self._exchange.refuse(self._refusal)
+            self._exchange.drop(self._refusal)
             return
         waiting = [entry for entry in self.pipeline if entry[0] is not cycle]
         if len(waiting) < len(self.pipeline):
@@ -494,9 +517,9 @@ class Http1Protocol(HttpToolsProtocol):
         """
         if self._lingering:
             return True
-        if self._half_closed or not (self._incomplete or self._refusal is not None or self._unfed):
+        if self._half_closed or not (self._awaits or self._refusal is not None or self._unfed):
             return False
-        self._lingering = True
+        self._lingering = self._sets_aside = True
         self._silence.stop()
         if self._arrival is not None:
             self._arrival.stop()
@@ -534,25 +557,26 @@ class Http1Protocol(HttpToolsProtocol):
 
     def _look_at_arrival(self, size: int) -> None:
         """Note how a request arrives that has not come whole with its first read."""
-        if not self._incomplete:
+        if not self._awaits:
             if self._arrival is not None:
                 self._arrival.stop()
                 self._arrival = None
             return
-        if self._is_direct and self._exchange is not None and not self._exchange.hold_body():
+        in_head = self._awaits == HEAD
+        if self._is_direct and not in_head and self._exchange is not None and not self._exchange.hold_body():
             self._refuse(NO_ROOM)
             return
-        if self._arrival is None or self._arrival.in_head != self._in_head:
+        if self._arrival is None or self._arrival.in_head != in_head:
             if self._arrival is not None:
                 self._arrival.stop()
-            self._arrival = _Arrival(self, in_head=self._in_head)
-        elif not self._in_head:
+            self._arrival = _Arrival(self, in_head=in_head)
+        elif not in_head:
             self._arrival.size += size
 
     def arrival_is_over(self) -> None:
         """Give up on a request that does not arrive."""
         self._arrival = None
-        if self.cycle is not None and self.cycle.response_complete and not self._in_head:
+        if self.cycle is not None and self.cycle.response_complete and self._awaits == BODY:
             # It has its answer, and what is still to come is of no use.
             self.transport.abort()
         else:
@@ -561,7 +585,8 @@ class Http1Protocol(HttpToolsProtocol):
     def _look_at_unread(self, before: int | None) -> None:
         """End a client that takes nothing, or next to nothing, of what lies there for it."""
         self._unread = None
-        if not self.flow.write_paused or (self.transport.is_closing() and not self._lingering):
+        # One that is to be closed waits for it as well.
+        if not self.flow.write_paused:
             return
         size, seconds = self.transport.get_write_buffer_size(), self.limits.stall_timeout
         if before is not None and before - size < self.limits.least_rate * seconds:

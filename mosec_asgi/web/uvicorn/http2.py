@@ -168,7 +168,7 @@ class PacedHttp2Protocol(KeepAlive, ZttpH2Protocol):
         """End a client that takes nothing, or next to nothing, of what lies there for it."""
         self._unread = None
         self._forget_taken()
-        if self.transport.is_closing() or not (self._untaken or self.flow.write_paused):
+        if not (self._untaken or self.flow.write_paused):
             return
         if before - self._size_unread() < self.limits.least_rate * self.limits.stall_timeout:
             logger.warning("a connection is ended, because its client does not read what it is answered")

@@ -1,0 +1,181 @@
+"""What `forward` has returned: a stream, in whatever form, a result, or what is neither and says so.
+
+A generator may be handed on from a model, or stand below a decorator: what counts is what comes out of a call.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import types
+from collections.abc import AsyncIterator, Awaitable, Iterator, Sequence
+from typing import Any
+
+from mosec_asgi.errors import WrongShape
+from mosec_asgi.events import FINISHED
+
+# Types of what is no result: it has still to be run.
+UNFINISHED = frozenset((types.GeneratorType, types.AsyncGeneratorType, types.CoroutineType))
+_HIDDEN = (
+    "and is not asynchronous itself; make `forward` an `async def`, and likewise what a decorator puts around it, so "
+    "that it runs on an event loop"
+)
+
+
+def check_finished(result: Any) -> None:
+    """Refuse what a `forward` that does not stream has returned, where that is no result but has still to be run.
+
+    Raises:
+        WrongShape: it is a generator or a coroutine; the text says what to change.
+    """
+    if isinstance(result, types.GeneratorType):
+        raise WrongShape(
+            "`forward` returned a generator, which is no result: return a list of what it yields; or, in the last "
+            "stage of a route, derive the worker from SSEWorker to stream it"
+        )
+    if isinstance(result, types.AsyncGeneratorType):
+        raise WrongShape(
+            "`forward` returned an asynchronous generator, which is no result: collect what it yields; or, in the last "
+            "stage of a route, derive the worker from SSEWorker to stream it"
+        )
+    _check_awaited(result)
+
+
+def events_of(result: Any, *, batched: bool) -> Iterator[Any] | None:
+    """Return the events of what the `forward` of an `SSEWorker` has returned.
+
+    Args:
+        result: what it has returned.
+        batched: for a batch, for which it may also be a list with an iterator for each item.
+
+    Returns:
+        what it yields, in the form that `forward` may yield itself; None where it is no stream.
+
+    Raises:
+        WrongShape: its events cannot be read without an event loop; the text says what to change.
+    """
+    if isinstance(result, Iterator):
+        return result
+    if isinstance(result, AsyncIterator):
+        raise WrongShape(f"`forward` returned an asynchronous generator, {_HIDDEN}")
+    _check_awaited(result)
+    if batched and isinstance(result, (list, tuple)) and any(isinstance(one, _ITERATORS) for one in result):
+        return _together(result)
+    return None
+
+
+def async_events_of(result: Any, *, batched: bool) -> AsyncIterator[Any] | None:
+    """Return the events of what an asynchronous `forward` has returned; for the rest see `events_of`."""
+    if isinstance(result, AsyncIterator):
+        return result
+    if isinstance(result, Iterator):
+        return _one_by_one(result)
+    if batched and isinstance(result, (list, tuple)) and any(isinstance(one, _ITERATORS) for one in result):
+        return _together_asynchronously(result)
+    return None
+
+
+def check_sent(result: Any) -> None:
+    """Refuse what the `forward` of an `SSEWorker` has returned that is no stream, where it has sent no event.
+
+    Raises:
+        WrongShape: it has returned something, which no client would get.
+    """
+    parts = result if isinstance(result, (list, tuple)) else [result]
+    if all(part is None or (isinstance(part, (str, bytes)) and not part) for part in parts):
+        return
+    raise WrongShape(
+        f"`forward` of an SSEWorker returned {type(result).__name__} and sent no event: yield the events, return a "
+        "generator of them, or call self.send_stream_event; a Worker answers with what `forward` returns"
+    )
+
+
+_ITERATORS = (Iterator, AsyncIterator)
+
+
+def _check_awaited(result: Any) -> None:
+    if isinstance(result, Awaitable):
+        if isinstance(result, types.CoroutineType):
+            # Or Python warns, at some later time, that nobody has awaited it.
+            result.close()
+        raise WrongShape(f"`forward` returned a coroutine, {_HIDDEN}")
+
+
+def _no_stream(one: Any) -> BaseException | Any:
+    """Return what ends the stream of an item for which `forward` has returned no iterator."""
+    if one is None:
+        return FINISHED
+    if isinstance(one, BaseException):
+        return one
+    return WrongShape(f"`forward` returned {type(one).__name__} in the place of a generator of events")
+
+
+def _together(streams: Sequence[Any]) -> Iterator[list[Any]]:
+    """Yield a list with the next event of each item's stream, until all have ended; one that raises ends alone."""
+    live = dict(enumerate(streams))
+
+    def step(place: int) -> Any:
+        if place not in live:
+            return None
+        try:
+            if isinstance(live[place], Iterator):
+                return next(live[place])
+            if isinstance(live[place], AsyncIterator):
+                raise WrongShape(f"`forward` returned an asynchronous generator, {_HIDDEN}")
+            end = _no_stream(live[place])
+        except StopIteration:
+            end = FINISHED
+        except Exception as error:
+            end = error
+        del live[place]
+        return end
+
+    with contextlib.ExitStack() as exits:
+        for one in streams:
+            if hasattr(one, "close"):
+                exits.callback(one.close)
+        while live:
+            yield [step(place) for place in range(len(streams))]
+
+
+async def _together_asynchronously(streams: Sequence[Any]) -> AsyncIterator[list[Any]]:
+    """Do as `_together` does, for iterators of both kinds."""
+    import asyncio
+
+    live = dict(enumerate(streams))
+
+    async def step(place: int) -> Any:
+        if place not in live:
+            return None
+        try:
+            if isinstance(live[place], AsyncIterator):
+                return await live[place].__anext__()
+            if isinstance(live[place], Iterator):
+                return next(live[place])
+            end = _no_stream(live[place])
+        except (StopIteration, StopAsyncIteration):
+            end = FINISHED
+        except Exception as error:
+            end = error
+        del live[place]
+        return end
+
+    async with contextlib.AsyncExitStack() as exits:
+        for one in streams:
+            if hasattr(one, "aclose"):
+                exits.push_async_callback(one.aclose)
+            elif hasattr(one, "close"):
+                exits.callback(one.close)
+        while live:
+            yield await asyncio.gather(*map(step, range(len(streams))))
+
+
+async def _one_by_one(events: Iterator[Any]) -> AsyncIterator[Any]:
+    """Yield what a plain iterator has, and let the event loop turn in between."""
+    import asyncio
+
+    with contextlib.ExitStack() as exits:
+        if hasattr(events, "close"):
+            exits.callback(events.close)
+        for event in events:
+            yield event
+            await asyncio.sleep(0)

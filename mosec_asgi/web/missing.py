@@ -1,0 +1,36 @@
+"""The answers to a path that is no route, and to a method that a route has not: they say what there is."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from http import HTTPStatus
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+
+# Routes that a text names.
+_MOST = 20
+
+
+def missing(routes: Sequence[str]) -> Mapping[Any, Callable[[Request, Exception], Awaitable[Response]]]:
+    """Return the handlers of a Starlette app for both, by status.
+
+    Args:
+        routes: the paths that take POST.
+    """
+    there = ", ".join(f"POST {path}" for path in routes[:_MOST])
+    if len(routes) > _MOST:
+        there += f", and {len(routes) - _MOST} more"
+
+    async def not_found(request: Request, error: Exception) -> Response:
+        text = f"Not Found: no such path; there are {there}, and GET /openapi/metadata.json describes all"
+        return PlainTextResponse(text, status_code=HTTPStatus.NOT_FOUND)
+
+    async def wrong_method(request: Request, error: Exception) -> Response:
+        headers = dict(getattr(error, "headers", None) or {})
+        allowed = next((value for name, value in headers.items() if name.lower() == "allow"), "POST")
+        text = f"Method Not Allowed: this path does not take {request.method}; it takes {allowed}"
+        return PlainTextResponse(text, status_code=HTTPStatus.METHOD_NOT_ALLOWED, headers=headers)
+
+    return {HTTPStatus.NOT_FOUND: not_found, HTTPStatus.METHOD_NOT_ALLOWED: wrong_method}
