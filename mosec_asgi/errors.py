@@ -212,6 +212,26 @@ def too_late(retry_after: int) -> Failure:
     return Failure(HTTPStatus.TOO_MANY_REQUESTS, text, retry_after)
 
 
+def too_slow(seconds: float) -> MosecTimeoutError:
+    """Return what ends a call of `forward`, or a step of a stream, that has taken longer than its stage allows.
+
+    Args:
+        seconds: that the stage allows.
+    """
+    return MosecTimeoutError(
+        f"`forward` took longer than {seconds:g} s; to give it more, raise `timeout` (seconds) of its stage, and the "
+        "service's setting `timeout` (milliseconds) above that"
+    )
+
+
+def batch_hint(error: BaseException) -> str:
+    """Return what to say beside an exception of a `forward` that takes batches and seems not to know it; or nothing."""
+    text = str(error) if isinstance(error, (TypeError, AttributeError)) else ""
+    if "list indices must be" in text or "'list' object" in text:
+        return " (with max_batch_size > 1 `forward` is given a list of items, and returns a list of results)"
+    return ""
+
+
 def overloaded(retry_after: int) -> Failure:
     """Return the failure of a request that comes while more come than can be served, and enough wait."""
     text = "too many requests: more come than the model can do, and its queue is kept short"
@@ -235,26 +255,6 @@ def not_begun(stage: str, needs: float, left: float, setting: str) -> Failure:
     """
     text = NOT_BEGUN.format(stage, needs * 1000, left * 1000, setting)
     return Failure(HTTPStatus.REQUEST_TIMEOUT, text)
-
-
-def too_slow(seconds: float) -> MosecTimeoutError:
-    """Return what ends a call of `forward`, or a step of a stream, that has taken longer than its stage allows.
-
-    Args:
-        seconds: that the stage allows.
-    """
-    return MosecTimeoutError(
-        f"`forward` took longer than {seconds:g} s; to give it more, raise `timeout` (seconds) of its stage, and the "
-        "service's setting `timeout` (milliseconds) above that"
-    )
-
-
-def batch_hint(error: BaseException) -> str:
-    """Return what to say beside an exception of a `forward` that takes batches and seems not to know it; or nothing."""
-    text = str(error) if isinstance(error, (TypeError, AttributeError)) else ""
-    if "list indices must be" in text or "'list' object" in text:
-        return " (with max_batch_size > 1 `forward` is given a list of items, and returns a list of results)"
-    return ""
 
 
 def describe(error: BaseException) -> Failure:

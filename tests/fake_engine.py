@@ -28,7 +28,7 @@ class FakeTask:
     """
 
     call: Call
-    caller: Caller
+    caller: Caller | None
     outcome: Outcome | None = None
     taken: list[int] = field(default_factory=list)
 
@@ -47,7 +47,7 @@ class FakeTask:
 
     def chunk(self, *chunks: bytes) -> None:
         """Send chunks."""
-        assert not self.done, "no chunk comes after the outcome"
+        assert self.caller is not None, "no chunk comes after the outcome"
         for chunk in chunks:
             self.caller.streamed(Chunk(self.id, chunk))
 
@@ -59,10 +59,12 @@ class FakeTask:
         self.end(Failure(code, text, retry_after))
 
     def end(self, outcome: bytes | Failure) -> None:
-        assert not self.done, "a call ends once"
+        assert self.caller is not None, "a call ends once"
+        # As an engine does, it keeps nothing of a call that has ended.
+        caller, self.caller = self.caller, None
         failed = isinstance(outcome, Failure)
         self.outcome = Outcome.of_failure(self.id, outcome) if failed else Outcome(self.id, OK, outcome)
-        self.caller.settled(self.outcome)
+        caller.settled(self.outcome)
 
 
 class FakeEngine:

@@ -252,17 +252,19 @@ async def test_nothing_stays_of_an_answer_that_was_not_sent_when_its_connection_
         client.ask(reads=False)
         task = await side.admitted(1)
         await stream_enough(task)
+        (connection,) = side.server.server_state.connections
+        requests = list(connection.cycles.values())  # type: ignore[union-attr]
+        ended = [weakref.ref(each) for each in (connection, *requests)]
+        assert len(ended) == 2
+        del connection, requests
         if complete:
             task.answer()
         await settled_loop()
-        (connection,) = side.server.server_state.connections
-        ended = weakref.ref(connection)
-        del connection
         gc.collect()
         gc.disable()
         try:
             client.leave()
-            await until(lambda: ended() is None)
+            await until(lambda: not any(each() for each in ended))
         finally:
             gc.enable()
 

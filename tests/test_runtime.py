@@ -302,13 +302,6 @@ def test_a_mime_type_that_is_no_header_value_is_refused_where_it_is_defined(valu
         Runtime(Odd)
 
 
-@pytest.mark.parametrize("target", [-1, "fast", True, float("inf"), None])
-def test_a_latency_target_is_a_number_of_milliseconds(target: Any) -> None:
-    with pytest.raises(DefinitionError, match="latency_target must be a number of milliseconds"):
-        Runtime(Echo, latency_target=target)
-    assert Runtime(Echo, latency_target=2.5).latency_target == 2.5
-
-
 # -- arguments of the constructor --------------------------------------------------------------------------------------
 
 
@@ -476,3 +469,10 @@ def test_a_thread_takes_arguments_that_cannot_be_pickled_and_gets_what_others_pa
     assert not plans[0].specs[0].buffers_apart
     plans, _, _ = plan_service({"/a": [Runtime(Echo), Runtime(Echo)]}, Settings())
     assert plans[0].specs[0].buffers_apart
+
+
+@pytest.mark.parametrize("target", [-1, "fast", True, float("inf"), None])
+def test_a_latency_target_is_a_number_of_milliseconds(target: Any) -> None:
+    with pytest.raises(DefinitionError, match="latency_target must be a number of milliseconds"):
+        Runtime(Echo, latency_target=target)
+    assert Runtime(Echo, latency_target=2.5).latency_target == 2.5

@@ -94,6 +94,7 @@ class AsgiRoute:
                     self._watch.discard(exchange)
                     # Whatever has ended this before its time; a call that has its outcome is left alone.
                     exchange.leave()
+                    exchange.close()
             if exchange.response is not None:
                 await exchange.send_response(exchange.response, began)
 
@@ -165,6 +166,10 @@ class AsgiExchange(Exchange):
             await self._waiter
         else:
             await self._follow_stream(self._stream, began)
+
+    def close(self) -> None:
+        """Let go of the stream: the two would keep each other, and what the server has not sent, in memory."""
+        self._stream = None
 
     async def send_response(self, response: Response, began: float) -> None:
         """Send a whole answer."""
