@@ -389,6 +389,6 @@ def test_who_looks_often_at_the_expected_wait_does_not_keep_the_door_from_learni
     door = Door({})
     door.learn(0.05)
     door.work(100)
-    assert door.stages[0].expected_wait(door.now) == pytest.approx(5.0)
+    assert door.stages[0].expected_wait(door.now) == pytest.approx(5.05)
     assert door.door.judge((0,), 1.0, door.now) is not None
     assert door.stages[0].margin > 0.05

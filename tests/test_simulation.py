@@ -18,6 +18,7 @@ import pytest
 
 from mosec_asgi import ContinuousWorker, Server, SSEWorker, Worker
 from mosec_asgi.batching import coordinator, stage
+from mosec_asgi.batching.admission import Reason
 from mosec_asgi.batching.coordinator import MOST_RETRY_SECONDS, Coordinator
 from mosec_asgi.batching.engine import Caller
 from mosec_asgi.batching.flow import Flow
@@ -29,7 +30,7 @@ from mosec_asgi.batching.queue import TaskQueue
 from mosec_asgi.batching.scheduler import Scheduler
 from mosec_asgi.batching.stage import Stage
 from mosec_asgi.batching.task import State, Task
-from mosec_asgi.errors import CLOSING, STAGE_DOWN, Failure
+from mosec_asgi.errors import CLOSING, Failure
 from mosec_asgi.messages import OK, Call, Credit, Outcome, Payload, Results
 from mosec_asgi.observing.metrics import StageMetrics
 from mosec_asgi.pool import supervisor
@@ -572,7 +573,7 @@ MUTATIONS = [
         "a stage that is down is asked",
         Coordinator,
         Coordinator._refusal,
-        returning(lambda refusal: None if refusal == STAGE_DOWN else refusal),
+        returning(lambda refusal: None if refusal is not None and refusal.reason is Reason.STAGE_DOWN else refusal),
     ),
     Mutation(
         "a service that closes admits",
