@@ -10,8 +10,8 @@ headers: `uvicorn.http1` decides, from the head of the request alone.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Coroutine, Sequence
+from time import perf_counter
 from typing import Any, Protocol
 
 from mosec_asgi.errors import CANCELLED, NO_ROOM, Failure
@@ -47,14 +47,10 @@ class DirectRoute:
         """Whether a request with these headers has a body that can be read here: its length known, and not packed."""
         length = headers.get(b"content-length")
         # More digits than any limit has are not worth a number.
-        return (
-            length is not None
-            and len(length) < 20
-            and int(length) <= self._limit
-            and b"content-encoding" not in headers
-            and b"expect" not in headers
-            and self._budget.used + int(length) <= self._budget.limit
-        )
+        if length is None or len(length) >= 20 or b"content-encoding" in headers or b"expect" in headers:
+            return False
+        size, budget = int(length), self._budget
+        return size <= self._limit and budget.used + size <= budget.limit
 
     def head(self, response: Response, request_id: str, own: Sequence[Header]) -> bytes:
         """Return the head of an answer.
@@ -116,7 +112,7 @@ class DirectExchange(Exchange):
 
     def begin(self, direct: DirectRoute, headers: Headers) -> None:
         """Begin with a request of which the head has come."""
-        self._began = time.perf_counter()
+        self._began = perf_counter()
         self._direct = direct
         self.route = direct.route
         self.headers = headers
@@ -218,10 +214,10 @@ class DirectExchange(Exchange):
         metrics, path = self.shared.metrics, self.route.path
         metrics.answered(path, response.status)
         if response.status == OK:
-            metrics.duration.observe(time.perf_counter() - self._began)
+            metrics.duration.observe(perf_counter() - self._began)
         if self.shared.logged:
             self._log(response.status)
 
     def _log(self, status: int) -> None:
-        seconds = time.perf_counter() - self._began
+        seconds = perf_counter() - self._began
         access.log_end("POST", self.route.path, status, self.request_id, seconds)
