@@ -84,25 +84,25 @@ def free_port() -> int:
 
 
 def processes() -> Iterator[tuple[int, int, int, str]]:
-    """Yield number, parent, group and state of each process of the machine."""
+    """Yield number, parent, session and state of each process of the machine."""
     if not Path("/proc/self/stat").exists():
         listed = subprocess.run(
-            ["ps", "-A", "-o", "pid=,ppid=,pgid=,stat="], capture_output=True, text=True, check=True
+            ["ps", "-A", "-o", "pid=,ppid=,sess=,stat="], capture_output=True, text=True, check=True
         )
-        for pid, parent, group, state in map(str.split, listed.stdout.splitlines()):
-            yield int(pid), int(parent), int(group), state[0]
+        for pid, parent, session, state in map(str.split, listed.stdout.splitlines()):
+            yield int(pid), int(parent), int(session), state[0]
         return
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             with contextlib.suppress(OSError):
                 # The name, in parentheses, may hold anything.
-                state, parent, group = (entry / "stat").read_text().rpartition(")")[2].split()[:3]
-                yield int(entry.name), int(parent), int(group), state
+                state, parent, _, session = (entry / "stat").read_text().rpartition(")")[2].split()[:4]
+                yield int(entry.name), int(parent), int(session), state
 
 
-def group_members(group: int) -> list[int]:
-    """Return the processes of a process group that still run; a zombie does not."""
-    return [pid for pid, _, owner, state in processes() if owner == group and state not in "ZX"]
+def session_members(session: int) -> list[int]:
+    """Return the processes of a session that still run, workers with groups of their own among them; no zombies."""
+    return [pid for pid, _, owner, state in processes() if owner == session and state not in "ZX"]
 
 
 def child_processes(parent: int) -> list[int]:
@@ -243,7 +243,7 @@ class Program:
 
     def members(self) -> list[int]:
         """Return the processes of the program that still run, itself included."""
-        return group_members(self.process.pid)
+        return session_members(self.process.pid)
 
     def assert_nothing_left(self, seconds: float = DEADLINE) -> None:
         """Wait until no process of the program runs any more."""
@@ -301,9 +301,9 @@ def running(
             program.assert_nothing_left(5.0)
     finally:
         client.close()
-        if process.poll() is None or group_members(process.pid):
+        for pid in session_members(process.pid):
             with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
+                os.kill(pid, signal.SIGKILL)
         process.wait()
 
 
