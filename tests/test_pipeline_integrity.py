@@ -112,7 +112,7 @@ async def test_every_response_belongs_to_its_request(tmp_path: Path) -> None:
     with serving(tmp_path, replicas=2) as program:
         await ask_all(program.port, requests, check)
         assert answered == Counter(range(5000))
-        assert 'throughput_total{code="200",endpoint="/inference"} 5000.0' in program.client.get("/metrics").text
+        assert 'throughput_total{code="200",endpoint="/inference"} 5000' in program.client.get("/metrics").text
 
 
 async def test_no_request_is_lost_or_confused_while_workers_are_killed(tmp_path: Path) -> None:

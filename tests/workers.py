@@ -314,11 +314,14 @@ class Nap(Worker):
 
 
 class Abandon(Worker):
-    """Starts a process that ends when the file exists that a request names, and dies before it. Answers "stay"."""
+    """Starts a process that ends when the file exists that a request names, and dies before it. Answers "stay".
+
+    The process has a session of its own, or it would end with the worker.
+    """
 
     def forward(self, data: str) -> int:
         if data != "stay":
             wait = "import pathlib, sys, time\nwhile not pathlib.Path(sys.argv[1]).exists(): time.sleep(0.01)"
-            say(f"abandoned {subprocess.Popen([sys.executable, '-c', wait, data]).pid}")
+            say(f"abandoned {subprocess.Popen([sys.executable, '-c', wait, data], start_new_session=True).pid}")
             os._exit(1)
         return os.getpid()

@@ -151,6 +151,7 @@ class BatchAlgorithm:
         self._batches = spec.max_batch_size > 1
         self._isolation_calls = spec.isolation_calls
         self._timeout = spec.timeout
+        self._worker = spec.worker
         self._codec = codec
         self._port = port
         self._clock = clock
@@ -291,7 +292,7 @@ class BatchAlgorithm:
         try:
             events = self._events_of(returned, batched=self._batches)
             if events is None and not outlet.has_ended_or_begun(inside):
-                check_sent(returned)
+                check_sent(returned, self._worker)
         except Ending:
             raise
         except BaseException as error:
