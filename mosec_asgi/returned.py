@@ -6,6 +6,8 @@ A generator may be handed on from a model, or stand below a decorator: what coun
 from __future__ import annotations
 
 import contextlib
+import functools
+import inspect
 import types
 from collections.abc import AsyncIterator, Awaitable, Iterator, Sequence
 from typing import Any
@@ -74,19 +76,43 @@ def async_events_of(result: Any, *, batched: bool) -> AsyncIterator[Any] | None:
     return None
 
 
-def check_sent(result: Any) -> None:
+def check_sent(result: Any, worker: type[object]) -> None:
     """Refuse what the `forward` of an `SSEWorker` has returned that is no stream, where it has sent no event.
+
+    Not of a class that sends events by `send_stream_event`: such a one may have had none to send, and what it returns
+    is ignored, as in mosec.
 
     Raises:
         WrongShape: it has returned something, which no client would get.
     """
     parts = result if isinstance(result, (list, tuple)) else [result]
-    if all(part is None or (isinstance(part, (str, bytes)) and not part) for part in parts):
+    if all(part is None or (isinstance(part, (str, bytes)) and not part) for part in parts) or _sends_events(worker):  # type: ignore[arg-type]
         return
     raise WrongShape(
         f"`forward` of an SSEWorker returned {type(result).__name__} and sent no event: yield the events, return a "
-        "generator of them, or call self.send_stream_event; a Worker answers with what `forward` returns"
+        "generator of them, or call self.send_stream_event; return None for an empty stream. A Worker answers with "
+        "what `forward` returns"
     )
+
+
+@functools.cache
+def _sends_events(worker: type[object]) -> bool:
+    """Whether the code of a class of workers, up to `SSEWorker`, names `send_stream_event`."""
+    for kind in worker.__mro__:
+        if "send_stream_event" in vars(kind):
+            # Where it is defined.
+            return False
+        for member in vars(kind).values():
+            code = getattr(inspect.unwrap(getattr(member, "__func__", member)), "__code__", None)
+            if isinstance(code, types.CodeType) and _names(code, "send_stream_event"):
+                return True
+    return False
+
+
+def _names(code: types.CodeType, name: str) -> bool:
+    """Whether code, or a function inside of it, names an attribute."""
+    inner = (constant for constant in code.co_consts if isinstance(constant, types.CodeType))
+    return name in code.co_names or any(_names(one, name) for one in inner)
 
 
 _ITERATORS = (Iterator, AsyncIterator)

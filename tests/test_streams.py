@@ -305,7 +305,7 @@ async def test_a_client_that_leaves_ends_its_generator_and_frees_the_worker(
         assert await events(client, path, {"name": "next", "count": 2}) == ["next 0", "next 1"]
     # One that was being made while the client left, one more before the news came, and two where the machine stalls.
     assert len(noted(notes, name)) <= 6
-    wait_until(lambda: "mosec_service_remaining_task 0.0" in program.client.get("/metrics").text, "a task remains")
+    wait_until(lambda: "mosec_service_remaining_task 0\n" in program.client.get("/metrics").text, "a task remains")
 
 
 async def test_a_client_that_leaves_frees_its_slot_at_once(program: Program, notes: Path) -> None:

@@ -318,7 +318,7 @@ class ConcurrentRunner:
             if events is not None:
                 await self._drain(unit, events)
             elif self._streams and not self._outlet.has_ended_or_begun(unit.inside):
-                check_sent(result)
+                check_sent(result, type(self._worker))
             if unit.late:
                 # It has swallowed its cancellation, and come back all the same.
                 raise asyncio.CancelledError

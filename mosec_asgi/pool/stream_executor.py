@@ -101,7 +101,7 @@ class StreamExecutor(Executor):
             if events is not None:
                 self._drain(events)
             elif not self._outlet.has_ended_or_begun(self._inside):
-                check_sent(result)
+                check_sent(result, type(self._worker))
         except (Exception, MosecTimeoutError) as error:
             if not self._outlet.has_begun(self._inside):
                 return isolation.Raised(error, final=is_final(error, whole=whole))
