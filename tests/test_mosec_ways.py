@@ -344,6 +344,20 @@ class SendsNothing(SSEWorker):
         pass
 
 
+class HasNothingToSend(SSEWorker):
+    """As mosec's own examples do: what it returns is ignored."""
+
+    def forward(self, data: str) -> str:
+        [self.send_stream_event(word) for word in data.split() if word == "three"]
+        return "ignored"
+
+
+class Inherits(HasNothingToSend):
+    @timed
+    def forward(self, data: str) -> str:
+        return super().forward(data)
+
+
 async def answer_of(worker: type[Worker]) -> httpx.Response:
     server = Server()
     server.append_worker(worker, max_batch_size=4 if "Batch" in worker.__name__ else 1)
@@ -384,8 +398,10 @@ async def test_what_can_be_no_answer_is_an_error_that_says_what_to_change(worker
     assert remedy in answer.text
 
 
-async def test_a_stream_may_be_empty() -> None:
-    assert ((await answer_of(SendsNothing)).status_code, (await answer_of(SendsNothing)).text) == (200, "")
+@pytest.mark.parametrize("worker", [SendsNothing, HasNothingToSend, Inherits])
+async def test_a_stream_may_be_empty(worker: type[Worker]) -> None:
+    answer = await answer_of(worker)
+    assert (answer.status_code, answer.text) == (200, "")
 
 
 # -- real processes ----------------------------------------------------------------------------------------------------

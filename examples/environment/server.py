@@ -21,7 +21,7 @@ class Where(Worker):
     def __init__(self) -> None:
         self.gpu = os.environ["CUDA_VISIBLE_DEVICES"]
 
-    def forward(self, data: Any) -> dict[str, Any]:
+    def forward(self, data: object) -> dict[str, Any]:
         """Return the worker's number and its GPU."""
         return {"worker": self.worker_id, "gpu": self.gpu}
 
