@@ -20,6 +20,7 @@ class Load:
     in_flight: int = 0
     units: int = 0
     workers: int = 1
+    waiting_since: float = -1e9
 
 
 class Door:

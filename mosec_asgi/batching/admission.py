@@ -44,6 +44,11 @@ from typing import NamedTuple
 
 from mosec_asgi.batching.stage_admission import FRESH_SECONDS, SHORT_SECONDS, StageAdmission
 
+# How long the first task of a queue must have waited, before the queue is kept short: so many seconds, or so much of
+# the call's timeout where that is less.
+STANDING_SECONDS = 0.05
+STANDING_SHARE = 0.05
+
 
 class Reason(str, enum.Enum):
     """Why a call is refused, as the metrics call it."""
@@ -132,11 +137,19 @@ class Admission:
 
     def _too_long_a_queue(self, stage: StageAdmission, timeout: float, now: float) -> Reason | None:
         ahead = stage.load.queued + stage.coming
-        if ahead >= stage.short and ahead >= stage.most_queued:
+        if ahead >= stage.short and ahead >= stage.most_queued and self._stands(stage, timeout, now):
             return Reason.OVERLOAD
         if stage.target and stage.wait(stage.load.queued, now) and stage.leaves(0.0, 0, timeout, now) > stage.target:
             return Reason.LATENCY_TARGET
         return None
+
+    def _stands(self, stage: StageAdmission, timeout: float, now: float) -> bool:
+        """Whether the queue of a stage stands: its first task has waited for a while, whatever is known of the speed.
+
+        Where units take microseconds, what is measured of one is mostly its way to the worker and back. The age of the
+        first task is not guessed (as CoDel has it, RFC 8289).
+        """
+        return now - stage.load.waiting_since >= min(STANDING_SECONDS, timeout * STANDING_SHARE)
 
     # -- what has happened -------------------------------------------------------------------------------------------
 

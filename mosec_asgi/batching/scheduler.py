@@ -96,6 +96,12 @@ class Scheduler(Generic[WorkerKey]):
         return len(self.loads)
 
     @property
+    def waiting_since(self) -> float:
+        """When the task that waits the longest came to this stage; infinite where none waits."""
+        head = self.queue.head()
+        return math.inf if head is None else head.queued
+
+    @property
     def starts_at_once(self) -> bool:
         """Whether a single waiting task has nothing to wait for: no batch to fill, and workers with nothing to do."""
         return self.queue.live == 1 and self.loads.in_flight == 0 and not self.batched

@@ -53,6 +53,10 @@ class Load(Protocol):
     def workers(self) -> int:
         """Workers that can be given tasks."""
 
+    @property
+    def waiting_since(self) -> float:
+        """When the task that waits the longest came; infinite where none waits."""
+
 
 class StageAdmission:
     """What is known of one stage's speed, and what follows from it.
