@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from mosec_asgi.batching.admission import Admission, Reason
+from mosec_asgi.batching.admission import STANDING_SECONDS, Admission, Reason
 from mosec_asgi.batching.stage_admission import PROBE_SECONDS, StageAdmission
 
 
@@ -279,6 +279,20 @@ def test_an_overloaded_stage_keeps_its_queue_short() -> None:
     door.work(2)
     assert door.ask() is None
     door.work(6)
+    assert door.ask() is Reason.OVERLOAD
+
+
+def test_a_queue_whose_first_task_has_just_come_is_not_too_long_whatever_the_speed_seems_to_be() -> None:
+    door = Door({})
+    door.learn(0.05)
+    door.offer(60.0)
+    door.learn(0.05, times=1)
+    door.work(6)
+    load = door.stages[0].load
+    assert isinstance(load, Load)
+    load.waiting_since = door.now - 0.001
+    assert door.ask() is None
+    load.waiting_since = door.now - STANDING_SECONDS
     assert door.ask() is Reason.OVERLOAD
 
 
