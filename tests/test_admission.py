@@ -292,7 +292,7 @@ def test_a_queue_whose_first_task_has_just_come_is_not_too_long_whatever_the_spe
     assert isinstance(load, Load)
     load.waiting_since = door.now - 0.001
     assert door.ask() is None
-    load.waiting_since = door.now - STANDING_SECONDS
+    load.waiting_since = door.now - 2 * STANDING_SECONDS
     assert door.ask() is Reason.OVERLOAD
 
 
