@@ -32,6 +32,8 @@ def on_virtual_time(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[
 
 @pytest.fixture(autouse=True)
 def nothing_is_left() -> Iterator[None]:
+    # What tests before have left to the collector is not this one's.
+    gc.collect()
     threads, descriptors = set(threading.enumerate()), open_descriptors()
     yield
     gc.collect()
