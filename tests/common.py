@@ -1,4 +1,4 @@
-"""What tests of all rooms ask for: to wait until something has happened, and what a log record says."""
+"""What all tests share: waiting until something has happened, a clock moved by hand, what a log record says."""
 
 from __future__ import annotations
 

@@ -13,6 +13,9 @@ from contextlib import asynccontextmanager
 from typing import Any, NamedTuple
 
 from common import PATIENCE as PATIENCE
+from common import FakeClock as FakeClock
+from common import pending_timers as pending_timers
+from common import settled_loop as settled_loop
 from common import told as told
 from common import until as until
 
@@ -57,12 +60,6 @@ def spec(
     isolation_calls: int | None = None,
 ) -> WorkerSpec:
     return WorkerSpec(worker, stage, worker_id, max_batch_size, timeout, isolation_calls)
-
-
-async def settled_loop() -> None:
-    """Let the loop run all that is ready, and what that makes ready."""
-    for _ in range(10):
-        await asyncio.sleep(0)
 
 
 class Nobody:
@@ -156,19 +153,6 @@ class StreamCaller(FutureOutcome):
         assert self._call_id in (None, chunk.call_id), "a piece of another stream"
         self._call_id = chunk.call_id
         self._on_chunk(chunk.payload)
-
-
-class FakeClock:
-    """A clock that stands still until the test moves it."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-    def advance(self, seconds: float) -> None:
-        self.now += seconds
 
 
 class FakeTimer:
@@ -654,8 +638,3 @@ async def running(*stages: StagePlan, **options: Any) -> AsyncIterator[Service]:
     assert service.coordinator.statistics().admitted == 0
     assert asyncio.all_tasks() == tasks_before
     assert pending_timers(loop) == []
-
-
-def pending_timers(loop: asyncio.AbstractEventLoop) -> list[asyncio.TimerHandle]:
-    """Return the timers that are still to fire; empty on a loop that does not tell."""
-    return [timer for timer in getattr(loop, "_scheduled", []) if not timer.cancelled()]
