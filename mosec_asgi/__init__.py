@@ -7,6 +7,7 @@ General layout; each floor imports only from those below it:
     server.py               F7  Server: stages and routes -> the ASGI app, its lifespan, run()
     definition.py           F6  what was defined, as data
     service.py              F6  a service that runs: engine, app, metrics on one event loop
+    calls/                  F6  calls from the program itself: infer, stream, engine(), map
     host/                   F6  run() under uvicorn, signals, the dry run
     web/                    F5  HTTP in, HTTP out; the OpenAPI document; uvicorn/: HTTP/1.1 and HTTP/2 under run()
     batching/               F4  the engine: admission, queues, batches, deadlines; engine: what its callers may ask

@@ -169,7 +169,7 @@ class BatchAlgorithm:
             self._answer(tasks, answers, 0.0)
             answers = {}
             for place in places:
-                self._outlet.open(tasks.ids[place], tasks.request_ids[place])
+                self._outlet.open(tasks.ids[place], tasks.request_ids[place], tasks.flags[place])
         ids = tasks.ids if len(places) == len(tasks.ids) else [tasks.ids[place] for place in places]
         results: Sequence[Any] = ()
         if items:
