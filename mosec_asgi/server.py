@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from starlette.middleware import Middleware
     from starlette.types import Receive, Scope, Send
 
+    from mosec_asgi.calls.blocking import BlockingEngine
     from mosec_asgi.service import Platform, Service
     from mosec_asgi.web.direct import DirectRoute
 
@@ -408,6 +409,16 @@ class Server:
         calls = running_here(self._running).calls
         return calls.stream(item, route, timeout=timeout, priority=priority, key=key, request_id=request_id)
 
+    def engine(self) -> BlockingEngine:
+        """Return the engine for code that blocks: `with server.engine() as engine: engine.infer(item)`.
+
+        It has `infer`, `stream` and `map`, which may be called in any thread. Where the server runs, in an app above
+        all, they call it there. Where it does not, the block starts the workers, and stops them at its end.
+        """
+        from mosec_asgi.calls.blocking import BlockingEngine
+
+        return BlockingEngine(self, lambda: self._running)
+
     def direct_routes(self) -> Mapping[bytes, DirectRoute]:
         """Return the routes that `run()` need not ask through ASGI; see `web.direct`."""
         return self._running.direct_routes if self._running is not None and self.why_not_direct() is None else {}
@@ -476,6 +487,11 @@ class Server:
                 "server with asyncio: `hypercorn -k asyncio`, uvicorn, granian, or server.run()"
             ) from None
         if self._running is not None and self._running.loop is not loop:
+            if self._running.loop.is_running():
+                raise StartupError(
+                    "the server runs already, on another event loop of this program; from other threads call it by "
+                    "`with server.engine() as engine:`"
+                )
             # Left over from a loop that ended without a shutdown, as under a row of `asyncio.run` calls.
             self._running.abandon()
             self._running = self._starting = None

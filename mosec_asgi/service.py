@@ -88,7 +88,7 @@ class Service:
         self._middleware = middleware
         stages, pipelines, limits = plan_service(routes, settings)
         self._workers = sum(len(plan.specs) for plan in stages)
-        self._call_routes = call_routes(stages, pipelines)
+        self._call_routes = call_routes(stages, pipelines, limits)
         self._memory: SharedMemory | None = None
         self._metrics = ServiceMetrics(
             settings.namespace,

@@ -7,16 +7,18 @@ import dataclasses
 import pytest
 from fakes import stage
 
-from mosec_asgi.batching.coordinator import RoutePlan
+from mosec_asgi.batching.coordinator import Limits, RoutePlan
 from mosec_asgi.calls.routes import LEAST_IN_FLIGHT, call_routes, found
 from mosec_asgi.errors import CallError
 
+LIMITS = Limits(1000, 3.0, 3.0, 30.0, 1000)
 STAGES = [
     dataclasses.replace(stage("A_1", max_batch_size=64), executor="thread"),
     stage("B_2"),
     dataclasses.replace(stage("C_3"), streams=True, concurrency=100),
 ]
-ROUTES = call_routes(STAGES, [RoutePlan("/a", (0, 1)), RoutePlan("/b", (1,)), RoutePlan("/c", (1, 2))])
+PIPELINES = [RoutePlan("/a", (0, 1)), RoutePlan("/b", (1,)), RoutePlan("/c", (1, 2))]
+ROUTES = call_routes(STAGES, PIPELINES, LIMITS)
 
 
 def test_a_route_knows_its_place_its_ends_and_whether_it_streams() -> None:
@@ -29,8 +31,13 @@ def test_a_route_knows_its_place_its_ends_and_whether_it_streams() -> None:
 
 
 def test_a_full_batch_runs_in_each_worker_and_another_waits() -> None:
-    told = {path: route.in_flight for path, route in ROUTES.items()}
-    assert told == {"/a": 2 * 64 + 2, "/b": LEAST_IN_FLIGHT, "/c": 2 + 2 * 100}
+    told = {path: (route.at_once, route.in_flight) for path, route in ROUTES.items()}
+    assert told == {"/a": (65, 130), "/b": (1, LEAST_IN_FLIGHT), "/c": (101, 202)}
+
+
+def test_no_more_are_in_flight_than_the_service_admits() -> None:
+    routes = call_routes(STAGES, PIPELINES, dataclasses.replace(LIMITS, capacity=10))
+    assert {route.in_flight for route in routes.values()} == {10}
 
 
 def test_a_route_is_found_where_it_is_asked_in_its_own_way() -> None:

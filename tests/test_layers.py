@@ -34,7 +34,7 @@ PURE = {
     "batching.engine", "batching.task", "batching.flow",
     "batching.admission", "batching.stage_admission", "batching.service_time", "batching.offered", "batching.busy_poll",
     "observing.observer",
-    "web.budget",
+    "web.budget", "calls.window",
     "pool.lifecycle", "pool.watchdog", "inside.isolation",
     "ipc.frames", "ipc.arena", "ipc.reference", "ipc.ledger",
 }  # fmt: skip

@@ -126,6 +126,16 @@ class Inference:
         payload = self._objects.payload(item, apart=where.apart)
         return Call(self.engine.new_id(), where.place, payload, name, seconds, objects=True, priority=priority, key=key)
 
+    @staticmethod
+    def seconds(where: CallRoute, timeout: float | None) -> float:
+        """Return how many seconds a call to a route may take; `timeout` is in milliseconds.
+
+        Raises:
+            CallError: `timeout` is no time.
+        """
+        seconds = _seconds(timeout)
+        return where.timeout if seconds is None else min(seconds, where.timeout)
+
     def result(self, outcome: Outcome, where: CallRoute, began: float) -> Any:
         """Return the result that an outcome holds.
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 
-from mosec_asgi.batching.coordinator import RoutePlan
+from mosec_asgi.batching.coordinator import Limits, RoutePlan
 from mosec_asgi.batching.stage import StagePlan
 from mosec_asgi.errors import CallError
 
@@ -24,7 +24,9 @@ class CallRoute:
         streams: its results are streams.
         apart: its first stage's workers can read shared memory.
         egress: the name of its last stage.
-        in_flight: calls in flight with which all its workers always have a full batch to run and another behind it.
+        at_once: calls that its workers can run at once, a full batch each.
+        in_flight: calls in flight with which each of them has another batch behind that.
+        timeout: seconds that a call may take.
     """
 
     path: str
@@ -32,22 +34,28 @@ class CallRoute:
     streams: bool
     apart: bool
     egress: str
+    at_once: int
     in_flight: int
+    timeout: float
 
 
-def call_routes(stages: Sequence[StagePlan], routes: Sequence[RoutePlan]) -> dict[str, CallRoute]:
+def call_routes(stages: Sequence[StagePlan], routes: Sequence[RoutePlan], limits: Limits) -> dict[str, CallRoute]:
     """Return the routes of a service by their paths."""
-    return {
-        route.path: CallRoute(
+    found = {}
+    for place, route in enumerate(routes):
+        plans = [stages[stage] for stage in route.stages]
+        at_once = sum(len(plan.specs) * plan.concurrency * plan.batch_size for plan in plans)
+        found[route.path] = CallRoute(
             route.path,
             place,
-            streams=stages[route.stages[-1]].streams,
-            apart=stages[route.stages[0]].executor == "process",
-            egress=stages[route.stages[-1]].name,
-            in_flight=max(LEAST_IN_FLIGHT, sum(2 * _room(stages[stage]) for stage in route.stages)),
+            streams=plans[-1].streams,
+            apart=plans[0].executor == "process",
+            egress=plans[-1].name,
+            at_once=at_once,
+            in_flight=min(max(LEAST_IN_FLIGHT, 2 * at_once), max(1, limits.capacity)),
+            timeout=limits.timeout,
         )
-        for place, route in enumerate(routes)
-    }
+    return found
 
 
 def found(routes: Mapping[str, CallRoute], path: str, *, streams: bool) -> CallRoute:
@@ -74,7 +82,3 @@ def found(routes: Mapping[str, CallRoute], path: str, *, streams: bool) -> CallR
             HTTPStatus.METHOD_NOT_ALLOWED,
         )
     return route
-
-
-def _room(plan: StagePlan) -> int:
-    return len(plan.specs) * plan.concurrency * plan.batch_size
