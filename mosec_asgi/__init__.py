@@ -32,7 +32,7 @@ CONTRIBUTING.md has the map with all modules.
 Importing this package, as every spawned worker does, loads none of starlette, uvicorn, pydantic or prometheus_client.
 """
 
-from mosec_asgi.errors import ClientError, DecodingError, EncodingError, ServerError, ValidationError
+from mosec_asgi.errors import ClientError, DecodingError, EncodingError, MosecError, ServerError, ValidationError
 from mosec_asgi.log import get_logger
 from mosec_asgi.runtime import Runtime
 from mosec_asgi.server import Server
@@ -46,6 +46,7 @@ __all__ = [
     "DecodingError",
     "EncodingError",
     "Event",
+    "MosecError",
     "Runtime",
     "SSEWorker",
     "Server",
