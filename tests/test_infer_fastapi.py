@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
+import contextlib
+import http.client
+import json
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
-import httpx
 import pytest
 from harness import TESTS, Program, running
 
 BATCH = 32
 CLIENTS = 64
-REQUESTS = 20
+REQUESTS = 10
 
 
 @pytest.fixture(scope="module")
@@ -38,22 +40,19 @@ def test_an_endpoint_that_blocks_asks_the_same_workers(program: Program) -> None
 
 
 def test_batches_form_over_endpoints_and_the_plain_route_together(program: Program) -> None:
-    async def client(number: int, http: httpx.AsyncClient) -> None:
-        for _ in range(REQUESTS):
-            if number % 2:
-                answer = await http.post("/books", json={"number": number})
-                assert answer.json() == {"number": number, "words": number}
-            else:
-                answer = await http.post("/ml/inference", json="word " * number)
-                assert answer.json() == {"words": number}
-
-    async def all_of_them() -> None:
-        limits = httpx.Limits(max_connections=CLIENTS)
-        async with httpx.AsyncClient(base_url=program.url, timeout=60, limits=limits) as http:
-            await asyncio.gather(*[client(number, http) for number in range(CLIENTS)])
+    def client(number: int) -> None:
+        """Ask one time after the other, over a connection of its own, and with as little work as can be."""
+        with contextlib.closing(http.client.HTTPConnection("127.0.0.1", program.port)) as connection:
+            for _ in range(REQUESTS):
+                words = number + 1
+                path, body = ("/books", {"number": words}) if number % 2 else ("/ml/inference", "word " * words)
+                connection.request("POST", path, json.dumps(body), {"content-type": "application/json"})
+                answer = json.loads(connection.getresponse().read())
+                assert answer == ({"number": words, "words": words} if number % 2 else {"words": words})
 
     before = program.batches("Read_1", "/ml/metrics")
-    asyncio.run(all_of_them())
+    with ThreadPoolExecutor(CLIENTS) as threads:
+        list(threads.map(client, range(CLIENTS)))
     items, count = (now - then for now, then in zip(program.batches("Read_1", "/ml/metrics"), before, strict=True))
     assert items == CLIENTS * REQUESTS
     assert items / count > BATCH / 2
