@@ -21,6 +21,8 @@ General layout; each floor imports only from those below it:
     annotations.py          F1  what forward takes and returns
     schema.py               F1  the same as JSON Schema
     messages.py             F0  the messages between the floors: calls, outcomes, tasks, results
+    request.py, reply.py    F0  what a worker may know of a request, and set of its response
+    paths.py                F0  routes as users write them
     config.py               F0  settings: keyword < MOSEC_* environment < command line
     log.py, errors.py       F0  log lines; the error tree, and each status that the service answers
     log_output.py           F0  where log lines go: standard error, without waiting for its reader
@@ -34,6 +36,8 @@ Importing this package, as every spawned worker does, loads none of starlette, u
 
 from mosec_asgi.errors import ClientError, DecodingError, EncodingError, MosecError, ServerError, ValidationError
 from mosec_asgi.log import get_logger
+from mosec_asgi.reply import Reply
+from mosec_asgi.request import Request
 from mosec_asgi.runtime import Runtime
 from mosec_asgi.server import Server
 from mosec_asgi.streaming import ContinuousWorker, Event, SSEWorker
@@ -47,6 +51,8 @@ __all__ = [
     "EncodingError",
     "Event",
     "MosecError",
+    "Reply",
+    "Request",
     "Runtime",
     "SSEWorker",
     "Server",

@@ -95,6 +95,7 @@ def plan_stage(
         preload=runtime.preload,
         executor=runtime.executor,
         latency_target=runtime.latency_target / 1000,
+        takes_request=runtime.worker.takes_request,
     )
 
 

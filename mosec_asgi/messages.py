@@ -17,8 +17,11 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
 from mosec_asgi.errors import Failure
+from mosec_asgi.request import Request
 
 OK = 200
+# The code of a result that is a `Reply`: what it sets, and the encoded result behind it (`reply`). No status of HTTP.
+REPLY = 1201
 
 
 class LinkError(Exception):
@@ -62,6 +65,7 @@ class Call(NamedTuple):
             one's returns, or yields, is pickled as well.
         priority: what comes first where there is a choice: the higher number.
         key: what it may share a batch with: calls of the same key.
+        request: what workers are told of its request; None where no stage of the route asks for it.
     """
 
     id: int
@@ -73,6 +77,7 @@ class Call(NamedTuple):
     objects: bool = False
     priority: int = 0
     key: str = ""
+    request: Request | None = None
 
 
 class Outcome(NamedTuple):
@@ -84,12 +89,14 @@ class Outcome(NamedTuple):
         payload: the encoded result; empty for a stream that has ended well; the text of a failure in UTF-8. Only to a
             call of objects it may be one that a link holds, which is the caller's to drop.
         retry_after: seconds after which the client may try again, or None where trying again is no remedy.
+        head: of a result that is a `Reply`, what it sets (`reply`); empty for any other.
     """
 
     call_id: int
     code: int
     payload: Payload
     retry_after: int | None = None
+    head: bytes = b""
 
     @classmethod
     def of_failure(cls, call_id: int, failure: Failure) -> Outcome:
@@ -138,19 +145,21 @@ OBJECT_OUT = 32
 
 
 class Tasks(NamedTuple):
-    """Work for a worker: four columns of equal length, a task at each place.
+    """Work for a worker: columns of equal length, a task at each place.
 
     Attributes:
         ids: the tasks' numbers.
         flags: the sum of `INGRESS`, `EGRESS`, `EXAMPLE`, `OBJECT_IN` and `OBJECT_OUT` for each.
         request_ids: what the logs call the requests.
         payloads: the encoded inputs.
+        requests: what the worker is told of the requests (`request.packed`); empty where it does not ask for it.
     """
 
     ids: Sequence[int]
     flags: Sequence[int]
     request_ids: Sequence[str]
     payloads: Sequence[Payload]
+    requests: Sequence[bytes] = ()
 
 
 class Results(NamedTuple):
@@ -158,7 +167,8 @@ class Results(NamedTuple):
 
     Attributes:
         ids: the tasks' numbers.
-        codes: an HTTP status each; 200 means that the payload is the encoded result, else it is the error's text.
+        codes: an HTTP status each; 200 means that the payload is the encoded result, else it is the error's text. Or
+            `REPLY`.
         payloads: the encoded results, or texts.
         seconds: time from decoding the first to encoding the last, waiting not included.
     """

@@ -10,13 +10,16 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from mosec_asgi import log
+from mosec_asgi import log, paths
 from mosec_asgi.annotations import single_item_annotation
 from mosec_asgi.errors import DefinitionError
 from mosec_asgi.streaming import ContinuousWorker, is_async, is_generator, streams
 from mosec_asgi.worker import Worker
 
 START_METHODS = ("spawn", "fork")
+METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
+# Those whose requests have no body, as a rule.
+BODYLESS = frozenset(("GET", "HEAD", "DELETE"))
 # Seconds for a `forward` above which its writer has probably meant milliseconds.
 LONG_TIMEOUT = 600
 
@@ -52,6 +55,7 @@ class Runtime:
         kwargs: Mapping[str, Any] | None = None,
         executor: str | Callable[..., Any] = "process",
         latency_target: float = 0,
+        methods: Sequence[str] | None = None,
     ) -> None:
         """Describe a stage; nothing is started.
 
@@ -82,6 +86,9 @@ class Runtime:
                 returns. Or a function that makes a `pool.link.Launcher` of the stage's plan and the event loop.
             latency_target: milliseconds that a task should spend at this stage at most; a call that would wait and be
                 there for longer is refused with 429. 0 leaves it to the deadline and the load.
+            methods: of HTTP, that the routes take of which this is the first stage: of GET, POST, PUT, PATCH and
+                DELETE; None for POST. HEAD comes with GET, and OPTIONS is always answered. A GET or DELETE without a
+                body gives `forward` None: the worker says `takes_request`, and reads the query there.
 
         Raises:
             DefinitionError: an argument does not fit; the text says what to change.
@@ -104,6 +111,7 @@ class Runtime:
                 "or use num for more processes"
             )
         self.latency_target = _checked_target(latency_target)
+        self.methods = _checked_methods(self.worker, methods)
         self.preload = _checked_preload(preload, start_method, self.env)
         self.executor = _checked_executor(executor, start_method, self.env, self.preload)
         # What stays in this process need not be pickled.
@@ -143,6 +151,12 @@ def check_pipeline(route: str, pipeline: Sequence[Runtime]) -> None:
     Raises:
         DefinitionError: they do not; the text says what to change.
     """
+    for runtime in pipeline[1:]:
+        if runtime.methods is not None:
+            raise DefinitionError(
+                f"methods of {runtime.worker.__name__}: the first stage of {route} says them for the whole pipeline. A "
+                "route has one pipeline for all of its methods; one for other methods needs a path of its own"
+            )
     for runtime in pipeline[:-1]:
         if is_generator(runtime.worker):
             raise DefinitionError(
@@ -164,6 +178,22 @@ def check_routes(routes: Mapping[str, Sequence[Runtime]]) -> None:
             raise DefinitionError(
                 f"{last.worker.__name__} is the last stage of {path}, where it streams, and not of {elsewhere}; make "
                 "two Runtime objects of it, one for each"
+            )
+
+
+def check_parameters(routes: Mapping[str, Sequence[Runtime]]) -> None:
+    """Check that the routes with parameters in their paths have a worker that can read them.
+
+    Raises:
+        DefinitionError: one has not; the text says what to change.
+    """
+    for path, pipeline in routes.items():
+        names = paths.parameters(path)
+        if names and not any(runtime.worker.takes_request for runtime in pipeline):
+            raise DefinitionError(
+                f"the route {path} has the parameter {', '.join(names)}, and no worker that reads it: set "
+                "`takes_request = True` in a worker's class and read it there by `self.request().path_params`, or name "
+                "each path"
             )
 
 
@@ -235,6 +265,27 @@ def _checked_target(target: Any) -> float:
     if isinstance(target, bool) or not isinstance(target, (int, float)) or not 0 <= target < float("inf"):
         raise DefinitionError(f"latency_target must be a number of milliseconds, 0 or more, not {target!r}")
     return float(target)
+
+
+def _checked_methods(worker: type[Worker], methods: Any) -> tuple[str, ...] | None:
+    if methods is None:
+        return None
+    if isinstance(methods, str) or not isinstance(methods, Sequence) or not methods:
+        raise DefinitionError(f"methods must be a list of methods of HTTP, such as ['GET', 'POST'], not {methods!r}")
+    for method in methods:
+        if not isinstance(method, str) or method.upper() not in METHODS:
+            raise DefinitionError(
+                f"methods must be of {', '.join(METHODS)}, not {method!r}; HEAD comes with GET, and OPTIONS always"
+            )
+    chosen = tuple(dict.fromkeys(method.upper() for method in methods))
+    bodyless = [method for method in chosen if method in BODYLESS]
+    if bodyless and not worker.takes_request:
+        raise DefinitionError(
+            f"methods={list(chosen)} of {worker.__name__}: a request by {bodyless[0]} has no body to make an item of; "
+            f"set `takes_request = True` in {worker.__name__}, whose forward is then given None and reads "
+            "`self.request().query`"
+        )
+    return chosen
 
 
 def _checked_worker(worker: Any) -> type[Worker]:

@@ -13,11 +13,12 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Se
 from multiprocessing.process import BaseProcess
 from typing import TYPE_CHECKING, Any
 
-from mosec_asgi import config, log
+from mosec_asgi import config, log, paths
 from mosec_asgi.errors import NOT_STARTED, WRONG_LOOP, DefinitionError, EventLoopError, Failure, StartupError
 from mosec_asgi.runtime import (
     Runtime,
     check_importable,
+    check_parameters,
     check_pipeline,
     check_routes,
     check_timeouts,
@@ -124,6 +125,7 @@ class Server:
         kwargs: Mapping[str, Any] | None = None,
         executor: str | Callable[..., Any] = "process",
         latency_target: float = 0,
+        methods: Sequence[str] | None = None,
     ) -> None:
         """Append a stage to the pipeline of one route, or of several that then share its workers.
 
@@ -136,7 +138,8 @@ class Server:
             start_method: "spawn" or "fork".
             env: for each of the `num` workers, the environment variables to set before its process starts.
             timeout: seconds that one call of `forward` may take; 0 means the setting `timeout`.
-            route: the path, or a list of paths.
+            route: the path, or a list of paths. A path may have parameters, as `/models/{name}` has, where a worker of
+                its pipeline says `takes_request`.
             max_attempts: workers that a task may be given to before it is answered 500, because each of them died.
             isolation_calls: the most extra calls of `forward` to find which items of a batch made it fail; see
                 `Runtime`.
@@ -148,6 +151,8 @@ class Server:
             executor: what the workers run on: "process", or "thread"; see `Runtime`.
             latency_target: milliseconds that a task should spend at this stage at most; calls that would wait and be
                 there for longer are refused with 429. 0 for no such wish.
+            methods: of HTTP, that the route takes; the first stage says them, for POST alone leave it out. See
+                `Runtime`.
 
         Raises:
             DefinitionError: an argument does not fit; the text says what to change.
@@ -168,6 +173,7 @@ class Server:
             kwargs=kwargs,
             executor=executor,
             latency_target=latency_target,
+            methods=methods,
         )
         routes = route if isinstance(route, (list, tuple)) else [route]
         if not routes:
@@ -196,10 +202,12 @@ class Server:
             ):
                 raise DefinitionError(f"the route {path} needs a list of one or more Runtime objects, not {runtimes!r}")
             check_pipeline(path, runtimes)
+        check_parameters(routes)
         self._define({path: list(runtimes) for path, runtimes in routes.items()})
 
     def _define(self, routes: dict[str, list[Runtime]]) -> None:
         check_routes(routes)
+        paths.check_distinct(list(routes))
         self._routes = routes
         for runtime, name in stage_names([runtime for pipeline in routes.values() for runtime in pipeline]).items():
             runtime.name = name
@@ -544,6 +552,8 @@ class Server:
     def _check_defined(self) -> None:
         if not self._routes:
             raise DefinitionError("the server has no stage to serve: call append_worker(YourWorker) first")
+        # Only here: the worker that reads them may have been appended last.
+        check_parameters(self._routes)
 
 
 async def _refuse(scope: Scope, send: Send, failure: Failure) -> str:
@@ -575,7 +585,6 @@ def _check_no_loop() -> None:
 
 # Characters that no route holds, and why.
 _NO_ROUTE = {
-    "{": "parameters in a path are not supported; name each path, or put the parameter into the body",
     "?": "a query belongs to a request; requests with any query reach the route without it",
     "#": "a fragment is never sent to a server; leave it out",
 }
@@ -587,6 +596,7 @@ def _check_route(path: Any) -> None:
     for character, what in _NO_ROUTE.items():
         if character in path:
             raise DefinitionError(f"the route {path!r} holds {character!r}: {what}")
+    paths.parameters(path)
     if path in RESERVED_ROUTES:
         raise DefinitionError(
             f"the route {path} is the server's own ({', '.join(sorted(RESERVED_ROUTES))}); use another"

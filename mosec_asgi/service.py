@@ -30,6 +30,7 @@ from mosec_asgi.observing.metrics import ServiceMetrics, StageMetrics
 from mosec_asgi.pool.link import Launcher
 from mosec_asgi.pool.process.launcher import ProcessLauncher
 from mosec_asgi.pool.thread import ThreadLauncher
+from mosec_asgi.request import Request
 from mosec_asgi.runtime import Runtime
 from mosec_asgi.streaming import streams
 from mosec_asgi.version import SERVER
@@ -165,7 +166,9 @@ class Service:
     async def run_example(self, route: int, request_id: str) -> int | Failure:
         """Run the example of a route's first worker; return the bytes of its result, or of its events."""
         caller = _SizeCaller(self._coordinator)
-        call = Call(self._coordinator.new_id(), route, b"", request_id, example=True)
+        path = list(self._routes)[route]
+        request = Request(request_id, path) if self._call_routes[path].takes_request else None
+        call = Call(self._coordinator.new_id(), route, b"", request_id, example=True, request=request)
         self._coordinator.submit(call, caller)
         outcome = await caller.future
         return outcome.failure or caller.size + len(outcome.payload)
@@ -188,7 +191,13 @@ class Service:
         from mosec_asgi.web.protocols import plain
 
         results = [
-            (path, pipeline[-1].worker.resp_mime_type, streams(pipeline[-1].worker))
+            plain.Described(
+                path,
+                pipeline[-1].worker.resp_mime_type,
+                streams=streams(pipeline[-1].worker),
+                takes_request=self._call_routes[path].takes_request,
+                methods=pipeline[0].methods or plain.POST,
+            )
             for path, pipeline in self._routes.items()
         ]
         app = App(

@@ -16,6 +16,7 @@ import orjson
 from mosec_asgi import formats
 from mosec_asgi.errors import EncodingError
 from mosec_asgi.events import EVENT_STREAM, FINISHED, Event
+from mosec_asgi.request import Request
 from mosec_asgi.schema import MOSEC_REF_TEMPLATE, ParseTarget, forward_json_schema
 
 
@@ -36,12 +37,15 @@ class Worker(abc.ABC):
         multi_examples: several such inputs, run one after the other; wins over `example`.
         req_mime_type: the content type that `deserialize` reads.
         resp_mime_type: the content type that `serialize` writes.
+        takes_request: the worker wants to know of the requests behind its items: `self.request(index)`. Others do not
+            pay for it.
     """
 
     example: Any = None
     multi_examples: Sequence[Any] = ()
     req_mime_type: str = "application/json"
     resp_mime_type: str = "application/json"
+    takes_request: bool = False
 
     _worker_id: int = 0
     _stage: str = ""
@@ -53,6 +57,8 @@ class Worker(abc.ABC):
     # What to tell a user who appends a worker of this class.
     _advice: str = ""
     _has_left: Callable[[int], bool] | None = None
+    # Returns the request of an item, while a server runs the worker.
+    _request_at: Callable[[int], Request] | None = None
 
     @property
     def worker_id(self) -> int:
@@ -91,6 +97,25 @@ class Worker(abc.ABC):
             index: the item's place in the batch, from 0.
         """
         return self._has_left is not None and self._has_left(index)
+
+    def request(self, index: int = 0) -> Request:
+        """Return what is known of the request behind an item; for a class with `takes_request = True`.
+
+        For use in `forward`, and in `deserialize` and `serialize`, which have one item: leave `index` out there. A
+        `ContinuousWorker` asks in `admit`, likewise. While an example warms the worker up, and where no server runs the
+        worker, as in a test of its own, the request is an empty one.
+
+        Args:
+            index: the item's place in the batch, from 0.
+
+        Raises:
+            RuntimeError: the class does not say `takes_request`, or no request is at hand here.
+            IndexError: the batch has no such item.
+        """
+        if not self.takes_request:
+            name = type(self).__name__
+            raise RuntimeError(f"{name}.request() needs `takes_request = True` in the class {name}")
+        return Request() if self._request_at is None else self._request_at(index)
 
     @abc.abstractmethod
     def forward(self, data: Any) -> Any:

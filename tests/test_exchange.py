@@ -42,6 +42,9 @@ class ListForm:
 class ListRoute:
     """Takes a JSON list, asks for each item, and answers with the list of what became of them."""
 
+    methods: Sequence[str] = ("POST",)
+    takes_request = False
+
     def __init__(self, path: str, new_id: Any, *, streams: bool) -> None:
         self.path = path
         self.streams = streams

@@ -26,7 +26,8 @@ PAYLOADS = st.binary(max_size=60)
 def tasks(draw: st.DrawFn) -> Tasks:
     rows = draw(st.lists(st.tuples(NUMBERS, SHORTS, st.text(max_size=20), PAYLOADS), max_size=6))
     ids, flags, names, payloads = zip(*rows, strict=True) if rows else ((), (), (), ())
-    return Tasks(ids, flags, names, payloads)
+    requests = draw(st.just(()) | st.tuples(*[PAYLOADS for _ in rows]))
+    return Tasks(ids, flags, names, payloads, requests)
 
 
 @st.composite
@@ -110,7 +111,13 @@ def header(
 
 
 def assert_well_formed(frame: frames.Frame) -> None:
-    columns = [value for value in fields(frame).values() if not isinstance(value, (str, float))]
+    # That of the requests may be left out.
+    optional = {"requests": ()}
+    columns = [
+        value
+        for name, value in fields(frame).items()
+        if not isinstance(value, (str, float)) and value != optional.get(name)
+    ]
     assert len({len(column) for column in columns}) <= 1
     assert all(type(payload) is bytes for payload in getattr(frame, "payloads", ()))
     if isinstance(frame, Results):

@@ -22,6 +22,8 @@ def test_the_public_names() -> None:
         "EncodingError",
         "Event",
         "MosecError",
+        "Reply",
+        "Request",
         "Runtime",
         "SSEWorker",
         "Server",

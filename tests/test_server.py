@@ -292,7 +292,9 @@ def test_a_stage_has_a_name_its_place_in_its_server() -> None:
 @pytest.mark.parametrize(
     ("route", "text"),
     [
-        ("/models/{name}", "parameters in a path are not supported; name each path"),
+        ("/models/{name", "holds a brace that belongs to no parameter"),
+        ("/models/{name:regex}", "has a parameter of the kind 'regex'; there are str, path, int"),
+        ("/{a}/{a}", "has the parameter a twice"),
         ("/a?b=1", "a query belongs to a request"),
         ("/a#b", "a fragment is never sent"),
     ],

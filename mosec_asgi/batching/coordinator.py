@@ -22,9 +22,10 @@ from mosec_asgi.batching.stage import Stage, StagePlan
 from mosec_asgi.batching.task import State, Task
 from mosec_asgi.errors import CLIENT_LEFT, CLOSING, STAGE_DOWN, STALLED, TIMED_OUT, TOO_LONG, Failure
 from mosec_asgi.lazy_timer import LazyTimer
-from mosec_asgi.messages import OK, Call, Chunk, Credit, LinkError, Outcome, Payload, drop_all
+from mosec_asgi.messages import OK, REPLY, Call, Chunk, Credit, LinkError, Outcome, Payload, drop_all
 from mosec_asgi.observing.observer import StageObserver
 from mosec_asgi.pool.link import Launcher
+from mosec_asgi.reply import cut
 
 # Seconds that workers get to run `Worker.close` before they are killed.
 CLOSE_SECONDS = 5.0
@@ -283,15 +284,32 @@ class Coordinator:
 
     def answered(self, task: Task, code: int, payload: Payload, now: float) -> None:
         """Take a worker's answer to `task`: on to the next stage, or to its client."""
-        if code == OK and not task.at_last_stage:
-            task.advance(payload, now)
-            self._admission.arrived(task.stage)
-            self._stages[task.stages[task.position]].enqueue(task, now)
-            return
+        head = b""
+        if code == OK:
+            if not task.at_last_stage:
+                task.advance(payload, now)
+                self._admission.arrived(task.stage)
+                self._stages[task.stages[task.position]].enqueue(task, now)
+                return
+        elif code == REPLY:
+            code, payload, head = self._reply(task, payload)
         # What belongs to a call of objects its caller reads where it lies.
         if not (isinstance(payload, bytes) or task.objects):
             code, payload = self._read(task, code, payload)
-        self._settle(task, Outcome(task.id, code, payload))
+        self._settle(task, Outcome(task.id, code, payload, None, head))
+
+    @staticmethod
+    def _reply(task: Task, payload: Payload) -> tuple[int, bytes, bytes]:
+        """Return the code, the result and what it sets of an answer that is a `Reply`."""
+        try:
+            if not isinstance(payload, bytes) or not task.at_last_stage:
+                raise ValueError("a reply comes as bytes, from the last stage of a route")
+            head, value = cut(payload)
+        except ValueError as error:
+            drop_all((payload,))
+            logger.error("answered 500: a worker sent no reply: %s", error, extra={"request_id": task.request_id})
+            return errors.INTERNAL_ERROR.code, errors.INTERNAL_ERROR.text.encode(), b""
+        return OK, value, head
 
     def _read(self, task: Task, code: int, payload: Payload) -> tuple[int, bytes]:
         """Return an answer that a link holds as bytes."""

@@ -46,6 +46,7 @@ from mosec_asgi.observing.observer import StageEvents, StageObserver
 from mosec_asgi.pool.link import Launcher
 from mosec_asgi.pool.supervisor import PoolWorker, Supervisor
 from mosec_asgi.pool.watchdog import Watchdog
+from mosec_asgi.request import packed
 
 # Seconds beyond its timeout that a worker gets to come back by itself, before it is taken for stuck.
 GRACE_SECONDS = 1.0
@@ -74,6 +75,7 @@ class StagePlan:
         preload: fork them from one that has loaded the worker.
         executor: what the workers run on: "process", "thread", or what makes a launcher of the plan and the event loop.
         latency_target: seconds that a task should be at the stage at most; 0 for no such wish.
+        takes_request: its workers are told of the requests.
     """
 
     specs: list[WorkerSpec]
@@ -90,6 +92,7 @@ class StagePlan:
     preload: bool = False
     executor: str | Callable[[StagePlan, asyncio.AbstractEventLoop], Launcher] = "process"
     latency_target: float = 0.0
+    takes_request: bool = False
 
     @property
     def name(self) -> str:
@@ -395,7 +398,10 @@ class Stage:
             payloads.append(task.payload)
         worker = assignment.worker
         try:
-            worker.link.send(Tasks(ids, flags, request_ids, payloads))
+            message = Tasks(ids, flags, request_ids, payloads)
+            if self.plan.takes_request:
+                message = message._replace(requests=[packed(task.request) for task in tasks])
+            worker.link.send(message)
         except Exception as error:
             # A fault of ours. In the next turn: whoever has brought the tasks is in the middle of a change.
             self._loop.call_soon(self._send_failed, worker, tasks, error)

@@ -81,12 +81,14 @@ class Task:
         flow: of a task whose result is a stream: what is on its way to the client.
         example: a dry run: the first worker's own example takes the place of the payload.
         objects: its call is one of objects: see `Call`.
+        request: what workers are told of its request, where they ask for it.
         state: see the table.
     """
 
     __slots__ = (
         "alone", "arrived", "at_last_stage", "attempts", "batch", "began", "caller", "deadline", "example", "flow",
-        "id", "number", "objects", "payload", "place", "position", "queued", "request_id", "route", "stages", "state",
+        "id", "number", "objects", "payload", "place", "position", "queued", "request", "request_id", "route", "stages",
+        "state",
     )  # fmt: skip
 
     def __init__(
@@ -98,7 +100,7 @@ class Task:
         deadline: float,
         flow: Flow | None = None,
     ) -> None:
-        self.id, self.route, self.payload, self.request_id, _, self.example, self.objects, _, _ = call
+        self.id, self.route, self.payload, self.request_id, _, self.example, self.objects, _, _, self.request = call
         self.caller = caller
         self.stages = stages
         self.position = 0

@@ -15,6 +15,7 @@ from mosec_asgi.calls.routes import CallRoute, found
 from mosec_asgi.errors import CANCELLED, CallError, raised
 from mosec_asgi.messages import OK, Call, Chunk, Credit, Outcome, drop_all
 from mosec_asgi.observing.metrics import ServiceMetrics
+from mosec_asgi.request import Request
 from mosec_asgi.web.exchange import RequestIds
 
 
@@ -124,7 +125,18 @@ class Inference:
         seconds = _seconds(timeout)
         name = self._ids.of({} if request_id is None else {b"x-request-id": request_id.encode()})
         payload = self._objects.payload(item, apart=where.apart)
-        return Call(self.engine.new_id(), where.place, payload, name, seconds, objects=True, priority=priority, key=key)
+        request = Request(name, where.path) if where.takes_request else None
+        return Call(
+            self.engine.new_id(),
+            where.place,
+            payload,
+            name,
+            seconds,
+            objects=True,
+            priority=priority,
+            key=key,
+            request=request,
+        )
 
     @staticmethod
     def seconds(where: CallRoute, timeout: float | None) -> float:

@@ -27,6 +27,7 @@ class CallRoute:
         at_once: calls that its workers can run at once, a full batch each.
         in_flight: calls in flight with which each of them has another batch behind that.
         timeout: seconds that a call may take.
+        takes_request: a stage of it wants to know of the request.
     """
 
     path: str
@@ -37,6 +38,7 @@ class CallRoute:
     at_once: int
     in_flight: int
     timeout: float
+    takes_request: bool = False
 
 
 def call_routes(stages: Sequence[StagePlan], routes: Sequence[RoutePlan], limits: Limits) -> dict[str, CallRoute]:
@@ -54,6 +56,7 @@ def call_routes(stages: Sequence[StagePlan], routes: Sequence[RoutePlan], limits
             at_once=at_once,
             in_flight=min(max(LEAST_IN_FLIGHT, 2 * at_once), max(1, limits.capacity)),
             timeout=limits.timeout,
+            takes_request=any(plan.takes_request for plan in plans),
         )
     return found
 

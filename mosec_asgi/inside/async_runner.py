@@ -33,6 +33,7 @@ from mosec_asgi.inside.returned import async_events_of, check_finished
 from mosec_asgi.inside.spec import WorkerSpec
 from mosec_asgi.inside.timer import FORSAKEN_SECONDS, KernelTimer
 from mosec_asgi.messages import Results
+from mosec_asgi.request import Request
 from mosec_asgi.streaming import SSEWorker, streams
 from mosec_asgi.worker import Worker
 
@@ -112,6 +113,7 @@ class AsyncRunner:
         self._news = asyncio.Event()
         self._thread = threading.get_ident()
         worker._has_left = self._has_left
+        worker._request_at = self._request_at
         if isinstance(worker, SSEWorker) and streaming:
             worker._send_event = self._push
 
@@ -417,6 +419,10 @@ class AsyncRunner:
             # Not the port alone: what comes with the news must be begun, too.
             self.poll()
         return 0 <= index < len(inside) and self._port.has_left(inside[index])
+
+    def _request_at(self, index: int) -> Request:
+        unit = self._unit()
+        return Request() if unit is _NOTHING else unit.request(index)
 
     @staticmethod
     def _unit() -> Unit:

@@ -30,6 +30,7 @@ from mosec_asgi.inside.returned import check_sent, events_of
 from mosec_asgi.inside.shape import checked
 from mosec_asgi.inside.spec import WorkerSpec
 from mosec_asgi.messages import Results, Tasks
+from mosec_asgi.request import Request, unpacked
 
 logger = log.internal_logger(__name__)
 
@@ -94,12 +95,15 @@ class Unit:
         places: where they stand in it.
         inside: the numbers of those that `forward` has now, in the order in which it has them.
         settled: each has been answered, or is by now somebody else's to answer; streams say so themselves.
+        coded: where the task stands in it that is decoded or encoded just now; None while `forward` runs, and for
+            workers that do not ask for requests.
     """
 
     tasks: Tasks
     places: Sequence[int]
     inside: Sequence[int] = field(default=())
     settled: bool = False
+    coded: int | None = None
 
     @property
     def ids(self) -> list[int]:
@@ -122,6 +126,22 @@ class Unit:
         inside, tasks = self.inside, self.tasks
         names = dict(zip(tasks.ids, tasks.request_ids, strict=True))
         return [names[task_id] for task_id in inside if task_id in names]
+
+    def request(self, index: int) -> Request:
+        """Return what is known of the request of an item: `Worker.request`.
+
+        Raises:
+            RuntimeError: no item is at hand.
+            IndexError: there is no such item.
+        """
+        inside, tasks, place = self.inside, self.tasks, self.coded
+        if place is not None:
+            inside = (tasks.ids[place],)
+        if not inside:
+            raise RuntimeError("a request can be asked for only while `forward`, deserialize or serialize has it")
+        if not 0 <= index < len(inside):
+            raise IndexError(f"there is no request {index}: `forward` has {len(inside)}, from 0")
+        return unpacked(tasks.requests[tasks.ids.index(inside[index])])
 
 
 class BatchAlgorithm:
@@ -152,6 +172,7 @@ class BatchAlgorithm:
         self._isolation_calls = spec.isolation_calls
         self._timeout = spec.timeout
         self._worker = spec.worker
+        self._asks = spec.worker.takes_request
         self._codec = codec
         self._port = port
         self._clock = clock
@@ -189,6 +210,8 @@ class BatchAlgorithm:
             beat, answer, flags, names = self._port.progress.beat, self._codec.answer, tasks.flags, tasks.request_ids
             for place, result in zip(places, results, strict=True):
                 beat()
+                if self._asks:
+                    unit.coded = place
                 answers[place] = answer(flags[place], result, names[place])
             unit.settled = True
             self._answer(tasks, answers, self._clock() - began)
@@ -209,6 +232,8 @@ class BatchAlgorithm:
                 answers[place] = LEFT
                 continue
             beat()
+            if self._asks:
+                unit.coded = place
             try:
                 items.append(decode(tasks.flags[place], payloads[place]))
                 places.append(place)
@@ -216,6 +241,7 @@ class BatchAlgorithm:
                 raise
             except BaseException as error:
                 answers[place] = self._codec.failure(error, tasks.request_ids[place : place + 1])
+        unit.coded = None
         return answers, items, places
 
     def _answer(self, tasks: Tasks, answers: dict[int, Answer], seconds: float) -> None:

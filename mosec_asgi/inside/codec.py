@@ -19,6 +19,7 @@ from mosec_asgi.errors import (
     Failure,
     MosecError,
     MosecTimeoutError,
+    ServerError,
     batch_hint,
     describe,
 )
@@ -29,7 +30,8 @@ from mosec_asgi.inside.spec import WorkerSpec
 from mosec_asgi.ipc import frames, reference
 from mosec_asgi.ipc.arena import LARGE
 from mosec_asgi.ipc.mapped import Mapped
-from mosec_asgi.messages import EGRESS, EXAMPLE, INGRESS, OBJECT_IN, OBJECT_OUT
+from mosec_asgi.messages import EGRESS, EXAMPLE, INGRESS, OBJECT_IN, OBJECT_OUT, REPLY
+from mosec_asgi.reply import Reply, packed_head
 from mosec_asgi.worker import Worker
 
 # The target of what is told here, in the logs.
@@ -37,6 +39,8 @@ logger = log.internal_logger(__name__)
 
 # The status and the payload of an answer.
 Answer = tuple[int, bytes]
+# Types of results that are no ordinary ones.
+_SPECIAL = UNFINISHED | {Reply}
 # What `pickle` raises where an object cannot be pickled, and what an object's own way to be pickled raises.
 NOT_PICKLED = (pickle.PicklingError, TypeError, AttributeError, RecursionError)
 # For a task that nobody waits for.
@@ -57,6 +61,8 @@ class Codec:
         self._worker = worker
         self._spec = spec
         self._memory = memory
+        # A request without a body, such as GET, has none to decode; only workers that take the request are given those.
+        self._deserialize = self._or_none if worker.takes_request else worker.deserialize
         default = type(worker).serialize_ipc is Worker.serialize_ipc
         # Of results for calls of objects, which the server reads.
         self._objects = Pickler(memory) if memory is not None else None
@@ -75,7 +81,7 @@ class Codec:
                 return load(contents, self._memory)
             payload = self._memory.read(contents.spans[0])
         if flags & INGRESS:
-            return self._worker.deserialize(payload)
+            return self._deserialize(payload)
         if flags & OBJECT_IN:
             return self._item(payload)
         if flags & EXAMPLE:
@@ -83,6 +89,9 @@ class Codec:
             # An example of a worker with batching is a batch; a dry run has one task to show for it.
             return example[0] if self._spec.max_batch_size > 1 and isinstance(example, (list, tuple)) else example
         return self._worker.deserialize_ipc(payload)
+
+    def _or_none(self, payload: bytes) -> Any:
+        return self._worker.deserialize(payload) if payload else None
 
     def _item(self, pickled: bytes | reference.Contents) -> Any:
         """Return the object that `infer` was given, as the worker's format checks it."""
@@ -104,7 +113,9 @@ class Codec:
 
     def encode(self, flags: int, result: Any) -> Answer:
         """Return a result as an answer; raises what the worker's `serialize` raises."""
-        if type(result) in UNFINISHED:
+        if type(result) in _SPECIAL:
+            if type(result) is Reply:
+                return self._reply(flags, result)
             check_finished(result)
         if flags & EGRESS:
             payload = self._worker.serialize(result)
@@ -128,6 +139,19 @@ class Codec:
             return frames.IN_MEMORY, reference.pack(reference.Kind.BYTES, [span])
         return 200, payload
 
+    def _reply(self, flags: int, reply: Reply) -> Answer:
+        """Return a `Reply` as an answer."""
+        if not flags & (EGRESS | OBJECT_OUT):
+            raise ServerError(
+                f"{self._spec.stage} returned a Reply, which only the last stage of a route can; return its value for "
+                f"{' and '.join(self._spec.next_stages)}"
+            )
+        head = packed_head(reply)
+        if flags & OBJECT_OUT:
+            return self._pickled(reply)
+        # Through the pipe, however large: in shared memory lie plain results.
+        return REPLY, head + _as_bytes(self._worker.serialize(reply.value))
+
     def _pickled(self, result: Any) -> Answer:
         """Return a result for a call of objects as an answer."""
         try:
@@ -140,6 +164,7 @@ class Codec:
 
     def pickled_event(self, event: Any) -> bytes:
         """Return an event of a stream for a call of objects; raises `EncodingError`."""
+        check_event(event)
         try:
             return pickle.dumps(event, PROTOCOL)
         except NOT_PICKLED as error:
@@ -210,6 +235,15 @@ class Codec:
     def extra(self, request_ids: Sequence[str]) -> dict[str, object]:
         """Return what a log line of this worker says beside its message."""
         return {"stage": self._spec.stage, "worker": self._spec.worker_id, "request_id": " ".join(request_ids)}
+
+
+def check_event(event: Any) -> None:
+    """Refuse what cannot be an event; raises `ServerError`."""
+    if type(event) is Reply:
+        raise ServerError(
+            "a Reply was given as an event of a stream, whose status and headers are sent before: send its value, or "
+            "raise an error before the first event"
+        )
 
 
 def examples(worker: Worker) -> list[Any]:

@@ -15,6 +15,7 @@ from mosec_asgi.inside.port import Port, inputs
 from mosec_asgi.inside.spec import WorkerSpec
 from mosec_asgi.inside.timer import NoTimer, Timer
 from mosec_asgi.messages import Tasks
+from mosec_asgi.request import Request, unpacked
 from mosec_asgi.streaming import ContinuousWorker
 
 # An idle worker waits this part of a step's time, and no longer than that, for requests that come together.
@@ -49,6 +50,10 @@ class ContinuousRunner:
         # The requests' ids, for the logs: of the tasks that have slots, and of the one that comes or goes just now.
         self._names: dict[int, str] = {}
         self._at: Sequence[str] = ()
+        # What is known of the request that is decoded and admitted just now; None while there is none.
+        self._request: bytes | None = None
+        self._rehearsing = False
+        worker._request_at = self._request_at
         # What the last step took; a guess before the first.
         self._step_seconds = 0.01
 
@@ -58,8 +63,12 @@ class ContinuousRunner:
 
     def rehearse(self, example: Any) -> None:
         """Run one request to its end, whose events nobody receives."""
-        for _ in self._worker.forward(example):
-            pass
+        self._rehearsing = True
+        try:
+            for _ in self._worker.forward(example):
+                pass
+        finally:
+            self._rehearsing = False
 
     def close(self) -> None:
         """Let the worker release what it took."""
@@ -107,7 +116,11 @@ class ContinuousRunner:
                 self._admit(tasks, place)
             if room < len(tasks.ids):
                 waiting[0] = Tasks(
-                    tasks.ids[room:], tasks.flags[room:], tasks.request_ids[room:], tasks.payloads[room:]
+                    tasks.ids[room:],
+                    tasks.flags[room:],
+                    tasks.request_ids[room:],
+                    tasks.payloads[room:],
+                    tasks.requests[room:],
                 )
             else:
                 waiting.popleft()
@@ -119,6 +132,7 @@ class ContinuousRunner:
             self._answer(tasks, place, LEFT)
             return
         self._at = request_ids
+        self._request = tasks.requests[place] if tasks.requests else None
         try:
             item = self._codec.decode(tasks.flags[place], inputs(tasks)[place])
             with self._timer:
@@ -132,11 +146,21 @@ class ContinuousRunner:
             return
         finally:
             self._at = ()
+            self._request = None
         self._names[task_id] = request_ids[0]
         self._outlet.open(task_id, request_ids[0], tasks.flags[place])
         self._tasks[slot] = task_id
         self._slot_of[task_id] = slot
         self._payloads[task_id] = inputs(tasks)[place]
+
+    def _request_at(self, index: int) -> Request:
+        if self._rehearsing:
+            return Request()
+        if self._request is None:
+            raise RuntimeError("a ContinuousWorker can ask for a request in `admit` only; keep there what `step` needs")
+        if index:
+            raise IndexError(f"there is no request {index}: `admit` has one, 0")
+        return unpacked(self._request)
 
     def _answer(self, tasks: Tasks, place: int, answer: Answer) -> None:
         """Answer a task that has no slot."""

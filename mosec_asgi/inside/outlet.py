@@ -13,7 +13,7 @@ from typing import Any
 
 from mosec_asgi import log
 from mosec_asgi.errors import MosecError, WrongShape
-from mosec_asgi.inside.codec import LEFT, Answer, Codec
+from mosec_asgi.inside.codec import LEFT, Answer, Codec, check_event
 from mosec_asgi.inside.ending import Ending
 from mosec_asgi.inside.port import Port
 from mosec_asgi.inside.spec import WorkerSpec
@@ -141,7 +141,7 @@ class Outlet:
         except Ending:
             raise
         except BaseException as error:
-            self.fail([task_id], error)
+            self.fail([task_id], _explained(event, error))
             return
         if task_id in self._ids:
             # Two events of one step: the room is known once the first is on its way.
@@ -192,3 +192,12 @@ class Outlet:
             for task_id in left:
                 self.end(task_id, LEFT)
         return left
+
+
+def _explained(event: Any, error: BaseException) -> BaseException:
+    """Return what is wrong with an event that has no form."""
+    try:
+        check_event(event)
+    except MosecError as better:
+        return better
+    return error

@@ -14,6 +14,7 @@ from mosec_asgi.inside.returned import check_finished
 from mosec_asgi.inside.spec import WorkerSpec
 from mosec_asgi.inside.timer import NoTimer, Timer
 from mosec_asgi.messages import Results, Tasks
+from mosec_asgi.request import Request
 from mosec_asgi.worker import Worker
 
 # Replies of single items are gathered while the model is quick, and go out at once when it is slow.
@@ -44,6 +45,7 @@ class PlainRunner:
         # What is run now.
         self._unit = Unit(NO_TASKS, ())
         worker._has_left = self._has_left
+        worker._request_at = self._request_at
 
     def request_ids(self) -> list[str]:
         """Return the ids of the requests that `forward` has now."""
@@ -146,6 +148,9 @@ class PlainRunner:
             raise
         except BaseException as error:
             return Raised(error)
+
+    def _request_at(self, index: int) -> Request:
+        return self._unit.request(index) if self._unit.tasks.ids else Request()
 
     def _has_left(self, index: int) -> bool:
         paused = self._timer.pause()

@@ -6,6 +6,7 @@ read for many tasks. All numbers are little-endian.
     frame    = header, body
     header   = magic u16, kind u8, pad u8, count u32, body length u64, seconds f64              (24 bytes)
     TASKS    = count x (task u64, payload length u64, flags u16, request id length u16), request ids, payloads
+    ASKED    = as TASKS, and behind it count x (length u32), what the worker is told of the requests, if it asks for it
     RESULTS  = count x (task u64, payload length u64, status u16), payloads; seconds = the worker's time on them
     CHUNKS   = count x (task u64, payload length u64), payloads: pieces of streams, several of one task in order
     CANCELS  = count x (task u64): nobody waits for these any more
@@ -38,7 +39,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 
-from mosec_asgi.messages import Cancels, Chunks, Credits, LinkError, Results, Tasks
+from mosec_asgi.messages import REPLY, Cancels, Chunks, Credits, LinkError, Results, Tasks
 
 MAGIC = 0x6D61
 MAX_BODY = 1 << 34
@@ -50,16 +51,18 @@ CHUNK_ENTRY = "QQ"
 CANCEL_ENTRY = "Q"
 BLOCK_ENTRY = "Q"
 CREDIT_ENTRY = "QQ"
+REQUEST_ENTRY = "I"
 _ENTRY_SIZES = {
-    entry: struct.calcsize("<" + entry) for entry in (TASK_ENTRY, RESULT_ENTRY, CHUNK_ENTRY, CANCEL_ENTRY, CREDIT_ENTRY)
+    entry: struct.calcsize("<" + entry)
+    for entry in (TASK_ENTRY, RESULT_ENTRY, CHUNK_ENTRY, CANCEL_ENTRY, CREDIT_ENTRY, REQUEST_ENTRY)
 }
 # A frame's header and its only row.
 _ONE_TASK = struct.Struct(HEADER.format + TASK_ENTRY)
 _ONE_RESULT = struct.Struct(HEADER.format + RESULT_ENTRY)
-# What a result may say: the result, where in shared memory the result lies, an error, or (as nginx writes it, 499) that
-# nobody waits for it.
+# What a result may say: the result, where in shared memory the result lies, a reply, an error, or (as nginx writes it,
+# 499) that nobody waits for it.
 IN_MEMORY = 1200
-STATUSES = frozenset({IN_MEMORY, 200, *range(400, 600)})
+STATUSES = frozenset({IN_MEMORY, REPLY, 200, *range(400, 600)})
 
 
 class FrameError(LinkError):
@@ -79,6 +82,7 @@ class Kind(enum.IntEnum):
     KEPT = 8
     RELEASED = 9
     FREED = 10
+    ASKED = 11
 
 
 # Among the flags of a task: the payload says where in shared memory the input lies.
@@ -159,6 +163,8 @@ def encode_tasks(tasks: Tasks) -> bytes:
     payloads: Sequence[bytes] = tasks.payloads  # type: ignore[assignment]  # what is held stands there as a reference
     request_ids = [request_id.encode() for request_id in tasks.request_ids]
     count = len(request_ids)
+    if tasks.requests:
+        return _encode_asked(tasks, payloads, request_ids)
     if count == 1:
         (task_id,), (task_flags,), (payload,), (name,) = tasks.ids, tasks.flags, payloads, request_ids
         size, name_size = len(payload), len(name)
@@ -168,6 +174,14 @@ def encode_tasks(tasks: Tasks) -> bytes:
     columns = (tasks.ids, map(len, payloads), tasks.flags, map(len, request_ids))
     table = _pack_table(TASK_ENTRY, columns, count)
     return _frame(Kind.TASKS, count, 0.0, [b"", table, *request_ids, *payloads])
+
+
+def _encode_asked(tasks: Tasks, payloads: Sequence[bytes], request_ids: list[bytes]) -> bytes:
+    count = len(request_ids)
+    columns = (tasks.ids, map(len, payloads), tasks.flags, map(len, request_ids))
+    table = _pack_table(TASK_ENTRY, columns, count)
+    lengths = _pack_table(REQUEST_ENTRY, (map(len, tasks.requests),), count)
+    return _frame(Kind.ASKED, count, 0.0, [b"", table, *request_ids, *payloads, lengths, *tasks.requests])
 
 
 def encode_results(results: Results) -> bytes:
@@ -272,6 +286,8 @@ class Decoder:
             return _decode_results(buffer, start, end, count, seconds)
         if kind == Kind.TASKS:
             return _decode_tasks(buffer, start, end, count)
+        if kind == Kind.ASKED:
+            return _decode_asked(buffer, start, end, count)
         if kind == Kind.CHUNKS:
             return _decode_chunks(buffer, start, end, count)
         if kind in _NUMBERS:
@@ -353,6 +369,19 @@ def _decode_tasks(data: bytes, start: int, end: int, count: int) -> Tasks:
     except UnicodeDecodeError as error:
         raise FrameError("no frame: a request id is not UTF-8") from error
     return Tasks(ids, flags, request_ids, _cut(data, names_end, lengths))
+
+
+def _decode_asked(data: bytes, start: int, end: int, count: int) -> Tasks:
+    (_, lengths, _, name_lengths), position = _unpack_table(TASK_ENTRY, data, start, end, count)
+    tasks_end = position + sum(name_lengths) + sum(lengths)
+    # Checked here, as the table behind the tasks is read first where they are cut short.
+    if tasks_end > end:
+        raise FrameError(f"no frame: {count} tasks do not add up to a body of {end - start} bytes")
+    (sizes,), position = _unpack_table(REQUEST_ENTRY, data, tasks_end, end, count)
+    if position + sum(sizes) != end:
+        raise FrameError(f"no frame: {count} requests do not add up to a body of {end - start} bytes")
+    tasks = _decode_tasks(data, start, tasks_end, count)
+    return tasks._replace(requests=_cut(data, position, sizes))
 
 
 def _decode_notice(kind: int, count: int, body: bytes) -> Ready | Failed:

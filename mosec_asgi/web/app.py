@@ -14,6 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from mosec_asgi.batching.engine import Engine
 from mosec_asgi.observing.custom import CustomMetrics
 from mosec_asgi.observing.metrics import ServiceMetrics
+from mosec_asgi.paths import parameters
 from mosec_asgi.web.access import AccessLog
 from mosec_asgi.web.asgi import AsgiExchange, AsgiRoute
 from mosec_asgi.web.body import SlowSenders
@@ -23,6 +24,7 @@ from mosec_asgi.web.disconnect import DisconnectWatch
 from mosec_asgi.web.exchange import NO_BUDGET, RequestIds, Route, Shared
 from mosec_asgi.web.health import Health
 from mosec_asgi.web.limits import DEFAULT, Limits
+from mosec_asgi.web.methods import ByMethod, taken
 from mosec_asgi.web.missing import missing
 from mosec_asgi.web.openapi import OpenAPI
 from mosec_asgi.web.swagger import Swagger
@@ -81,11 +83,17 @@ class App:
         )
         watch: DisconnectWatch[AsgiExchange] = DisconnectWatch(AsgiExchange.leave)
         slow = SlowSenders(limits.time_for)
-        self._models = {route.path: AsgiRoute(route, shared, watch, slow) for route in routes}
+        endpoints = [(route, AsgiRoute(route, shared, watch, slow)) for route in routes]
+        # By POST to a path without parameters; all else goes through Starlette.
+        self._models = {
+            route.path: endpoint
+            for route, endpoint in endpoints
+            if "POST" in route.methods and not parameters(route.path)
+        }
         self.direct_routes = {
-            route.path.encode(): DirectRoute(route, shared)
-            for route in routes
-            if not route.streams and not middleware and _is_plain(route.path)
+            path.encode(): DirectRoute(endpoint.route, shared)
+            for path, endpoint in self._models.items()
+            if not (endpoint.route.streams or endpoint.route.takes_request or middleware) and _is_plain(path)
         }
         self._rest = Starlette(
             routes=[
@@ -96,11 +104,14 @@ class App:
                 StarletteRoute("/openapi/metadata.json", OpenAPI(document).metadata),
                 StarletteRoute("/openapi/swagger", swagger.without_slash),
                 StarletteRoute("/openapi/swagger/{file:path}", swagger.page),
-                # Here as well, for the answers to a wrong method.
-                *(StarletteRoute(path, endpoint, methods=["POST"]) for path, endpoint in self._models.items()),
+                # Of two that fit a request the first counts: one without parameters fits better than one with some.
+                *(
+                    StarletteRoute(route.path, ByMethod(endpoint, route.methods, shared), methods=taken(route.methods))
+                    for route, endpoint in sorted(endpoints, key=lambda each: bool(parameters(each[0].path)))
+                ),
             ],
             middleware=[Middleware(_ServerHeader, server=server)],
-            exception_handlers=missing(tuple(self._models)),
+            exception_handlers=missing([f"{', '.join(route.methods)} {route.path}" for route in routes]),
         )
         # A path with a slash too many is no route, as in mosec; a redirected POST would be sent twice.
         self._rest.router.redirect_slashes = False

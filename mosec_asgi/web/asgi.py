@@ -46,7 +46,7 @@ class AsgiRoute:
             slow: ends the reading of bodies that do not arrive.
             keep_alive: see `Stream`.
         """
-        self._route = route
+        self.route = route
         self._shared = shared
         self._watch = watch
         self._slow = slow
@@ -55,7 +55,7 @@ class AsgiRoute:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
         began = time.perf_counter()
-        exchange = AsgiExchange(self._route, self._shared, scope, send)
+        exchange = AsgiExchange(self.route, self._shared, scope, send)
         try:
             await self._answer(exchange, receive, began)
         finally:
@@ -76,12 +76,17 @@ class AsgiRoute:
             self._slow.end(exchange)
         if isinstance(body, Failure):
             exchange.refuse(body)
+        elif self.route.streams and exchange.method == "HEAD":
+            # Without a run of the model, whose events nobody would be sent.
+            with contextlib.suppress(OSError):
+                await exchange.send_head(self.route.stream(exchange), began)
+            return
         else:
             exchange.body = body
             exchange.submit()
             # The engine never answers before it has been asked: nothing has come yet.
-            if self._route.streams and exchange.response is None:
-                form = self._route.stream(exchange)
+            if self.route.streams and exchange.response is None:
+                form = self.route.stream(exchange)
                 if form is not None:
                     exchange.open(form, self._keep_alive)
         # A server may raise it on sending to a client that has left (ASGI 2.4).
@@ -112,6 +117,8 @@ class AsgiExchange(Exchange):
         self.route = route
         self.path_params = scope.get("path_params") or {}
         self.query = scope.get("query_string", b"")
+        self.method = scope["method"]
+        self.context = scope.get("state")
         self.headers = dict(scope["headers"])
         self.request_id = shared.request_ids.of(self.headers)
         self.response: Response | None = None
@@ -177,7 +184,13 @@ class AsgiExchange(Exchange):
         common: list[Header] = [(b"x-request-id", self.request_id.encode()), self.shared.server]
         if self.shared.compressed and response.status == OK:
             response = await compression.packed(response, self.headers.get(b"accept-encoding"))
-        await send_response(self._send, response, common)
+        await send_response(self._send, response, common, with_body=self.method != "HEAD")
+
+    async def send_head(self, form: StreamForm | None, began: float) -> None:
+        """Send the head of a stream's answer, and nothing of a stream."""
+        self._count(OK, began)
+        self._form = form
+        await self._send_piece(b"", False)
 
     async def _follow_stream(self, stream: Stream, began: float) -> None:
         assert self._form is not None
@@ -224,10 +237,10 @@ class AsgiExchange(Exchange):
             metrics.duration.observe(time.perf_counter() - began)
 
 
-async def send_response(send: Send, response: Response, common: Sequence[Header]) -> None:
-    """Send a whole answer; `common` are the headers that every answer has."""
+async def send_response(send: Send, response: Response, common: Sequence[Header], *, with_body: bool = True) -> None:
+    """Send a whole answer; `common` are the headers that every answer has. That to HEAD goes without its body."""
     await send({"type": "http.response.start", "status": response.status, "headers": headers_of(response, common)})
-    await send({"type": "http.response.body", "body": response.body})
+    await send({"type": "http.response.body", "body": response.body if with_body else b""})
 
 
 # No coroutine of its own, see `App`.

@@ -106,6 +106,9 @@ async def packed(response: Response, accept: bytes | None) -> Response:
 def _encoding_of(response: Response, accept: bytes | None) -> str | None:
     if accept is None or len(response.body) < LEAST_RESPONSE:
         return None
+    if any(name == b"content-encoding" for name, _ in response.headers):
+        # Packed by the worker.
+        return None
     return choose(accept.decode("latin-1"))
 
 

@@ -45,9 +45,13 @@ class Request(Protocol):
         headers: by name, in lower case.
         body: whole, and unpacked; kept until there are calls, and no longer.
         request_id: what the logs and the client call it.
+        method: of HTTP.
+        context: what middleware has put into the scope's `state`; None where there is none.
         state: the route's own, to keep what it has read until it answers.
     """
 
+    method: str
+    context: Any
     path_params: Mapping[str, Any]
     query: bytes
     headers: Headers
@@ -92,10 +96,14 @@ class Route(Protocol):
     Attributes:
         path: as the metrics name it, and as requests ask for it.
         streams: an answer may be a stream.
+        methods: of HTTP, that it takes, HEAD and OPTIONS not among them.
+        takes_request: it reads more of a request than its headers and its body.
     """
 
     path: str
     streams: bool
+    methods: Sequence[str]
+    takes_request: bool
 
     def calls(self, request: Request) -> Sequence[Call] | Failure:
         """Return what to ask of the engine, at least one call, or what is wrong with the request."""
@@ -167,6 +175,9 @@ class Exchange(abc.ABC):
     """
 
     route: Route
+    # Of requests that come another way than through ASGI.
+    method = "POST"
+    context: Any = None
 
     def __init__(self, shared: Shared) -> None:
         """Begin with no request."""

@@ -17,9 +17,9 @@ def missing(routes: Sequence[str]) -> Mapping[Any, Callable[[Request, Exception]
     """Return the handlers of a Starlette app for both, by status.
 
     Args:
-        routes: the paths that take POST.
+        routes: the models' methods and paths, such as `POST /inference`.
     """
-    there = ", ".join(f"POST {path}" for path in routes[:_MOST])
+    there = ", ".join(routes[:_MOST])
     if len(routes) > _MOST:
         there += f", and {len(routes) - _MOST} more"
 
@@ -30,6 +30,9 @@ def missing(routes: Sequence[str]) -> Mapping[Any, Callable[[Request, Exception]
     async def wrong_method(request: Request, error: Exception) -> Response:
         headers = dict(getattr(error, "headers", None) or {})
         allowed = next((value for name, value in headers.items() if name.lower() == "allow"), "POST")
+        # OPTIONS says what there is, and is nothing to be named among it.
+        allowed = ", ".join(sorted(set(allowed.split(", ")) - {"OPTIONS"}))
+        headers = {"Allow": allowed}
         text = f"Method Not Allowed: this path does not take {request.method}; it takes {allowed}"
         return PlainTextResponse(text, status_code=HTTPStatus.METHOD_NOT_ALLOWED, headers=headers)
 

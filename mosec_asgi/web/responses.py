@@ -10,6 +10,8 @@ Header: TypeAlias = tuple[bytes, bytes]
 # A request's headers by name, in lower case; of one that is there twice, the last.
 Headers: TypeAlias = Mapping[bytes, bytes]
 
+# Statuses whose answers have neither a body nor a length (RFC 9110, section 8.6).
+WITHOUT_LENGTH = frozenset((204, 304))
 # The names of RFC 9110, which Python's `HTTPStatus` has only from 3.13 on.
 _REASONS = {
     413: "Content Too Large",
@@ -44,6 +46,8 @@ def reason(code: int) -> str:
 
 def headers_of(response: Response, common: Sequence[Header]) -> list[Header]:
     """Return all headers of an answer; `common` are those that every answer has."""
+    if response.status in WITHOUT_LENGTH:
+        return [*response.headers, *common]
     return [*response.headers, (b"content-length", b"%d" % len(response.body)), *common]
 
 

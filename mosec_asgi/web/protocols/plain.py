@@ -9,9 +9,14 @@ it only an answer that breaks off tells that this was not all.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
+from uuid import UUID
 
+from mosec_asgi import request as requests
 from mosec_asgi.errors import BAD_TIMEOUT, NO_DATA, Failure
 from mosec_asgi.messages import OK, Call, Chunk, Outcome
+from mosec_asgi.reply import unpacked_head
+from mosec_asgi.runtime import BODYLESS
 from mosec_asgi.streaming import Event, encode_event, is_event_stream
 from mosec_asgi.web.exchange import Request
 from mosec_asgi.web.responses import Header, Headers, Response, reason
@@ -22,13 +27,45 @@ COMMENT = b":\n\n"
 # The second is for nginx, which collects a response before it passes it on.
 # Makes a `Call` or a `Response` of all its fields, in half the time of calling the class: 0.12 µs less for each.
 _new = tuple.__new__
+# Statuses whose answers have no body (RFC 9110, section 15).
+BODYLESS_STATUSES = frozenset((204, 205, 304))
+POST = ("POST",)
 UNBUFFERED = ((b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no"))
+
+
+class Described(NamedTuple):
+    """What a route is made from.
+
+    Attributes:
+        path: of the route.
+        content_type: of its results.
+        streams: a result is a stream.
+        takes_request: a stage wants to know of the requests.
+        methods: of HTTP, that it takes.
+    """
+
+    path: str
+    content_type: str
+    streams: bool
+    takes_request: bool = False
+    methods: tuple[str, ...] = POST
 
 
 class PlainRoute:
     """A route as mosec has them; see `web.exchange.Route`."""
 
-    def __init__(self, path: str, place: int, content_type: str, *, streams: bool, new_id: Callable[[], int]) -> None:
+    takes_request = False
+
+    def __init__(
+        self,
+        path: str,
+        place: int,
+        content_type: str,
+        *,
+        streams: bool,
+        new_id: Callable[[], int],
+        methods: tuple[str, ...] = POST,
+    ) -> None:
         """Bind a route to its pipeline.
 
         Args:
@@ -37,9 +74,11 @@ class PlainRoute:
             content_type: of a result; for a stream, that of an event stream says that its chunks are events.
             streams: a result is a stream.
             new_id: returns a number for a call.
+            methods: of HTTP, that it takes.
         """
         self.path = path
         self.streams = streams
+        self.methods: Sequence[str] = methods
         self._place = place
         self._new_id = new_id
         # One object for all answers: see `Response.headers`.
@@ -54,15 +93,26 @@ class PlainRoute:
         timeout = timeout_of(request.headers)
         if isinstance(timeout, Failure):
             return timeout
-        fields = (self._new_id(), self._place, request.body, request.request_id, timeout, False, False, 0, "")
+        fields = (self._new_id(), self._place, request.body, request.request_id, timeout, False, False, 0, "", None)
         return (_new(Call, fields),)
 
     def respond(self, request: Request, outcomes: Sequence[Outcome]) -> Response:
         """Return a result, or what went wrong."""
         outcome = outcomes[0]
         if outcome.code == OK:
+            if outcome.head:
+                return self._replied(outcome)
             return _new(Response, (OK, self._headers, outcome.payload))
         return _failed(outcome.code, outcome.payload, outcome.retry_after)  # type: ignore[arg-type]  # see `Outcome`
+
+    def _replied(self, outcome: Outcome) -> Response:
+        """Return a result that is a `Reply`."""
+        head = unpacked_head(outcome.head)
+        body: bytes = outcome.payload  # type: ignore[assignment]  # see `Outcome`
+        if head.status in BODYLESS_STATUSES:
+            return Response(head.status, head.headers, b"")
+        named = any(name == b"content-type" for name, _ in head.headers)
+        return Response(head.status, (*(() if named else self._headers), *head.headers), body)
 
     def refuse(self, request: Request, failure: Failure) -> Response:
         """Return what is wrong with a request."""
@@ -71,6 +121,42 @@ class PlainRoute:
     def stream(self, request: Request) -> PlainChunks | None:
         """Return the form of the route's streams, which is the same for each."""
         return self._form
+
+
+class RequestRoute(PlainRoute):
+    """A route with a stage whose workers take the request."""
+
+    takes_request = True
+
+    def calls(self, request: Request) -> tuple[Call] | Failure:
+        """Return the one call of a request; of one by GET or DELETE, it may have no body."""
+        if not request.body and request.method not in BODYLESS:
+            return NO_DATA
+        timeout = timeout_of(request.headers)
+        if isinstance(timeout, Failure):
+            return timeout
+        call = Call(self._new_id(), self._place, request.body, request.request_id, timeout, request=self._told(request))
+        return (call,)
+
+    def _told(self, request: Request) -> requests.Request:
+        """Return what workers are told of a request."""
+        headers = requests.Headers(
+            {name.decode("latin-1"): value.decode("latin-1") for name, value in request.headers.items()}
+        )
+        return requests.Request(
+            request.request_id,
+            self.path,
+            request.method,
+            headers,
+            request.query.decode("latin-1"),
+            # An app around this one may have kinds of its own, of which a worker knows nothing.
+            {
+                name: value if isinstance(value, (str, int, float, UUID)) else str(value)
+                for name, value in request.path_params.items()
+            },
+            headers.get("traceparent", ""),
+            requests.packed_state(request.context),
+        )
 
 
 class PlainChunks:
@@ -106,18 +192,19 @@ class PlainEvents(PlainChunks):
         return None if refused else error_event(failure)
 
 
-def routes(results: Iterable[tuple[str, str, bool]], new_id: Callable[[], int]) -> list[PlainRoute]:
+def routes(results: Iterable[Described | tuple[str, str, bool]], new_id: Callable[[], int]) -> list[PlainRoute]:
     """Return the routes of a service.
 
     Args:
-        results: for each route, in the order of the service's list: its path, the content type of its results, and
-            whether they are streams.
+        results: for each route, in the order of the service's list: what it is made from.
         new_id: returns a number for a call.
     """
-    return [
-        PlainRoute(path, place, content_type, streams=streams, new_id=new_id)
-        for place, (path, content_type, streams) in enumerate(results)
-    ]
+    made = []
+    for place, described in enumerate(results):
+        path, content_type, streams, takes_request, methods = Described(*described)
+        kind = RequestRoute if takes_request else PlainRoute
+        made.append(kind(path, place, content_type, streams=streams, new_id=new_id, methods=methods))
+    return made
 
 
 def timeout_of(headers: Headers) -> float | Failure | None:

@@ -1,0 +1,86 @@
+"""Methods of HTTP that a route takes, and what is answered to the others."""
+
+from __future__ import annotations
+
+import httpx
+import pytest
+import request_workers as workers
+from test_request import client_of
+
+from mosec_asgi import Runtime, Server
+from mosec_asgi.errors import DefinitionError
+from mosec_asgi.web.methods import taken
+
+
+def test_head_comes_with_get_and_options_always() -> None:
+    assert taken(["POST"]) == ["OPTIONS", "POST"]
+    assert taken(["GET", "PUT"]) == ["GET", "HEAD", "OPTIONS", "PUT"]
+
+
+@pytest.mark.parametrize(
+    ("worker", "methods", "text"),
+    [
+        (workers.Plain, "POST", "methods must be a list of methods of HTTP"),
+        (workers.Plain, [], "methods must be a list"),
+        (workers.Plain, ["HEAD"], "methods must be of GET, POST, PUT, PATCH, DELETE, not 'HEAD'; HEAD comes with GET"),
+        (workers.Plain, ["POST", "GET"], "a request by GET has no body to make an item of; set `takes_request = True`"),
+    ],
+)
+def test_what_are_no_methods_is_refused(worker: type[workers.Worker], methods: list[str], text: str) -> None:
+    with pytest.raises(DefinitionError) as caught:
+        Runtime(worker, methods=methods)
+    assert text in str(caught.value)
+
+
+def test_the_first_stage_says_the_methods() -> None:
+    server = Server()
+    server.append_worker(workers.Plain, methods=["put"])
+    with pytest.raises(DefinitionError, match="the first stage of /inference says them for the whole pipeline"):
+        server.append_worker(workers.Plain, methods=["POST"])
+
+
+async def test_get_has_the_query_and_no_body() -> None:
+    async with client_of(workers.TellsLast, methods=["GET", "POST"]) as (client, _):
+        got = (await client.get("/inference?a=b")).json()
+        assert (got["data"], got["method"], got["query"]) == (None, "GET", {"a": "b"})
+        assert (await client.request("GET", "/inference", content=b"[1]")).json()["data"] == [1]
+        assert (await client.post("/inference", json=2)).json()["data"] == 2
+        empty = await client.post("/inference", content=b"")
+        assert (empty.status_code, empty.text) == (400, "no data provided")
+
+
+async def test_head_is_get_without_the_body() -> None:
+    async with client_of(workers.TellsLast, methods=["GET"]) as (client, _):
+        headers = {"x-request-id": "one"}
+        got = await client.get("/inference?a=b", headers=headers)
+        head = await client.head("/inference?a=b", headers=headers)
+        assert (head.status_code, head.content) == (200, b"")
+        # "HEAD" is one letter longer than "GET", and stands in the answer.
+        assert int(head.headers["content-length"]) == len(got.content) + 1
+        assert (await client.head("/nowhere")).status_code == 404
+
+
+async def test_head_of_a_stream_runs_nothing() -> None:
+    async with client_of(workers.Streams, methods=["GET"]) as (client, _):
+        head = await client.head("/inference")
+        assert (head.status_code, head.headers["content-type"], head.content) == (200, "text/event-stream", b"")
+        assert "mosec_service_throughput" not in head.text
+        assert (await client.get("/inference", headers={"x-request-id": "one"})).text.startswith("data: one")
+
+
+async def test_options_and_405_name_the_methods() -> None:
+    async with client_of(workers.TellsLast, methods=["GET", "POST"], route="/a/{b}") as (client, _):
+        options = await client.options("/a/x")
+        assert (options.status_code, options.headers["allow"]) == (204, "GET, HEAD, OPTIONS, POST")
+        assert {"server", "x-request-id"} <= set(options.headers)
+        wrong = await client.put("/a/x", json=1)
+        assert (wrong.status_code, wrong.headers["allow"]) == (405, "GET, HEAD, POST")
+        assert wrong.text == "Method Not Allowed: this path does not take PUT; it takes GET, HEAD, POST"
+        assert "there are GET, POST /a/{b}" in (await client.get("/nowhere")).text
+
+
+async def test_a_route_without_post_does_not_take_it() -> None:
+    async with client_of(workers.Plain, methods=["PUT"]) as (client, _):
+        assert (await client.put("/inference", json=1)).json() == 1
+        wrong: httpx.Response = await client.post("/inference", json=1)
+        assert (wrong.status_code, wrong.headers["allow"]) == (405, "PUT")
