@@ -87,9 +87,11 @@ class TellsAsync(Worker):
 
 class Streams(SSEWorker):
     takes_request = True
+    runs = 0
 
     def forward(self, data: Any) -> Iterator[str]:
-        yield self.request().id
+        self.runs += 1
+        yield f"{self.request().id} {self.runs}" if data == "count" else self.request().id
         yield self.request().headers.get("x-color", "none")
 
 

@@ -7,7 +7,7 @@ import pytest
 import request_workers as workers
 from test_request import client_of
 
-from mosec_asgi import Runtime, Server
+from mosec_asgi import Runtime, Server, Worker
 from mosec_asgi.errors import DefinitionError
 from mosec_asgi.web.methods import taken
 
@@ -64,8 +64,8 @@ async def test_head_of_a_stream_runs_nothing() -> None:
     async with client_of(workers.Streams, methods=["GET"]) as (client, _):
         head = await client.head("/inference")
         assert (head.status_code, head.headers["content-type"], head.content) == (200, "text/event-stream", b"")
-        assert "mosec_service_throughput" not in head.text
-        assert (await client.get("/inference", headers={"x-request-id": "one"})).text.startswith("data: one")
+        answer = await client.request("GET", "/inference", content=b'"count"', headers={"x-request-id": "one"})
+        assert answer.text.startswith("data: one 1\n")
 
 
 async def test_options_and_405_name_the_methods() -> None:
@@ -84,3 +84,29 @@ async def test_a_route_without_post_does_not_take_it() -> None:
         assert (await client.put("/inference", json=1)).json() == 1
         wrong: httpx.Response = await client.post("/inference", json=1)
         assert (wrong.status_code, wrong.headers["allow"]) == (405, "PUT")
+
+
+def test_the_document_shows_methods_and_parameters() -> None:
+    class Takes(Worker):
+        takes_request = True
+
+        def forward(self, data: int | None) -> int:
+            return data or 0
+
+    server = Server()
+    server.append_worker(Takes, methods=["POST", "GET"], route="/models/{name}/{size:int}")
+    server.append_worker(workers.Plain, methods=["PUT"], route="/plain")
+    paths = server.openapi()["paths"]
+    operations = paths["/models/{name}/{size}"]
+    assert set(operations) == {"post", "get"}
+    assert operations["post"]["requestBody"]["required"]
+    assert "requestBody" not in operations["get"]
+    assert [operations[method]["operationId"] for method in ("post", "get")] == [
+        "models_name_size_int",
+        "models_name_size_int_get",
+    ]
+    assert operations["get"]["parameters"][:2] == [
+        {"name": "name", "in": "path", "required": True, "schema": {"type": "string"}},
+        {"name": "size", "in": "path", "required": True, "schema": {"type": "integer"}},
+    ]
+    assert set(paths["/plain"]) == {"put"}

@@ -15,7 +15,7 @@ import request_workers as workers
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from mosec_asgi import Request, Server, Worker
+from mosec_asgi import Request, Server, Worker, testing
 from mosec_asgi.definition import plan_service
 from mosec_asgi.errors import DefinitionError
 from mosec_asgi.request import MOST_STATE, Headers, packed, packed_state, unpacked
@@ -165,6 +165,32 @@ async def test_an_example_has_an_empty_request(executor: str) -> None:
 async def test_a_worker_that_does_not_say_so_is_told_nothing(executor: str) -> None:
     async with client_of(workers.TellsOfNothing, executor=executor) as (client, _):
         assert "needs `takes_request = True`" in (await client.post("/inference", json=1)).json()
+
+
+def test_inline_workers_are_told_as_well() -> None:
+    async def main() -> None:
+        server = Server()
+        server.append_worker(workers.Plain)
+        server.append_worker(workers.TellsLast, max_batch_size=1)
+        server.append_worker(workers.TellsAsync, max_batch_size=2, route="/async")
+        async with testing.serving(server) as service:
+            answer = await service.client.post("/inference?a=b", json=1, headers={"x-request-id": "one"})
+            assert (answer.json()["id"], answer.json()["query"]) == ("one", {"a": "b"})
+            answer = await service.client.post("/async", json=1, headers={"x-request-id": "two"})
+            assert answer.json() == [1, "two"]
+            assert (await service.infer(1, request_id="three"))["id"] == "three"
+
+    testing.run(main())
+
+
+async def test_a_dry_run_has_an_id_and_the_route() -> None:
+    server = Server()
+    server.append_worker(workers.Plain, executor="thread", route="/a")
+    server.append_worker(workers.Warm, executor="thread", route="/b/{name}")
+    async with server:
+        assert server._running is not None
+        size = await server._running.run_example(1, "dry-run")
+        assert size == len(b'["","dry-run"]')
 
 
 def test_only_stages_that_ask_have_the_column() -> None:

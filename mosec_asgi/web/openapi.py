@@ -23,7 +23,8 @@ from starlette.responses import Response
 
 from mosec_asgi import log
 from mosec_asgi.annotations import forward_input_type, forward_return_type
-from mosec_asgi.runtime import Runtime
+from mosec_asgi.paths import KINDS, parameters, without_kinds
+from mosec_asgi.runtime import BODYLESS, Runtime
 from mosec_asgi.schema import JSON, MOSEC_REF_TEMPLATE, MissingLibraryError, ParseTarget
 from mosec_asgi.streaming import is_event_stream, streams
 from mosec_asgi.version import __version__
@@ -127,7 +128,10 @@ class _Builder:
 
     def build(self, info: JSON) -> JSON:
         """Return the document, which says `info` of itself."""
-        paths = {quote(route.path, safe="/:@!$&'()*+,;=~"): {"post": self._operation(route)} for route in self._routes}
+        paths = {
+            quote(without_kinds(route.path), safe="/:@!$&'()*+,;=~{}"): self._operations(route)
+            for route in self._routes
+        }
         if self._library_is_missing:
             logger.warning(
                 "the OpenAPI document is without schemas: install pydantic (pip install 'mosec-asgi[pydantic]') "
@@ -145,6 +149,20 @@ class _Builder:
             },
         }
 
+    def _operations(self, route: _Route) -> JSON:
+        """Return what a route does, by method."""
+        operation = self._operation(route)
+        methods = route.pipeline[0].methods or ("POST",)
+        operations = {}
+        for method in methods:
+            own = dict(operation)
+            if method != methods[0]:
+                own["operationId"] = f"{route.operation_id}_{method.lower()}"
+            if method in BODYLESS:
+                own.pop("requestBody", None)
+            operations[method.lower()] = own
+        return operations
+
     def _operation(self, route: _Route) -> JSON:
         first, last = route.pipeline[0], route.pipeline[-1]
         summary, description = _explain([runtime.worker for runtime in route.pipeline])
@@ -157,7 +175,7 @@ class _Builder:
             "summary": summary,
             **({"description": description} if description else {}),
             "operationId": route.operation_id,
-            "parameters": contract.PARAMETERS,
+            "parameters": [*_path_parameters(route.path), *contract.PARAMETERS],
             **({"requestBody": {"description": body, "required": True, "content": request}} if request else {}),
             "responses": {
                 "200": {
@@ -219,6 +237,12 @@ class _Builder:
                 error,
             )
         return {}
+
+
+def _path_parameters(path: str) -> list[JSON]:
+    return [
+        {"name": name, "in": "path", "required": True, "schema": KINDS[kind]} for name, kind in parameters(path).items()
+    ]
 
 
 def _named(routes: Mapping[str, Sequence[Runtime]]) -> list[tuple[str, Sequence[Runtime], str]]:
