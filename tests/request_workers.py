@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Hashable, Iterable, Iterator
 from typing import Any
 
 from mosec_asgi import ContinuousWorker, Reply, SSEWorker, Worker
+from mosec_asgi.mixin import Form, MultipartMixin
 
 
 def told(worker: Worker, index: int = 0) -> dict[str, Any]:
@@ -167,3 +168,21 @@ def replied(data: Any) -> Any:
         data.get("status", 200),
         headers if isinstance(headers, dict) else [tuple(pair) for pair in headers],
     )
+
+
+class Upload(MultipartMixin, Worker):
+    """Tells what it was sent."""
+
+    def forward(self, data: Form) -> Any:
+        return [
+            (name, value)
+            if isinstance(value, str)
+            else (name, value.filename, value.content_type, len(value.data), sum(value.data))
+            for name, value in data.parts
+        ]
+
+
+class SmallUpload(Upload):
+    max_part_size = 64 * 1024
+    form_files = ("image",)
+    form_fields = ("caption",)

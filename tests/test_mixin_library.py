@@ -11,13 +11,21 @@ import pytest
 from harness import python, running, written
 
 from mosec_asgi import Worker
-from mosec_asgi.mixin import MsgpackMixin, NumBinIPCMixin, PydanticMixin, RedisShmIPCMixin, TypedMsgPackMixin
+from mosec_asgi.mixin import (
+    MsgpackMixin,
+    MultipartMixin,
+    NumBinIPCMixin,
+    PydanticMixin,
+    RedisShmIPCMixin,
+    TypedMsgPackMixin,
+)
 from mosec_asgi.mixin.library import load
 
 MIXINS: list[tuple[type[Any], str]] = [
     (MsgpackMixin, "msgpack"),
     (TypedMsgPackMixin, "msgspec"),
     (PydanticMixin, "pydantic"),
+    (MultipartMixin, "python_multipart"),
     (NumBinIPCMixin, "numbin"),
     (RedisShmIPCMixin, "redis"),
 ]
@@ -34,8 +42,9 @@ def test_a_worker_whose_library_is_missing_cannot_be_made(
     monkeypatch.setitem(sys.modules, name, None)
     load.cache_clear()
     worker = worker_with(mixin)
+    extra = name.removeprefix("python_")
     with pytest.raises(
-        ImportError, match=rf"^this worker needs the library {name}: pip install 'mosec-asgi\[{name}\]'$"
+        ImportError, match=rf"^this worker needs the library {name}: pip install 'mosec-asgi\[{extra}\]'$"
     ):
         worker()
     monkeypatch.undo()

@@ -28,7 +28,7 @@ def folder(tmp_path: Path) -> Path:
 
 def test_every_python_snippet_is_a_named_program() -> None:
     assert README.count("```python") == len(PROGRAMS)
-    assert set(PROGRAMS) == {"server.py", "typed.py", "app.py", "call.py", "streams.py"}
+    assert set(PROGRAMS) == {"server.py", "typed.py", "app.py", "call.py", "streams.py", "models.py"}
 
 
 def test_the_service_in_20_lines_answers_as_shown(folder: Path, log: Path) -> None:
@@ -63,6 +63,17 @@ def test_the_streams_answer_as_shown(folder: Path, log: Path) -> None:
         assert program.client.post("/together", json="hey").text == letters
         assert program.client.post("/steps", json="hey").text == letters
         assert program.client.post("/countdown", json=2).text == "data: 2\n\ndata: 1\n\n"
+
+
+def test_the_service_that_takes_the_request_answers_by_it(folder: Path, log: Path) -> None:
+    with running(python(folder / "models.py"), log, cwd=folder) as program:
+        program.wait_ready()
+        headers = {"x-user": "ada", "x-request-id": "one"}
+        made = program.client.post("/models/bert", json={"text": "a"}, headers=headers)
+        assert made.json() == {"model": "bert", "user": "ada", "id": "one"}
+        missing = program.client.post("/models/other", json={"text": "a"})
+        assert (missing.status_code, missing.headers["cache-control"]) == (404, "no-store")
+        assert program.client.get("/models/bert?text=b").json() == {"model": "bert", "text": "b"}
 
 
 def test_the_mounted_app_serves_its_own_route_and_the_model(folder: Path, log: Path) -> None:

@@ -7,6 +7,8 @@ import importlib
 from typing import Any, TypeVar
 
 _Self = TypeVar("_Self")
+# Extras that are not called as what they import.
+_EXTRAS = {"python_multipart": "multipart"}
 
 
 class NeedsLibrary:
@@ -41,4 +43,5 @@ def load(name: str) -> Any:
     except ModuleNotFoundError as error:
         if error.name != name:
             raise
-        raise ImportError(f"this worker needs the library {name}: pip install 'mosec-asgi[{name}]'") from error
+        extra = _EXTRAS.get(name, name)
+        raise ImportError(f"this worker needs the library {name}: pip install 'mosec-asgi[{extra}]'") from error

@@ -23,6 +23,7 @@ from starlette.responses import Response
 
 from mosec_asgi import log
 from mosec_asgi.annotations import forward_input_type, forward_return_type
+from mosec_asgi.mixin.multipart_worker import MultipartMixin
 from mosec_asgi.paths import KINDS, parameters, without_kinds
 from mosec_asgi.runtime import BODYLESS, Runtime
 from mosec_asgi.schema import JSON, MOSEC_REF_TEMPLATE, MissingLibraryError, ParseTarget
@@ -189,6 +190,8 @@ class _Builder:
 
     def _request(self, route: _Route, runtime: Runtime) -> JSON:
         """Return the content of a request; empty where nothing is known of it, as in mosec."""
+        if issubclass(runtime.worker, MultipartMixin):
+            return runtime.worker.form_content()
         mime, batched = runtime.worker.req_mime_type, runtime.max_batch_size > 1
         own = not _is_ours(_owner(runtime.worker, "deserialize"))
         if own and mime == Worker.req_mime_type and _is_bytes(runtime, ParseTarget.INPUT):
