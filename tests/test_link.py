@@ -155,7 +155,7 @@ async def test_what_the_pool_says_is_what_the_worker_hears(pair: Pair) -> None:
     pair.link.credit(Credits([2], [500]))
     sent, cancels, credits = pair.heard
     assert isinstance(sent, Tasks)
-    assert [list(column) for column in sent] == [[1, 2], [3, 0], ["a", "b"], [b"one", b"two"]]
+    assert [list(column) for column in sent] == [[1, 2], [3, 0], ["a", "b"], [b"one", b"two"], []]
     assert isinstance(cancels, Cancels)
     assert list(cancels.ids) == [1]
     assert isinstance(credits, Credits)
