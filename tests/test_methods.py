@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import httpx
 import pytest
 import request_workers as workers
@@ -50,7 +52,7 @@ async def test_get_has_the_query_and_no_body() -> None:
 
 
 async def test_head_is_get_without_the_body() -> None:
-    async with client_of(workers.TellsLast, methods=["GET"]) as (client, _):
+    async with client_of(workers.TellsLast, methods=["GET"]) as (client, server):
         headers = {"x-request-id": "one"}
         got = await client.get("/inference?a=b", headers=headers)
         head = await client.head("/inference?a=b", headers=headers)
@@ -58,6 +60,18 @@ async def test_head_is_get_without_the_body() -> None:
         # "HEAD" is one letter longer than "GET", and stands in the answer.
         assert int(head.headers["content-length"]) == len(got.content) + 1
         assert (await client.head("/nowhere")).status_code == 404
+        # The client above would not show a body that was sent all the same.
+        sent: list[Any] = []
+
+        async def receive() -> Any:
+            return {"type": "http.request", "body": b"", "more_body": False}
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        scope = {"type": "http", "method": "HEAD", "path": "/inference", "headers": [], "query_string": b""}
+        await server(scope, receive, send)
+        assert (sent[0]["status"], sent[1]["body"]) == (200, b"")
 
 
 async def test_head_of_a_stream_runs_nothing() -> None:
