@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
 
     from mosec_asgi.service import Platform, Service
-    from mosec_asgi.web.direct import DirectRoute
+    from mosec_asgi.web.direct import DirectRoutes
 
 DEFAULT_ROUTE = "/inference"
 # The server's own paths; user routes must keep off them.
@@ -309,9 +309,9 @@ class Server:
         elif scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1000})
 
-    def direct_routes(self) -> Mapping[bytes, DirectRoute]:
-        """Return the routes that `run()` need not ask through ASGI; see `web.direct`."""
-        return self._running.direct_routes if self._running is not None and self.why_not_direct() is None else {}
+    def direct_routes(self) -> DirectRoutes | None:
+        """Return the routes that `run()` need not ask through ASGI, if there are any; see `web.direct`."""
+        return self._running.direct_routes if self._running is not None and self.why_not_direct() is None else None
 
     def why_not_direct(self) -> str | None:
         """Return why `run()` must ask through ASGI for each request; None where it need not."""

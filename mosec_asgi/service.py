@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from starlette.middleware import Middleware
     from starlette.types import ASGIApp
 
-    from mosec_asgi.web.direct import DirectRoute
+    from mosec_asgi.web.direct import DirectRoutes
 
 DAEMON_CHECK_SECONDS = 0.2
 
@@ -103,7 +103,7 @@ class Service:
         self._daemon_watches: list[asyncio.Task[None]] = []
         # Answers requests, once the service has started; and the routes that need not be asked through it, by path.
         self.app: ASGIApp
-        self.direct_routes: Mapping[bytes, DirectRoute] = {}
+        self.direct_routes: DirectRoutes | None = None
 
     async def start(self) -> None:
         """Start all workers and wait until the service can serve; raise `StartupError` where it never will."""

@@ -86,7 +86,7 @@ class Events(SSEWorker):
 
 
 def routes_of(server: Server) -> set[bytes]:
-    return set(server.direct_routes())
+    return set(server.direct_routes() or ())
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from mosec_asgi.web.access import AccessLog
 from mosec_asgi.web.asgi import AsgiExchange, AsgiRoute
 from mosec_asgi.web.body import SlowSenders
 from mosec_asgi.web.budget import Budget
-from mosec_asgi.web.direct import DirectRoute
+from mosec_asgi.web.direct import DirectRoute, DirectRoutes
 from mosec_asgi.web.disconnect import DisconnectWatch
 from mosec_asgi.web.exchange import NO_BUDGET, RequestIds, Route, Shared
 from mosec_asgi.web.health import Health
@@ -82,11 +82,11 @@ class App:
         watch: DisconnectWatch[AsgiExchange] = DisconnectWatch(AsgiExchange.leave)
         slow = SlowSenders(limits.time_for)
         self._models = {route.path: AsgiRoute(route, shared, watch, slow) for route in routes}
-        self.direct_routes = {
-            route.path.encode(): DirectRoute(route, shared)
+        self.direct_routes = DirectRoutes(
+            (route.path.encode(), DirectRoute(route, shared))
             for route in routes
             if not route.streams and not middleware and _is_plain(route.path)
-        }
+        )
         self._rest = Starlette(
             routes=[
                 StarletteRoute("/", health.root),

@@ -10,7 +10,7 @@ headers: `uvicorn.http1` decides, from the head of the request alone.
 
 from __future__ import annotations
 
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Iterable, Sequence
 from time import perf_counter
 from typing import Any, Protocol
 
@@ -18,6 +18,7 @@ from mosec_asgi.errors import CANCELLED, NO_ROOM, Failure
 from mosec_asgi.messages import OK, Outcome
 from mosec_asgi.web import access, compression
 from mosec_asgi.web.exchange import LARGE_BODY, Exchange, Route, Shared
+from mosec_asgi.web.known_heads import KnownHeads
 from mosec_asgi.web.responses import Header, Headers, Response, head_of, headers_of
 
 CLOSE = (b"connection", b"close")
@@ -49,8 +50,13 @@ class DirectRoute:
         # More digits than any limit has are not worth a number.
         if length is None or len(length) >= 20 or b"content-encoding" in headers or b"expect" in headers:
             return False
-        size, budget = int(length), self._budget
-        return size <= self._limit and budget.used + size <= budget.limit
+        size = int(length)
+        return size <= self._limit and self.has_room(size)
+
+    def has_room(self, size: int) -> bool:
+        """Whether there is room for so many bytes of a body."""
+        budget = self._budget
+        return budget.used + size <= budget.limit
 
     def head(self, response: Response, request_id: str, own: Sequence[Header]) -> bytes:
         """Return the head of an answer.
@@ -74,6 +80,19 @@ class DirectRoute:
         name, value = self.shared.server
         places = [(b"content-length", b"%d"), (b"x-request-id", b"%b"), (name, value.replace(b"%", b"%%"))]
         return head_of(OK, [*fixed, *places])
+
+
+class DirectRoutes(dict[bytes, DirectRoute]):
+    """The routes that may take the short way, by path as it stands in a request.
+
+    Attributes:
+        known: the heads of their requests that have come before.
+    """
+
+    def __init__(self, routes: Iterable[tuple[bytes, DirectRoute]] = ()) -> None:
+        """Begin with no known head."""
+        super().__init__(routes)
+        self.known: KnownHeads[DirectRoute] = KnownHeads()
 
 
 class Connection(Protocol):

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import asyncio
 import select
-from collections.abc import Coroutine, Mapping
+from collections.abc import Coroutine
 from typing import Any, ClassVar, cast
 
 import httptools
@@ -34,7 +34,8 @@ from uvicorn.server import ServerState
 
 from mosec_asgi import log
 from mosec_asgi.errors import BAD_REQUEST, NO_ROOM, TOO_SLOW, Failure, head_too_large, url_too_long
-from mosec_asgi.web.direct import CLOSE, DirectExchange, DirectRoute
+from mosec_asgi.web.direct import CLOSE, DirectExchange, DirectRoute, DirectRoutes
+from mosec_asgi.web.known_heads import END, MAX_HEAD_SIZE
 from mosec_asgi.web.limits import DEFAULT, LINGER_SECONDS, LINGER_SILENCE_SECONDS, Limits
 from mosec_asgi.web.protocols import plain
 from mosec_asgi.web.responses import Header, head_of, headers_of
@@ -49,6 +50,7 @@ PIECE = 4096
 NOTHING, HEAD, BODY = range(3)
 # Seconds after which it is first looked for whether a client that has ended its sending is there at all.
 FIRST_LOOK_SECONDS = 0.02
+NO_ROUTES = DirectRoutes()
 
 logger = log.internal_logger(__name__)
 
@@ -84,8 +86,10 @@ class Http1Protocol(HttpToolsProtocol):
         "_half_closed",
         "_head_size",
         "_is_direct",
+        "_known",
         "_linger_until",
         "_lingering",
+        "_newest",
         "_refusal",
         "_routes",
         "_running",
@@ -107,13 +111,16 @@ class Http1Protocol(HttpToolsProtocol):
         routes = getattr(self.app, "direct_routes", None)
         # Where uvicorn is to count or to log requests, it must see them.
         seen = self.access_log or self.limit_concurrency is not None
-        self._routes: Mapping[bytes, DirectRoute] = {} if routes is None or seen else routes()
+        self._routes: DirectRoutes = (None if routes is None or seen else routes()) or NO_ROUTES
+        self._known = self._routes.known.heads
         # Made with the first request that takes the short way.
         self._exchange: DirectExchange | None = None
         # What answers on the short way take several turns of the loop for.
         self._work: set[asyncio.Task[None]] = set()
         # The newest request is on the short way.
         self._is_direct = False
+        # Its route, if its head has come with this read.
+        self._newest: DirectRoute | None = None
         # The request of uvicorn's that runs, or was the last to.
         self._running: RequestResponseCycle | None = None
         # The newest request asks for another protocol; it is about to be read again.
@@ -181,18 +188,55 @@ class Http1Protocol(HttpToolsProtocol):
         if self._sets_aside:
             self._set_aside(data)
             return
+        if not self._awaits and self._take_known(data):
+            return
         if len(data) > PIECE:
             self._feed_pieces(data)
         elif self._awaits == HEAD:
             self._feed(data)
         else:
             # The usual case of `_feed`.
+            self._newest = None
             try:
                 self.parser.feed_data(data)
             except (httptools.HttpParserUpgrade, httptools.HttpParserError) as error:
                 self._parser_stopped(data, error)
+            if self._newest is not None and not self._awaits:
+                self._learn(self._newest, data)
         if self._awaits or self._arrival is not None:
             self._look_at_arrival(len(data))
+
+    def _take_known(self, data: bytes) -> bool:
+        """Take a request whose head has come before, and which has come whole; whether it is one."""
+        end = data.find(END, 0, MAX_HEAD_SIZE) + len(END)
+        known = self._known.get(data[:end])
+        if known is None:
+            return False
+        route, headers, size = known
+        exchange = self._exchange
+        if (
+            len(data) - end != size
+            or exchange is None
+            or not (self.cycle is None or self.cycle.response_complete)
+            or self.flow.write_paused
+            or not route.has_room(size)
+        ):
+            return False
+        self._is_direct = True
+        self.cycle = exchange  # type: ignore[assignment]  # as in `on_headers_complete`
+        exchange.begin(route, headers)
+        exchange.feed(data[end:])
+        exchange.end()
+        return True
+
+    def _learn(self, route: DirectRoute, data: bytes) -> None:
+        """Keep the head of a request, if that and its body are all that has come with one read."""
+        end = data.find(END, 0, MAX_HEAD_SIZE) + len(END)
+        exchange = self._exchange
+        if end >= len(END) and exchange is not None:
+            size = int(exchange.headers[b"content-length"])
+            if len(data) - end == size:
+                self._routes.known.learn(data[:end], route, exchange.headers, size)
 
     def eof_received(self) -> bool:  # type: ignore[override]
         """Take note that the client sends no more: it may be gone, or wait for its answers.
@@ -373,6 +417,7 @@ class Http1Protocol(HttpToolsProtocol):
         if exchange is None:
             exchange = self._exchange = DirectExchange(self, route.shared)
         self._is_direct = True
+        self._newest = route
         self.cycle = exchange  # type: ignore[assignment]  # which has what uvicorn asks of one
         exchange.begin(route, headers)
 
