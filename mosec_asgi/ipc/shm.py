@@ -283,11 +283,19 @@ class SharedPayload:
         blocks: where it lies.
     """
 
-    __slots__ = ("_ledger", "_memory", "blocks", "description")
+    __slots__ = ("_contents", "_ledger", "_memory", "blocks", "description")
 
-    def __init__(self, description: bytes, blocks: Sequence[Block], ledger: Ledger, memory: SharedMemory) -> None:
+    def __init__(
+        self,
+        description: bytes,
+        contents: reference.Contents,
+        blocks: Sequence[Block],
+        ledger: Ledger,
+        memory: SharedMemory,
+    ) -> None:
         self.description = description
         self.blocks = blocks
+        self._contents = contents
         self._ledger = ledger
         self._memory = memory
 
@@ -305,7 +313,7 @@ class SharedPayload:
         Raises:
             FrameError: it is a pickle with buffers of its own, which no client can be sent.
         """
-        contents = reference.unpack(self.description)
+        contents = self._contents
         if contents.kind is not reference.Kind.BYTES:
             raise FrameError(f"the answer to a client must be bytes, not a {contents.kind.name} in shared memory")
         return self._memory.read(contents.spans[0])
@@ -315,7 +323,7 @@ class SharedPayload:
         self._ledger.drop(self.blocks)
 
     def _inline(self) -> bytes:
-        contents = reference.unpack(self.description)
+        contents = self._contents
         if contents.kind is reference.Kind.BYTES:
             return self.read()
         spans = list(contents.spans)
@@ -391,7 +399,8 @@ class WorkerMemory:
         contents = reference.unpack(description)
         if self._region is None:
             raise FrameError("a result lies in shared memory, where this worker has no region")
-        return SharedPayload(description, self._ledger.wrote(self._region, contents.spans), self._ledger, self._memory)
+        blocks = self._ledger.wrote(self._region, contents.spans)
+        return SharedPayload(description, contents, blocks, self._ledger, self._memory)
 
     def answered(self, ids: Sequence[int]) -> None:
         """Note that it has answered tasks."""

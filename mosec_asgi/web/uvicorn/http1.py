@@ -190,19 +190,19 @@ class Http1Protocol(HttpToolsProtocol):
             return
         if not self._awaits and self._take_known(data):
             return
+        self._newest = None
         if len(data) > PIECE:
             self._feed_pieces(data)
         elif self._awaits == HEAD:
             self._feed(data)
         else:
             # The usual case of `_feed`.
-            self._newest = None
             try:
                 self.parser.feed_data(data)
             except (httptools.HttpParserUpgrade, httptools.HttpParserError) as error:
                 self._parser_stopped(data, error)
-            if self._newest is not None and not self._awaits:
-                self._learn(self._newest, data)
+        if self._newest is not None and not self._awaits:
+            self._learn(self._newest, data)
         if self._awaits or self._arrival is not None:
             self._look_at_arrival(len(data))
 
