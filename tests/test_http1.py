@@ -253,7 +253,7 @@ async def test_an_answer_that_is_given_early_arrives(head: str, status: int, ver
 async def test_a_connection_whose_client_sends_on_and_on_behind_its_answer_is_ended(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("mosec_asgi.web.uvicorn.http1.LINGER_SECONDS", 0.3)
+    monkeypatch.setattr("mosec_asgi.web.uvicorn.ending.LINGER_SECONDS", 0.3)
     async with serving() as side, side.client() as client:
         client.send(b"POST /unknown HTTP/1.1\r\nhost: t\r\nconnection: close\r\ncontent-length: %d\r\n\r\n" % 10**9)
         assert (await client.response()).status == 404

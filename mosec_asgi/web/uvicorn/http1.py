@@ -11,21 +11,20 @@ head is complete, and is done for all others as if nothing had been. Beyond that
   same, and the body would be lost: such a request is read again without its wish.
 - **Refusing.** What cannot be read (no HTTP, too large a head, too slow a sender) is refused once all requests before
   it are answered, and nothing is read from there on.
-- **Closing.** An answer to a request that has not been read to its end must not be lost: see `limits.LINGER_SECONDS`.
+- **Closing.** An answer to a request that has not been read to its end must not be lost: see `ending`.
 - **Bounds.** Heads, URLs, the time to arrive, the time that an answer may lie unread, and requests that wait
-  (`limits`). A read that brings many requests is taken in pieces, and the rest waits for the answers, or for the loop's
-  next turn.
+  (`limits`, `slow_clients`). A read that brings many requests is taken in pieces, and the rest waits for the answers,
+  or for the loop's next turn.
 """
 
 from __future__ import annotations
 
 import asyncio
-import select
 from collections.abc import Coroutine
 from typing import Any, ClassVar, cast
 
 import httptools
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp
 from uvicorn._types import ASGI3Application
 from uvicorn.config import Config
 from uvicorn.protocols.http.flow_control import FlowControl
@@ -36,11 +35,14 @@ from mosec_asgi import log
 from mosec_asgi.errors import BAD_REQUEST, NO_ROOM, TOO_SLOW, Failure, head_too_large, url_too_long
 from mosec_asgi.web.direct import CLOSE, DirectExchange, DirectRoute, DirectRoutes
 from mosec_asgi.web.known_heads import END, MAX_HEAD_SIZE
-from mosec_asgi.web.limits import DEFAULT, LINGER_SECONDS, LINGER_SILENCE_SECONDS, Limits
+from mosec_asgi.web.limits import DEFAULT, Limits
 from mosec_asgi.web.protocols import plain
 from mosec_asgi.web.responses import Header, head_of, headers_of
+from mosec_asgi.web.uvicorn.ending import HalfClosed, Lingering
 from mosec_asgi.web.uvicorn.gathering import GatheringTransport
-from mosec_asgi.web.uvicorn.keep_alive import SilenceTimer, is_late
+from mosec_asgi.web.uvicorn.http10 import UntilClose
+from mosec_asgi.web.uvicorn.keep_alive import SilenceTimer
+from mosec_asgi.web.uvicorn.slow_clients import Arrival, Unread
 
 # Headers that are about the connection alone, and are not read again.
 _OF_UPGRADES = frozenset((b"connection", b"upgrade", b"http2-settings"))
@@ -48,8 +50,6 @@ _OF_UPGRADES = frozenset((b"connection", b"upgrade", b"http2-settings"))
 PIECE = 4096
 # What is awaited of a request.
 NOTHING, HEAD, BODY = range(3)
-# Seconds after which it is first looked for whether a client that has ended its sending is there at all.
-FIRST_LOOK_SECONDS = 0.02
 NO_ROUTES = DirectRoutes()
 
 logger = log.internal_logger(__name__)
@@ -80,14 +80,12 @@ class Http1Protocol(HttpToolsProtocol):
         "_arrival",
         "_asks_for_upgrade",
         "_awaits",
-        "_end",
         "_exchange",
         "_feeding_again",
         "_half_closed",
         "_head_size",
         "_is_direct",
         "_known",
-        "_linger_until",
         "_lingering",
         "_newest",
         "_refusal",
@@ -136,14 +134,12 @@ class Http1Protocol(HttpToolsProtocol):
         self._feeding_again = False
         # What is told to the client once all requests before are answered; nothing is read any more.
         self._refusal: Failure | None = None
-        # An answer was given and the connection is to be closed; what still comes is dropped until that time.
-        self._lingering = False
-        self._linger_until = 0.0
+        # An answer was given and the connection is to be closed; what still comes is dropped.
+        self._lingering: Lingering | None = None
         # The client has ended its sending.
-        self._half_closed = False
-        self._arrival: _Arrival | None = None
-        self._unread: asyncio.TimerHandle | None = None
-        self._end: asyncio.TimerHandle | None = None
+        self._half_closed: HalfClosed | None = None
+        self._arrival: Arrival | None = None
+        self._unread: Unread | None = None
         self._silence: SilenceTimer
 
     # -- a connection's life -----------------------------------------------------------------------------------------
@@ -168,11 +164,11 @@ class Http1Protocol(HttpToolsProtocol):
             self._exchange.close()
         for work in self._work:
             work.cancel()
-        for timer in (self._unread, self._end):
-            if timer is not None:
-                timer.cancel()
-        if self._arrival is not None:
-            self._arrival.stop()
+        for waiting in (self._arrival, self._unread, self._lingering, self._half_closed):
+            if waiting is not None:
+                waiting.stop()
+        # They have this connection: none must wait for the garbage collector.
+        self._arrival = self._unread = self._lingering = self._half_closed = None
         if isinstance(self.transport, GatheringTransport):
             self.transport.on_close = None
         self._unfed = b""
@@ -250,26 +246,26 @@ class Http1Protocol(HttpToolsProtocol):
         """
         if self._lingering or not self._waits_for_answer() or not isinstance(self.transport, GatheringTransport):
             return False
-        self._half_closed = True
         self._silence.stop()
         self.cycle.keep_alive = False
         running = self._running
         begun = running is not None and running.response_started and not running.response_complete
         if not begun:
             self.transport.begin_answer(b"HTTP/1.1 ")
-        self._end = self.loop.call_later(FIRST_LOOK_SECONDS, self._look_for_reset, FIRST_LOOK_SECONDS)
+        self._half_closed = HalfClosed(self.transport, self.loop)
         return True
 
     def pause_writing(self) -> None:
         """Wait with what is sent, and end a client that takes nothing of it for too long."""
         super().pause_writing()
         if self._unread is None:
-            self._look_at_unread(None)
+            self._unread = Unread(self, self._is_not_read)
+        self._unread.begin()
 
     def shutdown(self) -> None:
         """Answer what is there, and close."""
         if self._lingering:
-            self._end_in(0.5)
+            self._lingering.end_in(0.5)
         else:
             super().shutdown()
 
@@ -368,8 +364,7 @@ class Http1Protocol(HttpToolsProtocol):
     def _set_aside(self, data: bytes) -> None:
         """Take what is not for the parser: nobody wants it any more, or it is not its turn."""
         if self._lingering:
-            left = self._linger_until - self.loop.time()
-            self._end_in(min(LINGER_SILENCE_SECONDS, max(left, 0)))
+            self._lingering.heard()
         elif self._unfed and self._refusal is None:
             self._unfed += data
 
@@ -525,7 +520,7 @@ class Http1Protocol(HttpToolsProtocol):
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
         self._running = cycle
         if cycle.scope["http_version"] == "1.0":
-            app = _UntilClose(cast(ASGIApp, app), cycle)  # type: ignore[assignment]
+            app = UntilClose(cast(ASGIApp, app), cycle)  # type: ignore[assignment]
         super()._start_asgi_task(cycle, app)
 
     # -- refusing, and closing ---------------------------------------------------------------------------------------
@@ -541,9 +536,7 @@ class Http1Protocol(HttpToolsProtocol):
             return
         self.logger.warning("a request is refused: %s", failure.text)
         self._refusal, self._unfed, self._sets_aside = failure, b"", True
-        if self._arrival is not None:
-            self._arrival.stop()
-            self._arrival = None
+        self._stop_arrival()
         reading = self.cycle if self._awaits == BODY else None
         if reading is not None and not reading.response_complete:
             self._drop_unread(reading)
@@ -588,61 +581,42 @@ class Http1Protocol(HttpToolsProtocol):
             return True
         if self._half_closed or not (self._awaits or self._refusal is not None or self._unfed):
             return False
-        self._lingering = self._sets_aside = True
+        self._sets_aside = True
         self._silence.stop()
-        if self._arrival is not None:
-            self._arrival.stop()
-            self._arrival = None
+        self._stop_arrival()
         self._unfed = b""
         self._hold_reading(False)
         self.flow.resume_reading()
-        self._linger_until = self.loop.time() + LINGER_SECONDS
-        self._end_in(LINGER_SILENCE_SECONDS)
+        self._lingering = Lingering(self.loop, self._end_lingering)
         return True
-
-    def _end_in(self, seconds: float) -> None:
-        if self._end is not None:
-            self._end.cancel()
-        self._end = self.loop.call_later(seconds, self._end_lingering)
 
     def _end_lingering(self) -> None:
         if isinstance(self.transport, GatheringTransport):
             self.transport.end()
-
-    def _look_for_reset(self, waited: float) -> None:
-        """End with a client that is gone, and look again later while it is not known to be."""
-        sock = self.transport.get_extra_info("socket")
-        if sock is None or self.transport.is_closing():
-            return
-        poll = select.poll()
-        poll.register(sock.fileno(), 0)
-        if poll.poll(0):
-            self.transport.abort()
-        else:
-            again = min(2 * waited, 1.0)
-            self._end = self.loop.call_later(again, self._look_for_reset, again)
 
     # -- clients that are slow ---------------------------------------------------------------------------------------
 
     def _look_at_arrival(self, size: int) -> None:
         """Note how a request arrives that has not come whole with its first read."""
         if not self._awaits:
-            if self._arrival is not None:
-                self._arrival.stop()
-                self._arrival = None
+            self._stop_arrival()
             return
         in_head = self._awaits == HEAD
         if self._is_direct and not in_head and self._exchange is not None and not self._exchange.hold_body():
             self._refuse(NO_ROOM)
             return
         if self._arrival is None or self._arrival.in_head != in_head:
-            if self._arrival is not None:
-                self._arrival.stop()
-            self._arrival = _Arrival(self, in_head=in_head)
+            self._stop_arrival()
+            self._arrival = Arrival(self, self._arrival_is_over, in_head=in_head)
         elif not in_head:
             self._arrival.size += size
 
-    def arrival_is_over(self) -> None:
+    def _stop_arrival(self) -> None:
+        if self._arrival is not None:
+            self._arrival.stop()
+            self._arrival = None
+
+    def _arrival_is_over(self) -> None:
         """Give up on a request that does not arrive."""
         self._arrival = None
         if self.cycle is not None and self.cycle.response_complete and self._awaits == BODY:
@@ -651,18 +625,9 @@ class Http1Protocol(HttpToolsProtocol):
         else:
             self._refuse(TOO_SLOW)
 
-    def _look_at_unread(self, before: int | None) -> None:
-        """End a client that takes nothing, or next to nothing, of what lies there for it."""
-        self._unread = None
-        # One that is to be closed waits for it as well.
-        if not self.flow.write_paused:
-            return
-        size, seconds = self.transport.get_write_buffer_size(), self.limits.stall_timeout
-        if before is not None and before - size < self.limits.least_rate * seconds:
-            logger.warning("a connection is ended, because its client does not read what it is answered")
-            self.transport.abort()
-        else:
-            self._unread = self.loop.call_later(seconds, self._look_at_unread, size)
+    def _is_not_read(self) -> None:
+        logger.warning("a connection is ended, because its client does not read what it is answered")
+        self.transport.abort()
 
 
 class _Flow(FlowControl):
@@ -678,62 +643,3 @@ class _Flow(FlowControl):
         """Go on reading."""
         if not self.held:
             super().resume_reading()
-
-
-class _Arrival:
-    """How a request arrives that does not come whole.
-
-    Attributes:
-        in_head: it is the head that is waited for.
-        size: bytes that have come since.
-    """
-
-    def __init__(self, protocol: Http1Protocol, *, in_head: bool) -> None:
-        self.in_head = in_head
-        self.size = 0
-        self._protocol = protocol
-        self._began = protocol.loop.time()
-        self._timer = protocol.loop.call_later(protocol.limits.read_timeout, self._look)
-
-    def stop(self) -> None:
-        self._timer.cancel()
-
-    def _look(self) -> None:
-        protocol = self._protocol
-        loop, limits = protocol.loop, protocol.limits
-        if is_late(self._timer, loop) or protocol.flow.read_paused:
-            # What has come was not read, for which the client is not to blame.
-            self._began, self.size = loop.time(), 0
-        allowed = limits.read_timeout if self.in_head else limits.time_for(self.size)
-        left = self._began + allowed - loop.time()
-        if left > 0:
-            # Not less than a timer of uvloop's can be set for: it would go off at once, again and again.
-            self._timer = loop.call_later(max(left, 0.001), self._look)
-        else:
-            protocol.arrival_is_over()
-
-
-class _UntilClose:
-    """An app whose answer of unknown length ends with its connection, as HTTP/1.0 has it: there are no chunks there."""
-
-    def __init__(self, app: ASGIApp, cycle: RequestResponseCycle) -> None:
-        self._app = app
-        self._cycle = cycle
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a request."""
-        cycle, endless = self._cycle, False
-
-        async def without_chunks(message: Message) -> None:
-            nonlocal endless
-            if message["type"] == "http.response.start":
-                endless = all(name.lower() != b"content-length" for name, _ in message.get("headers", ()))
-                if endless:
-                    cycle.chunked_encoding = False
-            elif endless:
-                # What uvicorn counts down to the end: this piece, and one byte more while there is more to come.
-                more = 1 if message.get("more_body", False) else 0
-                cycle.expected_content_length = len(message.get("body", b"")) + more
-            await send(message)
-
-        await self._app(scope, receive, without_chunks)

@@ -1,0 +1,98 @@
+"""Clients that are slow: to send a request, and to take what they are answered."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import ClassVar, Protocol
+
+from uvicorn.protocols.http.flow_control import FlowControl
+
+from mosec_asgi.web.limits import Limits
+from mosec_asgi.web.uvicorn.keep_alive import is_late
+
+# Not less than a timer of uvloop's can be set for: it would go off at once, again and again.
+LEAST_SECONDS = 0.001
+
+
+class Connection(Protocol):
+    """What is asked of a connection."""
+
+    limits: ClassVar[Limits]
+    loop: asyncio.AbstractEventLoop
+    transport: asyncio.Transport
+    flow: FlowControl
+
+
+class Arrival:
+    """How one request arrives that does not come whole with one read.
+
+    Attributes:
+        in_head: it is the head that is waited for.
+        size: bytes that have come since.
+    """
+
+    def __init__(self, connection: Connection, on_over: Callable[[], None], *, in_head: bool) -> None:
+        """Begin to wait.
+
+        Args:
+            connection: whose limits and loop these are.
+            on_over: called when the time is over.
+            in_head: it is the head that is waited for, not the body.
+        """
+        self.in_head = in_head
+        self.size = 0
+        self._connection = connection
+        self._on_over = on_over
+        self._began = connection.loop.time()
+        self._timer = connection.loop.call_later(connection.limits.read_timeout, self._look)
+
+    def stop(self) -> None:
+        """Wait no more."""
+        self._timer.cancel()
+
+    def _look(self) -> None:
+        connection = self._connection
+        loop, limits = connection.loop, connection.limits
+        if is_late(self._timer, loop) or connection.flow.read_paused:
+            # What has come was not read, for which the client is not to blame.
+            self._began, self.size = loop.time(), 0
+        allowed = limits.read_timeout if self.in_head else limits.time_for(self.size)
+        left = self._began + allowed - loop.time()
+        if left > 0:
+            self._timer = loop.call_later(max(left, LEAST_SECONDS), self._look)
+        else:
+            self._on_over()
+
+
+class Unread:
+    """What lies on a connection for a client that does not read it, from when writing has to pause."""
+
+    def __init__(self, connection: Connection, on_over: Callable[[], None]) -> None:
+        """Set nothing yet; `on_over` is called when the client has taken next to nothing for too long."""
+        self._connection = connection
+        self._on_over = on_over
+        self._timer: asyncio.TimerHandle | None = None
+
+    def begin(self) -> None:
+        """Look from now on, if nobody looks yet."""
+        if self._timer is None:
+            self._look(None)
+
+    def stop(self) -> None:
+        """Look no more."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _look(self, before: int | None) -> None:
+        """Compare with what lay there `stall_timeout` ago."""
+        self._timer = None
+        connection = self._connection
+        # One that is to be closed waits for it as well.
+        if not connection.flow.write_paused:
+            return
+        size, seconds = connection.transport.get_write_buffer_size(), connection.limits.stall_timeout
+        if before is not None and before - size < connection.limits.least_rate * seconds:
+            self._on_over()
+        else:
+            self._timer = connection.loop.call_later(seconds, self._look, size)
