@@ -100,8 +100,7 @@ class Mapped:
         return self._all[span.begin : span.begin + span.length]
 
     def view(self, span: Span) -> memoryview:
-        """Return a block without a copy, to be read and written; it stays in place as long as there are references to
-        it.
+        """Return a block without a copy, to be read and written; it stays in place while there are references.
 
         Raises:
             FrameError: it is not in the memory.

@@ -38,8 +38,7 @@ logger = log.internal_logger(__name__)
 
 
 def keep_freed_memory() -> None:
-    """Make glibc keep some freed memory, where it would give it back to the system after each payload and ask for it
-    again.
+    """Make glibc keep some freed memory, which it would else give back after each payload and ask for again.
 
     glibc raises its threshold when a mapped block is freed, so one such block is made here. For an echo of 100 kB this
     reduces the server's processor time from 390 to 310 µs.

@@ -96,7 +96,7 @@ class Exposition:
         return _SAMPLE.sub(_plain, encoder(self._registry)), content_type
 
     def describe(self) -> list[Metric]:
-        """Return no names: they serve to compare collectors, and this registry has no others with the same names."""
+        """Return no names: they would only be compared with those of other collectors, and there are none."""
         return []
 
     def collect(self) -> Iterator[Metric]:

@@ -10,7 +10,7 @@
            └─┬────┬───┘                  │
              │    │ LOST                 │
              │    └───────►┌───────┐◄────┘
-             │             │ LOST  │   its pipe is gone: it gets no more tasks, and is being killed
+             │             │ LOST  │   its pipe is closed: it gets no more tasks, and is being killed
         EXIT │             └──┬────┘
              ▼                │ EXIT
           ┌──────┐◄───────────┘

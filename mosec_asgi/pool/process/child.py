@@ -176,9 +176,9 @@ def end_with_the_server(end: KernelTimer | None = None, pipe: socket.socket | No
 
     Args:
         end: a timer that is set then, so that the process ends even where the signal's exception is lost or delayed: it
-                may be raised in a `finally`, or in code that goes on all the same.
-            pipe: of a worker that was forked from a template, since the kernel signals the template's death as well. If
-                the other end is still there, the server lives, and the worker goes on.
+            may be raised in a `finally`, or in code that goes on all the same.
+        pipe: of a worker that was forked from a template, since the kernel signals the template's death as well. If
+            the other end is still there, the server lives, and the worker goes on.
     """
 
     def server_died(*_: object) -> None:

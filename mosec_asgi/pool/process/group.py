@@ -148,7 +148,7 @@ def end_group(leader: int) -> None:
 
     Args:
         leader: the worker's process number. Call this as soon as the worker has been reaped: the number then still
-                belongs to the worker's group, or to nothing.
+            belongs to the worker's group, or to nothing.
     """
     try:
         os.killpg(leader, 0)

@@ -1,16 +1,16 @@
 """HTTP/1.1 as `run()` speaks it: uvicorn's protocol over httptools, with a short way for requests to models.
 
-A request that `direct` takes never becomes an ASGI scope. What uvicorn does when a message begins is put off until its
-head is complete, and is done for all others as if nothing had been. Beyond that:
+A request that `direct` takes never becomes an ASGI scope. uvicorn's work at the beginning of a message is put off until
+its head is complete, and is then done for all other requests. Beyond that:
 
 - **Leaving.** A client may send its next request before it has its answer (pipelining, RFC 9112, section 9.3.2), and
   the server runs them one after the other. When the client leaves, uvicorn tells only the newest of its requests; here
   the one that runs is told as well. A client that has only ended its sending still gets its answers: `eof_received`.
 - **Other protocols.** A client may ask to go on in another protocol (curl and Java's client ask for HTTP/2 so), and a
-  server may ignore that (RFC 9110, section 7.8). httptools takes what follows the head for the other protocol all the
-  same, and the body would be lost: such a request is read again without its wish.
-- **Refusing.** What cannot be read (no HTTP, too large a head, too slow a sender) is refused once all requests before
-  it are answered, and nothing is read from there on.
+  server may ignore that (RFC 9110, section 7.8). httptools still takes the body for the other protocol, and it would be
+  lost. So such a request is parsed again without the headers that ask for the other protocol.
+- **Refusing.** A request that cannot be read (not HTTP, too large a head, too slow a sender) is refused once all
+  earlier requests are answered, and nothing more is read.
 - **Closing.** An answer to a request that has not been read to its end must not be lost: see `limits.LINGER_SECONDS`.
 - **Bounds.** Heads, URLs, the time to arrive, the time that an answer may lie unread, and requests that wait
   (`limits`). A read that brings many requests is taken in pieces, and the rest waits for the answers, or for the loop's
@@ -41,20 +41,20 @@ from mosec_asgi.web.responses import Header, head_of, headers_of
 from mosec_asgi.web.uvicorn.gathering import GatheringTransport
 from mosec_asgi.web.uvicorn.keep_alive import SilenceTimer, is_late
 
-# Headers that are about the connection alone, and are not read again.
+# Headers about the connection alone, which are left out when a request is parsed again.
 _OF_UPGRADES = frozenset((b"connection", b"upgrade", b"http2-settings"))
-# Bytes of a read up to which it is given to the parser whole: not more than some hundred requests.
+# A read of up to so many bytes, at most some hundred requests, is given to the parser whole.
 PIECE = 4096
-# What is awaited of a request.
+# The part of a request that is awaited.
 NOTHING, HEAD, BODY = range(3)
-# Seconds after which it is first looked for whether a client that has ended its sending is there at all.
+# Seconds until the first check whether a client that has ended its sending is still there.
 FIRST_LOOK_SECONDS = 0.02
 
 logger = log.internal_logger(__name__)
 
 
 class Refused(Exception):
-    """Raised into the parser, to end the reading: the connection's next request is refused for `failure`."""
+    """Raised in the parser's callbacks to stop it: the connection's next request is refused with `failure`."""
 
     def __init__(self, failure: Failure) -> None:
         super().__init__(failure.text)
@@ -64,16 +64,16 @@ class Refused(Exception):
 class Http1Protocol(HttpToolsProtocol):
     """A connection.
 
-    An app that has routes for the short way says so by a method `direct_routes`, which returns them by their paths.
+    If the app has a method `direct_routes`, it returns, by path, the routes whose requests may take the short way.
 
     Attributes:
-        limits: what its client may hold.
+        limits: of what its client may use.
     """
 
     limits: ClassVar[Limits] = DEFAULT
 
-    # With uvicorn's, they are more than the 30 attributes up to which Python finds those of an object quickly: together
-    # a request took 0.3 µs more.
+    # Slots, since with uvicorn's there would be more than the 30 attributes up to which Python looks them up quickly: a
+    # request took 0.3 µs more.
     __slots__ = (
         "_arrival",
         "_asks_for_upgrade",
@@ -105,31 +105,31 @@ class Http1Protocol(HttpToolsProtocol):
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
         routes = getattr(self.app, "direct_routes", None)
-        # Where uvicorn is to count or to log requests, it must see them.
+        # uvicorn must see the requests if it has to count or to log them.
         seen = self.access_log or self.limit_concurrency is not None
         self._routes: Mapping[bytes, DirectRoute] = {} if routes is None or seen else routes()
         # Made with the first request that takes the short way.
         self._exchange: DirectExchange | None = None
-        # What answers on the short way take several turns of the loop for.
+        # Work for answers on the short way that takes several turns of the loop.
         self._work: set[asyncio.Task[None]] = set()
         # The newest request is on the short way.
         self._is_direct = False
-        # The request of uvicorn's that runs, or was the last to.
+        # The request in uvicorn's own way that runs, or the last one that did.
         self._running: RequestResponseCycle | None = None
-        # The newest request asks for another protocol; it is about to be read again.
+        # The newest request asks for another protocol; it is about to be parsed again.
         self._asks_for_upgrade = False
-        # What is awaited of the newest request: nothing, the rest of its head, or the rest of its body.
+        # The part of the newest request that is awaited: nothing, the rest of its head, or the rest of its body.
         self._awaits = NOTHING
-        # Bytes of a head that has not come with one read.
+        # The bytes so far of a head that has not come with one read.
         self._head_size = 0
-        # What comes is not for the parser: its turn has not come, or nobody wants it any more.
+        # Data that comes is not given to the parser: it must wait for its turn, or nobody wants it any more.
         self._sets_aside = False
-        # What was read and not yet given to the parser.
+        # Data that was read and not yet given to the parser.
         self._unfed = b""
         self._feeding_again = False
-        # What is told to the client once all requests before are answered; nothing is read any more.
+        # The failure to send once all earlier requests are answered; nothing more is read.
         self._refusal: Failure | None = None
-        # An answer was given and the connection is to be closed; what still comes is dropped until that time.
+        # An answer was sent and the connection will be closed; until `_linger_until`, data that comes is dropped.
         self._lingering = False
         self._linger_until = 0.0
         # The client has ended its sending.
@@ -152,7 +152,7 @@ class Http1Protocol(HttpToolsProtocol):
         self._silence.begin()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """End, and let the request know that runs."""
+        """End, and tell the request that runs."""
         if self._is_direct:
             self.cycle = None  # type: ignore[assignment]  # as before the first request
         super().connection_lost(exc)
@@ -169,7 +169,7 @@ class Http1Protocol(HttpToolsProtocol):
         if isinstance(self.transport, GatheringTransport):
             self.transport.on_close = None
         self._unfed = b""
-        # Those that wait for their turn have none.
+        # Requests that wait for their turn are dropped.
         self.pipeline.clear()
         if self._running is not None and not self._running.response_complete:
             self._running.disconnected = True
@@ -197,9 +197,9 @@ class Http1Protocol(HttpToolsProtocol):
     def eof_received(self) -> bool:  # type: ignore[override]
         """Take note that the client sends no more: it may be gone, or wait for its answers.
 
-        No system call tells which. But every answer begins in the same way: so that much is sent, and the kernel of a
-        client that is gone answers it by a reset. Until that comes the request runs; where it does not come, it is
-        answered.
+        No system call tells which. But every answer begins with the same bytes. So these are sent, and the kernel of a
+        client that is gone answers them by a reset. The request runs until the reset comes, or to its end if none
+        comes.
 
         Returns:
             keep the connection.
@@ -217,13 +217,13 @@ class Http1Protocol(HttpToolsProtocol):
         return True
 
     def pause_writing(self) -> None:
-        """Wait with what is sent, and end a client that takes nothing of it for too long."""
+        """Stop sending, and close the connection if its client reads nothing for too long."""
         super().pause_writing()
         if self._unread is None:
             self._look_at_unread(None)
 
     def shutdown(self) -> None:
-        """Answer what is there, and close."""
+        """Answer the requests that have come, and close."""
         if self._lingering:
             self._end_in(0.5)
         else:
@@ -232,7 +232,7 @@ class Http1Protocol(HttpToolsProtocol):
     # -- from the socket to the parser -------------------------------------------------------------------------------
 
     def _feed(self, data: bytes | memoryview) -> None:
-        """Give something to the parser."""
+        """Give data to the parser."""
         was_in_head = self._awaits == HEAD
         if was_in_head:
             self._head_size += len(data)
@@ -244,7 +244,7 @@ class Http1Protocol(HttpToolsProtocol):
             self._refuse(head_too_large(self.limits.max_head_size))
 
     def _parser_stopped(self, data: bytes | memoryview, error: Exception) -> None:
-        """Go on where the parser does not by itself, or refuse what it cannot read.
+        """Go on after the parser has stopped, or refuse what it cannot read.
 
         A loop: a read may hold many requests that ask for another protocol.
         """
@@ -293,7 +293,7 @@ class Http1Protocol(HttpToolsProtocol):
         return int(length) if length.isdigit() and len(length) < 20 else 0
 
     def _wait_to_feed(self, rest: bytes) -> None:
-        """Let the rest of a read wait, for answers if many requests wait for theirs, else for the loop's next turn."""
+        """Let the rest of a read wait: for answers if many requests wait for theirs, else for the loop's next turn."""
         self._unfed = rest
         self._sets_aside = True
         self.flow.pause_reading()
@@ -322,7 +322,7 @@ class Http1Protocol(HttpToolsProtocol):
             self.flow.resume_reading()
 
     def _set_aside(self, data: bytes) -> None:
-        """Take what is not for the parser: nobody wants it any more, or it is not its turn."""
+        """Take data that is not for the parser: nobody wants it any more, or it must wait for its turn."""
         if self._lingering:
             left = self._linger_until - self.loop.time()
             self._end_in(min(LINGER_SILENCE_SECONDS, max(left, 0)))
@@ -330,7 +330,7 @@ class Http1Protocol(HttpToolsProtocol):
             self._unfed += data
 
     def _without_wish(self, rest: bytes) -> bytes:
-        """Return the head of the newest request again without its wish for another protocol, and what came behind."""
+        """Return the newest request's head without its wish for another protocol, and the data behind it."""
         self._asks_for_upgrade = False
         method, version = self.parser.get_method(), self.parser.get_http_version().encode()
         head = [b"%b %b HTTP/%b" % (method, self.url, version)]
@@ -338,20 +338,20 @@ class Http1Protocol(HttpToolsProtocol):
         if any(name == b"connection" and b"close" in value.lower() for name, value in self.headers):
             head.append(b"connection: close")
         self.parser = httptools.HttpRequestParser(self)
-        # As uvicorn's own.
+        # As in uvicorn.
         self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
         return b"\r\n".join([*head, b"", rest])
 
     # -- from the parser ---------------------------------------------------------------------------------------------
 
     def on_message_begin(self) -> None:
-        """Take in no more than what the head of a request is collected in."""
+        """Prepare only the objects in which the head of a request is collected."""
         self.url = b""
         self.headers = []
         self._awaits = HEAD
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Take in a header; what uvicorn looks for in each is looked for once, in all of them."""
+        """Take in a header; what uvicorn looks for in each header is looked for once, when all have come."""
         self.headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
@@ -377,7 +377,7 @@ class Http1Protocol(HttpToolsProtocol):
         exchange.begin(route, headers)
 
     def _check_head(self) -> None:
-        """Refuse a request whose head is too large, though it has come."""
+        """Refuse a request whose head has come whole and is too large."""
         size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
         self._head_size = 0
         if size > self.limits.max_head_size:
@@ -409,8 +409,8 @@ class Http1Protocol(HttpToolsProtocol):
             self.headers = []
         exchange = self._exchange
         if exchange is not None and not exchange.response_complete and len(self.pipeline) == 1:
-            # It waits behind one on the short way, and uvicorn reads no more until that is answered. But only reading
-            # tells that the client has left. A third that comes ends the reading for good.
+            # The request waits behind one on the short way, and uvicorn would stop reading until that one is answered.
+            # But only reading shows that the client has left. A third request stops the reading for good.
             self.flow.resume_reading()
 
     def on_body(self, body: bytes) -> None:
@@ -433,7 +433,7 @@ class Http1Protocol(HttpToolsProtocol):
     # -- responses ---------------------------------------------------------------------------------------------------
 
     def own_headers(self) -> list[Header]:
-        """Return the headers that each response has, whatever answers."""
+        """Return the headers that each response of the connection has."""
         return self.server_state.default_headers
 
     def respond(self, head: bytes, body: bytes, *, close: bool) -> None:
@@ -455,7 +455,7 @@ class Http1Protocol(HttpToolsProtocol):
             self._silence.begin()
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        """Run what takes several turns of the event loop, and drop it when the connection ends."""
+        """Run work that takes several turns of the event loop, and drop it when the connection ends."""
         task = self.loop.create_task(work)
         self._work.add(task)
         task.add_done_callback(self._work.discard)
@@ -486,12 +486,12 @@ class Http1Protocol(HttpToolsProtocol):
     # -- refusing, and closing ---------------------------------------------------------------------------------------
 
     def _waits_for_answer(self) -> bool:
-        """Whether a request that has come whole waits for its answer."""
+        """Whether any request that has come whole waits for its answer."""
         newest = self.cycle is not None and not self.cycle.response_complete
         return bool(self.pipeline) or (newest and not self._awaits)
 
     def _refuse(self, failure: Failure) -> None:
-        """Read no more, and tell the client why once it has its answers."""
+        """Read no more, and send the client the failure once its earlier requests are answered."""
         if self._refusal is not None or self._lingering or self.transport.is_closing():
             return
         self.logger.warning("a request is refused: %s", failure.text)
@@ -518,7 +518,7 @@ class Http1Protocol(HttpToolsProtocol):
             self.pipeline.clear()
             self.pipeline.extend(waiting)
             return
-        # It runs: the app hears that its client has left.
+        # The request runs: the app is told that its client has left.
         begun = cycle.response_started
         cycle.disconnected = True
         cycle.message_event.set()
@@ -534,10 +534,10 @@ class Http1Protocol(HttpToolsProtocol):
         self.transport.close()
 
     def _closes_late(self) -> bool:
-        """Close later, where the client still sends; see `limits.LINGER_SECONDS`.
+        """Close later if the client still sends; see `limits.LINGER_SECONDS`.
 
         Returns:
-            the transport is closed from here, and not at once.
+            this object closes the transport later.
         """
         if self._lingering:
             return True
@@ -565,7 +565,7 @@ class Http1Protocol(HttpToolsProtocol):
             self.transport.end()
 
     def _look_for_reset(self, waited: float) -> None:
-        """End with a client that is gone, and look again later while it is not known to be."""
+        """Close the connection if its client is gone, else look again later."""
         sock = self.transport.get_extra_info("socket")
         if sock is None or self.transport.is_closing():
             return
@@ -580,7 +580,7 @@ class Http1Protocol(HttpToolsProtocol):
     # -- clients that are slow ---------------------------------------------------------------------------------------
 
     def _look_at_arrival(self, size: int) -> None:
-        """Note how a request arrives that has not come whole with its first read."""
+        """Watch the arrival of a request that has not come whole with its first read."""
         if not self._awaits:
             if self._arrival is not None:
                 self._arrival.stop()
@@ -601,15 +601,15 @@ class Http1Protocol(HttpToolsProtocol):
         """Give up on a request that does not arrive."""
         self._arrival = None
         if self.cycle is not None and self.cycle.response_complete and self._awaits == BODY:
-            # It has its answer, and what is still to come is of no use.
+            # The request has its answer, and the rest of it is of no use.
             self.transport.abort()
         else:
             self._refuse(TOO_SLOW)
 
     def _look_at_unread(self, before: int | None) -> None:
-        """End a client that takes nothing, or next to nothing, of what lies there for it."""
+        """Close the connection if its client reads nothing, or next to nothing, of what waits for it."""
         self._unread = None
-        # One that is to be closed waits for it as well.
+        # A connection that is to be closed waits for that as well.
         if not self.flow.write_paused:
             return
         size, seconds = self.transport.get_write_buffer_size(), self.limits.stall_timeout
@@ -621,10 +621,10 @@ class Http1Protocol(HttpToolsProtocol):
 
 
 class _Flow(FlowControl):
-    """uvicorn's, which does not go on reading while something that was read waits.
+    """uvicorn's flow control, which does not resume reading while data that was read waits.
 
     Attributes:
-        held: something waits.
+        held: data waits.
     """
 
     held = False
@@ -636,10 +636,10 @@ class _Flow(FlowControl):
 
 
 class _Arrival:
-    """How a request arrives that does not come whole.
+    """The arrival of a request that does not come whole.
 
     Attributes:
-        in_head: it is the head that is waited for.
+        in_head: the head is awaited.
         size: bytes that have come since.
     """
 
@@ -657,19 +657,19 @@ class _Arrival:
         protocol = self._protocol
         loop, limits = protocol.loop, protocol.limits
         if is_late(self._timer, loop) or protocol.flow.read_paused:
-            # What has come was not read, for which the client is not to blame.
+            # Data has come and was not read, for which the client is not to blame.
             self._began, self.size = loop.time(), 0
         allowed = limits.read_timeout if self.in_head else limits.time_for(self.size)
         left = self._began + allowed - loop.time()
         if left > 0:
-            # Not less than a timer of uvloop's can be set for: it would go off at once, again and again.
+            # At least the resolution of uvloop's timers: a shorter timer would go off at once, again and again.
             self._timer = loop.call_later(max(left, 0.001), self._look)
         else:
             protocol.arrival_is_over()
 
 
 class _UntilClose:
-    """An app whose answer of unknown length ends with its connection, as HTTP/1.0 has it: there are no chunks there."""
+    """An app whose answers of unknown length end with their connection, as in HTTP/1.0, which has no chunks."""
 
     def __init__(self, app: ASGIApp, cycle: RequestResponseCycle) -> None:
         self._app = app
@@ -686,7 +686,7 @@ class _UntilClose:
                 if endless:
                     cycle.chunked_encoding = False
             elif endless:
-                # What uvicorn counts down to the end: this piece, and one byte more while there is more to come.
+                # The number of bytes that uvicorn expects: this piece, and one byte more if there is more to come.
                 more = 1 if message.get("more_body", False) else 0
                 cycle.expected_content_length = len(message.get("body", b"")) + more
             await send(message)
