@@ -20,7 +20,7 @@ def plan_service(
 ) -> tuple[list[StagePlan], list[RoutePlan], Limits]:
     """Return a service as it is to be run: its stages, its routes, and what it allows."""
     names = stage_names([runtime for pipeline in routes.values() for runtime in pipeline])
-    # In the order of their names' numbers, each once, however many routes share it.
+    # Each stage once, even where several routes share it, in the order of the numbers in the stages' names.
     runtimes = list(names)
     stages = []
     for runtime in runtimes:
@@ -43,7 +43,7 @@ def plan_stage(
     followers: Sequence[Runtime] = (),
     next_stages: tuple[str, ...] = (),
 ) -> StagePlan:
-    """Return a stage as it is to be run: the user's values, and the settings where there are none.
+    """Return a stage as it is to be run: the user's values, and the service's settings where the user has given none.
 
     Args:
         runtime: what the user has written.
@@ -52,7 +52,7 @@ def plan_stage(
         followers: the stages that read what it passes on.
         next_stages: the names of their stages.
     """
-    # Before the last stage its results are passed on whole.
+    # Only the last stage of a route streams; a stage before it passes its results on whole.
     streaming = streams(runtime.worker) and not next_stages
     specs = [
         WorkerSpec(
@@ -68,7 +68,7 @@ def plan_stage(
             next_stages=next_stages,
             strict_json=settings.strict_json,
             stream_buffer=settings.stream_buffer,
-            # To a worker that is no process all goes as bytes.
+            # A worker that is not a process gets all payloads as bytes.
             buffers_apart=all(
                 each.executor == "process" and each.worker.deserialize_ipc is Worker.deserialize_ipc
                 for each in followers
@@ -78,7 +78,7 @@ def plan_stage(
         )
         for worker_id in range(1, runtime.num + 1)
     ]
-    # A running batch is formed by its worker: each request has a slot as soon as one is free.
+    # A continuous worker forms its batch itself: a request joins the batch as soon as a slot is free.
     continuous = issubclass(runtime.worker, ContinuousWorker)
     return StagePlan(
         specs,

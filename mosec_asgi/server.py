@@ -1,7 +1,7 @@
 """Stages and routes -> the ASGI app, its lifespan, and `run()`.
 
-Every worker loads this module with the package, so what only a server needs is imported where it is used: asyncio above
-all, and ssl with it, which took a third of the time that a worker's imports take.
+Every worker loads this module with the package. So modules that only a server needs are imported where they are used:
+above all asyncio, which loads ssl and took a third of the time of a worker's imports.
 """
 
 from __future__ import annotations
@@ -71,7 +71,8 @@ class Server:
 
         Args:
             middleware: `starlette.middleware.Middleware` objects, the outermost first; each request goes through them,
-                `/metrics` and the documents included. Under `run()` requests take a longer way where there are any.
+                `/metrics` and the documents included. With middleware, `run()` serves all requests through ASGI, which
+                takes longer.
             **settings: see `config.Settings`: capacity, timeout (milliseconds), wait (milliseconds), start_timeout
                 (milliseconds), event_timeout (milliseconds), stall_timeout (milliseconds), stream_buffer (bytes),
                 load_shedding, address, port, namespace, log_level, debug, access_log, dry_run, compression,
@@ -79,7 +80,7 @@ class Server:
                 them, and `run()`'s command line over both.
 
         Raises:
-            DefinitionError: a name is no setting, or a value does not fit.
+            DefinitionError: a name is not a setting, or a value does not fit.
         """
         self._keywords = config.check_keywords(settings)
         self._middleware = list(middleware)
@@ -89,9 +90,9 @@ class Server:
         self._starting: asyncio.Task[Service] | None = None
         # Called with the name and the exit code of a daemon process that has ended.
         self.on_daemon_exit: Callable[[str, int], None] | None = None
-        # Set by `run()`, which alone looks at the command line.
+        # Set by `run()`; nothing else reads the command line.
         self._settings: config.Settings | None = None
-        # Whether the log says that the event loop is the wrong one.
+        # The log already says that the server runs on the wrong kind of event loop.
         self._told_of_loop = False
         # Set by `testing.serving`: workers in this process instead of their own.
         self._platform: Platform | None = None
@@ -211,7 +212,7 @@ class Server:
             proc: a `subprocess.Popen` or a `multiprocessing.Process` that has been started.
 
         Raises:
-            DefinitionError: `proc` is no process.
+            DefinitionError: `proc` is not a process.
         """
         if not isinstance(name, str):
             raise DefinitionError(f"a daemon's name is text, not {name!r}")
@@ -219,7 +220,7 @@ class Server:
 
         if not isinstance(proc, (subprocess.Popen, BaseProcess)):
             raise DefinitionError(
-                f"daemon {name}: {proc!r} is no process; pass a subprocess.Popen or a multiprocessing.Process"
+                f"daemon {name}: {proc!r} is not a process; pass a subprocess.Popen or a multiprocessing.Process"
             )
         self._daemons[name] = proc
 
@@ -330,7 +331,7 @@ class Server:
         try:
             await self._ensure_started()
         except EventLoopError as error:
-            # Some servers bury the reason of a failed start under tracebacks. This one goes on, and requests hear it.
+            # Some ASGI servers bury the reason under tracebacks. So the app starts, logs the reason, and answers 503.
             self._tell_of_loop(error)
         except (StartupError, DefinitionError, asyncio.CancelledError) as error:
             await send({"type": "lifespan.startup.failed", "message": str(error) or "the start was interrupted"})
@@ -341,7 +342,7 @@ class Server:
         await send({"type": "lifespan.shutdown.complete"})
 
     async def _start_late(self, scope: Scope, send: Send) -> Service | None:
-        """Start at the first request, for an app whose lifespan nobody runs."""
+        """Start at the first request, where the ASGI server or the parent app does not run this app's lifespan."""
         if self._starting is None and not self._told_of_loop:
             logger.warning(
                 "starting the workers at the first request, because the server's lifespan is not run; pass "
@@ -374,7 +375,7 @@ class Server:
                 "server with asyncio: `hypercorn -k asyncio`, uvicorn, granian, or server.run()"
             ) from None
         if self._running is not None and self._running.loop is not loop:
-            # Left over from a loop that ended without a shutdown, as under a row of `asyncio.run` calls.
+            # The service of a loop that ended without a shutdown, as with several `asyncio.run` calls in a row.
             self._running.abandon()
             self._running = self._starting = None
         if self._starting is None or self._starting.get_loop() is not loop:
@@ -393,7 +394,7 @@ class Server:
         settings = self._settings or config.resolve(self._keywords)
         log.configure(settings.effective_log_level, text=settings.debug)
         if self._settings is None:
-            # `run()` has done so.
+            # `run()` has already made these checks.
             check_timeouts(self._routes, settings.timeout_seconds)
             if self._platform is None:
                 check_importable(self._routes)
@@ -448,7 +449,7 @@ def _check_no_loop() -> None:
     except RuntimeError:
         return
     raise RuntimeError(
-        "server.run() was called within a running event loop, as in a notebook or a coroutine, and brings its own. "
+        "server.run() was called within a running event loop, as in a notebook or a coroutine, but needs its own loop. "
         "Start the workers there with `async with server.lifespan():` and serve the app `server` by any ASGI server, "
         "as in `await uvicorn.Server(uvicorn.Config(server)).serve()`; or call run() in a program of its own"
     )
@@ -457,7 +458,7 @@ def _check_no_loop() -> None:
 # Characters that no route holds, and why.
 _NO_ROUTE = {
     "{": "parameters in a path are not supported; name each path, or put the parameter into the body",
-    "?": "a query belongs to a request; requests with any query reach the route without it",
+    "?": "a query is a part of a request, not of its route; leave it out, and requests with any query reach the route",
     "#": "a fragment is never sent to a server; leave it out",
 }
 

@@ -41,7 +41,7 @@ DAEMON_CHECK_SECONDS = 0.2
 
 @dataclass(frozen=True, slots=True)
 class Platform:
-    """What a service runs on, where that is not processes and the system's time.
+    """What a service runs on instead of worker processes and the system's clock.
 
     Attributes:
         launcher: makes what starts the workers of a stage.
@@ -89,7 +89,7 @@ class Service:
             settings.namespace,
             [StageMetrics(plan.name, batched=plan.batch_size > 1, streams=plan.streams) for plan in stages],
         )
-        # Workers in this process count where everything else does.
+        # Workers in this process use the process's own prometheus_client registry.
         self._custom = None if platform else CustomMetrics(prometheus_directory())
         self._coordinator = Coordinator(
             stages,
@@ -101,7 +101,7 @@ class Service:
             shared_memory=lambda: self._memory.in_use if self._memory is not None else 0,
         )
         self._daemon_watches: list[asyncio.Task[None]] = []
-        # Answers requests, once the service has started; and the routes that need not be asked through it, by path.
+        # The app, once the service has started; and the routes that `run()` can serve without the app, by path.
         self.app: ASGIApp
         self.direct_routes: DirectRoutes | None = None
 
@@ -169,8 +169,7 @@ class Service:
         return self.loop is asyncio.get_running_loop()
 
     def _build_app(self) -> ASGIApp:
-        # Only here: this loads the web framework, which takes about as long as a small worker takes to load, and then
-        # happens at the same time.
+        # Imported here, while the workers load: the web framework takes about as long to load as a small worker.
         from mosec_asgi.web.app import App
         from mosec_asgi.web.limits import http_limits
         from mosec_asgi.web.protocols import plain
@@ -236,7 +235,7 @@ class _SizeCaller(FutureOutcome):
     def streamed(self, chunk: Chunk) -> None:
         """Count a piece, and make room for the next."""
         self.size += len(chunk.payload)
-        # Not from within: the engine is in the middle of what has brought the piece.
+        # In a later turn: a caller must not call the engine while the engine calls it.
         credit = Credit(chunk.call_id, len(chunk.payload))
         asyncio.get_running_loop().call_soon(self._engine.credit, credit)
 
@@ -244,7 +243,7 @@ class _SizeCaller(FutureOutcome):
 async def _watch_daemon(
     name: str, process: subprocess.Popen[Any] | BaseProcess, on_exit: Callable[[str, int], None]
 ) -> None:
-    # Asked now and then: a process that somebody else has started, and may reap, can be watched in no other way.
+    # Polled: the user's code has started the process and may reap it, so there is no other way to watch it.
     while (code := _exit_code(process)) is None:  # noqa: ASYNC110 - nothing sets an event
         await asyncio.sleep(DAEMON_CHECK_SECONDS)
     on_exit(name, code)

@@ -293,7 +293,7 @@ def test_a_stage_has_a_name_its_place_in_its_server() -> None:
     ("route", "text"),
     [
         ("/models/{name}", "parameters in a path are not supported; name each path"),
-        ("/a?b=1", "a query belongs to a request"),
+        ("/a?b=1", "a query is a part of a request"),
         ("/a#b", "a fragment is never sent"),
     ],
 )

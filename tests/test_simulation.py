@@ -67,7 +67,7 @@ def history_of(seed: int, **changes: Any) -> list[str]:
     history.scenario = history._around.scenario = scenario
     with silenced(True):
         history.run()
-    return history.oracle.history
+    return history.oracle.journal.history
 
 
 @pytest.mark.parametrize("seed", [3, 17, 99])

@@ -28,9 +28,9 @@ from mosec_asgi.pool.link import Launcher
 
 # Seconds that workers get to run `Worker.close` before they are killed.
 CLOSE_SECONDS = 5.0
-# The longest `Retry-After`: a service that is further behind may as well be asked again.
+# The longest `Retry-After`, in seconds: after that, a client may ask again even if the service is further behind.
 MOST_RETRY_SECONDS = 60
-# What a call that is refused is answered, by the reason: always the same, or with a measured `Retry-After`.
+# The answer to a refused call, by the reason: always the same, or made with a measured `Retry-After`.
 FIXED_ANSWERS = {Reason.CLOSING: CLOSING, Reason.STAGE_DOWN: STAGE_DOWN, Reason.OWN_TIME: TOO_LONG}
 ANSWERS_TO_TOO_MANY = {
     Reason.CAPACITY: errors.at_capacity,
@@ -207,7 +207,7 @@ class Coordinator:
             failure = self._answer_to(refusal.reason, stages, now)
             if (told := self._stages[refusal.stage].events.refused) is not None:
                 told(failure.code, refusal.reason.value, now)
-            # Later: nobody is answered before he has done asking.
+            # In a later turn: a caller never hears an outcome before `submit` has returned.
             self._loop.call_soon(_tell, caller, Outcome.of_failure(call.id, failure), call.request_id)
             return
         deadline = now + timeout
@@ -269,13 +269,13 @@ class Coordinator:
         return self._admission.judge(stages, timeout, now)
 
     def _answer_to(self, reason: Reason, stages: tuple[int, ...], now: float) -> Failure:
-        """Return what a call is answered that is refused for `reason`."""
+        """Return the answer to a call that is refused for `reason`."""
         if reason in FIXED_ANSWERS:
             return FIXED_ANSWERS[reason]
         return ANSWERS_TO_TOO_MANY[reason](self._retry_after(stages, now))
 
     def _retry_after(self, stages: tuple[int, ...], now: float) -> int:
-        """Return whole seconds in which the slowest of the stages has worked off what is there now."""
+        """Return the whole seconds that the slowest of the stages needs for its present tasks."""
         return min(MOST_RETRY_SECONDS, max(1, math.ceil(self._admission.retry_after(stages, now))))
 
     # -- heard from the stages ---------------------------------------------------------------------------------------
@@ -320,7 +320,7 @@ class Coordinator:
             logger.exception("a piece of a stream was not passed on", extra={"request_id": task.request_id})
 
     def failed(self, task: Task, failure: Failure) -> None:
-        """Answer a task before its stage has: nothing more is expected of that one."""
+        """Answer a task in place of its stage, of which nothing more is expected."""
         self._stages[task.stage].drop(task)
         self._settle(task, Outcome.of_failure(task.id, failure))
 
@@ -347,7 +347,7 @@ class Coordinator:
         return admission.is_late(task.stages, task.position, together, task.deadline, limit, now)
 
     def too_late(self, task: Task, now: float) -> None:
-        """Answer a task that no worker has begun at this stage, as it could not be finished in time."""
+        """Answer a task that no worker of this stage has begun and that could not be finished in time."""
         stage = self._stages[task.stage]
         if (told := stage.events.timed_out) is not None:
             told(task, now)
@@ -381,7 +381,7 @@ class Coordinator:
     # -- deadlines ---------------------------------------------------------------------------------------------------
 
     def _allow(self, task: Task, now: float) -> None:
-        """Give a stream time for its next event, or its client time to read."""
+        """Set a stream's deadline: for its next event, or for its client to read."""
         stalled = task.flow is not None and task.flow.full
         task.deadline = now + (self._limits.stall_timeout if stalled else self._limits.event_timeout)
         if task.deadline < self._sweep_timer.when:
@@ -402,5 +402,5 @@ def _tell(caller: Caller, outcome: Outcome, request_id: str) -> None:
     try:
         caller.settled(outcome)
     except Exception:
-        # Others wait for what this call stands in the middle of.
+        # A fault of this caller must not stop the work for the others.
         logger.exception("the outcome of a request was not passed on", extra={"request_id": request_id})

@@ -1,9 +1,9 @@
 """How much of a stream is on its way to its client, which bounds what may follow. Pure.
 
 Flow control by credit, as in HTTP/2 (RFC 9113, section 5.2): a worker may send while fewer than `limit` bytes of the
-stream are outstanding, that is sent and not reported back as taken; the piece that reaches the limit goes out whole.
-What the client takes is reported back in lots of a quarter of the limit, so that a quick reader of small events costs
-no frame at all. A worker that sends beyond the limit is broken.
+stream are outstanding (sent, and not reported back as taken). The piece that reaches the limit goes out whole. What the
+client takes is reported to the worker once it adds up to a quarter of the limit, so that small streams cost no frame at
+all. A worker that sends beyond the limit is broken.
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
 """How many tasks are brought to a stage in a second, whether they are admitted or not. Pure.
 
-Arrivals are counted in spans of half a timeout, and judged over the latest `SPANS` whole ones. Counting is adding one;
-the spans end when somebody asks.
+Arrivals are counted in spans of half a timeout, and judged over the latest `SPANS` whole spans. To count is to add one;
+a span is ended by the next call that asks for the rate.
 """
 
 from __future__ import annotations
 
 SPANS = 4
-# Longer timeouts than twice this need not be waited for.
+# The longest span, in seconds: where a timeout is more than twice as long, the load is judged sooner.
 LONGEST_SPAN = 5.0
 SHORTEST_SPAN = 0.05
 
@@ -37,7 +37,7 @@ class Offered:
         elapsed = now - self._began
         if elapsed < self.span:
             return
-        # Nobody has asked for longer than a span where nobody had to wait: all of that time counts as the spans it was.
+        # Nobody asks while no task has to wait, so the last call may be several spans ago: all of them are ended now.
         spans = min(SPANS, int(elapsed / self.span))
         self._rates = [*self._rates[spans:], *[self.count / elapsed] * spans]
         self._began, self.count = now, 0

@@ -4,13 +4,12 @@ A unit of work is a task, or a batch. The time of a batch of `n` is taken to be 
 comes from batches of different sizes, and each measured time is scaled by it to that of a full batch. So the times of
 batches of all sizes stand in one list, of which a mean and high quantiles are read.
 
-*Changes.* The list is short, and what stands in it from before a change is thrown out as soon as the change is certain:
-the latest times, four at least, all lie beyond the earlier ones, or the mean of the latest eight or sixteen lies
-further from the earlier mean than chance explains. So a stage that becomes slower or faster is believed after a few
-units.
+*Changes.* The list is short, and times from before a change are dropped as soon as the change is certain: the latest
+times, four at least, all lie beyond the earlier ones, or the mean of the latest eight or sixteen differs from the
+earlier mean by more than chance explains. So a stage that becomes slower or faster is noticed after a few units.
 
-*One slow unit* (code that is compiled at its first use, memory that is read from disk) says nothing of the next one: a
-time that stands alone above all others counts as the second longest.
+*One slow unit* (code that is compiled at its first use, memory that is read from disk) says nothing about the next one:
+a single time far above all others counts like the second longest.
 
 Noting a time costs an append; all else happens in `read`.
 """
@@ -27,12 +26,12 @@ MOST_SAMPLES = 128
 LEAST_SAMPLES = 3
 # A time that is longer than the next longest by this factor stands alone.
 ALONE = 2.0
-# There is a change where so many lie beyond all earlier ones, which are as many at least, by this factor.
+# The stage has changed where this many times lie beyond all earlier ones, at least as many, by this factor.
 RUN = 4
 BEYOND = 1.25
 # The share of all units that take no longer than the usual time.
 USUAL = 0.75
-# Standard errors by which the latest eight or sixteen differ from the others where that is no chance.
+# The stage has changed where the latest eight or sixteen differ from the others by more standard errors than this.
 CERTAIN = 4.0
 
 
@@ -128,7 +127,7 @@ def _change(times: Sequence[float]) -> int:
 
 
 def _split(times: Sequence[float]) -> int:
-    """Return the latest place from which on all times lie beyond all those before it, four on either side; else 0."""
+    """Return the latest place from which all times lie beyond all earlier ones, with four on either side; else 0."""
     count = len(times)
     longest_from, shortest_from = list(times), list(times)
     for place in range(count - 2, -1, -1):

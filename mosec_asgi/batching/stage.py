@@ -1,13 +1,13 @@
 """A running stage: its queue, its workers, and what passes between them.
 
 The stage decides nothing about batches and nothing about workers: it tells its `Scheduler` and its `Supervisor` what
-has happened, and carries out what they say. What becomes of a task is its `Owner`'s business.
+has happened, and does what they decide. The stage's `Owner` decides what follows from an answer.
 
-It works in turns. Whatever happens in one turn of the loop (tasks that arrive, results that come back, clients that
-leave) only marks the stage; at the turn's end it is asked once what to send. So all that is ready for one worker goes
-out as one message, however it came. Only a task that finds the stage idle and came alone, as the one before it did,
-does not wait for the turn's end, which spares a lonely request a round of the loop; and the answer to such a task is
-looked for in the next turn where `BusyPoll` says that it pays.
+It works in turns. Events in one turn of the loop (tasks that arrive, results that come back, clients that leave) only
+mark the stage; at the turn's end it asks its scheduler once what to send. So all that is ready for one worker goes out
+as one message. There is one exception: a task that finds the stage idle and came alone, as the task before it did, is
+sent at once, which saves a single request a turn of the loop. The answer to such a task is looked for in the next turn
+where `BusyPoll` says that it pays.
 """
 
 from __future__ import annotations
@@ -175,7 +175,7 @@ class Stage:
         self._busy_poll = BusyPoll()
         self._wake_timer = LazyTimer(loop, clock, self._mark)
         self._look_timer: asyncio.TimerHandle | None = None
-        # What workers are to be told at the end of the turn, beside their next tasks.
+        # What to tell workers at the end of the turn, beside their next tasks.
         self._cancelled: dict[PoolWorker, list[int]] = {}
         self._credits: dict[PoolWorker, dict[int, int]] = {}
 
@@ -199,7 +199,7 @@ class Stage:
         if self.pool.down:
             self._owner.failed(task, STAGE_DOWN)
         elif not self._marked:
-            # One that may be late is looked at in the turn: nobody is answered before he has done asking.
+            # A task that may be late is judged at the turn's end: no caller hears an outcome before `submit` returns.
             in_time = task.deadline >= now + self.admission.margin
             if in_time and self._calm and self.scheduler.starts_at_once:
                 self._start_alone(now)
@@ -211,7 +211,7 @@ class Stage:
         if task.state is State.QUEUED:
             self.scheduler.discard(task)
             if task.alone or not self.scheduler.queued:
-                # Others may have waited behind it; or none waits any more.
+                # Other tasks may have waited behind it, or the queue is empty now.
                 self._mark()
             return
         worker = self.scheduler.loads.holder(task)
@@ -250,7 +250,7 @@ class Stage:
             raise LinkError(str(error)) from error
         if tasks:
             units = units - self.scheduler.units if batched else len(tasks)
-            # The next stage may begin them at once, which is noted in the same place.
+            # The next stage may begin the tasks at once and then overwrites `began`.
             began = tasks[0].began
         wanted = 0
         answered = self._owner.answered
@@ -260,7 +260,7 @@ class Stage:
                 answered(task, code, payload, now)
             elif not isinstance(payload, bytes):
                 payload.drop()
-        # Told when the answers are on their way, as below when the tasks are: clients do not wait for it.
+        # Measured when the answers are on their way, so that clients do not wait for it.
         if tasks:
             self.admission.answered(len(tasks), began, now, units=units, wanted=wanted > 0)
         if (told := self.events.answered) is not None:
@@ -288,7 +288,7 @@ class Stage:
             if task.state is not State.SETTLED:
                 self._owner.streamed(task, chunk, now)
             elif is_first and task.flow is not None:
-                # Nobody waits for it; what follows is no first event.
+                # Nobody waits for the stream, but its first event has come.
                 task.flow.came(len(chunk), now)
 
     def worker_gone(self, worker: PoolWorker) -> None:
@@ -320,7 +320,7 @@ class Stage:
     # -- a turn ------------------------------------------------------------------------------------------------------
 
     def _mark(self) -> None:
-        """Have the stage asked at the end of this turn of the loop what to send."""
+        """Dispatch at the end of this turn of the loop."""
         if not self._marked:
             self._marked = True
             self._loop.call_soon(self._turn)
@@ -344,7 +344,7 @@ class Stage:
             worker.link.credit(Credits(list(sizes), list(sizes.values())))
 
     def _drop_late(self, now: float) -> None:
-        """Answer those that could be sent now and can no longer be finished in time."""
+        """Answer the tasks that could be sent now and can no longer be finished in time."""
         pressing = self.scheduler.pressing(now + self.admission.margin)
         if pressing:
             together = min(self.plan.batch_size, self.scheduler.queued)
@@ -353,13 +353,13 @@ class Stage:
                     self._owner.too_late(task, now)
 
     def _start_alone(self, now: float) -> None:
-        """Send a task that is alone, and have its answer looked for where it will be there in a moment."""
+        """Send a task that is alone, and poll for its answer where that is expected in a moment."""
         for assignment in self._dispatch(now):
             worker = assignment.worker
             load = self.scheduler.loads.get(worker)
             seconds = self._busy_poll.seconds(None if load is None else load.seconds_per_item)
             if seconds:
-                # In the next turn: nobody is answered before he has done asking.
+                # In the next turn: no caller hears an outcome before `submit` has returned.
                 self._loop.call_soon(self._look_for_answer, worker, seconds)
 
     def _look_for_answer(self, worker: PoolWorker, seconds: float) -> None:
@@ -395,7 +395,7 @@ class Stage:
         try:
             worker.link.send(Tasks(ids, flags, request_ids, payloads))
         except Exception as error:
-            # A fault of ours. In the next turn: whoever has brought the tasks is in the middle of a change.
+            # A fault of ours. It is handled in the next turn, because the caller is in the middle of a change.
             self._loop.call_soon(self._send_failed, worker, tasks, error)
         self.admission.sent(now)
         if (told := self.events.sent) is not None:
@@ -416,7 +416,7 @@ class Stage:
     # -- stuck workers -----------------------------------------------------------------------------------------------
 
     def _look(self) -> None:
-        """Replace workers that are stuck: no one waits longer for what they had begun."""
+        """Replace workers that are stuck, and answer the tasks that they had begun."""
         self._look_timer = None
         now = self._clock()
         loads = self.scheduler.loads

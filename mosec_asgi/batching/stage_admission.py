@@ -1,6 +1,6 @@
-"""What is known of one stage's speed, and what follows from it for those that want to come. Pure.
+"""The measured speed of one stage, and what follows from it for the admission of calls. Pure.
 
-The theory stands in `admission`, which asks.
+The module `admission`, which uses this one, explains the theory.
 """
 
 from __future__ import annotations
@@ -11,26 +11,26 @@ from typing import Protocol
 from mosec_asgi.batching.offered import Offered
 from mosec_asgi.batching.service_time import ServiceTimes
 
-# Arrivals in relation to what the stage can do, from which on its queue is kept short; in no span less than LEAST.
+# The ratio of arrivals to what the stage can do from which its queue is kept short; LEAST must hold in every span.
 OVERLOAD = 1.75
 LEAST_OVERLOAD = 1.3
-# The same: up to where a stage refuses only what is nearly hopeless (over two timeouts so many may come by chance), and
-# from where only what is nearly certain to be in time is worth a worker's time.
+# The same ratio: up to the first, a stage refuses only what is nearly hopeless (over two timeouts so many may come by
+# chance); from the second on, it admits only what is nearly certain to be in time.
 CAUTION = (1.2, 1.5)
-# For a stage that is not the route's first, from where to where its caution grows.
+# The same ratio for a stage that is not the route's first: its caution grows from the first to the second.
 LATER = (0.9, 1.2)
-# Standard deviations of the work ahead that are allowed for at the door: less near capacity, more under overload.
+# Standard deviations of the work ahead that admission allows for: less near capacity, more under overload.
 DEVIATIONS = 1.0
-# How often a short queue may run empty.
+# The probability with which a short queue may run empty.
 EMPTY = 0.06
-# What is taken for the scatter of arrivals that come as regularly as can be.
+# The scatter that is assumed even for perfectly regular arrivals.
 STEADY = 0.2
 PROBE_SECONDS = 1.0
-# So long a queue need never be shorter: where units take microseconds, a few of them are nothing.
+# Seconds of work in the shortest queue that is kept: where units take microseconds, a few of them are nothing.
 SHORT_SECONDS = 0.01
-# For so long what has been read of the measurements is used again. Reading takes some 0.1 ms.
+# Seconds for which an evaluation of the measurements is used again. One evaluation takes some 0.1 ms.
 FRESH_SECONDS = 0.05
-# Of quick workers' windows, as the scheduler has them: what may be ahead where nothing is queued.
+# Seconds of work in a quick worker's window, as in the scheduler: may be ahead though nothing is queued.
 WINDOW_SECONDS = 0.0015
 
 
@@ -65,8 +65,8 @@ class StageAdmission:
         offered: calls that were to come here, the refused ones too.
         direct: those that were admitted and came here first.
         pressure: what is offered in relation to what the stage can do.
-        caution: from 0, near capacity, to 1, where there is so much to choose from that only what is nearly certain to
-            be in time is worth a worker's time.
+        caution: from 0, near capacity, to 1 under overload, where only calls that are nearly certain to be in time are
+            admitted.
         coming: tasks that are admitted and still at earlier stages.
         slots: units of work that run at a time; where no worker is ready, those of the one that is awaited.
         margin: a task that is begun now and has more seconds than this left is in time.
@@ -76,7 +76,7 @@ class StageAdmission:
         upstream: seconds that tasks on their way here take at earlier stages, without waiting there.
         target: seconds that a task should spend here at most; 0 for no such wish.
         times: of its units of work.
-        due: when the service has to read again what follows, with what it knows of other stages (`Admission`).
+        due: when `Admission` has to compute the attributes below again, with what it knows of other stages.
         known: anything has been measured.
         easy: seconds that a task takes here at most, where none is queued.
         per_task: seconds that each queued task adds to that.
@@ -202,7 +202,7 @@ class StageAdmission:
             self.easy = math.inf
 
     def _read(self, now: float) -> None:
-        """Read what has been measured, for who only looks: `due` stays, or a frequent look would keep it off."""
+        """Read what has been measured, for statistics: `due` stays, or frequent statistics would put it off."""
         if now >= self._read_due:
             self._read_due = now + FRESH_SECONDS
             self.refresh(now)
@@ -214,7 +214,7 @@ class StageAdmission:
         if ahead <= 0:
             return 0.0
         gap = self.times.mean / slots
-        # Where a slot is free, it is about to be taken.
+        # A slot that is free is about to be taken.
         silent = now - self._progress if self.load.units >= slots else 0.0
         if silent > self.times.high:
             return (ahead - 1) * gap + silent
@@ -265,7 +265,7 @@ class StageAdmission:
         """
         slots, mean = self.slots, self.times.mean
         caution = max(self.caution, _share(self.pressure, *LATER)) if later else self.caution
-        # Slots that were taken at the same time are free at the same time: in rounds.
+        # Slots that were taken at the same time become free at the same time: work is done in rounds.
         silent = now - self._progress if self.load.units >= slots else 0.0
         rounds = math.ceil(self._ahead(queued) / slots) * mean - min(silent, mean)
         wait += caution * max(0.0, rounds - wait)
@@ -277,32 +277,32 @@ class StageAdmission:
         return self.load.units + queued // self._batch_size - self.slots + 1
 
     def backlog(self, now: float) -> float:
-        """Return how long what waits here, or is on its way here, takes; 0 while that is not known."""
+        """Return the seconds that the tasks here and on their way here take; 0 while that is not known."""
         self._read(now)
         rate = self.per_second
         return (self.load.queued + self.coming) / rate if rate else 0.0
 
     def is_unproven(self, now: float) -> bool:
-        """Whether the stage has had nothing to do for so long that what is known of it should be tried again."""
+        """Whether the stage has had nothing to do for so long that its measurements should be checked by new tasks."""
         return not self.load.in_flight and now - self._progress >= PROBE_SECONDS
 
     @property
     def most_queued(self) -> float:
         """How many tasks may wait here, or be on their way here, before the queue is longer than it need be."""
         rate, load = self.per_second, self.pressure
-        # What earlier stages hold up does not come here: where they bring little more than can be done, a longer queue
-        # is needed, and where they bring less, there is none.
+        # Earlier stages limit what comes here: if they bring little more than this stage can do, a longer queue is
+        # needed; if they bring less, no queue forms.
         calm = self.offered.per_second < OVERLOAD * rate or self.offered.least < LEAST_OVERLOAD * rate
         if calm or load <= 1.0:
             return math.inf
-        # What comes by chance scatters as 1; what an earlier stage brings as fast as it can, as that one's times do.
+        # Random arrivals have a scatter of 1; the output of a saturated earlier stage has that of its times.
         came = 1.0 if self.offered.per_second <= self.supply else min(1.0, STEADY + self.supply_scatter)
         units = -math.log(EMPTY) * (load * came + self.times.scatter * self._batch_size) / (2.0 * (load - 1.0))
         return max(units + self._round - 1, self.short) + rate * self.upstream
 
     @property
     def _round(self) -> float:
-        """Tasks that slots which become free at about the same time take."""
+        """The number of tasks that all slots together take when they become free at about the same time."""
         return self._batch_size * max(1.0, self.slots / 2)
 
 

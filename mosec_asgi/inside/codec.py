@@ -1,4 +1,4 @@
-"""Bytes to what `forward` takes, what it returns to bytes, one item at a time; and what a client is told of a fault.
+"""Decodes an item for `forward`, encodes its result, and decides what a client is told of a fault.
 
 Large payloads lie in memory that the worker shares with the server, where there is such memory.
 """
@@ -31,31 +31,30 @@ from mosec_asgi.ipc.mapped import Mapped
 from mosec_asgi.messages import EGRESS, EXAMPLE, INGRESS
 from mosec_asgi.worker import Worker
 
-# The target of what is told here, in the logs.
 logger = log.internal_logger(__name__)
 
 # The status and the payload of an answer.
 Answer = tuple[int, bytes]
-# For a task that nobody waits for.
+# The answer to a task that nobody waits for.
 LEFT: Answer = (CANCELLED, b"")
 
 
 class Left(BaseException):
-    """In the place of a result: nobody waits for it. Never raised by the user's code, and no fault to tell of."""
+    """Stands in place of a result for which nobody waits. The user's code never raises it, and it is not logged."""
 
 
 _NOBODY = Failure(CANCELLED, "")
 
 
 class Codec:
-    """Decodes and encodes by the worker's own methods, as a task's place in its pipeline asks for."""
+    """Decodes and encodes by the worker's own methods, chosen by a task's place in its pipeline."""
 
     def __init__(self, worker: Worker, spec: WorkerSpec, memory: Mapped | None = None) -> None:
         self._worker = worker
         self._spec = spec
         self._memory = memory
         default = type(worker).serialize_ipc is Worker.serialize_ipc
-        # Buffers apart from the rest only where both sides take the default way.
+        # Separate buffers only where both sides use the default methods.
         self._pickler = Pickler(memory) if memory is not None and default and spec.buffers_apart else None
 
     def decode(self, flags: int, payload: bytes) -> Any:
@@ -71,7 +70,7 @@ class Codec:
             return self._worker.deserialize(payload)
         if flags & EXAMPLE:
             example = examples(self._worker)[0]
-            # An example of a worker with batching is a batch; a dry run has one task to show for it.
+            # An example of a worker with batching is a batch, but a dry run has one task for it.
             return example[0] if self._spec.max_batch_size > 1 and isinstance(example, (list, tuple)) else example
         return self._worker.deserialize_ipc(payload)
 
@@ -86,7 +85,7 @@ class Codec:
                 if self._pickler is not None:
                     return self._pickler.dump(result)
                 payload = self._worker.serialize_ipc(result)
-            # `pickle` raises these, and what an object's own way to be pickled raises.
+            # `pickle` raises these, and an object's own `__reduce__` may raise anything.
             except (pickle.PicklingError, TypeError, AttributeError, RecursionError) as error:
                 if type(self._worker).serialize_ipc is not Worker.serialize_ipc:
                     raise
@@ -101,7 +100,7 @@ class Codec:
         return 200, payload
 
     def answer(self, flags: int, result: Any, request_id: str) -> Answer:
-        """Return the answer for what `forward` made of an item, be it an exception."""
+        """Return the answer for the result of an item, which may be an exception."""
         try:
             if not isinstance(result, (BaseException, Failure)):
                 return self.encode(flags, result)
@@ -112,7 +111,7 @@ class Codec:
         return on_the_wire(result) if isinstance(result, Failure) else self.failure(result, [request_id])
 
     def failure(self, error: BaseException, request_ids: Sequence[str]) -> Answer:
-        """Log a fault, and return the answer that tells of it."""
+        """Log a fault, and return the answer that reports it."""
         return on_the_wire(self.told(error, request_ids))
 
     def told(self, error: BaseException, request_ids: Sequence[str]) -> Failure:
@@ -121,14 +120,14 @@ class Codec:
             return _NOBODY
         try:
             failure = describe(error)
-            # What a client is told is no secret, and what it is not told belongs into the logs.
+            # Where the client is told less than the exception's text, the log shows the text.
             ours = isinstance(error, (MosecError, MosecTimeoutError))
             hint = batch_hint(error) if self._spec.max_batch_size > 1 else ""
             text = failure.text if ours else f"{type(error).__name__}: {error}{hint}"
         except Ending:
             raise
         except BaseException as fault:
-            # Its text, its status or the like are the user's code as well.
+            # The exception's text and status may be the user's code as well, and raise.
             failure = Failure(HTTPStatus.INTERNAL_SERVER_ERROR, INTERNAL_ERROR_TEXT)
             text = f"{type(error).__name__}, which cannot be told: {type(fault).__name__}"
         self._log(failure.code, text, error, self.extra(request_ids))
@@ -149,7 +148,7 @@ class Codec:
                 logger.error("%s, without its traceback: %s", text, type(fault).__name__, extra=extra)
 
     def told_of_all(self, results: list[Any], request_ids: Sequence[str]) -> list[Any]:
-        """Return `results` with failures for exceptions; a fault that has failed several requests is told once."""
+        """Return `results` with failures for exceptions; a fault that has failed several requests is logged once."""
         told: dict[int, Failure] = {}
         for place, fault in enumerate(results):
             if isinstance(fault, BaseException):
@@ -160,26 +159,26 @@ class Codec:
         return results
 
     def extra(self, request_ids: Sequence[str]) -> dict[str, object]:
-        """Return what a log line of this worker says beside its message."""
+        """Return the fields of a log line of this worker."""
         return {"stage": self._spec.stage, "worker": self._spec.worker_id, "request_id": " ".join(request_ids)}
 
 
 def examples(worker: Worker) -> list[Any]:
     """Return the worker's examples."""
-    # None as well: mosec takes it.
+    # None is an example as well, as in mosec.
     if worker.multi_examples is not None and len(worker.multi_examples):
         return list(worker.multi_examples)
     return [] if worker.example is None else [worker.example]
 
 
 def as_input(example: Any, *, batched: bool) -> Any:
-    """Return an example as what `forward` takes: with batching, a list or a tuple is a batch, all else an item."""
+    """Return an example as an input of `forward`: with batching, a list or a tuple is a batch, all else an item."""
     return [example] if batched and not isinstance(example, (list, tuple)) else example
 
 
 def on_the_wire(failure: Failure) -> Answer:
     """Return a failure as an answer."""
-    # A text may hold what is no Unicode, like the name of a file: it is shown escaped.
+    # A text may contain what is not Unicode, such as the name of a file; that is escaped.
     return failure.code, failure.text.encode(errors="backslashreplace")
 
 
@@ -194,7 +193,7 @@ def shown(error: BaseException) -> str:
 
 
 def _as_bytes(payload: Any) -> bytes:
-    """Return what a serializer returned as bytes; refuse what has none."""
+    """Return the result of a serializer as bytes; refuse what cannot be converted."""
     if isinstance(payload, (bytes, bytearray, memoryview)):
         return bytes(payload)
     raise EncodingError(f"a serializer must return bytes, not {type(payload).__name__}")

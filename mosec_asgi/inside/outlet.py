@@ -1,4 +1,4 @@
-"""Where the events of a worker's streams go out: in their form, within what clients leave room for, each end once.
+"""Sends the events of a worker's streams: each in its form, only where its client has room, and each stream's end once.
 
 Streams are known by their tasks' numbers.
 """
@@ -51,10 +51,10 @@ class Outlet:
         self._port = port
         # The open streams: the request's id, and when they were opened.
         self._open: dict[int, tuple[str, float]] = {}
-        # Until their call of `forward` is over: those that have sent an event, and those that it has ended itself.
+        # Streams whose call of `forward` still runs: those that have sent an event, and those that have ended already.
         self._begun: set[int] = set()
         self._finished: set[int] = set()
-        # What `flush` sends.
+        # The events that `flush` sends.
         self._ids: list[int] = []
         self._chunks: list[bytes] = []
         # Events may be pushed from several threads.
@@ -84,7 +84,7 @@ class Outlet:
         """Take in what a generator has yielded for the tasks `inside`; see `SSEWorker`.
 
         Raises:
-            WrongShape: it cannot be told which items it is for.
+            WrongShape: it is not clear which items the event is for.
         """
         if not batched:
             self.put(inside[0], event)
@@ -103,7 +103,7 @@ class Outlet:
             )
 
     def put_at(self, index: int, event: Any, inside: Sequence[int]) -> None:
-        """Take in an event for the item `index` of the tasks `inside`; one that does not exist gets none."""
+        """Take in an event for the item `index` of the tasks `inside`; it is dropped if there is no such item."""
         if 0 <= index < len(inside):
             self.put(inside[index], event)
         else:
@@ -118,8 +118,8 @@ class Outlet:
     def put(self, task_id: int, event: Any) -> None:
         """Take in an event of a stream, `FINISHED`, or the exception that ends it; sent by `flush`.
 
-        An event that is none, or finds no room, ends its stream with an error. Events of a stream whose client has left
-        go nowhere.
+        An invalid event, or one for which there is no room, ends its stream with an error. Events of a stream whose
+        client has left are dropped.
         """
         with self._lock:
             if task_id not in self._open:
@@ -142,7 +142,7 @@ class Outlet:
             self.fail([task_id], error)
             return
         if task_id in self._ids:
-            # Two events of one step: the room is known once the first is on its way.
+            # The second event of one step: the room is known once the first has been sent.
             self.flush()
         if not self.has_room(task_id):
             self.fail([task_id], ClientTooSlow("the client does not read its stream"))
@@ -165,7 +165,7 @@ class Outlet:
                 self._ids, self._chunks = [], []
 
     def fail(self, task_ids: Iterable[int], error: BaseException) -> None:
-        """End those of the streams that are open with an error, which is told once."""
+        """End those of the streams that are open with an error, which is logged once."""
         with self._lock:
             concerned = [task_id for task_id in task_ids if task_id in self._open]
             if concerned:

@@ -16,7 +16,8 @@ from mosec_asgi.inside.timer import NoTimer, Timer
 from mosec_asgi.messages import Results, Tasks
 from mosec_asgi.worker import Worker
 
-# Replies of single items are gathered while the model is quick, and go out at once when it is slow.
+# Seconds: answers to single items are gathered for so long. A quick model sends several at once, a slow one does not
+# wait.
 GATHER_SECONDS = 0.0005
 # Seconds between two signs of life of a worker that waits for a client to read.
 BEAT_SECONDS = 0.1
@@ -41,7 +42,7 @@ class PlainRunner:
         self._batches = spec.max_batch_size > 1
         self._codec = Codec(worker, spec, port.memory)
         self._algorithm = BatchAlgorithm(spec, self._codec, port, time.perf_counter)
-        # What is run now.
+        # The unit that runs now.
         self._unit = Unit(NO_TASKS, ())
         worker._has_left = self._has_left
 
@@ -61,7 +62,7 @@ class PlainRunner:
         """Run what comes until the port ends."""
         while (tasks := self._port.next_tasks()) is not None:
             self.run(tasks)
-            # No log line is about them any more; that nobody waits for them can still be asked.
+            # Log lines name these tasks no more, but `is_cancelled` may still ask for them.
             self._unit.tasks = NO_TASKS
             self._timer.check()
             self._worker._answered(inputs(tasks))
@@ -76,12 +77,12 @@ class PlainRunner:
             self._run_each(tasks)
 
     # -- one by one --------------------------------------------------------------------------------------------------
-    # What `BatchAlgorithm` does with a unit of one task, without its generators and lists, which take 6 µs more where a
-    # small task takes 10.
+    # Does the same as `BatchAlgorithm` with a unit of one task, without its generators and lists, which would add 6 µs
+    # to the 10 µs of a small task.
 
     def _run_each(self, tasks: Tasks) -> None:
         """Run tasks one by one; results go out together while the worker is quick and at once when it is slow."""
-        # The same unit for all.
+        # One object for all units.
         self._unit.tasks = tasks
         clock = time.perf_counter
         begin = self._port.progress.begin
@@ -98,7 +99,7 @@ class PlainRunner:
                 codes, payloads = zip(*answers, strict=True)
                 self._port.answer(Results(ids[done : place + 1], codes, payloads, now - began))
                 if place < last:
-                    # Slow enough that clients may have left meanwhile.
+                    # The worker is so slow that clients may have left meanwhile.
                     self._port.poll()
                 done, answers, began = place + 1, [], clock()
 
@@ -121,7 +122,7 @@ class PlainRunner:
     # -- step by step ------------------------------------------------------------------------------------------------
 
     def _drive(self, steps: Steps) -> None:
-        """Do what an algorithm asks for, to its end."""
+        """Run an algorithm's steps to its end."""
         came, send, do = None, steps.send, self._do
         try:
             while True:

@@ -10,9 +10,9 @@ from mosec_asgi.inside.returned import check_finished
 
 
 def checked(results: Any, size: int) -> Sequence[Any]:
-    """Return what `forward` made of a batch; raise where it is no sequence or not of the batch's length."""
+    """Return what `forward` made of a batch; raise if it is not a sequence of the batch's length."""
     check_finished(results)
-    # By what it can do rather than by what it is: a numpy array or a tensor is no `Sequence`.
+    # Checked by its methods, not by its type: a numpy array or a tensor is not a `Sequence`.
     sized = hasattr(results, "__len__") and hasattr(results, "__getitem__")
     if not sized or isinstance(results, (str, bytes, dict)):
         raise WrongShape(

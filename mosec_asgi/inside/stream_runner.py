@@ -27,7 +27,7 @@ class StreamRunner(PlainRunner):
         self._outlet = Outlet(worker, spec, self._codec, port)
         self._algorithm = BatchAlgorithm(spec, self._codec, port, time.perf_counter, self._outlet, port.poll)
         self._rehearsing = False
-        # Threads that push into one stream wait for its client one behind the other.
+        # Threads that push into one stream wait for its client one after the other.
         self._pushing = threading.Lock()
         if isinstance(worker, SSEWorker):
             worker._send_event = self._push

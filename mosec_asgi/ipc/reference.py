@@ -1,9 +1,9 @@
-"""What stands in a frame in the place of a large payload: where in shared memory it lies. Pure.
+"""A reference, which stands in a frame in place of a large payload: where in shared memory the payload lies. Pure.
 
     reference = kind u8, pad 3 x u8, count u32, count x (begin u64, length u64), stream
 
-A payload of bytes is one block. A pickled one is a stream, and the buffers that it refers to, a block each; the stream
-stands here if it is small, and is the first block if it is large. The reading side trusts nothing.
+A payload of bytes is one block. A pickled payload is a stream and the buffers that it refers to, one block for each
+buffer. A small stream is a part of the reference; a large one is the first block. The reading side trusts nothing.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def unpack(data: bytes) -> Contents:
     """Read a reference.
 
     Raises:
-        FrameError: it is none.
+        FrameError: the bytes are not a reference.
     """
     try:
         number, count = _HEAD.unpack_from(data)

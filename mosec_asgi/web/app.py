@@ -32,8 +32,8 @@ class App:
     """The ASGI app of a running service.
 
     Attributes:
-        direct_routes: those that a protocol of ours need not ask through ASGI, by path as it stands in a request; none
-            where middleware is to see each request.
+        direct_routes: the routes that our HTTP protocols may call without ASGI, by path as it stands in a request; none
+            where middleware must see each request.
     """
 
     def __init__(
@@ -62,9 +62,9 @@ class App:
             max_request_size: bytes of a request's body, unpacked.
             compressed: read compressed requests, and compress results for clients that accept it; streams never are.
             server: what the `server` header says.
-            custom: what users' workers count, where it is shown.
+            custom: the users' own metrics, if they are shown.
             body_memory: bytes of all bodies that are held at one time; one alone always has room.
-            limits: in what time bodies must arrive.
+            limits: for the time in which bodies must arrive.
             access_log: log a line for each request.
             middleware: what each request goes through, health and documents included; the first is the outermost.
         """
@@ -96,21 +96,21 @@ class App:
                 StarletteRoute("/openapi/metadata.json", OpenAPI(document).metadata),
                 StarletteRoute("/openapi/swagger", swagger.without_slash),
                 StarletteRoute("/openapi/swagger/{file:path}", swagger.page),
-                # Here as well, for the answers to a wrong method.
+                # Also listed here, for the answers to a wrong method.
                 *(StarletteRoute(path, endpoint, methods=["POST"]) for path, endpoint in self._models.items()),
             ],
             middleware=[Middleware(_ServerHeader, server=server)],
             exception_handlers=missing(tuple(self._models)),
         )
-        # A path with a slash too many is no route, as in mosec; a redirected POST would be sent twice.
+        # As in mosec, a path with an extra slash is not a route; after a redirect, clients would send a POST twice.
         self._rest.router.redirect_slashes = False
         answer: ASGIApp = _as_coroutine(self._answer) if middleware else self._answer
         for each in reversed(middleware):
             answer = each.cls(answer, *each.args, **each.kwargs)
         self._outermost = AccessLog(answer) if access_log else answer
 
-    # Here and where else it says so, a plain function returns what is to be awaited: a coroutine between two others
-    # costs each request, for it is made, and gone through on the way down and up again.
+    # Not a coroutine: this function returns one that the caller awaits. A coroutine more would cost each request the
+    # time to make it, and to pass through it twice.
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         """Answer one request."""
         return self._outermost(scope, receive, send)
@@ -121,13 +121,13 @@ class App:
             if endpoint is not None:
                 return endpoint(scope, receive, send)
         if _slash_is_added(scope):
-            # None of our paths but the first ends in one, and that is not empty without.
+            # No path of ours but `/` ends in a slash.
             return self._answer({**scope, "path": scope["path"][:-1]}, receive, send)
         return self._rest(scope, receive, send)
 
 
 def _as_coroutine(app: ASGIApp) -> ASGIApp:
-    """Return an app as middleware expects it: several take one that is no coroutine function for one of ASGI 2."""
+    """Return an app as a coroutine function: some middleware takes any other callable for an app of ASGI 2."""
 
     async def answer(scope: Scope, receive: Receive, send: Send) -> None:
         await app(scope, receive, send)
@@ -145,19 +145,19 @@ def _path_below_mount(scope: Scope) -> str:
 
 
 def _slash_is_added(scope: Scope) -> bool:
-    """Whether a framework has put a slash behind the path that the client sent, as Litestar does for what it mounts."""
+    """Whether a framework has added a slash to the client's path, as Litestar does for apps that it mounts."""
     path: str = scope["path"]
     sent: bytes = scope.get("raw_path") or b""
     return path.endswith("/") and len(path) > 1 and bool(sent) and not sent.partition(b"?")[0].endswith(b"/")
 
 
 def _is_plain(path: str) -> bool:
-    """Whether a path stands in a request as it is: nothing of it is encoded, and nothing of it means anything else."""
+    """Whether a path stands unchanged in a request: it needs no encoding and has no special characters."""
     return path.isascii() and path.isprintable() and not set(path) & set(" %?#")
 
 
 class _ServerHeader:
-    """Adds the `server` header to what Starlette answers; the models' routes do it themselves."""
+    """Adds the `server` header to Starlette's answers; the models' routes add it themselves."""
 
     def __init__(self, app: ASGIApp, server: str) -> None:
         self._app = app

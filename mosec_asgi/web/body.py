@@ -14,11 +14,11 @@ from mosec_asgi.errors import NO_ROOM, Failure, too_large
 
 
 class ClientLeft(Exception):
-    """The client went away before its body was complete; there is nobody to answer."""
+    """The client has left before its body was complete; there is nobody to answer."""
 
 
 class Held(Protocol):
-    """What holds a body that arrives; see `exchange.Exchange`.
+    """Holds a body that arrives; see `exchange.Exchange`.
 
     Attributes:
         held: bytes for which it has room.
@@ -27,7 +27,7 @@ class Held(Protocol):
     held: int
 
     def hold(self, size: int) -> bool:
-        """Take room for all `size` bytes that have come; whether there was any."""
+        """Take room for all `size` bytes that have come; return whether there was enough."""
 
 
 async def read_body(receive: Receive, declared: bytes | None, limit: int, holder: Held, free: int) -> bytes | Failure:
@@ -35,7 +35,7 @@ async def read_body(receive: Receive, declared: bytes | None, limit: int, holder
 
     Args:
         receive: the request's messages.
-        declared: the Content-Length header's value, or None. A body that is declared too large is not read at all.
+        declared: the Content-Length header's value, or None. A body whose declared length is too large is not read.
         limit: the most bytes to accept; never much more is held in memory.
         holder: takes room for what has come.
         free: bytes for which there is room now.
@@ -52,7 +52,7 @@ async def read_body(receive: Receive, declared: bytes | None, limit: int, holder
         if int(declared) > free:
             return NO_ROOM
     message = await receive()
-    # Nearly every body comes whole, in one message.
+    # Nearly every body comes in one message.
     if message["type"] == "http.request" and not message.get("more_body", False):
         body: bytes = message.get("body", b"")
     else:
@@ -66,7 +66,7 @@ async def read_body(receive: Receive, declared: bytes | None, limit: int, holder
 
 
 async def _read_chunks(receive: Receive, message: Message, limit: int, holder: Held) -> list[bytes] | Failure:
-    """Return the chunks of a body, no further than just over `limit`."""
+    """Return the chunks of a body, up to the one that exceeds `limit`."""
     chunks: list[bytes] = []
     size = 0
     while True:
@@ -91,7 +91,7 @@ class _Reading:
 
     Attributes:
         task: reads it.
-        began: when, by the loop's clock.
+        began: when the reading began, by the loop's clock.
         given_up: the task was cancelled because the body does not arrive.
     """
 
@@ -101,13 +101,13 @@ class _Reading:
 
 
 class SlowSenders:
-    """Ends the reading of bodies that do not arrive, with one timer for all of them."""
+    """Stops the reading of bodies that do not arrive, with one timer for all of them."""
 
     def __init__(self, time_for: Callable[[int], float]) -> None:
         """Watch nothing yet.
 
         Args:
-            time_for: returns the seconds that a body may have taken of which so many bytes have come.
+            time_for: returns the seconds that a body may have taken, given the number of bytes that have come.
         """
         self._time_for = time_for
         # Seconds between two looks at the bodies that are being read.
@@ -128,7 +128,7 @@ class SlowSenders:
         self._readings.pop(holder, None)
 
     def gave_up(self, holder: Held) -> bool:
-        """Whether the current task was cancelled from here, and for no other reason; it goes on then."""
+        """Whether the current task was cancelled by this object alone; the task then goes on."""
         reading = self._readings.get(holder)
         if reading is None or not reading.given_up:
             return False

@@ -1,4 +1,4 @@
-"""How many bytes of bodies a service holds, of all requests together. Pure."""
+"""The bytes of bodies that a service holds, for all requests together. Pure."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Budget:
         self.used = 0
 
     def take(self, size: int) -> bool:
-        """Take bytes, all or none; whether they were there."""
+        """Take bytes, all or none; return whether there were enough."""
         if self.used + size > self.limit:
             return False
         self.used += size

@@ -22,7 +22,7 @@ class WatchedProcess:
     def __init__(self, process: BaseProcess | ForkedProcess) -> None:
         """Take over a process; `watch` begins to wait for its exit."""
         self._process = process
-        # Asked for when the process's own object may be closed.
+        # Kept, because the process's own object may be closed when the number is needed.
         self._pid = process.pid
         self._ended = False
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -64,9 +64,9 @@ class WatchedProcess:
         self._forget()
 
     def _end_group(self) -> None:
-        """Kill what it has started and left behind, unless it has never been a process of its own."""
+        """Kill the processes that it has left behind, unless it was never forked from its template."""
         if isinstance(self._process, ForkedProcess):
-            # Its template does, which has reaped it.
+            # Its template, which has reaped it, does that.
             return
         if self._pid is not None:
             end_group(self._pid)
@@ -78,8 +78,8 @@ class WatchedProcess:
 
     def _exited(self) -> None:
         self._process.join(0)
-        # A readable pidfd does not err. The exit status is missing all the same where somebody else has reaped the
-        # process, or SIGCHLD is ignored.
+        # A readable pidfd is proof of the end. The exit status may still be missing, if other code has reaped the
+        # process or SIGCHLD is ignored.
         if self._has_ended() or self._watched != self._process.sentinel:
             self._ended = True
             self._end_group()
@@ -94,27 +94,27 @@ class WatchedProcess:
             if self._watched != self._process.sentinel:
                 os.close(self._watched)
             if self._has_ended():
-                # It holds descriptors until it is collected, which may be long after.
+                # The process object holds descriptors until it is garbage collected, which may be long after.
                 self._process.close()
-            # Whoever listens has this process: neither must wait for the garbage collector.
+            # The listener refers to this process: neither must wait for the garbage collector.
             self._on_exit = _nothing
 
 
 def _nothing() -> None:
-    """Hear nothing more of a process that has ended."""
+    """Do nothing: the process has ended."""
 
 
 def forget_all() -> None:
-    """Forget the processes of the server, in a process that was forked from it."""
+    """Forget the server's processes, in a process that was forked from the server."""
     _running.clear()
 
 
-# A process that runs must be found by `_reap_all`, whoever has forgotten it.
+# `_reap_all` must find a process that runs, even if its owner has dropped it.
 _running: set[WatchedProcess] = set()
 
 
 def _reap_all() -> None:
-    """End the workers of a server that nobody shut down, before `multiprocessing` waits for them for ever."""
+    """End the workers of a server that ends without a shutdown, before `multiprocessing` waits for them for ever."""
     for worker in list(_running):
         worker.kill()
     for worker in list(_running):
@@ -132,7 +132,7 @@ def _reap_at_exit(pid: int) -> None:
 
 
 def _exit_descriptor(process: BaseProcess | ForkedProcess) -> int:
-    """Return a descriptor that turns readable when the process ends.
+    """Return a descriptor that becomes readable when the process ends.
 
     `multiprocessing`'s sentinel is a pipe that the worker's own children inherit and may keep open after its death; a
     pidfd (Linux) is not fooled by them.

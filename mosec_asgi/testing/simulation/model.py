@@ -1,7 +1,7 @@
 """The simulation's own picture of a service: its requests, its workers' lives, its stages. Facts, no decisions.
 
 It is built from what can be seen from outside alone: what was asked of the service, what it sent to its workers and
-what it heard from them. `oracle` compares what the service does with it.
+what it heard from them. The checkers in `contracts` keep it, and compare with it what the service does.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from mosec_asgi.errors import Failure
 from mosec_asgi.messages import Outcome
 
 if TYPE_CHECKING:
-    from mosec_asgi.testing.simulation.scenario import Arrival
+    from mosec_asgi.testing.simulation.scenario import Arrival, World
 
 # Seconds by which the service's clock may be behind the time that is passing here.
 CLOCK_ERROR = 0.001
@@ -183,6 +183,16 @@ class Life:
         """The batches of which it has not answered all."""
         return len(set(self.units.values()))
 
+    @property
+    def running(self) -> int:
+        """The batches that it has not answered, or the tasks where its stage does not batch."""
+        return self.batches if self.stage.plan.batch_size > 1 else len(self.unheard)
+
+    @property
+    def given_up_at(self) -> float | None:
+        """When the service gave it up, or heard that it cannot start: the later of the two; None before."""
+        return max((at for at in (self.lost_at, self.failed_at) if at is not None), default=None)
+
 
 @dataclass(slots=True, eq=False)
 class Place:
@@ -267,3 +277,36 @@ class StageModel:
             self.worked += now - self.working_since
         busy = any(life.unheard for life in self.ready) or any(not case.done for case in self.waiting)
         self.working_since = now if busy else None
+
+
+class ServiceModel:
+    """A service.
+
+    Attributes:
+        world: its stages, routes and limits.
+        stages: its stages.
+        open: the requests that have no answer yet, by name.
+        by_id: all that there ever were, by the numbers of their calls.
+        started: it has started.
+        stopping: when it was told to stop, and with how much grace, in seconds; None before.
+        stopped: its workers have been asked to stop.
+        closed_launchers: the stages whose launchers have been closed.
+    """
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.stages = [
+            StageModel(index, plan, {spec.worker_id: Place() for spec in plan.specs})
+            for index, plan in enumerate(world.stages)
+        ]
+        self.open: dict[str, Case] = {}
+        self.by_id: dict[int, Case] = {}
+        self.started = False
+        self.stopping: tuple[float, float] | None = None
+        self.stopped = False
+        self.closed_launchers: set[int] = set()
+
+    def lives(self, phase: Phase) -> list[Life]:
+        """Return the workers in a phase of their lives, without those that have said that they cannot start."""
+        lives = (life for stage in self.stages for life in stage.lives)
+        return [life for life in lives if life.phase is phase and life.given_up_at is None]

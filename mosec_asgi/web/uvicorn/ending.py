@@ -60,7 +60,7 @@ class HalfClosed:
         self._timer.cancel()
 
     def _look(self, waited: float) -> None:
-        """End with a client that is gone, and look again later while it is not known to be."""
+        """Close the connection if its client is gone, else look again later."""
         sock = self._transport.get_extra_info("socket")
         if sock is None or self._transport.is_closing():
             return

@@ -1,16 +1,16 @@
 """HTTP/1.1 as `run()` speaks it: uvicorn's protocol over httptools, with a short way for requests to models.
 
-A request that `direct` takes never becomes an ASGI scope. What uvicorn does when a message begins is put off until its
-head is complete, and is done for all others as if nothing had been. Beyond that:
+A request that `direct` takes never becomes an ASGI scope. uvicorn's work at the beginning of a message is put off until
+its head is complete, and is then done for all other requests. Beyond that:
 
 - **Leaving.** A client may send its next request before it has its answer (pipelining, RFC 9112, section 9.3.2), and
   the server runs them one after the other. When the client leaves, uvicorn tells only the newest of its requests; here
   the one that runs is told as well. A client that has only ended its sending still gets its answers: `eof_received`.
 - **Other protocols.** A client may ask to go on in another protocol (curl and Java's client ask for HTTP/2 so), and a
-  server may ignore that (RFC 9110, section 7.8). httptools takes what follows the head for the other protocol all the
-  same, and the body would be lost: such a request is read again without its wish.
-- **Refusing.** What cannot be read (no HTTP, too large a head, too slow a sender) is refused once all requests before
-  it are answered, and nothing is read from there on.
+  server may ignore that (RFC 9110, section 7.8). httptools still takes the body for the other protocol, and it would be
+  lost. So such a request is parsed again without the headers that ask for the other protocol.
+- **Refusing.** A request that cannot be read (not HTTP, too large a head, too slow a sender) is refused once all
+  earlier requests are answered, and nothing more is read.
 - **Closing.** An answer to a request that has not been read to its end must not be lost: see `ending`.
 - **Bounds.** Heads, URLs, the time to arrive, the time that an answer may lie unread, and requests that wait
   (`limits`, `slow_clients`). A read that brings many requests is taken in pieces, and the rest waits for the answers,
@@ -44,11 +44,11 @@ from mosec_asgi.web.uvicorn.http10 import UntilClose
 from mosec_asgi.web.uvicorn.keep_alive import SilenceTimer
 from mosec_asgi.web.uvicorn.slow_clients import Arrival, Unread
 
-# Headers that are about the connection alone, and are not read again.
+# Headers about the connection alone, which are left out when a request is parsed again.
 _OF_UPGRADES = frozenset((b"connection", b"upgrade", b"http2-settings"))
-# Bytes of a read up to which it is given to the parser whole: not more than some hundred requests.
+# A read of up to so many bytes, at most some hundred requests, is given to the parser whole.
 PIECE = 4096
-# What is awaited of a request.
+# The part of a request that is awaited.
 NOTHING, HEAD, BODY = range(3)
 NO_ROUTES = DirectRoutes()
 
@@ -56,7 +56,7 @@ logger = log.internal_logger(__name__)
 
 
 class Refused(Exception):
-    """Raised into the parser, to end the reading: the connection's next request is refused for `failure`."""
+    """Raised in the parser's callbacks to stop it: the connection's next request is refused with `failure`."""
 
     def __init__(self, failure: Failure) -> None:
         super().__init__(failure.text)
@@ -66,16 +66,16 @@ class Refused(Exception):
 class Http1Protocol(HttpToolsProtocol):
     """A connection.
 
-    An app that has routes for the short way says so by a method `direct_routes`, which returns them by their paths.
+    If the app has a method `direct_routes`, it returns, by path, the routes whose requests may take the short way.
 
     Attributes:
-        limits: what its client may hold.
+        limits: of what its client may use.
     """
 
     limits: ClassVar[Limits] = DEFAULT
 
-    # With uvicorn's, they are more than the 30 attributes up to which Python finds those of an object quickly: together
-    # a request took 0.3 µs more.
+    # Slots, since with uvicorn's there would be more than the 30 attributes up to which Python looks them up quickly: a
+    # request took 0.3 µs more.
     __slots__ = (
         "_arrival",
         "_asks_for_upgrade",
@@ -107,34 +107,34 @@ class Http1Protocol(HttpToolsProtocol):
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
         routes = getattr(self.app, "direct_routes", None)
-        # Where uvicorn is to count or to log requests, it must see them.
+        # uvicorn must see the requests if it has to count or to log them.
         seen = self.access_log or self.limit_concurrency is not None
         self._routes: DirectRoutes = (None if routes is None or seen else routes()) or NO_ROUTES
         self._known = self._routes.known.heads
         # Made with the first request that takes the short way.
         self._exchange: DirectExchange | None = None
-        # What answers on the short way take several turns of the loop for.
+        # Work for answers on the short way that takes several turns of the loop.
         self._work: set[asyncio.Task[None]] = set()
         # The newest request is on the short way.
         self._is_direct = False
         # Its route, if its head has come with this read.
         self._newest: DirectRoute | None = None
-        # The request of uvicorn's that runs, or was the last to.
+        # The request in uvicorn's own way that runs, or the last one that did.
         self._running: RequestResponseCycle | None = None
-        # The newest request asks for another protocol; it is about to be read again.
+        # The newest request asks for another protocol; it is about to be parsed again.
         self._asks_for_upgrade = False
-        # What is awaited of the newest request: nothing, the rest of its head, or the rest of its body.
+        # The part of the newest request that is awaited: nothing, the rest of its head, or the rest of its body.
         self._awaits = NOTHING
-        # Bytes of a head that has not come with one read.
+        # The bytes so far of a head that has not come with one read.
         self._head_size = 0
-        # What comes is not for the parser: its turn has not come, or nobody wants it any more.
+        # Data that comes is not given to the parser: it must wait for its turn, or nobody wants it any more.
         self._sets_aside = False
-        # What was read and not yet given to the parser.
+        # Data that was read and not yet given to the parser.
         self._unfed = b""
         self._feeding_again = False
-        # What is told to the client once all requests before are answered; nothing is read any more.
+        # The failure to send once all earlier requests are answered; nothing more is read.
         self._refusal: Failure | None = None
-        # An answer was given and the connection is to be closed; what still comes is dropped.
+        # An answer was sent and the connection will be closed; data that comes is dropped.
         self._lingering: Lingering | None = None
         # The client has ended its sending.
         self._half_closed: HalfClosed | None = None
@@ -155,7 +155,7 @@ class Http1Protocol(HttpToolsProtocol):
         self._silence.begin()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """End, and let the request know that runs."""
+        """End, and tell the request that runs."""
         if self._is_direct:
             self.cycle = None  # type: ignore[assignment]  # as before the first request
         super().connection_lost(exc)
@@ -172,7 +172,7 @@ class Http1Protocol(HttpToolsProtocol):
         if isinstance(self.transport, GatheringTransport):
             self.transport.on_close = None
         self._unfed = b""
-        # Those that wait for their turn have none.
+        # Requests that wait for their turn are dropped.
         self.pipeline.clear()
         if self._running is not None and not self._running.response_complete:
             self._running.disconnected = True
@@ -237,9 +237,9 @@ class Http1Protocol(HttpToolsProtocol):
     def eof_received(self) -> bool:  # type: ignore[override]
         """Take note that the client sends no more: it may be gone, or wait for its answers.
 
-        No system call tells which. But every answer begins in the same way: so that much is sent, and the kernel of a
-        client that is gone answers it by a reset. Until that comes the request runs; where it does not come, it is
-        answered.
+        No system call tells which. But every answer begins with the same bytes. So these are sent, and the kernel of a
+        client that is gone answers them by a reset. The request runs until the reset comes, or to its end if none
+        comes.
 
         Returns:
             keep the connection.
@@ -256,14 +256,14 @@ class Http1Protocol(HttpToolsProtocol):
         return True
 
     def pause_writing(self) -> None:
-        """Wait with what is sent, and end a client that takes nothing of it for too long."""
+        """Stop sending, and close the connection if its client reads nothing for too long."""
         super().pause_writing()
         if self._unread is None:
             self._unread = Unread(self, self._is_not_read)
         self._unread.begin()
 
     def shutdown(self) -> None:
-        """Answer what is there, and close."""
+        """Answer the requests that have come, and close."""
         if self._lingering:
             self._lingering.end_in(0.5)
         else:
@@ -272,7 +272,7 @@ class Http1Protocol(HttpToolsProtocol):
     # -- from the socket to the parser -------------------------------------------------------------------------------
 
     def _feed(self, data: bytes | memoryview) -> None:
-        """Give something to the parser."""
+        """Give data to the parser."""
         was_in_head = self._awaits == HEAD
         if was_in_head:
             self._head_size += len(data)
@@ -284,7 +284,7 @@ class Http1Protocol(HttpToolsProtocol):
             self._refuse(head_too_large(self.limits.max_head_size))
 
     def _parser_stopped(self, data: bytes | memoryview, error: Exception) -> None:
-        """Go on where the parser does not by itself, or refuse what it cannot read.
+        """Go on after the parser has stopped, or refuse what it cannot read.
 
         A loop: a read may hold many requests that ask for another protocol.
         """
@@ -333,7 +333,7 @@ class Http1Protocol(HttpToolsProtocol):
         return int(length) if length.isdigit() and len(length) < 20 else 0
 
     def _wait_to_feed(self, rest: bytes) -> None:
-        """Let the rest of a read wait, for answers if many requests wait for theirs, else for the loop's next turn."""
+        """Let the rest of a read wait: for answers if many requests wait for theirs, else for the loop's next turn."""
         self._unfed = rest
         self._sets_aside = True
         self.flow.pause_reading()
@@ -362,14 +362,14 @@ class Http1Protocol(HttpToolsProtocol):
             self.flow.resume_reading()
 
     def _set_aside(self, data: bytes) -> None:
-        """Take what is not for the parser: nobody wants it any more, or it is not its turn."""
+        """Take data that is not for the parser: nobody wants it any more, or it must wait for its turn."""
         if self._lingering:
             self._lingering.heard()
         elif self._unfed and self._refusal is None:
             self._unfed += data
 
     def _without_wish(self, rest: bytes) -> bytes:
-        """Return the head of the newest request again without its wish for another protocol, and what came behind."""
+        """Return the newest request's head without its wish for another protocol, and the data behind it."""
         self._asks_for_upgrade = False
         method, version = self.parser.get_method(), self.parser.get_http_version().encode()
         head = [b"%b %b HTTP/%b" % (method, self.url, version)]
@@ -377,20 +377,20 @@ class Http1Protocol(HttpToolsProtocol):
         if any(name == b"connection" and b"close" in value.lower() for name, value in self.headers):
             head.append(b"connection: close")
         self.parser = httptools.HttpRequestParser(self)
-        # As uvicorn's own.
+        # As in uvicorn.
         self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
         return b"\r\n".join([*head, b"", rest])
 
     # -- from the parser ---------------------------------------------------------------------------------------------
 
     def on_message_begin(self) -> None:
-        """Take in no more than what the head of a request is collected in."""
+        """Prepare only the objects in which the head of a request is collected."""
         self.url = b""
         self.headers = []
         self._awaits = HEAD
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Take in a header; what uvicorn looks for in each is looked for once, in all of them."""
+        """Take in a header; what uvicorn looks for in each header is looked for once, when all have come."""
         self.headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
@@ -417,7 +417,7 @@ class Http1Protocol(HttpToolsProtocol):
         exchange.begin(route, headers)
 
     def _check_head(self) -> None:
-        """Refuse a request whose head is too large, though it has come."""
+        """Refuse a request whose head has come whole and is too large."""
         size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
         self._head_size = 0
         if size > self.limits.max_head_size:
@@ -449,8 +449,8 @@ class Http1Protocol(HttpToolsProtocol):
             self.headers = []
         exchange = self._exchange
         if exchange is not None and not exchange.response_complete and len(self.pipeline) == 1:
-            # It waits behind one on the short way, and uvicorn reads no more until that is answered. But only reading
-            # tells that the client has left. A third that comes ends the reading for good.
+            # The request waits behind one on the short way, and uvicorn would stop reading until that one is answered.
+            # But only reading shows that the client has left. A third request stops the reading for good.
             self.flow.resume_reading()
 
     def on_body(self, body: bytes) -> None:
@@ -473,7 +473,7 @@ class Http1Protocol(HttpToolsProtocol):
     # -- responses ---------------------------------------------------------------------------------------------------
 
     def own_headers(self) -> list[Header]:
-        """Return the headers that each response has, whatever answers."""
+        """Return the headers that each response of the connection has."""
         return self.server_state.default_headers
 
     def respond(self, head: bytes, body: bytes, *, close: bool) -> None:
@@ -495,7 +495,7 @@ class Http1Protocol(HttpToolsProtocol):
             self._silence.begin()
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        """Run what takes several turns of the event loop, and drop it when the connection ends."""
+        """Run work that takes several turns of the event loop, and drop it when the connection ends."""
         task = self.loop.create_task(work)
         self._work.add(task)
         task.add_done_callback(self._work.discard)
@@ -526,12 +526,12 @@ class Http1Protocol(HttpToolsProtocol):
     # -- refusing, and closing ---------------------------------------------------------------------------------------
 
     def _waits_for_answer(self) -> bool:
-        """Whether a request that has come whole waits for its answer."""
+        """Whether any request that has come whole waits for its answer."""
         newest = self.cycle is not None and not self.cycle.response_complete
         return bool(self.pipeline) or (newest and not self._awaits)
 
     def _refuse(self, failure: Failure) -> None:
-        """Read no more, and tell the client why once it has its answers."""
+        """Read no more, and send the client the failure once its earlier requests are answered."""
         if self._refusal is not None or self._lingering or self.transport.is_closing():
             return
         self.logger.warning("a request is refused: %s", failure.text)
@@ -556,7 +556,7 @@ class Http1Protocol(HttpToolsProtocol):
             self.pipeline.clear()
             self.pipeline.extend(waiting)
             return
-        # It runs: the app hears that its client has left.
+        # The request runs: the app is told that its client has left.
         begun = cycle.response_started
         cycle.disconnected = True
         cycle.message_event.set()
@@ -572,10 +572,10 @@ class Http1Protocol(HttpToolsProtocol):
         self.transport.close()
 
     def _closes_late(self) -> bool:
-        """Close later, where the client still sends; see `limits.LINGER_SECONDS`.
+        """Close later if the client still sends; see `limits.LINGER_SECONDS`.
 
         Returns:
-            the transport is closed from here, and not at once.
+            this object closes the transport later.
         """
         if self._lingering:
             return True
@@ -597,7 +597,7 @@ class Http1Protocol(HttpToolsProtocol):
     # -- clients that are slow ---------------------------------------------------------------------------------------
 
     def _look_at_arrival(self, size: int) -> None:
-        """Note how a request arrives that has not come whole with its first read."""
+        """Watch the arrival of a request that has not come whole with its first read."""
         if not self._awaits:
             self._stop_arrival()
             return
@@ -620,7 +620,7 @@ class Http1Protocol(HttpToolsProtocol):
         """Give up on a request that does not arrive."""
         self._arrival = None
         if self.cycle is not None and self.cycle.response_complete and self._awaits == BODY:
-            # It has its answer, and what is still to come is of no use.
+            # The request has its answer, and the rest of it is of no use.
             self.transport.abort()
         else:
             self._refuse(TOO_SLOW)
@@ -631,10 +631,10 @@ class Http1Protocol(HttpToolsProtocol):
 
 
 class _Flow(FlowControl):
-    """uvicorn's, which does not go on reading while something that was read waits.
+    """uvicorn's flow control, which does not resume reading while data that was read waits.
 
     Attributes:
-        held: something waits.
+        held: data waits.
     """
 
     held = False

@@ -7,7 +7,7 @@ from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 
 class UntilClose:
-    """An app whose answer of unknown length ends with its connection, as HTTP/1.0 has it: there are no chunks there."""
+    """An app whose answers of unknown length end with their connection, as in HTTP/1.0, which has no chunks."""
 
     def __init__(self, app: ASGIApp, cycle: RequestResponseCycle) -> None:
         """Put it around `app`, for the one request that `cycle` is."""
@@ -25,7 +25,7 @@ class UntilClose:
                 if endless:
                     cycle.chunked_encoding = False
             elif endless:
-                # What uvicorn counts down to the end: this piece, and one byte more while there is more to come.
+                # The number of bytes that uvicorn expects: this piece, and one byte more if there is more to come.
                 more = 1 if message.get("more_body", False) else 0
                 cycle.expected_content_length = len(message.get("body", b"")) + more
             await send(message)

@@ -11,7 +11,7 @@ from uvicorn.protocols.http.flow_control import FlowControl
 from mosec_asgi.web.limits import Limits
 from mosec_asgi.web.uvicorn.keep_alive import is_late
 
-# Not less than a timer of uvloop's can be set for: it would go off at once, again and again.
+# The resolution of uvloop's timers, in seconds: a shorter timer would go off at once, again and again.
 LEAST_SECONDS = 0.001
 
 
@@ -25,10 +25,10 @@ class Connection(Protocol):
 
 
 class Arrival:
-    """How one request arrives that does not come whole with one read.
+    """The arrival of a request that does not come whole with one read.
 
     Attributes:
-        in_head: it is the head that is waited for.
+        in_head: the head is awaited.
         size: bytes that have come since.
     """
 
@@ -38,7 +38,7 @@ class Arrival:
         Args:
             connection: whose limits and loop these are.
             on_over: called when the time is over.
-            in_head: it is the head that is waited for, not the body.
+            in_head: the head is awaited, not the body.
         """
         self.in_head = in_head
         self.size = 0
@@ -55,7 +55,7 @@ class Arrival:
         connection = self._connection
         loop, limits = connection.loop, connection.limits
         if is_late(self._timer, loop) or connection.flow.read_paused:
-            # What has come was not read, for which the client is not to blame.
+            # Data has come and was not read, for which the client is not to blame.
             self._began, self.size = loop.time(), 0
         allowed = limits.read_timeout if self.in_head else limits.time_for(self.size)
         left = self._began + allowed - loop.time()
@@ -88,7 +88,7 @@ class Unread:
         """Compare with what lay there `stall_timeout` ago."""
         self._timer = None
         connection = self._connection
-        # One that is to be closed waits for it as well.
+        # A connection that is to be closed waits for that as well.
         if not connection.flow.write_paused:
             return
         size, seconds = connection.transport.get_write_buffer_size(), connection.limits.stall_timeout
