@@ -26,7 +26,8 @@ def plan_service(
     for runtime in runtimes:
         followers = _followers(runtime, routes.values())
         after = tuple(dict.fromkeys(names[follower] for follower in followers))
-        stages.append(plan_stage(runtime, names[runtime], settings, followers, after))
+        event_type = _event_type(runtime, routes.values())
+        stages.append(plan_stage(runtime, names[runtime], settings, followers, after, event_type))
     pipelines = [RoutePlan(path, tuple(map(runtimes.index, pipeline))) for path, pipeline in routes.items()]
     return stages, pipelines, _limits(settings)
 
@@ -36,12 +37,20 @@ def _followers(runtime: Runtime, pipelines: Iterable[Sequence[Runtime]]) -> list
     return [after for pipeline in pipelines for stage, after in itertools.pairwise(pipeline) if stage is runtime]
 
 
+def _event_type(runtime: Runtime, pipelines: Iterable[Sequence[Runtime]]) -> str:
+    """Return the mime type of the streams at whose end others stand; empty for none, and for several different ones."""
+    lasts = [pipeline[-1].worker for pipeline in pipelines if runtime in pipeline[:-1]]
+    types = {last.resp_mime_type for last in lasts if streams(last)}
+    return types.pop() if len(types) == 1 else ""
+
+
 def plan_stage(
     runtime: Runtime,
     name: str,
     settings: Settings,
     followers: Sequence[Runtime] = (),
     next_stages: tuple[str, ...] = (),
+    event_type: str = "",
 ) -> StagePlan:
     """Return a stage as it is to be run: the user's values, and the service's settings where the user has given none.
 
@@ -51,6 +60,7 @@ def plan_stage(
         settings: of the service.
         followers: the stages that read what it passes on.
         next_stages: the names of their stages.
+        event_type: of the events that it may send before the last stage; see `WorkerSpec`.
     """
     # Only the last stage of a route streams; a stage before it passes its results on whole.
     streaming = streams(runtime.worker) and not next_stages
@@ -66,6 +76,7 @@ def plan_stage(
             args=runtime.args,
             kwargs=runtime.kwargs,
             next_stages=next_stages,
+            event_type=event_type,
             strict_json=settings.strict_json,
             stream_buffer=settings.stream_buffer,
             # A worker that is not a process gets all payloads as bytes.
@@ -87,6 +98,7 @@ def plan_stage(
         concurrency=runtime.max_batch_size if continuous else runtime.concurrency,
         ordered=not (is_async(runtime.worker) or streaming),
         streams=streaming,
+        sends=streams(runtime.worker) and not streaming,
         max_wait=(runtime.max_wait_time or settings.wait) / 1000,
         adaptive=not runtime.max_wait_time,
         max_attempts=runtime.max_attempts,

@@ -14,7 +14,7 @@ from multiprocessing.process import BaseProcess
 from typing import TYPE_CHECKING, Any
 
 from mosec_asgi import config, log
-from mosec_asgi.errors import NOT_STARTED, WRONG_LOOP, DefinitionError, EventLoopError, Failure, StartupError
+from mosec_asgi.errors import CLOSING, NOT_STARTED, WRONG_LOOP, DefinitionError, EventLoopError, Failure, StartupError
 from mosec_asgi.runtime import (
     Runtime,
     check_importable,
@@ -53,6 +53,10 @@ RESERVED_ROUTES = frozenset(
 logger = log.internal_logger(__name__)
 
 
+class _GivenUp(Exception):
+    """The end was asked for while the workers were loading."""
+
+
 class Server:
     """A model server: the stages that were appended, served on their routes, as an ASGI app.
 
@@ -88,6 +92,8 @@ class Server:
         self._daemons: dict[str, subprocess.Popen[Any] | BaseProcess] = {}
         self._running: Service | None = None
         self._starting: asyncio.Task[Service] | None = None
+        # Whether the end was asked for while the workers were loading, so that there is nothing to serve.
+        self._given_up = False
         # Called with the name and the exit code of a daemon process that has ended.
         self.on_daemon_exit: Callable[[str, int], None] | None = None
         # Set by `run()`; nothing else reads the command line.
@@ -275,7 +281,9 @@ class Server:
 
     def close(self) -> None:
         """Admit no more requests: `/readyz` and new requests answer 503 from here on, and admitted ones finish."""
-        if self._starting is not None and not self._starting.done():
+        if self._starting is not None and not self._starting.done() and not self._given_up:
+            # Once: a second time would interrupt the end of those that load.
+            self._given_up = True
             self._starting.cancel()
         if self._running is not None:
             self._running.close()
@@ -284,13 +292,17 @@ class Server:
     async def lifespan(self, app: object = None) -> AsyncIterator[None]:
         """Start the workers, and stop them at the end: `FastAPI(lifespan=server.lifespan)`.
 
+        SIGTERM or ctrl-c while they load ends the start at once, where somebody handles the signal, as ASGI servers do.
+        Then this is entered without any worker, for the program is about to stop, and requests are answered 503.
+
         Args:
             app: the app that this server is mounted in; not used.
 
         Raises:
             StartupError: a stage could not be started.
         """
-        await self._ensure_started()
+        with contextlib.suppress(_GivenUp):
+            await self._ensure_started()
         try:
             yield
         finally:
@@ -333,6 +345,10 @@ class Server:
         except EventLoopError as error:
             # Some ASGI servers bury the reason under tracebacks. So the app starts, logs the reason, and answers 503.
             self._tell_of_loop(error)
+        except _GivenUp:
+            # The server has heard the signal too, and stops as soon as the app has started. To call the start failed
+            # would be an error in its log, and in its exit code.
+            pass
         except (StartupError, DefinitionError, asyncio.CancelledError) as error:
             await send({"type": "lifespan.startup.failed", "message": str(error) or "the start was interrupted"})
             return
@@ -342,7 +358,10 @@ class Server:
         await send({"type": "lifespan.shutdown.complete"})
 
     async def _start_late(self, scope: Scope, send: Send) -> Service | None:
-        """Start at the first request, where the ASGI server or the parent app does not run this app's lifespan."""
+        """Start at the first request, for an app whose lifespan nobody runs."""
+        if self._given_up:
+            await _refuse(scope, send, CLOSING)
+            return None
         if self._starting is None and not self._told_of_loop:
             logger.warning(
                 "starting the workers at the first request, because the server's lifespan is not run; pass "
@@ -353,6 +372,8 @@ class Server:
         except EventLoopError as error:
             self._tell_of_loop(error)
             await _refuse(scope, send, WRONG_LOOP)
+        except _GivenUp:
+            await _refuse(scope, send, CLOSING)
         except (StartupError, DefinitionError) as error:
             request_id = await _refuse(scope, send, NOT_STARTED)
             logger.error("the service could not be started: %s", error, extra={"request_id": request_id})
@@ -364,7 +385,12 @@ class Server:
             logger.error("%s. Until then each request is answered 503", error)
 
     async def _ensure_started(self) -> Service:
-        """Start the service on this event loop, once; wait for a start that is under way."""
+        """Start the service on this event loop, once; wait for a start that is under way.
+
+        Raises:
+            _GivenUp: the end was asked for before the workers were ready.
+            StartupError: a stage could not be started.
+        """
         import asyncio
 
         try:
@@ -379,15 +405,21 @@ class Server:
             self._running.abandon()
             self._running = self._starting = None
         if self._starting is None or self._starting.get_loop() is not loop:
+            self._given_up = False
             self._starting = loop.create_task(self._start())
-        try:
-            return await asyncio.shield(self._starting)
-        except BaseException:
-            if self._starting is not None and self._starting.done():
+        starting = self._starting
+        # Not awaited itself: that would end it with whoever waits here, and the end of one would look like the other's.
+        await asyncio.wait([starting])
+        if starting.cancelled() or starting.exception() is not None:
+            if self._starting is starting:
                 self._starting = None
-            raise
+            if starting.cancelled() and self._given_up:
+                logger.info("the service stops, though not all of its workers have been loaded")
+                raise _GivenUp
+        return starting.result()
 
     async def _start(self) -> Service:
+        from mosec_asgi.host.interrupts import told_of_signals
         from mosec_asgi.service import Service
 
         self._check_defined()
@@ -406,14 +438,15 @@ class Server:
             document=self.openapi,
             middleware=self._middleware,
         )
-        await running.start()
+        with told_of_signals(self.close):
+            await running.start()
         for name, process in self._daemons.items():
             running.watch_daemon(name, process, self._on_daemon_exit)
         self._running = running
         return running
 
     async def _stop(self) -> None:
-        running, self._running, self._starting = self._running, None, None
+        running, self._running, self._starting, self._given_up = self._running, None, None, False
         if running is not None:
             await running.stop()
 

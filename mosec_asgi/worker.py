@@ -191,7 +191,8 @@ class SSEWorker(Worker):
     batch. With batching `forward` may also return a list with a generator for each item. An exception at an event's
     place ends that item's stream with that error, and `SSEWorker.FINISHED` ends it well before the others.
 
-    It streams where it is the last stage of its route. Before the last one it returns its results as a `Worker` does.
+    It streams where it is the last stage of its route. Before the last one it returns its results as a `Worker` does,
+    and what it gives `send_stream_event` meanwhile goes to the client, as in mosec.
 
     An event is text, bytes or an `Event`. With another `resp_mime_type` than `text/event-stream` the client gets the
     bare bytes as they come.
@@ -219,7 +220,8 @@ class SSEWorker(Worker):
         """
         if self._send_event is None:
             raise RuntimeError(
-                "events can be sent only while `forward` runs in a worker of a server, in the last stage of a route"
+                "events can be sent only while `forward` runs in a worker of a server, and by an asynchronous `forward` "
+                "only in the last stage of a route"
             )
         self._send_event(text, index)
 

@@ -238,6 +238,8 @@ def spec_of(
     isolation_calls: int | None = None,
     concurrency: int = 1,
     stream_buffer: int = BUFFER,
+    next_stages: tuple[str, ...] = (),
+    event_type: str = "",
 ) -> WorkerSpec:
     """Return what a worker is to run; it is worker 3 of stage Made_1."""
     return WorkerSpec(
@@ -249,6 +251,8 @@ def spec_of(
         isolation_calls,
         concurrency=concurrency,
         stream_buffer=stream_buffer,
+        next_stages=next_stages,
+        event_type=event_type,
     )
 
 

@@ -4,6 +4,7 @@ import asyncio
 import functools
 import logging
 import time
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -854,6 +855,62 @@ async def test_a_stream_whose_worker_dies_in_its_middle_ends_with_500_and_is_not
         worker.reply(payloads=[b""])
         assert await answer(silent.ticket) == b""
         assert (begun.chunks, silent.chunks) == ([b"a"], [b"x"])
+
+
+def with_middle(**options: Any) -> list[StagePlan]:
+    return [replace(stage("Middle_1", **options), sends=True), replace(streaming(), specs=stage("Last_2").specs)]
+
+
+async def test_a_stage_before_the_last_may_send_the_first_pieces_of_a_stream() -> None:
+    async with running(*with_middle(), stream_buffer=1024) as service:
+        middle, last = service.workers
+        stream = service.stream(b"in")
+        await middle.gets_work()
+        middle.emit([stream.id], [b"a" * 1100])
+        service.credit(stream.id, 100)
+        middle.reply(payloads=[b"on"])
+        await last.gets_work()
+        assert list(last.sent[0].payloads) == [b"on"]
+        # It has all its room, and hears only of what it has sent itself.
+        last.emit([stream.id], [b"b" * 1100])
+        service.credit(stream.id, 1000)
+        service.credit(stream.id, 1100)
+        await settled_loop()
+        assert (middle.taken, last.taken) == ([], [(stream.id, 1100)])
+        last.reply(payloads=[b""])
+        assert await answer(stream.ticket) == b""
+        assert [len(chunk) for chunk in stream.chunks] == [1100, 1100]
+        assert [stage.streams_open for stage in service.metrics.stages] == [0, 0]
+        assert [stage.events for stage in service.metrics.stages] == [0, 2]
+
+
+@pytest.mark.parametrize("place", [0, 1])
+async def test_a_stream_that_has_sent_an_event_before_the_last_stage_is_not_run_again(place: int) -> None:
+    async with running(*with_middle()) as service:
+        middle, last = service.workers
+        stream = service.stream()
+        await middle.gets_work()
+        middle.emit([stream.id], [b"a"])
+        if place:
+            middle.reply()
+            await last.gets_work()
+        await until(lambda: stream.chunks)
+        service.workers[place].exit()
+        assert await answer(stream.ticket) == WORKER_DIED
+        assert [stage.streams_open for stage in service.metrics.stages] == [0, 0]
+
+
+async def test_a_piece_for_a_route_that_does_not_stream_is_dropped_and_counts_as_taken() -> None:
+    async with running(with_middle()[0], stage("Last_2")) as service:
+        middle, last = service.workers
+        ticket = service.submit()
+        await middle.gets_work()
+        middle.emit([ticket.id], [b"a" * 100])
+        await until(lambda: middle.taken == [(ticket.id, 100)])
+        middle.reply()
+        await last.gets_work()
+        last.reply(payloads=[b"done"])
+        assert await answer(ticket) == b"done"
 
 
 # -- how much of a stream may be on its way ----------------------------------------------------------------------------

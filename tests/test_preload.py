@@ -18,7 +18,7 @@ from common import until
 from fakes import spec
 from harness import Program, child_processes, serving, wait_until
 from lives import Life
-from preload_workers import Endless, Loaded, Random, Stubborn, Unable
+from preload_workers import Endless, Helped, Loaded, Random, Stubborn, Unable
 
 from mosec_asgi import Server
 from mosec_asgi.errors import StartupError
@@ -157,6 +157,33 @@ async def test_workers_outlive_their_template_and_the_next_one_is_forked_from_an
     third = await pool.launch().wait_ready()
     assert (await asked(third, b'"who"'))["loaded"][0] == pool.template != template
     assert (await asked(first, b"7"), await asked(second, b"8")) == (7, 8)
+
+
+async def test_a_template_has_a_name_as_workers_have(pool: Pool) -> None:
+    [first, _] = await pool.pair()
+    names = [Path(f"/proc/{pid}/comm").read_text().strip() for pid in (pool.template, first.link.pid)]
+    # The kernel has room for 15 bytes.
+    assert names == ["Echo_1:template", "Echo_1:1"]
+
+
+async def test_what_a_template_has_started_ends_with_it(pool: Pool) -> None:
+    helper = await asked((await pool.pair(Helped))[0], b"1")
+    assert lives(helper)
+    await pool.close()
+    await until(lambda: not lives(helper))
+
+
+async def test_what_a_dead_template_has_started_ends_with_the_last_worker_that_needs_it(pool: Pool) -> None:
+    first, second = await pool.pair(Helped)
+    helper = await asked(first, b"1")
+    os.kill(pool.template, signal.SIGKILL)
+    first.link.kill()
+    await first.ended()
+    assert await asked(second, b"1") == helper
+    assert lives(helper)
+    second.link.kill()
+    await second.ended()
+    await until(lambda: not lives(helper))
 
 
 async def test_a_server_that_takes_in_orphans_reaps_them(pool: Pool) -> None:

@@ -311,7 +311,8 @@ class Coordinator:
         since = flow.last if flow.events else None
         if not flow.came(len(chunk), now):
             raise LinkError(f"sent more of the stream of task {task.id} than there was room for")
-        if (told := self._stages[task.stage].events.chunk) is not None:
+        # What is measured of a stream is measured at the last stage, though an earlier one may send pieces, too.
+        if (told := self._stages[task.stages[-1]].events.chunk) is not None:
             told(task, since, now)
         self._allow(task, now)
         try:
@@ -370,8 +371,11 @@ class Coordinator:
             self._admission.left(task.stages, task.position)
         task.settle()
         events = self._stages[task.stages[task.position]].events
-        if task.flow is not None and task.flow.events and (told := events.stream_ended) is not None:
-            told(task, self._clock())
+        if task.flow is not None and task.flow.events:
+            # As its pieces.
+            told = self._stages[task.stages[-1]].events.stream_ended
+            if told is not None:
+                told(task, self._clock())
         if (settled := events.settled) is not None:
             settled(task, outcome.code, self._clock())
         if self._closing and not self._admitted:

@@ -64,6 +64,7 @@ class StagePlan:
         concurrency: batches, or tasks where none are formed, that a worker runs at a time.
         ordered: workers answer in the order in which they are sent tasks.
         streams: results are streams.
+        sends: workers may send pieces of the stream that a later stage answers with, before they pass on their results.
         max_wait: seconds that a task may wait for its batch to fill.
         adaptive: `max_wait` is not the user's: wait only where it pays.
         max_attempts: workers that may die with a task before it is answered 500.
@@ -84,6 +85,7 @@ class StagePlan:
     concurrency: int = 1
     ordered: bool = True
     streams: bool = False
+    sends: bool = False
     start_method: str = "spawn"
     preload: bool = False
     executor: str | Callable[[StagePlan, asyncio.AbstractEventLoop], Launcher] = "process"
@@ -170,6 +172,8 @@ class Stage:
         )
         self._watchdog: Watchdog[PoolWorker] = Watchdog(plan.timeout + GRACE_SECONDS)
         self._marked = False
+        # That events have been dropped.
+        self._told_of_events = False
         # What was sent last was a single task.
         self._calm = True
         self._busy_poll = BusyPoll()
@@ -270,7 +274,7 @@ class Stage:
 
     def worker_chunks(self, worker: PoolWorker, chunks: Chunks) -> None:
         """Take in pieces of streams."""
-        if not self.plan.streams:
+        if not (self.plan.streams or self.plan.sends):
             raise LinkError("sent events, and is no worker that streams")
         try:
             tasks = self.scheduler.loads.given(worker, chunks.ids)
@@ -282,7 +286,10 @@ class Stage:
                 task.alone = False
                 self.scheduler.proven(worker)
                 self._mark()
-            is_first = task.flow is not None and not task.flow.events
+            if task.flow is None and self.plan.sends:
+                self._drop_event(worker, task, chunk)
+                continue
+            is_first = task.flow is not None and task.flow.quiet
             if is_first:
                 self.admission.first_event(task.began, now)
             if task.state is not State.SETTLED:
@@ -290,6 +297,17 @@ class Stage:
             elif is_first and task.flow is not None:
                 # Nobody waits for the stream, but its first event has come.
                 task.flow.came(len(chunk), now)
+
+    def _drop_event(self, worker: PoolWorker, task: Task, chunk: bytes) -> None:
+        """Make room for another piece in the place of one that belongs to no stream: the route answers with none."""
+        if not self._told_of_events:
+            self._told_of_events = True
+            logger.warning(
+                "events are dropped, because the last stage of the route does not stream; derive its class from "
+                "SSEWorker (told once)",
+                extra=self._extra(worker, task),
+            )
+        self.credit(task, len(chunk))
 
     def worker_gone(self, worker: PoolWorker) -> None:
         """Take back what a worker had: to be run again, unless a task has been begun by too many dying workers."""

@@ -24,7 +24,7 @@ from mosec_asgi.inside import isolation
 from mosec_asgi.inside.codec import LEFT, Answer, Codec, Left, on_the_wire, shown
 from mosec_asgi.inside.ending import Ending
 from mosec_asgi.inside.isolation import Raised
-from mosec_asgi.inside.outlet import ENDED, Outlet
+from mosec_asgi.inside.outlet import ENDED, Outlet, PassingOutlet
 from mosec_asgi.inside.port import Port, inputs
 from mosec_asgi.inside.returned import check_sent, events_of
 from mosec_asgi.inside.shape import checked
@@ -136,6 +136,7 @@ class BatchAlgorithm:
         outlet: Outlet | None = None,
         look: Callable[[], None] | None = None,
         events_of: EventsOf = events_of,
+        passing: PassingOutlet | None = None,
     ) -> None:
         """Prepare.
 
@@ -147,6 +148,7 @@ class BatchAlgorithm:
             outlet: of a worker that streams.
             look: takes in news of the clients between two events; None where other code does.
             events_of: finds the events in what `forward` has returned, in the form that the driver can read.
+            passing: of a worker that may send events and passes on its results.
         """
         self._batches = spec.max_batch_size > 1
         self._isolation_calls = spec.isolation_calls
@@ -156,6 +158,7 @@ class BatchAlgorithm:
         self._port = port
         self._clock = clock
         self._outlet = outlet
+        self._passing = passing
         self._look = look
         self._events_of = events_of
 
@@ -171,6 +174,9 @@ class BatchAlgorithm:
             for place in places:
                 self._outlet.open(tasks.ids[place], tasks.request_ids[place])
         ids = tasks.ids if len(places) == len(tasks.ids) else [tasks.ids[place] for place in places]
+        if self._passing is not None:
+            for place in places:
+                self._passing.open(tasks.ids[place], tasks.request_ids[place])
         results: Sequence[Any] = ()
         if items:
             unit.inside = ids
@@ -187,9 +193,13 @@ class BatchAlgorithm:
             self._outlet.forget(ids)
         elif not unit.settled:
             beat, answer, flags, names = self._port.progress.beat, self._codec.answer, tasks.flags, tasks.request_ids
+            verdicts = self._passing.pass_on(ids) if self._passing is not None else {}
             for place, result in zip(places, results, strict=True):
                 beat()
-                answers[place] = answer(flags[place], result, names[place])
+                if verdicts and (verdict := verdicts.get(tasks.ids[place])) is not None:
+                    answers[place] = verdict
+                else:
+                    answers[place] = answer(flags[place], result, names[place])
             unit.settled = True
             self._answer(tasks, answers, self._clock() - began)
 
@@ -264,7 +274,8 @@ class BatchAlgorithm:
                 raise
             except BaseException as error:
                 got = Raised(error)
-        return Raised(got.error, final=_is_final(got.error, whole=whole))
+        begun = self._passing is not None and self._passing.has_begun(unit.inside)
+        return Raised(got.error, final=begun or _is_final(got.error, whole=whole))
 
     # -- streams -----------------------------------------------------------------------------------------------------
 

@@ -56,11 +56,11 @@ def runner_for(
         from mosec_asgi.inside.async_runner import AsyncRunner
 
         return AsyncRunner(worker, spec, port, kernel)
-    # A streaming worker before the last stage returns its results, as in mosec.
-    if streams(type(worker)) and not spec.next_stages:
-        from mosec_asgi.inside.stream_runner import StreamRunner
+    if streams(type(worker)):
+        from mosec_asgi.inside.stream_runner import MiddleRunner, StreamRunner
 
-        return StreamRunner(worker, spec, port, timer)
+        # One before the last stage returns its results, as in mosec.
+        return (MiddleRunner if spec.next_stages else StreamRunner)(worker, spec, port, timer)
     return PlainRunner(worker, spec, port, timer)
 
 

@@ -45,7 +45,7 @@ class Outlet:
             codec: tells of faults.
             port: where events and answers go.
         """
-        self._encode = encoder_for(worker.resp_mime_type)
+        self._encode = encoder_for(spec.event_type or worker.resp_mime_type)
         self._limit = spec.stream_buffer
         self._codec = codec
         self._port = port
@@ -190,3 +190,34 @@ class Outlet:
             for task_id in left:
                 self.end(task_id, LEFT)
         return left
+
+
+class PassingOutlet(Outlet):
+    """The same before the last stage, whose results are passed on: a stream goes on there, and is not ended here."""
+
+    def __init__(self, worker: Worker, spec: WorkerSpec, codec: Codec, port: Port) -> None:
+        """Begin with no streams; see `Outlet`."""
+        super().__init__(worker, spec, codec, port)
+        self._verdicts: dict[int, Answer] = {}
+
+    def put(self, task_id: int, event: Any) -> None:
+        """Take in an event of a stream; see `Outlet.put`."""
+        if event is FINISHED:
+            event = WrongShape("a stream cannot be ended before the last stage")
+        super().put(task_id, event)
+
+    def end(self, task_id: int, answer: Answer) -> None:
+        """Keep the answer of a stream that cannot go on in the place of its result."""
+        with self._lock:
+            if self._open.pop(task_id, None) is not None:
+                self._verdicts[task_id] = answer
+
+    def pass_on(self, task_ids: Iterable[int]) -> dict[int, Answer]:
+        """Send no more events of these streams; return the answers of those that cannot go on."""
+        with self._lock:
+            self.flush()
+            for task_id in task_ids:
+                self._open.pop(task_id, None)
+            self.forget(task_ids)
+            verdicts, self._verdicts = self._verdicts, {}
+        return verdicts

@@ -23,6 +23,8 @@ class WorkerSpec:
         isolation_calls: the most calls of `forward` to find the culprits of a failed batch; None for the default.
         concurrency: batches, or items without batching, that an asynchronous worker runs at a time.
         next_stages: the names of the stages that read what it passes on; empty for the last stage of a pipeline.
+        event_type: the mime type of the stream that a later stage answers with, and for which this one may send
+            events; empty where the worker's own counts.
         strict_json: a body must be strict JSON where the default `deserialize` reads it.
         stream_buffer: bytes of a stream that may be on their way to its client.
         buffers_apart: large buffers in its results, such as arrays, may be sent separately from their pickle, because
@@ -42,6 +44,7 @@ class WorkerSpec:
     args: tuple[Any, ...] = ()
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     next_stages: tuple[str, ...] = ()
+    event_type: str = ""
     strict_json: bool = False
     stream_buffer: int = 256 * 1024
     buffers_apart: bool = False

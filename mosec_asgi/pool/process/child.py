@@ -151,11 +151,11 @@ def _awake(worker: Worker, spec: WorkerSpec) -> Worker:
     return worker
 
 
-def name_process(stage: str, worker_id: int) -> None:
+def name_process(stage: str, worker: int | str) -> None:
     """Have `ps` and `top` show the stage and the number of a worker, like `Inference_2:1` (Linux)."""
     # The kernel cuts a name after 15 bytes: the class is shortened, rather than what tells two workers apart.
     kind, _, place = stage.rpartition("_")
-    end = f"_{place}:{worker_id}"
+    end = f"_{place}:{worker}"
     name = kind.encode()[: max(0, _MOST_NAME - len(end))].decode(errors="ignore") + end
     with contextlib.suppress(OSError), open("/proc/self/comm", "w", encoding="utf-8") as file:
         file.write(name)

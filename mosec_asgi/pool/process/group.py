@@ -19,6 +19,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
 
@@ -116,12 +117,29 @@ def forking_a_worker() -> Iterator[None]:
         _children.workers = False
 
 
+@contextlib.contextmanager
+def interrupt_held() -> Iterator[None]:
+    """Have a process that is started within this block hear of no ctrl-c before it is a worker, by `begin_worker`.
+
+    A terminal's ctrl-c reaches it as well, and would end it with a traceback in whatever it is importing. SIGTERM is
+    left alone, as programs would inherit that which the user's module starts when it is imported.
+    """
+    # Started with the first spawned process otherwise, and then it unblocks the signal.
+    resource_tracker.ensure_running()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def begin_worker() -> None:
     """Set up the group and the signals of a worker, in a process that may have been forked from a template."""
     _children.workers = False
     _children.callbacks.clear()
     lead()
     heed_no_signals()
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
 
 
 def end_members_at_exit() -> None:
@@ -143,6 +161,13 @@ def end_members_in(seconds: float) -> None:
         logger.debug("no thread to end what the worker has started: %s", error)
 
 
+def end_members_of_dead_server() -> None:
+    """Kill what this process has started where its server is dead, and will not."""
+    server = multiprocessing.parent_process()
+    if server is not None and os.getppid() != server.pid:
+        _kill_members()
+
+
 def end_group(leader: int) -> None:
     """Kill what a worker has started and left behind.
 
@@ -161,6 +186,27 @@ def end_group(leader: int) -> None:
             os.killpg(leader, signal.SIGKILL)
     else:
         _signal(members, signal.SIGKILL)
+
+
+def hold_group(leader: int) -> list[int]:
+    """Return pidfds of what a process has started and left behind, to be killed later; see `kill_held`.
+
+    Args:
+        leader: as for `end_group`.
+    """
+    held = []
+    for member in _members(leader) or []:
+        with contextlib.suppress(OSError):
+            held.append(os.pidfd_open(member))
+    return held
+
+
+def kill_held(held: list[int]) -> None:
+    """Kill what `hold_group` has found, and close the pidfds."""
+    for member in held:
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(member, signal.SIGKILL)
+        os.close(member)
 
 
 def _terminate_members() -> None:

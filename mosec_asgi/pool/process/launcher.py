@@ -26,7 +26,7 @@ from mosec_asgi.observing.custom import CustomMetrics
 from mosec_asgi.pool.link import WorkerEvents
 from mosec_asgi.pool.process.child import main
 from mosec_asgi.pool.process.edited import SourceFiles
-from mosec_asgi.pool.process.group import forking_a_worker
+from mosec_asgi.pool.process.group import forking_a_worker, interrupt_held
 from mosec_asgi.pool.process.link import ProcessLink
 from mosec_asgi.pool.process.preload import ForkedProcess, Template
 from mosec_asgi.pool.process.watched import WatchedProcess, forget_all
@@ -130,7 +130,8 @@ class ProcessLauncher:
             daemon=False,
         )
         if self._start_method == "spawn":
-            process.start()
+            with interrupt_held():
+                process.start()
         else:
             with forking_a_worker():
                 process.start()

@@ -28,6 +28,7 @@ from mosec_asgi import log
 from mosec_asgi.inside.spec import WorkerSpec
 from mosec_asgi.pool.process import template
 from mosec_asgi.pool.process.edited import SourceFiles
+from mosec_asgi.pool.process.group import hold_group, interrupt_held, kill_held
 
 # Seconds to wait for events that normally come at once: a template without workers ends, it reports the status of a
 # worker that has ended, or a killed process is gone.
@@ -104,7 +105,8 @@ class Template:
             daemon=False,
         )
         try:
-            process.start()
+            with interrupt_held():
+                process.start()
         except BaseException:
             ours.close()
             raise
@@ -117,7 +119,11 @@ class Template:
 
 
 class TemplateProcess:
-    """The process of a template that has been started."""
+    """The process of a template that has been started.
+
+    What it has started itself, in the worker's `__init__`, ends with it; where it dies before its workers, which may
+    need that, with the last of them.
+    """
 
     def __init__(self, process: BaseProcess, stage: str) -> None:
         """Take over a process of `multiprocessing`, whose parent this process is."""
@@ -127,7 +133,12 @@ class TemplateProcess:
         self._stage = stage
         self._pidfd = -1
         self._missed = False
-        # The process has just been started. If it has ended since, other code may have reaped it.
+        # Workers that have been asked for and have not ended.
+        self._workers = 0
+        # pidfds of what it has left behind.
+        self._left: list[int] = []
+        self._looked = False
+        # The process has been started a moment ago. Where it has ended since, somebody else may have reaped it.
         with contextlib.suppress(ProcessLookupError):
             self._pidfd = os.pidfd_open(self.pid)
 
@@ -154,6 +165,32 @@ class TemplateProcess:
         if self.ended:
             # Not by its sentinel, because the processes that it has forked keep that open.
             self._process.join(0)
+            self._look_for_what_is_left()
+
+    def add_worker(self) -> None:
+        """Count a worker that is asked for."""
+        self._workers += 1
+
+    def worker_ended(self) -> None:
+        """Count one less; after the last of a template that is dead, end what it has left behind."""
+        self._workers -= 1
+        if not self._workers:
+            self._end_what_is_left()
+
+    def _look_for_what_is_left(self) -> None:
+        """Find it while the number of the process is not another's, which it may be after somebody else reaped it.
+
+        Where that is so, its workers have told of its end at once; without them it may be long ago.
+        """
+        if not self._looked and (self.exitcode is not None or self._workers):
+            self._looked = True
+            self._left = hold_group(self.pid)
+            if not self._workers:
+                self._end_what_is_left()
+
+    def _end_what_is_left(self) -> None:
+        left, self._left = self._left, []
+        kill_held(left)
 
     def miss(self) -> None:
         """Log, once, that it has ended before its workers."""
@@ -193,7 +230,8 @@ class ForkedProcess:
         self._heard = b""
         self._pid: int | None = None
         self._pidfd = -1
-        # The template is dead and the worker lives: nobody reports its exit status any more.
+        owner.add_worker()
+        # Its template is dead, and it lives: nobody tells its exit status any more.
         self._orphaned = False
         # Both descriptors as one.
         self._news = select.epoll()
@@ -270,6 +308,7 @@ class ForkedProcess:
 
     def _ended(self, code: int | None) -> None:
         self.ended, self.exitcode = True, code
+        self._template.worker_ended()
 
     def _kill(self) -> None:
         if self._pidfd < 0:

@@ -116,7 +116,8 @@ def main(spec: WorkerSpec, sock: socket.socket) -> NoReturn:
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
-        # Without waiting for its workers, as `multiprocessing` would: the kernel signals its end to them.
+        group.end_members_of_dead_server()
+        # Without waiting for its workers, as `multiprocessing` would: they hear of its end.
         os._exit(status)
 
 
@@ -124,6 +125,7 @@ def _main(spec: WorkerSpec, sock: socket.socket) -> int:
     group.begin_worker()
     group.free_children()
     child.end_with_the_server()
+    child.name_process(spec.stage, "template")
     log.configure(spec.log_level, text=spec.log_text)
     log.speak_as(lambda: {"stage": spec.stage})
     worker = _load(spec, sock)

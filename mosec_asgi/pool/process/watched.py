@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import multiprocessing.connection
 import multiprocessing.util
 import os
 from collections.abc import Callable
@@ -56,7 +57,11 @@ class WatchedProcess:
 
     def reap(self, timeout: float) -> None:
         """Wait for the process to end, without a loop; kill it after `timeout` seconds."""
-        self._process.join(timeout)
+        if self in _running and isinstance(self._process, BaseProcess):
+            # Not by `join`: it waits for the sentinel; see `_exit_descriptor`.
+            multiprocessing.connection.wait([self._watched], timeout)
+        else:
+            self._process.join(timeout)
         if not self._has_ended():
             self._process.kill()
             self._process.join()
