@@ -1,4 +1,4 @@
-"""The house of DESIGN.md, section 4: imports point down, pure modules stay pure, an import is light."""
+"""The house of CONTRIBUTING.md: imports point down, pure modules stay pure, an import is light."""
 
 from __future__ import annotations
 
