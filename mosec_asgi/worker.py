@@ -220,7 +220,7 @@ class SSEWorker(Worker):
         """
         if self._send_event is None:
             raise RuntimeError(
-                "events can be sent only while `forward` runs in a worker of a server, and by one that is asynchronous "
+                "events can be sent only while `forward` runs in a worker of a server; where it is asynchronous, "
                 "only in the last stage of a route"
             )
         self._send_event(text, index)

@@ -80,7 +80,7 @@ class StreamRunner(_PushRunner):
 class MiddleRunner(_PushRunner):
     """Runs the tasks of a stage before the last, as mosec does: what `forward` returns is passed on.
 
-    What it pushes goes to the client. A task whose client does not read waits if it is alone in `forward`; in a batch
+    What it pushes goes to the client. A task whose client does not read waits, if it is alone in `forward`; in a batch
     it fails.
     """
 
