@@ -49,8 +49,8 @@ class DirectRoute:
         # More digits than any limit has are not worth a number.
         if length is None or len(length) >= 20 or b"content-encoding" in headers or b"expect" in headers:
             return False
-        size, budget = int(length), self._budget
-        return size <= self._limit and budget.used + size <= budget.limit
+        size = int(length)
+        return size <= self._limit and self._budget.has_room(size)
 
     def head(self, response: Response, request_id: str, own: Sequence[Header]) -> bytes:
         """Return the head of an answer.

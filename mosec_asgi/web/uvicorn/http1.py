@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import asyncio
 import select
+import time
 from collections.abc import Coroutine, Mapping
 from typing import Any, ClassVar, cast
 
@@ -35,7 +36,7 @@ from uvicorn.server import ServerState
 from mosec_asgi import log
 from mosec_asgi.errors import BAD_REQUEST, NO_ROOM, TOO_SLOW, Failure, head_too_large, url_too_long
 from mosec_asgi.web.direct import CLOSE, DirectExchange, DirectRoute
-from mosec_asgi.web.limits import DEFAULT, LINGER_SECONDS, LINGER_SILENCE_SECONDS, Limits
+from mosec_asgi.web.limits import DEFAULT, LINGER_SECONDS, LINGER_SILENCE_SECONDS, Limits, Patience
 from mosec_asgi.web.protocols import plain
 from mosec_asgi.web.responses import Header, head_of, headers_of
 from mosec_asgi.web.uvicorn.gathering import GatheringTransport
@@ -45,6 +46,8 @@ from mosec_asgi.web.uvicorn.keep_alive import SilenceTimer, is_late
 _OF_UPGRADES = frozenset((b"connection", b"upgrade", b"http2-settings"))
 # Bytes of a read up to which it is given to the parser whole: not more than some hundred requests.
 PIECE = 4096
+# Seconds after which the rest of a read waits for the loop's next turn: one of 256 KiB may be 40,000 chunks of a byte.
+TURN_SECONDS = 0.002
 # What is awaited of a request.
 NOTHING, HEAD, BODY = range(3)
 # Seconds after which it is first looked for whether a client that has ended its sending is there at all.
@@ -78,6 +81,8 @@ class Http1Protocol(HttpToolsProtocol):
         "_arrival",
         "_asks_for_upgrade",
         "_awaits",
+        "_body_came",
+        "_bodyless",
         "_end",
         "_exchange",
         "_feeding_again",
@@ -134,6 +139,10 @@ class Http1Protocol(HttpToolsProtocol):
         self._linger_until = 0.0
         # The client has ended its sending.
         self._half_closed = False
+        # Something of the newest request's body has come with this read; else bytes since then that brought nothing of
+        # it: trailers, extensions of chunks.
+        self._body_came = False
+        self._bodyless = 0
         self._arrival: _Arrival | None = None
         self._unread: asyncio.TimerHandle | None = None
         self._end: asyncio.TimerHandle | None = None
@@ -269,6 +278,7 @@ class Http1Protocol(HttpToolsProtocol):
         view, at, begun, left = memoryview(data), 0, 0, 0
         if self._awaits == BODY and self._is_direct and self._exchange is not None:
             left = self._exchange.body_left
+        began = time.perf_counter()
         while at < len(data) and self._refusal is None and not self._lingering:
             if not self._awaits and max(begun, len(self.pipeline)) >= self.limits.pipelined:
                 self._wait_to_feed(data[at:])
@@ -283,7 +293,10 @@ class Http1Protocol(HttpToolsProtocol):
             at += len(piece)
             was_in_body = self._awaits == BODY
             self._feed(piece)
-            left = 0 if was_in_body or self._awaits != BODY else self._declared()
+            left = 0 if was_in_body or self._awaits != BODY or self._refusal is not None else self._declared()
+            if at < len(data) and not self._refusal and time.perf_counter() - began > TURN_SECONDS:
+                self._wait_to_feed(data[at:])
+                return
 
     def _declared(self) -> int:
         """Return the bytes of the newest request's body, of which nothing has come; 0 where they are not declared."""
@@ -318,6 +331,8 @@ class Http1Protocol(HttpToolsProtocol):
         self._sets_aside = False
         self._hold_reading(False)
         self._feed_pieces(rest)
+        if self._awaits or self._arrival is not None:
+            self._look_at_arrival(0)
         if not self._unfed and not self.pipeline:
             self.flow.resume_reading()
 
@@ -418,6 +433,7 @@ class Http1Protocol(HttpToolsProtocol):
         if self._is_direct and self._exchange is not None:
             self._exchange.feed(body)
         else:
+            self._body_came = True
             super().on_body(body)
 
     def on_message_complete(self) -> None:
@@ -590,12 +606,20 @@ class Http1Protocol(HttpToolsProtocol):
         if self._is_direct and not in_head and self._exchange is not None and not self._exchange.hold_body():
             self._refuse(NO_ROOM)
             return
+        brought = self._is_direct or self._body_came
+        self._body_came = False
         if self._arrival is None or self._arrival.in_head != in_head:
             if self._arrival is not None:
                 self._arrival.stop()
             self._arrival = _Arrival(self, in_head=in_head)
+            self._bodyless = 0
+        elif brought:
+            self._bodyless = 0
+            self._arrival.brought(size)
         elif not in_head:
-            self._arrival.size += size
+            self._bodyless += size
+            if self._bodyless > self.limits.max_head_size:
+                self._refuse(head_too_large(self.limits.max_head_size))
 
     def arrival_is_over(self) -> None:
         """Give up on a request that does not arrive."""
@@ -640,27 +664,28 @@ class _Arrival:
 
     Attributes:
         in_head: it is the head that is waited for.
-        size: bytes that have come since.
     """
 
     def __init__(self, protocol: Http1Protocol, *, in_head: bool) -> None:
         self.in_head = in_head
-        self.size = 0
         self._protocol = protocol
-        self._began = protocol.loop.time()
+        self._patience = Patience(protocol.limits, protocol.loop.time())
         self._timer = protocol.loop.call_later(protocol.limits.read_timeout, self._look)
+
+    def brought(self, size: int) -> None:
+        """Take note of what has come of a body."""
+        self._patience.arrived(size, self._protocol.loop.time())
 
     def stop(self) -> None:
         self._timer.cancel()
 
     def _look(self) -> None:
         protocol = self._protocol
-        loop, limits = protocol.loop, protocol.limits
+        loop = protocol.loop
         if is_late(self._timer, loop) or protocol.flow.read_paused:
             # What has come was not read, for which the client is not to blame.
-            self._began, self.size = loop.time(), 0
-        allowed = limits.read_timeout if self.in_head else limits.time_for(self.size)
-        left = self._began + allowed - loop.time()
+            self._patience = Patience(protocol.limits, loop.time())
+        left = self._patience.until - loop.time()
         if left > 0:
             # Not less than a timer of uvloop's can be set for: it would go off at once, again and again.
             self._timer = loop.call_later(max(left, 0.001), self._look)
