@@ -118,8 +118,8 @@ class Settings:
     )
     read_timeout: int = _setting(
         20_000,
-        "milliseconds for a request's head to arrive, and as many for the beginning of its body; then the answer is "
-        "408",
+        "milliseconds for a request's head to arrive, and as many for the beginning of its body, or for a pause in it; "
+        "then the answer is 408",
         least=1,
     )
     least_rate: int = _setting(

@@ -134,14 +134,14 @@ async def test_empty_lines_are_no_request(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 async def test_a_known_head_finds_no_room_where_another_finds_none() -> None:
-    body = b"~" * 200
+    body = b"~" * 20_000
     async with serving() as side, side.client() as client:
         client.send(post(body))
         (await side.task(1)).answer(b"0")
         await client.response()
         (route, *_), *_ = side.direct_routes().known.heads.values()
         budget = route.shared.budget
-        budget.limit, budget.used = LIMIT, LIMIT - 100
+        budget.limit, budget.used = LIMIT, LIMIT - 10_000
         client.send(post(body))
         response = await client.response()
         budget.used = 0

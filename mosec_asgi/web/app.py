@@ -80,7 +80,7 @@ class App:
             budget=Budget(max(body_memory, max_request_size)),
         )
         watch: DisconnectWatch[AsgiExchange] = DisconnectWatch(AsgiExchange.leave)
-        slow = SlowSenders(limits.time_for)
+        slow = SlowSenders(limits)
         self._models = {route.path: AsgiRoute(route, shared, watch, slow) for route in routes}
         self.direct_routes = DirectRoutes(
             (route.path.encode(), DirectRoute(route, shared))

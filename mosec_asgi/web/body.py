@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
 from starlette.types import Message, Receive
 
 from mosec_asgi.errors import NO_ROOM, Failure, too_large
+from mosec_asgi.web.budget import SMALL
+from mosec_asgi.web.limits import Limits, Patience
 
 
 class ClientLeft(Exception):
@@ -49,7 +50,7 @@ async def read_body(receive: Receive, declared: bytes | None, limit: int, holder
     if declared is not None and declared.isdigit():
         if float(declared) > limit:
             return too_large(limit)
-        if int(declared) > free:
+        if int(declared) > max(free, SMALL):
             return NO_ROOM
     message = await receive()
     # Nearly every body comes in one message.
@@ -91,27 +92,25 @@ class _Reading:
 
     Attributes:
         task: reads it.
-        began: when the reading began, by the loop's clock.
+        patience: until when it is waited for, by the loop's clock.
+        seen: bytes that had come at the last look.
         given_up: the task was cancelled because the body does not arrive.
     """
 
     task: asyncio.Task[object]
-    began: float
+    patience: Patience
+    seen: int = 0
     given_up: bool = False
 
 
 class SlowSenders:
     """Stops the reading of bodies that do not arrive, with one timer for all of them."""
 
-    def __init__(self, time_for: Callable[[int], float]) -> None:
-        """Watch nothing yet.
-
-        Args:
-            time_for: returns the seconds that a body may have taken, given the number of bytes that have come.
-        """
-        self._time_for = time_for
+    def __init__(self, limits: Limits) -> None:
+        """Watch nothing yet; `limits` say in what time bodies must arrive."""
+        self._limits = limits
         # Seconds between two looks at the bodies that are being read.
-        self._pause = time_for(0) / 20
+        self._pause = limits.read_timeout / 20
         self._readings: dict[Held, _Reading] = {}
         self._timer: asyncio.TimerHandle | None = None
 
@@ -119,7 +118,7 @@ class SlowSenders:
         """Begin to watch the current task, which reads a body for `holder`."""
         loop, task = asyncio.get_running_loop(), asyncio.current_task()
         assert task is not None
-        self._readings[holder] = _Reading(task, loop.time())
+        self._readings[holder] = _Reading(task, Patience(self._limits, loop.time()))
         if self._timer is None:
             self._timer = loop.call_later(self._pause, self._look)
 
@@ -136,8 +135,12 @@ class SlowSenders:
 
     def _look(self) -> None:
         loop = asyncio.get_running_loop()
+        now = loop.time()
         for holder, reading in self._readings.items():
-            if not reading.given_up and loop.time() - reading.began > self._time_for(holder.held):
+            if holder.held > reading.seen:
+                reading.patience.arrived(holder.held - reading.seen, now)
+                reading.seen = holder.held
+            if not reading.given_up and now > reading.patience.until:
                 reading.given_up = True
                 reading.task.cancel()
         self._timer = loop.call_later(self._pause, self._look) if self._readings else None

@@ -51,12 +51,7 @@ class DirectRoute:
         if length is None or len(length) >= 20 or b"content-encoding" in headers or b"expect" in headers:
             return False
         size = int(length)
-        return size <= self._limit and self.has_room(size)
-
-    def has_room(self, size: int) -> bool:
-        """Whether there is room for so many bytes of a body."""
-        budget = self._budget
-        return budget.used + size <= budget.limit
+        return size <= self._limit and self._budget.has_room(size)
 
     def head(self, response: Response, request_id: str, own: Sequence[Header]) -> bytes:
         """Return the head of an answer.

@@ -25,13 +25,13 @@ from mosec_asgi.batching.engine import Engine
 from mosec_asgi.errors import CANCELLED, Failure, describe
 from mosec_asgi.messages import Call, Chunk, Outcome
 from mosec_asgi.observing.metrics import ServiceMetrics
-from mosec_asgi.web.budget import Budget
+from mosec_asgi.web.budget import SMALL, Budget
 from mosec_asgi.web.responses import Header, Headers, Response
 
 MAX_REQUEST_ID = 128
 NO_BUDGET = 1 << 62
-# A body that comes with one read counts towards the budget from so many bytes; `capacity` bounds the smaller ones.
-LARGE_BODY = 16 * 1024
+# Bytes of a body that comes with one read from which it counts.
+LARGE_BODY = SMALL
 
 logger = log.internal_logger(__name__)
 
@@ -243,8 +243,8 @@ class Exchange(abc.ABC):
         """Send the only answer to the request, or nothing if the client has left."""
 
     def hold(self, size: int) -> bool:
-        """Take room for all `size` bytes of the body that have come; return whether there was enough."""
-        if not self.shared.budget.take(size - self.held):
+        """Take room for all `size` bytes of the body that have come; whether there was any."""
+        if not self.shared.budget.take(size - self.held, self.held):
             return False
         self.held = size
         return True

@@ -13,9 +13,10 @@ class Limits:
 
     Attributes:
         keep_alive: seconds between two requests.
-        read_timeout: seconds for the head of a request to arrive, and the same again for the beginning of its body.
-        least_rate: bytes a second at which the rest of a body must arrive, and an answer must be read.
-        stall_timeout: seconds in which a client must read some of an answer that waits.
+        read_timeout: seconds for the head of a request to arrive, and the same again for the beginning of its body; the
+            most that a body may pause.
+        least_rate: bytes a second at which a body has to arrive, and an answer has to be taken, after that.
+        stall_timeout: seconds in which an answer that is not taken has to move.
         max_head_size: bytes of a request line and its headers.
         max_url_size: bytes of a request's path and query.
         pipelined: the most requests that wait for their turn on one connection, or are begun in one turn of the loop.
@@ -29,12 +30,33 @@ class Limits:
     max_url_size: int = 16 * 1024
     pipelined: int = 32
 
-    def time_for(self, size: int) -> float:
-        """Return the seconds that a body may have taken when `size` bytes of it have arrived."""
-        return self.read_timeout + size / self.least_rate
-
 
 DEFAULT = Limits()
+
+
+class Patience:
+    """How long a body is still waited for.
+
+    What arrives brings time, at `least_rate`, but never more than to `read_timeout` from then on: else a client could
+    send much at once, and hold it for hours by next to nothing.
+    """
+
+    __slots__ = ("_least_rate", "_most", "until")
+
+    def __init__(self, limits: Limits, now: float) -> None:
+        """Begin to wait.
+
+        Args:
+            limits: what the body may take.
+            now: seconds, of any clock.
+        """
+        self._most = limits.read_timeout
+        self._least_rate = limits.least_rate
+        self.until = now + self._most
+
+    def arrived(self, size: int, now: float) -> None:
+        """Take note of bytes that have come."""
+        self.until = min(self.until + size / self._least_rate, now + self._most)
 
 
 def http_limits(settings: Settings) -> Limits:

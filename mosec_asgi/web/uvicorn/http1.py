@@ -20,6 +20,7 @@ its head is complete, and is then done for all other requests. Beyond that:
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Coroutine
 from typing import Any, ClassVar, cast
 
@@ -33,6 +34,7 @@ from uvicorn.server import ServerState
 
 from mosec_asgi import log
 from mosec_asgi.errors import BAD_REQUEST, NO_ROOM, TOO_SLOW, Failure, head_too_large, url_too_long
+from mosec_asgi.web.budget import SMALL
 from mosec_asgi.web.direct import CLOSE, DirectExchange, DirectRoute, DirectRoutes
 from mosec_asgi.web.known_heads import END, MAX_HEAD_SIZE
 from mosec_asgi.web.limits import DEFAULT, Limits
@@ -48,6 +50,8 @@ from mosec_asgi.web.uvicorn.slow_clients import Arrival, Unread
 _OF_UPGRADES = frozenset((b"connection", b"upgrade", b"http2-settings"))
 # A read of up to so many bytes, at most some hundred requests, is given to the parser whole.
 PIECE = 4096
+# Seconds after which the rest of a read waits for the loop's next turn: one of 256 KiB may be 40,000 chunks of a byte.
+TURN_SECONDS = 0.002
 # The part of a request that is awaited.
 NOTHING, HEAD, BODY = range(3)
 NO_ROUTES = DirectRoutes()
@@ -80,6 +84,8 @@ class Http1Protocol(HttpToolsProtocol):
         "_arrival",
         "_asks_for_upgrade",
         "_awaits",
+        "_body_came",
+        "_bodyless",
         "_exchange",
         "_feeding_again",
         "_half_closed",
@@ -138,6 +144,10 @@ class Http1Protocol(HttpToolsProtocol):
         self._lingering: Lingering | None = None
         # The client has ended its sending.
         self._half_closed: HalfClosed | None = None
+        # Something of the newest request's body has come with this read; else bytes since then that brought nothing of
+        # it: trailers, extensions of chunks.
+        self._body_came = False
+        self._bodyless = 0
         self._arrival: Arrival | None = None
         self._unread: Unread | None = None
         self._silence: SilenceTimer
@@ -215,7 +225,7 @@ class Http1Protocol(HttpToolsProtocol):
             or exchange is None
             or not (self.cycle is None or self.cycle.response_complete)
             or self.flow.write_paused
-            or not route.has_room(size)
+            or (size > SMALL and not route.shared.budget.has_room(size))
         ):
             return False
         self._is_direct = True
@@ -309,6 +319,7 @@ class Http1Protocol(HttpToolsProtocol):
         view, at, begun, left = memoryview(data), 0, 0, 0
         if self._awaits == BODY and self._is_direct and self._exchange is not None:
             left = self._exchange.body_left
+        began = time.perf_counter()
         while at < len(data) and self._refusal is None and not self._lingering:
             if not self._awaits and max(begun, len(self.pipeline)) >= self.limits.pipelined:
                 self._wait_to_feed(data[at:])
@@ -323,7 +334,10 @@ class Http1Protocol(HttpToolsProtocol):
             at += len(piece)
             was_in_body = self._awaits == BODY
             self._feed(piece)
-            left = 0 if was_in_body or self._awaits != BODY else self._declared()
+            left = 0 if was_in_body or self._awaits != BODY or self._refusal is not None else self._declared()
+            if at < len(data) and not self._refusal and time.perf_counter() - began > TURN_SECONDS:
+                self._wait_to_feed(data[at:])
+                return
 
     def _declared(self) -> int:
         """Return the bytes of the newest request's body, of which nothing has come; 0 where they are not declared."""
@@ -358,6 +372,8 @@ class Http1Protocol(HttpToolsProtocol):
         self._sets_aside = False
         self._hold_reading(False)
         self._feed_pieces(rest)
+        if self._awaits or self._arrival is not None:
+            self._look_at_arrival(0)
         if not self._unfed and not self.pipeline:
             self.flow.resume_reading()
 
@@ -458,6 +474,7 @@ class Http1Protocol(HttpToolsProtocol):
         if self._is_direct and self._exchange is not None:
             self._exchange.feed(body)
         else:
+            self._body_came = True
             super().on_body(body)
 
     def on_message_complete(self) -> None:
@@ -605,11 +622,22 @@ class Http1Protocol(HttpToolsProtocol):
         if self._is_direct and not in_head and self._exchange is not None and not self._exchange.hold_body():
             self._refuse(NO_ROOM)
             return
+        brought = self._is_direct or self._body_came
+        self._body_came = False
         if self._arrival is None or self._arrival.in_head != in_head:
             self._stop_arrival()
             self._arrival = Arrival(self, self._arrival_is_over, in_head=in_head)
-        elif not in_head:
-            self._arrival.size += size
+            self._bodyless = 0
+        elif in_head:
+            # Nothing but its end gives a head more time; its size has a bound of its own.
+            return
+        elif brought:
+            self._bodyless = 0
+            self._arrival.brought(size)
+        else:
+            self._bodyless += size
+            if self._bodyless > self.limits.max_head_size:
+                self._refuse(head_too_large(self.limits.max_head_size))
 
     def _stop_arrival(self) -> None:
         if self._arrival is not None:

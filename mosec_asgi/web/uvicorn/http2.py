@@ -35,6 +35,8 @@ ENHANCE_YOUR_CALM = 11
 # The most frames without content that a connection may send ahead, and how many more each answered request allows.
 MOST_IDLE_FRAMES = 1000
 IDLE_FRAMES_A_REQUEST = 10
+# What a stream counts that is given up before anything was answered: it has cost as much as a request, some 200 µs.
+IDLE_FRAMES_A_RESET = 10
 
 logger = log.internal_logger(__name__)
 
@@ -107,7 +109,7 @@ class PacedHttp2Protocol(KeepAlive, ZttpH2Protocol):
         """Yield the events that have come, and end the connection after too many without content."""
         for event in super().events():
             if isinstance(event, (zttp.Ping, zttp.Settings, zttp.RstStream)):
-                self._idle_frames += 1
+                self._idle_frames += self._worth(event)
                 if self._idle_frames > MOST_IDLE_FRAMES:
                     logger.warning("an HTTP/2 connection is ended: too many frames that bring nothing")
                     self.conn.close(ENHANCE_YOUR_CALM)
@@ -115,6 +117,11 @@ class PacedHttp2Protocol(KeepAlive, ZttpH2Protocol):
                     self.transport.close()
                     return
             yield event
+
+    def _worth(self, event: zttp.Event) -> int:
+        """Return for how many frames one counts that brings nothing."""
+        cycle = self.cycles.get(event.stream_id) if isinstance(event, zttp.RstStream) else None
+        return 1 if cycle is None or cycle.response_started else IDLE_FRAMES_A_RESET
 
     def resume_writing(self) -> None:
         """Resume sending and reading."""

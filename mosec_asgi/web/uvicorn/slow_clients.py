@@ -8,7 +8,7 @@ from typing import ClassVar, Protocol
 
 from uvicorn.protocols.http.flow_control import FlowControl
 
-from mosec_asgi.web.limits import Limits
+from mosec_asgi.web.limits import Limits, Patience
 from mosec_asgi.web.uvicorn.keep_alive import is_late
 
 # The resolution of uvloop's timers, in seconds: a shorter timer would go off at once, again and again.
@@ -29,7 +29,6 @@ class Arrival:
 
     Attributes:
         in_head: the head is awaited.
-        size: bytes that have come since.
     """
 
     def __init__(self, connection: Connection, on_over: Callable[[], None], *, in_head: bool) -> None:
@@ -41,24 +40,25 @@ class Arrival:
             in_head: the head is awaited, not the body.
         """
         self.in_head = in_head
-        self.size = 0
         self._connection = connection
         self._on_over = on_over
-        self._began = connection.loop.time()
+        self._patience = Patience(connection.limits, connection.loop.time())
         self._timer = connection.loop.call_later(connection.limits.read_timeout, self._look)
+
+    def brought(self, size: int) -> None:
+        """Take note of bytes of a body that have come."""
+        self._patience.arrived(size, self._connection.loop.time())
 
     def stop(self) -> None:
         """Wait no more."""
         self._timer.cancel()
 
     def _look(self) -> None:
-        connection = self._connection
-        loop, limits = connection.loop, connection.limits
+        connection, loop = self._connection, self._connection.loop
         if is_late(self._timer, loop) or connection.flow.read_paused:
             # Data has come and was not read, for which the client is not to blame.
-            self._began, self.size = loop.time(), 0
-        allowed = limits.read_timeout if self.in_head else limits.time_for(self.size)
-        left = self._began + allowed - loop.time()
+            self._patience = Patience(connection.limits, loop.time())
+        left = self._patience.until - loop.time()
         if left > 0:
             self._timer = loop.call_later(max(left, LEAST_SECONDS), self._look)
         else:
