@@ -7,6 +7,7 @@ General layout; each floor imports only from those below it:
     server.py               F7  Server: stages and routes -> the ASGI app, its lifespan, run()
     definition.py           F6  what was defined, as data
     service.py              F6  a service that runs: engine, app, metrics on one event loop
+    calls/                  F6  calls from the program itself: infer, stream, engine(), map
     host/                   F6  run() under uvicorn, signals, the dry run
     web/                    F5  HTTP in, HTTP out; the OpenAPI document; uvicorn/: HTTP/1.1 and HTTP/2 under run()
     batching/               F4  the engine: admission, queues, batches, deadlines; engine: what its callers may ask
@@ -31,7 +32,7 @@ CONTRIBUTING.md has the map with all modules.
 Importing this package, as every spawned worker does, loads none of starlette, uvicorn, pydantic or prometheus_client.
 """
 
-from mosec_asgi.errors import ClientError, DecodingError, EncodingError, ServerError, ValidationError
+from mosec_asgi.errors import ClientError, DecodingError, EncodingError, MosecError, ServerError, ValidationError
 from mosec_asgi.log import get_logger
 from mosec_asgi.runtime import Runtime
 from mosec_asgi.server import Server
@@ -45,6 +46,7 @@ __all__ = [
     "DecodingError",
     "EncodingError",
     "Event",
+    "MosecError",
     "Runtime",
     "SSEWorker",
     "Server",

@@ -3,6 +3,7 @@
     MosecError                      500  "mosec error"
     ├── ClientError                 400  "bad request"
     │   └── DecodingError           400  "decoding error"
+    ├── CallError                        `infer` or `stream` was called where or as it cannot be answered
     ├── ValidationError             422  "request validation error"
     └── ServerError                 500  "internal error"
         ├── EncodingError           500  "encoding error"
@@ -33,10 +34,12 @@ class MosecError(Exception):
     Attributes:
         code: the HTTP status that the client receives. A subclass may set its own.
         msg: what stands before the details in the response's text.
+        retry_after: of an error that `infer` or `stream` raises: seconds after which trying again may help, or None.
     """
 
     code: int = HTTPStatus.INTERNAL_SERVER_ERROR
     msg: str = "mosec error"
+    retry_after: int | None = None
 
 
 class ClientError(MosecError):
@@ -69,13 +72,27 @@ class ServerError(MosecError):
 
 
 class EncodingError(ServerError):
-    """The result cannot be encoded: 500 with the details."""
+    """The result cannot be encoded, or the item of an `infer`: 500 with the details."""
 
     msg = "encoding error"
 
 
 class WrongShape(ServerError):
     """`forward` did not return what its stage needs: a fault of the worker's code, whatever the items."""
+
+
+class CallError(MosecError):
+    """`infer`, `stream` or `map` was called where, or as, it cannot be answered; the text says what to do.
+
+    Its code is 404 for a route that there is not, 405 for one that is asked in the wrong way, 503 where the server does
+    not run, and 500 for a fault of the calling program.
+    """
+
+    msg = "call error"
+
+    def __init__(self, text: str, code: int = HTTPStatus.INTERNAL_SERVER_ERROR) -> None:
+        super().__init__(text)
+        self.code = int(code)
 
 
 class MosecTimeoutError(BaseException):
@@ -255,6 +272,24 @@ def not_begun(stage: str, needs: float, left: float, setting: str) -> Failure:
     """
     text = NOT_BEGUN.format(stage, needs * 1000, left * 1000, setting)
     return Failure(HTTPStatus.REQUEST_TIMEOUT, text)
+
+
+# What a failure's text begins with, where it is one of these.
+_KNOWN = (DecodingError, ClientError, ValidationError, EncodingError, ServerError)
+
+
+def raised(failure: Failure) -> MosecError:
+    """Return what `infer` raises for a failure: the error that a worker has raised, as far as its text tells which."""
+    kinds = {400: ClientError, 422: ValidationError, 500: ServerError}
+    kind, text = kinds.get(failure.code, MosecError), failure.text
+    for known in _KNOWN:
+        if known.code == failure.code and text.startswith(f"{known.msg}: "):
+            kind, text = known, text.removeprefix(f"{known.msg}: ")
+            break
+    error = kind(text)
+    error.code = failure.code
+    error.retry_after = failure.retry_after
+    return error
 
 
 def describe(error: BaseException) -> Failure:

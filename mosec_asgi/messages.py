@@ -14,7 +14,7 @@ The messages stand on the lowest floor because all other floors use them; frames
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 from mosec_asgi.errors import Failure
 
@@ -25,25 +25,54 @@ class LinkError(Exception):
     """A worker has sent what it must not send, so its link cannot be used any more. The text names the fault."""
 
 
+class HeldPayload(Protocol):
+    """A payload in memory that a link shares with its worker, until whoever has the payload drops it."""
+
+    def __len__(self) -> int:
+        """Return a number of bytes, not more than the payload has."""
+
+    def read(self) -> bytes:
+        """Return the payload as bytes, as if the worker had sent them."""
+
+    def load(self) -> Any:
+        """Return the object that is pickled in the payload, in place of dropping it.
+
+        Large buffers of the object stay in the memory, which is given back when the last reference to them has gone.
+        """
+
+    def drop(self) -> None:
+        """Give the memory back. To be called once."""
+
+
+Payload: TypeAlias = bytes | HeldPayload
+
+
 class Call(NamedTuple):
     """A request, as the engine sees it.
 
     Attributes:
         id: a number that the caller chooses, and by which it cancels the call; see `Engine.new_id`.
         route: the place of its route in the service's list.
-        payload: the encoded input.
+        payload: the encoded input. Once the call is submitted, the engine drops one that a link holds.
         request_id: what the logs and the client call it.
         timeout: seconds until the call is answered 408; the service's own timeout where that is shorter, or where
             this is None. For a stream, seconds until its first chunk.
         example: run the first worker's example in place of `payload`.
+        objects: the input is a pickled object, which the first worker's `forward` is given as it is; and what the last
+            one's returns, or yields, is pickled as well.
+        priority: what comes first where there is a choice: the higher number.
+        key: what it may share a batch with: calls of the same key.
     """
 
     id: int
     route: int
-    payload: bytes
+    payload: Payload
     request_id: str
     timeout: float | None = None
     example: bool = False
+    objects: bool = False
+    priority: int = 0
+    key: str = ""
 
 
 class Outcome(NamedTuple):
@@ -52,13 +81,14 @@ class Outcome(NamedTuple):
     Attributes:
         call_id: the number of the call.
         code: an HTTP status; 200 for a result.
-        payload: the encoded result; empty for a stream that has ended well; the text of a failure in UTF-8.
+        payload: the encoded result; empty for a stream that has ended well; the text of a failure in UTF-8. Only to a
+            call of objects it may be one that a link holds, which is the caller's to drop.
         retry_after: seconds after which the client may try again, or None where trying again is no remedy.
     """
 
     call_id: int
     code: int
-    payload: bytes
+    payload: Payload
     retry_after: int | None = None
 
     @classmethod
@@ -71,7 +101,9 @@ class Outcome(NamedTuple):
         """What went wrong; None for a result."""
         if self.code == OK:
             return None
-        return Failure(self.code, self.payload.decode(errors="replace"), self.retry_after)
+        payload = self.payload
+        text = payload if isinstance(payload, bytes) else payload.read()
+        return Failure(self.code, text.decode(errors="replace"), self.retry_after)
 
 
 class Chunk(NamedTuple):
@@ -94,27 +126,15 @@ class Cancel(NamedTuple):
     call_id: int
 
 
-class HeldPayload(Protocol):
-    """A payload in memory that a link shares with its worker. Its holder must drop it."""
-
-    def __len__(self) -> int:
-        """Return a lower bound of the payload's size, in bytes."""
-
-    def read(self) -> bytes:
-        """Return the payload as bytes, as if the worker had sent them."""
-
-    def drop(self) -> None:
-        """Give the memory back. To be called once."""
-
-
-Payload: TypeAlias = bytes | HeldPayload
-
 # Where a task stands in its pipeline, which decides how the worker decodes and encodes it. Plain numbers, added up: an
 # operation on an enum.IntFlag takes 20 times as long, and each task needs several.
 INGRESS = 1
 EGRESS = 2
 # The input is the worker's own example, not the payload: a dry run.
 EXAMPLE = 4
+# In the place of the first two, for a call of objects: the input is a pickled object; the result is to be pickled.
+OBJECT_IN = 16
+OBJECT_OUT = 32
 
 
 class Tasks(NamedTuple):
@@ -122,7 +142,7 @@ class Tasks(NamedTuple):
 
     Attributes:
         ids: the tasks' numbers.
-        flags: the sum of `INGRESS`, `EGRESS` and `EXAMPLE` for each.
+        flags: the sum of `INGRESS`, `EGRESS`, `EXAMPLE`, `OBJECT_IN` and `OBJECT_OUT` for each.
         request_ids: what the logs call the requests.
         payloads: the encoded inputs.
     """

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import multiprocessing.process
 import sys
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from multiprocessing.process import BaseProcess
 from typing import TYPE_CHECKING, Any
 
@@ -28,10 +28,12 @@ from mosec_asgi.worker import Worker
 if TYPE_CHECKING:
     import asyncio
     import subprocess
+    from types import TracebackType
 
     from starlette.middleware import Middleware
     from starlette.types import Receive, Scope, Send
 
+    from mosec_asgi.calls.blocking import BlockingEngine
     from mosec_asgi.service import Platform, Service
     from mosec_asgi.web.direct import DirectRoutes
 
@@ -94,6 +96,8 @@ class Server:
         self._starting: asyncio.Task[Service] | None = None
         # Whether the end was asked for while the workers were loading, so that there is nothing to serve.
         self._given_up = False
+        # The `async with` blocks that need it to run.
+        self._blocks = 0
         # Called with the name and the exit code of a daemon process that has ended.
         self.on_daemon_exit: Callable[[str, int], None] | None = None
         # Set by `run()`; nothing else reads the command line.
@@ -303,9 +307,37 @@ class Server:
         """
         with contextlib.suppress(_GivenUp):
             await self._ensure_started()
+        self._blocks += 1
         try:
             yield
         finally:
+            await self._leave()
+
+    async def __aenter__(self) -> Server:
+        """Start the workers: `async with server: result = await server.infer(item)`, in a script or a notebook.
+
+        Blocks may lie in each other; the end of the last one stops the workers.
+
+        Raises:
+            StartupError: a stage could not be started.
+        """
+        try:
+            await self._ensure_started()
+        except _GivenUp:
+            raise StartupError("the end was asked for while the workers were loading") from None
+        self._blocks += 1
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
+    ) -> None:
+        """Finish what was admitted, and stop the workers."""
+        await self._leave()
+
+    async def _leave(self) -> None:
+        """End a block: the last one stops the workers."""
+        self._blocks -= 1
+        if self._blocks <= 0:
             await self._stop()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -321,6 +353,95 @@ class Server:
             await self._follow_lifespan(receive, send)
         elif scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1000})
+
+    # -- calls from the program itself -------------------------------------------------------------------------------
+
+    async def infer(
+        self,
+        item: Any,
+        route: str = DEFAULT_ROUTE,
+        *,
+        timeout: float | None = None,
+        priority: int = 0,
+        key: str = "",
+        request_id: str | None = None,
+    ) -> Any:
+        """Have an item run: `forward` of the first worker is given it, and what the last one returns for it comes back.
+
+        There is no JSON on the way, nor any other format: neither `deserialize` of the first worker nor `serialize` of
+        the last one is called, nor what a mixin makes of `serialize_ipc`, which is for what passes between stages.
+        Objects are pickled. Arrays and other large buffers (64 KiB and more) pass through shared memory, copied once on
+        the way in. A worker that checks its input (`PydanticMixin`, `TypedMsgPackMixin`) takes its model, or plain
+        data, which it checks. The call is batched with all others, those over HTTP too.
+
+        A large array in the result lies where its worker has written it, and its memory is the worker's again when the
+        last reference to it has gone. It may be changed. Copy what is to be kept for long: while the memory of a worker
+        (the setting `shared_memory`) is full, its large results come more slowly, through a pipe.
+
+        To cancel the coroutine drops the call, wherever it is.
+
+        Args:
+            item: any object that can be pickled, of a class that the workers can import.
+            route: the path of the pipeline.
+            timeout: milliseconds until it fails with 408; the setting `timeout` where that is shorter, or this is None.
+            priority: goes with the call; calls are still run in order of arrival, whatever it is.
+            key: likewise.
+            request_id: what the logs call it; made where it is None, or not up to 128 printable ASCII characters.
+
+        Raises:
+            MosecError: it has failed. `code` is the status that a client would get (400 or 422 where the worker has
+                refused the item, 408 not in time, 429 too many calls, 500 an error of the worker, 503 no worker, or a
+                shutdown), and `retry_after` the seconds after which to try again, or None. A `CallError`, one of them,
+                is a fault of the caller's: a route that there is not or that streams, a server that does not run, or
+                that runs on another event loop. An `EncodingError` says that the item or the result cannot be pickled.
+        """
+        from mosec_asgi.calls.running import running_here
+
+        calls = running_here(self._running).calls
+        return await calls.infer(item, route, timeout=timeout, priority=priority, key=key, request_id=request_id)
+
+    def stream(
+        self,
+        item: Any,
+        route: str = DEFAULT_ROUTE,
+        *,
+        timeout: float | None = None,
+        priority: int = 0,
+        key: str = "",
+        request_id: str | None = None,
+    ) -> AsyncGenerator[Any, None]:
+        """Have an item run on a route that streams: `async for event in server.stream(item)`.
+
+        Yields what the worker yields, or passes to `send_stream_event`, as it is: text, bytes, an `Event`, or any other
+        object that can be pickled. The call is made when the first event is asked for. The worker is held back while
+        `stream_buffer` bytes (a setting) have not been taken. To leave the loop, to cancel it, or `aclose`, ends the
+        stream in the worker.
+
+        Args:
+            item: see `infer`.
+            route: the path of the pipeline.
+            timeout: milliseconds until its first event; see `infer`.
+            priority: see `infer`.
+            key: see `infer`.
+            request_id: see `infer`.
+
+        Raises:
+            MosecError: see `infer`. A `CallError` is raised at once; all others, by the iterator, where they happen.
+        """
+        from mosec_asgi.calls.running import running_here
+
+        calls = running_here(self._running).calls
+        return calls.stream(item, route, timeout=timeout, priority=priority, key=key, request_id=request_id)
+
+    def engine(self) -> BlockingEngine:
+        """Return the engine for code that blocks: `with server.engine() as engine: engine.infer(item)`.
+
+        It has `infer`, `stream` and `map`, which may be called in any thread. Where the server runs, in an app above
+        all, they call it there. Where it does not, the block starts the workers, and stops them at its end.
+        """
+        from mosec_asgi.calls.blocking import BlockingEngine
+
+        return BlockingEngine(self, lambda: self._running)
 
     def direct_routes(self) -> DirectRoutes | None:
         """Return the routes that `run()` need not ask through ASGI, if there are any; see `web.direct`."""
@@ -340,8 +461,10 @@ class Server:
         import asyncio
 
         await receive()
+        began = False
         try:
-            await self._ensure_started()
+            await self.__aenter__()
+            began = True
         except EventLoopError as error:
             # Some ASGI servers bury the reason under tracebacks. So the app starts, logs the reason, and answers 503.
             self._tell_of_loop(error)
@@ -354,7 +477,8 @@ class Server:
             return
         await send({"type": "lifespan.startup.complete"})
         await receive()
-        await self._stop()
+        if began:
+            await self.__aexit__(None, None, None)
         await send({"type": "lifespan.shutdown.complete"})
 
     async def _start_late(self, scope: Scope, send: Send) -> Service | None:
@@ -401,9 +525,15 @@ class Server:
                 "server with asyncio: `hypercorn -k asyncio`, uvicorn, granian, or server.run()"
             ) from None
         if self._running is not None and self._running.loop is not loop:
+            if self._running.loop.is_running():
+                raise StartupError(
+                    "the server runs already, on another event loop of this program; from other threads call it by "
+                    "`with server.engine() as engine:`"
+                )
             # The service of a loop that ended without a shutdown, as with several `asyncio.run` calls in a row.
             self._running.abandon()
             self._running = self._starting = None
+            self._blocks = 0
         if self._starting is None or self._starting.get_loop() is not loop:
             self._given_up = False
             self._starting = loop.create_task(self._start())
@@ -446,7 +576,8 @@ class Server:
         return running
 
     async def _stop(self) -> None:
-        running, self._running, self._starting, self._given_up = self._running, None, None, False
+        running, self._running, self._starting = self._running, None, None
+        self._given_up, self._blocks = False, 0
         if running is not None:
             await running.stop()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import subprocess
 import time
@@ -15,6 +16,9 @@ from mosec_asgi.batching.coordinator import Coordinator
 from mosec_asgi.batching.engine import Engine, Statistics
 from mosec_asgi.batching.future import FutureOutcome
 from mosec_asgi.batching.stage import StagePlan
+from mosec_asgi.calls.inference import Inference
+from mosec_asgi.calls.objects import Objects
+from mosec_asgi.calls.routes import call_routes
 from mosec_asgi.config import Settings, prometheus_directory
 from mosec_asgi.definition import openapi_document, plan_service
 from mosec_asgi.errors import Failure
@@ -84,6 +88,7 @@ class Service:
         self._middleware = middleware
         stages, pipelines, limits = plan_service(routes, settings)
         self._workers = sum(len(plan.specs) for plan in stages)
+        self._call_routes = call_routes(stages, pipelines, limits)
         self._memory: SharedMemory | None = None
         self._metrics = ServiceMetrics(
             settings.namespace,
@@ -104,6 +109,8 @@ class Service:
         # The app, once the service has started; and the routes that `run()` can serve without the app, by path.
         self.app: ASGIApp
         self.direct_routes: DirectRoutes | None = None
+        # Takes calls of objects, from then on.
+        self.calls: Inference
 
     async def start(self) -> None:
         """Start all workers and wait until the service can serve; raise `StartupError` where it never will."""
@@ -111,6 +118,11 @@ class Service:
             self._custom.open()
         if not self._simulated:
             self._memory = shared_memory(self._settings.shared_memory, self._workers)
+        objects = Objects()
+        if self._memory is not None:
+            self._memory.views.tell = functools.partial(self._release_soon, self._memory)
+            objects = Objects(self._memory.own_blocks())
+        self.calls = Inference(self._coordinator, self._call_routes, objects, self._metrics)
         starting = self.loop.create_task(self._coordinator.start())
         try:
             # Its first step launches the workers.
@@ -208,6 +220,12 @@ class Service:
             memory=self._memory,
             counts=self._custom,
         )
+
+    def _release_soon(self, memory: SharedMemory) -> None:
+        """Have memory given back whose last references have gone, in whichever thread that is."""
+        # A closed loop has nobody left who would write there.
+        with contextlib.suppress(RuntimeError):
+            self.loop.call_soon_threadsafe(memory.views.release)
 
     def _let_go(self) -> None:
         """Let go of what was shared with the workers, once they have ended."""

@@ -175,6 +175,10 @@ class Worker(abc.ABC):
         number, and for threads, connections, random numbers of one's own.
         """
 
+    def _checked(self, item: Any) -> Any:
+        """Return an item that `infer` was given as `forward` is to have it; a format with a schema checks it here."""
+        return item
+
     def _answered(self, payloads: Sequence[bytes]) -> None:  # noqa: B027
         """Called when tasks with these encoded inputs are answered, and so will not be run again elsewhere."""
 

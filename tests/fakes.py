@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import pickle
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -103,6 +104,11 @@ class Held:
     def read(self) -> bytes:
         assert not self.drops, "it was read after it was dropped"
         return self.contents
+
+    def load(self) -> Any:
+        value = pickle.loads(self.read())
+        self.drop()
+        return value
 
     def drop(self) -> None:
         self.drops += 1

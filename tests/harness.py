@@ -175,10 +175,10 @@ class Program:
         [value] = [line.rpartition(" ")[2] for line in lines if line.startswith(f"mosec_service_{name} ")]
         return int(float(value))
 
-    def batches(self, stage: str) -> tuple[int, int]:
+    def batches(self, stage: str, path: str = "/metrics") -> tuple[int, int]:
         """Return how many items a stage has got in batches, and how many batches these were, over all its workers."""
         totals = {"sum": 0.0, "count": 0.0}
-        for line in self.client.get("/metrics").text.splitlines():
+        for line in self.client.get(path).text.splitlines():
             name, _, value = line.rpartition(" ")
             kind = name.partition("{")[0].removeprefix("mosec_service_batch_size_")
             if kind in totals and f'stage="{stage}"' in name:

@@ -48,7 +48,10 @@ class PickledCaller:
         self._caller = caller
 
     def settled(self, outcome: Outcome) -> None:
-        self._caller.settled(cross(outcome))
+        crossed = cross(outcome)
+        # As below.
+        drop_all((outcome.payload,))
+        self._caller.settled(crossed)
 
     def streamed(self, chunk: Chunk) -> None:
         self._caller.streamed(cross(chunk))
@@ -125,7 +128,9 @@ class PickledCoordinator(Coordinator):
         super().__init__(stages, routes, crossing, limits, **options)
 
     def submit(self, call: Call, caller: Caller) -> None:
-        super().submit(cross(call), PickledCaller(caller))
+        crossed = cross(call)
+        drop_all((call.payload,))
+        super().submit(crossed, PickledCaller(caller))
 
     def credit(self, credit: Credit) -> None:
         super().credit(cross(credit))

@@ -19,7 +19,7 @@ from mosec_asgi.inside.loading import load
 from mosec_asgi.ipc import frames, reference
 from mosec_asgi.ipc.mapped import Mapped
 from mosec_asgi.ipc.shm import SharedMemory
-from mosec_asgi.messages import EGRESS, EXAMPLE, INGRESS
+from mosec_asgi.messages import EGRESS, EXAMPLE, INGRESS, OBJECT_IN, OBJECT_OUT
 from mosec_asgi.worker import Worker
 
 pytestmark = pytest.mark.usefixtures("logged")
@@ -49,6 +49,34 @@ def test_the_place_in_the_pipeline_decides_the_formats(
 ) -> None:
     forward = (lambda item: item * 2) if max_batch_size == 1 else (lambda batch: [item * 2 for item in batch])
     assert run(worker_of(forward), tasks(sent, flags=flags), max_batch_size=max_batch_size) == [(200, received)]
+
+
+@pytest.mark.parametrize(
+    ("flags", "sent", "received"),
+    [
+        (OBJECT_IN | OBJECT_OUT, pickle.dumps({1}), pickle.dumps((lambda item: [item] * 2)({1}), 5)),
+        (OBJECT_IN, pickle.dumps({1}), b"ipc"),
+        (OBJECT_OUT, b"item", pickle.dumps(["ipc of item"] * 2, 5)),
+    ],
+    ids=["only stage", "first stage", "last stage"],
+)
+@pytest.mark.parametrize("max_batch_size", [1, 4])
+def test_a_call_of_objects_passes_no_format_at_its_ends_and_the_workers_own_between(
+    flags: int, sent: bytes, received: bytes, max_batch_size: int
+) -> None:
+    members = {
+        "deserialize_ipc": lambda self, data: f"ipc of {data.decode()}",
+        "serialize_ipc": lambda self, data: b"ipc",
+    }
+    forward = (lambda item: [item] * 2) if max_batch_size == 1 else (lambda batch: [[item] * 2 for item in batch])
+    worker = worker_of(forward, **members)
+    assert run(worker, tasks(sent, flags=flags), max_batch_size=max_batch_size) == [(200, received)]
+
+
+def test_an_item_of_a_call_of_objects_is_checked_by_the_format() -> None:
+    worker = worker_of(lambda item: item, _checked=lambda self, item: f"checked {item}")
+    expected = (200, pickle.dumps("checked 1", 5))
+    assert run(worker, tasks(pickle.dumps(1), flags=OBJECT_IN | OBJECT_OUT)) == [expected]
 
 
 def test_a_serializer_that_returns_text_is_told_so() -> None:

@@ -42,7 +42,19 @@ from mosec_asgi.errors import (
     not_begun,
     too_late,
 )
-from mosec_asgi.messages import EGRESS, EXAMPLE, INGRESS, Call, Chunk, LinkError, Outcome, Results, Tasks
+from mosec_asgi.messages import (
+    EGRESS,
+    EXAMPLE,
+    INGRESS,
+    OBJECT_IN,
+    OBJECT_OUT,
+    Call,
+    Chunk,
+    LinkError,
+    Outcome,
+    Results,
+    Tasks,
+)
 
 pytestmark = pytest.mark.usefixtures("logged")
 
@@ -215,6 +227,55 @@ async def test_an_example_takes_the_place_of_the_body() -> None:
         assert list(second.sent[0].flags) == [EGRESS]
         second.reply()
         assert await answer(ticket) == b"re:re:"
+
+
+async def test_a_call_of_objects_has_flags_of_its_own_in_the_same_batch() -> None:
+    async with running(
+        stage("A_1", max_batch_size=2, max_wait=1.0), stage("B_2", max_batch_size=2, max_wait=1.0)
+    ) as service:
+        first, second = service.workers
+        plain = service.submit()
+        caller, call = Told(), Call(service.coordinator.new_id(), 0, b"item", "mine", objects=True)
+        service.coordinator.submit(call, caller)
+        await first.gets_work()
+        assert list(first.sent[0].flags) == [INGRESS, OBJECT_IN]
+        first.reply()
+        await second.gets_work()
+        assert list(second.sent[0].flags) == [EGRESS, OBJECT_OUT]
+        second.reply()
+        assert (await answer(plain), caller.outcomes) == (b"re:re:1", [Outcome(call.id, 200, b"re:re:item")])
+
+
+async def test_what_a_link_holds_is_passed_on_to_a_caller_of_objects_and_to_no_other() -> None:
+    async with running(stage()) as service:
+        for objects in (True, False):
+            held, caller = Held(), Told()
+            call = Call(service.coordinator.new_id(), 0, b"item", "mine", objects=objects)
+            service.coordinator.submit(call, caller)
+            await service.worker.gets_work()
+            service.worker.reply(payloads=[held])
+            await settled_loop()
+            [outcome] = caller.outcomes
+            assert (outcome.code, held.drops) == (200, 0 if outcome.payload is held else 1)
+            if not objects:
+                assert outcome.payload == b"contents"
+            elif service.engine is not PickledCoordinator:
+                assert outcome.payload is held
+
+
+@pytest.mark.parametrize("how", ["refused", "answered", "cancelled"])
+async def test_the_engine_drops_the_input_that_a_link_holds_whatever_becomes_of_the_call(how: str) -> None:
+    async with running(stage(), capacity=0 if how == "refused" else 1) as service:
+        held = Held()
+        call = Call(service.coordinator.new_id(), 0, held, "mine", objects=True)
+        service.coordinator.submit(call, Told())
+        if how == "answered":
+            await service.worker.gets_work()
+            service.worker.reply(payloads=[b"done"])
+        elif how == "cancelled":
+            service.coordinator.cancel(call.id)
+        await settled_loop()
+        assert held.drops == 1
 
 
 # -- waiting for a batch -----------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ import pytest
 
 from mosec_asgi import errors
 from mosec_asgi.errors import (
+    CallError,
     ClientError,
     DecodingError,
     DefinitionError,
@@ -16,6 +17,7 @@ from mosec_asgi.errors import (
     ValidationError,
     WrongShape,
     describe,
+    raised,
     too_slow,
 )
 
@@ -99,3 +101,43 @@ def test_a_408_names_the_setting_to_raise_and_its_unit() -> None:
     assert "longer than 0.5 s" in text
     assert "`timeout` (seconds) of its stage" in text
     assert "setting `timeout` (milliseconds)" in text
+
+
+class Teapot(MosecError):
+    code = 418
+    msg = "I am a teapot"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [ClientError("x"), DecodingError("x"), ValidationError("x"), ServerError("x"), EncodingError("x")],
+    ids=lambda error: type(error).__name__,
+)
+def test_an_error_that_has_crossed_is_the_same_again(error: MosecError) -> None:
+    again = raised(describe(error))
+    assert (type(again), str(again), again.code, again.retry_after) == (type(error), "x", error.code, None)
+    assert describe(again) == describe(error)
+
+
+@pytest.mark.parametrize(
+    ("failure", "kind", "text"),
+    [
+        (describe(Teapot("x")), MosecError, "I am a teapot: x"),
+        (describe(WrongShape("x")), ServerError, "x"),
+        (describe(KeyError("x")), ServerError, "inference internal error"),
+        (errors.at_capacity(3), MosecError, "too many requests: the service is at its capacity"),
+        (errors.CLOSING, MosecError, "the service is shutting down"),
+        (describe(too_slow(1.0)), MosecError, str(describe(too_slow(1.0)).text)),
+    ],
+)
+def test_a_failure_is_raised_with_its_code_and_when_to_come_again(
+    failure: Failure, kind: type[MosecError], text: str
+) -> None:
+    error = raised(failure)
+    assert (type(error), str(error)) == (kind, text)
+    assert (error.code, error.retry_after) == (failure.code, failure.retry_after)
+
+
+def test_a_fault_of_the_caller_has_the_code_that_it_is_given() -> None:
+    assert (CallError("x").code, CallError("x", 404).code) == (500, 404)
+    assert describe(CallError("x", 503)) == Failure(503, "call error: x")

@@ -32,6 +32,13 @@ def test_a_route_of_the_app_asks_the_model_as_the_readme_shows(program: Program)
     assert (missing.status_code, "hamlet" in missing.text) == (404, True)
 
 
+def test_a_route_of_the_app_checks_what_it_is_sent_before_it_asks(program: Program) -> None:
+    answer = program.client.post("/drafts", json={"text": "one two three four"})
+    assert answer.json() == {"text": "one two three four", "seconds": 1.0}
+    for wrong in ({"text": ""}, {"text": 4}, {"text": "x" * 10_001}, {}):
+        assert program.client.post("/drafts", json=wrong).status_code == 422
+
+
 def test_the_model_is_reached_below_its_mount_and_its_errors_are_its_own(program: Program) -> None:
     assert program.client.post("/ml/inference", json="one two three four").json() == {"seconds": 1.0}
     refused = program.client.post("/ml/inference", json=4)

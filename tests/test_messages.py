@@ -31,6 +31,7 @@ from mosec_asgi.messages import (
 EACH = [
     Call(1, 0, b"payload", "request"),
     Call(2, 3, b"", "request", 1.5, example=True),
+    Call(2, 3, b"", "request", objects=True, priority=2, key="adapter"),
     Outcome(1, 200, b"result"),
     Outcome(1, 429, b"too many", 7),
     Chunk(1, b"piece"),

@@ -21,6 +21,7 @@ def test_the_public_names() -> None:
         "DecodingError",
         "EncodingError",
         "Event",
+        "MosecError",
         "Runtime",
         "SSEWorker",
         "Server",

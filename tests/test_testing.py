@@ -7,6 +7,7 @@ import contextlib
 import functools
 import gc
 import os
+import random
 import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
@@ -18,7 +19,7 @@ from starlette.applications import Starlette
 from starlette.routing import Mount
 
 from mosec_asgi import ClientError, ContinuousWorker, Server, SSEWorker, Worker, get_logger, testing
-from mosec_asgi.errors import DefinitionError, StartupError
+from mosec_asgi.errors import DefinitionError, MosecError, ServerError, StartupError
 from mosec_asgi.testing import InlineService
 
 
@@ -619,3 +620,78 @@ async def test_a_worker_can_ask_whether_its_client_has_left() -> None:
         assert service.statistics.stages[0].in_flight == 0
         with pytest.raises(asyncio.CancelledError):
             await request
+
+
+# -- calls from the program itself -------------------------------------------------------------------------------------
+
+
+def calling(executor: str) -> Server:
+    """Return a server with workers of several kinds, which takes calls of objects."""
+    server = Server(timeout=10_000)
+    server.append_worker(Double, executor=executor, route="/double")
+    server.append_worker(Increment, executor=executor, max_batch_size=4, max_wait_time=1000, route="/increment")
+    server.append_worker(Wait, executor=executor, concurrency=4, route="/wait")
+    server.append_worker(Count, executor=executor, route="/count")
+    return server
+
+
+EXECUTORS = pytest.mark.parametrize("executor", ["process", "thread"])
+
+
+@EXECUTORS
+@on_virtual_time
+async def test_objects_go_in_and_come_out_as_they_are(executor: str) -> None:
+    async with testing.serving(calling(executor)) as service:
+        assert await service.infer((1, b"x"), "/double") == (1, b"x", 1, b"x")
+        began = now()
+        asked = service.client.post("/increment", json=5)
+        answer, first, second = await asyncio.gather(
+            asked, service.infer(1, "/increment"), service.infer(0, "/increment"), return_exceptions=True
+        )
+        assert isinstance(second, ClientError)
+        assert (answer.json(), first, str(second), second.code) == (6, 2, "no zero", 400)
+        assert now() - began == pytest.approx(1.0), "it has waited for a fourth"
+        assert sorted(service.worker(Increment).calls[-1]) == [0, 1, 5]
+        assert await _gathered(service, 3) == ["0", "1", "2"]
+
+
+@EXECUTORS
+@on_virtual_time
+async def test_a_call_meets_its_deadline_on_virtual_time(executor: str) -> None:
+    async with testing.serving(calling(executor)) as service:
+        began = now()
+        with pytest.raises(MosecError) as caught:
+            await service.infer(3600.0, "/wait", timeout=250)
+        assert (caught.value.code, now() - began) == (408, pytest.approx(0.25))
+        service.worker(Double).crash(after=0)
+        assert await service.infer(4, "/double") == 8
+        service.worker(Double).crash(after=0, times=2)
+        with pytest.raises(ServerError, match="the worker died"):
+            await service.infer(4, "/double")
+
+
+@EXECUTORS
+@on_virtual_time
+async def test_a_thousand_calls_that_are_cancelled_at_random_leave_nothing(executor: str) -> None:
+    chance = random.Random(11)
+    server = calling(executor)
+    async with testing.serving(server) as service:
+        calls: list[asyncio.Task[Any]] = []
+        for _ in range(1000):
+            route, item = chance.choice([("/double", 1), ("/increment", 2), ("/wait", 0.01), ("/count", 4)])
+            call = _gathered(service, item) if route == "/count" else service.infer(item, route)
+            calls.append(asyncio.create_task(call))
+            await asyncio.sleep(chance.choice([0.0, 0.0, 0.004]))
+            if chance.random() < 0.5:
+                chance.choice(calls[-4:]).cancel()
+        results = await asyncio.gather(*calls, return_exceptions=True)
+        cancelled = [result for result in results if isinstance(result, asyncio.CancelledError)]
+        failed = [result for result in results if isinstance(result, Exception)]
+        assert (len(cancelled) > 100, failed) == (True, [])
+        await asyncio.sleep(1)
+        rest = [(each.queued, each.in_flight, each.slots_in_use) for each in service.statistics.stages]
+        assert (service.statistics.admitted, set(rest)) == (0, {(0, 0, 0)})
+
+
+async def _gathered(service: InlineService, item: Any) -> list[Any]:
+    return [event async for event in service.stream(item, "/count")]

@@ -1,71 +1,64 @@
-"""The policy without batching, by itself; `test_scheduler` shows what comes of it."""
+"""How many calls `map` keeps in flight."""
 
 from __future__ import annotations
 
-from fakes import new_task
+from hypothesis import given
+from hypothesis import strategies as st
 
-from mosec_asgi.batching.loads import WINDOW_SECONDS, Loads
-from mosec_asgi.batching.policy import Pick
-from mosec_asgi.batching.policy.window import WindowPolicy
-from mosec_asgi.batching.queue import TaskQueue
-from mosec_asgi.batching.task import Task
-
-POLICY: WindowPolicy[str] = WindowPolicy()
+from mosec_asgi.calls.window import Window
 
 
-def workers(**windows: int) -> Loads[str]:
-    """Return workers that take so many tasks at a time."""
-    loads: Loads[str] = Loads(batched=False, concurrency=1, ordered=True)
-    for worker, window in windows.items():
-        loads.add(worker)
-        loads[worker].window = window
-    return loads
+def test_it_begins_with_what_the_workers_can_run_at_once_and_never_exceeds_the_most() -> None:
+    assert Window(4, 10, 3.0).size == 4
+    assert Window(20, 10, 3.0).size == 10
+    assert Window(0, 0, 3.0).size == 1
 
 
-def waiting(count: int) -> tuple[TaskQueue, list[Task]]:
-    queue = TaskQueue()
-    tasks = [new_task(number, 0.0) for number in range(count)]
-    for task in tasks:
-        queue.append(task)
-    return queue, tasks
+def test_it_grows_a_little_with_each_round_of_quick_answers_up_to_the_most() -> None:
+    window = Window(16, 24, 3.0)
+    sizes = []
+    for _ in range(5):
+        sizes.append(window.size)
+        for _ in range(window.size):
+            window.answered(0.1)
+    assert sizes == [16, 18, 22, 24, 24]
 
 
-def test_the_only_worker_with_room_is_given_all_that_it_has_room_for() -> None:
-    queue, tasks = waiting(5)
-    loads = workers(a=3, b=1)
-    loads.give("b", [new_task(99, 0.0)])
-    assert POLICY.pick(queue, loads, 0.0) == Pick("a", tasks[:3])
+def test_it_stands_where_answers_take_half_of_their_time_and_shrinks_where_they_take_more() -> None:
+    window = Window(10, 100, 1.0)
+    window.answered(0.6)
+    assert window.size == 10
+    window.answered(0.8)
+    assert window.size == 9
+    for _ in range(100):
+        window.answered(0.8)
+    assert window.size == 1
 
 
-def test_of_two_with_room_the_one_with_less_ahead_is_given_one() -> None:
-    queue, tasks = waiting(5)
-    loads = workers(a=3, b=3)
-    loads.give("a", [new_task(99, 0.0)])
-    assert POLICY.pick(queue, loads, 0.0) == Pick("b", tasks[:1])
+def test_after_a_refusal_there_are_no_more_than_there_were_beside_it() -> None:
+    window = Window(10, 100, 1.0)
+    window.refused(7)
+    assert window.size == 7
+    window.refused(9)
+    assert window.size == 7, "a refusal never lets it grow"
+    window.refused(0)
+    assert window.size == 1
 
 
-def test_what_counts_is_the_measured_work() -> None:
-    queue, tasks = waiting(5)
-    loads = workers(quick=1, slow=1)
-    loads["quick"].measure(WINDOW_SECONDS / 10)
-    loads["slow"].measure(WINDOW_SECONDS / 2)
-    loads.give("quick", [new_task(90, 0.0), new_task(91, 0.0)])
-    loads.give("slow", [new_task(92, 0.0)])
-    assert POLICY.pick(queue, loads, 0.0) == Pick("quick", tasks[:1])
+def test_calls_without_a_limit_of_time_let_it_grow() -> None:
+    window = Window(1, 3, float("inf"))
+    window.answered(1e9)
+    assert window.size == 2
 
 
-def test_a_worker_that_runs_a_task_alone_is_passed_over() -> None:
-    queue, tasks = waiting(2)
-    loads = workers(a=5, b=5)
-    loads["a"].alone = True
-    assert POLICY.pick(queue, loads, 0.0) == Pick("b", tasks)
-    loads["b"].alone = True
-    assert POLICY.pick(queue, loads, 0.0) is None
-
-
-def test_without_room_there_is_nothing_to_do_until_something_happens() -> None:
-    queue, _ = waiting(2)
-    loads = workers(a=1)
-    loads.give("a", [new_task(99, 0.0)])
-    assert POLICY.pick(queue, loads, 0.0) is None
-    assert queue.live == 2
+@given(st.lists(st.one_of(st.floats(0, 10), st.integers(0, 50))), st.integers(1, 50), st.integers(1, 50))
+def test_whatever_happens_there_is_room_for_one_and_for_no_more_than_the_most(
+    history: list[float | int], start: int, most: int
+) -> None:
+    window = Window(start, most, 1.0)
+    for event in history:
+        if isinstance(event, int):
+            window.refused(event)
+        else:
+            window.answered(event)
+        assert 1 <= window.size <= most

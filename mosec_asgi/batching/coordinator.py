@@ -22,7 +22,7 @@ from mosec_asgi.batching.stage import Stage, StagePlan
 from mosec_asgi.batching.task import State, Task
 from mosec_asgi.errors import CLIENT_LEFT, CLOSING, STAGE_DOWN, STALLED, TIMED_OUT, TOO_LONG, Failure
 from mosec_asgi.lazy_timer import LazyTimer
-from mosec_asgi.messages import OK, Call, Chunk, Credit, LinkError, Outcome, Payload
+from mosec_asgi.messages import OK, Call, Chunk, Credit, LinkError, Outcome, Payload, drop_all
 from mosec_asgi.observing.observer import StageObserver
 from mosec_asgi.pool.link import Launcher
 
@@ -207,7 +207,8 @@ class Coordinator:
             failure = self._answer_to(refusal.reason, stages, now)
             if (told := self._stages[refusal.stage].events.refused) is not None:
                 told(failure.code, refusal.reason.value, now)
-            # In a later turn: a caller never hears an outcome before `submit` has returned.
+            drop_all((call.payload,))
+            # Later: nobody is answered before he has done asking.
             self._loop.call_soon(_tell, caller, Outcome.of_failure(call.id, failure), call.request_id)
             return
         deadline = now + timeout
@@ -287,7 +288,8 @@ class Coordinator:
             self._admission.arrived(task.stage)
             self._stages[task.stages[task.position]].enqueue(task, now)
             return
-        if not isinstance(payload, bytes):
+        # What belongs to a call of objects its caller reads where it lies.
+        if not (isinstance(payload, bytes) or task.objects):
             code, payload = self._read(task, code, payload)
         self._settle(task, Outcome(task.id, code, payload))
 

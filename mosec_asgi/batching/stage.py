@@ -31,6 +31,8 @@ from mosec_asgi.messages import (
     EGRESS,
     EXAMPLE,
     INGRESS,
+    OBJECT_IN,
+    OBJECT_OUT,
     Cancels,
     Chunks,
     Credits,
@@ -453,6 +455,8 @@ class Stage:
 
 def _flags(task: Task) -> int:
     """Return where a task stands in its pipeline, for the worker."""
+    if task.objects:
+        return (OBJECT_IN if task.position == 0 else 0) | (OBJECT_OUT if task.at_last_stage else 0)
     flags = 0
     if task.position == 0:
         flags = EXAMPLE if task.example else INGRESS

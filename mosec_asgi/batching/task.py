@@ -80,12 +80,13 @@ class Task:
         batch: on its worker: the place of its batch's first task.
         flow: of a task whose result is a stream: what is on its way to the client.
         example: a dry run: the first worker's own example takes the place of the payload.
+        objects: its call is one of objects: see `Call`.
         state: see the table.
     """
 
     __slots__ = (
         "alone", "arrived", "at_last_stage", "attempts", "batch", "began", "caller", "deadline", "example", "flow",
-        "id", "number", "payload", "place", "position", "queued", "request_id", "route", "stages", "state",
+        "id", "number", "objects", "payload", "place", "position", "queued", "request_id", "route", "stages", "state",
     )  # fmt: skip
 
     def __init__(
@@ -97,8 +98,7 @@ class Task:
         deadline: float,
         flow: Flow | None = None,
     ) -> None:
-        self.payload: Payload
-        self.id, self.route, self.payload, self.request_id, _, self.example = call
+        self.id, self.route, self.payload, self.request_id, _, self.example, self.objects, _, _ = call
         self.caller = caller
         self.stages = stages
         self.position = 0

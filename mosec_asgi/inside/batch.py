@@ -172,7 +172,7 @@ class BatchAlgorithm:
             self._answer(tasks, answers, 0.0)
             answers = {}
             for place in places:
-                self._outlet.open(tasks.ids[place], tasks.request_ids[place])
+                self._outlet.open(tasks.ids[place], tasks.request_ids[place], tasks.flags[place])
         ids = tasks.ids if len(places) == len(tasks.ids) else [tasks.ids[place] for place in places]
         if self._passing is not None:
             for place in places:

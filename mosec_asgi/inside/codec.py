@@ -14,6 +14,7 @@ from mosec_asgi import log
 from mosec_asgi.errors import (
     CANCELLED,
     INTERNAL_ERROR_TEXT,
+    DecodingError,
     EncodingError,
     Failure,
     MosecError,
@@ -22,20 +23,22 @@ from mosec_asgi.errors import (
     describe,
 )
 from mosec_asgi.inside.ending import Ending
-from mosec_asgi.inside.pickler import Pickler, load
+from mosec_asgi.inside.pickler import PROTOCOL, Pickler, load
 from mosec_asgi.inside.returned import UNFINISHED, check_finished
 from mosec_asgi.inside.spec import WorkerSpec
 from mosec_asgi.ipc import frames, reference
 from mosec_asgi.ipc.arena import LARGE
 from mosec_asgi.ipc.mapped import Mapped
-from mosec_asgi.messages import EGRESS, EXAMPLE, INGRESS
+from mosec_asgi.messages import EGRESS, EXAMPLE, INGRESS, OBJECT_IN, OBJECT_OUT
 from mosec_asgi.worker import Worker
 
 logger = log.internal_logger(__name__)
 
 # The status and the payload of an answer.
 Answer = tuple[int, bytes]
-# The answer to a task that nobody waits for.
+# What `pickle` raises where an object cannot be pickled, and what an object's own way to be pickled raises.
+NOT_PICKLED = (pickle.PicklingError, TypeError, AttributeError, RecursionError)
+# For a task that nobody waits for.
 LEFT: Answer = (CANCELLED, b"")
 
 
@@ -54,8 +57,10 @@ class Codec:
         self._spec = spec
         self._memory = memory
         default = type(worker).serialize_ipc is Worker.serialize_ipc
-        # Separate buffers only where both sides use the default methods.
-        self._pickler = Pickler(memory) if memory is not None and default and spec.buffers_apart else None
+        # Of results for calls of objects, which the server reads.
+        self._objects = Pickler(memory) if memory is not None else None
+        # Between stages, buffers apart from the rest only where both sides take the default way.
+        self._pickler = self._objects if default and spec.buffers_apart else None
 
     def decode(self, flags: int, payload: bytes) -> Any:
         """Return the input of `forward`; raises what the worker's `deserialize` raises."""
@@ -64,15 +69,37 @@ class Codec:
             if self._memory is None:
                 raise frames.FrameError("a task lies in shared memory, and this worker has none")
             if contents.kind is not reference.Kind.BYTES:
+                if flags & OBJECT_IN:
+                    return self._item(contents)
                 return load(contents, self._memory)
             payload = self._memory.read(contents.spans[0])
         if flags & INGRESS:
             return self._worker.deserialize(payload)
+        if flags & OBJECT_IN:
+            return self._item(payload)
         if flags & EXAMPLE:
             example = examples(self._worker)[0]
             # An example of a worker with batching is a batch, but a dry run has one task for it.
             return example[0] if self._spec.max_batch_size > 1 and isinstance(example, (list, tuple)) else example
         return self._worker.deserialize_ipc(payload)
+
+    def _item(self, pickled: bytes | reference.Contents) -> Any:
+        """Return the object that `infer` was given, as the worker's format checks it."""
+        try:
+            if isinstance(pickled, bytes):
+                item = pickle.loads(pickled)
+            else:
+                assert self._memory is not None
+                item = load(pickled, self._memory)
+        except (Ending, frames.FrameError):
+            raise
+        except Exception as error:
+            # Most often a class that this process cannot import.
+            raise DecodingError(
+                f"the item cannot be unpickled in {self._spec.stage}: {type(error).__name__}: {error}; its class must "
+                "be in a module that the worker can import, as its own class is"
+            ) from error
+        return self._worker._checked(item)
 
     def encode(self, flags: int, result: Any) -> Answer:
         """Return a result as an answer; raises what the worker's `serialize` raises."""
@@ -80,13 +107,14 @@ class Codec:
             check_finished(result)
         if flags & EGRESS:
             payload = self._worker.serialize(result)
+        elif flags & OBJECT_OUT:
+            return self._pickled(result)
         else:
             try:
                 if self._pickler is not None:
                     return self._pickler.dump(result)
                 payload = self._worker.serialize_ipc(result)
-            # `pickle` raises these, and an object's own `__reduce__` may raise anything.
-            except (pickle.PicklingError, TypeError, AttributeError, RecursionError) as error:
+            except NOT_PICKLED as error:
                 if type(self._worker).serialize_ipc is not Worker.serialize_ipc:
                     raise
                 raise EncodingError(
@@ -98,6 +126,26 @@ class Codec:
         if len(payload) >= LARGE and self._memory is not None and (span := self._memory.put(payload)) is not None:
             return frames.IN_MEMORY, reference.pack(reference.Kind.BYTES, [span])
         return 200, payload
+
+    def _pickled(self, result: Any) -> Answer:
+        """Return a result for a call of objects as an answer."""
+        try:
+            return (200, pickle.dumps(result, PROTOCOL)) if self._objects is None else self._objects.dump(result)
+        except NOT_PICKLED as error:
+            raise EncodingError(
+                f"what {self._spec.stage} returned cannot be pickled for `infer`: {error}; return plain data, or give "
+                "the object a __reduce__"
+            ) from error
+
+    def pickled_event(self, event: Any) -> bytes:
+        """Return an event of a stream for a call of objects; raises `EncodingError`."""
+        try:
+            return pickle.dumps(event, PROTOCOL)
+        except NOT_PICKLED as error:
+            raise EncodingError(
+                f"an event of {self._spec.stage} cannot be pickled for `stream`: {error}; yield plain data, or give "
+                "the object a __reduce__"
+            ) from error
 
     def answer(self, flags: int, result: Any, request_id: str) -> Answer:
         """Return the answer for the result of an item, which may be an exception."""

@@ -133,7 +133,7 @@ class ContinuousRunner:
         finally:
             self._at = ()
         self._names[task_id] = request_ids[0]
-        self._outlet.open(task_id, request_ids[0])
+        self._outlet.open(task_id, request_ids[0], tasks.flags[place])
         self._tasks[slot] = task_id
         self._slot_of[task_id] = slot
         self._payloads[task_id] = inputs(tasks)[place]

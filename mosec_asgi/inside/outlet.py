@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from http import HTTPStatus
 from typing import Any
 
@@ -17,6 +17,7 @@ from mosec_asgi.inside.codec import LEFT, Answer, Codec
 from mosec_asgi.inside.ending import Ending
 from mosec_asgi.inside.port import Port
 from mosec_asgi.inside.spec import WorkerSpec
+from mosec_asgi.messages import OBJECT_OUT
 from mosec_asgi.streaming import FINISHED, encoder_for
 from mosec_asgi.worker import Worker
 
@@ -49,9 +50,9 @@ class Outlet:
         self._limit = spec.stream_buffer
         self._codec = codec
         self._port = port
-        # The open streams: the request's id, and when they were opened.
-        self._open: dict[int, tuple[str, float]] = {}
-        # Streams whose call of `forward` still runs: those that have sent an event, and those that have ended already.
+        # The open streams: the request's id, when they were opened, and what gives their events their form.
+        self._open: dict[int, tuple[str, float, Callable[[Any], bytes]]] = {}
+        # Until their call of `forward` is over: those that have sent an event, and those that it has ended itself.
         self._begun: set[int] = set()
         self._finished: set[int] = set()
         # The events that `flush` sends.
@@ -60,9 +61,10 @@ class Outlet:
         # Events may be pushed from several threads.
         self._lock = threading.RLock()
 
-    def open(self, task_id: int, request_id: str) -> None:
+    def open(self, task_id: int, request_id: str, flags: int = 0) -> None:
         """Open the stream of a task."""
-        self._open[task_id] = (request_id, time.perf_counter())
+        encode = self._codec.pickled_event if flags & OBJECT_OUT else self._encode
+        self._open[task_id] = (request_id, time.perf_counter(), encode)
 
     def is_open(self, task_id: int) -> bool:
         """Whether a stream has been opened and has not ended."""
@@ -135,7 +137,7 @@ class Outlet:
 
     def _put(self, task_id: int, event: Any) -> None:
         try:
-            chunk = self._encode(event)
+            chunk = self._open[task_id][2](event)
         except Ending:
             raise
         except BaseException as error:
@@ -178,7 +180,7 @@ class Outlet:
         with self._lock:
             if task_id in self._open:
                 self.flush()
-                _, opened = self._open.pop(task_id)
+                _, opened, _ = self._open.pop(task_id)
                 self._port.answer_one(task_id, answer, time.perf_counter() - opened)
 
     def drop_left(self, task_ids: Iterable[int]) -> list[int]:

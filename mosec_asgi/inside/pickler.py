@@ -11,7 +11,8 @@ import ctypes
 import io
 import pickle
 import sys
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 from mosec_asgi.ipc import frames, reference
 from mosec_asgi.ipc.arena import LARGE
@@ -27,10 +28,20 @@ _memory_at.restype = ctypes.py_object
 _PY_BUF_WRITE = 0x200
 
 
-class Pickler:
-    """Pickles results of a worker."""
+class Memory(Protocol):
+    """Where large buffers are put: the shared memory, as one side has it."""
 
-    def __init__(self, memory: Mapped) -> None:
+    def put(self, data: bytes | memoryview) -> Span | None:
+        """Write a block; None where there is no room."""
+
+    def take_back(self, spans: Sequence[Span]) -> None:
+        """Have blocks written over, which nobody has been told of."""
+
+
+class Pickler:
+    """Pickles results of a worker, or what it is given."""
+
+    def __init__(self, memory: Memory) -> None:
         """Put large buffers into `memory`."""
         self._memory = memory
         # The buffers of the result that is being pickled.

@@ -29,6 +29,7 @@ from mosec_asgi.ipc import frames
 from mosec_asgi.ipc.arena import PAGE, ArenaError, pages
 from mosec_asgi.ipc.reference import Span
 from mosec_asgi.ipc.shm import Share, Writer, keep_freed_memory
+from mosec_asgi.ipc.views import array_type
 
 # Python has the name since 3.13. Without the flag the kernel refuses mappings larger than the machine's memory.
 _MAP_NORESERVE: int = getattr(
@@ -106,7 +107,7 @@ class Mapped:
             FrameError: it is not in the memory.
         """
         self._check(span)
-        owner = _array_type(span.length, self._total - span.begin).from_buffer(self._all, span.begin)
+        owner = array_type(span.length, self._total - span.begin).from_buffer(self._all, span.begin)
         line = _Lifeline(owner, self._gone.append)
         line.span, line.kept, line.faults = span, False, _page_faults()
         self._live[span.begin] = line
@@ -183,12 +184,6 @@ class Mapped:
             if len(entries) == size // PAGE * 8 and not entries[7::8].translate(None, _UNCHANGED):
                 return
         self._all.madvise(mmap.MADV_DONTNEED, span.begin, size)
-
-
-def _array_type(length: int, room: int) -> type[ctypes.Array[ctypes.c_ubyte]]:
-    """Return one of a few array types, for at least `length` bytes: each type costs time and memory."""
-    rounded = 1 << (length - 1).bit_length()
-    return ctypes.c_ubyte * (rounded if rounded <= room else room)
 
 
 def _page_faults() -> int:

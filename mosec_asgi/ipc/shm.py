@@ -16,7 +16,7 @@ import mmap
 import os
 import pickle
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from multiprocessing import reduction
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from mosec_asgi.ipc.arena import LARGE, Arena, pages
 from mosec_asgi.ipc.frames import FrameError
 from mosec_asgi.ipc.ledger import Block, Ledger, Reader, Region
 from mosec_asgi.ipc.reference import Span
+from mosec_asgi.ipc.views import Views
 from mosec_asgi.messages import OK, Payload, Results, Tasks, drop_all
 
 # Bytes; glibc keeps up to twice as much freed memory for the next payload.
@@ -187,6 +188,8 @@ class SharedMemory:
         self._region = own
         self._writer = Writer(self._descriptor, self._mapping, (own.begin, size), own.begin)
         own.over = self._writer.free
+        # What `infer` has returned.
+        self.views = Views(self._mapping, self._total, self._view_gone)
         self._closed = False
 
     def __repr__(self) -> str:
@@ -212,9 +215,24 @@ class SharedMemory:
             return None
         return reference.pack(reference.Kind.BYTES, [span]), self._ledger.wrote(self._region, [span])
 
+    def own_blocks(self) -> OwnBlocks:
+        """Return a place for the large buffers of what the server gives to workers."""
+        return OwnBlocks(self, self._writer)
+
+    def hold(self, description: bytes) -> SharedPayload:
+        """Return a payload of blocks that the server has written itself."""
+        contents = reference.unpack(description)
+        return SharedPayload(
+            description, contents, self._ledger.wrote(self._region, contents.spans), self._ledger, self
+        )
+
     def read(self, span: Span) -> bytes:
         """Return a copy of a block."""
         return self._mapping[span.begin : span.begin + span.length]
+
+    def _view_gone(self, block: Block) -> None:
+        self._ledger.drop((block,))
+        self.give_back()
 
     def give_back(self) -> None:
         """Give the pages of regions that nobody uses any more back to the system."""
@@ -229,7 +247,10 @@ class SharedMemory:
         """Close the file. Idempotent."""
         if not self._closed:
             self._closed = True
-            self._mapping.close()
+            self.views.tell = None
+            # Where something that `infer` has returned still lies there, the last of it ends the mapping.
+            with contextlib.suppress(BufferError):
+                self._mapping.close()
             os.close(self._descriptor)
 
 
@@ -277,6 +298,27 @@ def _sealed_file(size: int) -> int:
     return descriptor
 
 
+class OwnBlocks:
+    """Where the server puts large buffers of an object that it pickles for a worker."""
+
+    def __init__(self, memory: SharedMemory, writer: Writer) -> None:
+        self._memory = memory
+        self._writer = writer
+
+    def put(self, data: bytes | memoryview) -> Span | None:
+        """Write a block; None where there is no room."""
+        return self._writer.put(data)
+
+    def take_back(self, spans: Sequence[Span]) -> None:
+        """Have blocks written over, which nobody has been told of."""
+        for span in spans:
+            self._writer.free(span.begin)
+
+    def hold(self, description: bytes) -> SharedPayload:
+        """Return the payload that lies in blocks that were put, by their description."""
+        return self._memory.hold(description)
+
+
 class SharedPayload:
     """A payload that lies in shared memory, as a task carries it; see `ipc.reference`.
 
@@ -319,6 +361,28 @@ class SharedPayload:
         if contents.kind is not reference.Kind.BYTES:
             raise FrameError(f"the answer to a client must be bytes, not a {contents.kind.name} in shared memory")
         return self._memory.read(contents.spans[0])
+
+    def load(self) -> Any:
+        """Return the object that is pickled here, whose large buffers stay where they are; see `ipc.views`."""
+        contents = self._contents
+        # What no view has taken over is dropped; pickle takes a buffer for each that it has put apart.
+        blocks = list(self.blocks)
+        try:
+            if contents.kind is reference.Kind.BYTES:
+                return pickle.loads(self._memory.read(contents.spans[0]))
+            spans = list(contents.spans)
+            if contents.kind is reference.Kind.PICKLE:
+                stream, first = contents.stream, 0
+            else:
+                stream, first = self._memory.read(spans[0]), 1
+
+            def buffers() -> Iterator[memoryview]:
+                for span in spans[first:]:
+                    yield self._memory.views.view(blocks.pop(first), span.length)
+
+            return pickle.loads(stream, buffers=buffers())
+        finally:
+            self._ledger.drop(blocks)
 
     def drop(self) -> None:
         """Note that the task does not need it any more. To be called once."""

@@ -27,7 +27,8 @@ class PydanticMixin(NeedsLibrary, Worker):
     `def forward(self, data: Request) -> Answer`, or with batching `def forward(self, data: list[Request]) ->
     list[Answer]`. Names in JSON are the models' aliases, as in their schemas. A result is checked as well: one that
     does not fit its annotation, and that pydantic cannot make fit, is an error of the server. Without an annotation any
-    JSON goes in, and all that pydantic can write goes out.
+    JSON goes in, and all that pydantic can write goes out. `server.infer` takes the model, or plain data, which is
+    checked like a body; what it returns is what `forward` has returned.
     """
 
     _library = "pydantic"
@@ -60,6 +61,13 @@ class PydanticMixin(NeedsLibrary, Worker):
             return checked.validate_json(text)
         except load("pydantic").ValidationError as error:
             raise _refusal(error, text) from error
+
+    def _checked(self, item: Any) -> Any:
+        """Return the model of what `infer` was given: a model as it is, or plain data that is checked."""
+        try:
+            return _input(type(self), self._max_batch_size > 1).validate_python(item)
+        except load("pydantic").ValidationError as error:
+            raise ValidationError(_told(error)) from error
 
     def serialize(self, data: Any) -> bytes:
         """Encode the body of a response.

@@ -49,6 +49,14 @@ class TypedMsgPackMixin(NeedsLibrary, Worker):
             raise DecodingError(f"the body is not msgpack: {error}") from error
         return value
 
+    def _checked(self, item: Any) -> Any:
+        """Return what `infer` was given as the annotation has it: an object of that type as it is, or data, checked."""
+        msgspec = load("msgspec")
+        try:
+            return msgspec.convert(item, forward_input_type(type(self), self._max_batch_size > 1))
+        except msgspec.ValidationError as error:
+            raise ValidationError(str(error)) from error
+
     def serialize(self, data: Any) -> bytes:
         """Encode the body of a response; numpy arrays leave as arrays, numpy scalars as numbers.
 

@@ -358,7 +358,7 @@ class ThreadLink(InProcessLink):
         if not self._gone and self.ending != GIVEN_UP:
             self.ending = GIVEN_UP
             self.port.give_up()
-            self.loop.call_soon(self.exit)
+            self.on_the_loop(self.exit)
 
     def reap(self, timeout: float) -> None:
         """Wait for the thread to end, without a loop; give it up after `timeout` seconds."""

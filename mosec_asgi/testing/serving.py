@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import AsyncGenerator
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mosec_asgi.batching.engine import Statistics
 from mosec_asgi.errors import DefinitionError
 from mosec_asgi.runtime import stage_names
-from mosec_asgi.server import Server
+from mosec_asgi.server import DEFAULT_ROUTE, Server
 from mosec_asgi.testing.inline import InlineLauncher
 from mosec_asgi.testing.script import ScriptedWorker
 from mosec_asgi.worker import Worker
@@ -88,6 +89,14 @@ class InlineService:
                 transport=AppTransport(self._app), base_url="http://testserver", timeout=None
             )
         return self._client
+
+    async def infer(self, item: Any, route: str = DEFAULT_ROUTE, **options: Any) -> Any:
+        """Have an item run, as the program itself would: `Server.infer`, whose options it takes."""
+        return await self._server.infer(item, route, **options)
+
+    def stream(self, item: Any, route: str = DEFAULT_ROUTE, **options: Any) -> AsyncGenerator[Any, None]:
+        """Have an item run on a route that streams: `Server.stream`, whose options it takes."""
+        return self._server.stream(item, route, **options)
 
     def worker(self, stage: str | type[Worker], number: int = 1) -> ScriptedWorker:
         """Return a worker, to script and to look at.

@@ -68,6 +68,12 @@ class Held:
         self._require_held("read")
         return self._payload
 
+    def load(self) -> bytes:
+        """Return the payload in place of dropping it: nothing is pickled in a simulation."""
+        payload = self.read()
+        self.drop()
+        return payload
+
     def drop(self) -> None:
         """Give the memory back."""
         self._require_held("dropped")

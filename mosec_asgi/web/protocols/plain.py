@@ -54,14 +54,15 @@ class PlainRoute:
         timeout = timeout_of(request.headers)
         if isinstance(timeout, Failure):
             return timeout
-        return (_new(Call, (self._new_id(), self._place, request.body, request.request_id, timeout, False)),)
+        fields = (self._new_id(), self._place, request.body, request.request_id, timeout, False, False, 0, "")
+        return (_new(Call, fields),)
 
     def respond(self, request: Request, outcomes: Sequence[Outcome]) -> Response:
         """Return a result, or what went wrong."""
         outcome = outcomes[0]
         if outcome.code == OK:
             return _new(Response, (OK, self._headers, outcome.payload))
-        return _failed(outcome.code, outcome.payload, outcome.retry_after)
+        return _failed(outcome.code, outcome.payload, outcome.retry_after)  # type: ignore[arg-type]  # see `Outcome`
 
     def refuse(self, request: Request, failure: Failure) -> Response:
         """Return what is wrong with a request."""

@@ -1,0 +1,222 @@
+"""`infer` and `stream`: calls of objects to an engine, from coroutines on its event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import AsyncGenerator, Mapping
+from typing import Any
+
+from mosec_asgi.batching.engine import Engine
+from mosec_asgi.batching.future import FutureOutcome
+from mosec_asgi.calls.objects import Objects, value_of
+from mosec_asgi.calls.routes import CallRoute, found
+from mosec_asgi.errors import CANCELLED, CallError, raised
+from mosec_asgi.messages import OK, Call, Chunk, Credit, Outcome, drop_all
+from mosec_asgi.observing.metrics import ServiceMetrics
+from mosec_asgi.web.exchange import RequestIds
+
+
+class Inference:
+    """Makes calls of objects.
+
+    Attributes:
+        engine: runs them.
+        routes: that can be called, by path.
+    """
+
+    def __init__(
+        self, engine: Engine, routes: Mapping[str, CallRoute], objects: Objects, metrics: ServiceMetrics
+    ) -> None:
+        """Bind to an engine.
+
+        Args:
+            engine: runs the calls.
+            routes: that can be called, by path.
+            objects: pickles items.
+            metrics: what to count into.
+        """
+        self.engine = engine
+        self.routes = routes
+        self._objects = objects
+        self._metrics = metrics
+        self._ids = RequestIds()
+
+    async def infer(
+        self,
+        item: Any,
+        route: str,
+        *,
+        timeout: float | None = None,
+        priority: int = 0,
+        key: str = "",
+        request_id: str | None = None,
+    ) -> Any:
+        """Return what a route's last worker makes of an item; see `Server.infer`."""
+        where = found(self.routes, route, streams=False)
+        began = time.perf_counter()
+        call = self.call(item, where, timeout, priority, key, request_id)
+        caller = _ResultCaller()
+        self.engine.submit(call, caller)
+        try:
+            outcome = await caller.future
+        except asyncio.CancelledError:
+            self.engine.cancel(call.id)
+            caller.drop()
+            raise
+        return self.result(outcome, where, began)
+
+    def stream(
+        self,
+        item: Any,
+        route: str,
+        *,
+        timeout: float | None = None,
+        priority: int = 0,
+        key: str = "",
+        request_id: str | None = None,
+    ) -> AsyncGenerator[Any, None]:
+        """Return the events that a route's last worker makes of an item; see `Server.stream`."""
+        where = found(self.routes, route, streams=True)
+        _seconds(timeout)
+        return self._events(item, where, timeout, priority, key, request_id)
+
+    async def _events(
+        self, item: Any, where: CallRoute, timeout: float | None, priority: int, key: str, request_id: str | None
+    ) -> AsyncGenerator[Any, None]:
+        began = time.perf_counter()
+        call = self.call(item, where, timeout, priority, key, request_id)
+        caller = _StreamCaller()
+        self.engine.submit(call, caller)
+        try:
+            while True:
+                if caller.chunks:
+                    payload = caller.chunks.popleft()
+                    self.engine.credit(Credit(call.id, len(payload)))
+                    yield value_of(payload, where.egress)
+                elif caller.outcome is not None:
+                    self._count(caller.outcome, where, began)
+                    if (failure := caller.outcome.failure) is not None:
+                        raise raised(failure)
+                    return
+                else:
+                    await caller.news()
+        finally:
+            if caller.outcome is None:
+                self.engine.cancel(call.id)
+
+    def call(
+        self,
+        item: Any,
+        where: CallRoute,
+        timeout: float | None = None,
+        priority: int = 0,
+        key: str = "",
+        request_id: str | None = None,
+    ) -> Call:
+        """Return the call for an item, which is to be submitted: its payload may be held.
+
+        Raises:
+            CallError: `timeout` is no time.
+            EncodingError: the item cannot be pickled.
+        """
+        seconds = _seconds(timeout)
+        name = self._ids.of({} if request_id is None else {b"x-request-id": request_id.encode()})
+        payload = self._objects.payload(item, apart=where.apart)
+        return Call(self.engine.new_id(), where.place, payload, name, seconds, objects=True, priority=priority, key=key)
+
+    @staticmethod
+    def seconds(where: CallRoute, timeout: float | None) -> float:
+        """Return how many seconds a call to a route may take; `timeout` is in milliseconds.
+
+        Raises:
+            CallError: `timeout` is no time.
+        """
+        seconds = _seconds(timeout)
+        return where.timeout if seconds is None else min(seconds, where.timeout)
+
+    def result(self, outcome: Outcome, where: CallRoute, began: float) -> Any:
+        """Return the result that an outcome holds.
+
+        Args:
+            outcome: of a call to `where`.
+            where: the route.
+            began: when it was made, in seconds of `time.perf_counter`.
+
+        Raises:
+            MosecError: it is a failure.
+        """
+        self._count(outcome, where, began)
+        if (failure := outcome.failure) is not None:
+            raise raised(failure)
+        return value_of(outcome.payload, where.egress)
+
+    def _count(self, outcome: Outcome, where: CallRoute, began: float) -> None:
+        """Count an answer, as the web counts its own."""
+        if outcome.code != CANCELLED:
+            self._metrics.answered(where.path, outcome.code)
+        if outcome.code == OK:
+            self._metrics.duration.observe(time.perf_counter() - began)
+
+
+class _ResultCaller(FutureOutcome):
+    """Waits for a result, which may be held in memory that must be given back."""
+
+    __slots__ = ()
+
+    def settled(self, outcome: Outcome) -> None:
+        """Give the outcome to whoever waits; drop it where nobody does."""
+        if self.future.done():
+            drop_all((outcome.payload,))
+        else:
+            self.future.set_result(outcome)
+
+    def drop(self) -> None:
+        """Drop an outcome that has come and will not be read."""
+        if self.future.done() and not self.future.cancelled():
+            drop_all((self.future.result().payload,))
+
+
+class _StreamCaller:
+    """Waits for the pieces of a stream.
+
+    Attributes:
+        chunks: those that have come, and have not been taken.
+        outcome: how the stream has ended.
+    """
+
+    def __init__(self) -> None:
+        self.chunks: deque[bytes] = deque()
+        self.outcome: Outcome | None = None
+        self._news: asyncio.Future[None] | None = None
+
+    def settled(self, outcome: Outcome) -> None:
+        """Note the end."""
+        self.outcome = outcome
+        self._wake()
+
+    def streamed(self, chunk: Chunk) -> None:
+        """Take a piece."""
+        self.chunks.append(chunk.payload)
+        self._wake()
+
+    async def news(self) -> None:
+        """Wait until something has come."""
+        self._news = asyncio.get_running_loop().create_future()
+        try:
+            await self._news
+        finally:
+            self._news = None
+
+    def _wake(self) -> None:
+        if self._news is not None and not self._news.done():
+            self._news.set_result(None)
+
+
+def _seconds(timeout: float | None) -> float | None:
+    if timeout is None:
+        return None
+    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not timeout >= 1:
+        raise CallError(f"timeout is a number of milliseconds, at least 1, not {timeout!r}; 3 seconds are 3000")
+    return timeout / 1000
