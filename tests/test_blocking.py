@@ -20,6 +20,7 @@ import infer_workers as workers
 import numpy as np
 import pytest
 from common import PATIENCE
+from harness import environment_of_programs
 
 from mosec_asgi import Server, Worker
 from mosec_asgi.errors import CallError, MosecError, StartupError, ValidationError
@@ -215,7 +216,11 @@ def program(folder: Path, body: str) -> Iterator[subprocess.Popen[str]]:
     text += 'if __name__ == "__main__":\n' + textwrap.indent(textwrap.dedent(body), "    ")
     (folder / "program.py").write_text(text)
     process = subprocess.Popen(
-        [sys.executable, str(folder / "program.py")], stdout=subprocess.PIPE, text=True, start_new_session=True
+        [sys.executable, str(folder / "program.py")],
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env=environment_of_programs(),
     )
     try:
         yield process

@@ -106,6 +106,53 @@ async def test_a_url_that_is_too_long_is_answered_414() -> None:
         assert await client.at_end()
 
 
+@pytest.mark.parametrize("reads", [1, 2])
+@pytest.mark.parametrize("path", ["/json", "/json?asgi"])
+@pytest.mark.parametrize(
+    ("refused", "status"),
+    [
+        (b"GET /livez?%b HTTP/1.1\r\nhost: t\r\n\r\n" % (b"a" * 5000), 414),
+        (b"GET /livez HTTP/1.1\r\nhost: t\r\nx: %b\r\n\r\n" % (b"a" * 20_000), 431),
+    ],
+    ids=["url", "head"],
+)
+async def test_a_request_that_is_refused_takes_no_answer_from_the_one_before_it(
+    refused: bytes, status: int, path: str, reads: int
+) -> None:
+    async with (
+        serving(limits=limits(max_url_size=1000, max_head_size=10_000)) as side,
+        side.client() as client,
+    ):
+        if reads == 1:
+            client.send(post(b"[1]", path) + refused)
+        else:
+            client.send(post(b"[1]", path))
+            await side.task()
+            client.send(refused)
+        task = await side.task()
+        await client.drain()
+        await settled_loop()
+        task.answer(b"mine")
+        first, second = await client.response(), await client.response()
+        assert (first.status, first.body) == (200, b"mine")
+        assert (second.status, second.header("connection")) == (status, "close")
+        assert await client.at_end()
+
+
+async def test_a_first_request_that_is_refused_gets_its_answer_though_its_body_still_comes(
+    logged: pytest.LogCaptureFixture,
+) -> None:
+    async with serving() as side, side.client() as client:
+        client.send(b"POST /%b HTTP/1.1\r\nhost: t\r\ncontent-length: 2000000\r\n\r\n" % (b"a" * 17_000))
+        response = await client.response()
+        assert (response.status, response.header("connection")) == (414, "close")
+        client.send(b"x" * 2_000_000)
+        await client.drain()
+        client.end_sending()
+        assert await client.at_end()
+    assert not [record for record in logged.records if record.exc_info]
+
+
 async def test_a_large_head_behind_a_large_body_is_taken() -> None:
     async with serving() as side, side.client() as client:
         client.send(post(b"x" * 2_000_000) + post(b"2", X_Large="y" * 50_000))

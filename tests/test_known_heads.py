@@ -122,6 +122,28 @@ async def test_a_known_head_without_its_whole_body_waits_for_it() -> None:
         assert (await client.response()).body == b"1"
 
 
+async def test_what_ends_the_body_before_is_no_part_of_a_head() -> None:
+    ours = post(b"hello")
+    rest = b"POST /raw HTTP/1.1\r\nhost: t\r\nx: "
+    async with serving() as side:
+        async with side.client() as client:
+            client.send(b"POST /nowhere HTTP/1.1\r\nhost: t\r\ncontent-length: %d\r\n\r\n1" % (1 + len(rest)))
+            assert (await client.response()).status == 404
+            client.send(rest + ours)
+            (await side.task(1)).answer(b"1")
+            assert (await client.response()).status == 200
+        assert not known(side)
+        async with side.client() as client:
+            client.send(post(b"[2]"))
+            (await side.task(2)).answer(b"2")
+            await client.response()
+            client.send(rest + ours)
+            task = await side.task(3)
+            assert task.call.route == 1
+            task.answer(b"3")
+            assert (await client.response()).body == b"3"
+
+
 async def test_empty_lines_are_no_request(monkeypatch: pytest.MonkeyPatch) -> None:
     async with serving() as side, side.client() as client:
         client.send(post(b""))

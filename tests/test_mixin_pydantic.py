@@ -14,6 +14,7 @@ import numpy as np
 import pydantic
 import pydantic_core
 import pytest
+from harness import environment_of_programs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from typing_extensions import NotRequired, TypedDict
@@ -210,7 +211,11 @@ def test_two_million_wrong_items_take_little_memory_and_time(wrong: Any) -> None
         print(len(errors), time.process_time() - began, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
     """
     finished = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(program)], input=wrong(2_000_000), capture_output=True, check=False
+        [sys.executable, "-c", textwrap.dedent(program)],
+        input=wrong(2_000_000),
+        capture_output=True,
+        check=False,
+        env=environment_of_programs(),
     )
     assert finished.returncode == 0, finished.stderr.decode()
     count, seconds, kilobytes = finished.stdout.split()

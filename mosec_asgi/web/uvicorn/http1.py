@@ -194,7 +194,8 @@ class Http1Protocol(HttpToolsProtocol):
         if self._sets_aside:
             self._set_aside(data)
             return
-        if not self._awaits and self._take_known(data):
+        at_beginning = not self._awaits
+        if at_beginning and self._take_known(data):
             return
         self._newest = None
         if len(data) > PIECE:
@@ -207,7 +208,7 @@ class Http1Protocol(HttpToolsProtocol):
                 self.parser.feed_data(data)
             except (httptools.HttpParserUpgrade, httptools.HttpParserError) as error:
                 self._parser_stopped(data, error)
-        if self._newest is not None and not self._awaits:
+        if at_beginning and self._newest is not None and not self._awaits:
             self._learn(self._newest, data)
         if self._awaits or self._arrival is not None:
             self._look_at_arrival(len(data))
@@ -236,7 +237,7 @@ class Http1Protocol(HttpToolsProtocol):
         return True
 
     def _learn(self, route: DirectRoute, data: bytes) -> None:
-        """Keep the head of a request, if that and its body are all that has come with one read."""
+        """Keep the head of a request, if a read has brought that and its body, and nothing else."""
         end = data.find(END, 0, MAX_HEAD_SIZE) + len(END)
         exchange = self._exchange
         if end >= len(END) and exchange is not None:
@@ -411,9 +412,12 @@ class Http1Protocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """Choose the request's way."""
-        self._awaits = BODY
+        # Before anything is said of its body: one that is refused here is not the newest request yet.
         if self._head_size:
             self._check_head()
+        if len(self.url) > self.limits.max_url_size:
+            raise Refused(url_too_long(self.limits.max_url_size))
+        self._awaits = BODY
         parser = self.parser
         if parser.should_upgrade() and parser.get_method() != b"CONNECT" and not self._should_upgrade():
             self._asks_for_upgrade = True
@@ -451,8 +455,6 @@ class Http1Protocol(HttpToolsProtocol):
         )
 
     def _begin_as_uvicorn(self) -> None:
-        if len(self.url) > self.limits.max_url_size:
-            raise Refused(url_too_long(self.limits.max_url_size))
         self._is_direct = False
         url, headers, expects = self.url, self.headers, self.expect_100_continue
         super().on_message_begin()
