@@ -21,6 +21,7 @@ help:
 	@echo "make versus REF=main    compare a commit of this repository with the working tree (needs wrk)"
 	@echo "make policies    batching policies of four servers, simulated; tables and plots"
 	@echo "make overload    offer more than a model can do, and see what is answered in time, beside mosec"
+	@echo "make calls   compare server.infer with the same calls over HTTP (needs wrk)"
 	@echo "make footprint   compare start and memory with mosec"
 	@echo "make faults  kill and stop workers under load, a minute for each promise"
 	@echo "make soak    five minutes of everything that goes wrong, and what the service holds meanwhile"
@@ -121,6 +122,11 @@ overload: $(VENV)/bench.stamp
 .PHONY: policies
 policies: $(VENV)/bench.stamp
 	PYTHONPATH=benchmarks $(BIN)/python -m policies
+
+# `server.infer` beside the same calls over HTTP.
+.PHONY: calls
+calls: $(VENV)/bench.stamp
+	$(BIN)/python benchmarks/calls.py
 
 # `make profile SCENARIO=echo`: where the time goes.
 profile: $(VENV)/bench.stamp

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
 
     from mosec_asgi.calls.blocking import BlockingEngine
+    from mosec_asgi.calls.inference import Inference
     from mosec_asgi.service import Platform, Service
     from mosec_asgi.web.direct import DirectRoutes
 
@@ -395,10 +396,7 @@ class Server:
                 is a fault of the caller's: a route that there is not or that streams, a server that does not run, or
                 that runs on another event loop. An `EncodingError` says that the item or the result cannot be pickled.
         """
-        from mosec_asgi.calls.running import running_here
-
-        calls = running_here(self._running).calls
-        return await calls.infer(item, route, timeout=timeout, priority=priority, key=key, request_id=request_id)
+        return await self._calls().infer(item, route, timeout, priority, key, request_id)
 
     def stream(
         self,
@@ -428,10 +426,15 @@ class Server:
         Raises:
             MosecError: see `infer`. A `CallError` is raised at once; all others, by the iterator, where they happen.
         """
-        from mosec_asgi.calls.running import running_here
+        return self._calls().stream(item, route, timeout, priority, key, request_id)
 
-        calls = running_here(self._running).calls
-        return calls.stream(item, route, timeout=timeout, priority=priority, key=key, request_id=request_id)
+    def _calls(self) -> Inference:
+        running = self._running
+        if running is None or not running.is_here():
+            from mosec_asgi.calls.running import not_here
+
+            raise not_here(running)
+        return running.calls
 
     def engine(self) -> BlockingEngine:
         """Return the engine for code that blocks: `with server.engine() as engine: engine.infer(item)`.

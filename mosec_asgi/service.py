@@ -122,7 +122,7 @@ class Service:
         if self._memory is not None:
             self._memory.views.tell = functools.partial(self._release_soon, self._memory)
             objects = Objects(self._memory.own_blocks())
-        self.calls = Inference(self._coordinator, self._call_routes, objects, self._metrics)
+        self.calls = Inference(self._coordinator, self._call_routes, objects, self._metrics, self.loop)
         starting = self.loop.create_task(self._coordinator.start())
         try:
             # Its first step launches the workers.
@@ -178,7 +178,7 @@ class Service:
 
     def is_here(self) -> bool:
         """Whether this is the event loop that the service runs on."""
-        return self.loop is asyncio.get_running_loop()
+        return self.loop is asyncio._get_running_loop()
 
     def _build_app(self) -> ASGIApp:
         # Imported here, while the workers load: the web framework takes about as long to load as a small worker.

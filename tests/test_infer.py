@@ -176,6 +176,7 @@ RAISED: dict[str, tuple[type[MosecError], int, str]] = {
     "ServerError": (ServerError, 500, "the details"),
     "EncodingError": (EncodingError, 500, "the details"),
     "Teapot": (MosecError, 418, "I am a teapot: the details"),
+    "Busy": (MosecError, 429, "busy: the details"),
     "KeyError": (ServerError, 500, "inference internal error"),
 }
 

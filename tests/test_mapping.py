@@ -20,7 +20,6 @@ from mosec_asgi.errors import (
     ClientError,
     DefinitionError,
     EncodingError,
-    MosecError,
     ServerError,
     ValidationError,
 )
@@ -181,14 +180,6 @@ def test_others_that_take_all_room_are_waited_for() -> None:
         assert list(rest) == [0.01] * 5
         thread.join()
         assert came == [0.3, 0.0]
-
-
-class Busy(MosecError):
-    code = 429
-    msg = "busy"
-
-
-workers.ERRORS["Busy"] = Busy
 
 
 def test_a_refusal_of_the_workers_own_is_a_result() -> None:
