@@ -238,11 +238,11 @@ class _LoopThread:
         Raises:
             StartupError: it cannot be started.
         """
-        # Before the exit of `multiprocessing`, which kills workers that this loop would replace.
-        atexit.register(self.stop)
         self._thread.start()
         try:
             self._started.result()
+            # Registered last and so called first: `multiprocessing` would kill workers that this loop replaces.
+            atexit.register(self.stop)
         except BaseException:
             # The start has failed, or the wait was interrupted.
             self.stop()

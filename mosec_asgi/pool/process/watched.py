@@ -123,7 +123,9 @@ def _reap_all() -> None:
     for worker in list(_running):
         worker.kill()
     for worker in list(_running):
-        worker.reap(1.0)
+        # An event loop in another thread may have heard of its end meanwhile.
+        if worker in _running:
+            worker.reap(1.0)
 
 
 @functools.lru_cache(maxsize=1)
