@@ -18,8 +18,10 @@ Noting a time costs an append; all else happens in `read`.
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections import deque
 from collections.abc import Sequence
+from itertools import accumulate
 
 # The latest so many units count.
 MOST_SAMPLES = 128
@@ -44,9 +46,12 @@ class ServiceTimes:
         usual: what three in four take at most.
         high: what nearly all take at most.
         scatter: the squared coefficient of variation: 0 for constant times, 1 for exponential ones.
+        doubt: the standard error of `mean`, as a share of it.
     """
 
-    __slots__ = ("_fresh", "_samples", "_share", "_size", "high", "mean", "scatter", "usual")
+    __slots__ = (
+        "_fresh", "_longer", "_ordered", "_samples", "_share", "_size", "doubt", "high", "mean", "scatter", "usual",
+    )  # fmt: skip
 
     def __init__(self, batch_size: int = 1) -> None:
         """Begin without knowledge; `batch_size` is that of a full unit."""
@@ -55,7 +60,10 @@ class ServiceTimes:
         self._fresh = True
         # The part of a full batch's time that does not depend on its size.
         self._share = 1.0
-        self.mean = self.usual = self.high = self.scatter = 0.0
+        self.mean = self.usual = self.high = self.scatter = self.doubt = 0.0
+        # The times in order, and of each the sum of it and of all longer ones.
+        self._ordered: list[float] = []
+        self._longer: list[float] = []
 
     def add(self, items: int, seconds: float) -> None:
         """Note that a unit of `items` tasks has taken so long."""
@@ -73,6 +81,14 @@ class ServiceTimes:
     def of(self, items: int, full: float) -> float:
         """Return what a unit of `items` takes where a full one takes `full` seconds."""
         return full * self._scale(items)
+
+    def left(self, elapsed: float) -> float:
+        """Return what a unit that has taken `elapsed` seconds so far still takes: what those took that took longer."""
+        place = bisect_right(self._ordered, elapsed)
+        if place == len(self._ordered):
+            # It is an exception, of which nothing is known: as long again.
+            return elapsed
+        return self._longer[place] / (len(self._ordered) - place) - elapsed
 
     def _scale(self, items: int) -> float:
         return self._share + (1.0 - self._share) * items / self._size
@@ -95,6 +111,9 @@ class ServiceTimes:
         self.usual = ordered[min(count - 1, int(count * USUAL))]
         self.high = ordered[-2] if count >= 32 else ordered[-1]
         self.scatter = _variance(ordered, self.mean) / (self.mean * self.mean)
+        self.doubt = math.sqrt(self.scatter / count)
+        self._ordered = ordered
+        self._longer = list(accumulate(reversed(ordered)))[::-1]
 
     def _fit(self) -> None:
         """Learn the shape of the line from batches of different sizes."""

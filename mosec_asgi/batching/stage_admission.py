@@ -19,8 +19,8 @@ LEAST_OVERLOAD = 1.3
 CAUTION = (1.2, 1.5)
 # For a stage that is not the route's first, from where to where its caution grows.
 LATER = (0.9, 1.2)
-# Standard deviations of the work ahead that are allowed for at the door: less near capacity, more under overload.
-DEVIATIONS = 1.0
+# Standard deviations of the work ahead that are allowed for at the door: near capacity, and under overload.
+DEVIATIONS = (-2.0, 1.0)
 # How often a short queue may run empty.
 EMPTY = 0.06
 # What is taken for the scatter of arrivals that come as regularly as can be.
@@ -195,7 +195,8 @@ class StageAdmission:
         rate = self.per_second
         self.per_task = 1.0 / rate
         self.pressure = min(self.offered.per_second, self.supply) / rate
-        self.caution = _share(self.pressure, *CAUTION)
+        # The less is known of the speed, the more it takes to say that there is too much to do.
+        self.caution = _share(self.pressure / (1.0 + self.times.doubt), *CAUTION)
         self.short = max(self._round, SHORT_SECONDS * rate)
         self.easy = 2.0 * self.times.mean + WINDOW_SECONDS + high + self._max_wait
         if self.target:
@@ -213,11 +214,14 @@ class StageAdmission:
         ahead = self._ahead(queued)
         if ahead <= 0:
             return 0.0
-        gap = self.times.mean / slots
-        # Where a slot is free, it is about to be taken.
-        silent = now - self._progress if self.load.units >= slots else 0.0
-        if silent > self.times.high:
-            return (ahead - 1) * gap + silent
+        times = self.times
+        gap = times.mean / slots
+        if self.load.units < slots:
+            # A slot is free, and is about to be taken.
+            return ahead * gap
+        silent = now - self._progress
+        if slots == 1 or silent > times.high:
+            return (ahead - 1) * gap + times.left(silent)
         return ahead * gap - min(silent, gap)
 
     def expected_wait(self, now: float) -> float:
@@ -269,8 +273,10 @@ class StageAdmission:
         silent = now - self._progress if self.load.units >= slots else 0.0
         rounds = math.ceil(self._ahead(queued) / slots) * mean - min(silent, mean)
         wait += caution * max(0.0, rounds - wait)
-        deviation = mean / slots * math.sqrt(self._ahead(queued) * self.times.scatter)
-        return max(0.0, wait + DEVIATIONS * (2.0 * caution - 1.0) * deviation)
+        ahead = self._ahead(queued)
+        deviation = mean / slots * math.sqrt(ahead * self.times.scatter + (ahead * self.times.doubt) ** 2)
+        least, most = DEVIATIONS
+        return max(0.0, wait + (least + caution * (most - least)) * deviation)
 
     def _ahead(self, queued: float) -> float:
         """Return how many units must be done before there is a slot for a task that comes after `queued` others."""
