@@ -88,6 +88,7 @@ class Result:
     Attributes:
         goodput: answered in time, as a share of what the service could do.
         at_work: the share of the bottleneck's slots that were at work.
+        useful: the same, and at work for calls that were answered well.
         median: milliseconds to the answer of those that were answered.
         refused: the share of the calls that were answered 429.
         timed_out: 408.
@@ -96,6 +97,7 @@ class Result:
 
     goodput: float
     at_work: float
+    useful: float
     median: float
     refused: float
     timed_out: float
@@ -103,7 +105,7 @@ class Result:
 
     def __str__(self) -> str:
         return (
-            f"goodput {self.goodput:5.3f}  at work {self.at_work:5.3f}  median {self.median:4.0f} ms"
+            f"goodput {self.goodput:5.3f}  at work {self.at_work:5.3f}, useful {self.useful:5.3f}  median {self.median:4.0f} ms"
             f"  429 {self.refused:6.2%}  408 {self.timed_out:6.2%}  wasted {self.wasted:5.2%}"
         )
 
@@ -116,6 +118,7 @@ def result_of(history: History, service: Service, start: float, end: float) -> R
     return Result(
         history.good_in(start, end) / (service.capacity * (end - start)),
         history.work_of(service.stages[service.bottleneck], start, end),
+        history.useful_work_of(service.stages[service.bottleneck], start, end),
         1000 * latencies[len(latencies) // 2] if latencies else float("nan"),
         sum(answer.code == 429 for answer in answers) / count,
         sum(answer.code == 408 for answer in answers) / count,

@@ -108,19 +108,28 @@ class History:
     Attributes:
         answers: of all calls, in order of their coming.
         begun: items that workers have begun, by the call's number.
-        busy: spans of work: when it was begun, its seconds, and its stage.
+        busy: spans of work: when it was begun, its seconds, its stage, and the numbers of the calls.
         metrics: what the service has counted.
     """
 
     answers: list[Answer] = field(default_factory=list)
     begun: Counter[int] = field(default_factory=Counter)
-    busy: list[tuple[float, float, SimulatedStage]] = field(default_factory=list)
+    busy: list[tuple[float, float, SimulatedStage, Sequence[int]]] = field(default_factory=list)
     metrics: ServiceMetrics | None = None
 
     def work_of(self, stage: SimulatedStage, start: float, end: float) -> float:
         """Return the share of a stage's slots that were at work in a span of time."""
-        spans = (min(end, at + seconds) - max(start, at) for at, seconds, of in self.busy if of is stage)
+        spans = (min(end, at + seconds) - max(start, at) for at, seconds, of, _ in self.busy if of is stage)
         return sum(max(0.0, span) for span in spans) / ((end - start) * stage.num * stage.concurrency)
+
+    def useful_work_of(self, stage: SimulatedStage, start: float, end: float) -> float:
+        """Return the share of a stage's slots that were at work in a span of time for calls that were answered well."""
+        useful = 0.0
+        for at, seconds, of, calls in self.busy:
+            if of is stage:
+                well = sum(self.answers[number].code == 200 for number in calls) / len(calls)
+                useful += well * max(0.0, min(end, at + seconds) - max(start, at))
+        return useful / ((end - start) * stage.num * stage.concurrency)
 
     def within(self, start: float, end: float) -> list[Answer]:
         """Return the answers to the calls of a span of time."""
@@ -349,7 +358,7 @@ class SimulatedWorker:
             if left:
                 chance = self._world.begin(left)
                 seconds = self._stage.seconds(chance, len(left), self._world.now)
-                self._world.history.busy.append((self._world.now, seconds, self._stage))
+                self._world.history.busy.append((self._world.now, seconds, self._stage, left))
                 if self._stage.first_event:
                     self._world.loop.call_later(self._stage.first_event, self._emit, left)
             self._world.loop.call_later(seconds, self._end, ids, seconds)

@@ -14,13 +14,11 @@ from mosec_asgi.batching.service_time import ServiceTimes
 # Arrivals in relation to what the stage can do, from which on its queue is kept short; in no span less than LEAST.
 OVERLOAD = 1.75
 LEAST_OVERLOAD = 1.3
-# The same: up to where a stage refuses only what is nearly hopeless (over two timeouts so many may come by chance), and
-# from where only what is nearly certain to be in time is worth a worker's time.
-CAUTION = (1.2, 1.5)
-# For a stage that is not the route's first, from where to where its caution grows.
-LATER = (0.9, 1.2)
+# The same, over a longer time: up to where a stage refuses only what is nearly hopeless, and from where only what is
+# nearly certain to be in time is worth a worker's time.
+CAUTION = (1.1, 1.3)
 # Standard deviations of the work ahead that are allowed for at the door: near capacity, and under overload.
-DEVIATIONS = (-2.0, 1.0)
+DEVIATIONS = (-1.5, 1.0)
 # How often a short queue may run empty.
 EMPTY = 0.06
 # What is taken for the scatter of arrivals that come as regularly as can be.
@@ -195,8 +193,9 @@ class StageAdmission:
         rate = self.per_second
         self.per_task = 1.0 / rate
         self.pressure = min(self.offered.per_second, self.supply) / rate
-        # The less is known of the speed, the more it takes to say that there is too much to do.
-        self.caution = _share(self.pressure / (1.0 + self.times.doubt), *CAUTION)
+        # The less is known of the speed, the more it takes to say that there is too much to do. What earlier stages
+        # hold up counts too: there is as much to choose from.
+        self.caution = _share(self.offered.sustained / (rate * (1.0 + self.times.doubt)), *CAUTION)
         self.short = max(self._round, SHORT_SECONDS * rate)
         self.easy = 2.0 * self.times.mean + WINDOW_SECONDS + high + self._max_wait
         if self.target:
@@ -236,9 +235,17 @@ class StageAdmission:
             limit: the call's timeout, in seconds.
             items: of the unit of work that it is likely to be a part of.
         """
-        times = self.times if self._firsts is None else self._firsts
-        own = times.usual + self.caution * max(0.0, min(times.high, limit / 2) - times.usual)
-        return self.times.of(items, own) if self._batch_size > 1 and self._firsts is None else own
+        times = self._own_times
+        return self._with(items, times.usual + self.caution * max(0.0, min(times.high, limit / 2) - times.usual))
+
+    @property
+    def _own_times(self) -> ServiceTimes:
+        """What a call waits for once it is begun."""
+        return self.times if self._firsts is None else self._firsts
+
+    def _with(self, items: int, full: float) -> float:
+        """Return what a unit of `items` takes where a full one takes `full` seconds."""
+        return self.times.of(items, full) if self._batch_size > 1 and self._firsts is None else full
 
     def leaves(self, at: float, before: float, limit: float, now: float) -> float:
         """Return in how many seconds a task is done here.
@@ -255,20 +262,23 @@ class StageAdmission:
         if at:
             queued += self.direct.per_second * at
         starts = self.wait(queued, now)
-        if starts:
-            starts = self._allowing(starts, queued, now, later=at > 0.0)
-        if starts > at or self.load.units >= self.slots:
-            return max(at, starts) + self.own(limit, self._batch_size)
-        return at + self._max_wait + self.own(limit, min(self._batch_size, int(queued) + 1))
+        waits = starts > at or self.load.units >= self.slots
+        items = self._batch_size if waits else min(self._batch_size, int(queued) + 1)
+        if not starts:
+            own = self.own(limit, items)
+        else:
+            starts = self._allowing(starts, queued, now)
+            # What is allowed for chance in the work ahead is enough for that in its own.
+            own = self._with(items, self._own_times.usual)
+        return (max(at, starts) if waits else at + self._max_wait) + own
 
-    def _allowing(self, wait: float, queued: float, now: float, *, later: bool) -> float:
+    def _allowing(self, wait: float, queued: float, now: float) -> float:
         """Return a wait with an allowance for chance.
 
         Near its capacity a stage refuses only what is nearly hopeless; under overload it admits only what is nearly
         certain. What a later stage would drop has cost the earlier ones their time.
         """
-        slots, mean = self.slots, self.times.mean
-        caution = max(self.caution, _share(self.pressure, *LATER)) if later else self.caution
+        slots, mean, caution = self.slots, self.times.mean, self.caution
         # Slots that were taken at the same time are free at the same time: in rounds.
         silent = now - self._progress if self.load.units >= slots else 0.0
         rounds = math.ceil(self._ahead(queued) / slots) * mean - min(silent, mean)
