@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
@@ -105,8 +106,8 @@ class Result:
 
     def __str__(self) -> str:
         return (
-            f"goodput {self.goodput:5.3f}  at work {self.at_work:5.3f}, useful {self.useful:5.3f}  median {self.median:4.0f} ms"
-            f"  429 {self.refused:6.2%}  408 {self.timed_out:6.2%}  wasted {self.wasted:5.2%}"
+            f"goodput {self.goodput:5.3f}  at work {self.at_work:5.3f}, useful {self.useful:5.3f}"
+            f"  median {self.median:4.0f} ms  429 {self.refused:6.2%}  408 {self.timed_out:6.2%}  wasted {self.wasted:5.2%}"
         )
 
 
@@ -126,6 +127,38 @@ def result_of(history: History, service: Service, start: float, end: float) -> R
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """What became of a load, beside what becomes of the same calls where none is refused.
+
+    Attributes:
+        refused: the share of the calls that were answered 429.
+        lost: the share of those that were refused and would have been answered in time.
+        good, good_without: the shares that were answered in time.
+    """
+
+    refused: float
+    lost: float
+    good: float
+    good_without: float
+
+
+def compare(name: str, load: float, *, seconds: float = 100.0, seeds: Sequence[int] = (0,)) -> Comparison:
+    """Put a steady load on one of `SERVICES`, and the same calls on one that does not shed load."""
+    pairs: Counter[tuple[int, int]] = Counter()
+    for seed in seeds:
+        with_it, without = (
+            _steady(name, load, seconds, seed, shedding).within(WARM_UP, seconds) for shedding in (True, False)
+        )
+        pairs.update((a.code, b.code) for a, b in zip(with_it, without, strict=True))
+    total = pairs.total()
+
+    def share(ours: int | None, theirs: int | None) -> float:
+        return sum(n for (a, b), n in pairs.items() if ours in (a, None) and theirs in (b, None)) / total
+
+    return Comparison(share(429, None), share(429, 200), share(200, None), share(None, 200))
+
+
 def steady(
     name: str, load: float, *, seconds: float = 40.0, seed: int = 0, load_shedding: bool = True, timeout: float = 1.0
 ) -> Result:
@@ -139,7 +172,11 @@ def steady(
         load_shedding: the setting.
         timeout: of the service, in seconds.
     """
+    history = _steady(name, load, seconds, seed, load_shedding, timeout)
+    return result_of(history, SERVICES[name], WARM_UP, seconds)
+
+
+def _steady(name: str, load: float, seconds: float, seed: int, load_shedding: bool, timeout: float = 1.0) -> History:
     service = SERVICES[name]
     world = World(service.stages, load_shedding=load_shedding, timeout=timeout, seed=seed)
-    history = world.run(poisson(service.capacity * load, seconds, seed))
-    return result_of(history, service, WARM_UP, seconds)
+    return world.run(poisson(service.capacity * load, seconds, seed))

@@ -38,7 +38,7 @@ class SimulatedStage:
         seconds: of a unit of work.
         num, batch, concurrency, max_wait, latency_target: as `append_worker` has them, in seconds.
         first_event: of a stage that streams: seconds to the first event; `seconds` is to its end.
-        start: seconds that a worker takes to be ready.
+        start: seconds that a worker takes to be ready, or what tells those of the next.
     """
 
     seconds: Seconds
@@ -47,7 +47,7 @@ class SimulatedStage:
     concurrency: int = 1
     max_wait: float = 0.0
     first_event: float = 0.0
-    start: float = 0.0
+    start: float | Callable[[], float] = 0.0
     latency_target: float = 0.0
 
     def plan(self, name: str) -> StagePlan:
@@ -232,8 +232,12 @@ class World:
     def begin(self, ids: Sequence[int]) -> Random:
         """Note that a worker begins tasks; return the chance that decides how long it takes."""
         self.history.begun.update(ids)
-        # The call's own, so that a call takes as long whatever became of those before it.
-        return Random(self._seed * 1_000_003 + ids[0])
+        return chance_of(self._seed, ids[0])
+
+
+def chance_of(seed: int, call: int) -> Random:
+    """Return a call's own chance: it takes as long whatever became of those before it."""
+    return Random(seed * 1_000_003 + call)
 
 
 class _Caller:
@@ -297,7 +301,8 @@ class SimulatedWorker:
         self._running = 0
         self._begun = self._beats = 0
         self._cancelled: set[int] = set()
-        world.loop.call_later(stage.start, self._say, events.ready)
+        start = stage.start() if callable(stage.start) else stage.start
+        world.loop.call_later(start, self._say, events.ready)
 
     # -- the link ----------------------------------------------------------------------------------------------------
 

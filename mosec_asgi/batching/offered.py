@@ -1,7 +1,7 @@
 """How many tasks are brought to a stage in a second, whether they are admitted or not. Pure.
 
-Arrivals are counted in spans of half a timeout, and judged over the latest `SPANS` whole ones, or `MANY_SPANS`. Counting is adding one;
-the spans end when somebody asks.
+Arrivals are counted in spans of half a timeout, and judged over the latest `SPANS` whole ones, or `MANY_SPANS`.
+Counting is adding one; the spans end when somebody asks.
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ BEYOND = 1.25
 # The share of all units that take no longer than the usual time.
 USUAL = 0.75
 # Standard errors by which the latest eight or sixteen differ from the others where that is no chance.
-CERTAIN = 4.0
+CERTAIN = 5.0
 
 
 class ServiceTimes:

@@ -232,6 +232,7 @@ class Stage:
     def worker_ready(self, worker: PoolWorker) -> None:
         """Take a worker into use."""
         self.scheduler.add_worker(worker)
+        self.admission.worker_ready(self._clock() - worker.launched_at)
         self._mark()
 
     def worker_results(self, worker: PoolWorker, results: Results) -> None:
@@ -310,6 +311,7 @@ class Stage:
                 logger.error("answered 500: workers died %s", why, extra=self._extra(worker, task))
                 self._owner.failed(task, WORKER_DIED)
         self.scheduler.requeue(again)
+        self.admission.worker_gone(self._clock())
         self._mark()
 
     def stage_down(self) -> None:

@@ -18,7 +18,7 @@ LEAST_OVERLOAD = 1.3
 # nearly certain to be in time is worth a worker's time.
 CAUTION = (1.1, 1.3)
 # Standard deviations of the work ahead that are allowed for at the door: near capacity, and under overload.
-DEVIATIONS = (-1.5, 1.0)
+DEVIATIONS = (-1.75, 1.0)
 # How often a short queue may run empty.
 EMPTY = 0.06
 # What is taken for the scatter of arrivals that come as regularly as can be.
@@ -66,7 +66,7 @@ class StageAdmission:
         caution: from 0, near capacity, to 1, where there is so much to choose from that only what is nearly certain to
             be in time is worth a worker's time.
         coming: tasks that are admitted and still at earlier stages.
-        slots: units of work that run at a time; where no worker is ready, those of the one that is awaited.
+        slots: units of work that run at a time; where no worker is ready, those of the one that starts.
         margin: a task that is begun now and has more seconds than this left is in time.
         shared: some route has this stage first, and another has it later.
         supply: tasks per second that earlier stages can bring at most.
@@ -82,9 +82,9 @@ class StageAdmission:
     """
 
     __slots__ = (
-        "_batch_size", "_concurrency", "_firsts", "_max_wait", "_progress", "_read_due", "caution", "coming", "direct",
-        "due", "easy", "known", "load", "margin", "offered", "per_task", "pressure", "shared", "short", "slots",
-        "supply", "supply_scatter", "target", "times", "upstream",
+        "_batch_size", "_concurrency", "_firsts", "_max_wait", "_no_worker_since", "_progress", "_read_due", "_start",
+        "caution", "coming", "direct", "due", "easy", "known", "load", "margin", "offered", "per_task", "pressure",
+        "shared", "short", "slots", "supply", "supply_scatter", "target", "times", "upstream",
     )  # fmt: skip
 
     def __init__(
@@ -130,6 +130,9 @@ class StageAdmission:
         # When a unit was last begun on a free slot, or answered.
         self._progress = -math.inf
         self.due = self._read_due = -math.inf
+        # Since when there is no worker, if there is none; and the seconds that the latest took to start.
+        self._no_worker_since: float | None = None
+        self._start = 0.0
         self.known = False
         self.easy = self.per_task = 0.0
         self.short = math.inf
@@ -163,6 +166,19 @@ class StageAdmission:
         # Workers skip tasks of clients that have left: quick, but not because the work is.
         if wanted or seconds > self.times.mean:
             self.times.add(items if self._firsts is None else self._batch_size, seconds)
+
+    def worker_ready(self, seconds: float) -> None:
+        """Note that there is one more worker, `seconds` after its launch."""
+        self._start = seconds
+        self._no_worker_since = None
+        # What was read was of other slots.
+        self.due = self._read_due = -math.inf
+
+    def worker_gone(self, now: float) -> None:
+        """Note that there is one worker less, after the fact."""
+        if not self.load.workers and self._no_worker_since is None:
+            self._no_worker_since = now
+        self.due = self._read_due = -math.inf
 
     def first_event(self, began: float, now: float) -> None:
         """Note the first event of a stream, to which a worker turned at the time `began`."""
@@ -198,7 +214,7 @@ class StageAdmission:
         self.caution = _share(self.offered.sustained / (rate * (1.0 + self.times.doubt)), *CAUTION)
         self.short = max(self._round, SHORT_SECONDS * rate)
         self.easy = 2.0 * self.times.mean + WINDOW_SECONDS + high + self._max_wait
-        if self.target:
+        if self.target or self._no_worker_since is not None:
             self.easy = math.inf
 
     def _read(self, now: float) -> None:
@@ -210,18 +226,27 @@ class StageAdmission:
     def wait(self, queued: float, now: float) -> float:
         """Return how long a task that comes after `queued` others waits for a slot, in seconds."""
         slots = self.slots
+        start = self._starts_in(now)
         ahead = self._ahead(queued)
         if ahead <= 0:
-            return 0.0
+            return start
         times = self.times
         gap = times.mean / slots
         if self.load.units < slots:
-            # A slot is free, and is about to be taken.
-            return ahead * gap
+            # A slot is free, and is about to be taken, or will be there with the worker that starts.
+            return start + ahead * gap
         silent = now - self._progress
         if slots == 1 or silent > times.high:
             return (ahead - 1) * gap + times.left(silent)
         return ahead * gap - min(silent, gap)
+
+    def _starts_in(self, now: float) -> float:
+        """Return in how many seconds there is a worker: 0 where there is one, else as the latest start has taken."""
+        if self._no_worker_since is None:
+            return 0.0
+        gone = now - self._no_worker_since
+        # Beyond that it is an exception, of which nothing is known: as long again.
+        return self._start - gone if gone <= self._start else gone
 
     def expected_wait(self, now: float) -> float:
         """Return how long a task that comes now is likely to wait, in seconds; 0 while that is not known."""
@@ -279,11 +304,11 @@ class StageAdmission:
         certain. What a later stage would drop has cost the earlier ones their time.
         """
         slots, mean, caution = self.slots, self.times.mean, self.caution
+        ahead = max(0.0, self._ahead(queued))
         # Slots that were taken at the same time are free at the same time: in rounds.
         silent = now - self._progress if self.load.units >= slots else 0.0
-        rounds = math.ceil(self._ahead(queued) / slots) * mean - min(silent, mean)
+        rounds = math.ceil(ahead / slots) * mean - min(silent, mean)
         wait += caution * max(0.0, rounds - wait)
-        ahead = self._ahead(queued)
         deviation = mean / slots * math.sqrt(ahead * self.times.scatter + (ahead * self.times.doubt) ** 2)
         least, most = DEVIATIONS
         return max(0.0, wait + (least + caution * (most - least)) * deviation)
@@ -296,11 +321,12 @@ class StageAdmission:
         """Return how long what waits here, or is on its way here, takes; 0 while that is not known."""
         self._read(now)
         rate = self.per_second
-        return (self.load.queued + self.coming) / rate if rate else 0.0
+        return self._starts_in(now) + (self.load.queued + self.coming) / rate if rate else 0.0
 
     def is_unproven(self, now: float) -> bool:
         """Whether the stage has had nothing to do for so long that what is known of it should be tried again."""
-        return not self.load.in_flight and now - self._progress >= PROBE_SECONDS
+        idle = not self.load.in_flight and now - self._progress >= PROBE_SECONDS
+        return idle and self._no_worker_since is None
 
     @property
     def most_queued(self) -> float:

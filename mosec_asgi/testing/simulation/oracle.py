@@ -32,6 +32,7 @@ from mosec_asgi.errors import (
     WORKER_DIED,
     Failure,
     at_capacity,
+    over_target,
     overloaded,
     too_late,
 )
@@ -231,12 +232,23 @@ class Oracle:
             right.append((STAGE_DOWN, None))
         if limits.load_shedding and sum(map(self._most_seconds, stages)) > timeout - TOLERANCE:
             right += [(TOO_LONG, None), (too_late(1), longest), (overloaded(1), longest)]
+        if limits.load_shedding and any(map(self._may_be_over_target, stages)):
+            right.append((over_target(1), longest))
         return right
+
+    def _may_be_over_target(self, stage: StageModel) -> bool:
+        """Whether a call that comes to a stage now must wait there, and may be there for longer than its target."""
+        target = stage.plan.latency_target
+        return bool(target) and stage.is_taken and self._most_seconds(stage) > target - TOLERANCE
 
     def _check_refusal(self, case: Case, outcome: Outcome) -> None:
         """Check the outcome of a call that was not admitted."""
         self.count(f"refused {outcome.code}")
         told = outcome.failure
+        if told is not None:
+            for failure, what in ((over_target(1), "its latency target"), (too_late(1), "its time")):
+                if told.text == failure.text:
+                    self.count(f"refusals for {what}")
         for failure, longest in case.refusals:
             if told is None or (told.code, told.text) != (failure.code, failure.text):
                 continue
@@ -253,7 +265,8 @@ class Oracle:
         # The clock's error counts anew each time that the service begins and ceases to measure.
         per_answer = 1.1 * stage.worked + 0.02
         coming = sum(stage.index in case.stages[case.position + 1 :] for case in self.open.values())
-        return per_answer * (coming + len(stage.live()) + sum(len(life.unheard) for life in stage.ready))
+        there = coming + len(stage.live()) + sum(len(life.unheard) for life in stage.ready)
+        return per_answer * there + stage.most_until_ready(self._clock())
 
     def _most_seconds(self, stage: StageModel) -> float:
         """Return the most that a request which comes to a stage now may take there, and what chance may add to it."""
@@ -523,6 +536,8 @@ class Oracle:
             life.fault = self._why_ended(life, now)
             self.count(f"workers {life.fault}")
         life.stage.note_work(now)
+        if life.phase is Phase.READY:
+            life.stage.lost_at = now
         life.phase = Phase.LOST
         life.lost_at = now
         held, life.unheard = life.unheard, {}
@@ -642,6 +657,7 @@ class Oracle:
         self.note("%s: is ready", life)
         life.phase = Phase.READY
         life.ready_at = life.heard_at = self._clock()
+        life.stage.longest_start = max(life.stage.longest_start, life.ready_at - life.launched_at)
         place = life.stage.places[life.worker_id]
         place.tried, place.failing = True, False
         life.stage.down = False
