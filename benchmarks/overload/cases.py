@@ -107,7 +107,8 @@ class Result:
     def __str__(self) -> str:
         return (
             f"goodput {self.goodput:5.3f}  at work {self.at_work:5.3f}, useful {self.useful:5.3f}"
-            f"  median {self.median:4.0f} ms  429 {self.refused:6.2%}  408 {self.timed_out:6.2%}  wasted {self.wasted:5.2%}"
+            f"  median {self.median:4.0f} ms  429 {self.refused:6.2%}  408 {self.timed_out:6.2%}"
+            f"  wasted {self.wasted:5.2%}"
         )
 
 

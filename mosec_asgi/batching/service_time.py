@@ -46,18 +46,19 @@ class ServiceTimes:
         usual: what three in four take at most.
         high: what nearly all take at most.
         scatter: the squared coefficient of variation: 0 for constant times, 1 for exponential ones.
+        noted: units since the last `read`.
         doubt: the standard error of `mean`, as a share of it.
     """
 
     __slots__ = (
-        "_fresh", "_longer", "_ordered", "_samples", "_share", "_size", "doubt", "high", "mean", "scatter", "usual",
+        "_longer", "_ordered", "_samples", "_share", "_size", "doubt", "high", "mean", "noted", "scatter", "usual",
     )  # fmt: skip
 
     def __init__(self, batch_size: int = 1) -> None:
         """Begin without knowledge; `batch_size` is that of a full unit."""
         self._size = batch_size
         self._samples: deque[tuple[int, float]] = deque(maxlen=MOST_SAMPLES)
-        self._fresh = True
+        self.noted = 0
         # The part of a full batch's time that does not depend on its size.
         self._share = 1.0
         self.mean = self.usual = self.high = self.scatter = self.doubt = 0.0
@@ -68,12 +69,12 @@ class ServiceTimes:
     def add(self, items: int, seconds: float) -> None:
         """Note that a unit of `items` tasks has taken so long."""
         self._samples.append((items, seconds))
-        self._fresh = False
+        self.noted += 1
 
     def read(self) -> bool:
         """Bring the attributes up to date; return whether anything is known."""
-        if not self._fresh:
-            self._fresh = True
+        if self.noted:
+            self.noted = 0
             if len(self._samples) >= LEAST_SAMPLES:
                 self._estimate()
         return self.mean > 0.0

@@ -103,6 +103,10 @@ class StagePlan:
 class Owner(Protocol):
     """Hears what becomes of the tasks of a stage."""
 
+    @property
+    def earliest_deadline(self) -> float:
+        """A time before which no task's deadline is."""
+
     def answered(self, task: Task, code: int, payload: Payload, now: float) -> None:
         """Take a worker's answer to `task`."""
 
@@ -332,7 +336,7 @@ class Stage:
         if self._cancelled or self._credits:
             self._tell()
         now = self._clock()
-        if self.scheduler.queued:
+        if self.scheduler.queued and self._owner.earliest_deadline < now + self.admission.margin:
             self._drop_late(now)
         self._dispatch(now)
 

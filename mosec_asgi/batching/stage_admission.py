@@ -6,10 +6,11 @@ The theory stands in `admission`, which asks.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from mosec_asgi.batching.offered import Offered
-from mosec_asgi.batching.service_time import ServiceTimes
+from mosec_asgi.batching.service_time import MOST_SAMPLES, ServiceTimes
 
 # Arrivals in relation to what the stage can do, from which on its queue is kept short; in no span less than LEAST.
 OVERLOAD = 1.75
@@ -74,6 +75,7 @@ class StageAdmission:
         upstream: seconds that tasks on their way here take at earlier stages, without waiting there.
         target: seconds that a task should spend here at most; 0 for no such wish.
         times: of its units of work.
+        on_change: called when there are more or fewer workers.
         due: when the service has to read again what follows, with what it knows of other stages (`Admission`).
         known: anything has been measured.
         easy: seconds that a task takes here at most, where none is queued.
@@ -82,9 +84,10 @@ class StageAdmission:
     """
 
     __slots__ = (
-        "_batch_size", "_concurrency", "_firsts", "_max_wait", "_no_worker_since", "_progress", "_read_due", "_start",
-        "caution", "coming", "direct", "due", "easy", "known", "load", "margin", "offered", "per_task", "pressure",
-        "shared", "short", "slots", "supply", "supply_scatter", "target", "times", "upstream",
+        "_batch_size", "_before_next", "_concurrency", "_every", "_firsts", "_max_wait", "_no_worker_since",
+        "_progress", "_read_due", "_start", "caution", "coming", "direct", "due", "easy", "known", "load", "margin",
+        "offered", "on_change", "per_task", "pressure", "shared", "short", "slots", "supply", "supply_scatter",
+        "target", "times", "upstream",
     )  # fmt: skip
 
     def __init__(
@@ -133,6 +136,9 @@ class StageAdmission:
         # Since when there is no worker, if there is none; and the seconds that the latest took to start.
         self._no_worker_since: float | None = None
         self._start = 0.0
+        # Of so many units, the time of one is noted, and how many are still to come before the next of those.
+        self._every = self._before_next = 1
+        self.on_change: Sequence[Callable[[], None]] = ()
         self.known = False
         self.easy = self.per_task = 0.0
         self.short = math.inf
@@ -157,6 +163,10 @@ class StageAdmission:
         self._progress = now
         if not units:
             return
+        self._before_next -= 1
+        if self._before_next > 0:
+            return
+        self._before_next = self._every
         seconds = now - began
         if self._batch_size == 1:
             seconds, items = seconds / items, 1
@@ -171,14 +181,19 @@ class StageAdmission:
         """Note that there is one more worker, `seconds` after its launch."""
         self._start = seconds
         self._no_worker_since = None
-        # What was read was of other slots.
-        self.due = self._read_due = -math.inf
+        self._changed()
 
     def worker_gone(self, now: float) -> None:
         """Note that there is one worker less, after the fact."""
         if not self.load.workers and self._no_worker_since is None:
             self._no_worker_since = now
+        self._changed()
+
+    def _changed(self) -> None:
+        """Have all read anew: what was read was of other slots."""
         self.due = self._read_due = -math.inf
+        for tell in self.on_change:
+            tell()
 
     def first_event(self, began: float, now: float) -> None:
         """Note the first event of a stream, to which a worker turned at the time `began`."""
@@ -198,6 +213,8 @@ class StageAdmission:
         self.slots = max(1, self.load.workers) * self._concurrency
         self.offered.roll(now)
         self.direct.roll(now)
+        # So many are noted until the next time, as far as that can be told, that all the latest ones are new.
+        self._every = self._before_next = max(1, self.times.noted * self._every // MOST_SAMPLES)
         known = self.times.read()
         high = self.times.high
         if self._firsts is not None:
@@ -212,7 +229,7 @@ class StageAdmission:
         # The less is known of the speed, the more it takes to say that there is too much to do. What earlier stages
         # hold up counts too: there is as much to choose from.
         self.caution = _share(self.offered.sustained / (rate * (1.0 + self.times.doubt)), *CAUTION)
-        self.short = max(self._round, SHORT_SECONDS * rate)
+        self.short = self.most_queued
         self.easy = 2.0 * self.times.mean + WINDOW_SECONDS + high + self._max_wait
         if self.target or self._no_worker_since is not None:
             self.easy = math.inf
@@ -340,7 +357,7 @@ class StageAdmission:
         # What comes by chance scatters as 1; what an earlier stage brings as fast as it can, as that one's times do.
         came = 1.0 if self.offered.per_second <= self.supply else min(1.0, STEADY + self.supply_scatter)
         units = -math.log(EMPTY) * (load * came + self.times.scatter * self._batch_size) / (2.0 * (load - 1.0))
-        return max(units + self._round - 1, self.short) + rate * self.upstream
+        return max(units + self._round - 1, self._round, SHORT_SECONDS * rate) + rate * self.upstream
 
     @property
     def _round(self) -> float:
