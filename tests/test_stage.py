@@ -52,6 +52,8 @@ class Bench:
         # It says that these come too late, and was asked so.
         self.late: set[int] = set()
         self.asked: list[tuple[int, int, float]] = []
+        # No task's deadline is before that, it says.
+        self.earliest_deadline = -math.inf
         self._numbers = itertools.count(1)
 
     # -- the owner ---------------------------------------------------------------------------------------------------
@@ -1074,6 +1076,16 @@ async def test_who_has_time_enough_is_not_asked_about() -> None:
     async with bench() as b:
         tasks = b.submit(3)
         b.stage.admission.margin = tasks[0].deadline - b.clock.now
+        b.loop.turn()
+        assert b.asked == []
+
+
+async def test_none_is_looked_at_while_all_deadlines_are_far() -> None:
+    async with bench() as b:
+        task = b.submit(2)[0]
+        b.late.add(task.id)
+        b.stage.admission.margin = task.deadline - b.clock.now + 1.0
+        b.earliest_deadline = task.deadline + 1.0
         b.loop.turn()
         assert b.asked == []
 

@@ -135,6 +135,7 @@ class Coordinator:
         self._admission = Admission(
             [stage.admission for stage in self._stages],
             [route.stages for route in self._routes],
+            timeout=self._limits.timeout,
             active=self._limits.load_shedding,
         )
         starts = [asyncio.ensure_future(stage.pool.wait_started()) for stage in self._stages]
@@ -202,7 +203,7 @@ class Coordinator:
         stages = self._routes[call.route].stages
         timeout = self._limits.timeout if call.timeout is None else min(call.timeout, self._limits.timeout)
         now = self._clock()
-        refusal = self._refusal(stages, timeout, now)
+        refusal = self._refusal(call.route, stages, timeout, now)
         if refusal is not None:
             failure = self._answer_to(refusal.reason, stages, now)
             if (told := self._stages[refusal.stage].events.refused) is not None:
@@ -216,7 +217,8 @@ class Coordinator:
         task = self._admitted[call.id] = Task(call, caller, stages, now, deadline, flow)
         if deadline < self._sweep_timer.when:
             self._sweep_timer.set(deadline)
-        self._admission.admitted(stages)
+        if self._admission.follows[call.route]:
+            self._admission.admitted(stages)
         self._stages[stages[0]].enqueue(task, now)
 
     def credit(self, credit: Credit) -> None:
@@ -258,7 +260,7 @@ class Coordinator:
         )
         return Statistics(len(self._admitted), self._closing, stages, self._shared_memory())
 
-    def _refusal(self, stages: tuple[int, ...], timeout: float, now: float) -> Refusal | None:
+    def _refusal(self, route: int, stages: tuple[int, ...], timeout: float, now: float) -> Refusal | None:
         if self._closing:
             return Refusal(Reason.CLOSING, stages[0])
         if len(self._admitted) >= self._limits.capacity:
@@ -267,6 +269,8 @@ class Coordinator:
         for stage in stages:
             if self._stages[stage].pool.down:
                 return Refusal(Reason.STAGE_DOWN, stage)
+        if self._admission.is_calm(route, len(self._admitted), timeout, now):
+            return None
         return self._admission.judge(stages, timeout, now)
 
     def _answer_to(self, reason: Reason, stages: tuple[int, ...], now: float) -> Failure:
@@ -280,6 +284,11 @@ class Coordinator:
         return min(MOST_RETRY_SECONDS, max(1, math.ceil(self._admission.retry_after(stages, now))))
 
     # -- heard from the stages ---------------------------------------------------------------------------------------
+
+    @property
+    def earliest_deadline(self) -> float:
+        """A time before which no task's deadline is."""
+        return self._sweep_timer.when
 
     def answered(self, task: Task, code: int, payload: Payload, now: float) -> None:
         """Take a worker's answer to `task`: on to the next stage, or to its client."""

@@ -17,8 +17,10 @@ Noting a time costs an append; all else happens in `read`.
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections import deque
 from collections.abc import Sequence
+from itertools import accumulate
 
 # The latest so many units count.
 MOST_SAMPLES = 128
@@ -31,8 +33,8 @@ RUN = 4
 BEYOND = 1.25
 # The share of all units that take no longer than the usual time.
 USUAL = 0.75
-# The stage has changed where the latest eight or sixteen differ from the others by more standard errors than this.
-CERTAIN = 4.0
+# Standard errors by which the latest eight or sixteen differ from the others where that is no chance.
+CERTAIN = 5.0
 
 
 class ServiceTimes:
@@ -43,28 +45,35 @@ class ServiceTimes:
         usual: what three in four take at most.
         high: what nearly all take at most.
         scatter: the squared coefficient of variation: 0 for constant times, 1 for exponential ones.
+        noted: units since the last `read`.
+        doubt: the standard error of `mean`, as a share of it.
     """
 
-    __slots__ = ("_fresh", "_samples", "_share", "_size", "high", "mean", "scatter", "usual")
+    __slots__ = (
+        "_longer", "_ordered", "_samples", "_share", "_size", "doubt", "high", "mean", "noted", "scatter", "usual",
+    )  # fmt: skip
 
     def __init__(self, batch_size: int = 1) -> None:
         """Begin without knowledge; `batch_size` is that of a full unit."""
         self._size = batch_size
         self._samples: deque[tuple[int, float]] = deque(maxlen=MOST_SAMPLES)
-        self._fresh = True
+        self.noted = 0
         # The part of a full batch's time that does not depend on its size.
         self._share = 1.0
-        self.mean = self.usual = self.high = self.scatter = 0.0
+        self.mean = self.usual = self.high = self.scatter = self.doubt = 0.0
+        # The times in order, and of each the sum of it and of all longer ones.
+        self._ordered: list[float] = []
+        self._longer: list[float] = []
 
     def add(self, items: int, seconds: float) -> None:
         """Note that a unit of `items` tasks has taken so long."""
         self._samples.append((items, seconds))
-        self._fresh = False
+        self.noted += 1
 
     def read(self) -> bool:
         """Bring the attributes up to date; return whether anything is known."""
-        if not self._fresh:
-            self._fresh = True
+        if self.noted:
+            self.noted = 0
             if len(self._samples) >= LEAST_SAMPLES:
                 self._estimate()
         return self.mean > 0.0
@@ -72,6 +81,14 @@ class ServiceTimes:
     def of(self, items: int, full: float) -> float:
         """Return what a unit of `items` takes where a full one takes `full` seconds."""
         return full * self._scale(items)
+
+    def left(self, elapsed: float) -> float:
+        """Return what a unit that has taken `elapsed` seconds so far still takes: what those took that took longer."""
+        place = bisect_right(self._ordered, elapsed)
+        if place == len(self._ordered):
+            # It is an exception, of which nothing is known: as long again.
+            return elapsed
+        return self._longer[place] / (len(self._ordered) - place) - elapsed
 
     def _scale(self, items: int) -> float:
         return self._share + (1.0 - self._share) * items / self._size
@@ -94,6 +111,9 @@ class ServiceTimes:
         self.usual = ordered[min(count - 1, int(count * USUAL))]
         self.high = ordered[-2] if count >= 32 else ordered[-1]
         self.scatter = _variance(ordered, self.mean) / (self.mean * self.mean)
+        self.doubt = math.sqrt(self.scatter / count)
+        self._ordered = ordered
+        self._longer = list(accumulate(reversed(ordered)))[::-1]
 
     def _fit(self) -> None:
         """Learn the shape of the line from batches of different sizes."""

@@ -107,6 +107,10 @@ class StagePlan:
 class Owner(Protocol):
     """Hears what becomes of the tasks of a stage."""
 
+    @property
+    def earliest_deadline(self) -> float:
+        """A time before which no task's deadline is."""
+
     def answered(self, task: Task, code: int, payload: Payload, now: float) -> None:
         """Take a worker's answer to `task`."""
 
@@ -238,6 +242,7 @@ class Stage:
     def worker_ready(self, worker: PoolWorker) -> None:
         """Take a worker into use."""
         self.scheduler.add_worker(worker)
+        self.admission.worker_ready(self._clock() - worker.launched_at)
         self._mark()
 
     def worker_results(self, worker: PoolWorker, results: Results) -> None:
@@ -330,6 +335,7 @@ class Stage:
                 logger.error("answered 500: workers died %s", why, extra=self._extra(worker, task))
                 self._owner.failed(task, WORKER_DIED)
         self.scheduler.requeue(again)
+        self.admission.worker_gone(self._clock())
         self._mark()
 
     def stage_down(self) -> None:
@@ -350,7 +356,7 @@ class Stage:
         if self._cancelled or self._credits:
             self._tell()
         now = self._clock()
-        if self.scheduler.queued:
+        if self.scheduler.queued and self._owner.earliest_deadline < now + self.admission.margin:
             self._drop_late(now)
         self._dispatch(now)
 

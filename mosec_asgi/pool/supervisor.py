@@ -51,6 +51,7 @@ class PoolWorker:
         self.spec = place.spec
         self.worker_id = place.spec.worker_id
         self.state = State.STARTING
+        self.launched_at = pool.now
         self.ready_at: float | None = None
         self.answered = False
         # Why it is killed, for the log line at its end.
@@ -187,6 +188,11 @@ class Supervisor:
 
     def __repr__(self) -> str:
         return f"<Supervisor {self.stage} {self.ready} of {len(self._places)} ready>"
+
+    @property
+    def now(self) -> float:
+        """The time, on the pool's clock."""
+        return self._clock()
 
     @property
     def size(self) -> int:

@@ -229,6 +229,8 @@ class StageModel:
         down_at: when they began to be.
         worked: seconds in which it had something to do, until `working_since`.
         working_since: since when it has; None where it has not.
+        longest_start: the most seconds that a worker has taken to be ready.
+        lost_at: when a worker that was ready was last given up.
     """
 
     index: int
@@ -242,6 +244,8 @@ class StageModel:
     down_at: float = -1.0
     worked: float = 0.0
     working_since: float | None = None
+    longest_start: float = 0.0
+    lost_at: float = 0.0
 
     @property
     def lives(self) -> list[Life]:
@@ -252,6 +256,17 @@ class StageModel:
     def ready(self) -> list[Life]:
         """The workers that can be sent tasks."""
         return [life for life in self.lives if life.phase is Phase.READY]
+
+    def most_until_ready(self, now: float) -> float:
+        """Return the most seconds in which the service may expect a worker to be ready: 0 where one is."""
+        return 0.0 if self.ready else max(self.longest_start, now - self.lost_at) + CLOCK_ERROR
+
+    @property
+    def is_taken(self) -> bool:
+        """Whether a request that comes now must wait, for a slot or for a worker."""
+        ready, batched = self.ready, self.plan.batch_size > 1
+        units = sum(life.batches if batched else len(life.unheard) for life in ready)
+        return units + len(self.live()) // self.plan.batch_size >= len(ready) * self.plan.concurrency
 
     def arrive(self, case: Case, now: float) -> None:
         """Let a request that has come to this stage wait."""

@@ -203,6 +203,7 @@ def _draw_stage(random: Random, name: str, *, streams: bool) -> StagePlan:
         concurrency=concurrency,
         ordered=not streams and concurrency == 1 and random.random() < 0.8,
         streams=streams,
+        latency_target=random.choice((0.0, 0.0, 0.0, 0.001, 0.02, 0.1)),
     )
 
 

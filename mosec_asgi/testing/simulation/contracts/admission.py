@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from mosec_asgi.batching.coordinator import MOST_RETRY_SECONDS
-from mosec_asgi.errors import CLOSING, STAGE_DOWN, TOO_LONG, Failure, at_capacity, overloaded, too_late
+from mosec_asgi.errors import CLOSING, STAGE_DOWN, TOO_LONG, Failure, at_capacity, over_target, overloaded, too_late
 from mosec_asgi.messages import Outcome
 from mosec_asgi.testing.simulation.contracts.checker import Checker
 from mosec_asgi.testing.simulation.contracts.contract import Contract
@@ -30,6 +30,10 @@ class Admission(Checker):
         journal = self._journal
         journal.count(f"refused {outcome.code}")
         told = outcome.failure
+        if told is not None:
+            for failure, what in ((over_target(1), "its latency target"), (too_late(1), "its time")):
+                if told.text == failure.text:
+                    journal.count(f"refusals for {what}")
         for failure, longest in case.refusals:
             if told is None or (told.code, told.text) != (failure.code, failure.text):
                 continue
@@ -72,7 +76,14 @@ class Admission(Checker):
             right.append((STAGE_DOWN, None))
         if limits.load_shedding and sum(map(self._most_seconds, stages)) > timeout - TOLERANCE:
             right += [(TOO_LONG, None), (too_late(1), longest), (overloaded(1), longest)]
+        if limits.load_shedding and any(map(self._may_be_over_target, stages)):
+            right.append((over_target(1), longest))
         return right
+
+    def _may_be_over_target(self, stage: StageModel) -> bool:
+        """Whether a call that comes to a stage now must wait there, and may be there for longer than its target."""
+        target = stage.plan.latency_target
+        return bool(target) and stage.is_taken and self._most_seconds(stage) > target - TOLERANCE
 
     def _backlog_seconds(self, stage: StageModel) -> float:
         """Return the most that what is at a stage, or will come, may take: each answer as all work there was so far."""
@@ -80,7 +91,8 @@ class Admission(Checker):
         # The clock's error counts anew each time that the service begins and ceases to measure.
         per_answer = 1.1 * stage.worked + 0.02
         coming = sum(stage.index in case.stages[case.position + 1 :] for case in self._service.open.values())
-        return per_answer * (coming + len(stage.live()) + sum(len(life.unheard) for life in stage.ready))
+        there = coming + len(stage.live()) + sum(len(life.unheard) for life in stage.ready)
+        return per_answer * there + stage.most_until_ready(self._journal.now)
 
     def _most_seconds(self, stage: StageModel) -> float:
         """Return the most that a request which comes to a stage now may take there, and what chance may add to it."""

@@ -33,6 +33,8 @@ class Crash(Checker):
             life.fault = self._time_limits.exceeded(life)
             journal.count(f"workers {life.fault}")
         life.stage.note_work(now)
+        if life.phase is Phase.READY:
+            life.stage.lost_at = now
         life.phase = Phase.LOST
         life.lost_at = now
         held, life.unheard = life.unheard, {}

@@ -47,6 +47,7 @@ class Respawn(Checker):
         self._journal.note("%s: is ready", life)
         life.phase = Phase.READY
         life.ready_at = life.heard_at = self._journal.now
+        life.stage.longest_start = max(life.stage.longest_start, life.ready_at - life.launched_at)
         place = life.stage.places[life.worker_id]
         place.tried, place.failing = True, False
         life.stage.down = False
