@@ -2,7 +2,8 @@
 
 It puts an open loop of requests on the same service under mosec and under this package, each started anew for each
 load, and prints what came of it, in relation to what the model was measured to do right before and after. With
-`--server` one of them is measured, and the other's results stay as they are: five minutes for each. With `--simulate` no process is started: the services of `cases` run on virtual time.
+`--server` one of them is measured, and the other's results stay as they are: five minutes for each.
+With `--simulate` no process is started: the services of `cases` run on virtual time.
 """
 
 from __future__ import annotations
@@ -73,7 +74,8 @@ class Row:
     def __str__(self) -> str:
         return (
             f"{self.model:12}  {self.server:10}  {self.load:>5g}  {self.capacity:>6.2f}/s  {self.goodput:>7.3f}"
-            f"  {self.median_ms:>6.0f} ms  {self.refused:>7.1%}  {self.timed_out:>7.1%}  {self.lost:>6.1%}  {self.wasted:>7.1%}"
+            f"  {self.median_ms:>6.0f} ms  {self.refused:>7.1%}  {self.timed_out:>7.1%}  {self.lost:>6.1%}"
+            f"  {self.wasted:>7.1%}"
         )
 
 

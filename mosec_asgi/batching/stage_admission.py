@@ -230,7 +230,9 @@ class StageAdmission:
         # hold up counts too: there is as much to choose from.
         self.caution = _share(self.offered.sustained / (rate * (1.0 + self.times.doubt)), *CAUTION)
         self.short = self.most_queued
-        self.easy = 2.0 * self.times.mean + WINDOW_SECONDS + high + self._max_wait
+        silent = now - self._progress
+        overdue = silent if silent > high and self.load.units >= self.slots else 0.0
+        self.easy = 2.0 * self.times.mean + WINDOW_SECONDS + high + self._max_wait + overdue
         if self.target or self._no_worker_since is not None:
             self.easy = math.inf
 
