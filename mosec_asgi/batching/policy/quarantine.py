@@ -4,6 +4,11 @@ It goes to a worker that has nothing else, so that if it is the one that kills w
 shown that it does not with its first event, and others may join it then (`Load.alone`). Until some worker has nothing,
 the others wait behind it; not so where workers are concurrent and may have something for long: the one that takes the
 dead one's place has nothing.
+
+How long that takes is bounded by their deadlines: those for whose turn there is no time left are answered (408) as soon
+as a worker is free and they are seen to be late, as any task at the head of a queue. They are not run in halves, which
+would take fewer turns: each half with a culprit in it would cost a worker more, which may load for minutes, and with
+two attempts the rest of that half would share the culprit's fate.
 """
 
 from __future__ import annotations
