@@ -202,6 +202,8 @@ class Service:
             body_memory=self._settings.body_memory or memory_limit() // 4,
             limits=http_limits(self._settings),
             access_log=self._settings.access_log,
+            # The protocols of `run()` do it themselves.
+            lingers=not self._import_main or self._settings.http == "plain",
             middleware=self._middleware,
         )
         self.direct_routes = app.direct_routes

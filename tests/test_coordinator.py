@@ -1261,6 +1261,47 @@ async def test_a_request_that_kills_two_workers_is_answered_500_and_no_other_is(
         assert told(record, "request_id", "stage") == ("n2", "Echo_1")
 
 
+@pytest.mark.parametrize(
+    "plan", [{"max_batch_size": 20}, {"concurrency": 20, "ordered": False}], ids=["batch", "async"]
+)
+async def test_tasks_that_are_to_run_alone_are_answered_as_soon_as_there_is_no_time_for_them(plan: Any) -> None:
+    clock = FakeClock()
+    async with running(stage(**plan), clock=clock, timeout=3.0, load_shedding=True) as service:
+        worker = service.worker
+        for _ in range(10):
+            # A second each, however many there are together.
+            tickets = [service.submit() for _ in range(20)]
+            await until(lambda: len(worker.has) == 20)
+            clock.advance(1.0)
+            for ids in [worker.has] if "max_batch_size" in plan else [[task_id] for task_id in worker.has]:
+                worker.reply(ids, seconds=1.0)
+            assert [(await answer(ticket))[:3] for ticket in tickets] == [b"re:"] * 20
+        began = clock.now
+        tickets = [service.submit() for _ in range(20)]
+        await until(lambda: len(worker.has) == 20)
+        clock.advance(0.1)
+        worker.exit()
+        worker = await service.next_life(worker)
+        newcomer = None
+        for ticket in tickets[:2]:
+            await worker.gets_work()
+            assert worker.has == [ticket.id]
+            newcomer = newcomer or service.submit()
+            clock.advance(1.0)
+            worker.reply(seconds=1.0)
+            assert (await answer(ticket))[:3] == b"re:"
+        # Those whose turn would end after their deadline are told so before it, and the worker has others to do.
+        rest = [await answer(ticket) for ticket in tickets[2:]]
+        assert {failure.code for failure in rest} == {408}
+        assert clock.now == pytest.approx(began + 2.1)
+        await worker.gets_work()
+        assert newcomer is not None
+        assert worker.has == [newcomer.id]
+        clock.advance(0.8)
+        worker.reply()
+        assert (await answer(newcomer))[:3] == b"re:"
+
+
 async def test_what_a_dead_worker_had_not_begun_comes_back_as_if_nothing_had_been() -> None:
     async with running(stage(max_batch_size=2, max_wait=0.0)) as service:
         worker = service.worker

@@ -21,15 +21,19 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 @contextlib.contextmanager
-def told_of_signals(tell: Callable[[], object]) -> Iterator[None]:
-    """Call `tell` on the running event loop after each signal that somebody handles, as long as this is entered.
+def told_of_signals(tell: Callable[[], object], note: Callable[[], object] | None = None) -> Iterator[None]:
+    """Tell of each signal that somebody handles, as long as this is entered.
 
     In a thread other than the main one Python handles no signals, and nothing is told.
+
+    Args:
+        tell: called on the running event loop.
+        note: called before it, wherever the program is, as the handler of a signal is.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    chained = [_Chained(number, tell) for number in SIGNALS]
+    chained = [_Chained(number, tell, note) for number in SIGNALS]
     for handler in chained:
         handler.install()
     try:
@@ -42,8 +46,9 @@ def told_of_signals(tell: Callable[[], object]) -> Iterator[None]:
 class _Chained:
     """A handler of a signal that calls the one before it, and then tells the event loop."""
 
-    def __init__(self, number: signal.Signals, tell: Callable[[], object]) -> None:
+    def __init__(self, number: signal.Signals, tell: Callable[[], object], note: Callable[[], object] | None) -> None:
         self._number = number
+        self._note = note
         self._tell: Callable[[], object] | None = tell
         self._loop = asyncio.get_running_loop()
         # A process that is forked meanwhile inherits the handler, and must not write to this one's loop.
@@ -69,4 +74,6 @@ class _Chained:
                 self._before(number, frame)
         finally:
             if self._tell is not None and os.getpid() == self._process:
+                if self._note is not None:
+                    self._note()
                 self._loop.call_soon_threadsafe(self._tell)

@@ -23,6 +23,7 @@ from mosec_asgi.web.disconnect import DisconnectWatch
 from mosec_asgi.web.exchange import NO_BUDGET, RequestIds, Route, Shared
 from mosec_asgi.web.health import Health
 from mosec_asgi.web.limits import DEFAULT, Limits
+from mosec_asgi.web.lingering import Lingering
 from mosec_asgi.web.missing import missing
 from mosec_asgi.web.openapi import OpenAPI
 from mosec_asgi.web.swagger import Swagger
@@ -50,6 +51,7 @@ class App:
         body_memory: int = NO_BUDGET,
         limits: Limits = DEFAULT,
         access_log: bool = False,
+        lingers: bool = False,
         middleware: Sequence[Middleware] = (),
     ) -> None:
         """Build the routes.
@@ -66,6 +68,7 @@ class App:
             body_memory: bytes of all bodies that are held at one time; one alone always has room.
             limits: for the time in which bodies must arrive.
             access_log: log a line for each request.
+            lingers: an answer that is given early needs help to arrive; see `lingering`.
             middleware: what each request goes through, health and documents included; the first is the outermost.
         """
         health, swagger = Health(engine, metrics, custom), Swagger()
@@ -81,7 +84,7 @@ class App:
         )
         watch: DisconnectWatch[AsgiExchange] = DisconnectWatch(AsgiExchange.leave)
         slow = SlowSenders(limits)
-        self._models = {route.path: AsgiRoute(route, shared, watch, slow) for route in routes}
+        self._models = {route.path: AsgiRoute(route, shared, watch, slow, lingers=lingers) for route in routes}
         self.direct_routes = DirectRoutes(
             (route.path.encode(), DirectRoute(route, shared))
             for route in routes
@@ -99,7 +102,7 @@ class App:
                 # Also listed here, for the answers to a wrong method.
                 *(StarletteRoute(path, endpoint, methods=["POST"]) for path, endpoint in self._models.items()),
             ],
-            middleware=[Middleware(_ServerHeader, server=server)],
+            middleware=[*([Middleware(Lingering)] if lingers else []), Middleware(_ServerHeader, server=server)],
             exception_handlers=missing(tuple(self._models)),
         )
         # As in mosec, a path with an extra slash is not a route; after a redirect, clients would send a POST twice.

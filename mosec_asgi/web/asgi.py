@@ -19,6 +19,7 @@ from mosec_asgi.web import compression
 from mosec_asgi.web.body import ClientLeft, SlowSenders, read_body
 from mosec_asgi.web.disconnect import DisconnectWatch
 from mosec_asgi.web.exchange import Exchange, Route, Shared, StreamForm
+from mosec_asgi.web.lingering import lingering_send
 from mosec_asgi.web.responses import Header, Response, headers_of
 from mosec_asgi.web.stream import KEEP_ALIVE_SECONDS, Stream
 
@@ -36,6 +37,7 @@ class AsgiRoute:
         slow: SlowSenders,
         *,
         keep_alive: float = KEEP_ALIVE_SECONDS,
+        lingers: bool = False,
     ) -> None:
         """Bind a route to the service.
 
@@ -45,23 +47,25 @@ class AsgiRoute:
             watch: notices clients that leave.
             slow: stops reading bodies that do not arrive.
             keep_alive: see `Stream`.
+            lingers: see `App`.
         """
         self._route = route
         self._shared = shared
         self._watch = watch
         self._slow = slow
         self._keep_alive = keep_alive
+        self._lingers = lingers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
         began = time.perf_counter()
         exchange = AsgiExchange(self._route, self._shared, scope, send)
         try:
-            await self._answer(exchange, receive, began)
+            await self._answer(exchange, scope, receive, began)
         finally:
             exchange.release()
 
-    async def _answer(self, exchange: AsgiExchange, receive: Receive, began: float) -> None:
+    async def _answer(self, exchange: AsgiExchange, scope: Scope, receive: Receive, began: float) -> None:
         body: bytes | Failure
         self._slow.begin(exchange)
         try:
@@ -75,6 +79,8 @@ class AsgiRoute:
         finally:
             self._slow.end(exchange)
         if isinstance(body, Failure):
+            if self._lingers and exchange.unread:
+                exchange.linger(scope, receive)
             exchange.refuse(body)
         else:
             exchange.body = body
@@ -104,7 +110,10 @@ class AsgiExchange(Exchange):
 
     Attributes:
         response: a whole answer, once there is one.
+        unread: the request is refused, and a part of its body may still come.
     """
+
+    unread = False
 
     def __init__(self, route: Route, shared: Shared, scope: Scope, send: Send) -> None:
         """Begin with a request whose head has come."""
@@ -125,6 +134,10 @@ class AsgiExchange(Exchange):
         """Take a stream for an answer."""
         self._form = form
         self._stream = Stream(form, self._send_piece, self.shared.engine, keep_alive=keep_alive)
+
+    def linger(self, scope: Scope, receive: Receive) -> None:
+        """Let the answer arrive though a part of the request is unread."""
+        self._send = lingering_send(scope, receive, self._send)
 
     # -- as the caller of its calls ----------------------------------------------------------------------------------
 
@@ -253,6 +266,7 @@ async def _encoded_body(exchange: AsgiExchange, receive: Receive, encoding: byte
     if name in ("", "identity"):
         return await _plain_body(exchange, receive)
     if not (shared.compressed and name in compression.supported()):
+        exchange.unread = True
         return compression.unknown(name, enabled=shared.compressed)
     body = await _plain_body(exchange, receive)
     if isinstance(body, Failure) or not body:

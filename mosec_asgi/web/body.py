@@ -23,9 +23,11 @@ class Held(Protocol):
 
     Attributes:
         held: bytes for which it has room.
+        unread: set where the body is refused: a part of it may still come.
     """
 
     held: int
+    unread: bool
 
     def hold(self, size: int) -> bool:
         """Take room for all `size` bytes that have come; return whether there was enough."""
@@ -49,8 +51,10 @@ async def read_body(receive: Receive, declared: bytes | None, limit: int, holder
     """
     if declared is not None and declared.isdigit():
         if float(declared) > limit:
+            holder.unread = True
             return too_large(limit)
         if int(declared) > max(free, SMALL):
+            holder.unread = True
             return NO_ROOM
     message = await receive()
     # Nearly every body comes in one message.
@@ -76,8 +80,10 @@ async def _read_chunks(receive: Receive, message: Message, limit: int, holder: H
         chunk = message.get("body", b"")
         size += len(chunk)
         if size > limit:
+            holder.unread = message.get("more_body", False)
             return too_large(limit)
         if not holder.hold(size):
+            holder.unread = message.get("more_body", False)
             return NO_ROOM
         if chunk:
             chunks.append(chunk)

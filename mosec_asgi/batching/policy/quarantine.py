@@ -4,6 +4,11 @@ It goes to a worker that has nothing else, so that a task which kills workers ta
 sends its first event has shown that it is harmless, and other tasks may join it (`Load.alone`). Other tasks wait until
 such a task has found a worker that has nothing. With concurrent workers, which may have tasks for long, they do not
 wait: the task goes to the worker that replaces the dead one.
+
+The deadlines of such tasks bound how long that takes: a task for whose turn there is no time left is answered 408 as
+soon as a worker is free, like any task at the head of a queue. The tasks are not run in halves, which would take fewer
+turns: each half with a culprit in it would cost another worker, which may load for minutes, and with two attempts the
+rest of that half would be answered 500 with the culprit.
 """
 
 from __future__ import annotations

@@ -56,8 +56,6 @@ _FUNCTIONS: Mapping[str, Sequence[str]] = {
     f"{_FLOW}:FlowControl.pause_writing": ("self",),
     f"{_FLOW}:FlowControl.resume_writing": ("self",),
     "uvicorn.server:ServerState": (),
-    "uvicorn.server:Server.startup": ("self", "sockets"),
-    "uvicorn.server:Server.handle_exit": ("self", "sig", "frame"),
 }
 _HTTP2_FUNCTIONS: Mapping[str, Sequence[str]] = {
     f"{_HTTP2}:ZttpH2Protocol": _CONNECTION,
