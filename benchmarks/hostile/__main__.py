@@ -10,9 +10,8 @@ The exit status is 1 where a promise is broken.
 What makes the comparison fair on two processors: the attackers run in a process of their own, at the lowest priority
 (`nice`), so that they take from nobody what he could use; they are paced, see `attacks`; the honest client's usual
 latency is measured on the same server right before and right after each attack; and as other programs of the machine
-spoil a 99th percentile as well, an attack after which only the latency was wrong is run once more, and must then keep
-all promises. The same attacks, as far as they are the app's to bound, are run against `uvicorn attacked:server`, where
-the rest is uvicorn's: see README, "Limits".
+spoil a 99th percentile as well, an attack after which only the latency was wrong is run again, up to twice, and must
+then keep all promises. The attacks that are the app's to bound are run against `uvicorn attacked:server` as well.
 """
 
 from __future__ import annotations
@@ -40,12 +39,14 @@ from hostile.attacks import ATTACKS, Attack
 from hostile.honest import BODY, Honest, asking
 from hostile.judge import Held, Latencies, Measured, broken, is_slow
 
-SECONDS = 3.0
+SECONDS = 2.5
 # Before and after each attack.
-USUAL_SECONDS = 1.5
+USUAL_SECONDS = 1.25
 # For connections to be closed and memory to be given back.
 REST_SECONDS = 12.0
 NICENESS = 19
+# Times that an attack is run again after which only the latency was wrong.
+AGAIN = 2
 ROOT = Path(__file__).parents[1]
 
 
@@ -59,9 +60,11 @@ class Trial:
         self._log_read = 0
 
     async def suffer(self, attack: Attack, seconds: float) -> Measured:
-        """Run an attack, and once more where only the honest client's latency was wrong."""
+        """Run an attack, and again where only the honest client's latency was wrong."""
         measured = await self._suffer(attack, seconds)
-        if is_slow(measured) and len(broken(measured)) == 1:
+        for _ in range(AGAIN):
+            if not is_slow(measured) or len(broken(measured)) > 1:
+                break
             measured = await self._suffer(attack, seconds)
         return measured
 

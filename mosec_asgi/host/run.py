@@ -11,7 +11,7 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator
 from typing import TYPE_CHECKING, Protocol
 
 import uvicorn
@@ -24,7 +24,7 @@ from mosec_asgi.web.limits import Limits, http_limits
 from mosec_asgi.web.uvicorn import supported
 
 if TYPE_CHECKING:
-    from mosec_asgi.web.direct import DirectRoute
+    from mosec_asgi.web.direct import DirectRoutes
 
 DAEMON_DIED = 1
 # Seconds after a signal in which requests are still admitted: those that had come before it, and were not yet read.
@@ -50,7 +50,7 @@ class Server(Protocol):
     def close(self) -> None:
         """Admit no more requests."""
 
-    def direct_routes(self) -> Mapping[bytes, DirectRoute]:
+    def direct_routes(self) -> DirectRoutes | None:
         """Return the routes that need not be asked for through ASGI."""
 
     def why_not_direct(self) -> str | None:

@@ -322,7 +322,9 @@ class Http1Protocol(HttpToolsProtocol):
             left = self._exchange.body_left
         began = time.perf_counter()
         while at < len(data) and self._refusal is None and not self._lingering:
-            if not self._awaits and max(begun, len(self.pipeline)) >= self.limits.pipelined:
+            # The newest of those that wait may have come in part.
+            most = self.limits.pipelined
+            if len(self.pipeline) >= most or (begun >= most and not self._awaits):
                 self._wait_to_feed(data[at:])
                 return
             size = left or PIECE
@@ -336,7 +338,7 @@ class Http1Protocol(HttpToolsProtocol):
             was_in_body = self._awaits == BODY
             self._feed(piece)
             left = 0 if was_in_body or self._awaits != BODY or self._refusal is not None else self._declared()
-            if at < len(data) and not self._refusal and time.perf_counter() - began > TURN_SECONDS:
+            if not left and at < len(data) and not self._refusal and time.perf_counter() - began > TURN_SECONDS:
                 self._wait_to_feed(data[at:])
                 return
 
