@@ -35,7 +35,19 @@ from mosec_asgi.errors import (
     overloaded,
     too_late,
 )
-from mosec_asgi.messages import EGRESS, INGRESS, OK, Cancels, Chunks, Outcome, Payload, Results, Tasks
+from mosec_asgi.messages import (
+    EGRESS,
+    INGRESS,
+    OBJECT_IN,
+    OBJECT_OUT,
+    OK,
+    Cancels,
+    Chunks,
+    Outcome,
+    Payload,
+    Results,
+    Tasks,
+)
 from mosec_asgi.pool.supervisor import EXIT_SECONDS
 from mosec_asgi.testing.simulation.messages import Asked, Failed, Held, Ready, Said, as_bytes
 from mosec_asgi.testing.simulation.model import Case, Life, Phase, Place, StageModel
@@ -452,7 +464,8 @@ class Oracle:
                 self.require(right, Contract.ORDER, "%s was sent behind %s", case, before)
             before = case
             self.require(payload == case.payload, Contract.RIGHT_ANSWER, "%s got %r", case, payload)
-            needed = (INGRESS if case.position == 0 else 0) | (EGRESS if case.is_last else 0)
+            first, last = (OBJECT_IN, OBJECT_OUT) if case.objects else (INGRESS, EGRESS)
+            needed = (first if case.position == 0 else 0) | (last if case.is_last else 0)
             self.require(flags == needed, Contract.RIGHT_ANSWER, "%s got the flags %d", case, flags)
             tries = case.deaths < plan.max_attempts
             self.require(tries, Contract.CRASH, "%s is run again after %d deaths", case, case.deaths)
