@@ -81,8 +81,8 @@ class Outcome(NamedTuple):
     Attributes:
         call_id: the number of the call.
         code: an HTTP status; 200 for a result.
-        payload: the encoded result; empty for a stream that has ended well; the text of a failure in UTF-8. Only to a
-            call of objects it may be one that a link holds, which is the caller's to drop.
+        payload: the encoded result; empty for a stream that has ended well; the text of a failure in UTF-8. Only the
+            result of a call of objects may be one that a link holds, which is the caller's to drop.
         retry_after: seconds after which the client may try again, or None where trying again is no remedy.
     """
 

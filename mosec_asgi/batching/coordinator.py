@@ -297,8 +297,8 @@ class Coordinator:
             self._admission.arrived(task.stage)
             self._stages[task.stages[task.position]].enqueue(task, now)
             return
-        # What belongs to a call of objects its caller reads where it lies.
-        if not (isinstance(payload, bytes) or task.objects):
+        # The result of a call of objects is read by its caller, where it lies.
+        if not (isinstance(payload, bytes) or (task.objects and task.flow is None)):
             code, payload = self._read(task, code, payload)
         self._settle(task, Outcome(task.id, code, payload))
 

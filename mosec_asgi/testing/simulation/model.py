@@ -41,6 +41,7 @@ class Case:
         arrival: what its client does.
         stages: of its route.
         streams: its answer is a stream.
+        objects: its call is one of objects.
         id: the number of its call.
         submitted: the service has been asked, and has returned.
         admitted: the service has it; False where it is about to be refused.
@@ -64,8 +65,8 @@ class Case:
 
     __slots__ = (
         "admitted", "alone", "arrival", "chunks", "deaths", "events", "expected", "id", "latest", "left", "life",
-        "name", "number", "outcome", "payload", "position", "queued_at", "read", "refusals", "reported", "sequence",
-        "soonest", "stages", "streams", "submitted", "unread",
+        "name", "number", "objects", "outcome", "payload", "position", "queued_at", "read", "refusals", "reported",
+        "sequence", "soonest", "stages", "streams", "submitted", "unread",
     )  # fmt: skip
 
     def __init__(self, number: int, call_id: int, arrival: Arrival, stages: tuple[int, ...], *, streams: bool) -> None:
@@ -73,6 +74,8 @@ class Case:
         self.name = f"request-{number}"
         self.arrival = arrival
         self.stages = stages
+        # In between the others, so that batches hold both kinds.
+        self.objects = number % 3 == 0
         self.streams = streams
         self.id = call_id
         self.submitted = self.admitted = False

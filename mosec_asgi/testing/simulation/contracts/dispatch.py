@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mosec_asgi.messages import EGRESS, INGRESS, Payload, Tasks
+from mosec_asgi.messages import EGRESS, INGRESS, OBJECT_IN, OBJECT_OUT, Payload, Tasks
 from mosec_asgi.testing.simulation.contracts.checker import Checker
 from mosec_asgi.testing.simulation.contracts.contract import Contract
 from mosec_asgi.testing.simulation.contracts.journal import Journal
@@ -56,7 +56,8 @@ class Dispatch(Checker):
     def _check_content(self, case: Case, flags: int, payload: Payload) -> None:
         require = self._journal.require
         require(payload == case.payload, Contract.RIGHT_ANSWER, "%s got %r", case, payload)
-        needed = (INGRESS if case.position == 0 else 0) | (EGRESS if case.is_last else 0)
+        first, last = (OBJECT_IN, OBJECT_OUT) if case.objects else (INGRESS, EGRESS)
+        needed = (first if case.position == 0 else 0) | (last if case.is_last else 0)
         require(flags == needed, Contract.RIGHT_ANSWER, "%s got the flags %d", case, flags)
 
     def _check_attempts(self, case: Case, most: int) -> None:
