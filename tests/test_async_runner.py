@@ -177,6 +177,60 @@ def test_a_forward_that_cancels_itself_has_a_bug() -> None:
     assert run(awaiting(raise_it), json_tasks(1, 2)) == [INTERNAL] * 2
 
 
+@pytest.mark.parametrize("max_batch_size", [1, 2])
+def test_a_forward_that_stops_the_loop_stops_nothing(max_batch_size: int, logged: pytest.LogCaptureFixture) -> None:
+    async def forward(self: Worker, item: Any) -> Any:
+        asyncio.get_running_loop().stop()
+        await asyncio.sleep(0.001)
+        return item
+
+    answers = run(awaiting(forward), json_tasks(1, 2, 3), max_batch_size=max_batch_size, concurrency=2)
+    assert answers == [ok(1), ok(2), ok(3)]
+    assert "`forward` has stopped the event loop, which goes on" in logged.messages
+
+
+def test_a_forward_that_cancels_all_tasks_ends_only_what_has_begun(logged: pytest.LogCaptureFixture) -> None:
+    async def forward(self: Worker, item: Any) -> Any:
+        if item == "cancel":
+            for task in asyncio.all_tasks():
+                if task is not asyncio.current_task():
+                    task.cancel()
+        elif item == "beside":
+            await asyncio.sleep(PATIENCE)
+        await asyncio.sleep(0)
+        return item
+
+    work = json_tasks("beside", "cancel", "not begun", "waits")
+    answers = run(awaiting(forward), work, concurrency=3)
+    assert answers == [INTERNAL, ok("cancel"), ok("not begun"), ok("waits")]
+    assert "`forward` has cancelled tasks that are not its own" in logged.messages
+
+
+@pytest.mark.parametrize("streams", [False, True])
+def test_a_worker_that_ends_by_itself_answers_nothing(streams: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def forward(self: Worker, item: Any) -> Any:
+        await asyncio.sleep(PATIENCE)
+
+    async def fail(self: AsyncRunner) -> None:
+        await asyncio.sleep(0)
+        raise LookupError("a fault of ours")
+
+    async def events(item: Any) -> AsyncIterator[Any]:
+        yield "first"
+        await asyncio.sleep(PATIENCE)
+
+    worker = yielding(events) if streams else awaiting(forward)
+    with ServerEnd() as server:
+        with runner_of(worker, server, concurrency=2) as runner:
+            server.send(json_tasks(1, 2))
+            until(lambda: server.port.poll() or server.port.tasks)
+            monkeypatch.setattr(AsyncRunner, "_news_come", fail)
+            with pytest.raises(LookupError):
+                runner.serve()
+        assert not server.port.ended
+    assert server.answers == {}
+
+
 @pytest.mark.parametrize("max_batch_size", [1, 4])
 def test_forward_may_raise_the_timeout_itself(max_batch_size: int) -> None:
     async def forward(self: Worker, item: Any) -> Any:

@@ -121,6 +121,17 @@ async def test_whatever_is_raised_is_one_requests_fault(executor: str, worker: t
         assert engine.coordinator.statistics().stages[0].restarts == 0
 
 
+async def test_whatever_forward_does_to_its_loop_each_request_is_answered(executor: str) -> None:
+    items = ["says 499", "stops the loop", "fine", "cancels all", "fine"]
+    async with serving(executor, Runtime(workers.Reckless, 1, concurrency=5)) as engine:
+        outcomes = await asyncio.gather(*map(engine.outcome, items))
+        codes = [outcome.code for outcome in outcomes]
+        assert (codes[0], codes[3]) == (500, 200)
+        assert set(codes) == {200, 500}
+        assert await engine.ask("fine") == "fine"
+        assert engine.coordinator.statistics().stages[0].restarts == 0
+
+
 async def test_an_error_of_ours_reaches_the_client(executor: str) -> None:
     async with serving(executor, Runtime(workers.Echo)) as engine:
         outcome = await engine.outcome("invalid")
