@@ -124,6 +124,22 @@ class Counts(SSEWorker):
             yield f"{number}"
 
 
+class CountsEach(SSEWorker):
+    """Returns a generator for each of its items."""
+
+    def forward(self, data: list[int]) -> list[Iterator[str]]:
+        return [map(self.event, range(number)) if number > 0 else self.panic() for number in data]
+
+    @staticmethod
+    def event(number: int) -> str:
+        return f"event {number}"
+
+    @staticmethod
+    def panic() -> Iterator[str]:
+        yield "event"
+        raise Panic("of a foreign library")
+
+
 class CountsAsync(SSEWorker):
     async def forward(self, data: int) -> AsyncIterator[str]:
         for number in range(data):

@@ -19,6 +19,7 @@ from fake_port import (
     LEFT,
     PATIENCE,
     TOO_SLOW,
+    UNUSUAL,
     Recorder,
     ServerEnd,
     data,
@@ -657,6 +658,44 @@ def test_what_forward_starts_pushes_for_it_be_it_a_task_or_a_thread() -> None:
 
     server = served(pushing(forward), json_tasks(1, 2, 3), concurrency=3)
     assert server.events == {n: data(f"{n}", f"{n}", f"{n} by a thread") for n in (1, 2, 3)}
+
+
+@pytest.mark.parametrize("error", UNUSUAL)
+def test_of_a_batch_of_generators_one_that_raises_ends_alone(error: type[BaseException]) -> None:
+    async def events(item: str) -> AsyncIterator[str]:
+        yield "a"
+        await asyncio.sleep(0)
+        if item == "raises":
+            raise error
+        yield "b"
+
+    async def forward(self: Worker, batch: list[str]) -> list[AsyncIterator[str]]:
+        return list(map(events, batch))
+
+    worker = awaiting(forward, SSEWorker)
+    server = served(worker, json_tasks("fine", "raises", "fine"), max_batch_size=3)
+    assert server.events == {1: data("a", "b"), 2: data("a"), 3: data("a", "b")}
+    assert server.answers == {1: ENDED, 2: INTERNAL, 3: ENDED}
+
+
+def test_generators_of_a_batch_that_take_too_long_are_late_and_cleaned_up() -> None:
+    cleaned: list[str] = []
+
+    async def events(item: str) -> AsyncIterator[str]:
+        try:
+            yield "a"
+            if item == "slow":
+                await asyncio.sleep(PATIENCE)
+            yield "b"
+        finally:
+            cleaned.append(item)
+
+    async def forward(self: Worker, batch: list[str]) -> list[AsyncIterator[str]]:
+        return list(map(events, batch))
+
+    server = served(awaiting(forward, SSEWorker), json_tasks("slow", "quick"), max_batch_size=2, timeout=0.05)
+    assert [server.answers[number][0] for number in (1, 2)] == [LATE, LATE]
+    assert sorted(cleaned) == ["quick", "slow"]
 
 
 def test_a_generator_keeps_its_context_from_one_event_to_the_next() -> None:

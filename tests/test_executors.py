@@ -155,6 +155,15 @@ async def test_streams_come_whole_and_in_order(executor: str, worker: type) -> N
     assert streams == [[b"data: %d\n\n" % number for number in range(400)]] * 4
 
 
+async def test_of_a_batch_of_generators_one_that_raises_ends_alone(executor: str) -> None:
+    stage = Runtime(workers.CountsEach, 1, max_batch_size=3, max_wait_time=int(PATIENCE * 1000))
+    async with serving(executor, stage) as engine:
+        callers = [engine.submit(item)[1] for item in (3, 0, 2)]
+        codes = [(await asyncio.wait_for(caller.future, PATIENCE)).code for caller in callers]
+        assert codes == [200, 500, 200]
+        assert [len(caller.chunks) for caller in callers] == [3, 1, 2]
+
+
 async def test_requests_join_a_running_batch(executor: str) -> None:
     async with serving(executor, Runtime(workers.Slots, 1, 4)) as engine:
         streams = await asyncio.gather(*map(engine.stream, (5, 3, 8)))
