@@ -308,7 +308,7 @@ def describe(error: BaseException) -> Failure:
     except Exception:
         # A subclass may have a `__str__` of its own, with faults of its own.
         details = error.msg
-    # A subclass may set any code; one that says success, or nothing, would hide the error.
-    valid = isinstance(error.code, int) and 400 <= error.code < 600
+    # A subclass may set any code; one that says success, or nothing, or that nobody waits, would hide the error.
+    valid = isinstance(error.code, int) and 400 <= error.code < 600 and error.code != CANCELLED
     code = int(error.code) if valid else HTTPStatus.INTERNAL_SERVER_ERROR
     return Failure(code, f"{error.msg}: {details}")

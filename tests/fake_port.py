@@ -7,6 +7,7 @@ the real server would accept, notes it, gives streams credit, and ends the strea
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import signal
@@ -72,6 +73,14 @@ def until(condition: Callable[[], object], what: str = "what was waited for has 
     while not condition():
         assert time.monotonic() < limit, what
         time.sleep(0.0005)
+
+
+class Panic(BaseException):
+    """As a library raises it that is not written in Python."""
+
+
+# What a generator of a stream may raise beside an `Exception`.
+UNUSUAL = (SystemExit, KeyboardInterrupt, GeneratorExit, asyncio.CancelledError, Panic)
 
 
 class ServerEnd:

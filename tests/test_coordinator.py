@@ -173,6 +173,16 @@ async def test_an_error_of_the_worker_is_the_answer() -> None:
         assert await answer(ticket) == Failure(422, "nötig \ufffd")
 
 
+async def test_a_worker_cannot_say_that_a_client_has_left_which_waits(logged: pytest.LogCaptureFixture) -> None:
+    async with running(stage("First_1"), stage("Last_2")) as service:
+        ticket = service.submit()
+        (worker,) = service.launcher.alive("First_1")
+        await worker.gets_work()
+        worker.reply(code=CANCELLED)
+        assert await answer(ticket) == Failure(500, INTERNAL_ERROR_TEXT)
+        assert "answered 500: its worker said that the client had left, which it has not" in logged.messages
+
+
 async def test_each_stage_gets_what_the_one_before_has_answered() -> None:
     async with running(stage("A_1"), stage("B_2"), stage("C_3")) as service:
         first, second, third = service.workers

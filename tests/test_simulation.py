@@ -31,7 +31,7 @@ from mosec_asgi.batching.scheduler import Scheduler
 from mosec_asgi.batching.stage import Stage
 from mosec_asgi.batching.stage_admission import StageAdmission
 from mosec_asgi.batching.task import State, Task
-from mosec_asgi.errors import CLOSING, Failure
+from mosec_asgi.errors import CANCELLED, CLOSING, Failure
 from mosec_asgi.messages import OK, Call, Credit, Outcome, Payload, Results
 from mosec_asgi.observing.metrics import StageMetrics
 from mosec_asgi.pool import supervisor
@@ -577,6 +577,12 @@ MUTATIONS = [
         Coordinator,
         Coordinator.answered,
         unless(lambda self, task, code, *rest: code != OK),
+    ),
+    Mutation(
+        "a worker is believed that its client left",
+        Coordinator,
+        Coordinator._not_left,
+        lambda original: lambda self, task, payload: (CANCELLED, b""),
     ),
     Mutation("a failure is told twice", Coordinator, Coordinator.failed, afterwards(told_twice)),
     Mutation("a refusal comes before its call is submitted", Coordinator, Coordinator.submit, told_at_once),

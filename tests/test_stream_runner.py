@@ -14,6 +14,7 @@ from fake_port import (
     LEFT,
     PATIENCE,
     TOO_SLOW,
+    UNUSUAL,
     Recorder,
     ServerEnd,
     data,
@@ -268,6 +269,20 @@ def test_what_does_not_say_whose_it_is_is_a_fault_of_the_worker_that_is_not_trie
     assert {code for code, _ in server.answers.values()} == {500}
     assert all(text.startswith(b"internal error: ") for _, text in server.answers.values())
     assert len(calls.calls) == 1
+
+
+@pytest.mark.parametrize("error", UNUSUAL)
+def test_of_a_batch_of_generators_one_that_raises_ends_alone(error: type[BaseException]) -> None:
+    def events(item: str) -> Iterator[str]:
+        yield "a"
+        if item == "raises":
+            raise error
+        yield "b"
+
+    worker = worker_of(lambda batch: list(map(events, batch)), SSEWorker)
+    server = served(worker, json_tasks("fine", "raises", "fine"), max_batch_size=3)
+    assert server.events == {1: data("a", "b"), 2: data("a"), 3: data("a", "b")}
+    assert server.answers == {1: ENDED, 2: INTERNAL, 3: ENDED}
 
 
 def test_an_event_for_an_item_that_does_not_exist_is_dropped(logged: pytest.LogCaptureFixture) -> None:

@@ -292,15 +292,26 @@ class Coordinator:
 
     def answered(self, task: Task, code: int, payload: Payload, now: float) -> None:
         """Take a worker's answer to `task`: on to the next stage, or to its client."""
-        if code == OK and not task.at_last_stage:
-            task.advance(payload, now)
-            self._admission.arrived(task.stage)
-            self._stages[task.stages[task.position]].enqueue(task, now)
-            return
+        if code == OK:
+            if not task.at_last_stage:
+                task.advance(payload, now)
+                self._admission.arrived(task.stage)
+                self._stages[task.stages[task.position]].enqueue(task, now)
+                return
+        elif code == errors.CANCELLED:
+            # Its client waits: a task that nobody waits for has been settled before.
+            code, payload = self._not_left(task, payload)
         # The result of a call of objects is read by its caller, where it lies.
         if not (isinstance(payload, bytes) or (task.objects and task.flow is None)):
             code, payload = self._read(task, code, payload)
         self._settle(task, Outcome(task.id, code, payload))
+
+    def _not_left(self, task: Task, payload: Payload) -> tuple[int, bytes]:
+        """Return the answer to a client that waits, in the place of its worker's word that it has left."""
+        drop_all((payload,))
+        extra = {"stage": self._stages[task.stage].plan.name, "request_id": task.request_id}
+        logger.error("answered 500: its worker said that the client had left, which it has not", extra=extra)
+        return errors.INTERNAL_ERROR.code, errors.INTERNAL_ERROR.text.encode()
 
     def _read(self, task: Task, code: int, payload: Payload) -> tuple[int, bytes]:
         """Return an answer that a link holds as bytes."""

@@ -38,6 +38,9 @@ from mosec_asgi.worker import Worker
 
 # Seconds between two signs of life while units run: the loop is not blocked.
 BEAT_SECONDS = 0.2
+# Turns of the loop that a unit gets once its deadline has passed. If another has blocked the loop, what this one waits
+# for may have happened long before its deadline, and is several turns away: a task that awaits a task that awaits.
+LATE_TURNS = 5
 # Seconds that a unit gets to end after it has been cancelled; then its tasks are answered.
 CANCEL_SECONDS = 0.5
 # Seconds that a unit which has been given up may clean up, before the log says that it swallows its cancellation.
@@ -51,16 +54,18 @@ class AsyncUnit(Unit):
     """A unit with its time.
 
     Attributes:
+        begun: its first step has been done.
         deadline: when the step that runs is cancelled; infinite where there is none.
         late: it has been cancelled because of its deadline.
         left: it has been cancelled because all its clients have left.
         timer: watches the deadline; after the cancellation, the time that the unit gets to end.
     """
 
+    begun: bool = False
     deadline: float = math.inf
     late: bool = False
     left: bool = False
-    timer: asyncio.TimerHandle | None = None
+    timer: asyncio.Handle | None = None
 
 
 # The request id of a rehearsal.
@@ -140,7 +145,14 @@ class AsyncRunner:
 
     def serve(self) -> None:
         """Run what comes until the port ends."""
-        self._finish(self.serving())
+        while True:
+            try:
+                self._finish(self.serving())
+            except asyncio.CancelledError:
+                # By the user's code, which has cancelled all tasks of the loop: other requests still wait.
+                logger.warning("`forward` has cancelled tasks that are not its own", extra=self._codec.extra(()))
+            else:
+                return
 
     def close(self) -> None:
         """Let the worker release what it took; `close` may be asynchronous."""
@@ -175,7 +187,8 @@ class AsyncRunner:
         """Run the loop until a coroutine of ours is done.
 
         asyncio passes `SystemExit` and `KeyboardInterrupt` through to the code that runs the loop. They come from the
-        user's code, in a task that `forward` has started, so they are left to the code that awaits that task.
+        user's code, in a task that `forward` has started, so they are left to the code that awaits that task. And where
+        the user's code stops the loop, it is run on: other requests are on it as well.
         """
         ours = self._loop.create_task(work)
         while True:
@@ -186,14 +199,26 @@ class AsyncRunner:
             except (SystemExit, KeyboardInterrupt):
                 if ours.done():
                     raise
+            except RuntimeError:
+                # The text that says so is another in uvloop.
+                if ours.done() or self._loop.is_closed() or self._loop.is_running():
+                    raise
+                logger.warning("`forward` has stopped the event loop, which goes on", extra=self._codec.extra(()))
             else:
                 return
 
     async def _cancel_all(self) -> None:
-        """Cancel all units: the server has ended the stream, or has died, and nobody waits for them."""
+        """Cancel all units: the server has ended the stream, or has died, and nobody waits for them.
+
+        Or the worker ends by itself: then the units are not answered, and the server has others run them again.
+        """
         self._waiting.clear()
         for running, unit in self._running.items():
             unit.left = True
+            if not self._port.ended:
+                unit.settled = True
+                if self._outlet is not None:
+                    self._outlet.abandon(unit.ids)
             running.cancel()
         for blaming in self._given_up.values():
             blaming.cancel()
@@ -234,15 +259,19 @@ class AsyncRunner:
         while self._waiting and len(self._running) < self._spec.concurrency:
             unit = self._waiting.popleft()
             self._port.progress.begin(len(unit.places))
-            running = self._loop.create_task(self._run(unit))
-            self._running[running] = unit
-            running.add_done_callback(self._ended)
+            self._begin(unit)
         if self._running and self._beat_timer is None:
             # At once, because the unit's first step may block the loop.
             self._beat()
 
+    def _begin(self, unit: AsyncUnit) -> None:
+        running = self._loop.create_task(self._run(unit))
+        self._running[running] = unit
+        running.add_done_callback(self._ended)
+
     async def _run(self, unit: AsyncUnit) -> None:
         """Run the algorithm's steps to its end."""
+        unit.begun = True
         _current.set(unit)
         steps = self._algorithm.run(unit)
         came = None
@@ -288,7 +317,7 @@ class AsyncRunner:
         if unit.late:
             return self._too_late()
         if isinstance(error, asyncio.CancelledError):
-            fault = RuntimeError("`forward` was cancelled from within")
+            fault = _from_within()
             fault.__cause__ = error
             return fault
         return error
@@ -307,8 +336,13 @@ class AsyncRunner:
         if unit.timer is not None:
             unit.timer.cancel()
         if running.cancelled():
-            # It was cancelled before its first step.
-            self._settle(unit, LEFT)
+            if not unit.begun and not unit.left:
+                # By the user's code, for another unit, before its first step.
+                self._begin(unit)
+                return
+            if not unit.settled:
+                left = unit.left
+                self._settle(unit, LEFT if left else self._codec.failure(_from_within(), unit.request_ids))
         elif isinstance(error := running.exception(), Ending):
             self._ending = error
             self._news.set()
@@ -358,11 +392,15 @@ class AsyncRunner:
         if unit.timer is None:
             unit.timer = self._loop.call_at(unit.deadline, self._look_at, unit)
 
-    def _look_at(self, unit: AsyncUnit) -> None:
+    def _look_at(self, unit: AsyncUnit, turns: int = LATE_TURNS) -> None:
+        """Cancel a unit whose deadline has passed, after so many more turns of the loop."""
         unit.timer = None
         if unit.deadline > self._loop.time():
             if unit.deadline < math.inf:
                 unit.timer = self._loop.call_at(unit.deadline, self._look_at, unit)
+            return
+        if turns:
+            unit.timer = self._loop.call_soon(self._look_at, unit, turns - 1)
             return
         for running, one in self._running.items():
             if one is unit:
@@ -424,6 +462,10 @@ class AsyncRunner:
         if unit is None:
             raise RuntimeError("this can be asked only by `forward` and what it awaits")
         return unit
+
+
+def _from_within() -> RuntimeError:
+    return RuntimeError("`forward` was cancelled from within")
 
 
 async def _next(events: AsyncIterator[Any]) -> Any:

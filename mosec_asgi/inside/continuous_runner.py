@@ -96,6 +96,7 @@ class ContinuousRunner:
         self._admit_waiting()
         if self._tasks:
             self._step()
+        self._timer.check()
 
     def _admit_waiting(self) -> None:
         """Let waiting tasks join, in order, while there are slots."""
@@ -159,7 +160,6 @@ class ContinuousRunner:
             self._outlet.fail(list(self._slot_of), error)
         self._outlet.flush()
         self._evict([slot for slot, task_id in self._tasks.items() if not self._outlet.is_open(task_id)])
-        self._timer.check()
 
     def _take(self, slot: Hashable, event: Any) -> None:
         task_id = self._tasks.get(slot)

@@ -183,6 +183,12 @@ class Outlet:
                 _, opened, _ = self._open.pop(task_id)
                 self._port.answer_one(task_id, answer, time.perf_counter() - opened)
 
+    def abandon(self, task_ids: Iterable[int]) -> None:
+        """Say nothing more of these streams, whose worker is ending; the server decides what becomes of them."""
+        with self._lock:
+            for task_id in task_ids:
+                self._open.pop(task_id, None)
+
     def drop_left(self, task_ids: Iterable[int]) -> list[int]:
         """End those of the streams whose clients have left; return them."""
         if not self._port.cancelled:

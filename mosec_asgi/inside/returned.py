@@ -12,8 +12,9 @@ import types
 from collections.abc import AsyncIterator, Awaitable, Iterator, Sequence
 from typing import Any
 
-from mosec_asgi.errors import WrongShape
+from mosec_asgi.errors import MosecTimeoutError, WrongShape
 from mosec_asgi.events import FINISHED
+from mosec_asgi.inside.ending import Ending
 
 # Types that are not results, because they still have to be run.
 UNFINISHED = frozenset((types.GeneratorType, types.AsyncGeneratorType, types.CoroutineType))
@@ -150,7 +151,10 @@ def _together(streams: Sequence[Any]) -> Iterator[list[Any]]:
             end = _no_stream(live[place])
         except StopIteration:
             end = FINISHED
-        except Exception as error:
+        except (Ending, MosecTimeoutError):
+            # The timeout is that of the whole step, and nothing would interrupt the next streams in it.
+            raise
+        except BaseException as error:
             end = error
         del live[place]
         return end
@@ -180,7 +184,10 @@ async def _together_asynchronously(streams: Sequence[Any]) -> AsyncIterator[list
             end = _no_stream(live[place])
         except (StopIteration, StopAsyncIteration):
             end = FINISHED
-        except Exception as error:
+        except Ending:
+            raise
+        except BaseException as error:
+            # Where the step itself is cancelled, `gather` raises that all the same.
             end = error
         del live[place]
         return end

@@ -43,6 +43,8 @@ class Timer:
         # The block's deadline, which any thread may move.
         self._deadline = 0.0
         self._pending = False
+        # A block was interrupted, and the kernel's timer is still set for it: it may catch the exception and go on.
+        self._interrupted = False
         self._handles: bool | None = None
         self._thread = 0
 
@@ -81,12 +83,20 @@ class Timer:
             self._set(max(self._deadline - time.perf_counter(), 1e-6))
 
     def check(self) -> None:
-        """Check, between two blocks, whether the user's code has cleared the alarm; the next block then sets it."""
-        if self._pending and not signal.getitimer(signal.ITIMER_REAL)[0]:
-            self._pending = False
+        """Let the kernel kill no idle process: call this between two blocks, where another may not come for long.
+
+        An alarm that goes off tells the kernel so. This is for the alarm that has interrupted a block, and for one that
+        the user's code has cleared; the next block sets it again.
+        """
+        if self._pending:
+            if signal.getitimer(signal.ITIMER_REAL)[0]:
+                return
             self._handles = None
-            if self._kernel is not None:
-                self._kernel.set(0.0)
+        elif not self._interrupted:
+            return
+        self._pending = self._interrupted = False
+        if self._kernel is not None:
+            self._kernel.set(0.0)
 
     def _set(self, seconds: float) -> None:
         self._pending = True
@@ -106,6 +116,7 @@ class Timer:
             self._set(left)
             return
         self._running = False
+        self._interrupted = True
         raise too_slow(self._seconds)
 
 

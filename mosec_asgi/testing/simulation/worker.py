@@ -277,7 +277,7 @@ class SimulatedWorker:
 
     def _result(self, case: Case) -> tuple[int, bytes]:
         """Return the answer to a request, which tells the way that it has come."""
-        if case.id in self._left:
+        if case.id in self._left or self._strikes("says that its client left"):
             return CANCELLED, b""
         if case.arrival.fails_at == self._stage:
             return 422, b"error of %s" % case.name.encode()

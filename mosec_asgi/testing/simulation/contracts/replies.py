@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from mosec_asgi.errors import STAGE_DOWN
+from mosec_asgi.errors import CANCELLED, INTERNAL_ERROR, STAGE_DOWN
 from mosec_asgi.messages import OK, Chunks, Outcome, Results
 from mosec_asgi.testing.simulation.contracts.checker import Checker
 from mosec_asgi.testing.simulation.contracts.contract import Contract
@@ -76,6 +76,9 @@ class Replies(Checker):
 
     def _answer(self, case: Case, code: int, payload: bytes, now: float) -> None:
         """Note where a request goes on its worker's answer."""
+        if code == CANCELLED:
+            # Not true: the request is not done.
+            code, payload = INTERNAL_ERROR.code, INTERNAL_ERROR.text.encode()
         if code != OK or case.is_last:
             case.expected = Outcome(case.id, code, payload)
         else:
