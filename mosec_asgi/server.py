@@ -84,7 +84,7 @@ class Server:
                 (milliseconds), event_timeout (milliseconds), stall_timeout (milliseconds), stream_buffer (bytes),
                 load_shedding, address, port, namespace, log_level, debug, access_log, dry_run, compression,
                 max_request_size (bytes), strict_json, title, version, path. The environment's `MOSEC_<NAME>` wins over
-                them, and `run()`'s command line over both.
+                them, but for `title` and `version`, and `run()`'s command line over both.
 
         Raises:
             DefinitionError: a name is not a setting, or a value does not fit.
@@ -282,6 +282,7 @@ class Server:
         standard_streams.open_missing()
         self._settings = settings = config.from_command_line(self._keywords)
         log.configure(settings.effective_log_level, text=settings.debug, others=("uvicorn", "asyncio"))
+        config.advise(settings)
         check_timeouts(self._routes, settings.timeout_seconds)
         code = dry_run.run(self._routes, settings) if settings.dry_run else run.run(self, settings)
         if code:
@@ -588,6 +589,7 @@ class Server:
         log.configure(settings.effective_log_level, text=settings.debug)
         if self._settings is None:
             # `run()` has already made these checks.
+            config.advise(settings)
             check_timeouts(self._routes, settings.timeout_seconds)
             if self._platform is None:
                 check_importable(self._routes)

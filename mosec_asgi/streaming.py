@@ -113,8 +113,8 @@ def streams(worker: type[Worker]) -> bool:
 def response_type(worker: type[Worker]) -> str:
     """Return the content type of a worker's answers: of a stream, not that of a mixin that is there for the input.
 
-    `class Chat(MsgpackMixin, SSEWorker)` reads msgpack and sends events, as in mosec. A stream of bare bytes is what the
-    user's own classes ask for.
+    `class Chat(MsgpackMixin, SSEWorker)` reads msgpack and sends events, as in mosec. A stream of bare bytes is what
+    the user's own classes ask for.
     """
     if not streams(worker):
         return worker.resp_mime_type

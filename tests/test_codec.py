@@ -348,7 +348,8 @@ def test_a_users_deserializer_may_call_the_one_that_it_overrides(method: str) ->
 def test_what_a_deserializer_changes_stays_its_own_in_shared_memory(mapped: Mapped) -> None:
     spec = spec_of(worker_of(lambda data: data, deserialize=change_in_place))
     codec = Codec(load(spec), spec, mapped)
-    assert (span := mapped.put(b"abc" * 30_000)) is not None
+    span = mapped.put(b"abc" * 30_000)
+    assert span is not None
     where = reference.pack(reference.Kind.BYTES, [span])
     assert codec.decode(INGRESS | frames.SHARED, where) == "bcd" * 30_000 + '"'
     assert mapped.read(span) == b"abc" * 30_000

@@ -78,14 +78,16 @@ class Codec:
             payload = self._memory.read(contents.spans[0])
         if flags & INGRESS:
             # A `bytearray` is one copy: 2 µs for 100 kB.
-            return self._worker.deserialize(bytearray(payload) if self._changes else payload)
+            body: Any = bytearray(payload) if self._changes else payload
+            return self._worker.deserialize(body)
         if flags & OBJECT_IN:
             return self._item(payload)
         if flags & EXAMPLE:
             example = examples(self._worker)[0]
             # An example of a worker with batching is a batch, but a dry run has one task for it.
             return example[0] if self._spec.max_batch_size > 1 and isinstance(example, (list, tuple)) else example
-        return self._worker.deserialize_ipc(bytearray(payload) if self._changes_ipc else payload)
+        data: Any = bytearray(payload) if self._changes_ipc else payload
+        return self._worker.deserialize_ipc(data)
 
     def _item(self, pickled: bytes | reference.Contents) -> Any:
         """Return the object that `infer` was given, as the worker's format checks it."""
