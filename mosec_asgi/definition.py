@@ -11,7 +11,7 @@ from mosec_asgi.batching.stage import StagePlan
 from mosec_asgi.config import Settings
 from mosec_asgi.inside.spec import WorkerSpec
 from mosec_asgi.runtime import Runtime, stage_names
-from mosec_asgi.streaming import ContinuousWorker, is_async, streams
+from mosec_asgi.streaming import ContinuousWorker, is_async, response_type, streams
 from mosec_asgi.worker import Worker
 
 
@@ -40,7 +40,7 @@ def _followers(runtime: Runtime, pipelines: Iterable[Sequence[Runtime]]) -> list
 def _event_type(runtime: Runtime, pipelines: Iterable[Sequence[Runtime]]) -> str:
     """Return the mime type of the streams at whose end others stand; empty for none, and for several different ones."""
     lasts = [pipeline[-1].worker for pipeline in pipelines if runtime in pipeline[:-1]]
-    types = {last.resp_mime_type for last in lasts if streams(last)}
+    types = {response_type(last) for last in lasts if streams(last)}
     return types.pop() if len(types) == 1 else ""
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import multiprocessing.process
 import sys
+import traceback
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from multiprocessing.process import BaseProcess
 from typing import TYPE_CHECKING, Any
@@ -84,21 +85,24 @@ class Server:
                 (milliseconds), event_timeout (milliseconds), stall_timeout (milliseconds), stream_buffer (bytes),
                 load_shedding, address, port, namespace, log_level, debug, access_log, dry_run, compression,
                 max_request_size (bytes), strict_json, title, version, path. The environment's `MOSEC_<NAME>` wins over
-                them, and `run()`'s command line over both.
+                them, but for `title` and `version`, and `run()`'s command line over both.
 
         Raises:
             DefinitionError: a name is not a setting, or a value does not fit.
         """
         self._keywords = config.check_keywords(settings)
-        self._middleware = list(middleware)
+        self._middleware = _checked_middleware(middleware)
         self._routes: dict[str, list[Runtime]] = {}
         self._daemons: dict[str, subprocess.Popen[Any] | BaseProcess] = {}
         self._running: Service | None = None
         self._starting: asyncio.Task[Service] | None = None
         # Whether the end was asked for while the workers were loading, so that there is nothing to serve.
         self._given_up = False
-        # The `async with` blocks that need it to run.
+        # The `async with` blocks that need it to run, and those that wait for its start.
         self._blocks = 0
+        self._waiting = 0
+        # A request has started it, so that no block ends it.
+        self._started_late = False
         # Called with the name and the exit code of a daemon process that has ended.
         self.on_daemon_exit: Callable[[str, int], None] | None = None
         # Set by `run()`; nothing else reads the command line.
@@ -279,6 +283,7 @@ class Server:
         standard_streams.open_missing()
         self._settings = settings = config.from_command_line(self._keywords)
         log.configure(settings.effective_log_level, text=settings.debug, others=("uvicorn", "asyncio"))
+        config.advise(settings)
         check_timeouts(self._routes, settings.timeout_seconds)
         code = dry_run.run(self._routes, settings) if settings.dry_run else run.run(self, settings)
         if code:
@@ -478,6 +483,10 @@ class Server:
         except (StartupError, DefinitionError, asyncio.CancelledError) as error:
             await send({"type": "lifespan.startup.failed", "message": str(error) or "the start was interrupted"})
             return
+        except Exception:
+            # Whatever it is, such as a fault of a middleware: to raise it would say that there is no lifespan at all.
+            await send({"type": "lifespan.startup.failed", "message": traceback.format_exc()})
+            return
         await send({"type": "lifespan.startup.complete"})
         await receive()
         if began:
@@ -489,6 +498,8 @@ class Server:
         if self._given_up:
             await _refuse(scope, send, CLOSING)
             return None
+        # Whoever sent that request may leave, and the next one shall find the workers loading all the same.
+        self._started_late = True
         if self._starting is None and not self._told_of_loop:
             logger.warning(
                 "starting the workers at the first request, because the server's lifespan is not run; pass "
@@ -541,8 +552,17 @@ class Server:
             self._given_up = False
             self._starting = loop.create_task(self._start())
         starting = self._starting
-        # Not awaited itself: that would end it with whoever waits here, and the end of one would look like the other's.
-        await asyncio.wait([starting])
+        self._waiting += 1
+        try:
+            # Not awaited itself: that would end it with whoever waits here, and the end of one would look like the
+            # other's.
+            await asyncio.wait([starting])
+        except asyncio.CancelledError:
+            if self._waiting == 1 and not self._blocks and not self._started_late:
+                await self._drop_start(starting)
+            raise
+        finally:
+            self._waiting -= 1
         if starting.cancelled() or starting.exception() is not None:
             if self._starting is starting:
                 self._starting = None
@@ -550,6 +570,18 @@ class Server:
                 logger.info("the service stops, though not all of its workers have been loaded")
                 raise _GivenUp
         return starting.result()
+
+    async def _drop_start(self, starting: asyncio.Task[Service]) -> None:
+        """End a start for which nobody waits any more, and what it has begun."""
+        import asyncio
+
+        if self._starting is starting:
+            self._starting = None
+        starting.cancel()
+        await asyncio.wait([starting])
+        if not self._blocks and not starting.cancelled() and starting.exception() is None:
+            # It had just come to its end.
+            await self._stop()
 
     async def _start(self) -> Service:
         from mosec_asgi.host.interrupts import told_of_signals
@@ -560,6 +592,7 @@ class Server:
         log.configure(settings.effective_log_level, text=settings.debug)
         if self._settings is None:
             # `run()` has already made these checks.
+            config.advise(settings)
             check_timeouts(self._routes, settings.timeout_seconds)
             if self._platform is None:
                 check_importable(self._routes)
@@ -580,7 +613,7 @@ class Server:
 
     async def _stop(self) -> None:
         running, self._running, self._starting = self._running, None, None
-        self._given_up, self._blocks = False, 0
+        self._given_up, self._started_late, self._blocks = False, False, 0
         if running is not None:
             await running.stop()
 
@@ -606,6 +639,21 @@ async def _refuse(scope: Scope, send: Send, failure: Failure) -> str:
     headers = [(b"x-request-id", request_id.encode()), (b"server", SERVER.encode())]
     await send_response(send, plain.failed(failure), headers)
     return request_id
+
+
+def _checked_middleware(given: Any) -> list[Middleware]:
+    if given == () or given == []:
+        # Without starlette, which no worker needs.
+        return []
+    from starlette.middleware import Middleware
+
+    remedy = "pass a list such as middleware=[Middleware(CORSMiddleware, allow_origins=['*'])], of starlette.middleware"
+    if isinstance(given, Middleware) or not isinstance(given, Sequence):
+        raise DefinitionError(f"middleware must be a list of Middleware objects, not {given!r}; {remedy}")
+    for each in given:
+        if not isinstance(each, Middleware):
+            raise DefinitionError(f"{each!r} in middleware is no Middleware object; {remedy}")
+    return list(given)
 
 
 def _check_no_loop() -> None:

@@ -31,7 +31,7 @@ from mosec_asgi.pool.link import Launcher
 from mosec_asgi.pool.process.launcher import ProcessLauncher
 from mosec_asgi.pool.thread import ThreadLauncher
 from mosec_asgi.runtime import Runtime
-from mosec_asgi.streaming import streams
+from mosec_asgi.streaming import response_type, streams
 from mosec_asgi.version import SERVER
 
 if TYPE_CHECKING:
@@ -187,7 +187,7 @@ class Service:
         from mosec_asgi.web.protocols import plain
 
         results = [
-            (path, pipeline[-1].worker.resp_mime_type, streams(pipeline[-1].worker))
+            (path, response_type(pipeline[-1].worker), streams(pipeline[-1].worker))
             for path, pipeline in self._routes.items()
         ]
         app = App(

@@ -111,7 +111,7 @@ class Worker(abc.ABC):
         """Decode the body of a request. Default: JSON, and what Python's `json` takes for it (`formats.loads_json`).
 
         Args:
-            data: the body, never empty.
+            data: the body, never empty; an override is given a `bytearray`, which it may change.
 
         Raises:
             DecodingError: the body is not JSON, or is nested too deeply.

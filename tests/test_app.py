@@ -640,3 +640,61 @@ def test_a_server_whose_event_loop_was_closed_under_it_starts_afresh_on_the_next
             await until(lambda: len(set(child_processes(os.getpid())) - before - tracker_processes()) == 1, "one left")
 
     asyncio.run(last())
+
+
+# -- starts that nobody waits for any more -----------------------------------------------------------------------------
+
+
+async def test_a_start_that_is_cancelled_leaves_no_worker_and_can_be_tried_again() -> None:
+    server = echo_server()
+    before = set(child_processes(os.getpid()))
+    for _ in range(2):
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.05), server.lifespan():
+                pytest.fail("the workers cannot be ready so soon")
+        assert not set(child_processes(os.getpid())) - before - tracker_processes()
+    async with server.lifespan(), client_of(server) as client:
+        assert (await client.post("/inference", json=1)).status_code == 200
+
+
+async def test_a_start_goes_on_while_another_waits_for_it() -> None:
+    server = echo_server()
+    first, second = (asyncio.ensure_future(server.__aenter__()) for _ in range(2))
+    await asyncio.sleep(0)
+    first.cancel()
+    await second
+    assert first.cancelled()
+    async with client_of(server) as client:
+        assert (await client.post("/inference", json=1)).status_code == 200
+    await server.__aexit__(None, None, None)
+
+
+async def test_a_start_by_a_request_goes_on_when_that_request_is_cancelled() -> None:
+    server = echo_server()
+    async with client_of(server) as client:
+        request = asyncio.ensure_future(client.post("/inference", json=1))
+        await until(lambda: server._starting is not None, "no start")
+        request.cancel()
+        assert (await client.post("/inference", json=1)).status_code == 200
+    async with server:
+        pass
+
+
+async def test_any_fault_at_the_start_fails_the_lifespan() -> None:
+    class Odd:
+        def __init__(self, app: ASGIApp) -> None:
+            raise LookupError("no such certificate")
+
+    server = Server(middleware=[Middleware(Odd)])
+    server.append_worker(Echo)
+    sent: list[Message] = []
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    async def receive() -> Message:
+        return {"type": "lifespan.startup"}
+
+    await server({"type": "lifespan"}, receive, send)
+    assert [message["type"] for message in sent] == ["lifespan.startup.failed"]
+    assert "LookupError: no such certificate" in sent[0]["message"]

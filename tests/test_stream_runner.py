@@ -31,6 +31,7 @@ from hypothesis import strategies as st
 
 from mosec_asgi.errors import ClientError, MosecTimeoutError, ValidationError
 from mosec_asgi.messages import INGRESS, Tasks
+from mosec_asgi.mixin import MsgpackMixin
 from mosec_asgi.streaming import FINISHED, Event, SSEWorker
 from mosec_asgi.worker import Worker
 
@@ -105,6 +106,14 @@ def test_an_event_may_be_text_bytes_or_have_fields_of_its_own() -> None:
 def test_a_stream_of_another_mime_type_is_its_bare_bytes() -> None:
     worker = yielding(lambda item: iter([b"RIFF", "é", bytearray(b"\0")]), resp_mime_type="audio/wav")
     assert served(worker, json_tasks(1)).events[1] == [b"RIFF", "é".encode(), b"\0"]
+
+
+def test_a_mixin_for_the_input_does_not_take_the_form_of_the_events_away() -> None:
+    class Chat(MsgpackMixin, SSEWorker):
+        def forward(self, item: Any) -> Iterator[Any]:
+            yield from item
+
+    assert served(Chat, tasks(b"\x92\xa1a\xa1b")).events[1] == data("a", "b")
 
 
 def test_any_iterator_will_do() -> None:

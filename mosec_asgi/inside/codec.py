@@ -59,6 +59,9 @@ class Codec:
         default = type(worker).serialize_ipc is Worker.serialize_ipc
         # Of results for calls of objects, which the server reads.
         self._objects = Pickler(memory) if memory is not None else None
+        # The user's own may change what they are given in place, as in mosec. Ours do not, and need no copy.
+        self._changes = _is_users(worker.deserialize)
+        self._changes_ipc = _is_users(worker.deserialize_ipc)
         # Between stages, buffers apart from the rest only where both sides take the default way.
         self._pickler = self._objects if default and spec.buffers_apart else None
 
@@ -74,14 +77,17 @@ class Codec:
                 return load(contents, self._memory)
             payload = self._memory.read(contents.spans[0])
         if flags & INGRESS:
-            return self._worker.deserialize(payload)
+            # A `bytearray` is one copy: 2 µs for 100 kB.
+            body: Any = bytearray(payload) if self._changes else payload
+            return self._worker.deserialize(body)
         if flags & OBJECT_IN:
             return self._item(payload)
         if flags & EXAMPLE:
             example = examples(self._worker)[0]
             # An example of a worker with batching is a batch, but a dry run has one task for it.
             return example[0] if self._spec.max_batch_size > 1 and isinstance(example, (list, tuple)) else example
-        return self._worker.deserialize_ipc(payload)
+        data: Any = bytearray(payload) if self._changes_ipc else payload
+        return self._worker.deserialize_ipc(data)
 
     def _item(self, pickled: bytes | reference.Contents) -> Any:
         """Return the object that `infer` was given, as the worker's format checks it."""
@@ -238,6 +244,11 @@ def shown(error: BaseException) -> str:
         raise
     except BaseException:
         return type(error).__name__
+
+
+def _is_users(method: Any) -> bool:
+    """Whether a method of a worker is not one of this package."""
+    return str(getattr(method, "__module__", "")).partition(".")[0] != __name__.partition(".")[0]
 
 
 def _as_bytes(payload: Any) -> bytes:

@@ -18,7 +18,7 @@ from mosec_asgi.inside.ending import Ending
 from mosec_asgi.inside.port import Port
 from mosec_asgi.inside.spec import WorkerSpec
 from mosec_asgi.messages import OBJECT_OUT
-from mosec_asgi.streaming import FINISHED, encoder_for
+from mosec_asgi.streaming import FINISHED, encoder_for, response_type
 from mosec_asgi.worker import Worker
 
 logger = log.internal_logger(__name__)
@@ -46,7 +46,7 @@ class Outlet:
             codec: tells of faults.
             port: where events and answers go.
         """
-        self._encode = encoder_for(spec.event_type or worker.resp_mime_type)
+        self._encode = encoder_for(spec.event_type or response_type(type(worker)))
         self._limit = spec.stream_buffer
         self._codec = codec
         self._port = port

@@ -25,7 +25,7 @@ from mosec_asgi import log
 from mosec_asgi.annotations import forward_input_type, forward_return_type
 from mosec_asgi.runtime import Runtime
 from mosec_asgi.schema import JSON, MOSEC_REF_TEMPLATE, MissingLibraryError, ParseTarget
-from mosec_asgi.streaming import is_event_stream, streams
+from mosec_asgi.streaming import is_event_stream, response_type, streams
 from mosec_asgi.version import __version__
 from mosec_asgi.web import contract
 from mosec_asgi.web.components import Components
@@ -185,7 +185,7 @@ class _Builder:
 
     def _response(self, route: _Route, runtime: Runtime) -> JSON:
         """Return the content of a result; empty where nothing is known about it, as in mosec."""
-        mime = runtime.worker.resp_mime_type
+        mime = response_type(runtime.worker)
         schema = self._schema(route, runtime, ParseTarget.RETURN, mime)
         return {mime: {"schema": schema}} if schema or not _says_nothing(runtime, ParseTarget.RETURN) else {}
 
@@ -268,7 +268,7 @@ def _result_of(worker: type[Worker]) -> str:
 
 
 def _gives_events(worker: type[Worker]) -> bool:
-    return streams(worker) and is_event_stream(worker.resp_mime_type)
+    return streams(worker) and is_event_stream(response_type(worker))
 
 
 def _is_notation(mime: str) -> bool:
