@@ -43,12 +43,12 @@ def test_what_stays_within_its_bounds_is_kept() -> None:
     [
         (
             {"during": judge.Latencies([0.010] * 97 + [0.030] * 3)},
-            "p99 was 30.0 ms, and is 10.0 ms else; where nobody attacked, it was 10.0 ms",
+            "p99 was 30.0 ms, and is 10.0 ms else; where .* 10.0 ms",
         ),
         ({"during": judge.Latencies([])}, "p99 was inf ms"),
         ({"during": judge.Latencies(QUICK.seconds, {"it was answered 503": 2})}, r"answered 503 \(2 times\)"),
         ({"peak": 501_000_000}, "held 201 MB more, and 200 are allowed"),
-        ({"after": judge.Held(340_000_000, 100, WORKERS)}, "40 MB more are held afterwards"),
+        ({"after": judge.Held(370_000_000, 100, WORKERS)}, "70 MB more are held afterwards"),
         ({"after": judge.Held(300_000_000, 101, WORKERS)}, "1 descriptors more"),
         ({"after": judge.Held(300_000_000, 100, frozenset((2, 4)))}, "a worker was replaced"),
         ({"answers": False}, "does not answer afterwards"),

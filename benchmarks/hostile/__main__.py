@@ -10,9 +10,9 @@ The exit status is 1 where a promise is broken.
 What makes the comparison fair on two processors: the attackers run in a process of their own, at the lowest priority
 (`nice`), so that they take from nobody what he could use; they are paced, see `attacks`; the honest client's usual
 latency is measured on the same server right before and right after each attack; a second server, which nobody attacks,
-is asked in the same way at the same time, and what that one shows is the machine's (the attackers' processor time, other
-programs); and as a 99th percentile is that of a few requests, an attack after which only the latency was wrong is run again, up to twice, and must
-then keep all promises. The attacks that are the app's to bound are run against `uvicorn attacked:server` as well.
+is asked in the same way at the same time, and what that one shows is the machine's (the attackers' processor time,
+other programs); and as a 99th percentile is that of a few requests, an attack after which only the latency was wrong is
+run again, up to twice, and must then keep all promises. The attacks that are the app's to bound are run against `uvicorn attacked:server` as well.
 """
 
 from __future__ import annotations
@@ -168,8 +168,9 @@ def row(name: str, measured: Measured) -> str:
     verdict = "BROKEN" if broken(measured) else "kept"
     done = ", ".join(f"{count} x {what}" for what, count in sorted(measured.done.items()))
     before, after = measured.before, measured.after
+    usual, beside, during = (each.p99 * 1000 for each in (measured.usual, measured.beside, measured.during))
     return (
-        f"{name:28}  {measured.usual.p99 * 1000:>7.1f} {measured.beside.p99 * 1000:>7.1f} {measured.during.p99 * 1000:>7.1f}"
+        f"{name:28}  {usual:>7.1f} {beside:>7.1f} {during:>7.1f}"
         f"  {before.memory / 1e6:>6.0f} {measured.peak / 1e6:>6.0f} {after.memory / 1e6:>6.0f}"
         f"  {before.descriptors:>5} {after.descriptors:>5}  {verdict:8}  {done}"
     )
