@@ -12,7 +12,8 @@ What makes the comparison fair on two processors: the attackers run in a process
 latency is measured on the same server right before and right after each attack; a second server, which nobody attacks,
 is asked in the same way at the same time, and what that one shows is the machine's (the attackers' processor time,
 other programs); and as a 99th percentile is that of a few requests, an attack after which only the latency was wrong is
-run again, up to twice, and must then keep all promises. The attacks that are the app's to bound are run against `uvicorn attacked:server` as well.
+run again, up to twice, and must then keep all promises. The attacks that are the app's to bound are run against
+`uvicorn attacked:server` as well.
 """
 
 from __future__ import annotations
