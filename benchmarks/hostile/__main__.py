@@ -9,9 +9,11 @@ The exit status is 1 where a promise is broken.
 
 What makes the comparison fair on two processors: the attackers run in a process of their own, at the lowest priority
 (`nice`), so that they take from nobody what he could use; they are paced, see `attacks`; the honest client's usual
-latency is measured on the same server right before and right after each attack; and as other programs of the machine
-spoil a 99th percentile as well, an attack after which only the latency was wrong is run again, up to twice, and must
-then keep all promises. The attacks that are the app's to bound are run against `uvicorn attacked:server` as well.
+latency is measured on the same server right before and right after each attack; a second server, which nobody attacks,
+is asked in the same way at the same time, and what that one shows is the machine's (the attackers' processor time,
+other programs); and as a 99th percentile is that of a few requests, an attack after which only the latency was wrong is
+run again, up to twice, and must then keep all promises. The attacks that are the app's to bound are run against
+`uvicorn attacked:server` as well.
 """
 
 from __future__ import annotations
@@ -53,9 +55,10 @@ ROOT = Path(__file__).parents[1]
 class Trial:
     """One server, attacked in one way after the other."""
 
-    def __init__(self, server: servers.RunningServer, honest: Honest) -> None:
+    def __init__(self, server: servers.RunningServer, honest: Honest, beside: Honest) -> None:
         self._server = server
         self._honest = honest
+        self._beside = beside
         self._before: Latencies | None = None
         self._log_read = 0
 
@@ -76,8 +79,9 @@ class Trial:
         over = asyncio.Event()
         peak = asyncio.ensure_future(watch.peak(leader, over))
         self._honest.take()
+        self._beside.take()
         seen = await _attacked(attacker)
-        during = self._honest.take()
+        during, beside = self._honest.take(), self._beside.take()
         over.set()
         answers = await asyncio.to_thread(self._answers)
         after = await self._at_rest(before)
@@ -85,6 +89,7 @@ class Trial:
         return Measured(
             usual + self._before,
             during,
+            beside,
             before,
             await peak,
             after,
@@ -153,8 +158,8 @@ async def _attacked(process: asyncio.subprocess.Process) -> Any:
 
 
 HEADER = (
-    f"{'attack':28}  {'p99 ms':^15}  {'memory MB':^20}  {'descriptors':^11}\n"
-    f"{'':28}  {'usual':>7} {'during':>7}  {'rest':>6} {'peak':>6} {'after':>6}  {'rest':>5} {'after':>5}"
+    f"{'attack':28}  {'p99 ms':^23}  {'memory MB':^20}  {'descriptors':^11}\n"
+    f"{'':28}  {'usual':>7} {'beside':>7} {'during':>7}  {'rest':>6} {'peak':>6} {'after':>6}  {'rest':>5} {'after':>5}"
     f"  {'verdict':8}  what the attackers did"
 )
 
@@ -164,22 +169,35 @@ def row(name: str, measured: Measured) -> str:
     verdict = "BROKEN" if broken(measured) else "kept"
     done = ", ".join(f"{count} x {what}" for what, count in sorted(measured.done.items()))
     before, after = measured.before, measured.after
+    usual, beside, during = (each.p99 * 1000 for each in (measured.usual, measured.beside, measured.during))
     return (
-        f"{name:28}  {measured.usual.p99 * 1000:>7.1f} {measured.during.p99 * 1000:>7.1f}"
+        f"{name:28}  {usual:>7.1f} {beside:>7.1f} {during:>7.1f}"
         f"  {before.memory / 1e6:>6.0f} {measured.peak / 1e6:>6.0f} {after.memory / 1e6:>6.0f}"
         f"  {before.descriptors:>5} {after.descriptors:>5}  {verdict:8}  {done}"
     )
 
 
 async def attacked(
-    server: servers.RunningServer, attacks: Sequence[Attack], seconds: float, suffix: str = ""
+    server: servers.RunningServer,
+    spared: servers.RunningServer,
+    attacks: Sequence[Attack],
+    seconds: float,
+    suffix: str = "",
 ) -> dict[str, Measured]:
-    """Attack a server in some ways, print what is seen, and return it by the attacks' names."""
+    """Attack a server in some ways, print what is seen, and return it by the attacks' names.
+
+    Args:
+        server: is attacked.
+        spared: the same service, which is not.
+        attacks: in what ways.
+        seconds: the usual time of an attack.
+        suffix: is put behind the names.
+    """
     measured = {}
-    async with asking(server.port) as honest:
+    async with asking(server.port) as honest, asking(spared.port) as beside:
         # All connections and modules that stay are there.
         await honest.over(USUAL_SECONDS)
-        trial = Trial(server, honest)
+        trial = Trial(server, honest, beside)
         for attack in attacks:
             name = attack.name + suffix
             measured[name] = await trial.suffer(attack, seconds)
@@ -189,11 +207,12 @@ async def attacked(
 
 def _run(chosen: Sequence[Attack], seconds: float) -> dict[str, Measured]:
     results: dict[str, Measured] = {}
-    with servers.alone("attacked") as server:
-        results |= asyncio.run(attacked(server, chosen, seconds))
-    if under_uvicorn := [attack for attack in chosen if attack.under_uvicorn]:
-        with servers.alone("attacked", under_uvicorn=True) as server:
-            results |= asyncio.run(attacked(server, under_uvicorn, seconds, suffix=" (uvicorn)"))
+    with servers.alone("attacked") as spared:
+        with servers.alone("attacked") as server:
+            results |= asyncio.run(attacked(server, spared, chosen, seconds))
+        if under_uvicorn := [attack for attack in chosen if attack.under_uvicorn]:
+            with servers.alone("attacked", under_uvicorn=True) as server:
+                results |= asyncio.run(attacked(server, spared, under_uvicorn, seconds, suffix=" (uvicorn)"))
     return results
 
 

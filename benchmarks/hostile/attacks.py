@@ -25,6 +25,7 @@ from hostile.attacker import Assault, Wire, post
 READ_SECONDS = 1.5
 STALL_SECONDS = 1.5
 MOST = 4_000_000
+# More than a socket of the system's takes.
 LARGE = 8_000_000
 # What a slow client is given beyond its time before that counts as broken.
 SLACK = 2.0
@@ -222,7 +223,7 @@ async def _many(assault: Assault, request: bytes, count: int) -> str:
 
 async def unread_answers(assault: Assault) -> None:
     """Ask for large answers and read none; such a client must be ended."""
-    await assault.repeat(3, 0.5, lambda: _unread(assault, post("/large", b"1")))
+    await assault.repeat(3, 0.5, lambda: _unread(assault, post("/large", b"%d" % LARGE)))
 
 
 async def unread_streams(assault: Assault) -> None:
@@ -237,7 +238,7 @@ async def _unread(assault: Assault, request: bytes) -> str:
         # The system has taken a part of the answer, which comes in any case.
         await asyncio.sleep(2 * STALL_SECONDS + SLACK / 2)
         wire.writer.transport.resume_reading()  # type: ignore[attr-defined]
-        size, latest = 0, time.monotonic() + SLACK
+        size, latest = 0, time.monotonic() + 4 * SLACK
         with contextlib.suppress(ConnectionResetError, BrokenPipeError):
             while time.monotonic() < latest and (piece := await asyncio.wait_for(wire.reader.read(1 << 16), SLACK)):
                 size += len(piece)
@@ -328,7 +329,7 @@ async def wrong_items(assault: Assault) -> None:
         post("/packedtyped", b"\xdd" + struct.pack(">I", count) + b"\xa0" * count),
         post("/packedtyped", b"\xdd\xff\xff\xff\xff"),
     ]
-    await assault.repeat(2, 0.1, lambda: assault.ask(random.choice(bodies), {400, 422}))
+    await assault.repeat(1, 0.3, lambda: assault.ask(random.choice(bodies), {400, 422}))
 
 
 async def garbage(assault: Assault) -> None:

@@ -45,9 +45,9 @@ def head(path: bytes = b"/size", length: int = 1, *more: tuple[bytes, bytes]) ->
     return block(*pairs, (b"content-length", b"%d" % length), *more)
 
 
-def request(stream: int, path: bytes = b"/size") -> bytes:
+def request(stream: int, path: bytes = b"/size", body: bytes = b"1") -> bytes:
     """Return the frames of a whole request."""
-    return frame(HEADERS, END_HEADERS, stream, head(path)) + frame(DATA, END_STREAM, stream, b"1")
+    return frame(HEADERS, END_HEADERS, stream, head(path, len(body))) + frame(DATA, END_STREAM, stream, body)
 
 
 async def _begin(wire: Wire, settings: bytes = b"") -> None:
@@ -105,8 +105,8 @@ def _flooding(*pieces: Callable[[int], bytes]) -> Callable[[Assault], Coroutine[
 
 
 def _reset(number: int) -> bytes:
-    """Return a request that is given up as soon as it is begun, twenty times."""
-    streams = range(number * 40 + 1, number * 40 + 41, 2)
+    """Return a request that is given up as soon as it is begun, five times."""
+    streams = range(number * 10 + 1, number * 10 + 11, 2)
     return b"".join(request(stream, b"/slow") + frame(RST_STREAM, 0, stream, bytes(4)) for stream in streams)
 
 
@@ -147,7 +147,7 @@ async def unread(assault: Assault) -> None:
     async def act() -> str:
         async with assault.wire() as wire:
             await _begin(wire, closed)
-            await wire.send(b"".join(request(stream, b"/large") for stream in range(1, 5, 2)))
+            await wire.send(b"".join(request(stream, b"/large", b"500000") for stream in range(1, 11, 2)))
             began = time.monotonic()
             while assault.goes_on:
                 with contextlib.suppress(asyncio.TimeoutError, TimeoutError):
@@ -157,7 +157,7 @@ async def unread(assault: Assault) -> None:
                     return "not ended"
         return "time is over"
 
-    await assault.repeat(2, 0.5, act)
+    await assault.repeat(4, 0.5, act)
 
 
 async def slow_bodies(assault: Assault) -> None:

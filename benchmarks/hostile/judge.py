@@ -11,8 +11,8 @@ TIMES = 2.0
 # What a service may hold during an attack beyond what it held before, in bytes, all processes together: the budget for
 # bodies (64 MB), once more for a worker that reads one of them, and the buffers of connections.
 GROWTH = 200_000_000
-# What it may hold more afterwards: the allocators' holes.
-LEFT = 32_000_000
+# What it may hold more afterwards: the allocators' holes, above all of workers that have read a large body.
+LEFT = 64_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +62,7 @@ class Measured:
     Attributes:
         usual: the honest client, before and after.
         during: the same meanwhile.
+        beside: an honest client of the same service that nobody attacks, meanwhile.
         before: what the service held before.
         peak: resident bytes that it held at most.
         after: what it held in the end, when it had been given time to come to rest.
@@ -73,6 +74,7 @@ class Measured:
 
     usual: Latencies
     during: Latencies
+    beside: Latencies
     before: Held
     peak: int
     after: Held
@@ -87,8 +89,11 @@ def broken(measured: Measured) -> list[str]:
     faults = [f"{what} ({count} times)" for what, count in measured.problems.items()]
     faults += [f"the honest client: {what} ({count} times)" for what, count in measured.during.failures.items()]
     if is_slow(measured):
-        usual, during = measured.usual.p99 * 1000, measured.during.p99 * 1000
-        faults.append(f"the honest client's p99 was {during:.1f} ms, and is {usual:.1f} ms else")
+        usual, beside, during = (each.p99 * 1000 for each in (measured.usual, measured.beside, measured.during))
+        faults.append(
+            f"the honest client's p99 was {during:.1f} ms, and is {usual:.1f} ms else; where nobody attacked, it was "
+            f"{beside:.1f} ms"
+        )
     grown = measured.peak - measured.before.memory
     if grown > GROWTH:
         faults.append(f"the service held {grown / 1e6:.0f} MB more, and {GROWTH / 1e6:.0f} are allowed")
@@ -109,5 +114,5 @@ def broken(measured: Measured) -> list[str]:
 
 
 def is_slow(measured: Measured) -> bool:
-    """Whether the honest client had to wait too long."""
-    return measured.during.p99 > TIMES * measured.usual.p99
+    """Whether the honest client had to wait too long, and not because of the machine, which others use as well."""
+    return measured.during.p99 > TIMES * max(measured.usual.p99, measured.beside.p99)

@@ -13,8 +13,6 @@ from mosec_asgi.mixin import MsgpackMixin, PydanticMixin, TypedMsgPackMixin
 
 # The honest client's model: long enough that a request of its is not lost in the noise of a busy machine.
 SECONDS_PER_CALL = 0.005
-# More than a socket of the system's takes.
-LARGE = 8_000_000
 
 
 class Honest(Worker):
@@ -67,15 +65,15 @@ class PackedTyped(TypedMsgPackMixin):
 
 
 class Large(Worker):
-    """A large answer."""
+    """An answer as large as it is asked for."""
 
     def serialize(self, data: Any) -> bytes:
         """Leave the result as it is."""
         return bytes(data)
 
-    def forward(self, data: Any) -> bytes:
-        """Return eight megabytes."""
-        return bytes(LARGE)
+    def forward(self, data: int) -> bytes:
+        """Return some zeros."""
+        return bytes(data)
 
 
 class Slow(Worker):
