@@ -158,7 +158,7 @@ class Admission:
                 self._refresh(index, now)
             left -= stage.easy
             per_task += stage.per_task
-            calm.most = min(calm.most, stage.short)
+            calm.most = min(calm.most, -1.0 if stage.careful else stage.short)
             calm.until = min(calm.until, stage.due)
         if per_task:
             calm.most = min(calm.most, left / per_task)
@@ -179,7 +179,7 @@ class Admission:
                 self._refresh(index, now)
             ahead = stage.load.queued + stage.coming
             left -= stage.easy + ahead * stage.per_task
-            if ahead >= stage.short:
+            if stage.careful or ahead >= stage.short:
                 left = -1.0
         # The rest takes some microseconds.
         if left >= 0.0 or not self.active:

@@ -78,6 +78,7 @@ class StageAdmission:
         on_change: called when there are more or fewer workers.
         due: when the service has to read again what follows, with what it knows of other stages (`Admission`).
         known: anything has been measured.
+        careful: each call must be looked at closely.
         easy: seconds that a task takes here at most, where none is queued.
         per_task: seconds that each queued task adds to that.
         short: a queue below this is never too long.
@@ -85,9 +86,9 @@ class StageAdmission:
 
     __slots__ = (
         "_batch_size", "_before_next", "_concurrency", "_every", "_firsts", "_max_wait", "_no_worker_since",
-        "_progress", "_read_due", "_start", "caution", "coming", "direct", "due", "easy", "known", "load", "margin",
-        "offered", "on_change", "per_task", "pressure", "shared", "short", "slots", "supply", "supply_scatter",
-        "target", "times", "upstream",
+        "_progress", "_read_due", "_start", "careful", "caution", "coming", "direct", "due", "easy", "known", "load",
+        "margin", "offered", "on_change", "per_task", "pressure", "shared", "short", "slots", "supply",
+        "supply_scatter", "target", "times", "upstream",
     )  # fmt: skip
 
     def __init__(
@@ -139,7 +140,7 @@ class StageAdmission:
         # Of so many units, the time of one is noted, and how many are still to come before the next of those.
         self._every = self._before_next = 1
         self.on_change: Sequence[Callable[[], None]] = ()
-        self.known = False
+        self.known = self.careful = False
         self.easy = self.per_task = 0.0
         self.short = math.inf
 
@@ -233,8 +234,7 @@ class StageAdmission:
         silent = now - self._progress
         overdue = silent if silent > high and self.load.units >= self.slots else 0.0
         self.easy = 2.0 * self.times.mean + WINDOW_SECONDS + high + self._max_wait + overdue
-        if self.target or self._no_worker_since is not None:
-            self.easy = math.inf
+        self.careful = self.caution > 0.0 or self.target > 0.0 or self._no_worker_since is not None
 
     def _read(self, now: float) -> None:
         """Read what has been measured, for statistics: `due` stays, or frequent statistics would put it off."""
