@@ -165,7 +165,8 @@ async def test_a_call_that_runs_when_the_app_stops_is_finished_or_told() -> None
     assert await running == 0.1
 
 
-def test_a_call_whose_loop_ends_without_a_shutdown_does_not_hang() -> None:
+@pytest.mark.parametrize("cancels", [True, False])
+def test_a_call_whose_loop_ends_without_a_shutdown_does_not_hang(cancels: bool) -> None:
     server = server_of(awkward=workers.Awkward)
     entered = threading.Event()
     leave = threading.Event()
@@ -176,7 +177,12 @@ def test_a_call_whose_loop_ends_without_a_shutdown_does_not_hang() -> None:
         while not leave.is_set():
             await asyncio.sleep(0.002)
 
-    thread = threading.Thread(target=lambda: asyncio.run(app()))
+    def without_a_word() -> None:
+        loop = asyncio.new_event_loop()
+        loop.run_until_complete(app())
+        loop.close()
+
+    thread = threading.Thread(target=(lambda: asyncio.run(app())) if cancels else without_a_word)
     thread.start()
     entered.wait(PATIENCE)
     with server.engine() as engine, ThreadPoolExecutor(1) as threads:

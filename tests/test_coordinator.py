@@ -273,6 +273,18 @@ async def test_what_a_link_holds_is_passed_on_to_a_caller_of_objects_and_to_no_o
                 assert outcome.payload is held
 
 
+async def test_the_end_of_a_stream_is_never_held_in_memory() -> None:
+    async with running(streaming()) as service:
+        held, caller = Held(b""), Told()
+        call = Call(service.coordinator.new_id(), 0, b"item", "mine", objects=True)
+        service.coordinator.submit(call, caller)
+        await service.worker.gets_work()
+        service.worker.reply(payloads=[held])
+        await settled_loop()
+        assert caller.outcomes == [Outcome(call.id, 200, b"")]
+        assert held.drops == 1
+
+
 @pytest.mark.parametrize("how", ["refused", "answered", "cancelled"])
 async def test_the_engine_drops_the_input_that_a_link_holds_whatever_becomes_of_the_call(how: str) -> None:
     async with running(stage(), capacity=0 if how == "refused" else 1) as service:

@@ -183,8 +183,11 @@ def test_others_that_take_all_room_are_waited_for() -> None:
 
 
 def test_a_refusal_of_the_workers_own_is_a_result() -> None:
-    with server_of(workers.Awkward).engine() as engine:
+    server = server_of(workers.Awkward)
+    with server.engine() as engine:
         [result] = engine.map([("raise", "Busy")])
+        assert server._running is not None
+        assert server._running._metrics.stages[0].in_time == 1, "it was run once"
     assert (result.code, str(result)) == (429, "busy: the details")
 
 
