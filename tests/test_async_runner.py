@@ -333,6 +333,35 @@ def test_the_time_of_one_is_not_that_of_the_others() -> None:
     assert [code for code, _ in answers] == [200, LATE, 200, 200, 200]
 
 
+@pytest.mark.parametrize("streams", [False, True])
+def test_what_was_done_in_time_is_answered_though_another_has_blocked_the_loop(streams: bool) -> None:
+    waiting: list[bool] = []
+
+    async def nap() -> None:
+        waiting.append(True)
+        await asyncio.sleep(0.01)
+
+    async def wait(item: str) -> None:
+        if item == "waits":
+            await asyncio.gather(asyncio.wait_for(nap(), PATIENCE))
+        else:
+            while not waiting:
+                await asyncio.sleep(0)
+            time.sleep(0.3)
+
+    async def forward(self: Worker, item: str) -> str:
+        await wait(item)
+        return item
+
+    async def events(item: str) -> AsyncIterator[str]:
+        await wait(item)
+        yield item
+
+    worker = yielding(events) if streams else awaiting(forward)
+    answers = run(worker, json_tasks("waits", "blocks"), concurrency=2, timeout=0.1)
+    assert answers == ([ENDED] * 2 if streams else [ok("waits"), ok("blocks")])
+
+
 def test_a_batch_that_takes_too_long_is_not_run_again() -> None:
     calls = Recorder()
 

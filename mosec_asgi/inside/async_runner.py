@@ -38,6 +38,9 @@ from mosec_asgi.worker import Worker
 
 # Seconds between two signs of life while units run: the loop is not blocked.
 BEAT_SECONDS = 0.2
+# Turns of the loop that a unit gets once its deadline has passed. If another has blocked the loop, what this one waits
+# for may have happened long before its deadline, and is several turns away: a task that awaits a task that awaits.
+LATE_TURNS = 5
 # Seconds that a unit gets to end after it has been cancelled; then its tasks are answered.
 CANCEL_SECONDS = 0.5
 # Seconds that a unit which has been given up may clean up, before the log says that it swallows its cancellation.
@@ -62,7 +65,7 @@ class AsyncUnit(Unit):
     deadline: float = math.inf
     late: bool = False
     left: bool = False
-    timer: asyncio.TimerHandle | None = None
+    timer: asyncio.Handle | None = None
 
 
 # The request id of a rehearsal.
@@ -389,11 +392,15 @@ class AsyncRunner:
         if unit.timer is None:
             unit.timer = self._loop.call_at(unit.deadline, self._look_at, unit)
 
-    def _look_at(self, unit: AsyncUnit) -> None:
+    def _look_at(self, unit: AsyncUnit, turns: int = LATE_TURNS) -> None:
+        """Cancel a unit whose deadline has passed, after so many more turns of the loop."""
         unit.timer = None
         if unit.deadline > self._loop.time():
             if unit.deadline < math.inf:
                 unit.timer = self._loop.call_at(unit.deadline, self._look_at, unit)
+            return
+        if turns:
+            unit.timer = self._loop.call_soon(self._look_at, unit, turns - 1)
             return
         for running, one in self._running.items():
             if one is unit:
