@@ -335,10 +335,18 @@ def test_the_time_of_one_is_not_that_of_the_others() -> None:
 
 @pytest.mark.parametrize("streams", [False, True])
 def test_what_was_done_in_time_is_answered_though_another_has_blocked_the_loop(streams: bool) -> None:
+    waiting: list[bool] = []
+
+    async def nap() -> None:
+        waiting.append(True)
+        await asyncio.sleep(0.01)
+
     async def wait(item: str) -> None:
         if item == "waits":
-            await asyncio.gather(asyncio.wait_for(asyncio.sleep(0.01), PATIENCE))
+            await asyncio.gather(asyncio.wait_for(nap(), PATIENCE))
         else:
+            while not waiting:
+                await asyncio.sleep(0)
             time.sleep(0.3)
 
     async def forward(self: Worker, item: str) -> str:

@@ -40,7 +40,7 @@ from mosec_asgi.worker import Worker
 BEAT_SECONDS = 0.2
 # Turns of the loop that a unit gets once its deadline has passed. If another has blocked the loop, what this one waits
 # for may have happened long before its deadline, and is several turns away: a task that awaits a task that awaits.
-LATE_TURNS = 5
+LATE_TURNS = 10
 # Seconds that a unit gets to end after it has been cancelled; then its tasks are answered.
 CANCEL_SECONDS = 0.5
 # Seconds that a unit which has been given up may clean up, before the log says that it swallows its cancellation.

@@ -21,11 +21,13 @@ from mosec_asgi.errors import (
     MosecTimeoutError,
     batch_hint,
     describe,
+    too_slow,
 )
 from mosec_asgi.inside.ending import Ending
 from mosec_asgi.inside.pickler import PROTOCOL, Pickler, load
 from mosec_asgi.inside.returned import UNFINISHED, check_finished
 from mosec_asgi.inside.spec import WorkerSpec
+from mosec_asgi.inside.timer import NoTimer, Timer
 from mosec_asgi.ipc import frames, reference
 from mosec_asgi.ipc.arena import LARGE
 from mosec_asgi.ipc.mapped import Mapped
@@ -52,11 +54,22 @@ _NOBODY = Failure(CANCELLED, "")
 class Codec:
     """Decodes and encodes by the worker's own methods, chosen by a task's place in its pipeline."""
 
-    def __init__(self, worker: Worker, spec: WorkerSpec, memory: Mapped | None = None) -> None:
+    def __init__(
+        self, worker: Worker, spec: WorkerSpec, memory: Mapped | None = None, timer: Timer | NoTimer | None = None
+    ) -> None:
+        """Bind the codec to a worker.
+
+        Args:
+            worker: whose methods encode and decode.
+            spec: how it is run.
+            memory: what it shares with the server.
+            timer: bounds the time of the worker's own serializers; for batches, in which one must not cost the others.
+        """
         self._worker = worker
+        self._timer = timer
         self._spec = spec
         self._memory = memory
-        default = type(worker).serialize_ipc is Worker.serialize_ipc
+        default = default_ipc(worker)
         # Of results for calls of objects, which the server reads.
         self._objects = Pickler(memory) if memory is not None else None
         # The user's own may change what they are given in place, as in mosec. Ours do not, and need no copy.
@@ -112,16 +125,19 @@ class Codec:
         if type(result) in UNFINISHED:
             check_finished(result)
         if flags & EGRESS:
-            payload = self._worker.serialize(result)
+            payload = self._worker.serialize(result) if self._timer is None else self._timed("serialize", result)
         elif flags & OBJECT_OUT:
             return self._pickled(result)
         else:
             try:
                 if self._pickler is not None:
                     return self._pickler.dump(result)
-                payload = self._worker.serialize_ipc(result)
+                if self._timer is None or default_ipc(self._worker):
+                    payload = self._worker.serialize_ipc(result)
+                else:
+                    payload = self._timed("serialize_ipc", result)
             except NOT_PICKLED as error:
-                if type(self._worker).serialize_ipc is not Worker.serialize_ipc:
+                if not default_ipc(self._worker):
                     raise
                 raise EncodingError(
                     f"what {self._spec.stage} returned cannot be pickled for {' and '.join(self._spec.next_stages)}: "
@@ -132,6 +148,17 @@ class Codec:
         if len(payload) >= LARGE and self._memory is not None and (span := self._memory.put(payload)) is not None:
             return frames.IN_MEMORY, reference.pack(reference.Kind.BYTES, [span])
         return 200, payload
+
+    def _timed(self, method: str, result: Any) -> Any:
+        """Return what a serializer of the worker returns; one that takes too long raises `MosecTimeoutError`."""
+        assert self._timer is not None
+        try:
+            with self._timer:
+                return getattr(self._worker, method)(result)
+        except MosecTimeoutError as error:
+            if error.args == too_slow(self._spec.timeout).args:
+                raise too_slow(self._spec.timeout, method) from error
+            raise
 
     def _pickled(self, result: Any) -> Answer:
         """Return a result for a call of objects as an answer."""
@@ -215,6 +242,11 @@ class Codec:
     def extra(self, request_ids: Sequence[str]) -> dict[str, object]:
         """Return the fields of a log line of this worker."""
         return {"stage": self._spec.stage, "worker": self._spec.worker_id, "request_id": " ".join(request_ids)}
+
+
+def default_ipc(worker: Worker) -> bool:
+    """Whether a worker pickles its results for the next stage as all do."""
+    return type(worker).serialize_ipc is Worker.serialize_ipc
 
 
 def examples(worker: Worker) -> list[Any]:

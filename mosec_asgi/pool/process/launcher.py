@@ -10,7 +10,8 @@ import socket
 import stat
 import sys
 import types
-from collections.abc import Iterator, Mapping
+import weakref
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from multiprocessing.process import BaseProcess
@@ -29,6 +30,7 @@ from mosec_asgi.pool.process.edited import SourceFiles
 from mosec_asgi.pool.process.group import forking_a_worker, interrupt_held
 from mosec_asgi.pool.process.link import ProcessLink
 from mosec_asgi.pool.process.preload import ForkedProcess, Template
+from mosec_asgi.pool.process.spare import SPARE
 from mosec_asgi.pool.process.watched import WatchedProcess, forget_all
 
 logger = log.internal_logger(__name__)
@@ -67,14 +69,26 @@ class ProcessLauncher:
         # The source files that a spawned process imports, as they are now.
         self._sources = SourceFiles()
         self._template = Template(self._sources) if preload else None
+        self._leave: Callable[[], object] | None = None
 
     def close(self) -> None:
         """End the template, once all workers have ended. Idempotent."""
+        if self._leave is not None:
+            self._leave()
         if self._template is not None:
             self._template.close()
 
     def launch(self, spec: WorkerSpec, variables: Mapping[str, str], events: WorkerEvents) -> ProcessLink:
         """Start a worker process; see `Launcher.launch`. A metrics directory that the user has set is left alone."""
+        with SPARE.given_up():
+            link = self._launch(spec, variables, events)
+            if self._leave is None:
+                SPARE.join()
+                # Idempotent, and done as well for a launcher that nobody has closed.
+                self._leave = weakref.finalize(self, SPARE.leave)
+            return link
+
+    def _launch(self, spec: WorkerSpec, variables: Mapping[str, str], events: WorkerEvents) -> ProcessLink:
         spawn = self._start_method == "spawn"
         if spawn:
             _check_importable(spec)
@@ -113,8 +127,14 @@ class ProcessLauncher:
             events,
             self._loop,
             busy_polls=_usable_cores() > 1,
-            on_gone=None if self._counts is None else self._counts.ended,
+            on_gone=self._gone,
         )
+
+    def _gone(self, pid: int) -> None:
+        """Note the end of a process, whose descriptors are about to be free."""
+        if self._counts is not None:
+            self._counts.ended(pid)
+        self._loop.call_soon(SPARE.fill)
 
     def _start(self, arguments: tuple[Any, ...]) -> BaseProcess | ForkedProcess:
         """Start a process that runs `main` with `arguments`."""

@@ -185,6 +185,7 @@ class ProcessLink:
             self._memory.close()
         # The listener refers to this link: neither must wait for the garbage collector.
         self._events = _NOBODY
+        self._on_gone = None
 
 
 class _Nobody:
