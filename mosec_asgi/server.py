@@ -13,6 +13,7 @@ import traceback
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from multiprocessing.process import BaseProcess
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
 
 from mosec_asgi import config, log
 from mosec_asgi.errors import CLOSING, NOT_STARTED, WRONG_LOOP, DefinitionError, EventLoopError, Failure, StartupError
@@ -161,8 +162,9 @@ class Server:
                 there for longer are refused with 429. 0 for no such wish.
 
         Raises:
-            DefinitionError: an argument does not fit; the text says what to change.
+            DefinitionError: an argument does not fit, or the workers have been started; the text says what to change.
         """
+        self._check_not_started("append_worker")
         runtime = Runtime(
             worker,
             num,
@@ -196,6 +198,12 @@ class Server:
         Raises:
             DefinitionError: a route or a runtime does not fit, or stages have been defined before.
         """
+        self._check_not_started("register_runtime")
+        if not isinstance(routes, Mapping) or not routes:
+            raise DefinitionError(
+                f'register_runtime needs a dictionary such as {{"{DEFAULT_ROUTE}": [Runtime(YourWorker)]}}, '
+                f"not {routes!r}"
+            )
         if self._routes:
             raise DefinitionError("register_runtime defines all routes at once; call it alone, and once")
         for path, runtimes in routes.items():
@@ -226,8 +234,9 @@ class Server:
             proc: a `subprocess.Popen` or a `multiprocessing.Process` that has been started.
 
         Raises:
-            DefinitionError: `proc` is not a process.
+            DefinitionError: `proc` is not a process, or the workers have been started.
         """
+        self._check_not_started("register_daemon")
         if not isinstance(name, str):
             raise DefinitionError(f"a daemon's name is text, not {name!r}")
         import subprocess
@@ -620,6 +629,11 @@ class Server:
         else:
             logger.error("the daemon process %s has ended with code %d", name, code)
 
+    def _check_not_started(self, method: str) -> None:
+        """Refuse to define what a service that runs, or is being started, would never know of."""
+        if self._starting is not None and self._starting.get_loop().is_running():
+            raise DefinitionError(f"the workers have been started, and {method} comes too late; call it before")
+
     def _check_defined(self) -> None:
         if not self._routes:
             raise DefinitionError("the server has no stage to serve: call append_worker(YourWorker) first")
@@ -681,6 +695,10 @@ def _check_route(path: Any) -> None:
     for character, what in _NO_ROUTE.items():
         if character in path:
             raise DefinitionError(f"the route {path!r} holds {character!r}: {what}")
+    if (decoded := unquote(path)) != path:
+        raise DefinitionError(
+            f"the route {path!r} is percent-encoded, and requests are matched by their decoded path; write {decoded!r}"
+        )
     if path in RESERVED_ROUTES:
         raise DefinitionError(
             f"the route {path} is the server's own ({', '.join(sorted(RESERVED_ROUTES))}); use another"
