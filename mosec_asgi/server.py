@@ -40,6 +40,8 @@ if TYPE_CHECKING:
     from mosec_asgi.web.direct import DirectRoutes
 
 DEFAULT_ROUTE = "/inference"
+# What a shell gives a program that ctrl-c has ended.
+INTERRUPTED = 130
 # The server's own paths; user routes must keep off them.
 RESERVED_ROUTES = frozenset(
     {
@@ -270,8 +272,8 @@ class Server:
     def run(self) -> None:
         """Serve until SIGTERM or SIGINT, as `python server.py --port 8000` does; `--help` lists the settings.
 
-        Returns after a graceful stop. Exits with a non-zero code when the port is taken, a stage cannot start or a
-        daemon process ends.
+        Returns after a graceful stop. Exits with a non-zero code when the port is taken, a stage cannot start, a daemon
+        process ends, or a second ctrl-c forces the end.
 
         Raises:
             DefinitionError: there is no stage to serve, or worker processes cannot import one.
@@ -283,9 +285,19 @@ class Server:
                 "server.run() was called while a worker process imported this module. "
                 'Put the call under `if __name__ == "__main__":`, so that only the program itself runs it'
             )
-        self._check_defined()
-        check_importable(self._routes)
-        _check_no_loop()
+        try:
+            self._check_defined()
+            check_importable(self._routes)
+            _check_no_loop()
+            code = self._run()
+        except KeyboardInterrupt:
+            # While something is imported, or in a dry run: there is nothing to tell.
+            code = INTERRUPTED
+        if code:
+            sys.exit(code)
+
+    def _run(self) -> int:
+        """Serve, or run dry, and return the exit code."""
         from mosec_asgi.host import dry_run, run, standard_streams
 
         standard_streams.open_missing()
@@ -293,9 +305,7 @@ class Server:
         log.configure(settings.effective_log_level, text=settings.debug, others=("uvicorn", "asyncio"))
         config.advise(settings)
         check_timeouts(self._routes, settings.timeout_seconds)
-        code = dry_run.run(self._routes, settings) if settings.dry_run else run.run(self, settings)
-        if code:
-            sys.exit(code)
+        return dry_run.run(self._routes, settings) if settings.dry_run else run.run(self, settings)
 
     def close(self) -> None:
         """Admit no more requests: `/readyz` and new requests answer 503 from here on, and admitted ones finish."""
@@ -494,7 +504,12 @@ class Server:
             await send({"type": "lifespan.startup.failed", "message": traceback.format_exc()})
             return
         await send({"type": "lifespan.startup.complete"})
-        await receive()
+        try:
+            await receive()
+        except asyncio.CancelledError:
+            # Nobody waits for the end, as after a second ctrl-c; to raise this would be logged as a fault of the app.
+            self._force_stop()
+            return
         if began:
             await self.__aexit__(None, None, None)
         await send({"type": "lifespan.shutdown.complete"})
@@ -622,6 +637,15 @@ class Server:
         self._given_up, self._started_late, self._blocks = False, False, 0
         if running is not None:
             await running.stop()
+
+    def _force_stop(self) -> None:
+        """End all workers at once, whatever they do."""
+        running, self._running, self._starting = self._running, None, None
+        self._given_up, self._started_late, self._blocks = False, False, 0
+        if running is not None:
+            dropped = running.statistics().admitted
+            running.abandon()
+            logger.warning("the end was forced; %d requests were dropped", dropped)
 
     def _on_daemon_exit(self, name: str, code: int) -> None:
         if self.on_daemon_exit is not None:

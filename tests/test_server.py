@@ -321,6 +321,18 @@ def test_a_refused_stage_leaves_the_others_as_they_were() -> None:
     assert repr(server) == before
 
 
+def test_ctrl_c_before_anything_runs_ends_the_program_without_a_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(self: Server) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Server, "_run", interrupted)
+    server = Server()
+    server.append_worker(Echo)
+    with pytest.raises(SystemExit) as stop:
+        server.run()
+    assert stop.value.code == 130
+
+
 async def test_run_within_an_event_loop_says_what_to_call_instead() -> None:
     server = Server()
     server.append_worker(Echo)

@@ -55,7 +55,7 @@ def run(server: Server, settings: Settings) -> int:
     """Serve until a signal ends it.
 
     Returns:
-        the exit code: 0 after SIGTERM or SIGINT, else what went wrong.
+        the exit code: 0 after SIGTERM or SIGINT, 130 where a second SIGINT has forced the end, else what went wrong.
     """
     sock = _listen(settings.address, settings.port)
     runner = _Runner(_uvicorn_config(server, settings, _http_protocol(server, settings)), server)
@@ -67,7 +67,7 @@ def run(server: Server, settings: Settings) -> int:
         port,
     )
     code = 0
-    with _signals_recorded():
+    with _signals_recorded(runner):
         try:
             runner.run(sockets=[sock])
         except SystemExit as stop:
@@ -75,7 +75,7 @@ def run(server: Server, settings: Settings) -> int:
         finally:
             sock.close()
     if runner.signalled:
-        code = 0
+        code = signal.SIGINT + 128 if runner.force_exit else 0
     logger.info("the service has stopped")
     return runner.failure or code
 
@@ -93,6 +93,10 @@ class _Runner(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start the service, then listen."""
         self._loop = asyncio.get_running_loop()
+        if self.signalled:
+            # Before anybody could tell the service.
+            self.should_exit = True
+            return
         await super().startup(sockets)
         # What is loaded by now stays: the garbage collector need not look at it again and again, nor so often at what
         # is new.
@@ -190,12 +194,19 @@ def _listen(address: str, port: int) -> socket.socket:
 
 
 @contextlib.contextmanager
-def _signals_recorded() -> Iterator[None]:
-    """Keep uvicorn's parting raise of the signal that ended it from ending the program: the exit code is ours."""
+def _signals_recorded(runner: _Runner) -> Iterator[None]:
+    """Record the signals that come before uvicorn does so itself.
+
+    This also keeps its parting raise of the signal that ended it from ending the program: the exit code is ours.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def record(*_: object) -> None:
+        runner.signalled = True
+
+    before = {number: signal.signal(number, record) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
