@@ -22,10 +22,21 @@ Inside the house an error travels as data, as a `Failure`: nothing is raised acr
 
 from __future__ import annotations
 
+import enum
 from dataclasses import dataclass
 from http import HTTPStatus
 
 INTERNAL_ERROR_TEXT = "inference internal error"
+
+
+class HTTPStatusCode(enum.IntEnum):
+    """mosec's names of the statuses of errors, for programs that use them; any other status will do as well."""
+
+    OK = 200
+    BAD_REQUEST = 400
+    VALIDATION_ERROR = 422
+    INTERNAL_ERROR = 500
+    TIMEOUT_ERROR = 408
 
 
 class MosecError(Exception):

@@ -13,6 +13,7 @@ import traceback
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from multiprocessing.process import BaseProcess
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
 
 from mosec_asgi import config, log
 from mosec_asgi.errors import CLOSING, NOT_STARTED, WRONG_LOOP, DefinitionError, EventLoopError, Failure, StartupError
@@ -40,6 +41,8 @@ if TYPE_CHECKING:
     from mosec_asgi.web.direct import DirectRoutes
 
 DEFAULT_ROUTE = "/inference"
+# What a shell gives a program that ctrl-c has ended.
+INTERRUPTED = 130
 # The server's own paths; user routes must keep off them.
 RESERVED_ROUTES = frozenset(
     {
@@ -162,8 +165,9 @@ class Server:
                 there for longer are refused with 429. 0 for no such wish.
 
         Raises:
-            DefinitionError: an argument does not fit; the text says what to change.
+            DefinitionError: an argument does not fit, or the workers have been started; the text says what to change.
         """
+        self._check_not_started("append_worker")
         runtime = Runtime(
             worker,
             num,
@@ -197,6 +201,12 @@ class Server:
         Raises:
             DefinitionError: a route or a runtime does not fit, or stages have been defined before.
         """
+        self._check_not_started("register_runtime")
+        if not isinstance(routes, Mapping) or not routes:
+            raise DefinitionError(
+                f'register_runtime needs a dictionary such as {{"{DEFAULT_ROUTE}": [Runtime(YourWorker)]}}, '
+                f"not {routes!r}"
+            )
         if self._routes:
             raise DefinitionError("register_runtime defines all routes at once; call it alone, and once")
         for path, runtimes in routes.items():
@@ -227,8 +237,9 @@ class Server:
             proc: a `subprocess.Popen` or a `multiprocessing.Process` that has been started.
 
         Raises:
-            DefinitionError: `proc` is not a process.
+            DefinitionError: `proc` is not a process, or the workers have been started.
         """
+        self._check_not_started("register_daemon")
         if not isinstance(name, str):
             raise DefinitionError(f"a daemon's name is text, not {name!r}")
         import subprocess
@@ -262,8 +273,8 @@ class Server:
     def run(self) -> None:
         """Serve until SIGTERM or SIGINT, as `python server.py --port 8000` does; `--help` lists the settings.
 
-        Returns after a graceful stop. Exits with a non-zero code when the port is taken, a stage cannot start or a
-        daemon process ends.
+        Returns after a graceful stop. Exits with a non-zero code when the port is taken, a stage cannot start, a daemon
+        process ends, or a second ctrl-c forces the end.
 
         Raises:
             DefinitionError: there is no stage to serve, or worker processes cannot import one.
@@ -275,9 +286,19 @@ class Server:
                 "server.run() was called while a worker process imported this module. "
                 'Put the call under `if __name__ == "__main__":`, so that only the program itself runs it'
             )
-        self._check_defined()
-        check_importable(self._routes)
-        _check_no_loop()
+        try:
+            self._check_defined()
+            check_importable(self._routes)
+            _check_no_loop()
+            code = self._run()
+        except KeyboardInterrupt:
+            # While something is imported, or in a dry run: there is nothing to tell.
+            code = INTERRUPTED
+        if code:
+            sys.exit(code)
+
+    def _run(self) -> int:
+        """Serve, or run dry, and return the exit code."""
         from mosec_asgi.host import dry_run, run, standard_streams
 
         standard_streams.open_missing()
@@ -285,9 +306,7 @@ class Server:
         log.configure(settings.effective_log_level, text=settings.debug, others=("uvicorn", "asyncio"))
         config.advise(settings)
         check_timeouts(self._routes, settings.timeout_seconds)
-        code = dry_run.run(self._routes, settings) if settings.dry_run else run.run(self, settings)
-        if code:
-            sys.exit(code)
+        return dry_run.run(self._routes, settings) if settings.dry_run else run.run(self, settings)
 
     def close(self) -> None:
         """Admit no more requests: `/readyz` and new requests answer 503 from here on, and admitted ones finish."""
@@ -488,7 +507,12 @@ class Server:
             await send({"type": "lifespan.startup.failed", "message": traceback.format_exc()})
             return
         await send({"type": "lifespan.startup.complete"})
-        await receive()
+        try:
+            await receive()
+        except asyncio.CancelledError:
+            # Nobody waits for the end, as after a second ctrl-c; to raise this would be logged as a fault of the app.
+            self._force_stop()
+            return
         if began:
             await self.__aexit__(None, None, None)
         await send({"type": "lifespan.shutdown.complete"})
@@ -617,11 +641,25 @@ class Server:
         if running is not None:
             await running.stop()
 
+    def _force_stop(self) -> None:
+        """End all workers at once, whatever they do."""
+        running, self._running, self._starting = self._running, None, None
+        self._given_up, self._started_late, self._blocks = False, False, 0
+        if running is not None:
+            dropped = running.statistics().admitted
+            running.abandon()
+            logger.warning("the end was forced; %d requests were dropped", dropped)
+
     def _on_daemon_exit(self, name: str, code: int) -> None:
         if self.on_daemon_exit is not None:
             self.on_daemon_exit(name, code)
         else:
             logger.error("the daemon process %s has ended with code %d", name, code)
+
+    def _check_not_started(self, method: str) -> None:
+        """Refuse to define what a service that runs, or is being started, would never know of."""
+        if self._starting is not None and self._starting.get_loop().is_running():
+            raise DefinitionError(f"the workers have been started, and {method} comes too late; call it before")
 
     def _check_defined(self) -> None:
         if not self._routes:
@@ -684,6 +722,10 @@ def _check_route(path: Any) -> None:
     for character, what in _NO_ROUTE.items():
         if character in path:
             raise DefinitionError(f"the route {path!r} holds {character!r}: {what}")
+    if (decoded := unquote(path)) != path:
+        raise DefinitionError(
+            f"the route {path!r} is percent-encoded, and requests are matched by their decoded path; write {decoded!r}"
+        )
     if path in RESERVED_ROUTES:
         raise DefinitionError(
             f"the route {path} is the server's own ({', '.join(sorted(RESERVED_ROUTES))}); use another"

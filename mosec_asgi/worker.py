@@ -8,7 +8,8 @@ import inspect
 import json
 import math
 import pickle
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Final
 
 import orjson
@@ -17,6 +18,9 @@ from mosec_asgi import formats
 from mosec_asgi.errors import EncodingError
 from mosec_asgi.events import EVENT_STREAM, FINISHED, Event
 from mosec_asgi.schema import MOSEC_REF_TEMPLATE, ParseTarget, forward_json_schema
+
+# Workers in threads of one process read the examples of their class one after the other.
+_reading = threading.Lock()
 
 
 class Worker(abc.ABC):
@@ -33,13 +37,13 @@ class Worker(abc.ABC):
     Attributes:
         example: an input of `forward` (for a stage with batching, a list or a tuple of inputs: one batch) that is run
             before the worker is ready, so that the first request does not pay for lazy allocation.
-        multi_examples: several such inputs, run one after the other; wins over `example`.
+        multi_examples: several such inputs, of any iterable, run one after the other; wins over `example`.
         req_mime_type: the content type that `deserialize` reads.
         resp_mime_type: the content type that `serialize` writes.
     """
 
     example: Any = None
-    multi_examples: Sequence[Any] = ()
+    multi_examples: Iterable[Any] = ()
     req_mime_type: str = "application/json"
     resp_mime_type: str = "application/json"
 
@@ -249,6 +253,18 @@ def introduce(worker: Worker, worker_id: int, stage: str, max_batch_size: int, *
         if own is not vars(Worker)[name] and (made or not hasattr(own, "__set__")):
             with contextlib.suppress(AttributeError):
                 setattr(worker, name, value)
+
+
+def several_examples(worker: Worker | type[Worker]) -> list[Any]:
+    """Return `multi_examples` as a list; a generator is read once in each process, and its items are kept."""
+    with _reading:
+        given = worker.multi_examples
+        if isinstance(given, Iterator):
+            kind = worker if isinstance(worker, type) else type(worker)
+            owner: Any = next(each for each in (worker, *kind.__mro__) if "multi_examples" in vars(each))
+            given = list(given)
+            owner.multi_examples = given
+    return [] if given is None else list(given)
 
 
 def _dumps_rare(data: Any) -> bytes:

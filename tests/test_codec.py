@@ -242,6 +242,17 @@ def test_the_examples_of_a_worker() -> None:
     assert examples(worker_of(lambda data: data, example=1, multi_examples=(2, 3))()) == [2, 3]
 
 
+def test_examples_may_come_from_any_iterable_and_a_generator_is_read_once() -> None:
+    worker = worker_of(lambda data: data, example=1, multi_examples=(number for number in (2, 3)))
+    derived = type("Derived", (worker,), {})
+    assert [examples(made) for made in (derived(), derived(), worker())] == [[2, 3]] * 3
+    assert examples(worker_of(lambda data: data, multi_examples={4: "", 5: ""}.keys())()) == [4, 5]
+    assert examples(worker_of(lambda data: data, multi_examples=np.array([6]))()) == [6]
+    one = worker_of(lambda data: data, example=1)()
+    one.multi_examples = iter([2])
+    assert [examples(one), examples(one), examples(type(one)())] == [[2], [2], [1]]
+
+
 def test_none_is_no_examples() -> None:
     assert examples(worker_of(lambda data: data, example=1, multi_examples=None)()) == [1]
 

@@ -39,8 +39,10 @@ from mosec_asgi.errors import (
     Failure,
     StartupError,
     at_capacity,
+    describe,
     not_begun,
     too_late,
+    too_slow,
 )
 from mosec_asgi.messages import (
     EGRESS,
@@ -649,7 +651,7 @@ async def test_a_worker_that_is_stuck_is_replaced_and_its_requests_are_answered_
             looks = stuck.looks
             await until(lambda looks=looks: stuck.looks > looks)  # type: ignore[misc]
             clock.advance(0.25)
-        assert await answer(ticket) == TIMED_OUT
+        assert await answer(ticket) == describe(too_slow(0.1))
         worker = await service.next_life(stuck)
         await worker.gets_work()
         worker.reply()

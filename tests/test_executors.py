@@ -199,6 +199,8 @@ async def test_a_forward_that_never_comes_back_costs_its_own_request_only(execut
     async with serving(executor, Runtime(workers.Hangs, 1, timeout=0.2), timeout=9000) as engine:
         outcome = await engine.outcome(str(end))
         assert outcome.code == 408
+        assert outcome.failure is not None
+        assert "raise `timeout` (seconds) of its stage" in outcome.failure.text
         # Another has taken the place of the one that hangs.
         assert await engine.ask("quick") == "done"
         end.touch()

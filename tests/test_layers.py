@@ -25,7 +25,7 @@ FLOORS = {
     "ipc": 2,
     "observing": 1, "worker": 1, "streaming": 1, "events": 1, "runtime": 1, "mixin": 1, "schema": 1, "annotations": 1,
     "formats": 1,
-    "messages": 0, "config": 0, "log": 0, "log_output": 0, "errors": 0, "lazy_timer": 0, "version": 0,
+    "messages": 0, "config": 0, "log": 0, "log_output": 0, "errors": 0, "protocol": 0, "lazy_timer": 0, "version": 0,
 }  # fmt: skip
 PURE = {
     "messages", "errors",

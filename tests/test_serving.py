@@ -403,9 +403,12 @@ def test_a_second_signal_ends_a_service_whose_workers_are_at_work(tmp_path: Path
         program.send(signal.SIGINT)
         wait_until(lambda: not program.answers("/readyz"), "it stays ready")
         program.send(signal.SIGINT)
-        program.wait(PROMPT)
+        assert program.wait(PROMPT) == 130
         program.assert_nothing_left(PROMPT)
         request.exception()
+        assert "the end was forced; 1 requests were dropped" in program.messages()
+        assert "Traceback" not in program.output
+        assert not [row for row in program.lines() if row["level"] == "ERROR"]
 
 
 @pytest.mark.parametrize("code", [0, 3])

@@ -347,8 +347,8 @@ class Coordinator:
         self._stages[task.stage].drop(task)
         self._settle(task, Outcome.of_failure(task.id, failure))
 
-    def timed_out(self, task: Task) -> None:
-        """Answer a task whose time is over."""
+    def timed_out(self, task: Task, failure: Failure = TIMED_OUT) -> None:
+        """Answer a task whose time is over: its own, or another that `failure` names."""
         stage = self._stages[task.stage]
         if (told := stage.events.timed_out) is not None:
             told(task, self._clock())
@@ -359,7 +359,7 @@ class Coordinator:
             "its client does not read the stream" if stalled else where,
             extra={"stage": stage.plan.name, "request_id": task.request_id},
         )
-        self.failed(task, STALLED if stalled else TIMED_OUT)
+        self.failed(task, STALLED if stalled else failure)
 
     def is_late(self, task: Task, together: int, now: float) -> bool:
         """Whether a task that could be sent to a worker now can no longer be finished in time."""

@@ -24,7 +24,7 @@ from mosec_asgi.batching.loads import AnswerError
 from mosec_asgi.batching.scheduler import Assignment, Scheduler
 from mosec_asgi.batching.stage_admission import StageAdmission
 from mosec_asgi.batching.task import State, Task
-from mosec_asgi.errors import INTERNAL_ERROR, STAGE_DOWN, WORKER_DIED, Failure
+from mosec_asgi.errors import INTERNAL_ERROR, STAGE_DOWN, TIMED_OUT, WORKER_DIED, Failure, describe, too_slow
 from mosec_asgi.inside.spec import WorkerSpec
 from mosec_asgi.lazy_timer import LazyTimer
 from mosec_asgi.messages import (
@@ -120,8 +120,8 @@ class Owner(Protocol):
     def failed(self, task: Task, failure: Failure) -> None:
         """Answer `task`, which the stage cannot run."""
 
-    def timed_out(self, task: Task) -> None:
-        """Answer `task`, whose time is over."""
+    def timed_out(self, task: Task, failure: Failure = TIMED_OUT) -> None:
+        """Answer `task`, whose time is over, with `failure`."""
 
     def is_late(self, task: Task, together: int, now: float) -> bool:
         """Whether `task`, one of `together` that could be sent to a worker now, can no longer be finished in time."""
@@ -447,10 +447,11 @@ class Stage:
         now = self._clock()
         loads = self.scheduler.loads
         beats = {worker: worker.link.progress().beats for worker in loads.busy}
+        failure = describe(too_slow(self.plan.timeout))
         for worker in self._watchdog.stuck(beats, now):
             for task in loads.begun(worker, worker.link.progress().begun):
                 if task.state is not State.SETTLED:
-                    self._owner.timed_out(task)
+                    self._owner.timed_out(task, failure)
             self.pool.kill(worker, f"was stuck: it did nothing for {self.plan.timeout + GRACE_SECONDS:g} s")
         if self.scheduler.in_flight:
             self._look_timer = self._loop.call_later(LOOK_SECONDS, self._look)

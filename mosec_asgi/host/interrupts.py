@@ -21,14 +21,14 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 @contextlib.contextmanager
-def told_of_signals(tell: Callable[[], object], note: Callable[[], object] | None = None) -> Iterator[None]:
+def told_of_signals(tell: Callable[[], object], note: Callable[[int], object] | None = None) -> Iterator[None]:
     """Tell of each signal that somebody handles, as long as this is entered.
 
     In a thread other than the main one Python handles no signals, and nothing is told.
 
     Args:
         tell: called on the running event loop.
-        note: called before it, wherever the program is, as the handler of a signal is.
+        note: called before it with the signal's number, wherever the program is, as the handler of a signal is.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -46,7 +46,9 @@ def told_of_signals(tell: Callable[[], object], note: Callable[[], object] | Non
 class _Chained:
     """A handler of a signal that calls the one before it, and then tells the event loop."""
 
-    def __init__(self, number: signal.Signals, tell: Callable[[], object], note: Callable[[], object] | None) -> None:
+    def __init__(
+        self, number: signal.Signals, tell: Callable[[], object], note: Callable[[int], object] | None
+    ) -> None:
         self._number = number
         self._note = note
         self._tell: Callable[[], object] | None = tell
@@ -75,5 +77,5 @@ class _Chained:
         finally:
             if self._tell is not None and os.getpid() == self._process:
                 if self._note is not None:
-                    self._note()
+                    self._note(number)
                 self._loop.call_soon_threadsafe(self._tell)

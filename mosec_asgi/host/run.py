@@ -61,7 +61,7 @@ def run(server: Server, settings: Settings) -> int:
     """Serve until a signal ends it.
 
     Returns:
-        the exit code: 0 after SIGTERM or SIGINT, else what went wrong.
+        the exit code: 0 after SIGTERM or SIGINT, 130 where a second SIGINT has forced the end, else what went wrong.
     """
     sock = _listen(settings.address, settings.port)
     program = _Program(server)
@@ -74,7 +74,7 @@ def run(server: Server, settings: Settings) -> int:
         port,
     )
     code = 0
-    with _signals_recorded():
+    with _signals_recorded(program):
         try:
             runner.run(sockets=[sock])
         except SystemExit as stop:
@@ -82,7 +82,7 @@ def run(server: Server, settings: Settings) -> int:
         finally:
             sock.close()
     if program.signalled:
-        code = 0
+        code = signal.SIGINT + 128 if program.forced else 0
     logger.info("the service has stopped")
     return program.failure or code
 
@@ -94,13 +94,14 @@ class _Program:
 
     Attributes:
         signalled: a signal has asked for the end.
+        forced: a SIGINT has come after that.
         failure: the exit code, where something else than a signal has ended the program.
     """
 
     def __init__(self, server: Server) -> None:
         self._service = server
         self.direct_routes = server.direct_routes
-        self.signalled = False
+        self.signalled = self.forced = False
         self.failure = 0
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
@@ -115,10 +116,15 @@ class _Program:
                 _settle_memory()
             await send(message)
 
-        with told_of_signals(self._close_soon, self._note):
+        with told_of_signals(self._close_soon, self.note):
+            if self.signalled:
+                # It came before anybody could hear of it but this object.
+                signal.raise_signal(signal.SIGTERM)
             await self._service(scope, receive, send_prepared)
 
-    def _note(self) -> None:
+    def note(self, number: int) -> None:
+        """Take note of a signal."""
+        self.forced = self.signalled and number == signal.SIGINT
         self.signalled = True
 
     def _close_soon(self) -> None:
@@ -215,12 +221,20 @@ def _listen(address: str, port: int) -> socket.socket:
 
 
 @contextlib.contextmanager
-def _signals_recorded() -> Iterator[None]:
-    """Keep uvicorn's parting raise of the signal that ended it from ending the program: the exit code is ours."""
+def _signals_recorded(program: _Program) -> Iterator[None]:
+    """Record the signals that come before uvicorn does so itself.
+
+    This also keeps its parting raise of the signal that ended it from ending the program: the exit code is ours.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def record(number: int, frame: object) -> None:
+        if not program.signalled:
+            program.note(number)
+
+    before = {number: signal.signal(number, record) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:

@@ -32,7 +32,7 @@ from mosec_asgi.ipc import frames, reference
 from mosec_asgi.ipc.arena import LARGE
 from mosec_asgi.ipc.mapped import Mapped
 from mosec_asgi.messages import EGRESS, EXAMPLE, INGRESS, OBJECT_IN, OBJECT_OUT
-from mosec_asgi.worker import Worker
+from mosec_asgi.worker import Worker, several_examples
 
 logger = log.internal_logger(__name__)
 
@@ -252,8 +252,8 @@ def default_ipc(worker: Worker) -> bool:
 def examples(worker: Worker) -> list[Any]:
     """Return the worker's examples."""
     # None is an example as well, as in mosec.
-    if worker.multi_examples is not None and len(worker.multi_examples):
-        return list(worker.multi_examples)
+    if several := several_examples(worker):
+        return several
     return [] if worker.example is None else [worker.example]
 
 

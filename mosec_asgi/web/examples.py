@@ -9,7 +9,7 @@ import orjson
 
 from mosec_asgi import log
 from mosec_asgi.schema import JSON
-from mosec_asgi.worker import Worker
+from mosec_asgi.worker import Worker, several_examples
 
 # Bytes of JSON; a larger example, such as an image as numbers, would make the document unreadable.
 LARGEST = 10_000
@@ -40,7 +40,7 @@ def request_examples(worker: type[Worker], *, batched: bool, is_text: bool) -> J
 
 
 def _values(worker: type[Worker], *, batched: bool, is_text: bool) -> Iterator[Any]:
-    given = list(worker.multi_examples)
+    given = several_examples(worker)
     if not given and worker.example is not None:
         given = [worker.example]
     for example in given:

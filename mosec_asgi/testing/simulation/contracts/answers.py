@@ -11,6 +11,8 @@ from mosec_asgi.errors import (
     TIMED_OUT,
     WORKER_DIED,
     Failure,
+    describe,
+    too_slow,
 )
 from mosec_asgi.messages import Outcome
 from mosec_asgi.testing.simulation.contracts.admission import Admission
@@ -79,6 +81,9 @@ class Answers(Checker):
         require, now = self._journal.require, self._journal.now
         if failure in (TIMED_OUT, STALLED):
             self._check_timeout(case, failure)
+        elif failure == describe(too_slow(self._service.stages[case.stage].plan.timeout)):
+            self._journal.count("answered 408 by the service")
+            require(self._is_stuck(case), Contract.TIME, "%s: 408 of a stage that is not stuck", case)
         elif failure.text.startswith(self._dropped_by(case)):
             self._check_drop(case, failure)
         elif failure == CLOSING:
@@ -98,11 +103,14 @@ class Answers(Checker):
         require = self._journal.require
         self._journal.count("answered 408 by the service")
         late = self._journal.now >= case.soonest - TOLERANCE
-        life = case.life
-        stuck = life is not None and life.fault == "stuck" and case.id in life.begun
-        require(late or stuck, Contract.TIME, "%s: 408 before its time", case)
+        require(late or self._is_stuck(case), Contract.TIME, "%s: 408 before its time", case)
         stalled = case.streams and not self._streams.is_free(case)
         require(failure == TIMED_OUT or stalled, Contract.TIME, "%s: called a stalled client", case)
+
+    def _is_stuck(self, case: Case) -> bool:
+        """Whether the worker that has begun a task makes no progress."""
+        life = case.life
+        return life is not None and life.fault == "stuck" and case.id in life.begun
 
     def _check_drop(self, case: Case, failure: Failure) -> None:
         """Check that a task which cannot be done in time was dropped from a queue, not from a worker."""

@@ -1,0 +1,45 @@
+"""`run()`, as far as it needs no program of its own; see test_serving.py for the rest."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+
+import pytest
+import uvicorn
+from starlette.types import Receive, Scope, Send
+
+from mosec_asgi.config import Settings
+from mosec_asgi.host import run
+
+
+class Idle:
+    """A server that serves nothing."""
+
+    on_daemon_exit: Callable[[str, int], None] | None = None
+    asked = False
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.asked = True
+
+    def close(self) -> None:
+        pass
+
+    def why_not_direct(self) -> str | None:
+        return None
+
+
+def test_a_signal_that_comes_before_uvicorn_listens_for_signals_ends_the_service(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    serve = uvicorn.Server.run
+
+    def interrupted(self: uvicorn.Server, *args: object, **kwargs: object) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        serve(self, *args, **kwargs)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(uvicorn.Server, "run", interrupted)
+    idle = Idle()
+    assert run.run(idle, Settings(port=0)) == 0
+    assert not idle.asked, "nothing is loaded any more"
