@@ -52,7 +52,7 @@ async def test_both_the_handler_that_was_there_and_the_loop_are_told(server: Han
 
 async def test_a_signal_is_noted_before_anything_else_runs(server: Handling) -> None:
     noted: list[int] = []
-    with told_of_signals(lambda: None, lambda: noted.append(len(server.heard))):
+    with told_of_signals(lambda: None, lambda number: noted.append(len(server.heard))):
         signal.raise_signal(signal.SIGTERM)
         assert noted == [1]
 
