@@ -194,6 +194,12 @@ def test_a_call_whose_loop_ends_without_a_shutdown_does_not_hang(cancels: bool) 
     thread.join()
 
 
+async def test_in_a_notebook_whose_loop_is_another_one_a_block_has_a_service_of_its_own() -> None:
+    with server_of(echo=workers.Echo).engine() as engine:
+        assert engine.infer({1}, "/echo") == {1}
+        assert list(engine.map([1, 2], "/echo")) == [1, 2]
+
+
 async def test_a_second_loop_cannot_start_a_server_that_runs() -> None:
     server = server_of(echo=workers.Echo)
     async with server:

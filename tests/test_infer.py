@@ -524,6 +524,11 @@ async def test_many_large_items_at_once_are_each_right(executor: str) -> None:
         del result
 
 
+async def test_without_shared_memory_arrays_go_through_the_pipe() -> None:
+    async with serving(workers.Twice, workers.Echo, shared_memory=0) as server:
+        assert (await server.infer(np.ones(1_000_000))).sum() == 2_000_000
+
+
 async def test_a_large_pickle_without_buffers_goes_through_the_memory_too() -> None:
     async with serving(workers.Echo) as server:
         text = ["x" * 1000 + str(number) for number in range(1000)]
