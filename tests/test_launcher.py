@@ -138,7 +138,7 @@ async def test_a_worker_can_be_killed_more_than_once(method: str) -> None:
         await worker.wait_ready()
         worker.link.kill()
         worker.link.kill()
-        assert await worker.ended() == "was killed by signal 9"
+        assert await worker.ended() == "was killed by signal 9 (SIGKILL)"
         number = worker.link.pid
         worker.link.kill()
         assert worker.link.pid == number is not None
@@ -173,7 +173,7 @@ async def test_the_death_of_a_worker_is_noticed_though_a_child_of_it_holds_its_p
         child = int(await worker.ask(b'["leave a child"]'))
         try:
             worker.link.kill()
-            assert await worker.ended() == "was killed by signal 9"
+            assert await worker.ended() == "was killed by signal 9 (SIGKILL)"
             assert worker.all("closed") == []
         finally:
             os.kill(child, signal.SIGKILL)

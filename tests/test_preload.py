@@ -127,7 +127,7 @@ async def test_a_worker_can_be_killed_more_than_once_and_leaves_its_sibling_alon
     first, second = await pool.pair()
     first.link.kill()
     first.link.kill()
-    assert await first.ended() == "was killed by signal 9"
+    assert await first.ended() == "was killed by signal 9 (SIGKILL)"
     assert await asked(second, b"5") == 5
 
 
@@ -209,7 +209,7 @@ async def test_a_template_that_never_loads_is_ended_with_the_workers_that_wait_f
     assert both[0].link.pid == both[1].link.pid == template
     both[0].link.kill()
     for life in both:
-        assert await life.ended() == "was killed by signal 9"
+        assert await life.ended() == "was killed by signal 9 (SIGKILL)"
     assert not lives(template)
 
 

@@ -74,7 +74,7 @@ async def test_a_process_that_is_killed_has_its_exit_told_as_any_other(started: 
     process.kill()
     process.kill()
     await until(lambda: exits)
-    assert exits == ["was killed by signal 9"]
+    assert exits == ["was killed by signal 9 (SIGKILL)"]
     process.kill()
 
 

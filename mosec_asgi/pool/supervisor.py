@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Protocol
 
 from mosec_asgi import log
@@ -21,6 +22,12 @@ from mosec_asgi.pool.link import Launcher, WorkerLink
 
 # Seconds in which a worker that has closed its link, or could not start, exits by itself; then it is killed.
 EXIT_SECONDS = 1.0
+
+# What may have sent SIGKILL, where the server has not.
+NOT_BY_US = (
+    "not by this server: perhaps by the system for lack of memory (dmesg says so), by another program, or by the "
+    "worker's own timer, if it hung and the server did not end it"
+)
 
 logger = log.internal_logger(__name__)
 
@@ -328,7 +335,12 @@ class Supervisor:
     def expect_exit(self, worker: PoolWorker) -> None:
         """Kill a worker that does not exit by itself soon, because a thread of the user keeps it alive."""
         worker.cancel_timer()
-        worker.timer = self._loop.call_later(EXIT_SECONDS, worker.link.kill)
+        worker.timer = self._loop.call_later(EXIT_SECONDS, partial(self._end_now, worker))
+
+    def _end_now(self, worker: PoolWorker) -> None:
+        if not worker.reason:
+            worker.reason = f"had closed its link, and did not exit within {EXIT_SECONDS:g} s"
+        worker.link.kill()
 
     def _lose(self, worker: PoolWorker) -> None:
         was_ready = worker.state is State.READY
@@ -389,4 +401,6 @@ def _extra(worker: PoolWorker) -> dict[str, object]:
 
 def _obituary(worker: PoolWorker) -> str:
     ending = f"worker {worker.link.name} {worker.link.describe_exit()}"
-    return f"{ending}; it {worker.reason}" if worker.reason else ending
+    if worker.reason:
+        return f"{ending}; it {worker.reason}"
+    return f"{ending}; {NOT_BY_US}" if ending.endswith("(SIGKILL)") else ending

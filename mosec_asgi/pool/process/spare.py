@@ -11,8 +11,9 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-# What a start takes at its peak (a pair of sockets, four pipes' ends, a pidfd, ...), and some more.
-MOST_SPARE = 16
+# What a start takes at its peak: a pair of sockets, the ends of pipes, a pidfd. It keeps six; those of the dead worker,
+# which are free by then, take their place. No more, so that a service still starts where few are allowed.
+MOST_SPARE = 10
 
 
 class SpareDescriptors:

@@ -7,6 +7,7 @@ import functools
 import multiprocessing.connection
 import multiprocessing.util
 import os
+import signal
 from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 
@@ -53,7 +54,7 @@ class WatchedProcess:
         code = self._process.exitcode
         if code is None:
             return "has ended, nobody knows how" if self._ended else "is still running"
-        return f"was killed by signal {-code}" if code < 0 else f"exited with status {code}"
+        return f"was killed by signal {_signal(-code)}" if code < 0 else f"exited with status {code}"
 
     def reap(self, timeout: float) -> None:
         """Wait for the process to end, without a loop; kill it after `timeout` seconds."""
@@ -107,6 +108,15 @@ class WatchedProcess:
 
 def _nothing() -> None:
     """Do nothing: the process has ended."""
+
+
+def _signal(number: int) -> str:
+    """Return the number of a signal, and its name where it has one."""
+    try:
+        return f"{number} ({signal.Signals(number).name})"
+    except ValueError:
+        # A signal of one's own choice, above SIGRTMIN.
+        return str(number)
 
 
 def forget_all() -> None:
