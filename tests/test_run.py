@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 from collections.abc import Callable
 
 import pytest
@@ -43,3 +44,16 @@ def test_a_signal_that_comes_before_uvicorn_listens_for_signals_ends_the_service
     idle = Idle()
     assert run.run(idle, Settings(port=0)) == 0
     assert not idle.asked, "nothing is loaded any more"
+
+
+@pytest.mark.parametrize("address", ["nowhere.invalid", "192.0.2.1"])
+def test_an_address_that_is_not_this_machines_is_told_first(address: str) -> None:
+    with pytest.raises(SystemExit, match=r"cannot listen on .*\. Choose an address of this machine"):
+        run.run(Idle(), Settings(address=address, port=0))
+
+
+def test_a_port_that_is_taken_is_told() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(SystemExit, match="Choose another port with --port"):
+            run.run(Idle(), Settings(address="127.0.0.1", port=port))

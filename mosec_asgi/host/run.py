@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import gc
 import importlib.util
 import math
@@ -212,11 +213,13 @@ def _listen(address: str, port: int) -> socket.socket:
         sock.listen(2048)
     except OSError as error:
         sock.close()
-        sys.exit(
-            f"error: cannot listen on {address}:{port}: {error.strerror}. "
-            "Choose another port with --port or MOSEC_PORT, or end the program that uses this one; "
+        remedy = (
+            "Choose an address of this machine, such as 0.0.0.0 for all of them, with --address or MOSEC_ADDRESS"
+            if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL
+            else "Choose another port with --port or MOSEC_PORT, or end the program that uses this one; "
             "--address or MOSEC_ADDRESS sets the address"
         )
+        sys.exit(f"error: cannot listen on {address}:{port}: {error.strerror}. {remedy}")
     return sock
 
 
