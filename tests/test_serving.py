@@ -153,7 +153,11 @@ def test_a_setting_may_come_from_the_environment_alone(tmp_path: Path) -> None:
         (["--timeout", "soon"], {}, "--timeout"),
         (["--capacity", "0"], {}, "the argument --capacity must be at least 1, not 0"),
         (["--log-level", "loud"], {}, "--log-level"),
-        ([], {"MOSEC_TIMEOUT": "soon"}, "the environment variable MOSEC_TIMEOUT must be a whole number, not 'soon'"),
+        (
+            [],
+            {"MOSEC_TIMEOUT": "soon"},
+            "the environment variable MOSEC_TIMEOUT must be a whole number of milliseconds, not 'soon'",
+        ),
         ([], {"MOSEC_DEBUG": "perhaps"}, "the environment variable MOSEC_DEBUG must be true or false, not 'perhaps'"),
     ],
 )

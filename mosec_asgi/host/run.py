@@ -117,10 +117,14 @@ class _Program:
                 _settle_memory()
             await send(message)
 
+        if self.signalled:
+            # Before anybody but this object could hear of it: nothing is started, and uvicorn is told.
+            signal.raise_signal(signal.SIGTERM)
+            for step in ("startup", "shutdown"):
+                await receive()
+                await send({"type": f"lifespan.{step}.complete"})
+            return
         with told_of_signals(self._close_soon, self.note):
-            if self.signalled:
-                # It came before anybody could hear of it but this object.
-                signal.raise_signal(signal.SIGTERM)
             await self._service(scope, receive, send_prepared)
 
     def note(self, number: int) -> None:
