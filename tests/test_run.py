@@ -27,6 +27,9 @@ class Idle:
     def close(self) -> None:
         pass
 
+    def direct_routes(self) -> None:
+        return None
+
     def why_not_direct(self) -> str | None:
         return None
 
