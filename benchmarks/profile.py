@@ -26,7 +26,7 @@ from pathlib import Path
 import processes
 import servers
 from problems import BenchmarkError
-from scenarios import SCENARIOS, Scenario
+from scenarios import PROFILED, Scenario
 
 WARM_UP_SECONDS = 1
 # The system counts in hundredths of a second: with this, to about a tenth of a microsecond a request.
@@ -65,11 +65,11 @@ class Profile:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run what the command line asks for; return the exit code."""
     parser = argparse.ArgumentParser(description="Profile mosec_asgi under the load of one scenario.")
-    parser.add_argument("scenario", choices=[scenario.name for scenario in SCENARIOS])
+    parser.add_argument("scenario", choices=[scenario.name for scenario in PROFILED])
     parser.add_argument("--seconds", type=int, default=8, help="how long to sample (default: %(default)s)")
     parser.add_argument("--top", type=int, default=25, help="functions a table (default: %(default)s)")
     options = parser.parse_args(arguments)
-    (scenario,) = (scenario for scenario in SCENARIOS if scenario.name == options.scenario)
+    (scenario,) = (scenario for scenario in PROFILED if scenario.name == options.scenario)
     try:
         scenario.load.check()
         _profile(_find_py_spy(), scenario, options.seconds, options.top)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from call_load import calls
 from load import ECHOES, LARGE_ECHOES, Load, arrays
 from stream_load import EQUAL, LONG_TAILED
 
@@ -100,4 +101,10 @@ SCENARIOS = (
     ),
     Scenario("litserve-echo", "JSON echo beside LitServe, no batching, 64 connections", "echo", 64, rival="litserve"),
     Scenario("litserve-model", "the model beside LitServe, 256 connections", "model", 256, rival="litserve"),
+)
+
+# What has no rival, and only a profile.
+PROFILED = (
+    *SCENARIOS,
+    Scenario("infer", "the echo called by the server's own program, 64 callers", "called", 64, load=calls()),
 )

@@ -140,10 +140,15 @@ def running(service: str, packages: Sequence[Package | Checkout], load: Load) ->
 
 
 @contextlib.contextmanager
-def alone(service: str) -> Iterator[RunningServer]:
-    """Run a service that is written for mosec_asgi alone, for the time of a block from when it is ready."""
+def alone(service: str, *, under_uvicorn: bool = False) -> Iterator[RunningServer]:
+    """Run a service that is written for mosec_asgi alone, for the time of a block from when it is ready.
+
+    Args:
+        service: the file under `services/`.
+        under_uvicorn: start it as `uvicorn <service>:server`.
+    """
     with tempfile.TemporaryDirectory(prefix="bench") as folder:
-        server = start(service, "mosec_asgi", Path(folder))
+        server = start(service, "mosec_asgi", Path(folder), under_uvicorn=under_uvicorn)
         try:
             _wait_ready(server)
             yield server
@@ -151,7 +156,7 @@ def alone(service: str) -> Iterator[RunningServer]:
             stop([server])
 
 
-def start(service: str, package: Package | Checkout, folder: Path) -> RunningServer:
+def start(service: str, package: Package | Checkout, folder: Path, *, under_uvicorn: bool = False) -> RunningServer:
     """Start a service; `folder` is for its sockets and its log."""
     checkout = package if isinstance(package, Checkout) else None
     package = "mosec_asgi" if isinstance(package, Checkout) else package
@@ -168,6 +173,9 @@ def start(service: str, package: Package | Checkout, folder: Path) -> RunningSer
     command = [sys.executable, str(program), "--address", "127.0.0.1", "--port", str(port)]
     # For mosec's unix sockets; ours accepts it and needs none.
     command += ["--path", str(folder / "sockets")]
+    if under_uvicorn:
+        command = [sys.executable, "-m", "uvicorn", f"{program.stem}:server", "--app-dir", str(SERVICES)]
+        command += ["--host", "127.0.0.1", "--port", str(port), "--log-level", "warning"]
     log = folder / f"{port}.log"
     with log.open("wb") as output:
         process = subprocess.Popen(

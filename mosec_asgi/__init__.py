@@ -25,6 +25,7 @@ General layout; each floor imports only from those below it:
     paths.py                F0  routes as users write them
     config.py               F0  settings: keyword < MOSEC_* environment < command line
     log.py, errors.py       F0  log lines; the error tree, and each status that the service answers
+    protocol.py             F0  mosec's import path of a part of it
     log_output.py           F0  where log lines go: standard error, without waiting for its reader
     lazy_timer.py           F0  a timer of the event loop that is moved often
     version.py              F0

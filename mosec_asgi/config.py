@@ -27,6 +27,24 @@ NO_LIMIT = 365 * 24 * 3600.0
 # Seconds that a service without a timeout gives to its requests when it stops.
 GRACE_SECONDS = 30.0
 LOG_LEVELS = ("debug", "info", "warning", "error")
+# Settings that only the program makes: as flags and variables these names belong to too many programs.
+KEYWORD_ONLY = frozenset({"title", "version"})
+# mosec's own flags, which its parser lets be abbreviated.
+_MOSECS = (
+    "path", "capacity", "timeout", "wait", "address", "port", "namespace", "debug", "log-level", "dry-run",
+    "compression", "max-request-size",
+)  # fmt: skip
+# Letters of a flag from which on it is taken for an abbreviation.
+_SHORTEST = 3
+# Milliseconds below which a writer has probably meant seconds.
+_FEW = 50
+# What people write for a number of milliseconds or bytes, and how many of those it is.
+_QUANTITY = re.compile(r"(\d+(?:\.\d+)?)\s*([a-z]+)", re.IGNORECASE)
+_SUFFIXES = {
+    "milliseconds": {"ms": 1, "s": 1000, "sec": 1000, "m": 60_000, "min": 60_000, "h": 3_600_000},
+    "bytes": {"b": 1} | {f"{letter}{end}": 1 << 10 * power for power, letter in enumerate("kmg", 1)
+                         for end in ("", "b", "ib")},
+}  # fmt: skip
 _TRUE = {"1", "true", "yes", "on"}
 _FALSE = {"0", "false", "no", "off", ""}
 # What Kubernetes sets MOSEC_PORT to in the pods beside a Service of that name.
@@ -54,7 +72,7 @@ def _setting(
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """The settings of a service. Each is also an environment variable and a command line flag."""
+    """The settings of a service. Each is also an environment variable and a command line flag, but `KEYWORD_ONLY`."""
 
     capacity: int = _setting(1024, "requests admitted and not yet answered; beyond it the answer is 429", least=1)
     timeout: int = _setting(
@@ -118,8 +136,8 @@ class Settings:
     )
     read_timeout: int = _setting(
         20_000,
-        "milliseconds for a request's head to arrive, and as many for the beginning of its body; then the answer is "
-        "408",
+        "milliseconds for a request's head to arrive, and as many for the beginning of its body, or for a pause in it; "
+        "then the answer is 408",
         least=1,
     )
     least_rate: int = _setting(
@@ -176,6 +194,9 @@ class Settings:
 
 
 FIELDS = {f.name: f for f in dataclasses.fields(Settings)}
+FLAGS = {name: "--" + name.replace("_", "-") for name in FIELDS if name not in KEYWORD_ONLY}
+# The unit stands first in each setting's text.
+_UNITS = {name: f.metadata["help"].partition(" ")[0] for name, f in FIELDS.items()}
 # Said once here rather than guessed from annotations, which are text under `from __future__ import annotations`.
 _TYPES: dict[str, type] = {name: type(f.default) for name, f in FIELDS.items()}
 
@@ -186,7 +207,7 @@ def _checked(name: str, value: Any, source: str) -> Any:
     if isinstance(value, str) and wanted is not str:
         value = _parsed(name, value, wanted, source)
     if isinstance(value, bool) != (wanted is bool) or not isinstance(value, wanted):
-        raise DefinitionError(f"{source} must be {wanted.__name__}, not {value!r} ({type(value).__name__})")
+        raise DefinitionError(f"{source} must be {_kind(name)}, not {value!r} ({type(value).__name__})")
     meta = FIELDS[name].metadata
     if meta["least"] is not None and value < meta["least"]:
         raise DefinitionError(f"{source} must be at least {meta['least']}, not {value}")
@@ -205,7 +226,37 @@ def _parsed(name: str, text: str, wanted: type, source: str) -> Any:
     try:
         return wanted(text)
     except ValueError:
-        raise DefinitionError(f"{source} must be a whole number, not {text!r}") from None
+        raise DefinitionError(f"{source} must be {_kind(name)}, not {text!r}{_instead(name, text)}") from None
+
+
+def _kind(name: str) -> str:
+    """Return what a setting must be, with its unit."""
+    unit = _UNITS[name]
+    number = f"a whole number of {unit}" if unit in _SUFFIXES else "a whole number"
+    return {bool: "True or False", int: number, str: "text"}[_TYPES[name]]
+
+
+def _instead(name: str, text: str) -> str:
+    """Return what to write for a number with a unit behind it; empty where nobody can tell."""
+    found = _QUANTITY.fullmatch(text.strip())
+    factor = _SUFFIXES.get(_UNITS[name], {}).get(found[2].lower()) if found else None
+    return f"; write {round(float(found[1]) * factor)}" if found and factor else ""
+
+
+def advise(settings: Settings) -> None:
+    """Warn of settings that can be meant as they are, and probably are not."""
+    for name in ("timeout", "start_timeout", "event_timeout"):
+        value = getattr(settings, name)
+        if 0 < value < _FEW:
+            logger.warning(
+                "%s=%d is in milliseconds (%s, %s); for %d seconds write %d",
+                name,
+                value,
+                FLAGS[name],
+                ENV_PREFIX + name.upper(),
+                value,
+                value * 1000,
+            )
 
 
 def check_keywords(keywords: Mapping[str, Any]) -> dict[str, Any]:
@@ -237,12 +288,15 @@ def resolve(
     """
     environment = os.environ if environment is None else environment
     values = check_keywords(keywords)
-    for name in FIELDS:
+    for name in FLAGS:
         variable = ENV_PREFIX + name.upper()
         # An empty variable counts as none, as in mosec.
         if text := environment.get(variable):
             if name == "port" and _KUBERNETES.match(text):
                 _warn_of_kubernetes(variable, text)
+            elif name == "http" and text not in FIELDS[name].metadata["choices"]:
+                # mosec has no such setting, and others' ports and addresses are called so.
+                _warn_of_http(variable, text)
             else:
                 values[name] = _checked(name, text, f"the environment variable {variable}")
     for name, value in (command_line or {}).items():
@@ -259,6 +313,18 @@ def _warn_of_kubernetes(variable: str, text: str) -> None:
         "ignored here; set the port by --port or Server(port=...), or give the pod `enableServiceLinks: false`",
         variable,
         text,
+    )
+
+
+@functools.cache
+def _warn_of_http(variable: str, text: str) -> None:
+    """Say, once, that a variable is not taken for a setting."""
+    log.prepare()
+    logger.warning(
+        "the environment variable %s=%s is ignored: it says how HTTP is spoken, %s; the port is MOSEC_PORT",
+        variable,
+        text,
+        " or ".join(FIELDS["http"].metadata["choices"]),
     )
 
 
@@ -299,8 +365,8 @@ def build_parser(settings: Settings, program: str | None = None) -> argparse.Arg
         "The command line wins over the environment, and the environment over the program.",
         allow_abbrev=False,
     )
-    for name, f in FIELDS.items():
-        flag = "--" + name.replace("_", "-")
+    for name, flag in FLAGS.items():
+        f = FIELDS[name]
         text = f"{f.metadata['help']} (default: {getattr(settings, name)!r})".replace("%", "%%")
         if _TYPES[name] is bool:
             # What is on by default can be turned off: --no-load-shedding.
@@ -309,7 +375,6 @@ def build_parser(settings: Settings, program: str | None = None) -> argparse.Arg
         else:
             parser.add_argument(
                 flag,
-                type=_TYPES[name],
                 default=argparse.SUPPRESS,
                 choices=f.metadata["choices"],
                 help=text,
@@ -328,11 +393,54 @@ def parse_command_line(settings: Settings, arguments: Sequence[str] | None = Non
     Returns:
         the settings that were given, by name.
     """
-    known, others = build_parser(settings).parse_known_args(arguments)
+    written = _as_written(sys.argv[1:] if arguments is None else list(arguments))
+    known, others = build_parser(settings).parse_known_args(written)
     for argument in others:
         if meant := _meant_by(argument):
             raise DefinitionError(f"unknown argument {argument.partition('=')[0]}; did you mean --{meant}?")
-    return vars(known)
+    return {name: _checked(name, value, f"the argument {FLAGS[name]}") for name, value in vars(known).items()}
+
+
+def _as_written(arguments: Sequence[str]) -> list[str]:
+    """Return a command line without abbreviations, without `--flag=true`, and without a flag of another's name."""
+    written: list[str] = []
+    for place, argument in enumerate(arguments):
+        if argument == "--":
+            # The rest is the program's.
+            break
+        flag, equals, value = argument.partition("=")
+        following = value if equals else "".join(arguments[place + 1 : place + 2])
+        full = _expanded(flag, following)
+        name = next((name for name, ours in FLAGS.items() if ours == full), "")
+        if name == "http" and following not in FIELDS[name].metadata["choices"]:
+            # The program's own.
+            continue
+        if equals and name and _TYPES[name] is bool:
+            on = _checked(name, value, f"the argument {full} (alone it turns {name} on)")
+            if on:
+                written.append(full)
+            elif FIELDS[name].default is True:
+                written.append("--no-" + full[2:])
+        else:
+            written.append(full + equals + value)
+    return written
+
+
+def _expanded(flag: str, value: str) -> str:
+    """Return the flag of mosec's that another one abbreviates; the flag itself where it does not."""
+    candidates = [ours for ours in FLAGS.values() if ours.startswith(flag)]
+    if len(flag) < 2 + _SHORTEST or len(candidates) != 1 or candidates[0] == flag or candidates[0][2:] not in _MOSECS:
+        return flag
+    name = candidates[0][2:].replace("-", "_")
+    if _TYPES[name] is not bool:
+        try:
+            _checked(name, value, flag)
+        except DefinitionError:
+            # A flag of the program's, which takes something else.
+            return flag
+    log.prepare()
+    logger.warning("the argument %s is taken for %s, as in mosec; write that in full", flag, candidates[0])
+    return candidates[0]
 
 
 def _meant_by(argument: str) -> str | None:
@@ -340,8 +448,10 @@ def _meant_by(argument: str) -> str | None:
     if not argument.startswith("--"):
         return None
     name = argument[2:].partition("=")[0].replace("_", "-").lower()
-    flags = [field.replace("_", "-") for field in FIELDS]
-    return _SYNONYMS.get(name) or next((flag for flag in flags if _is_slip(name, flag)), None)
+    flags = [flag[2:] for flag in FLAGS.values()]
+    flags += ["no-" + FLAGS[name][2:] for name, f in FIELDS.items() if f.default is True]
+    begun = [flag for flag in flags if "-" in name and flag.startswith(name)]
+    return _SYNONYMS.get(name) or next((flag for flag in flags if _is_slip(name, flag)), " or --".join(begun) or None)
 
 
 def _is_slip(name: str, flag: str) -> bool:

@@ -11,7 +11,7 @@ from mosec_asgi.batching.stage import StagePlan
 from mosec_asgi.config import Settings
 from mosec_asgi.inside.spec import WorkerSpec
 from mosec_asgi.runtime import Runtime, stage_names
-from mosec_asgi.streaming import ContinuousWorker, is_async, streams
+from mosec_asgi.streaming import ContinuousWorker, is_async, response_type, streams
 from mosec_asgi.worker import Worker
 
 
@@ -20,13 +20,14 @@ def plan_service(
 ) -> tuple[list[StagePlan], list[RoutePlan], Limits]:
     """Return a service as it is to be run: its stages, its routes, and what it allows."""
     names = stage_names([runtime for pipeline in routes.values() for runtime in pipeline])
-    # In the order of their names' numbers, each once, however many routes share it.
+    # Each stage once, even where several routes share it, in the order of the numbers in the stages' names.
     runtimes = list(names)
     stages = []
     for runtime in runtimes:
         followers = _followers(runtime, routes.values())
         after = tuple(dict.fromkeys(names[follower] for follower in followers))
-        stages.append(plan_stage(runtime, names[runtime], settings, followers, after))
+        event_type = _event_type(runtime, routes.values())
+        stages.append(plan_stage(runtime, names[runtime], settings, followers, after, event_type))
     pipelines = [RoutePlan(path, tuple(map(runtimes.index, pipeline))) for path, pipeline in routes.items()]
     return stages, pipelines, _limits(settings)
 
@@ -36,14 +37,22 @@ def _followers(runtime: Runtime, pipelines: Iterable[Sequence[Runtime]]) -> list
     return [after for pipeline in pipelines for stage, after in itertools.pairwise(pipeline) if stage is runtime]
 
 
+def _event_type(runtime: Runtime, pipelines: Iterable[Sequence[Runtime]]) -> str:
+    """Return the mime type of the streams at whose end others stand; empty for none, and for several different ones."""
+    lasts = [pipeline[-1].worker for pipeline in pipelines if runtime in pipeline[:-1]]
+    types = {response_type(last) for last in lasts if streams(last)}
+    return types.pop() if len(types) == 1 else ""
+
+
 def plan_stage(
     runtime: Runtime,
     name: str,
     settings: Settings,
     followers: Sequence[Runtime] = (),
     next_stages: tuple[str, ...] = (),
+    event_type: str = "",
 ) -> StagePlan:
-    """Return a stage as it is to be run: the user's values, and the settings where there are none.
+    """Return a stage as it is to be run: the user's values, and the service's settings where the user has given none.
 
     Args:
         runtime: what the user has written.
@@ -51,8 +60,9 @@ def plan_stage(
         settings: of the service.
         followers: the stages that read what it passes on.
         next_stages: the names of their stages.
+        event_type: of the events that it may send before the last stage; see `WorkerSpec`.
     """
-    # Before the last stage its results are passed on whole.
+    # Only the last stage of a route streams; a stage before it passes its results on whole.
     streaming = streams(runtime.worker) and not next_stages
     specs = [
         WorkerSpec(
@@ -66,9 +76,10 @@ def plan_stage(
             args=runtime.args,
             kwargs=runtime.kwargs,
             next_stages=next_stages,
+            event_type=event_type,
             strict_json=settings.strict_json,
             stream_buffer=settings.stream_buffer,
-            # To a worker that is no process all goes as bytes.
+            # A worker that is not a process gets all payloads as bytes.
             buffers_apart=all(
                 each.executor == "process" and each.worker.deserialize_ipc is Worker.deserialize_ipc
                 for each in followers
@@ -78,7 +89,7 @@ def plan_stage(
         )
         for worker_id in range(1, runtime.num + 1)
     ]
-    # A running batch is formed by its worker: each request has a slot as soon as one is free.
+    # A continuous worker forms its batch itself: a request joins the batch as soon as a slot is free.
     continuous = issubclass(runtime.worker, ContinuousWorker)
     return StagePlan(
         specs,
@@ -87,6 +98,7 @@ def plan_stage(
         concurrency=runtime.max_batch_size if continuous else runtime.concurrency,
         ordered=not (is_async(runtime.worker) or streaming),
         streams=streaming,
+        sends=streams(runtime.worker) and not streaming,
         max_wait=(runtime.max_wait_time or settings.wait) / 1000,
         adaptive=not runtime.max_wait_time,
         max_attempts=runtime.max_attempts,

@@ -22,10 +22,21 @@ Inside the house an error travels as data, as a `Failure`: nothing is raised acr
 
 from __future__ import annotations
 
+import enum
 from dataclasses import dataclass
 from http import HTTPStatus
 
 INTERNAL_ERROR_TEXT = "inference internal error"
+
+
+class HTTPStatusCode(enum.IntEnum):
+    """mosec's names of the statuses of errors, for programs that use them; any other status will do as well."""
+
+    OK = 200
+    BAD_REQUEST = 400
+    VALIDATION_ERROR = 422
+    INTERNAL_ERROR = 500
+    TIMEOUT_ERROR = 408
 
 
 class MosecError(Exception):
@@ -229,14 +240,15 @@ def too_late(retry_after: int) -> Failure:
     return Failure(HTTPStatus.TOO_MANY_REQUESTS, text, retry_after)
 
 
-def too_slow(seconds: float) -> MosecTimeoutError:
+def too_slow(seconds: float, method: str = "forward") -> MosecTimeoutError:
     """Return what ends a call of `forward`, or a step of a stream, that has taken longer than its stage allows.
 
     Args:
         seconds: that the stage allows.
+        method: what has taken longer, where it is another method of the worker.
     """
     return MosecTimeoutError(
-        f"`forward` took longer than {seconds:g} s; to give it more, raise `timeout` (seconds) of its stage, and the "
+        f"`{method}` took longer than {seconds:g} s; to give it more, raise `timeout` (seconds) of its stage, and the "
         "service's setting `timeout` (milliseconds) above that"
     )
 
@@ -308,7 +320,7 @@ def describe(error: BaseException) -> Failure:
     except Exception:
         # A subclass may have a `__str__` of its own, with faults of its own.
         details = error.msg
-    # A subclass may set any code; one that says success, or nothing, would hide the error.
-    valid = isinstance(error.code, int) and 400 <= error.code < 600
+    # A subclass may set any code; one that says success, or nothing, or that nobody waits, would hide the error.
+    valid = isinstance(error.code, int) and 400 <= error.code < 600 and error.code != CANCELLED
     code = int(error.code) if valid else HTTPStatus.INTERNAL_SERVER_ERROR
     return Failure(code, f"{error.msg}: {details}")

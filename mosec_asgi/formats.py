@@ -8,6 +8,7 @@ pydantic reads 200), so that a body nested deeper than `MAX_DEPTH` levels is ref
 
 from __future__ import annotations
 
+import codecs
 import json
 import re
 from collections.abc import Iterable
@@ -42,7 +43,9 @@ _BEGINNINGS = {
     b"\x93NUMPY": "a file of numpy",
     b"<": "XML or HTML",
 }
-_FORM = re.compile(rb"[\w.%+-]+=[^{}\[\]\n]*\Z")
+# A value follows the sign; base64 ends with it.
+_FORM = re.compile(rb"[\w.%+-]+=[^{}\[\]\n=][^{}\[\]\n]*\Z")
+_MARKS = (codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)
 
 
 def loads_json(data: bytes, *, strict: bool = False) -> Any:
@@ -84,6 +87,12 @@ def _loads_as_python(data: bytes, refusal: json.JSONDecodeError) -> Any:
     # Also for what is no text in its encoding, and for an integer of more digits than Python reads.
     except ValueError as error:
         further = isinstance(error, json.JSONDecodeError) and error.pos > refusal.pos
+        if type(error) is ValueError:
+            raise DecodingError(
+                "the body is not JSON: it holds an integer of more digits than are read (4300)"
+            ) from error
+        if data in _MARKS:
+            raise DecodingError("the body is not JSON: it is empty but for a byte order mark") from error
         raise not_json(data, str(error if further else refusal)) from refusal
     check_depth(value)
     return value

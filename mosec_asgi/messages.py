@@ -6,9 +6,9 @@
 A caller (the web, `infer`, a dry run, a test) speaks of single calls; a link carries what is ready for one worker, or
 from it, as columns of equal length: a message for many tasks costs as much as one for one task. Nobody changes a
 message after it has been made, none is compared by identity, and each survives `pickle`, so that any of these arrows
-may cross a socket. Bytes and protocols are made of them at the edges only.
+may cross a socket. Only the edges turn messages into bytes and protocols.
 
-They stand on the lowest floor because all others speak of them: frames (`ipc`) are made of them as well.
+The messages stand on the lowest floor because all other floors use them; frames (`ipc`) carry them as well.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ REPLY = 1201
 
 
 class LinkError(Exception):
-    """A worker has said what it must not say; its link has no meaning from here on. The text says what it was."""
+    """A worker has sent what it must not send, so its link cannot be used any more. The text names the fault."""
 
 
 class HeldPayload(Protocol):
@@ -58,8 +58,8 @@ class Call(NamedTuple):
         route: the place of its route in the service's list.
         payload: the encoded input. Once the call is submitted, the engine drops one that a link holds.
         request_id: what the logs and the client call it.
-        timeout: seconds until it is answered 408; None, or more than the service's own, for the service's own. For a
-            stream, seconds until its first chunk.
+        timeout: seconds until the call is answered 408; the service's own timeout where that is shorter, or where
+            this is None. For a stream, seconds until its first chunk.
         example: run the first worker's example in place of `payload`.
         objects: the input is a pickled object, which the first worker's `forward` is given as it is; and what the last
             one's returns, or yields, is pickled as well.
@@ -86,8 +86,8 @@ class Outcome(NamedTuple):
     Attributes:
         call_id: the number of the call.
         code: an HTTP status; 200 for a result.
-        payload: the encoded result; empty for a stream that has ended well; the text of a failure in UTF-8. Only to a
-            call of objects it may be one that a link holds, which is the caller's to drop.
+        payload: the encoded result; empty for a stream that has ended well; the text of a failure in UTF-8. Only the
+            result of a call of objects may be one that a link holds, which is the caller's to drop.
         retry_after: seconds after which the client may try again, or None where trying again is no remedy.
         head: of a result that is a `Reply`, what it sets (`reply`); empty for any other.
     """
@@ -192,13 +192,13 @@ class Chunks(NamedTuple):
 
 
 class Cancels(NamedTuple):
-    """Nobody waits for the tasks `ids` any more; each is still to be answered, with any status."""
+    """Nobody waits for the tasks `ids` any more. The worker must still answer each of them, with any status."""
 
     ids: Sequence[int]
 
 
 class Credits(NamedTuple):
-    """What clients have taken of their streams since it was last said: two columns of equal length.
+    """What clients have taken of their streams since the last such message: two columns of equal length.
 
     Attributes:
         ids: the tasks' numbers.
@@ -214,7 +214,7 @@ class Progress(NamedTuple):
 
     Attributes:
         begun: tasks that it has begun in its life, in the order in which they were sent.
-        beats: grows with each step that it does; a worker at work whose number stands still is stuck.
+        beats: grows with each step; a worker that has tasks and whose number does not change is stuck.
     """
 
     begun: int

@@ -23,6 +23,8 @@ BODYLESS = frozenset(("GET", "HEAD", "DELETE"))
 # Seconds for a `forward` above which its writer has probably meant milliseconds.
 LONG_TIMEOUT = 600
 
+_GUARDS = ("__name__ == '__main__'", "'__main__' == __name__")
+
 logger = log.internal_logger(__name__)
 _created = itertools.count(1)
 
@@ -222,7 +224,9 @@ def check_importable(routes: Mapping[str, Sequence[Runtime]]) -> None:
     Raises:
         DefinitionError: they cannot, because it is no file that can be imported; the text says what to do.
     """
-    why = _not_importable(sys.modules.get("__main__"))
+    main = sys.modules.get("__main__")
+    why = _not_importable(main)
+    guarded = set() if why else _guarded(main)
     for runtime in [runtime for pipeline in routes.values() for runtime in pipeline]:
         spawned = runtime.executor == "process" and runtime.start_method == "spawn"
         if why and spawned and runtime.worker.__module__ == "__main__":
@@ -230,6 +234,37 @@ def check_importable(routes: Mapping[str, Sequence[Runtime]]) -> None:
                 f"worker processes cannot import {runtime.worker.__qualname__}: it is defined in {why}. Move it into a "
                 "module of its own and import it from there, or use start_method='fork', or executor='thread'"
             )
+        if spawned and runtime.worker.__module__ == "__main__" and runtime.worker.__qualname__ in guarded:
+            raise DefinitionError(
+                f"worker processes cannot import {runtime.worker.__qualname__}: it is defined below `if __name__ == "
+                '"__main__":`, which they do not run. Define it at the top level of a module, above that line, or use '
+                "start_method='fork', or executor='thread'"
+            )
+
+
+def _guarded(main: Any) -> set[str]:
+    """Return the classes that a main module defines only where it is the program itself."""
+    import ast
+
+    try:
+        with open(main.__file__, "rb") as file:
+            statements = ast.parse(file.read()).body
+    except (AttributeError, TypeError, OSError, SyntaxError, ValueError):
+        # Nothing to read: compiled, for example.
+        return set()
+    inside: list[ast.stmt] = []
+    outside: list[ast.stmt] = []
+    for statement in statements:
+        if isinstance(statement, ast.If) and ast.unparse(statement.test) in _GUARDS:
+            inside += statement.body
+            outside += statement.orelse
+        else:
+            outside.append(statement)
+    ours, others = (
+        {node.name for part in parts for node in ast.walk(part) if isinstance(node, ast.ClassDef)}
+        for parts in (inside, outside)
+    )
+    return ours - others
 
 
 def _not_importable(main: Any) -> str:
@@ -304,6 +339,7 @@ def _checked_worker(worker: Any) -> type[Worker]:
             f"{worker.__name__}.resp_mime_type must be the value of a content-type header, such as 'application/json', "
             f"in printable ASCII; not {mime_type!r}"
         )
+    _check_forward(worker)
     if is_generator(worker) and not streams(worker):
         raise DefinitionError(
             f"{worker.__name__}.forward is a generator, which streams; derive {worker.__name__} from SSEWorker"
@@ -315,6 +351,29 @@ def _checked_worker(worker: Any) -> type[Worker]:
                     f"{worker.__name__}.{method.__name__} is asynchronous; a ContinuousWorker has plain methods"
                 )
     return worker
+
+
+def _check_forward(worker: type[Worker]) -> None:
+    """Check that `forward` can be called with an item or a batch, as far as it says."""
+    member = inspect.getattr_static(worker, "forward")
+    if not callable(worker.forward):
+        raise DefinitionError(
+            f"{worker.__name__}.forward is {worker.forward!r}; make it a method: `def forward(self, data):`"
+        )
+    # A class method is bound already, and an object that is only callable is called without a worker.
+    bound = isinstance(member, (staticmethod, classmethod)) or not hasattr(type(member), "__get__")
+    try:
+        signature = inspect.signature(worker.forward)
+    except (TypeError, ValueError):
+        # Written in C, and says nothing.
+        return
+    try:
+        signature.bind(*([None] if bound else [None, None]))
+    except TypeError as error:
+        raise DefinitionError(
+            f"{worker.__name__}.forward is called with one argument, an item or a batch, and takes {signature}: "
+            f"{error}; write `def forward(self, data):`"
+        ) from None
 
 
 def _checked_arguments(

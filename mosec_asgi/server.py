@@ -1,7 +1,7 @@
 """Stages and routes -> the ASGI app, its lifespan, and `run()`.
 
-Every worker loads this module with the package, so what only a server needs is imported where it is used: asyncio above
-all, and ssl with it, which took a third of the time that a worker's imports take.
+Every worker loads this module with the package. So modules that only a server needs are imported where they are used:
+above all asyncio, which loads ssl and took a third of the time of a worker's imports.
 """
 
 from __future__ import annotations
@@ -9,12 +9,14 @@ from __future__ import annotations
 import contextlib
 import multiprocessing.process
 import sys
+import traceback
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from multiprocessing.process import BaseProcess
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
 
 from mosec_asgi import config, log, paths
-from mosec_asgi.errors import NOT_STARTED, WRONG_LOOP, DefinitionError, EventLoopError, Failure, StartupError
+from mosec_asgi.errors import CLOSING, NOT_STARTED, WRONG_LOOP, DefinitionError, EventLoopError, Failure, StartupError
 from mosec_asgi.runtime import (
     Runtime,
     check_importable,
@@ -35,10 +37,13 @@ if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
 
     from mosec_asgi.calls.blocking import BlockingEngine
+    from mosec_asgi.calls.inference import Inference
     from mosec_asgi.service import Platform, Service
-    from mosec_asgi.web.direct import DirectRoute
+    from mosec_asgi.web.direct import DirectRoutes
 
 DEFAULT_ROUTE = "/inference"
+# What a shell gives a program that ctrl-c has ended.
+INTERRUPTED = 130
 # The server's own paths; user routes must keep off them.
 RESERVED_ROUTES = frozenset(
     {
@@ -54,6 +59,10 @@ RESERVED_ROUTES = frozenset(
 )
 
 logger = log.internal_logger(__name__)
+
+
+class _GivenUp(Exception):
+    """The end was asked for while the workers were loading."""
 
 
 class Server:
@@ -74,29 +83,35 @@ class Server:
 
         Args:
             middleware: `starlette.middleware.Middleware` objects, the outermost first; each request goes through them,
-                `/metrics` and the documents included. Under `run()` requests take a longer way where there are any.
+                `/metrics` and the documents included. With middleware, `run()` serves all requests through ASGI, which
+                takes longer.
             **settings: see `config.Settings`: capacity, timeout (milliseconds), wait (milliseconds), start_timeout
                 (milliseconds), event_timeout (milliseconds), stall_timeout (milliseconds), stream_buffer (bytes),
                 load_shedding, address, port, namespace, log_level, debug, access_log, dry_run, compression,
                 max_request_size (bytes), strict_json, title, version, path. The environment's `MOSEC_<NAME>` wins over
-                them, and `run()`'s command line over both.
+                them, but for `title` and `version`, and `run()`'s command line over both.
 
         Raises:
-            DefinitionError: a name is no setting, or a value does not fit.
+            DefinitionError: a name is not a setting, or a value does not fit.
         """
         self._keywords = config.check_keywords(settings)
-        self._middleware = list(middleware)
+        self._middleware = _checked_middleware(middleware)
         self._routes: dict[str, list[Runtime]] = {}
         self._daemons: dict[str, subprocess.Popen[Any] | BaseProcess] = {}
         self._running: Service | None = None
         self._starting: asyncio.Task[Service] | None = None
-        # The `async with` blocks that need it to run.
+        # Whether the end was asked for while the workers were loading, so that there is nothing to serve.
+        self._given_up = False
+        # The `async with` blocks that need it to run, and those that wait for its start.
         self._blocks = 0
+        self._waiting = 0
+        # A request has started it, so that no block ends it.
+        self._started_late = False
         # Called with the name and the exit code of a daemon process that has ended.
         self.on_daemon_exit: Callable[[str, int], None] | None = None
-        # Set by `run()`, which alone looks at the command line.
+        # Set by `run()`; nothing else reads the command line.
         self._settings: config.Settings | None = None
-        # Whether the log says that the event loop is the wrong one.
+        # The log already says that the server runs on the wrong kind of event loop.
         self._told_of_loop = False
         # Set by `testing.serving`: workers in this process instead of their own.
         self._platform: Platform | None = None
@@ -155,8 +170,9 @@ class Server:
                 `Runtime`.
 
         Raises:
-            DefinitionError: an argument does not fit; the text says what to change.
+            DefinitionError: an argument does not fit, or the workers have been started; the text says what to change.
         """
+        self._check_not_started("append_worker")
         runtime = Runtime(
             worker,
             num,
@@ -191,6 +207,12 @@ class Server:
         Raises:
             DefinitionError: a route or a runtime does not fit, or stages have been defined before.
         """
+        self._check_not_started("register_runtime")
+        if not isinstance(routes, Mapping) or not routes:
+            raise DefinitionError(
+                f'register_runtime needs a dictionary such as {{"{DEFAULT_ROUTE}": [Runtime(YourWorker)]}}, '
+                f"not {routes!r}"
+            )
         if self._routes:
             raise DefinitionError("register_runtime defines all routes at once; call it alone, and once")
         for path, runtimes in routes.items():
@@ -223,15 +245,16 @@ class Server:
             proc: a `subprocess.Popen` or a `multiprocessing.Process` that has been started.
 
         Raises:
-            DefinitionError: `proc` is no process.
+            DefinitionError: `proc` is not a process, or the workers have been started.
         """
+        self._check_not_started("register_daemon")
         if not isinstance(name, str):
             raise DefinitionError(f"a daemon's name is text, not {name!r}")
         import subprocess
 
         if not isinstance(proc, (subprocess.Popen, BaseProcess)):
             raise DefinitionError(
-                f"daemon {name}: {proc!r} is no process; pass a subprocess.Popen or a multiprocessing.Process"
+                f"daemon {name}: {proc!r} is not a process; pass a subprocess.Popen or a multiprocessing.Process"
             )
         self._daemons[name] = proc
 
@@ -258,8 +281,8 @@ class Server:
     def run(self) -> None:
         """Serve until SIGTERM or SIGINT, as `python server.py --port 8000` does; `--help` lists the settings.
 
-        Returns after a graceful stop. Exits with a non-zero code when the port is taken, a stage cannot start or a
-        daemon process ends.
+        Returns after a graceful stop. Exits with a non-zero code when the port is taken, a stage cannot start, a daemon
+        process ends, or a second ctrl-c forces the end.
 
         Raises:
             DefinitionError: there is no stage to serve, or worker processes cannot import one.
@@ -271,22 +294,33 @@ class Server:
                 "server.run() was called while a worker process imported this module. "
                 'Put the call under `if __name__ == "__main__":`, so that only the program itself runs it'
             )
-        self._check_defined()
-        check_importable(self._routes)
-        _check_no_loop()
+        try:
+            self._check_defined()
+            check_importable(self._routes)
+            _check_no_loop()
+            code = self._run()
+        except KeyboardInterrupt:
+            # While something is imported, or in a dry run: there is nothing to tell.
+            code = INTERRUPTED
+        if code:
+            sys.exit(code)
+
+    def _run(self) -> int:
+        """Serve, or run dry, and return the exit code."""
         from mosec_asgi.host import dry_run, run, standard_streams
 
         standard_streams.open_missing()
         self._settings = settings = config.from_command_line(self._keywords)
         log.configure(settings.effective_log_level, text=settings.debug, others=("uvicorn", "asyncio"))
+        config.advise(settings)
         check_timeouts(self._routes, settings.timeout_seconds)
-        code = dry_run.run(self._routes, settings) if settings.dry_run else run.run(self, settings)
-        if code:
-            sys.exit(code)
+        return dry_run.run(self._routes, settings) if settings.dry_run else run.run(self, settings)
 
     def close(self) -> None:
         """Admit no more requests: `/readyz` and new requests answer 503 from here on, and admitted ones finish."""
-        if self._starting is not None and not self._starting.done():
+        if self._starting is not None and not self._starting.done() and not self._given_up:
+            # Once: a second time would interrupt the end of those that load.
+            self._given_up = True
             self._starting.cancel()
         if self._running is not None:
             self._running.close()
@@ -295,14 +329,22 @@ class Server:
     async def lifespan(self, app: object = None) -> AsyncIterator[None]:
         """Start the workers, and stop them at the end: `FastAPI(lifespan=server.lifespan)`.
 
+        SIGTERM or ctrl-c while they load ends the start at once, where somebody handles the signal, as ASGI servers do.
+        Then this is entered without any worker, for the program is about to stop, and requests are answered 503.
+
         Args:
             app: the app that this server is mounted in; not used.
 
         Raises:
             StartupError: a stage could not be started.
         """
-        async with self:
+        with contextlib.suppress(_GivenUp):
+            await self._ensure_started()
+        self._blocks += 1
+        try:
             yield
+        finally:
+            await self._leave()
 
     async def __aenter__(self) -> Server:
         """Start the workers: `async with server: result = await server.infer(item)`, in a script or a notebook.
@@ -312,7 +354,10 @@ class Server:
         Raises:
             StartupError: a stage could not be started.
         """
-        await self._ensure_started()
+        try:
+            await self._ensure_started()
+        except _GivenUp:
+            raise StartupError("the end was asked for while the workers were loading") from None
         self._blocks += 1
         return self
 
@@ -320,6 +365,10 @@ class Server:
         self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
     ) -> None:
         """Finish what was admitted, and stop the workers."""
+        await self._leave()
+
+    async def _leave(self) -> None:
+        """End a block: the last one stops the workers."""
         self._blocks -= 1
         if self._blocks <= 0:
             await self._stop()
@@ -379,10 +428,7 @@ class Server:
                 is a fault of the caller's: a route that there is not or that streams, a server that does not run, or
                 that runs on another event loop. An `EncodingError` says that the item or the result cannot be pickled.
         """
-        from mosec_asgi.calls.running import running_here
-
-        calls = running_here(self._running).calls
-        return await calls.infer(item, route, timeout=timeout, priority=priority, key=key, request_id=request_id)
+        return await self._calls().infer(item, route, timeout, priority, key, request_id)
 
     def stream(
         self,
@@ -412,10 +458,15 @@ class Server:
         Raises:
             MosecError: see `infer`. A `CallError` is raised at once; all others, by the iterator, where they happen.
         """
-        from mosec_asgi.calls.running import running_here
+        return self._calls().stream(item, route, timeout, priority, key, request_id)
 
-        calls = running_here(self._running).calls
-        return calls.stream(item, route, timeout=timeout, priority=priority, key=key, request_id=request_id)
+    def _calls(self) -> Inference:
+        running = self._running
+        if running is None or not running.is_here():
+            from mosec_asgi.calls.running import not_here
+
+            raise not_here(running)
+        return running.calls
 
     def engine(self) -> BlockingEngine:
         """Return the engine for code that blocks: `with server.engine() as engine: engine.infer(item)`.
@@ -427,9 +478,9 @@ class Server:
 
         return BlockingEngine(self, lambda: self._running)
 
-    def direct_routes(self) -> Mapping[bytes, DirectRoute]:
-        """Return the routes that `run()` need not ask through ASGI; see `web.direct`."""
-        return self._running.direct_routes if self._running is not None and self.why_not_direct() is None else {}
+    def direct_routes(self) -> DirectRoutes | None:
+        """Return the routes that `run()` need not ask through ASGI, if there are any; see `web.direct`."""
+        return self._running.direct_routes if self._running is not None and self.why_not_direct() is None else None
 
     def why_not_direct(self) -> str | None:
         """Return why `run()` must ask through ASGI for each request; None where it need not."""
@@ -450,19 +501,37 @@ class Server:
             await self.__aenter__()
             began = True
         except EventLoopError as error:
-            # Some servers bury the reason of a failed start under tracebacks. This one goes on, and requests hear it.
+            # Some ASGI servers bury the reason under tracebacks. So the app starts, logs the reason, and answers 503.
             self._tell_of_loop(error)
+        except _GivenUp:
+            # The server has heard the signal too, and stops as soon as the app has started. To call the start failed
+            # would be an error in its log, and in its exit code.
+            pass
         except (StartupError, DefinitionError, asyncio.CancelledError) as error:
             await send({"type": "lifespan.startup.failed", "message": str(error) or "the start was interrupted"})
             return
+        except Exception:
+            # Whatever it is, such as a fault of a middleware: to raise it would say that there is no lifespan at all.
+            await send({"type": "lifespan.startup.failed", "message": traceback.format_exc()})
+            return
         await send({"type": "lifespan.startup.complete"})
-        await receive()
+        try:
+            await receive()
+        except asyncio.CancelledError:
+            # Nobody waits for the end, as after a second ctrl-c; to raise this would be logged as a fault of the app.
+            self._force_stop()
+            return
         if began:
             await self.__aexit__(None, None, None)
         await send({"type": "lifespan.shutdown.complete"})
 
     async def _start_late(self, scope: Scope, send: Send) -> Service | None:
         """Start at the first request, for an app whose lifespan nobody runs."""
+        if self._given_up:
+            await _refuse(scope, send, CLOSING)
+            return None
+        # Whoever sent that request may leave, and the next one shall find the workers loading all the same.
+        self._started_late = True
         if self._starting is None and not self._told_of_loop:
             logger.warning(
                 "starting the workers at the first request, because the server's lifespan is not run; pass "
@@ -473,6 +542,8 @@ class Server:
         except EventLoopError as error:
             self._tell_of_loop(error)
             await _refuse(scope, send, WRONG_LOOP)
+        except _GivenUp:
+            await _refuse(scope, send, CLOSING)
         except (StartupError, DefinitionError) as error:
             request_id = await _refuse(scope, send, NOT_STARTED)
             logger.error("the service could not be started: %s", error, extra={"request_id": request_id})
@@ -484,7 +555,12 @@ class Server:
             logger.error("%s. Until then each request is answered 503", error)
 
     async def _ensure_started(self) -> Service:
-        """Start the service on this event loop, once; wait for a start that is under way."""
+        """Start the service on this event loop, once; wait for a start that is under way.
+
+        Raises:
+            _GivenUp: the end was asked for before the workers were ready.
+            StartupError: a stage could not be started.
+        """
         import asyncio
 
         try:
@@ -500,27 +576,55 @@ class Server:
                     "the server runs already, on another event loop of this program; from other threads call it by "
                     "`with server.engine() as engine:`"
                 )
-            # Left over from a loop that ended without a shutdown, as under a row of `asyncio.run` calls.
+            # The service of a loop that ended without a shutdown, as with several `asyncio.run` calls in a row.
             self._running.abandon()
             self._running = self._starting = None
             self._blocks = 0
         if self._starting is None or self._starting.get_loop() is not loop:
+            self._given_up = False
             self._starting = loop.create_task(self._start())
+        starting = self._starting
+        self._waiting += 1
         try:
-            return await asyncio.shield(self._starting)
-        except BaseException:
-            if self._starting is not None and self._starting.done():
-                self._starting = None
+            # Not awaited itself: that would end it with whoever waits here, and the end of one would look like the
+            # other's.
+            await asyncio.wait([starting])
+        except asyncio.CancelledError:
+            if self._waiting == 1 and not self._blocks and not self._started_late:
+                await self._drop_start(starting)
             raise
+        finally:
+            self._waiting -= 1
+        if starting.cancelled() or starting.exception() is not None:
+            if self._starting is starting:
+                self._starting = None
+            if starting.cancelled() and self._given_up:
+                logger.info("the service stops, though not all of its workers have been loaded")
+                raise _GivenUp
+        return starting.result()
+
+    async def _drop_start(self, starting: asyncio.Task[Service]) -> None:
+        """End a start for which nobody waits any more, and what it has begun."""
+        import asyncio
+
+        if self._starting is starting:
+            self._starting = None
+        starting.cancel()
+        await asyncio.wait([starting])
+        if not self._blocks and not starting.cancelled() and starting.exception() is None:
+            # It had just come to its end.
+            await self._stop()
 
     async def _start(self) -> Service:
+        from mosec_asgi.host.interrupts import told_of_signals
         from mosec_asgi.service import Service
 
         self._check_defined()
         settings = self._settings or config.resolve(self._keywords)
         log.configure(settings.effective_log_level, text=settings.debug)
         if self._settings is None:
-            # `run()` has done so.
+            # `run()` has already made these checks.
+            config.advise(settings)
             check_timeouts(self._routes, settings.timeout_seconds)
             if self._platform is None:
                 check_importable(self._routes)
@@ -532,22 +636,38 @@ class Server:
             document=self.openapi,
             middleware=self._middleware,
         )
-        await running.start()
+        with told_of_signals(self.close):
+            await running.start()
         for name, process in self._daemons.items():
             running.watch_daemon(name, process, self._on_daemon_exit)
         self._running = running
         return running
 
     async def _stop(self) -> None:
-        running, self._running, self._starting, self._blocks = self._running, None, None, 0
+        running, self._running, self._starting = self._running, None, None
+        self._given_up, self._started_late, self._blocks = False, False, 0
         if running is not None:
             await running.stop()
+
+    def _force_stop(self) -> None:
+        """End all workers at once, whatever they do."""
+        running, self._running, self._starting = self._running, None, None
+        self._given_up, self._started_late, self._blocks = False, False, 0
+        if running is not None:
+            dropped = running.statistics().admitted
+            running.abandon()
+            logger.warning("the end was forced; %d requests were dropped", dropped)
 
     def _on_daemon_exit(self, name: str, code: int) -> None:
         if self.on_daemon_exit is not None:
             self.on_daemon_exit(name, code)
         else:
             logger.error("the daemon process %s has ended with code %d", name, code)
+
+    def _check_not_started(self, method: str) -> None:
+        """Refuse to define what a service that runs, or is being started, would never know of."""
+        if self._starting is not None and self._starting.get_loop().is_running():
+            raise DefinitionError(f"the workers have been started, and {method} comes too late; call it before")
 
     def _check_defined(self) -> None:
         if not self._routes:
@@ -569,6 +689,21 @@ async def _refuse(scope: Scope, send: Send, failure: Failure) -> str:
     return request_id
 
 
+def _checked_middleware(given: Any) -> list[Middleware]:
+    if given == () or given == []:
+        # Without starlette, which no worker needs.
+        return []
+    from starlette.middleware import Middleware
+
+    remedy = "pass a list such as middleware=[Middleware(CORSMiddleware, allow_origins=['*'])], of starlette.middleware"
+    if isinstance(given, Middleware) or not isinstance(given, Sequence):
+        raise DefinitionError(f"middleware must be a list of Middleware objects, not {given!r}; {remedy}")
+    for each in given:
+        if not isinstance(each, Middleware):
+            raise DefinitionError(f"{each!r} in middleware is no Middleware object; {remedy}")
+    return list(given)
+
+
 def _check_no_loop() -> None:
     import asyncio
 
@@ -577,7 +712,7 @@ def _check_no_loop() -> None:
     except RuntimeError:
         return
     raise RuntimeError(
-        "server.run() was called within a running event loop, as in a notebook or a coroutine, and brings its own. "
+        "server.run() was called within a running event loop, as in a notebook or a coroutine, but needs its own loop. "
         "Start the workers there with `async with server.lifespan():` and serve the app `server` by any ASGI server, "
         "as in `await uvicorn.Server(uvicorn.Config(server)).serve()`; or call run() in a program of its own"
     )
@@ -585,7 +720,7 @@ def _check_no_loop() -> None:
 
 # Characters that no route holds, and why.
 _NO_ROUTE = {
-    "?": "a query belongs to a request; requests with any query reach the route without it",
+    "?": "a query is a part of a request, not of its route; leave it out, and requests with any query reach the route",
     "#": "a fragment is never sent to a server; leave it out",
 }
 
@@ -597,6 +732,10 @@ def _check_route(path: Any) -> None:
         if character in path:
             raise DefinitionError(f"the route {path!r} holds {character!r}: {what}")
     paths.parameters(path)
+    if (decoded := unquote(path)) != path:
+        raise DefinitionError(
+            f"the route {path!r} is percent-encoded, and requests are matched by their decoded path; write {decoded!r}"
+        )
     if path in RESERVED_ROUTES:
         raise DefinitionError(
             f"the route {path} is the server's own ({', '.join(sorted(RESERVED_ROUTES))}); use another"

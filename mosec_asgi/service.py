@@ -32,21 +32,21 @@ from mosec_asgi.pool.process.launcher import ProcessLauncher
 from mosec_asgi.pool.thread import ThreadLauncher
 from mosec_asgi.request import Request
 from mosec_asgi.runtime import Runtime
-from mosec_asgi.streaming import streams
+from mosec_asgi.streaming import response_type, streams
 from mosec_asgi.version import SERVER
 
 if TYPE_CHECKING:
     from starlette.middleware import Middleware
     from starlette.types import ASGIApp
 
-    from mosec_asgi.web.direct import DirectRoute
+    from mosec_asgi.web.direct import DirectRoutes
 
 DAEMON_CHECK_SECONDS = 0.2
 
 
 @dataclass(frozen=True, slots=True)
 class Platform:
-    """What a service runs on, where that is not processes and the system's time.
+    """What a service runs on instead of worker processes and the system's clock.
 
     Attributes:
         launcher: makes what starts the workers of a stage.
@@ -95,7 +95,7 @@ class Service:
             settings.namespace,
             [StageMetrics(plan.name, batched=plan.batch_size > 1, streams=plan.streams) for plan in stages],
         )
-        # Workers in this process count where everything else does.
+        # Workers in this process use the process's own prometheus_client registry.
         self._custom = None if platform else CustomMetrics(prometheus_directory())
         self._coordinator = Coordinator(
             stages,
@@ -107,9 +107,9 @@ class Service:
             shared_memory=lambda: self._memory.in_use if self._memory is not None else 0,
         )
         self._daemon_watches: list[asyncio.Task[None]] = []
-        # Answers requests, once the service has started; and the routes that need not be asked through it, by path.
+        # The app, once the service has started; and the routes that `run()` can serve without the app, by path.
         self.app: ASGIApp
-        self.direct_routes: Mapping[bytes, DirectRoute] = {}
+        self.direct_routes: DirectRoutes | None = None
         # Takes calls of objects, from then on.
         self.calls: Inference
 
@@ -123,7 +123,7 @@ class Service:
         if self._memory is not None:
             self._memory.views.tell = functools.partial(self._release_soon, self._memory)
             objects = Objects(self._memory.own_blocks())
-        self.calls = Inference(self._coordinator, self._call_routes, objects, self._metrics)
+        self.calls = Inference(self._coordinator, self._call_routes, objects, self._metrics, self.loop)
         starting = self.loop.create_task(self._coordinator.start())
         try:
             # Its first step launches the workers.
@@ -181,11 +181,10 @@ class Service:
 
     def is_here(self) -> bool:
         """Whether this is the event loop that the service runs on."""
-        return self.loop is asyncio.get_running_loop()
+        return self.loop is asyncio._get_running_loop()
 
     def _build_app(self) -> ASGIApp:
-        # Only here: this loads the web framework, which takes about as long as a small worker takes to load, and then
-        # happens at the same time.
+        # Imported here, while the workers load: the web framework takes about as long to load as a small worker.
         from mosec_asgi.web.app import App
         from mosec_asgi.web.limits import http_limits
         from mosec_asgi.web.protocols import plain
@@ -193,7 +192,7 @@ class Service:
         results = [
             plain.Described(
                 path,
-                pipeline[-1].worker.resp_mime_type,
+                response_type(pipeline[-1].worker),
                 streams=streams(pipeline[-1].worker),
                 takes_request=self._call_routes[path].takes_request,
                 methods=pipeline[0].methods or plain.POST,
@@ -212,6 +211,8 @@ class Service:
             body_memory=self._settings.body_memory or memory_limit() // 4,
             limits=http_limits(self._settings),
             access_log=self._settings.access_log,
+            # The protocols of `run()` do it themselves.
+            lingers=not self._import_main or self._settings.http == "plain",
             middleware=self._middleware,
         )
         self.direct_routes = app.direct_routes
@@ -263,7 +264,7 @@ class _SizeCaller(FutureOutcome):
     def streamed(self, chunk: Chunk) -> None:
         """Count a piece, and make room for the next."""
         self.size += len(chunk.payload)
-        # Not from within: the engine is in the middle of what has brought the piece.
+        # In a later turn: a caller must not call the engine while the engine calls it.
         credit = Credit(chunk.call_id, len(chunk.payload))
         asyncio.get_running_loop().call_soon(self._engine.credit, credit)
 
@@ -271,7 +272,7 @@ class _SizeCaller(FutureOutcome):
 async def _watch_daemon(
     name: str, process: subprocess.Popen[Any] | BaseProcess, on_exit: Callable[[str, int], None]
 ) -> None:
-    # Asked now and then: a process that somebody else has started, and may reap, can be watched in no other way.
+    # Polled: the user's code has started the process and may reap it, so there is no other way to watch it.
     while (code := _exit_code(process)) is None:  # noqa: ASYNC110 - nothing sets an event
         await asyncio.sleep(DAEMON_CHECK_SECONDS)
     on_exit(name, code)

@@ -35,6 +35,7 @@ __all__ = [
     "is_async",
     "is_event_stream",
     "is_generator",
+    "response_type",
     "streams",
 ]
 
@@ -107,6 +108,19 @@ class ContinuousWorker(SSEWorker):
 def streams(worker: type[Worker]) -> bool:
     """Whether a worker's results are streams."""
     return issubclass(worker, SSEWorker)
+
+
+def response_type(worker: type[Worker]) -> str:
+    """Return the content type of a worker's answers: of a stream, not that of a mixin that is there for the input.
+
+    `class Chat(MsgpackMixin, SSEWorker)` reads msgpack and sends events, as in mosec. A stream of bare bytes is what
+    the user's own classes ask for.
+    """
+    if not streams(worker):
+        return worker.resp_mime_type
+    owners = (base for base in worker.__mro__ if "resp_mime_type" in vars(base))
+    mixins = f"{__name__.partition('.')[0]}.mixin."
+    return next(str(vars(base)["resp_mime_type"]) for base in owners if not base.__module__.startswith(mixins))
 
 
 def is_generator(worker: type[Worker]) -> bool:

@@ -8,7 +8,8 @@ import inspect
 import json
 import math
 import pickle
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Final
 
 import orjson
@@ -18,6 +19,9 @@ from mosec_asgi.errors import EncodingError
 from mosec_asgi.events import EVENT_STREAM, FINISHED, Event
 from mosec_asgi.request import Request
 from mosec_asgi.schema import MOSEC_REF_TEMPLATE, ParseTarget, forward_json_schema
+
+# Workers in threads of one process read the examples of their class one after the other.
+_reading = threading.Lock()
 
 
 class Worker(abc.ABC):
@@ -34,7 +38,7 @@ class Worker(abc.ABC):
     Attributes:
         example: an input of `forward` (for a stage with batching, a list or a tuple of inputs: one batch) that is run
             before the worker is ready, so that the first request does not pay for lazy allocation.
-        multi_examples: several such inputs, run one after the other; wins over `example`.
+        multi_examples: several such inputs, of any iterable, run one after the other; wins over `example`.
         req_mime_type: the content type that `deserialize` reads.
         resp_mime_type: the content type that `serialize` writes.
         takes_request: the worker wants to know of the requests behind its items: `self.request(index)`. Others do not
@@ -42,7 +46,7 @@ class Worker(abc.ABC):
     """
 
     example: Any = None
-    multi_examples: Sequence[Any] = ()
+    multi_examples: Iterable[Any] = ()
     req_mime_type: str = "application/json"
     resp_mime_type: str = "application/json"
     takes_request: bool = False
@@ -136,7 +140,7 @@ class Worker(abc.ABC):
         """Decode the body of a request. Default: JSON, and what Python's `json` takes for it (`formats.loads_json`).
 
         Args:
-            data: the body, never empty.
+            data: the body, never empty; an override is given a `bytearray`, which it may change.
 
         Raises:
             DecodingError: the body is not JSON, or is nested too deeply.
@@ -220,7 +224,8 @@ class SSEWorker(Worker):
     batch. With batching `forward` may also return a list with a generator for each item. An exception at an event's
     place ends that item's stream with that error, and `SSEWorker.FINISHED` ends it well before the others.
 
-    It streams where it is the last stage of its route. Before the last one it returns its results as a `Worker` does.
+    It streams where it is the last stage of its route. Before the last one it returns its results as a `Worker` does,
+    and what it gives `send_stream_event` meanwhile goes to the client, as in mosec.
 
     An event is text, bytes or an `Event`. With another `resp_mime_type` than `text/event-stream` the client gets the
     bare bytes as they come.
@@ -248,7 +253,8 @@ class SSEWorker(Worker):
         """
         if self._send_event is None:
             raise RuntimeError(
-                "events can be sent only while `forward` runs in a worker of a server, in the last stage of a route"
+                "events can be sent only while `forward` runs in a worker of a server; where it is asynchronous, "
+                "only in the last stage of a route"
             )
         self._send_event(text, index)
 
@@ -272,6 +278,18 @@ def introduce(worker: Worker, worker_id: int, stage: str, max_batch_size: int, *
         if own is not vars(Worker)[name] and (made or not hasattr(own, "__set__")):
             with contextlib.suppress(AttributeError):
                 setattr(worker, name, value)
+
+
+def several_examples(worker: Worker | type[Worker]) -> list[Any]:
+    """Return `multi_examples` as a list; a generator is read once in each process, and its items are kept."""
+    with _reading:
+        given = worker.multi_examples
+        if isinstance(given, Iterator):
+            kind = worker if isinstance(worker, type) else type(worker)
+            owner: Any = next(each for each in (worker, *kind.__mro__) if "multi_examples" in vars(each))
+            given = list(given)
+            owner.multi_examples = given
+    return [] if given is None else list(given)
 
 
 def _dumps_rare(data: Any) -> bytes:

@@ -17,7 +17,7 @@ from starlette.types import Receive, Scope, Send
 from mosec_asgi.errors import Failure
 from mosec_asgi.observing.metrics import ServiceMetrics
 from mosec_asgi.web.app import App
-from mosec_asgi.web.direct import DirectRoute
+from mosec_asgi.web.direct import DirectRoutes
 from mosec_asgi.web.limits import DEFAULT, Limits
 from mosec_asgi.web.protocols import plain
 from mosec_asgi.web.uvicorn.gathering import gathering
@@ -114,7 +114,7 @@ class Side:
         defaults = {"max_request_size": LIMIT, "compressed": False, "server": "test/1%"}
         self._app = App(routes(service.new_id), service, self.metrics, dict, **{**defaults, **options})
 
-    def direct_routes(self) -> dict[bytes, DirectRoute]:
+    def direct_routes(self) -> DirectRoutes:
         return self._app.direct_routes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

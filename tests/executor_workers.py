@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
-from mosec_asgi import ContinuousWorker, SSEWorker, ValidationError, Worker
+from mosec_asgi import ClientError, ContinuousWorker, SSEWorker, ValidationError, Worker
 
 
 class Panic(BaseException):
@@ -49,6 +49,24 @@ class AsyncEcho(Worker):
         await asyncio.sleep(0)
         if data == "panic":
             raise Panic("of a foreign library")
+        return data
+
+
+class Reckless(Worker):
+    """Says, by an error of its own, that its client has left; stops its loop; cancels all tasks of its loop."""
+
+    async def forward(self, data: str) -> str:
+        if data == "says 499":
+            error = ClientError("text")
+            error.code = 499
+            raise error
+        if data == "stops the loop":
+            asyncio.get_running_loop().stop()
+        if data == "cancels all":
+            for task in asyncio.all_tasks():
+                if task is not asyncio.current_task():
+                    task.cancel()
+        await asyncio.sleep(0.01)
         return data
 
 
@@ -104,6 +122,22 @@ class Counts(SSEWorker):
     def forward(self, data: int) -> Iterator[str]:
         for number in range(data):
             yield f"{number}"
+
+
+class CountsEach(SSEWorker):
+    """Returns a generator for each of its items."""
+
+    def forward(self, data: list[int]) -> list[Iterator[str]]:
+        return [map(self.event, range(number)) if number > 0 else self.panic() for number in data]
+
+    @staticmethod
+    def event(number: int) -> str:
+        return f"event {number}"
+
+    @staticmethod
+    def panic() -> Iterator[str]:
+        yield "event"
+        raise Panic("of a foreign library")
 
 
 class CountsAsync(SSEWorker):

@@ -7,6 +7,7 @@ the real server would accept, notes it, gives streams credit, and ends the strea
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import signal
@@ -72,6 +73,14 @@ def until(condition: Callable[[], object], what: str = "what was waited for has 
     while not condition():
         assert time.monotonic() < limit, what
         time.sleep(0.0005)
+
+
+class Panic(BaseException):
+    """As a library raises it that is not written in Python."""
+
+
+# What a generator of a stream may raise beside an `Exception`.
+UNUSUAL = (SystemExit, KeyboardInterrupt, GeneratorExit, asyncio.CancelledError, Panic)
 
 
 class ServerEnd:
@@ -238,6 +247,8 @@ def spec_of(
     isolation_calls: int | None = None,
     concurrency: int = 1,
     stream_buffer: int = BUFFER,
+    next_stages: tuple[str, ...] = (),
+    event_type: str = "",
 ) -> WorkerSpec:
     """Return what a worker is to run; it is worker 3 of stage Made_1."""
     return WorkerSpec(
@@ -249,6 +260,8 @@ def spec_of(
         isolation_calls,
         concurrency=concurrency,
         stream_buffer=stream_buffer,
+        next_stages=next_stages,
+        event_type=event_type,
     )
 
 

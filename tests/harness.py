@@ -250,6 +250,13 @@ class Program:
         wait_until(lambda: not self.members(), f"its processes {self.members()} still run\n{self.output}", seconds)
 
 
+def environment_of_programs() -> dict[str, str]:
+    """Return this process's variables without settings of ours; programs can import what lies among the tests."""
+    variables = {key: value for key, value in os.environ.items() if not key.startswith("MOSEC_")}
+    variables["PYTHONPATH"] = os.pathsep.join(filter(None, [str(TESTS), os.environ.get("PYTHONPATH")]))
+    return variables
+
+
 @contextlib.contextmanager
 def running(
     command: Sequence[str],
@@ -274,9 +281,7 @@ def running(
         stops: end it in good order, and look for what is left; False kills it at once.
     """
     port = free_port() if port is None else port
-    variables = {key: value for key, value in os.environ.items() if not key.startswith("MOSEC_")}
-    # Every program can import `workers`.
-    variables["PYTHONPATH"] = os.pathsep.join(filter(None, [str(TESTS), os.environ.get("PYTHONPATH")]))
+    variables = environment_of_programs()
     with log.open("wb") as output:
         process = subprocess.Popen(
             [argument.replace("{port}", str(port)) for argument in command],

@@ -42,9 +42,14 @@ class Teapot(MosecError):
     msg = "I am a teapot"
 
 
+class Busy(MosecError):
+    code = 429
+    msg = "busy"
+
+
 ERRORS: dict[str, type[BaseException]] = {
     each.__name__: each
-    for each in (ClientError, DecodingError, ValidationError, ServerError, EncodingError, Teapot, KeyError)
+    for each in (ClientError, DecodingError, ValidationError, ServerError, EncodingError, Teapot, Busy, KeyError)
 }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import subprocess
 import threading
 from typing import Any
 
@@ -37,6 +38,16 @@ class Loaded(Worker):
             case "descriptors":
                 return sorted(filter(None, map(target, range(3, 256))))
         return data
+
+
+class Helped(Loaded):
+    """Has a process beside it, which its template has started."""
+
+    def __init__(self) -> None:
+        self.helper = subprocess.Popen(["sleep", "600"]).pid
+
+    def forward(self, data: Any) -> Any:
+        return self.helper
 
 
 class Unable(Loaded):

@@ -43,7 +43,7 @@ class Side:
         self.watch = DisconnectWatch(AsgiExchange.leave)
         shared = Shared(self.service, self.metrics, RequestIds(), (b"server", b"test"), LIMIT, compressed=compressed)
         route = PlainRoute("/path", 7, content_type, streams=True, new_id=self.service.new_id)
-        self.endpoint = AsgiRoute(route, shared, self.watch, SlowSenders(QUICK.time_for))
+        self.endpoint = AsgiRoute(route, shared, self.watch, SlowSenders(QUICK))
 
     def ask(self, body: bytes = b"1", headers: dict[str, str] | None = None) -> FakeClient:
         """Send a request."""

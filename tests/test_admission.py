@@ -38,7 +38,7 @@ class Door:
         self.stages = [StageAdmission(load, timeout, **stage) for load, stage in zip(self.loads, stages, strict=True)]
         self.timeout = timeout
         self.routes = routes or [tuple(range(len(stages)))]
-        self.door = Admission(self.stages, self.routes, active=active)
+        self.door = Admission(self.stages, self.routes, timeout=timeout, active=active)
 
     def learn(self, seconds: float, *, stage: int = 0, items: int = 1, times: int = 20) -> None:
         """Let a stage be measured; the latest answer is of this moment."""
@@ -407,3 +407,64 @@ def test_who_looks_often_at_the_expected_wait_does_not_keep_the_door_from_learni
     assert door.stages[0].expected_wait(door.now) == pytest.approx(5.05)
     assert door.door.judge((0,), 1.0, door.now) is not None
     assert door.stages[0].margin > 0.05
+
+
+def test_where_few_calls_are_there_nothing_else_is_asked() -> None:
+    door = Door({}, {})
+    assert door.door.is_calm(0, 1000, door.timeout, door.now), "nothing is known of it"
+    door.learn(0.02)
+    door.learn(0.02, stage=1)
+    door.now += 1.0
+    assert door.door.is_calm(0, 5, door.timeout, door.now)
+    assert not door.door.is_calm(0, 25, door.timeout, door.now)
+    assert not door.door.is_calm(0, 5, door.timeout / 2, door.now), "less time than others have is looked at"
+
+
+def test_calls_in_quiet_times_count_as_offered() -> None:
+    door = Door({}, {}, routes=[(0, 1), (1,)])
+    door.learn(0.001)
+    door.learn(0.001, stage=1)
+    for _ in range(2000):
+        door.now += 0.01
+        assert door.door.is_calm(0, 1, door.timeout, door.now)
+        assert door.door.is_calm(1, 1, door.timeout, door.now)
+    assert door.stages[0].offered.per_second == pytest.approx(100.0, rel=0.1)
+    assert door.stages[1].offered.per_second == pytest.approx(200.0, rel=0.1)
+
+
+def test_a_stage_that_has_lost_its_worker_is_not_calm() -> None:
+    door = Door({})
+    door.stages[0].worker_ready(2.0)
+    door.learn(0.02)
+    door.now += 1.0
+    assert door.door.is_calm(0, 5, door.timeout, door.now)
+    door.loads[0].workers = 0
+    door.stages[0].worker_gone(door.now)
+    assert not door.door.is_calm(0, 5, door.timeout, door.now)
+    assert door.ask() is Reason.DEADLINE
+    assert door.door.retry_after((0,), door.now) == pytest.approx(2.0)
+    door.now += 1.5
+    assert door.ask() is None, "half a second from now there is one"
+    door.loads[0].workers = 1
+    door.stages[0].worker_ready(2.0)
+    assert door.door.is_calm(0, 5, door.timeout, door.now)
+
+
+def test_of_very_many_answers_some_are_noted_and_a_change_shows_all_the_same() -> None:
+    door = Door({})
+    for _ in range(20):
+        door.learn(0.0001, times=1000)
+        door.fresh()
+        door.ask()
+    door.learn(0.0001, times=1000)
+    assert door.stages[0].times.noted <= 256
+    door.fresh()
+    door.ask()
+    # Few come in the next span, and so all of those after it are noted.
+    door.learn(0.05, times=10)
+    door.fresh()
+    door.ask()
+    door.learn(0.05, times=4)
+    door.fresh()
+    door.ask()
+    assert door.stages[0].times.mean == pytest.approx(0.05)

@@ -195,32 +195,38 @@ async def test_a_body_of_the_greatest_size_is_accepted(client: httpx.AsyncClient
 
 
 @shared
-async def test_a_body_that_is_declared_too_large_is_answered_413_unread(
+async def test_a_body_that_is_declared_too_large_is_answered_413_before_it_is_read(
     server: Server, client: httpx.AsyncClient
 ) -> None:
+    sent: list[Message] = []
+
     async def receive() -> Message:
-        raise AssertionError("the body was read")
+        assert len(sent) == 2, "the body was read"
+        return {"type": "http.disconnect"}
 
     before = await runs(client, "Raw_2")
-    sent = await call(server, receive, headers={"content-length": str(LIMIT + 1)})
+    await call(server, receive, headers={"content-length": str(LIMIT + 1)}, sent=sent)
     assert sent[0]["status"] == 413
     assert str(LIMIT) in sent[1]["body"].decode()
     assert await runs(client, "Raw_2") == before
 
 
 @shared
-async def test_an_upload_in_chunks_is_answered_413_as_soon_as_it_is_too_large(client: httpx.AsyncClient) -> None:
-    taken = []
+async def test_an_upload_in_chunks_is_answered_413_as_soon_as_it_is_too_large(
+    server: Server, client: httpx.AsyncClient
+) -> None:
+    sent: list[Message] = []
+    taken = 0
 
-    async def chunks() -> AsyncIterator[bytes]:
-        for number in range(1000):
-            taken.append(number)
-            yield b"x" * 100
+    async def receive() -> Message:
+        nonlocal taken
+        taken += not sent
+        return {"type": "http.request", "body": b"x" * 100, "more_body": len(sent) < 2}
 
     before = await runs(client, "Raw_2")
-    answer = await client.post("/raw", content=chunks())
-    assert answer.status_code == 413
-    assert len(taken) <= LIMIT / 100 + 2
+    await call(server, receive, headers={"transfer-encoding": "chunked"}, sent=sent)
+    assert sent[0]["status"] == 413
+    assert taken <= LIMIT / 100 + 2
     assert await runs(client, "Raw_2") == before
 
 
@@ -351,10 +357,15 @@ async def test_a_root_path_may_or_may_not_be_part_of_the_path(server: Server, pa
 
 
 async def call(
-    app: ASGIApp, receive: Any, *, path: str = "/raw", headers: Mapping[str, str] | None = None
+    app: ASGIApp,
+    receive: Any,
+    *,
+    path: str = "/raw",
+    headers: Mapping[str, str] | None = None,
+    sent: list[Message] | None = None,
 ) -> list[Message]:
-    """Call an app as a server does, without a client in between, and return what it has sent."""
-    sent: list[Message] = []
+    """Call an app as a server does, without a client in between, and return what it has sent, in `sent` if given."""
+    sent = [] if sent is None else sent
 
     async def send(message: Message) -> None:
         sent.append(message)
@@ -629,3 +640,61 @@ def test_a_server_whose_event_loop_was_closed_under_it_starts_afresh_on_the_next
             await until(lambda: len(set(child_processes(os.getpid())) - before - tracker_processes()) == 1, "one left")
 
     asyncio.run(last())
+
+
+# -- starts that nobody waits for any more -----------------------------------------------------------------------------
+
+
+async def test_a_start_that_is_cancelled_leaves_no_worker_and_can_be_tried_again() -> None:
+    server = echo_server()
+    before = set(child_processes(os.getpid()))
+    for _ in range(2):
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.05), server.lifespan():
+                pytest.fail("the workers cannot be ready so soon")
+        assert not set(child_processes(os.getpid())) - before - tracker_processes()
+    async with server.lifespan(), client_of(server) as client:
+        assert (await client.post("/inference", json=1)).status_code == 200
+
+
+async def test_a_start_goes_on_while_another_waits_for_it() -> None:
+    server = echo_server()
+    first, second = (asyncio.ensure_future(server.__aenter__()) for _ in range(2))
+    await asyncio.sleep(0)
+    first.cancel()
+    await second
+    assert first.cancelled()
+    async with client_of(server) as client:
+        assert (await client.post("/inference", json=1)).status_code == 200
+    await server.__aexit__(None, None, None)
+
+
+async def test_a_start_by_a_request_goes_on_when_that_request_is_cancelled() -> None:
+    server = echo_server()
+    async with client_of(server) as client:
+        request = asyncio.ensure_future(client.post("/inference", json=1))
+        await until(lambda: server._starting is not None, "no start")
+        request.cancel()
+        assert (await client.post("/inference", json=1)).status_code == 200
+    async with server:
+        pass
+
+
+async def test_any_fault_at_the_start_fails_the_lifespan() -> None:
+    class Odd:
+        def __init__(self, app: ASGIApp) -> None:
+            raise LookupError("no such certificate")
+
+    server = Server(middleware=[Middleware(Odd)])
+    server.append_worker(Echo)
+    sent: list[Message] = []
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    async def receive() -> Message:
+        return {"type": "lifespan.startup"}
+
+    await server({"type": "lifespan"}, receive, send)
+    assert [message["type"] for message in sent] == ["lifespan.startup.failed"]
+    assert "LookupError: no such certificate" in sent[0]["message"]

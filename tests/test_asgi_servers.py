@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import signal
+import socket
 import sys
 import textwrap
 from collections.abc import Iterator
@@ -103,6 +104,89 @@ def test_ctrl_c_pressed_twice_under_uvicorn_ends_it_even_if_a_worker_is_at_work(
         program.wait(10.0)
         program.assert_nothing_left(5.0)
         request.exception()
+
+
+@pytest.mark.parametrize("server", ["run()", "uvicorn", "uvicorn-asyncio-h11", "hypercorn"])
+@pytest.mark.parametrize(
+    ("head", "status"),
+    [("POST /inference", 413), ("POST /unknown", 404), ("PUT /inference", 405), ("POST /inference compressed", 415)],
+)
+def test_an_answer_that_is_given_before_the_body_has_come_arrives(
+    server: str, head: str, status: int, tmp_path: Path
+) -> None:
+    method, path, *compressed = head.split()
+    size = 9_000_000 if compressed else 20_000_000
+    lines = [f"{method} {path} HTTP/1.1", "host: test", "connection: close", f"content-length: {size}"]
+    lines += ["content-encoding: gzip"] * len(compressed)
+    with serving(server, tmp_path) as program:
+        with socket.create_connection(("127.0.0.1", program.port), timeout=10.0) as client:
+            client.sendall("\r\n".join([*lines, "", ""]).encode())
+            # A client that reads only once it has sent all.
+            for _ in range(size // 1_000_000):
+                client.sendall(bytes(1_000_000))
+            answer = b"".join(iter(lambda: client.recv(65536), b""))
+        assert answer.startswith(f"HTTP/1.1 {status} ".encode())
+        assert program.client.post("/inference", json=1).status_code == 200
+
+
+LOADING = """
+    import contextlib
+
+    from fastapi import FastAPI
+    from mosec_asgi import Server
+    from workers import Loading
+
+    server = Server()
+    server.append_worker(Loading, num=2)
+
+
+    @contextlib.asynccontextmanager
+    async def own(app):
+        async with server.lifespan(app):
+            yield
+            print("the app's own end", flush=True)
+
+
+    app = FastAPI(lifespan=server.lifespan)
+    app.mount("/ml", server)
+    nested = FastAPI(lifespan=own)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["uvicorn", "app:server"],
+        ["uvicorn", "app:server", "--loop", "asyncio"],
+        ["uvicorn", "app:server", "--workers", "2"],
+        ["uvicorn", "app:app"],
+        ["uvicorn", "app:nested"],
+        ["hypercorn", "app:server", "--workers", "0", "--bind", "127.0.0.1:{port}"],
+        ["granian", "--interface", "asgi", "app:server"],
+    ],
+    ids=" ".join,
+)
+def test_a_signal_while_models_load_ends_the_program_at_once(
+    command: list[str], number: signal.Signals, tmp_path: Path
+) -> None:
+    written(tmp_path, textwrap.dedent(LOADING), "app.py")
+    name, *arguments = command
+    port = [] if name == "hypercorn" else ["--port", "{port}"]
+    program_path = str(Path(sys.executable).parent / name)
+    with running([program_path, *arguments, *port], tmp_path / "output.log", cwd=tmp_path) as program:
+        wait_until(lambda: program.output.count("loading has begun") >= 2, "no worker loads")
+        if number == signal.SIGINT and name != "granian":
+            # As a terminal does it. Of granian it reaches the process that supervises, which then waits for ever for
+            # the other, whatever app it is.
+            os.killpg(program.process.pid, number)
+        else:
+            program.send(number)
+        assert program.wait(10.0) in (0, -number)
+        program.assert_nothing_left(5.0)
+        assert "Traceback" not in program.output
+        assert "ERROR" not in program.output
+        assert ("the app's own end" in program.output) == (arguments[0] == "app:nested")
 
 
 @EACH_SERVER

@@ -19,6 +19,7 @@ from fake_port import (
     LEFT,
     PATIENCE,
     TOO_SLOW,
+    UNUSUAL,
     Recorder,
     ServerEnd,
     data,
@@ -177,6 +178,60 @@ def test_a_forward_that_cancels_itself_has_a_bug() -> None:
     assert run(awaiting(raise_it), json_tasks(1, 2)) == [INTERNAL] * 2
 
 
+@pytest.mark.parametrize("max_batch_size", [1, 2])
+def test_a_forward_that_stops_the_loop_stops_nothing(max_batch_size: int, logged: pytest.LogCaptureFixture) -> None:
+    async def forward(self: Worker, item: Any) -> Any:
+        asyncio.get_running_loop().stop()
+        await asyncio.sleep(0.001)
+        return item
+
+    answers = run(awaiting(forward), json_tasks(1, 2, 3), max_batch_size=max_batch_size, concurrency=2)
+    assert answers == [ok(1), ok(2), ok(3)]
+    assert "`forward` has stopped the event loop, which goes on" in logged.messages
+
+
+def test_a_forward_that_cancels_all_tasks_ends_only_what_has_begun(logged: pytest.LogCaptureFixture) -> None:
+    async def forward(self: Worker, item: Any) -> Any:
+        if item == "cancel":
+            for task in asyncio.all_tasks():
+                if task is not asyncio.current_task():
+                    task.cancel()
+        elif item == "beside":
+            await asyncio.sleep(PATIENCE)
+        await asyncio.sleep(0)
+        return item
+
+    work = json_tasks("beside", "cancel", "not begun", "waits")
+    answers = run(awaiting(forward), work, concurrency=3)
+    assert answers == [INTERNAL, ok("cancel"), ok("not begun"), ok("waits")]
+    assert "`forward` has cancelled tasks that are not its own" in logged.messages
+
+
+@pytest.mark.parametrize("streams", [False, True])
+def test_a_worker_that_ends_by_itself_answers_nothing(streams: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def forward(self: Worker, item: Any) -> Any:
+        await asyncio.sleep(PATIENCE)
+
+    async def fail(self: AsyncRunner) -> None:
+        await asyncio.sleep(0)
+        raise LookupError("a fault of ours")
+
+    async def events(item: Any) -> AsyncIterator[Any]:
+        yield "first"
+        await asyncio.sleep(PATIENCE)
+
+    worker = yielding(events) if streams else awaiting(forward)
+    with ServerEnd() as server:
+        with runner_of(worker, server, concurrency=2) as runner:
+            server.send(json_tasks(1, 2))
+            until(lambda: server.port.poll() or server.port.tasks)
+            monkeypatch.setattr(AsyncRunner, "_news_come", fail)
+            with pytest.raises(LookupError):
+                runner.serve()
+        assert not server.port.ended
+    assert server.answers == {}
+
+
 @pytest.mark.parametrize("max_batch_size", [1, 4])
 def test_forward_may_raise_the_timeout_itself(max_batch_size: int) -> None:
     async def forward(self: Worker, item: Any) -> Any:
@@ -276,6 +331,35 @@ def test_the_time_of_one_is_not_that_of_the_others() -> None:
 
     answers = run(awaiting(forward), json_tasks(0.5, PATIENCE, 0.5, 0.5, 0.5), concurrency=2, timeout=1.2)
     assert [code for code, _ in answers] == [200, LATE, 200, 200, 200]
+
+
+@pytest.mark.parametrize("streams", [False, True])
+def test_what_was_done_in_time_is_answered_though_another_has_blocked_the_loop(streams: bool) -> None:
+    waiting: list[bool] = []
+
+    async def nap() -> None:
+        waiting.append(True)
+        await asyncio.sleep(0.01)
+
+    async def wait(item: str) -> None:
+        if item == "waits":
+            await asyncio.gather(asyncio.wait_for(nap(), PATIENCE))
+        else:
+            while not waiting:
+                await asyncio.sleep(0)
+            time.sleep(0.3)
+
+    async def forward(self: Worker, item: str) -> str:
+        await wait(item)
+        return item
+
+    async def events(item: str) -> AsyncIterator[str]:
+        await wait(item)
+        yield item
+
+    worker = yielding(events) if streams else awaiting(forward)
+    answers = run(worker, json_tasks("waits", "blocks"), concurrency=2, timeout=0.1)
+    assert answers == ([ENDED] * 2 if streams else [ok("waits"), ok("blocks")])
 
 
 def test_a_batch_that_takes_too_long_is_not_run_again() -> None:
@@ -603,6 +687,44 @@ def test_what_forward_starts_pushes_for_it_be_it_a_task_or_a_thread() -> None:
 
     server = served(pushing(forward), json_tasks(1, 2, 3), concurrency=3)
     assert server.events == {n: data(f"{n}", f"{n}", f"{n} by a thread") for n in (1, 2, 3)}
+
+
+@pytest.mark.parametrize("error", UNUSUAL)
+def test_of_a_batch_of_generators_one_that_raises_ends_alone(error: type[BaseException]) -> None:
+    async def events(item: str) -> AsyncIterator[str]:
+        yield "a"
+        await asyncio.sleep(0)
+        if item == "raises":
+            raise error
+        yield "b"
+
+    async def forward(self: Worker, batch: list[str]) -> list[AsyncIterator[str]]:
+        return list(map(events, batch))
+
+    worker = awaiting(forward, SSEWorker)
+    server = served(worker, json_tasks("fine", "raises", "fine"), max_batch_size=3)
+    assert server.events == {1: data("a", "b"), 2: data("a"), 3: data("a", "b")}
+    assert server.answers == {1: ENDED, 2: INTERNAL, 3: ENDED}
+
+
+def test_generators_of_a_batch_that_take_too_long_are_late_and_cleaned_up() -> None:
+    cleaned: list[str] = []
+
+    async def events(item: str) -> AsyncIterator[str]:
+        try:
+            yield "a"
+            if item == "slow":
+                await asyncio.sleep(PATIENCE)
+            yield "b"
+        finally:
+            cleaned.append(item)
+
+    async def forward(self: Worker, batch: list[str]) -> list[AsyncIterator[str]]:
+        return list(map(events, batch))
+
+    server = served(awaiting(forward, SSEWorker), json_tasks("slow", "quick"), max_batch_size=2, timeout=0.05)
+    assert [server.answers[number][0] for number in (1, 2)] == [LATE, LATE]
+    assert sorted(cleaned) == ["quick", "slow"]
 
 
 def test_a_generator_keeps_its_context_from_one_event_to_the_next() -> None:

@@ -16,6 +16,7 @@ from fake_port import (
     Recorder,
     ServerEnd,
     data,
+    hang,
     json_tasks,
     ok,
     run,
@@ -33,7 +34,7 @@ from mosec_asgi.inside.codec import Codec
 from mosec_asgi.inside.ending import Ending
 from mosec_asgi.inside.isolation import Raised
 from mosec_asgi.inside.loading import warm_up
-from mosec_asgi.messages import EGRESS, EXAMPLE
+from mosec_asgi.messages import EGRESS, EXAMPLE, INGRESS
 from mosec_asgi.streaming import ContinuousWorker, SSEWorker
 from mosec_asgi.worker import Worker
 
@@ -281,6 +282,24 @@ def test_whatever_the_example_of_a_dry_run_raises_is_its_answer(error: type[Base
             return data
 
     assert run(Made, tasks(b"", flags=EXAMPLE | EGRESS)) == [INTERNAL]
+
+
+@pytest.mark.parametrize("method", ["serialize", "serialize_ipc"])
+def test_a_serializer_that_hangs_costs_its_own_item_only(method: str) -> None:
+    def serialize(self: Worker, result: str) -> bytes:
+        if result == "hangs":
+            hang()
+        return result.encode()
+
+    worker = worker_of(lambda batch: batch, **{method: serialize})
+    work = tasks(b'"fine"', b'"hangs"', b'"too"', flags=INGRESS if method == "serialize_ipc" else INGRESS | EGRESS)
+    answers = run(worker, work, max_batch_size=3, timeout=0.1)
+    code, text = answers.pop(1)
+    assert (code, text.partition(b";")[0]) == (
+        408,
+        b"mosec timeout error: `%s` took longer than 0.1 s" % method.encode(),
+    )
+    assert answers == [(200, b"fine"), (200, b"too")]
 
 
 # -- what it asks for --------------------------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ import infer_workers as workers
 import numpy as np
 import pytest
 from common import PATIENCE
+from harness import environment_of_programs
 
 from mosec_asgi import Server, Worker
 from mosec_asgi.errors import CallError, MosecError, StartupError, ValidationError
@@ -164,7 +165,8 @@ async def test_a_call_that_runs_when_the_app_stops_is_finished_or_told() -> None
     assert await running == 0.1
 
 
-def test_a_call_whose_loop_ends_without_a_shutdown_does_not_hang() -> None:
+@pytest.mark.parametrize("cancels", [True, False])
+def test_a_call_whose_loop_ends_without_a_shutdown_does_not_hang(cancels: bool) -> None:
     server = server_of(awkward=workers.Awkward)
     entered = threading.Event()
     leave = threading.Event()
@@ -175,7 +177,12 @@ def test_a_call_whose_loop_ends_without_a_shutdown_does_not_hang() -> None:
         while not leave.is_set():
             await asyncio.sleep(0.002)
 
-    thread = threading.Thread(target=lambda: asyncio.run(app()))
+    def without_a_word() -> None:
+        loop = asyncio.new_event_loop()
+        loop.run_until_complete(app())
+        loop.close()
+
+    thread = threading.Thread(target=(lambda: asyncio.run(app())) if cancels else without_a_word)
     thread.start()
     entered.wait(PATIENCE)
     with server.engine() as engine, ThreadPoolExecutor(1) as threads:
@@ -185,6 +192,12 @@ def test_a_call_whose_loop_ends_without_a_shutdown_does_not_hang() -> None:
         with pytest.raises(CallError, match="is not running"):
             call.result(PATIENCE)
     thread.join()
+
+
+async def test_in_a_notebook_whose_loop_is_another_one_a_block_has_a_service_of_its_own() -> None:
+    with server_of(echo=workers.Echo).engine() as engine:
+        assert engine.infer({1}, "/echo") == {1}
+        assert list(engine.map([1, 2], "/echo")) == [1, 2]
 
 
 async def test_a_second_loop_cannot_start_a_server_that_runs() -> None:
@@ -215,7 +228,11 @@ def program(folder: Path, body: str) -> Iterator[subprocess.Popen[str]]:
     text += 'if __name__ == "__main__":\n' + textwrap.indent(textwrap.dedent(body), "    ")
     (folder / "program.py").write_text(text)
     process = subprocess.Popen(
-        [sys.executable, str(folder / "program.py")], stdout=subprocess.PIPE, text=True, start_new_session=True
+        [sys.executable, str(folder / "program.py")],
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env=environment_of_programs(),
     )
     try:
         yield process

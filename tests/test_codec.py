@@ -242,6 +242,17 @@ def test_the_examples_of_a_worker() -> None:
     assert examples(worker_of(lambda data: data, example=1, multi_examples=(2, 3))()) == [2, 3]
 
 
+def test_examples_may_come_from_any_iterable_and_a_generator_is_read_once() -> None:
+    worker = worker_of(lambda data: data, example=1, multi_examples=(number for number in (2, 3)))
+    derived = type("Derived", (worker,), {})
+    assert [examples(made) for made in (derived(), derived(), worker())] == [[2, 3]] * 3
+    assert examples(worker_of(lambda data: data, multi_examples={4: "", 5: ""}.keys())()) == [4, 5]
+    assert examples(worker_of(lambda data: data, multi_examples=np.array([6]))()) == [6]
+    one = worker_of(lambda data: data, example=1)()
+    one.multi_examples = iter([2])
+    assert [examples(one), examples(one), examples(type(one)())] == [[2], [2], [1]]
+
+
 def test_none_is_no_examples() -> None:
     assert examples(worker_of(lambda data: data, example=1, multi_examples=None)()) == [1]
 
@@ -280,9 +291,9 @@ def test_large_bytes_of_a_workers_own_format_go_through_the_memory(mapped: Mappe
         large, small = bytes(range(256)) * 300, bytes(65_535)
         code, payload = codec.encode(encoding, large)
         assert (code, reference.unpack(payload).kind) == (frames.IN_MEMORY, reference.Kind.BYTES)
-        assert codec.decode(decoding | frames.SHARED, payload) == (bytes, large)
+        assert codec.decode(decoding | frames.SHARED, payload) == (bytearray, large)
         assert codec.encode(encoding, small) == (200, small)
-        assert codec.decode(decoding, small) == (bytes, small)
+        assert codec.decode(decoding, small) == (bytearray, small)
 
 
 def test_what_stages_read_in_their_own_way_is_one_pickle(mapped: Mapped) -> None:
@@ -301,3 +312,56 @@ def test_a_worker_without_the_memory_answers_what_it_cannot_read_with_an_error()
     payload = reference.pack(reference.Kind.BYTES, [reference.Span(0, 5)])
     with pytest.raises(frames.FrameError, match="this worker has none"):
         codec_of().decode(INGRESS | frames.SHARED, payload)
+
+
+# -- what a deserializer is given --------------------------------------------------------------------------------------
+
+
+def change_in_place(self: Worker, data: Any) -> Any:
+    data.extend(b"!")
+    numbers = np.frombuffer(data, dtype=np.uint8)
+    numbers += 1
+    return bytes(data).decode()
+
+
+@pytest.mark.parametrize("method", ["deserialize", "deserialize_ipc"])
+def test_a_users_own_deserializer_may_change_what_it_is_given(method: str) -> None:
+    sent = b"abc"
+    codec = codec_of(**{method: change_in_place})
+    assert codec.decode(INGRESS if method == "deserialize" else 0, sent) == 'bcd"'
+    assert sent == b"abc"
+
+
+def test_a_deserializer_of_this_package_is_given_the_bytes_without_a_copy() -> None:
+    sent: list[Any] = []
+    codec = codec_of()
+    for name in ("deserialize", "deserialize_ipc"):
+        method = getattr(codec._worker, name)
+
+        def noted(data: Any, method: Callable[[Any], Any] = method) -> Any:
+            sent.append(data)
+            return method(data)
+
+        setattr(codec._worker, name, noted)
+    codec._deserialize = codec._worker.deserialize
+    body, pickled = b"[1]", pickle.dumps([1])
+    codec.decode(INGRESS, body)
+    codec.decode(0, pickled)
+    assert sent[0] is body
+    assert sent[1] is pickled
+
+
+@pytest.mark.parametrize("method", ["deserialize", "deserialize_ipc"])
+def test_a_users_deserializer_may_call_the_one_that_it_overrides(method: str) -> None:
+    codec = codec_of(**{method: lambda self, data: getattr(Worker, method)(self, data)})
+    assert codec.decode(INGRESS, b"[1]") == [1] if method == "deserialize" else codec.decode(0, pickle.dumps([1]))
+
+
+def test_what_a_deserializer_changes_stays_its_own_in_shared_memory(mapped: Mapped) -> None:
+    spec = spec_of(worker_of(lambda data: data, deserialize=change_in_place))
+    codec = Codec(load(spec), spec, mapped)
+    span = mapped.put(b"abc" * 30_000)
+    assert span is not None
+    where = reference.pack(reference.Kind.BYTES, [span])
+    assert codec.decode(INGRESS | frames.SHARED, where) == "bcd" * 30_000 + '"'
+    assert mapped.read(span) == b"abc" * 30_000

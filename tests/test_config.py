@@ -8,7 +8,10 @@ import pytest
 
 from mosec_asgi.config import (
     FIELDS,
+    FLAGS,
+    KEYWORD_ONLY,
     Settings,
+    advise,
     build_parser,
     check_keywords,
     from_command_line,
@@ -46,8 +49,6 @@ OTHER: dict[str, tuple[Any, str, list[str]]] = {
     "pipelined": (7, "7", ["--pipelined", "7"]),
     "shared_memory": (0, "0", ["--shared-memory", "0"]),
     "strict_json": (True, "1", ["--strict-json"]),
-    "title": ("Cats", "Cats", ["--title", "Cats"]),
-    "version": ("1.2", "1.2", ["--version", "1.2"]),
     "path": ("/tmp/x", "/tmp/x", ["--path", "/tmp/x"]),
 }
 
@@ -88,7 +89,7 @@ def test_the_defaults_are_those_of_the_design() -> None:
 
 
 def test_this_file_tries_every_setting() -> None:
-    assert OTHER.keys() == FIELDS.keys()
+    assert OTHER.keys() == FIELDS.keys() - KEYWORD_ONLY
 
 
 @pytest.mark.parametrize("name", OTHER)
@@ -137,10 +138,10 @@ def test_a_switch_in_the_environment_is_read_as_words_or_digits(text: str, value
     ("keywords", "environment", "text"),
     [
         ({"port": -1}, {}, r"Server\(port=\.\.\.\) must be at least 0, not -1"),
-        ({"port": 8000.0}, {}, r"Server\(port=\.\.\.\) must be int, not 8000.0 \(float\)"),
-        ({"port": True}, {}, r"Server\(port=\.\.\.\) must be int, not True \(bool\)"),
-        ({"debug": 1}, {}, r"Server\(debug=\.\.\.\) must be bool, not 1 \(int\)"),
-        ({"namespace": None}, {}, r"Server\(namespace=\.\.\.\) must be str, not None"),
+        ({"port": 8000.0}, {}, r"Server\(port=\.\.\.\) must be a whole number, not 8000.0 \(float\)"),
+        ({"port": True}, {}, r"Server\(port=\.\.\.\) must be a whole number, not True \(bool\)"),
+        ({"debug": 1}, {}, r"Server\(debug=\.\.\.\) must be True or False, not 1 \(int\)"),
+        ({"namespace": None}, {}, r"Server\(namespace=\.\.\.\) must be text, not None"),
         ({"capacity": 0}, {}, "must be at least 1, not 0"),
         ({"timeout": -1}, {}, "must be at least 0, not -1"),
         ({"wait": -1}, {}, "must be at least 0, not -1"),
@@ -149,10 +150,14 @@ def test_a_switch_in_the_environment_is_read_as_words_or_digits(text: str, value
         ({"event_timeout": -1}, {}, "must be at least 0, not -1"),
         ({"stall_timeout": 0}, {}, "must be at least 1, not 0"),
         ({"stream_buffer": 1023}, {}, "must be at least 1024, not 1023"),
-        ({"load_shedding": 1}, {}, r"Server\(load_shedding=\.\.\.\) must be bool, not 1 \(int\)"),
+        ({"load_shedding": 1}, {}, r"Server\(load_shedding=\.\.\.\) must be True or False, not 1 \(int\)"),
         ({"log_level": "loud"}, {}, "must be one of debug, info, warning, error, not 'loud'"),
         ({}, {"MOSEC_PORT": "http"}, "the environment variable MOSEC_PORT must be a whole number, not 'http'"),
-        ({}, {"MOSEC_WAIT": "1.5"}, "the environment variable MOSEC_WAIT must be a whole number"),
+        ({}, {"MOSEC_WAIT": "1.5"}, "the environment variable MOSEC_WAIT must be a whole number of milliseconds"),
+        ({"timeout": 3.0}, {}, "must be a whole number of milliseconds, not 3.0"),
+        ({}, {"MOSEC_TIMEOUT": "3s"}, "must be a whole number of milliseconds, not '3s'; write 3000$"),
+        ({}, {"MOSEC_TIMEOUT": "3 parsecs"}, "not '3 parsecs'$"),
+        ({}, {"MOSEC_MAX_REQUEST_SIZE": "10MB"}, "must be a whole number of bytes, not '10MB'; write 10485760$"),
         ({}, {"MOSEC_CAPACITY": "0"}, "the environment variable MOSEC_CAPACITY must be at least 1"),
         ({}, {"MOSEC_DEBUG": "maybe"}, "the environment variable MOSEC_DEBUG must be true or false, not 'maybe'"),
         ({}, {"MOSEC_LOG_LEVEL": "loud"}, "the environment variable MOSEC_LOG_LEVEL must be one of"),
@@ -213,7 +218,7 @@ def test_the_processes_own_arguments_are_read_where_none_are_given(monkeypatch: 
 
 def test_help_shows_each_flag_with_the_default_that_the_program_has_set() -> None:
     text = " ".join(build_parser(Settings(port=8765), "server.py").format_help().split())
-    assert all("--" + name.replace("_", "-") in text for name in FIELDS)
+    assert all(flag in text for flag in FLAGS.values())
     assert "(default: 8765)" in text
     assert "MOSEC_PORT" in text
 
@@ -226,7 +231,13 @@ def test_help_survives_a_percent_sign_in_a_setting() -> None:
 @pytest.mark.parametrize(
     ("arguments", "environment", "text"),
     [
-        (["--port", "http"], {}, "--port"),
+        (["--port", "http"], {}, "the argument --port must be a whole number, not 'http'"),
+        (
+            ["--timeout", "3s"],
+            {},
+            "the argument --timeout must be a whole number of milliseconds, not '3s'; write 3000",
+        ),
+        (["--debug=maybe"], {}, "--debug (alone it turns debug on) must be true or false, not 'maybe'"),
         (["--log-level", "loud"], {}, "--log-level"),
         (["--capacity", "0"], {}, "the argument --capacity must be at least 1"),
         ([], {"MOSEC_PORT": "http"}, "MOSEC_PORT must be a whole number"),
@@ -261,7 +272,6 @@ def test_a_program_is_run_with_its_command_line_over_its_keywords(monkeypatch: p
     ("argument", "flag"),
     [
         ("--prot", "--port"),
-        ("--por", "--port"),
         ("--pport=1", "--port"),
         ("--host", "--address"),
         ("--bind=x", "--address"),
@@ -272,7 +282,9 @@ def test_a_program_is_run_with_its_command_line_over_its_keywords(monkeypatch: p
         ("--time-out", "--timeout"),
         ("--tineout", "--timeout"),
         ("--PORT", "--port"),
-        ("--max-request-siz", "--max-request-size"),
+        ("--start-time", "--start-timeout"),
+        ("--max-url", "--max-url-size"),
+        ("--no-load-sheding", "--no-load-shedding"),
     ],
 )
 def test_a_slip_of_one_of_our_flags_is_refused_with_what_is_meant(argument: str, flag: str) -> None:
@@ -286,6 +298,63 @@ def test_a_slip_of_one_of_our_flags_is_refused_with_what_is_meant(argument: str,
 )
 def test_another_word_is_left_to_the_program(argument: str) -> None:
     assert parse_command_line(Settings(), [argument, "1"]) == {}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "given"),
+    [
+        (["--max-request", "5"], {"max_request_size": 5}),
+        (["--time", "5000"], {"timeout": 5000}),
+        (["--cap=10"], {"capacity": 10}),
+        (["--por", "1"], {"port": 1}),
+        (["--dry"], {"dry_run": True}),
+    ],
+)
+def test_a_flag_of_mosecs_may_be_abbreviated_as_there(
+    arguments: list[str], given: dict[str, Any], logged: pytest.LogCaptureFixture
+) -> None:
+    assert parse_command_line(Settings(), arguments) == given
+    assert "is taken for --" in logged.text
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--time", "now"], ["--po", "1"], ["--stream"], ["--max", "5"], ["--version"], ["--title", "x"], ["--http"],
+     ["--http", "8080"], ["--http=http://x"], ["--", "--port", "9"]],
+)  # fmt: skip
+def test_a_flag_of_the_programs_own_is_none_of_ours(arguments: list[str], logged: pytest.LogCaptureFixture) -> None:
+    assert parse_command_line(Settings(), arguments) == {}
+    assert not logged.text
+
+
+@pytest.mark.parametrize(
+    ("argument", "given"),
+    [
+        ("--debug=true", {"debug": True}),
+        ("--debug=no", {}),
+        ("--load-shedding=off", {"load_shedding": False}),
+        ("--load-shedding=on", {"load_shedding": True}),
+    ],
+)
+def test_a_switch_may_be_given_its_value(argument: str, given: dict[str, Any]) -> None:
+    assert parse_command_line(Settings(), [argument]) == given
+
+
+def test_title_and_version_are_of_the_program_alone() -> None:
+    assert resolve({"title": "Cats"}, {"MOSEC_TITLE": "Dogs", "MOSEC_VERSION": "3"}) == Settings(title="Cats")
+
+
+def test_a_variable_that_says_something_else_of_http_is_ignored(logged: pytest.LogCaptureFixture) -> None:
+    assert resolve({}, {"MOSEC_HTTP": "8080"}) == Settings()
+    assert "MOSEC_HTTP=8080 is ignored" in logged.text
+
+
+def test_a_time_that_is_meant_in_seconds_is_warned_of(logged: pytest.LogCaptureFixture) -> None:
+    advise(Settings(timeout=50, start_timeout=60_000))
+    assert not logged.text
+    advise(Settings(timeout=3, start_timeout=30))
+    assert "timeout=3 is in milliseconds (--timeout, MOSEC_TIMEOUT); for 3 seconds write 3000" in logged.text
+    assert "start_timeout=30 is in milliseconds" in logged.text
 
 
 def test_a_slip_ends_the_program(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import functools
 import logging
 import time
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -38,8 +39,10 @@ from mosec_asgi.errors import (
     Failure,
     StartupError,
     at_capacity,
+    describe,
     not_begun,
     too_late,
+    too_slow,
 )
 from mosec_asgi.messages import (
     EGRESS,
@@ -172,6 +175,16 @@ async def test_an_error_of_the_worker_is_the_answer() -> None:
         assert await answer(ticket) == Failure(422, "nötig \ufffd")
 
 
+async def test_a_worker_cannot_say_that_a_client_has_left_which_waits(logged: pytest.LogCaptureFixture) -> None:
+    async with running(stage("First_1"), stage("Last_2")) as service:
+        ticket = service.submit()
+        (worker,) = service.launcher.alive("First_1")
+        await worker.gets_work()
+        worker.reply(code=CANCELLED)
+        assert await answer(ticket) == Failure(500, INTERNAL_ERROR_TEXT)
+        assert "answered 500: its worker said that the client had left, which it has not" in logged.messages
+
+
 async def test_each_stage_gets_what_the_one_before_has_answered() -> None:
     async with running(stage("A_1"), stage("B_2"), stage("C_3")) as service:
         first, second, third = service.workers
@@ -260,6 +273,18 @@ async def test_what_a_link_holds_is_passed_on_to_a_caller_of_objects_and_to_no_o
                 assert outcome.payload == b"contents"
             elif service.engine is not PickledCoordinator:
                 assert outcome.payload is held
+
+
+async def test_the_end_of_a_stream_is_never_held_in_memory() -> None:
+    async with running(streaming()) as service:
+        held, caller = Held(b""), Told()
+        call = Call(service.coordinator.new_id(), 0, b"item", "mine", objects=True)
+        service.coordinator.submit(call, caller)
+        await service.worker.gets_work()
+        service.worker.reply(payloads=[held])
+        await settled_loop()
+        assert caller.outcomes == [Outcome(call.id, 200, b"")]
+        assert held.drops == 1
 
 
 @pytest.mark.parametrize("how", ["refused", "answered", "cancelled"])
@@ -626,7 +651,7 @@ async def test_a_worker_that_is_stuck_is_replaced_and_its_requests_are_answered_
             looks = stuck.looks
             await until(lambda looks=looks: stuck.looks > looks)  # type: ignore[misc]
             clock.advance(0.25)
-        assert await answer(ticket) == TIMED_OUT
+        assert await answer(ticket) == describe(too_slow(0.1))
         worker = await service.next_life(stuck)
         await worker.gets_work()
         worker.reply()
@@ -917,6 +942,62 @@ async def test_a_stream_whose_worker_dies_in_its_middle_ends_with_500_and_is_not
         assert (begun.chunks, silent.chunks) == ([b"a"], [b"x"])
 
 
+def with_middle(**options: Any) -> list[StagePlan]:
+    return [replace(stage("Middle_1", **options), sends=True), replace(streaming(), specs=stage("Last_2").specs)]
+
+
+async def test_a_stage_before_the_last_may_send_the_first_pieces_of_a_stream() -> None:
+    async with running(*with_middle(), stream_buffer=1024) as service:
+        middle, last = service.workers
+        stream = service.stream(b"in")
+        await middle.gets_work()
+        middle.emit([stream.id], [b"a" * 1100])
+        service.credit(stream.id, 100)
+        middle.reply(payloads=[b"on"])
+        await last.gets_work()
+        assert list(last.sent[0].payloads) == [b"on"]
+        # It has all its room, and hears only of what it has sent itself.
+        last.emit([stream.id], [b"b" * 1100])
+        service.credit(stream.id, 1000)
+        service.credit(stream.id, 1100)
+        await settled_loop()
+        assert (middle.taken, last.taken) == ([], [(stream.id, 1100)])
+        last.reply(payloads=[b""])
+        assert await answer(stream.ticket) == b""
+        assert [len(chunk) for chunk in stream.chunks] == [1100, 1100]
+        assert [stage.streams_open for stage in service.metrics.stages] == [0, 0]
+        assert [stage.events for stage in service.metrics.stages] == [0, 2]
+
+
+@pytest.mark.parametrize("place", [0, 1])
+async def test_a_stream_that_has_sent_an_event_before_the_last_stage_is_not_run_again(place: int) -> None:
+    async with running(*with_middle()) as service:
+        middle, last = service.workers
+        stream = service.stream()
+        await middle.gets_work()
+        middle.emit([stream.id], [b"a"])
+        if place:
+            middle.reply()
+            await last.gets_work()
+        await until(lambda: stream.chunks)
+        service.workers[place].exit()
+        assert await answer(stream.ticket) == WORKER_DIED
+        assert [stage.streams_open for stage in service.metrics.stages] == [0, 0]
+
+
+async def test_a_piece_for_a_route_that_does_not_stream_is_dropped_and_counts_as_taken() -> None:
+    async with running(with_middle()[0], stage("Last_2")) as service:
+        middle, last = service.workers
+        ticket = service.submit()
+        await middle.gets_work()
+        middle.emit([ticket.id], [b"a" * 100])
+        await until(lambda: middle.taken == [(ticket.id, 100)])
+        middle.reply()
+        await last.gets_work()
+        last.reply(payloads=[b"done"])
+        assert await answer(ticket) == b"done"
+
+
 # -- how much of a stream may be on its way ----------------------------------------------------------------------------
 
 
@@ -1202,6 +1283,47 @@ async def test_a_request_that_kills_two_workers_is_answered_500_and_no_other_is(
         assert deaths == 2
         (record,) = [record for record in logged.records if "answered 500" in record.getMessage()]
         assert told(record, "request_id", "stage") == ("n2", "Echo_1")
+
+
+@pytest.mark.parametrize(
+    "plan", [{"max_batch_size": 20}, {"concurrency": 20, "ordered": False}], ids=["batch", "async"]
+)
+async def test_tasks_that_are_to_run_alone_are_answered_as_soon_as_there_is_no_time_for_them(plan: Any) -> None:
+    clock = FakeClock()
+    async with running(stage(**plan), clock=clock, timeout=3.0, load_shedding=True) as service:
+        worker = service.worker
+        for _ in range(10):
+            # A second each, however many there are together.
+            tickets = [service.submit() for _ in range(20)]
+            await until(lambda: len(worker.has) == 20)
+            clock.advance(1.0)
+            for ids in [worker.has] if "max_batch_size" in plan else [[task_id] for task_id in worker.has]:
+                worker.reply(ids, seconds=1.0)
+            assert [(await answer(ticket))[:3] for ticket in tickets] == [b"re:"] * 20
+        began = clock.now
+        tickets = [service.submit() for _ in range(20)]
+        await until(lambda: len(worker.has) == 20)
+        clock.advance(0.1)
+        worker.exit()
+        worker = await service.next_life(worker)
+        newcomer = None
+        for ticket in tickets[:2]:
+            await worker.gets_work()
+            assert worker.has == [ticket.id]
+            newcomer = newcomer or service.submit()
+            clock.advance(1.0)
+            worker.reply(seconds=1.0)
+            assert (await answer(ticket))[:3] == b"re:"
+        # Those whose turn would end after their deadline are told so before it, and the worker has others to do.
+        rest = [await answer(ticket) for ticket in tickets[2:]]
+        assert {failure.code for failure in rest} == {408}
+        assert clock.now == pytest.approx(began + 2.1)
+        await worker.gets_work()
+        assert newcomer is not None
+        assert worker.has == [newcomer.id]
+        clock.advance(0.8)
+        worker.reply()
+        assert (await answer(newcomer))[:3] == b"re:"
 
 
 async def test_what_a_dead_worker_had_not_begun_comes_back_as_if_nothing_had_been() -> None:

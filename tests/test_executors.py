@@ -121,6 +121,17 @@ async def test_whatever_is_raised_is_one_requests_fault(executor: str, worker: t
         assert engine.coordinator.statistics().stages[0].restarts == 0
 
 
+async def test_whatever_forward_does_to_its_loop_each_request_is_answered(executor: str) -> None:
+    items = ["says 499", "stops the loop", "fine", "cancels all", "fine"]
+    async with serving(executor, Runtime(workers.Reckless, 1, concurrency=5)) as engine:
+        outcomes = await asyncio.gather(*map(engine.outcome, items))
+        codes = [outcome.code for outcome in outcomes]
+        assert (codes[0], codes[3]) == (500, 200)
+        assert set(codes) == {200, 500}
+        assert await engine.ask("fine") == "fine"
+        assert engine.coordinator.statistics().stages[0].restarts == 0
+
+
 async def test_an_error_of_ours_reaches_the_client(executor: str) -> None:
     async with serving(executor, Runtime(workers.Echo)) as engine:
         outcome = await engine.outcome("invalid")
@@ -142,6 +153,15 @@ async def test_streams_come_whole_and_in_order(executor: str, worker: type) -> N
     async with serving(executor, Runtime(worker), stream_buffer=1024) as engine:
         streams = await asyncio.gather(*(engine.stream(400) for _ in range(4)))
     assert streams == [[b"data: %d\n\n" % number for number in range(400)]] * 4
+
+
+async def test_of_a_batch_of_generators_one_that_raises_ends_alone(executor: str) -> None:
+    stage = Runtime(workers.CountsEach, 1, max_batch_size=3, max_wait_time=int(PATIENCE * 1000))
+    async with serving(executor, stage) as engine:
+        callers = [engine.submit(item)[1] for item in (3, 0, 2)]
+        codes = [(await asyncio.wait_for(caller.future, PATIENCE)).code for caller in callers]
+        assert codes == [200, 500, 200]
+        assert [len(caller.chunks) for caller in callers] == [3, 1, 2]
 
 
 async def test_requests_join_a_running_batch(executor: str) -> None:
@@ -179,6 +199,8 @@ async def test_a_forward_that_never_comes_back_costs_its_own_request_only(execut
     async with serving(executor, Runtime(workers.Hangs, 1, timeout=0.2), timeout=9000) as engine:
         outcome = await engine.outcome(str(end))
         assert outcome.code == 408
+        assert outcome.failure is not None
+        assert "raise `timeout` (seconds) of its stage" in outcome.failure.text
         # Another has taken the place of the one that hangs.
         assert await engine.ask("quick") == "done"
         end.touch()

@@ -61,6 +61,19 @@ def test_an_empty_piece_takes_no_room() -> None:
     assert (flow.events, flow.full) == (1, False)
 
 
+def test_the_next_stage_begins_with_all_its_room_and_is_told_only_of_what_is_its_own() -> None:
+    flow = Flow(1024)
+    flow.came(1100, 1.0)
+    assert (flow.full, flow.quiet) == (True, False)
+    assert flow.taken(100) == 0
+    flow.go_on()
+    assert (flow.full, flow.quiet, flow.events) == (False, True, 1)
+    flow.came(500, 2.0)
+    assert flow.taken(1000) == 0, "what an earlier stage has sent"
+    assert flow.taken(255) == 0
+    assert flow.taken(1) == 256
+
+
 @given(st.integers(1, 5000), st.lists(st.integers(0, 3000), max_size=60))
 @settings(max_examples=200, deadline=None)
 def test_all_that_is_taken_is_reported_but_for_less_than_a_quarter(limit: int, sizes: list[int]) -> None:
@@ -84,6 +97,8 @@ class ThreePlaces(RuleBasedStateMachine):
         self.unread = 0
         self.reports: deque[int] = deque()
         self.largest = self.sent = self.reported = 0
+        # From earlier stages.
+        self.earlier = 0
 
     @rule(size=SIZES)
     @precondition(lambda self: self.outstanding < self.limit)
@@ -107,6 +122,7 @@ class ThreePlaces(RuleBasedStateMachine):
     def the_client_reads(self, part: float) -> None:
         size = max(1, int(self.unread * part))
         self.unread -= size
+        self.earlier -= min(size, self.earlier)
         report = self.flow.taken(size)
         self.reported += report
         if report:
@@ -116,6 +132,16 @@ class ThreePlaces(RuleBasedStateMachine):
     @precondition(lambda self: self.reports)
     def a_report_comes(self) -> None:
         self.outstanding -= self.reports.popleft()
+
+    @rule()
+    @precondition(lambda self: not self.pieces)
+    def the_task_goes_on_to_the_next_stage(self) -> None:
+        self.flow.go_on()
+        assert not self.flow.full
+        # To a worker that has answered nothing is reported.
+        self.reports.clear()
+        self.earlier = self.unread
+        self.outstanding = self.sent = self.reported = self.largest = 0
 
     @rule()
     def all_that_is_on_its_way_arrives(self) -> None:
@@ -130,7 +156,7 @@ class ThreePlaces(RuleBasedStateMachine):
 
     @invariant()
     def no_more_than_the_limit_and_one_piece_waits_for_the_client(self) -> None:
-        assert self.unread <= self.sent - self.reported < self.limit + max(1, self.largest)
+        assert self.unread - self.earlier <= self.sent - self.reported < self.limit + max(1, self.largest)
 
     @invariant()
     def the_server_never_believes_that_more_is_outstanding_than_the_worker_does(self) -> None:

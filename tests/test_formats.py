@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import base64
 import json
 from typing import Any
 
@@ -148,6 +149,27 @@ def test_no_way_of_reading_goes_deeper(strict: bool, end: bytes) -> None:
 def test_a_body_of_another_type_is_called_so_and_the_remedy_named(body: bytes, kind: str) -> None:
     with pytest.raises(DecodingError, match=f"it looks like {kind}.*application/json.*`deserialize`"):
         loads_json(body)
+
+
+@pytest.mark.parametrize(
+    ("body", "text"),
+    [
+        (b"1" * 5000, "an integer of more digits than are read"),
+        (b'{"a": [' + b"1" * 5000 + b"]}", "an integer of more digits than are read"),
+        (b"\xef\xbb\xbf", "empty but for a byte order mark"),
+        (b"\xff\xfe", "empty but for a byte order mark"),
+    ],
+)
+def test_what_is_wrong_is_said_though_a_reader_blames_something_else(body: bytes, text: str) -> None:
+    with pytest.raises(DecodingError, match=text):
+        loads_json(body)
+
+
+@pytest.mark.parametrize("text", [b"hello world!1", b"hello world!12"])
+def test_base64_is_no_form(text: bytes) -> None:
+    with pytest.raises(DecodingError) as raised:
+        loads_json(base64.b64encode(text))
+    assert "looks like" not in str(raised.value)
 
 
 def test_a_slip_in_json_is_no_other_type() -> None:

@@ -23,7 +23,7 @@ from mosec_asgi.ipc.progress import ProgressPage
 from mosec_asgi.ipc.shm import Share, SharedMemory
 from mosec_asgi.messages import Results
 from mosec_asgi.pool.process import child
-from mosec_asgi.pool.process.group import end_group
+from mosec_asgi.pool.process.group import begin_worker, end_group, interrupt_held
 from mosec_asgi.worker import Worker
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="it is /proc that tells what there is")
@@ -163,6 +163,27 @@ def test_an_interrupt_of_the_servers_group_reaches_neither_the_worker_nor_what_i
     for process in [life.process.pid, *life.ask(1)]:
         assert process is not None
         assert os.getpgid(process) == life.process.pid != os.getpgrp()
+
+
+def _interrupt_before_it_is_a_worker(told: socket.socket) -> None:
+    os.kill(os.getpid(), signal.SIGINT)
+    begin_worker()
+    told.sendall(b"a worker")
+
+
+def test_a_process_that_is_started_hears_of_no_interrupt_before_it_is_a_worker() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        process = multiprocessing.get_context("spawn").Process(
+            target=_interrupt_before_it_is_a_worker, args=(theirs,), daemon=True
+        )
+        with interrupt_held():
+            process.start()
+        process.join(PATIENCE)
+        theirs.close()
+        assert process.exitcode == 0
+        assert ours.recv(100) == b"a worker"
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
 
 
 # -- their end ---------------------------------------------------------------------------------------------------------

@@ -59,6 +59,25 @@ async def test_no_more_requests_wait_for_their_turn_than_the_limit() -> None:
             assert (await client.response()).body == b"%d" % number
 
 
+async def test_no_more_wait_where_each_read_ends_within_a_request() -> None:
+    async with serving(limits=limits(pipelined=5)) as side, side.client() as client:
+        client.send(post(b"1"))
+        await side.task(1)
+        # Nothing of this is a head whole, as far as one piece of a read shows.
+        client.send(b"GET /json HTTP/1.1\r\nhost: t\r\nx: y")
+        await settled_loop()
+        client.send(b"\r\n\r\nGET /json HTTP/1.1\r\nhost: t\r\nx: y" * 1000 + b"\r\n\r\n")
+        await settled_loop()
+        await client.drain()
+        await settled_loop()
+        (connection,) = side.server.server_state.connections
+        # One piece of a read is given to the parser as it comes.
+        assert len(connection.pipeline) < 150  # type: ignore[union-attr]
+        side.service.task.answer(b"1")
+        for _ in range(1002):
+            await client.response()
+
+
 async def test_requests_that_were_held_back_are_all_answered_in_order() -> None:
     async with serving(limits=limits(pipelined=3)) as side, side.client() as client:
         bodies = [b"%d" % number * (1 + 997 * (number % 7)) for number in range(200)]
@@ -106,6 +125,94 @@ async def test_a_url_that_is_too_long_is_answered_414() -> None:
         assert await client.at_end()
 
 
+@pytest.mark.parametrize("reads", [1, 2])
+@pytest.mark.parametrize("path", ["/json", "/json?asgi"])
+@pytest.mark.parametrize(
+    ("refused", "status"),
+    [
+        (b"GET /livez?%b HTTP/1.1\r\nhost: t\r\n\r\n" % (b"a" * 5000), 414),
+        (b"GET /livez HTTP/1.1\r\nhost: t\r\nx: %b\r\n\r\n" % (b"a" * 20_000), 431),
+    ],
+    ids=["url", "head"],
+)
+async def test_a_request_that_is_refused_takes_no_answer_from_the_one_before_it(
+    refused: bytes, status: int, path: str, reads: int
+) -> None:
+    async with (
+        serving(limits=limits(max_url_size=1000, max_head_size=10_000)) as side,
+        side.client() as client,
+    ):
+        if reads == 1:
+            client.send(post(b"[1]", path) + refused)
+        else:
+            client.send(post(b"[1]", path))
+            await side.task()
+            client.send(refused)
+        task = await side.task()
+        await client.drain()
+        await settled_loop()
+        task.answer(b"mine")
+        first, second = await client.response(), await client.response()
+        assert (first.status, first.body) == (200, b"mine")
+        assert (second.status, second.header("connection")) == (status, "close")
+        assert await client.at_end()
+
+
+async def test_a_first_request_that_is_refused_gets_its_answer_though_its_body_still_comes(
+    logged: pytest.LogCaptureFixture,
+) -> None:
+    async with serving() as side, side.client() as client:
+        client.send(b"POST /%b HTTP/1.1\r\nhost: t\r\ncontent-length: 2000000\r\n\r\n" % (b"a" * 17_000))
+        response = await client.response()
+        assert (response.status, response.header("connection")) == (414, "close")
+        client.send(b"x" * 2_000_000)
+        await client.drain()
+        client.end_sending()
+        assert await client.at_end()
+    assert not [record for record in logged.records if record.exc_info]
+
+
+async def test_so_is_one_that_comes_at_once_with_a_large_head(logged: pytest.LogCaptureFixture) -> None:
+    async with serving() as side, side.client() as client:
+        client.send(b"GET /%b HTTP/1.1\r\nhost: t\r\ncontent-length: 1\r\n\r\n1" % (b"x" * 60_000))
+        assert (await client.response()).status == 414
+        assert await client.at_end()
+    assert not [record for record in logged.records if record.exc_info]
+
+
+@pytest.mark.parametrize("endless", [b"a: b\r\n", b"x"], ids=["lines", "line"])
+@pytest.mark.parametrize("before", [b"3\r\n[1]\r\n0\r\n", b"3\r\n[1]\r\n0\r\na: ", b"3;"])
+async def test_what_is_no_body_and_never_ends_is_answered_431(before: bytes, endless: bytes) -> None:
+    if before.endswith(b"0\r\n") and endless == b"x":
+        before += b"a: "
+    async with serving(limits=limits(max_head_size=4096)) as side, side.client() as client:
+        client.send(HEAD + b"transfer-encoding: chunked\r\n\r\n" + before)
+        response = asyncio.ensure_future(client.response())
+        for _ in range(1000):
+            if response.done():
+                break
+            client.send(endless * 500 if not before.endswith(b";") else b"x" * 500)
+            await asyncio.sleep(0.001)
+        assert (await response).status == 431
+        assert not side.service.tasks
+
+
+async def test_a_read_of_very_many_chunks_leaves_others_their_turns() -> None:
+    async with serving() as side, side.client() as client, side.client() as other:
+        client.send(HEAD + b"transfer-encoding: chunked\r\n\r\n" + b"1\r\n1\r\n" * 400_000 + b"0\r\n\r\n")
+        # A part of a read waits.
+        await until(lambda: any(each._unfed for each in side.server.server_state.connections))  # type: ignore[union-attr]
+        other.send(post(b"[1]"))
+        task = await side.task()
+        assert task.call.payload == b"[1]"
+        task.answer(b"done")
+        assert (await other.response()).body == b"done"
+        second = await side.task(2)
+        assert second.call.payload == b"1" * 400_000
+        second.answer(b"all")
+        assert (await client.response()).body == b"all"
+
+
 async def test_a_large_head_behind_a_large_body_is_taken() -> None:
     async with serving() as side, side.client() as client:
         client.send(post(b"x" * 2_000_000) + post(b"2", X_Large="y" * 50_000))
@@ -148,6 +255,21 @@ async def test_a_body_that_moves_at_the_least_rate_arrives_and_one_below_it_does
                 await asyncio.sleep(0.1)
             assert (await client.response()).status == 408
         assert len(side.service.tasks) == 1
+
+
+@pytest.mark.parametrize("framing", [b"content-length: 500000\r\n\r\n", b"transfer-encoding: chunked\r\n\r\n7a120\r\n"])
+async def test_a_body_of_which_much_has_come_may_pause_no_longer_than_another(framing: bytes) -> None:
+    async with serving(limits=limits(read_timeout=0.3, least_rate=1000)) as side, side.client() as client:
+        # By the rate alone it would have 400 s.
+        client.send(HEAD + framing + b"x" * 400_000)
+        response = asyncio.ensure_future(client.response())
+        for _ in range(100):
+            if response.done():
+                break
+            client.send(b"x")
+            await asyncio.sleep(0.1)
+        assert (await response).status == 408
+        assert not side.service.tasks
 
 
 async def test_a_request_that_waits_behind_another_is_not_taken_for_slow() -> None:
@@ -195,6 +317,18 @@ async def test_bodies_that_find_no_room_beside_others_are_answered_503_and_may_c
             third.send(post(body, path))
             (await side.task(2)).answer(b"again")
             assert (await third.response()).body == b"again"
+
+
+@pytest.mark.parametrize("path", ["/json", "/json?asgi"])
+async def test_a_small_body_has_room_beside_those_that_take_all(path: str) -> None:
+    async with serving(app={"body_memory": LIMIT}) as side, side.client() as first, side.client() as second:
+        first.send(post(b"x" * (LIMIT - 1), path))
+        large = await side.task()
+        second.send(post(b"x" * 16_000, path))
+        (await side.task(2)).answer(b"small")
+        assert (await second.response()).body == b"small"
+        large.answer(b"large")
+        assert (await first.response()).body == b"large"
 
 
 @pytest.mark.parametrize("framing", [b"content-length: %d\r\n\r\n" % LIMIT, b"transfer-encoding: chunked\r\n\r\n"])
@@ -253,7 +387,7 @@ async def test_an_answer_that_is_given_early_arrives(head: str, status: int, ver
 async def test_a_connection_whose_client_sends_on_and_on_behind_its_answer_is_ended(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("mosec_asgi.web.uvicorn.http1.LINGER_SECONDS", 0.3)
+    monkeypatch.setattr("mosec_asgi.web.uvicorn.ending.LINGER_SECONDS", 0.3)
     async with serving() as side, side.client() as client:
         client.send(b"POST /unknown HTTP/1.1\r\nhost: t\r\nconnection: close\r\ncontent-length: %d\r\n\r\n" % 10**9)
         assert (await client.response()).status == 404

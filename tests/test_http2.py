@@ -19,6 +19,7 @@ from mosec_asgi.web.limits import DEFAULT, Limits
 
 pytest.importorskip("zttp", reason="the extra http2 is not installed")
 h2_connection = pytest.importorskip("h2.connection")
+h2_exceptions = pytest.importorskip("h2.exceptions")
 h2_events = pytest.importorskip("h2.events")
 
 PROTOCOL = "mosec_asgi.web.uvicorn.http2:AutoProtocol"
@@ -220,6 +221,30 @@ async def test_frames_that_bring_nothing_end_the_connection_when_they_are_too_ma
     async with connected() as (_, client):
         client.send(frame * 5000)
         await client.ended_by_server()
+
+
+async def test_streams_that_are_given_up_at_once_end_the_connection_sooner() -> None:
+    async with connected() as (side, client):
+        # Until it is told that nothing more is taken.
+        with contextlib.suppress(h2_exceptions.ProtocolError):
+            for _ in range(150):
+                client.reset(client.ask())
+                await settled_loop()
+        await client.ended_by_server()
+        await until(lambda: not side.server.server_state.connections)
+        assert len(side.service.tasks) <= 101
+
+
+async def test_streams_that_are_given_up_when_their_answer_has_begun_do_not() -> None:
+    async with connected() as (side, client):
+        for number in range(1, 151):
+            stream = client.ask()
+            (await side.admitted(number)).chunk(b"a")
+            await until(lambda stream=stream: client.received[stream])
+            client.reset(stream)
+        last = client.ask()
+        (await side.admitted(151)).answer(b"")
+        await until(lambda: last in client.ended)
 
 
 async def test_a_client_that_pings_now_and_then_is_served() -> None:

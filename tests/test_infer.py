@@ -176,6 +176,7 @@ RAISED: dict[str, tuple[type[MosecError], int, str]] = {
     "ServerError": (ServerError, 500, "the details"),
     "EncodingError": (EncodingError, 500, "the details"),
     "Teapot": (MosecError, 418, "I am a teapot: the details"),
+    "Busy": (MosecError, 429, "busy: the details"),
     "KeyError": (ServerError, 500, "inference internal error"),
 }
 
@@ -521,6 +522,11 @@ async def test_many_large_items_at_once_are_each_right(executor: str) -> None:
             assert (result["a"] == number).all()
         results.clear()
         del result
+
+
+async def test_without_shared_memory_arrays_go_through_the_pipe() -> None:
+    async with serving(workers.Twice, workers.Echo, shared_memory=0) as server:
+        assert (await server.infer(np.ones(1_000_000))).sum() == 2_000_000
 
 
 async def test_a_large_pickle_without_buffers_goes_through_the_memory_too() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ctypes
 import gc
 import json
@@ -137,7 +138,7 @@ async def test_a_worker_can_be_killed_more_than_once(method: str) -> None:
         await worker.wait_ready()
         worker.link.kill()
         worker.link.kill()
-        assert await worker.ended() == "was killed by signal 9"
+        assert await worker.ended() == "was killed by signal 9 (SIGKILL)"
         number = worker.link.pid
         worker.link.kill()
         assert worker.link.pid == number is not None
@@ -172,7 +173,7 @@ async def test_the_death_of_a_worker_is_noticed_though_a_child_of_it_holds_its_p
         child = int(await worker.ask(b'["leave a child"]'))
         try:
             worker.link.kill()
-            assert await worker.ended() == "was killed by signal 9"
+            assert await worker.ended() == "was killed by signal 9 (SIGKILL)"
             assert worker.all("closed") == []
         finally:
             os.kill(child, signal.SIGKILL)
@@ -327,6 +328,39 @@ def no_more_descriptors_than(number: int) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def take_all_descriptors() -> list[int]:
+    """Open files until the limit is reached."""
+    taken: list[int] = []
+    with contextlib.suppress(OSError):
+        while True:
+            taken.append(os.open(os.devnull, os.O_RDONLY))
+    return taken
+
+
+@LINUX
+@METHODS
+async def test_a_dead_worker_is_replaced_though_others_have_taken_all_descriptors(method: str) -> None:
+    launcher = ProcessLauncher(asyncio.get_running_loop(), method)
+    first = Life(launcher, spec(Obedient), None)
+    await first.wait_ready()
+    before = descriptors()
+    with no_more_descriptors_than(0):
+        first.link.kill()
+        await first.ended()
+        # What its end has freed is held back; connections take the rest.
+        await asyncio.sleep(0)
+        taken = take_all_descriptors()
+        second = Life(launcher, spec(Obedient), None)
+        await second.wait_ready()
+    for descriptor in taken:
+        os.close(descriptor)
+    second.link.kill()
+    await second.ended()
+    launcher.close()
+    launcher.close()
+    assert descriptors() < before
 
 
 @LINUX

@@ -414,7 +414,7 @@ async def test_of_a_refused_answer_nothing_is_held(sharing: Pair) -> None:
 )
 async def test_a_worker_that_has_no_shared_memory_cannot_speak_of_it(pair: Pair, sent: bytes) -> None:
     said = await pair.says(sent)
-    assert said == [("closed", "broke its pipe (it speaks of shared memory, and has none)")]
+    assert said == [("closed", "broke its pipe (it refers to shared memory, and has none)")]
 
 
 @memfd

@@ -68,7 +68,7 @@ def test_a_worker_cannot_speak_of_what_it_does_not_have() -> None:
     all_of_them = loads("a", "b")
     all_of_them.give("a", tasks(1))
     all_of_them.give("b", tasks(2))
-    with pytest.raises(AnswerError, match="spoke of task 2, which it did not have"):
+    with pytest.raises(AnswerError, match="named task 2, which it did not have"):
         all_of_them.given("a", [1, 2])
 
 

@@ -135,7 +135,7 @@ def test_only_blocks_that_were_written_can_be_freed(end: End) -> None:
     span = end.mapped.put(BODY)
     assert span is not None
     end.mapped.freed([span.begin])
-    with pytest.raises(frames.FrameError, match="freed that is none"):
+    with pytest.raises(frames.FrameError, match="frees a block that does not exist"):
         end.mapped.freed([span.begin])
 
 

@@ -20,7 +20,6 @@ from mosec_asgi.errors import (
     ClientError,
     DefinitionError,
     EncodingError,
-    MosecError,
     ServerError,
     ValidationError,
 )
@@ -183,17 +182,12 @@ def test_others_that_take_all_room_are_waited_for() -> None:
         assert came == [0.3, 0.0]
 
 
-class Busy(MosecError):
-    code = 429
-    msg = "busy"
-
-
-workers.ERRORS["Busy"] = Busy
-
-
 def test_a_refusal_of_the_workers_own_is_a_result() -> None:
-    with server_of(workers.Awkward).engine() as engine:
+    server = server_of(workers.Awkward)
+    with server.engine() as engine:
         [result] = engine.map([("raise", "Busy")])
+        assert server._running is not None
+        assert server._running._metrics.stages[0].in_time == 1, "it was run once"
     assert (result.code, str(result)) == (429, "busy: the details")
 
 

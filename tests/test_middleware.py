@@ -14,6 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from workers import Echo
 
 from mosec_asgi import Server, SSEWorker
+from mosec_asgi.errors import DefinitionError
 
 
 class Stamp:
@@ -86,7 +87,7 @@ class Events(SSEWorker):
 
 
 def routes_of(server: Server) -> set[bytes]:
-    return set(server.direct_routes())
+    return set(server.direct_routes() or ())
 
 
 @pytest.mark.parametrize(
@@ -110,3 +111,9 @@ async def test_the_short_way_is_there_for_results_that_nobody_else_must_see(
     async with server.lifespan():
         assert routes_of(server) == expected
     assert routes_of(server) == set()
+
+
+@pytest.mark.parametrize("given", [[Stamp], [1], Stamp, Middleware(Stamp, value="x"), "Stamp", None])
+def test_middleware_that_is_none_is_refused_with_what_to_pass(given: Any) -> None:
+    with pytest.raises(DefinitionError, match=r"middleware=\[Middleware\(CORSMiddleware, allow_origins"):
+        Server(middleware=given)

@@ -100,7 +100,7 @@ class MiddleAsync(SSEWorker):
 
 
 class SpeaksTooSoon(SSEWorker):
-    def forward(self, data: list[int]) -> list[int]:
+    async def forward(self, data: list[int]) -> list[int]:
         self.send_stream_event("too soon")
         return data
 
@@ -140,11 +140,41 @@ class Middle2(Worker):
         return data
 
 
-async def test_only_the_last_stage_can_send_events(caplog: pytest.LogCaptureFixture) -> None:
+class Announce(SSEWorker):
+    def forward(self, data: list[int]) -> list[int]:
+        for number in data:
+            self.send_stream_event(f"soon {number}")
+        return data
+
+
+async def test_events_of_an_earlier_stage_come_before_those_of_the_last_one_and_are_counted_with_them() -> None:
+    async with testing.serving(pipeline(Numbers, Announce, Respond)) as service:
+        answer = await service.client.post("/inference", json={"n": 2})
+        assert answer.text == "".join(f"data: {text}\n\n" for text in ("soon 0", "soon 1", "0", "1"))
+        metrics = (await service.client.get("/metrics")).text.splitlines()
+        stage = next(line for line in metrics if "events_sent_total{" in line).partition("{")[2].partition("}")[0]
+        assert "Respond" in stage
+        assert f"mosec_service_events_sent_total{{{stage}}} 4" in metrics
+        assert f"mosec_service_streams_open{{{stage}}} 0" in metrics
+
+
+async def test_events_before_a_last_stage_that_does_not_stream_are_dropped(caplog: pytest.LogCaptureFixture) -> None:
+    server = Server(stream_buffer=1024)
+    for stage in (Numbers, Announce, Middle2):
+        server.append_worker(stage)
+    async with testing.serving(server) as service:
+        for _ in range(2):
+            # More than a stream may have on its way.
+            answer = await service.client.post("/inference", json={"n": 500})
+            assert (answer.status_code, answer.json()) == (200, list(range(500)))
+    assert caplog.text.count("events are dropped") == 1
+
+
+async def test_an_asynchronous_worker_sends_events_only_in_the_last_stage(caplog: pytest.LogCaptureFixture) -> None:
     async with testing.serving(pipeline(Numbers, SpeaksTooSoon, Respond)) as service:
         answer = await service.client.post("/inference", json={"n": 2})
         assert "500" in answer.text
-    assert "in the last stage of a route" in caplog.text
+    assert "only in the last stage of a route" in caplog.text
 
 
 # -- examples ----------------------------------------------------------------------------------------------------------

@@ -53,3 +53,10 @@ def test_where_nobody_asked_for_long_the_time_between_counts() -> None:
 def test_long_timeouts_are_not_waited_for() -> None:
     assert Offered(600.0).span == LONGEST_SPAN
     assert Offered(0.001).span > 0.01
+
+
+def test_what_is_sustained_counts_over_twice_as_many_spans() -> None:
+    offered = Offered(1.0)
+    brought(offered, [10] * 8 + [30] * 4)
+    assert offered.per_second == pytest.approx(60.0)
+    assert offered.sustained == pytest.approx(40.0)

@@ -18,7 +18,7 @@ from common import until
 from fakes import spec
 from harness import Program, child_processes, serving, wait_until
 from lives import Life
-from preload_workers import Endless, Loaded, Random, Stubborn, Unable
+from preload_workers import Endless, Helped, Loaded, Random, Stubborn, Unable
 
 from mosec_asgi import Server
 from mosec_asgi.errors import StartupError
@@ -127,7 +127,7 @@ async def test_a_worker_can_be_killed_more_than_once_and_leaves_its_sibling_alon
     first, second = await pool.pair()
     first.link.kill()
     first.link.kill()
-    assert await first.ended() == "was killed by signal 9"
+    assert await first.ended() == "was killed by signal 9 (SIGKILL)"
     assert await asked(second, b"5") == 5
 
 
@@ -159,6 +159,33 @@ async def test_workers_outlive_their_template_and_the_next_one_is_forked_from_an
     assert (await asked(first, b"7"), await asked(second, b"8")) == (7, 8)
 
 
+async def test_a_template_has_a_name_as_workers_have(pool: Pool) -> None:
+    [first, _] = await pool.pair()
+    names = [Path(f"/proc/{pid}/comm").read_text().strip() for pid in (pool.template, first.link.pid)]
+    # The kernel has room for 15 bytes.
+    assert names == ["Echo_1:template", "Echo_1:1"]
+
+
+async def test_what_a_template_has_started_ends_with_it(pool: Pool) -> None:
+    helper = await asked((await pool.pair(Helped))[0], b"1")
+    assert lives(helper)
+    await pool.close()
+    await until(lambda: not lives(helper))
+
+
+async def test_what_a_dead_template_has_started_ends_with_the_last_worker_that_needs_it(pool: Pool) -> None:
+    first, second = await pool.pair(Helped)
+    helper = await asked(first, b"1")
+    os.kill(pool.template, signal.SIGKILL)
+    first.link.kill()
+    await first.ended()
+    assert await asked(second, b"1") == helper
+    assert lives(helper)
+    second.link.kill()
+    await second.ended()
+    await until(lambda: not lives(helper))
+
+
 async def test_a_server_that_takes_in_orphans_reaps_them(pool: Pool) -> None:
     prctl, pr_set_child_subreaper = ctypes.CDLL(None).prctl, 36
     first, second = await pool.pair()
@@ -182,7 +209,7 @@ async def test_a_template_that_never_loads_is_ended_with_the_workers_that_wait_f
     assert both[0].link.pid == both[1].link.pid == template
     both[0].link.kill()
     for life in both:
-        assert await life.ended() == "was killed by signal 9"
+        assert await life.ended() == "was killed by signal 9 (SIGKILL)"
     assert not lives(template)
 
 

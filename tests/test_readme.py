@@ -80,14 +80,15 @@ def test_the_mounted_app_serves_its_own_route_and_the_model(folder: Path, log: P
     command = [sys.executable, "-m", "uvicorn", "app:app", "--port", "{port}"]
     with running(command, log, cwd=folder) as program:
         program.wait_ready("/ml/readyz")
-        assert program.client.get("/hello").json() == "from the app itself"
+        assert program.client.get("/texts/hamlet").json() == {"words": 6, "unique": 4}
+        assert program.client.get("/texts/lear").status_code == 404
         assert program.client.post("/ml/inference", json={"text": "a b a"}).json() == {"words": 3, "unique": 2}
         assert "starting the workers at the first request" not in program.output
 
 
 def test_the_call_in_process_prints_the_answer(folder: Path) -> None:
     done = subprocess.run([sys.executable, "call.py"], cwd=folder, capture_output=True, text=True, timeout=60)
-    assert done.stdout.strip() == "{'words': 2, 'unique': 2}", done.stderr
+    assert done.stdout.splitlines() == ["{'words': 2, 'unique': 2}", str(sum(range(10_000)))], done.stderr
 
 
 def test_the_table_of_settings_names_each_setting_with_its_default() -> None:

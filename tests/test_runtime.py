@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import multiprocessing
 import sys
 import types
 from collections.abc import Hashable, Iterable, Sequence
+from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
@@ -476,3 +478,70 @@ def test_a_latency_target_is_a_number_of_milliseconds(target: Any) -> None:
     with pytest.raises(DefinitionError, match="latency_target must be a number of milliseconds"):
         Runtime(Echo, latency_target=target)
     assert Runtime(Echo, latency_target=2.5).latency_target == 2.5
+
+
+# -- the signature of forward ------------------------------------------------------------------------------------------
+
+
+def no_argument(self: Worker) -> None:
+    pass
+
+
+def two_arguments(self: Worker, a: Any, b: Any) -> None:
+    pass
+
+
+def by_name(self: Worker, *, data: Any) -> None:
+    pass
+
+
+def with_default(self: Worker, data: Any, more: Any = None) -> None:
+    pass
+
+
+def anything(*args: Any, **kwargs: Any) -> None:
+    pass
+
+
+def alone(data: Any) -> None:
+    pass
+
+
+@pytest.mark.parametrize("forward", [no_argument, two_arguments, by_name, 3, staticmethod(two_arguments), alone])
+def test_a_forward_that_cannot_be_called_is_refused(forward: Any) -> None:
+    with pytest.raises(DefinitionError, match=r"write `def forward\(self, data\)|make it a method: `def forward"):
+        Runtime(type("Made", (Worker,), {"forward": forward}))
+
+
+class Called:
+    def __call__(self, data: Any) -> Any:
+        return data
+
+
+@pytest.mark.parametrize(
+    "forward",
+    [with_default, anything, staticmethod(alone), classmethod(with_default), Called(), print, len,
+     functools.partialmethod(two_arguments, 1), functools.wraps(with_default)(anything)],
+)  # fmt: skip
+def test_a_forward_that_can_be_called_is_taken(forward: Any) -> None:
+    Runtime(type("Made", (Worker,), {"forward": forward}))
+
+
+def test_a_class_that_only_the_program_itself_defines_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(
+        "class Above: pass\n"
+        "if __name__ == '__main__':\n    class Made: pass\n    class Above: pass\n"
+        "else:\n    class Other: pass\n"
+    )
+    module = types.ModuleType("__main__")
+    vars(module).update({"__spec__": None, "__file__": str(program)})
+    monkeypatch.setitem(sys.modules, "__main__", module)
+    made, above = (type(name, (Echo,), {"__module__": "__main__", "__qualname__": name}) for name in ("Made", "Above"))
+    check_importable({"/a": [Runtime(above), Runtime(made, start_method="fork"), Runtime(made, executor="thread")]})
+    with pytest.raises(DefinitionError, match='cannot import Made: it is defined below `if __name__ == "__main__"'):
+        check_importable({"/a": [Runtime(above), Runtime(made)]})
+    program.write_bytes(b"\0")
+    check_importable({"/a": [Runtime(made)]})

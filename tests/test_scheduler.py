@@ -872,7 +872,7 @@ def test_the_tasks_that_a_worker_speaks_of_are_those_that_it_has() -> None:
     assert scheduler.loads.given("a", [mine[1].id, mine[0].id, mine[1].id]) == [mine[1], mine[0], mine[1]]
     other = sent_to(scheduler, "b")[0]
     for wrong in ([mine[0].id, other.id], [10**9]):
-        with pytest.raises(AnswerError, match=f"spoke of task {wrong[-1]}, which it did not have"):
+        with pytest.raises(AnswerError, match=f"named task {wrong[-1]}, which it did not have"):
             scheduler.loads.given("a", wrong)
     answered(scheduler, "a", mine[:1])
     with pytest.raises(AnswerError):

@@ -15,8 +15,8 @@ import pytest
 from harness import child_processes
 from workers import Echo, Raw
 
-from mosec_asgi import Runtime, Server, SSEWorker, Worker
-from mosec_asgi.errors import DefinitionError
+from mosec_asgi import MosecError, Runtime, Server, SSEWorker, Worker
+from mosec_asgi.errors import DefinitionError, describe
 from mosec_asgi.mixin import PlasmaShmIPCMixin
 
 
@@ -200,6 +200,12 @@ def test_a_pipeline_that_is_no_list_of_runtimes_is_refused(runtimes: Any) -> Non
     assert "the route /a needs a list of one or more Runtime objects" in message
 
 
+@pytest.mark.parametrize("routes", [[Runtime(Echo)], None, {}, Runtime(Echo)])
+def test_routes_that_are_no_dictionary_are_refused_with_what_to_pass(routes: Any) -> None:
+    message = refusal(lambda: Server().register_runtime(routes))
+    assert 'register_runtime needs a dictionary such as {"/inference": [Runtime(YourWorker)]}' in message
+
+
 def test_routes_are_registered_at_once_or_not_at_all() -> None:
     server = Server()
     server.append_worker(Echo)
@@ -295,8 +301,9 @@ def test_a_stage_has_a_name_its_place_in_its_server() -> None:
         ("/models/{name", "holds a brace that belongs to no parameter"),
         ("/models/{name:regex}", "has a parameter of the kind 'regex'; there are str, path, int"),
         ("/{a}/{a}", "has the parameter a twice"),
-        ("/a?b=1", "a query belongs to a request"),
+        ("/a?b=1", "a query is a part of a request"),
         ("/a#b", "a fragment is never sent"),
+        ("/a%20b", "write '/a b'"),
     ],
 )
 def test_a_route_that_nothing_would_reach_is_refused(route: str, text: str) -> None:
@@ -314,6 +321,18 @@ def test_a_refused_stage_leaves_the_others_as_they_were() -> None:
     before = repr(server)
     assert "make two Runtime objects" in refusal(lambda: server.append_worker(Echo, route="/b"))
     assert repr(server) == before
+
+
+def test_ctrl_c_before_anything_runs_ends_the_program_without_a_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(self: Server) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Server, "_run", interrupted)
+    server = Server()
+    server.append_worker(Echo)
+    with pytest.raises(SystemExit) as stop:
+        server.run()
+    assert stop.value.code == 130
 
 
 async def test_run_within_an_event_loop_says_what_to_call_instead() -> None:
@@ -344,6 +363,31 @@ def test_an_event_loop_of_another_kind_is_answered_503_with_one_clear_error(capl
     (told,) = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
     assert "need an event loop of asyncio" in told
     assert "hypercorn -k asyncio" in told
+
+
+async def test_nothing_is_defined_while_the_server_runs() -> None:
+    server = Server()
+    server.append_worker(Echo, executor="thread")
+    with subprocess.Popen([sys.executable, "-c", ""]) as process:
+        late: list[Callable[[], Any]] = [
+            lambda: server.append_worker(Echo, route="/late"),
+            lambda: server.register_runtime({"/late": [Runtime(Echo)]}),
+            lambda: server.register_daemon("late", process),
+        ]
+        async with server:
+            for define in late:
+                assert "comes too late; call it before" in refusal(define)
+        server.append_worker(Echo, route="/late", executor="thread")
+
+
+def test_mosecs_names_of_statuses_are_statuses() -> None:
+    from mosec_asgi.protocol import HTTPStatusCode
+
+    class Refused(MosecError):
+        code = HTTPStatusCode.VALIDATION_ERROR
+
+    assert describe(Refused("x")).code == 422
+    assert describe(MosecError("x")).code == HTTPStatusCode.INTERNAL_ERROR
 
 
 def test_mosecs_import_paths_are_there() -> None:

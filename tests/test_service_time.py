@@ -116,3 +116,36 @@ def test_batches_of_one_size_keep_the_shape_that_was_learned() -> None:
 
 def test_units_that_take_no_time_are_not_infinitely_fast() -> None:
     assert measured([0.0] * 5).mean > 0.0
+
+
+def test_what_a_unit_still_takes_follows_from_how_long_it_has_taken() -> None:
+    times = ServiceTimes()
+    for seconds in (0.02, 0.32) * 5 + (0.02,) * 10:
+        times.add(1, seconds)
+    times.read()
+    assert times.left(0.0) == pytest.approx(times.mean)
+    assert times.left(0.1) == pytest.approx(0.22), "it is one of the long ones"
+    assert times.left(0.5) == pytest.approx(0.5), "it is an exception: as long again"
+
+
+def test_the_more_is_measured_the_less_it_is_in_doubt() -> None:
+    times = ServiceTimes()
+    doubts = []
+    for _ in range(2):
+        for seconds in (0.02, 0.08) * 8:
+            times.add(1, seconds)
+        times.read()
+        doubts.append(times.doubt)
+    assert 0.0 < doubts[1] < doubts[0]
+
+
+def test_chance_in_times_with_a_long_tail_is_hardly_ever_a_change() -> None:
+    random, times = Random(1), ServiceTimes()
+    changes = before = 0
+    for _ in range(7_000):
+        for _ in range(3):
+            times.add(1, 0.02 if random.random() < 0.9 else 0.32)
+        times.read()
+        changes += len(times._samples) < before
+        before = len(times._samples)
+    assert changes <= 3

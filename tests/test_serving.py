@@ -153,7 +153,11 @@ def test_a_setting_may_come_from_the_environment_alone(tmp_path: Path) -> None:
         (["--timeout", "soon"], {}, "--timeout"),
         (["--capacity", "0"], {}, "the argument --capacity must be at least 1, not 0"),
         (["--log-level", "loud"], {}, "--log-level"),
-        ([], {"MOSEC_TIMEOUT": "soon"}, "the environment variable MOSEC_TIMEOUT must be a whole number, not 'soon'"),
+        (
+            [],
+            {"MOSEC_TIMEOUT": "soon"},
+            "the environment variable MOSEC_TIMEOUT must be a whole number of milliseconds, not 'soon'",
+        ),
         ([], {"MOSEC_DEBUG": "perhaps"}, "the environment variable MOSEC_DEBUG must be true or false, not 'perhaps'"),
     ],
 )
@@ -403,9 +407,12 @@ def test_a_second_signal_ends_a_service_whose_workers_are_at_work(tmp_path: Path
         program.send(signal.SIGINT)
         wait_until(lambda: not program.answers("/readyz"), "it stays ready")
         program.send(signal.SIGINT)
-        program.wait(PROMPT)
+        assert program.wait(PROMPT) == 130
         program.assert_nothing_left(PROMPT)
         request.exception()
+        assert "the end was forced; 1 requests were dropped" in program.messages()
+        assert "Traceback" not in program.output
+        assert not [row for row in program.lines() if row["level"] == "ERROR"]
 
 
 @pytest.mark.parametrize("code", [0, 3])

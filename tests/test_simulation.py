@@ -18,7 +18,7 @@ import pytest
 
 from mosec_asgi import ContinuousWorker, Server, SSEWorker, Worker
 from mosec_asgi.batching import coordinator, stage
-from mosec_asgi.batching.admission import Reason
+from mosec_asgi.batching.admission import Admission, Reason
 from mosec_asgi.batching.coordinator import MOST_RETRY_SECONDS, Coordinator
 from mosec_asgi.batching.engine import Caller
 from mosec_asgi.batching.flow import Flow
@@ -29,8 +29,9 @@ from mosec_asgi.batching.policy.window import WindowPolicy
 from mosec_asgi.batching.queue import TaskQueue
 from mosec_asgi.batching.scheduler import Scheduler
 from mosec_asgi.batching.stage import Stage
+from mosec_asgi.batching.stage_admission import StageAdmission
 from mosec_asgi.batching.task import State, Task
-from mosec_asgi.errors import CLOSING, Failure
+from mosec_asgi.errors import CANCELLED, CLOSING, Failure
 from mosec_asgi.messages import OK, Call, Credit, Outcome, Payload, Results
 from mosec_asgi.observing.metrics import StageMetrics
 from mosec_asgi.pool import supervisor
@@ -42,7 +43,7 @@ from mosec_asgi.testing.simulation.history import History, silenced
 from mosec_asgi.testing.simulation.messages import Held, over_a_socket
 from mosec_asgi.testing.simulation.scenario import FAULTS, draw
 
-HISTORIES = 1000
+HISTORIES = 1500
 # Histories in which a fault of the service must show.
 ENOUGH = 4000
 
@@ -54,8 +55,9 @@ def test_whatever_happens_the_contracts_hold() -> None:
     assert {f"fault: {fault}" for fault in FAULTS if fault != "launch is refused"} <= happened
     outcomes = {f"answered {code}" for code in (200, 408, 422, 499, 500, 503)} | {"refused 429", "refused 503"}
     ends = {"workers stuck", "workers too long in starting", "workers too long in stopping", "stages down"}
+    reasons = {"refusals for its latency target", "refusals for its time"}
     ways = {"histories with pickled messages", "payloads in memory", "answers looked for"}
-    assert outcomes | ends | ways | {"services healed", "services that could not start"} <= happened
+    assert outcomes | ends | reasons | ways | {"services healed", "services that could not start"} <= happened
 
 
 # -- a seed says all ---------------------------------------------------------------------------------------------------
@@ -67,7 +69,7 @@ def history_of(seed: int, **changes: Any) -> list[str]:
     history.scenario = history._around.scenario = scenario
     with silenced(True):
         history.run()
-    return history.oracle.history
+    return history.oracle.journal.history
 
 
 @pytest.mark.parametrize("seed", [3, 17, 99])
@@ -279,7 +281,7 @@ def told_twice(self: Coordinator, task: Task, failure: Failure) -> None:
 def told_at_once(original: Any) -> Any:
     def submit(self: Coordinator, call: Call, caller: Caller) -> None:
         stages, now = self._routes[call.route].stages, self._clock()
-        refusal = self._refusal(stages, call.timeout or self._limits.timeout, now)
+        refusal = self._refusal(call.route, stages, call.timeout or self._limits.timeout, now)
         if refusal is None:
             original(self, call, caller)
         else:
@@ -539,6 +541,30 @@ def restarts_are_not_counted(self: Supervisor, place: Place, delay: float) -> No
     self.restarts -= 1
 
 
+def refused_without_a_queue(original: Any) -> Any:
+    """Refuse by the latency target what would not wait."""
+
+    def broken(self: Admission, stage: StageAdmission, timeout: float, now: float) -> Reason | None:
+        if stage.target and stage.leaves(0.0, 0, timeout, now) > stage.target:
+            return Reason.LATENCY_TARGET
+        reason: Reason | None = original(self, stage, timeout, now)
+        return reason
+
+    return broken
+
+
+def refused_without_a_target(original: Any) -> Any:
+    """Refuse by a target that nobody has set."""
+
+    def broken(self: Admission, stage: StageAdmission, timeout: float, now: float) -> Reason | None:
+        if stage.wait(stage.load.queued, now):
+            return Reason.LATENCY_TARGET
+        reason: Reason | None = original(self, stage, timeout, now)
+        return reason
+
+    return broken
+
+
 MUTATIONS = [
     Mutation(
         "a result is not passed on",
@@ -551,6 +577,12 @@ MUTATIONS = [
         Coordinator,
         Coordinator.answered,
         unless(lambda self, task, code, *rest: code != OK),
+    ),
+    Mutation(
+        "a worker is believed that its client left",
+        Coordinator,
+        Coordinator._not_left,
+        lambda original: lambda self, task, payload: (CANCELLED, b""),
     ),
     Mutation("a failure is told twice", Coordinator, Coordinator.failed, afterwards(told_twice)),
     Mutation("a refusal comes before its call is submitted", Coordinator, Coordinator.submit, told_at_once),
@@ -581,6 +613,8 @@ MUTATIONS = [
         Coordinator._refusal,
         with_values(_closing=lambda closing: False),
     ),
+    Mutation("a target refuses what need not wait", Admission, Admission._too_long_a_queue, refused_without_a_queue),
+    Mutation("a target that nobody has set", Admission, Admission._too_long_a_queue, refused_without_a_target),
     Mutation("no Retry-After", Coordinator, Coordinator._retry_after, may_be_zero),
     Mutation("no second sweep", Coordinator, Coordinator._sweep, afterwards(lambda self: self._sweep_timer.clear())),
     Mutation("an earlier deadline is overlooked", Coordinator, Coordinator.submit, earlier_is_overlooked),

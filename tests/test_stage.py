@@ -16,7 +16,16 @@ from mosec_asgi.batching.busy_poll import POLL_SECONDS
 from mosec_asgi.batching.flow import Flow
 from mosec_asgi.batching.stage import GRACE_SECONDS, LOOK_SECONDS, Stage
 from mosec_asgi.batching.task import Event, State, Task
-from mosec_asgi.errors import INTERNAL_ERROR, STAGE_DOWN, TIMED_OUT, TOO_LONG, WORKER_DIED, Failure
+from mosec_asgi.errors import (
+    INTERNAL_ERROR,
+    STAGE_DOWN,
+    TIMED_OUT,
+    TOO_LONG,
+    WORKER_DIED,
+    Failure,
+    describe,
+    too_slow,
+)
 from mosec_asgi.messages import EGRESS, EXAMPLE, INGRESS, Cancels, LinkError, Payload, Results, Tasks
 from mosec_asgi.observing.metrics import StageMetrics
 
@@ -52,6 +61,8 @@ class Bench:
         # It says that these come too late, and was asked so.
         self.late: set[int] = set()
         self.asked: list[tuple[int, int, float]] = []
+        # No task's deadline is before that, it says.
+        self.earliest_deadline = -math.inf
         self._numbers = itertools.count(1)
 
     # -- the owner ---------------------------------------------------------------------------------------------------
@@ -75,8 +86,8 @@ class Bench:
         self.stage.drop(task)
         task.settle()
 
-    def timed_out(self, task: Task) -> None:
-        self.failed(task, TIMED_OUT)
+    def timed_out(self, task: Task, failure: Failure = TIMED_OUT) -> None:
+        self.failed(task, failure)
 
     def is_late(self, task: Task, together: int, now: float) -> bool:
         self.asked.append((task.id, together, now))
@@ -699,7 +710,8 @@ async def test_a_worker_that_does_nothing_beyond_its_time_is_killed_and_what_it_
         assert not worker.killed
         b.loop.advance(2 * LOOK_SECONDS)
         assert worker.killed
-        assert b.failures == {1: TIMED_OUT, 2: TIMED_OUT}
+        assert b.failures == dict.fromkeys((1, 2), describe(too_slow(b.stage.plan.timeout)))
+        assert "raise `timeout` (seconds) of its stage" in b.failures[1].text
         worker = await b.replaced(worker)
         assert worker.sizes == [2], "what was sent ahead is a batch as before"
         assert worker.has == [3, 4]
@@ -742,7 +754,7 @@ async def test_of_two_busy_workers_only_the_stuck_one_is_killed() -> None:
             other.beats += 1
         b.loop.advance(5 * STUCK / 10)
         assert not other.killed
-        assert b.failures == {1: TIMED_OUT}
+        assert b.failures == {1: describe(too_slow(TIMEOUT))}
         await settled_loop()
 
 
@@ -777,7 +789,7 @@ async def test_the_successor_of_a_stuck_worker_is_watched_as_well() -> None:
             worker = b.worker
             b.loop.advance(STUCK + 2 * LOOK_SECONDS)
             assert worker.killed
-            assert b.failures[number] == TIMED_OUT
+            assert b.failures[number] == describe(too_slow(TIMEOUT))
             b.clock.advance(60.0)
             await settled_loop()
             b.loop.advance(1.0)
@@ -1074,6 +1086,16 @@ async def test_who_has_time_enough_is_not_asked_about() -> None:
     async with bench() as b:
         tasks = b.submit(3)
         b.stage.admission.margin = tasks[0].deadline - b.clock.now
+        b.loop.turn()
+        assert b.asked == []
+
+
+async def test_none_is_looked_at_while_all_deadlines_are_far() -> None:
+    async with bench() as b:
+        task = b.submit(2)[0]
+        b.late.add(task.id)
+        b.stage.admission.margin = task.deadline - b.clock.now + 1.0
+        b.earliest_deadline = task.deadline + 1.0
         b.loop.turn()
         assert b.asked == []
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pickle
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -13,6 +14,7 @@ from fake_port import (
     LEFT,
     PATIENCE,
     TOO_SLOW,
+    UNUSUAL,
     Recorder,
     ServerEnd,
     data,
@@ -28,6 +30,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mosec_asgi.errors import ClientError, MosecTimeoutError, ValidationError
+from mosec_asgi.messages import INGRESS, Tasks
+from mosec_asgi.mixin import MsgpackMixin
 from mosec_asgi.streaming import FINISHED, Event, SSEWorker
 from mosec_asgi.worker import Worker
 
@@ -102,6 +106,14 @@ def test_an_event_may_be_text_bytes_or_have_fields_of_its_own() -> None:
 def test_a_stream_of_another_mime_type_is_its_bare_bytes() -> None:
     worker = yielding(lambda item: iter([b"RIFF", "é", bytearray(b"\0")]), resp_mime_type="audio/wav")
     assert served(worker, json_tasks(1)).events[1] == [b"RIFF", "é".encode(), b"\0"]
+
+
+def test_a_mixin_for_the_input_does_not_take_the_form_of_the_events_away() -> None:
+    class Chat(MsgpackMixin, SSEWorker):
+        def forward(self, item: Any) -> Iterator[Any]:
+            yield from item
+
+    assert served(Chat, tasks(b"\x92\xa1a\xa1b")).events[1] == data("a", "b")
 
 
 def test_any_iterator_will_do() -> None:
@@ -266,6 +278,20 @@ def test_what_does_not_say_whose_it_is_is_a_fault_of_the_worker_that_is_not_trie
     assert {code for code, _ in server.answers.values()} == {500}
     assert all(text.startswith(b"internal error: ") for _, text in server.answers.values())
     assert len(calls.calls) == 1
+
+
+@pytest.mark.parametrize("error", UNUSUAL)
+def test_of_a_batch_of_generators_one_that_raises_ends_alone(error: type[BaseException]) -> None:
+    def events(item: str) -> Iterator[str]:
+        yield "a"
+        if item == "raises":
+            raise error
+        yield "b"
+
+    worker = worker_of(lambda batch: list(map(events, batch)), SSEWorker)
+    server = served(worker, json_tasks("fine", "raises", "fine"), max_batch_size=3)
+    assert server.events == {1: data("a", "b"), 2: data("a"), 3: data("a", "b")}
+    assert server.answers == {1: ENDED, 2: INTERNAL, 3: ENDED}
 
 
 def test_an_event_for_an_item_that_does_not_exist_is_dropped(logged: pytest.LogCaptureFixture) -> None:
@@ -780,3 +806,113 @@ def test_a_rehearsal_raises_what_forward_raises() -> None:
         pytest.raises(ValueError, match="no such layer"),
     ):
         runner.rehearse(1)
+
+
+# -- before the last stage ---------------------------------------------------------------------------------------------
+
+MIDDLE = {"next_stages": ("Last_2",)}
+
+
+def passed(server: ServerEnd) -> dict[int, Any]:
+    """Return what a worker before the last stage has passed on; the text where it has failed."""
+    return {
+        task: pickle.loads(payload) if code == 200 else (code, payload)
+        for task, (code, payload) in server.answers.items()
+    }
+
+
+def middle_tasks(*values: Any) -> Tasks:
+    made = json_tasks(*values)
+    return made._replace(flags=[INGRESS] * len(values))
+
+
+def test_before_the_last_stage_what_is_pushed_goes_out_at_once_and_what_is_returned_is_passed_on() -> None:
+    server = ServerEnd()
+
+    def forward(self: SSEWorker, item: int) -> int:
+        self.send_stream_event("a")
+        until(lambda: server.events[item] == data("a"))
+        self.send_stream_event("b")
+        assert item not in server.answers
+        return item * 10
+
+    served(pushing(forward), middle_tasks(1, 2), server=server, **MIDDLE)
+    assert server.events == {1: data("a", "b"), 2: data("a", "b")}
+    assert passed(server) == {1: 10, 2: 20}
+
+
+def test_before_the_last_stage_events_have_the_form_of_the_stream_that_the_last_one_answers_with() -> None:
+    def forward(self: SSEWorker, item: int) -> int:
+        self.send_stream_event("a")
+        return item
+
+    server = served(pushing(forward), middle_tasks(1), event_type="text/plain", **MIDDLE)
+    assert server.events == {1: [b"a"]}
+
+
+def test_before_the_last_stage_a_batch_pushes_by_place() -> None:
+    def forward(self: SSEWorker, batch: list[int]) -> list[int]:
+        for index, item in enumerate(batch):
+            self.send_stream_event(f"{item}", index)
+        return [item * 10 for item in batch]
+
+    server = served(pushing(forward), middle_tasks(7, 8), max_batch_size=4, **MIDDLE)
+    assert server.events == {1: data("7"), 2: data("8")}
+    assert passed(server) == {1: 70, 2: 80}
+
+
+def test_before_the_last_stage_a_batch_that_has_sent_an_event_is_not_run_again() -> None:
+    calls: list[list[int]] = []
+
+    def forward(self: SSEWorker, batch: list[int]) -> list[int]:
+        calls.append(batch)
+        if 1 in batch:
+            self.send_stream_event("begun", batch.index(1))
+        raise ClientError("no")
+
+    server = served(pushing(forward), middle_tasks(1, 2), max_batch_size=4, **MIDDLE)
+    assert calls == [[1, 2]]
+    assert passed(server) == dict.fromkeys((1, 2), (400, b"bad request: no"))
+    calls.clear()
+    served(pushing(forward), middle_tasks(3, 4), max_batch_size=4, **MIDDLE)
+    assert len(calls) > 1, "where none has, its parts are"
+
+
+def test_before_the_last_stage_a_client_that_does_not_read_fails_alone_in_a_batch_and_is_waited_for_else() -> None:
+    def forward(self: SSEWorker, batch: Any) -> Any:
+        for _ in range(3):
+            self.send_stream_event("x" * 600)
+        return batch
+
+    server = ServerEnd(buffer=1024, reads=False)
+    served(pushing(forward), middle_tasks(1, 2), server=server, max_batch_size=2, **MIDDLE)
+    assert passed(server) == {1: TOO_SLOW, 2: 2}
+    assert len(server.events[1]) == 2
+    server = served(pushing(forward), middle_tasks(1, 2), server=ServerEnd(buffer=1024), **MIDDLE)
+    assert passed(server) == {1: 1, 2: 2}
+    assert [len(server.events[task]) for task in (1, 2)] == [3, 3]
+
+
+@pytest.mark.parametrize(("event", "why"), [(3, "an event must be text"), (FINISHED, "cannot be ended before")])
+def test_before_the_last_stage_an_event_that_is_none_fails_its_task_alone(event: Any, why: str) -> None:
+    def forward(self: SSEWorker, batch: list[int]) -> list[int]:
+        self.send_stream_event(event, 0)
+        return batch
+
+    server = served(pushing(forward), middle_tasks(1, 2), max_batch_size=4, **MIDDLE)
+    failed, good = passed(server).values()
+    assert (failed[0], good) == (500, 2)
+    assert why in failed[1].decode()
+
+
+def test_before_the_last_stage_an_example_sends_no_events() -> None:
+    class Warm(SSEWorker):
+        example = 1
+
+        def forward(self, item: int) -> int:
+            self.send_stream_event("warm")
+            return item
+
+    with ServerEnd() as server, runner_of(Warm, server, **MIDDLE) as runner:
+        runner.rehearse(1)
+        assert server.events == {}

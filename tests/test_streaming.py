@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mosec_asgi.errors import ClientError, EncodingError
+from mosec_asgi.mixin import MsgpackMixin
 from mosec_asgi.streaming import (
     FINISHED,
     ContinuousWorker,
@@ -21,6 +22,7 @@ from mosec_asgi.streaming import (
     encoder_for,
     is_async,
     is_generator,
+    response_type,
     streams,
 )
 
@@ -324,3 +326,26 @@ def test_a_request_that_is_run_by_itself_frees_its_slot_however_it_ends() -> Non
     assert next(one) == "5"
     one.close()  # type: ignore[attr-defined]
     assert worker.evicted == [0, 1]
+
+
+def test_a_format_of_the_input_leaves_a_stream_its_events() -> None:
+    class Chat(MsgpackMixin, SSEWorker):
+        def forward(self, data: Any) -> Iterator[str]:
+            yield data
+
+    class Sound(Chat):
+        resp_mime_type = "audio/wav"
+
+    class Format:
+        resp_mime_type = "application/x-own"
+
+    class Own(Format, MsgpackMixin, SSEWorker):
+        forward = Chat.forward
+
+    class Plain(MsgpackMixin, Echo):
+        pass
+
+    assert response_type(Chat) == "text/event-stream"
+    assert response_type(Sound) == "audio/wav"
+    assert response_type(Own) == "application/x-own"
+    assert response_type(Plain) == "application/msgpack"

@@ -127,10 +127,17 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
         ("/one", ["no object"]),
         ("/many", {"events": ["p", "q"]}),
         ("/many", {"events": "none"}),
+        ("/middle", {"events": ["a", "b"]}),
+        ("/middle", {"events": ["a", "bug", "b"]}),
+        ("/middle", {"events": ["a", "fail"]}),
+        ("/middle-batch", {"events": ["a", "b"]}),
+        ("/no-stream", {"events": ["a"]}),
     ],
     ids=[
         "two events", "lines and letters", "no event", "error in the middle", "error at the start", "a bug",
-        "refused by the worker", "behind another stage", "refused by the stage before",
+        "refused by the worker", "behind another stage", "refused by the stage before", "events of two stages",
+        "a bug after an event of the first stage", "an error after events of two stages", "events of a batch before",
+        "no stream",
     ],
 )  # fmt: skip
 def test_a_stream_is_mosecs_byte_for_byte(pair: Pair, path: str, body: Any) -> None:

@@ -226,6 +226,21 @@ async def test_the_place_of_a_dead_worker_is_taken_at_once_the_first_time(logged
     assert pool.supervisor.restarts == 1
 
 
+@pytest.mark.parametrize("killed", [False, True])
+async def test_the_log_says_who_may_have_killed_a_worker_that_the_pool_has_not(
+    killed: bool, logged: pytest.LogCaptureFixture
+) -> None:
+    pool = Pool()
+    await pool.started()
+    pool.last.dies_when_killed = False
+    if killed:
+        pool.supervisor.kill(pool.supervisor.workers[0], "was stuck")
+    pool.last.exit("was killed by signal 9 (SIGKILL)")
+    (message, *_) = messages(logged, logging.ERROR)
+    assert ("not by this server: perhaps by the system for lack of memory" in message) is not killed
+    assert ("(SIGKILL); it was stuck" in message) is killed
+
+
 async def test_workers_that_keep_dying_are_replaced_ever_more_slowly() -> None:
     pool = Pool()
     await pool.started()
@@ -382,7 +397,7 @@ async def test_a_worker_that_has_closed_its_pipe_gets_a_moment_to_exit_by_itself
     assert any("exited with status 3" in message for message in messages(logged, logging.ERROR))
 
 
-async def test_a_worker_that_has_closed_its_pipe_and_stays_is_killed() -> None:
+async def test_a_worker_that_has_closed_its_pipe_and_stays_is_killed(logged: pytest.LogCaptureFixture) -> None:
     pool = Pool()
     await pool.started()
     pool.last.close_pipe()
@@ -390,6 +405,7 @@ async def test_a_worker_that_has_closed_its_pipe_and_stays_is_killed() -> None:
     timer.fire()
     assert pool.last.killed
     await settled_loop()
+    assert any("it had closed its link, and did not exit" in message for message in messages(logged, logging.ERROR))
     assert len(pool.timers.relaunches) == 1
     assert pool.heard.events == [("ready", 1), ("gone", 1)]
 

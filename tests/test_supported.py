@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 from pathlib import Path
 from typing import Any
 
 import pytest
 from harness import serving
 
+from mosec_asgi.host import run
 from mosec_asgi.web.uvicorn import supported
 
 
@@ -42,6 +44,17 @@ def test_a_part_that_has_changed_is_named(monkeypatch: pytest.MonkeyPatch) -> No
     assert len(problems) == 2
     assert any("on_body" in problem and "more" in problem for problem in problems)
     assert any("on_url" in problem for problem in problems)
+
+
+def test_the_port_the_signals_and_the_exit_code_need_only_what_is_public_of_uvicorn() -> None:
+    tree = ast.parse(Path(run.__file__).read_text())
+    attributes = [node for node in ast.walk(tree) if isinstance(node, ast.Attribute)]
+    used = {node.attr for node in attributes if isinstance(node.value, ast.Name) and node.value.id == "uvicorn"}
+    assert used == {"Config", "Server"}
+    of_its_server = {node.attr for node in attributes if isinstance(node.value, ast.Name) and node.value.id == "runner"}
+    assert of_its_server == {"run"}
+    bases = [ast.unparse(base) for node in ast.walk(tree) if isinstance(node, ast.ClassDef) for base in node.bases]
+    assert not [base for base in bases if "uvicorn" in base]
 
 
 @pytest.mark.parametrize("http", ["auto", "plain"])

@@ -13,7 +13,8 @@ from fake_port import PATIENCE, ServerEnd, hang, json_tasks, runner_of, served, 
 
 from mosec_asgi.errors import MosecTimeoutError
 from mosec_asgi.inside.timer import FORSAKEN_SECONDS, Timer
-from mosec_asgi.streaming import SSEWorker
+from mosec_asgi.streaming import FINISHED, ContinuousWorker, SSEWorker
+from mosec_asgi.worker import Worker
 
 LONG = 1000.0
 
@@ -338,6 +339,60 @@ def test_the_kernel_is_told_when_no_block_runs() -> None:
     with timer:
         assert kernel.until is not None
     until(lambda: kernel.until is None, "the kernel would kill an idle process")
+
+
+def test_a_block_that_goes_on_though_it_was_interrupted_is_not_the_kernels_for_ever() -> None:
+    kernel = FakeKernel()
+    timer = Timer(0.02, kernel)  # type: ignore[arg-type]
+    with timer:
+        with pytest.raises(MosecTimeoutError):
+            hang()
+        # Still inside: if it does not come back, the kernel ends it.
+        assert kernel.until is not None
+    timer.check()
+    assert kernel.until is None
+
+
+@pytest.mark.parametrize("max_batch_size", [1, 2])
+@pytest.mark.parametrize("base", [Worker, SSEWorker])
+def test_a_worker_that_is_idle_after_an_interrupted_forward_is_not_killed(
+    base: type[Worker], max_batch_size: int
+) -> None:
+    kernel = FakeKernel()
+    worker = worker_of(lambda item: hang(), base)
+    with (
+        ServerEnd() as server,
+        runner_of(worker, server, kernel, timeout=0.05, max_batch_size=max_batch_size) as runner,  # type: ignore[arg-type]
+    ):
+        server.send(json_tasks(1, 2))
+        runner.serve()
+        assert [code for code, _ in server.answers.values()] == [408, 408]
+        assert kernel.until is None
+
+
+@pytest.mark.parametrize("slow", ["admit", "step", "evict"])
+def test_a_continuous_worker_that_is_idle_after_an_interrupted_call_is_not_killed(slow: str) -> None:
+    class Made(ContinuousWorker):
+        def admit(self, item: Any) -> int:
+            if slow == "admit":
+                hang()
+            return 0
+
+        def step(self) -> list[Any]:
+            if slow == "step":
+                hang()
+            return [(0, FINISHED)]
+
+        def evict(self, slot: Any) -> None:
+            if slow == "evict":
+                hang()
+
+    kernel = FakeKernel()
+    with ServerEnd() as server, runner_of(Made, server, kernel, timeout=0.05) as runner:  # type: ignore[arg-type]
+        server.send(json_tasks(1))
+        runner.serve()
+        assert [code for code, _ in server.answers.values()] == [200 if slow == "evict" else 408]
+        until(lambda: kernel.until is None, "the kernel would kill an idle process")
 
 
 def test_an_idle_worker_whose_code_has_cleared_the_alarm_is_not_killed() -> None:

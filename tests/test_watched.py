@@ -74,7 +74,7 @@ async def test_a_process_that_is_killed_has_its_exit_told_as_any_other(started: 
     process.kill()
     process.kill()
     await until(lambda: exits)
-    assert exits == ["was killed by signal 9"]
+    assert exits == ["was killed by signal 9 (SIGKILL)"]
     process.kill()
 
 
@@ -93,6 +93,28 @@ def test_a_process_is_reaped_without_a_loop_and_killed_where_it_does_not_end(sta
         process.reap(5.0 if target is leave else 0.01)
         assert pid not in child_processes(os.getpid())
         assert process not in watched._running
+
+
+def leave_a_child_behind(heard: int, told: int) -> None:
+    """End, with a child that lives on and holds all that it has inherited until `told` is closed elsewhere."""
+    if not os.fork():
+        os.close(told)
+        os.read(heard, 1)
+    os._exit(0)
+
+
+@LINUX
+def test_a_child_that_lives_on_does_not_hold_up_the_reaping_of_its_parent(started: Started) -> None:
+    heard, told = os.pipe()
+    try:
+        process, inner = started(leave_a_child_behind, heard, told)
+        began, pid = time.monotonic(), inner.pid
+        process.reap(PATIENCE)
+        assert time.monotonic() - began < PATIENCE / 2
+        assert pid not in child_processes(os.getpid())
+    finally:
+        os.close(told)
+        os.close(heard)
 
 
 @LINUX

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
@@ -88,6 +89,7 @@ class Result:
     Attributes:
         goodput: answered in time, as a share of what the service could do.
         at_work: the share of the bottleneck's slots that were at work.
+        useful: the same, and at work for calls that were answered well.
         median: milliseconds to the answer of those that were answered.
         refused: the share of the calls that were answered 429.
         timed_out: 408.
@@ -96,6 +98,7 @@ class Result:
 
     goodput: float
     at_work: float
+    useful: float
     median: float
     refused: float
     timed_out: float
@@ -103,8 +106,9 @@ class Result:
 
     def __str__(self) -> str:
         return (
-            f"goodput {self.goodput:5.3f}  at work {self.at_work:5.3f}  median {self.median:4.0f} ms"
-            f"  429 {self.refused:6.2%}  408 {self.timed_out:6.2%}  wasted {self.wasted:5.2%}"
+            f"goodput {self.goodput:5.3f}  at work {self.at_work:5.3f}, useful {self.useful:5.3f}"
+            f"  median {self.median:4.0f} ms  429 {self.refused:6.2%}  408 {self.timed_out:6.2%}"
+            f"  wasted {self.wasted:5.2%}"
         )
 
 
@@ -116,11 +120,44 @@ def result_of(history: History, service: Service, start: float, end: float) -> R
     return Result(
         history.good_in(start, end) / (service.capacity * (end - start)),
         history.work_of(service.stages[service.bottleneck], start, end),
+        history.useful_work_of(service.stages[service.bottleneck], start, end),
         1000 * latencies[len(latencies) // 2] if latencies else float("nan"),
         sum(answer.code == 429 for answer in answers) / count,
         sum(answer.code == 408 for answer in answers) / count,
         history.wasted,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """What became of a load, beside what becomes of the same calls where none is refused.
+
+    Attributes:
+        refused: the share of the calls that were answered 429.
+        lost: the share of those that were refused and would have been answered in time.
+        good, good_without: the shares that were answered in time.
+    """
+
+    refused: float
+    lost: float
+    good: float
+    good_without: float
+
+
+def compare(name: str, load: float, *, seconds: float = 100.0, seeds: Sequence[int] = (0,)) -> Comparison:
+    """Put a steady load on one of `SERVICES`, and the same calls on one that does not shed load."""
+    pairs: Counter[tuple[int, int]] = Counter()
+    for seed in seeds:
+        with_it, without = (
+            _steady(name, load, seconds, seed, shedding).within(WARM_UP, seconds) for shedding in (True, False)
+        )
+        pairs.update((a.code, b.code) for a, b in zip(with_it, without, strict=True))
+    total = pairs.total()
+
+    def share(ours: int | None, theirs: int | None) -> float:
+        return sum(n for (a, b), n in pairs.items() if ours in (a, None) and theirs in (b, None)) / total
+
+    return Comparison(share(429, None), share(429, 200), share(200, None), share(None, 200))
 
 
 def steady(
@@ -136,7 +173,11 @@ def steady(
         load_shedding: the setting.
         timeout: of the service, in seconds.
     """
+    history = _steady(name, load, seconds, seed, load_shedding, timeout)
+    return result_of(history, SERVICES[name], WARM_UP, seconds)
+
+
+def _steady(name: str, load: float, seconds: float, seed: int, load_shedding: bool, timeout: float = 1.0) -> History:
     service = SERVICES[name]
     world = World(service.stages, load_shedding=load_shedding, timeout=timeout, seed=seed)
-    history = world.run(poisson(service.capacity * load, seconds, seed))
-    return result_of(history, service, WARM_UP, seconds)
+    return world.run(poisson(service.capacity * load, seconds, seed))

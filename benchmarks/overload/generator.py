@@ -7,8 +7,10 @@ counts from when it was due. The client is a bare protocol, so that one core sen
 from __future__ import annotations
 
 import asyncio
+import functools
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
 
@@ -24,11 +26,13 @@ class Request:
         due: when it was to be sent, in seconds from the start.
         status: of its answer; 0 where there is none, because its connection was lost.
         latency: seconds from when it was due until its answer was whole.
+        heard: called with its answer, if anybody waits for it.
     """
 
     due: float
     status: int = 0
     latency: float = 0.0
+    heard: Callable[[], None] | None = None
 
 
 class _Client(asyncio.Protocol):
@@ -91,6 +95,7 @@ class Generator:
         self._port = port
         self._data = f"POST {path} HTTP/1.1\r\nhost: localhost\r\ncontent-length: {len(body)}\r\n\r\n".encode() + body
         self._clients: list[_Client] = []
+        self._opening: set[asyncio.Task[None]] = set()
         self._began = 0.0
         self._waiting = 0
         self._all_answered = asyncio.Event()
@@ -102,12 +107,47 @@ class Generator:
         self._waiting -= 1
         if not self._waiting:
             self._all_answered.set()
+        if request.heard is not None:
+            # Later: its connection is not idle yet.
+            asyncio.get_running_loop().call_soon(request.heard)
+
+    async def saturate(self, clients: int, seconds: float) -> float:
+        """Let some clients ask again as soon as they are answered; return the answers a second.
+
+        They come often enough that a worker never waits for them.
+        """
+        loop = asyncio.get_running_loop()
+        self._began = time.monotonic()
+        answered: list[float] = []
+        done = asyncio.Event()
+
+        def ask() -> None:
+            now = time.monotonic() - self._began
+            if now >= seconds:
+                if not self._waiting:
+                    done.set()
+                return
+            self._waiting += 1
+            request = Request(now)
+            request.heard = functools.partial(hear, request)
+            self._send(request)
+
+        def hear(request: Request) -> None:
+            if request.status == 200:
+                answered.append(time.monotonic() - self._began)
+            ask()
+
+        for _ in range(clients):
+            loop.call_soon(ask)
+        await asyncio.wait_for(done.wait(), seconds + PATIENCE)
+        # Of batches, all answers come at once: those of the first are not counted.
+        first = sum(at < answered[0] + 0.002 for at in answered)
+        return (len(answered) - first) / (answered[-1] - answered[0])
 
     async def run(self, rate: float, seconds: float, seed: int) -> list[Request]:
         """Send requests by chance at `rate` a second, for some seconds; return them with their answers."""
         random = Random(seed)
         requests: list[Request] = []
-        opening: set[asyncio.Task[None]] = set()
         self._began = time.monotonic()
         due = random.expovariate(rate)
         while due < seconds:
@@ -118,12 +158,7 @@ class Generator:
             requests.append(request)
             self._waiting += 1
             self._all_answered.clear()
-            if self.idle:
-                self.idle.pop().send(request, self._data)
-            else:
-                task = asyncio.ensure_future(self._open(request))
-                opening.add(task)
-                task.add_done_callback(opening.discard)
+            self._send(request)
             due += random.expovariate(rate)
         if self._waiting:
             try:
@@ -131,9 +166,20 @@ class Generator:
             except asyncio.TimeoutError:
                 # They stay without a status.
                 self._waiting = 0
+        return requests
+
+    def close(self) -> None:
+        """End all connections."""
         for client in self._clients:
             client.close()
-        return requests
+
+    def _send(self, request: Request) -> None:
+        if self.idle:
+            self.idle.pop().send(request, self._data)
+        else:
+            task = asyncio.ensure_future(self._open(request))
+            self._opening.add(task)
+            task.add_done_callback(self._opening.discard)
 
     async def _open(self, request: Request) -> None:
         try:

@@ -38,7 +38,7 @@ class SimulatedStage:
         seconds: of a unit of work.
         num, batch, concurrency, max_wait, latency_target: as `append_worker` has them, in seconds.
         first_event: of a stage that streams: seconds to the first event; `seconds` is to its end.
-        start: seconds that a worker takes to be ready.
+        start: seconds that a worker takes to be ready, or what tells those of the next.
     """
 
     seconds: Seconds
@@ -47,7 +47,7 @@ class SimulatedStage:
     concurrency: int = 1
     max_wait: float = 0.0
     first_event: float = 0.0
-    start: float = 0.0
+    start: float | Callable[[], float] = 0.0
     latency_target: float = 0.0
 
     def plan(self, name: str) -> StagePlan:
@@ -108,19 +108,28 @@ class History:
     Attributes:
         answers: of all calls, in order of their coming.
         begun: items that workers have begun, by the call's number.
-        busy: spans of work: when it was begun, its seconds, and its stage.
+        busy: spans of work: when it was begun, its seconds, its stage, and the numbers of the calls.
         metrics: what the service has counted.
     """
 
     answers: list[Answer] = field(default_factory=list)
     begun: Counter[int] = field(default_factory=Counter)
-    busy: list[tuple[float, float, SimulatedStage]] = field(default_factory=list)
+    busy: list[tuple[float, float, SimulatedStage, Sequence[int]]] = field(default_factory=list)
     metrics: ServiceMetrics | None = None
 
     def work_of(self, stage: SimulatedStage, start: float, end: float) -> float:
         """Return the share of a stage's slots that were at work in a span of time."""
-        spans = (min(end, at + seconds) - max(start, at) for at, seconds, of in self.busy if of is stage)
+        spans = (min(end, at + seconds) - max(start, at) for at, seconds, of, _ in self.busy if of is stage)
         return sum(max(0.0, span) for span in spans) / ((end - start) * stage.num * stage.concurrency)
+
+    def useful_work_of(self, stage: SimulatedStage, start: float, end: float) -> float:
+        """Return the share of a stage's slots that were at work in a span of time for calls that were answered well."""
+        useful = 0.0
+        for at, seconds, of, calls in self.busy:
+            if of is stage:
+                well = sum(self.answers[number].code == 200 for number in calls) / len(calls)
+                useful += well * max(0.0, min(end, at + seconds) - max(start, at))
+        return useful / ((end - start) * stage.num * stage.concurrency)
 
     def within(self, start: float, end: float) -> list[Answer]:
         """Return the answers to the calls of a span of time."""
@@ -223,8 +232,12 @@ class World:
     def begin(self, ids: Sequence[int]) -> Random:
         """Note that a worker begins tasks; return the chance that decides how long it takes."""
         self.history.begun.update(ids)
-        # The call's own, so that a call takes as long whatever became of those before it.
-        return Random(self._seed * 1_000_003 + ids[0])
+        return chance_of(self._seed, ids[0])
+
+
+def chance_of(seed: int, call: int) -> Random:
+    """Return a call's own chance: it takes as long whatever became of those before it."""
+    return Random(seed * 1_000_003 + call)
 
 
 class _Caller:
@@ -288,7 +301,8 @@ class SimulatedWorker:
         self._running = 0
         self._begun = self._beats = 0
         self._cancelled: set[int] = set()
-        world.loop.call_later(stage.start, self._say, events.ready)
+        start = stage.start() if callable(stage.start) else stage.start
+        world.loop.call_later(start, self._say, events.ready)
 
     # -- the link ----------------------------------------------------------------------------------------------------
 
@@ -349,7 +363,7 @@ class SimulatedWorker:
             if left:
                 chance = self._world.begin(left)
                 seconds = self._stage.seconds(chance, len(left), self._world.now)
-                self._world.history.busy.append((self._world.now, seconds, self._stage))
+                self._world.history.busy.append((self._world.now, seconds, self._stage, left))
                 if self._stage.first_event:
                     self._world.loop.call_later(self._stage.first_event, self._emit, left)
             self._world.loop.call_later(seconds, self._end, ids, seconds)

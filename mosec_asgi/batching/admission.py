@@ -6,33 +6,34 @@ expire; then workers are busy all the time with work that nobody waits for. So a
 
 Theory of operation
 -------------------
-*What is measured.* Of each stage the time of a unit of work, a task or a batch (`service_time`), as the server sees it:
-from the moment at which a slot of a worker turned to it until its answer came. Slots are the ready workers times their
-concurrency. With `units` ahead a task begins when all but `slots - 1` of them are done, and one is done every
-`mean / slots`; what has passed since the latest was done counts. Where nothing was done for longer than a unit takes,
-what runs is expected to take as long again.
+*What is measured.* For each stage, the time of a unit of work (a task or a batch, see `service_time`) as the server
+sees it: from the moment at which a worker's slot begins it until its answer comes. The number of slots is the number of
+ready workers times their concurrency. With `units` ahead of it, a task begins when all but `slots - 1` of them are
+done. One unit is done every `mean / slots` seconds, counted from when the latest unit was done. If no unit was done for
+longer than a unit takes, the units that run are expected to take as long again.
 
-*At the door.* Along the stages of the route, the time at which the call is done with each: it arrives there, waits for
-what is there and what is on its way there (`coming`: admitted, and still at earlier stages), and takes its own time.
-For what is ahead means are added up; for its own time the call is given what nearly all take. Of a stream, the time
-to the first event counts, and a slot is taken until its end. Where nothing is measured, a stage objects to nothing.
+*At admission.* The time at which the call will be done is added up along the stages of its route: at each, the call
+waits for the tasks that are there and those on their way there (`coming`: admitted, and still at earlier stages), and
+then takes its own time. The tasks ahead count with the mean time, the call itself with the time that nearly all tasks
+take. A stream counts with the time to its first event, and holds its slot until its end. A stage without measurements
+refuses nothing.
 
-*At the head of the queue* the same with nothing ahead: a task that cannot be finished any more is dropped. So an
-estimate that was wrong at the door costs an answer, never a worker's time. A call's own time counts at most half of its
-timeout, unless most take longer: a few slow ones must not shut the door to all.
+*At the head of the queue* the same estimate is made with nothing ahead, and a task that cannot be finished any more is
+dropped. So an estimate that was wrong at admission costs an answer, never a worker's time. A call's own time counts as
+at most half of its timeout, unless most calls take longer: a few slow calls must not cause all calls to be refused.
 
-*Chance.* How much is allowed for it depends on the load (`CAUTION`). Near its capacity a stage refuses only what is
-nearly hopeless, and gives the call its usual time: who is refused might have been served. Under overload there is
-always somebody else, and what is only likely to be in time gives way to what is nearly certain to be.
+*Chance.* The allowance for chance depends on the load (`CAUTION`). Near its capacity a stage refuses only calls that
+have nearly no hope, and counts the call's usual time: a refused call might have been served. Under overload there are
+always other calls, so a call that is only likely to be in time gives way to one that is nearly certain to be.
 
-*A short queue where a long one helps nobody.* The deadline alone answers everybody just before it. Where arrivals have
-been above what the stage can do by `OVERLOAD` over two timeouts (`offered`), a queue only needs to be so long that it
-does not run empty by chance. For a random walk that is a few units: `-ln(EMPTY) * (load + scatter) / (2 * (load - 1))`,
-the heavy-traffic formula of Kingman. Below that a queue is a burst, and bursts pass. A stage's `latency_target` asks
-for a bound at any load.
+*A short queue under overload.* If only the deadline limits the queue, every call is answered just before its deadline.
+If arrivals have exceeded what the stage can do by the factor `OVERLOAD` over two timeouts (`offered`), the queue need
+only be long enough not to run empty by chance. For a random walk that is a few units:
+`-ln(EMPTY) * (load + scatter) / (2 * (load - 1))`, the heavy-traffic formula of Kingman. A queue below that length is
+a burst, and bursts pass. A stage's `latency_target` asks for a bound at any load.
 
-*It never gets stuck.* A stage that has had nothing to do for `PROBE_SECONDS` objects to nothing until a task is there:
-so its speed is tried where it would refuse everything because of its own time.
+*It never gets stuck.* A stage that has had nothing to do for `PROBE_SECONDS` refuses nothing until a task is there. So
+a stage that would refuse every call because of old measurements is measured again.
 """
 
 from __future__ import annotations
@@ -66,37 +67,104 @@ class Refusal(NamedTuple):
     """Why a call is not admitted.
 
     Attributes:
-        reason: what is against it.
-        stage: which stage is, by its place in the service's list; the route's first where none is in the way.
+        reason: of the refusal.
+        stage: the stage that refuses, by its place in the service's list; the route's first where no stage does.
     """
 
     reason: Reason
     stage: int
 
 
+class Calm:
+    """Up to where nothing can be against a call of a route, as it is for a moment; see `Admission.is_calm`.
+
+    Attributes:
+        stages: of the route.
+        most: of so many calls in the service, none is refused.
+        until: when to look again.
+        count: calls since the last look, not yet counted as offered to the stages.
+    """
+
+    __slots__ = ("count", "most", "stages", "until")
+
+    def __init__(self, stages: Sequence[int]) -> None:
+        self.stages = stages
+        self.most = 0.0
+        self.until = -math.inf
+        self.count = 0
+
+    def end(self) -> None:
+        """Have it looked at anew."""
+        self.until = -math.inf
+
+
 class Admission:
-    """The door of a service."""
+    """Decides which calls a service admits."""
 
     def __init__(
-        self, stages: Sequence[StageAdmission], routes: Sequence[Sequence[int]], *, active: bool = True
+        self,
+        stages: Sequence[StageAdmission],
+        routes: Sequence[Sequence[int]],
+        *,
+        timeout: float = math.inf,
+        active: bool = True,
     ) -> None:
         """Begin.
 
         Args:
             stages: in the order of the service's list.
             routes: the stages of each, by their places.
+            timeout: of the service, in seconds.
             active: refuse and drop; else only measure.
         """
         self.stages = stages
         self.active = active
+        self._timeout = timeout
+        self._calms = [Calm(route) for route in routes]
         places = range(len(stages))
         self._earlier = [[r[: r.index(place)] for r in routes if place in r] for place in places]
         self._later = [[r[r.index(place) + 1 :] for r in routes if place in r and place != r[-1]] for place in places]
         for place, stage in enumerate(stages):
             stage.shared = any(r[0] == place for r in routes) and any(place in r[1:] for r in routes)
+            stage.on_change = [calm.end for calm in self._calms if place in calm.stages]
+        # Of each route: whether it must be told of a call that it was admitted.
+        self.follows = [len(route) > 1 or stages[route[0]].shared for route in routes]
+
+    def is_calm(self, route: int, there: int, timeout: float, now: float) -> bool:
+        """Whether nothing can be against a call, however things stand: so few are there. It counts as judged.
+
+        So it is nearly always, and the rest, some tenths of a microsecond for each stage, is not needed.
+
+        Args:
+            route: the place of its route.
+            there: calls in the service, at whatever stage.
+            timeout: its own, in seconds.
+            now: the time.
+        """
+        calm = self._calms[route]
+        if now >= calm.until:
+            self._look(calm, now)
+        if there >= calm.most or timeout < self._timeout:
+            return False
+        calm.count += 1
+        return True
+
+    def _look(self, calm: Calm, now: float) -> None:
+        left, per_task = self._timeout, 0.0
+        calm.most = calm.until = math.inf
+        for index in calm.stages:
+            stage = self.stages[index]
+            if now >= stage.due:
+                self._refresh(index, now)
+            left -= stage.easy
+            per_task += stage.per_task
+            calm.most = min(calm.most, -1.0 if stage.careful else stage.short)
+            calm.until = min(calm.until, stage.due)
+        if per_task:
+            calm.most = min(calm.most, left / per_task)
 
     def judge(self, route: Sequence[int], timeout: float, now: float) -> Refusal | None:
-        """Return what is against a call.
+        """Return why a call is to be refused; None where it is admitted.
 
         Args:
             route: its stages, by their places.
@@ -111,9 +179,9 @@ class Admission:
                 self._refresh(index, now)
             ahead = stage.load.queued + stage.coming
             left -= stage.easy + ahead * stage.per_task
-            if ahead >= stage.short:
+            if stage.careful or ahead >= stage.short:
                 left = -1.0
-        # So it is nearly always, and the rest, some microseconds of it, is not needed.
+        # The rest takes some microseconds.
         if left >= 0.0 or not self.active:
             return None
         return self._judge(route, timeout, now)
@@ -127,7 +195,7 @@ class Admission:
             at = stage.leaves(at, stage.coming, timeout, now)
             own += stage.own(timeout, 1)
             if at > timeout:
-                # Who cannot bear even a queue that is never too long is in too great a hurry, not the queue too long.
+                # A call that could not even wait in the shortest queue is refused for its own time, not for the queue.
                 hopeless = own + SHORT_SECONDS > timeout
                 return Refusal(Reason.OWN_TIME if hopeless else Reason.DEADLINE, index)
             reason = self._too_long_a_queue(stage, timeout, now)
@@ -137,17 +205,17 @@ class Admission:
 
     def _too_long_a_queue(self, stage: StageAdmission, timeout: float, now: float) -> Reason | None:
         ahead = stage.load.queued + stage.coming
-        if ahead >= stage.short and ahead >= stage.most_queued and self._stands(stage, timeout, now):
+        if ahead >= stage.short and self._stands(stage, timeout, now):
             return Reason.OVERLOAD
         if stage.target and stage.wait(stage.load.queued, now) and stage.leaves(0.0, 0, timeout, now) > stage.target:
             return Reason.LATENCY_TARGET
         return None
 
     def _stands(self, stage: StageAdmission, timeout: float, now: float) -> bool:
-        """Whether the queue of a stage stands: its first task has waited for a while, whatever is known of the speed.
+        """Whether the queue of a stage stands: its first task has waited for a while, whatever the measured speed.
 
-        Where units take microseconds, what is measured of one is mostly its way to the worker and back. The age of the
-        first task is not guessed (as CoDel has it, RFC 8289).
+        Where units take microseconds, the measured time is mostly the way to the worker and back. The age of the first
+        task is exact (CoDel uses it, too: RFC 8289).
         """
         return now - stage.load.waiting_since >= min(STANDING_SECONDS, timeout * STANDING_SHARE)
 
@@ -159,7 +227,7 @@ class Admission:
             self.stages[index].offered.count += 1
 
     def admitted(self, route: Sequence[int]) -> None:
-        """Note that a call was admitted."""
+        """Note that a call was admitted, of a route that `follows` says so of."""
         stage = self.stages[route[0]]
         if stage.shared:
             stage.direct.count += 1
@@ -178,6 +246,10 @@ class Admission:
 
     def _refresh(self, index: int, now: float) -> None:
         """Read what has been measured of a stage."""
+        for calm in self._calms:
+            for place in calm.stages:
+                self.stages[place].offered.count += calm.count
+            calm.count = 0
         stage = self.stages[index]
         stage.supply = sum(
             min((self.stages[i].per_second or math.inf for i in earlier), default=math.inf)
@@ -196,7 +268,7 @@ class Admission:
         )
 
     def _margin_of(self, later: Sequence[int]) -> float:
-        """Return the seconds that stages which come later take at most, as they are for `FRESH_SECONDS` from now."""
+        """Return the most seconds that the later stages take, an estimate that holds for `FRESH_SECONDS` from now."""
         stages = [self.stages[index] for index in later]
         return sum(FRESH_SECONDS + 2.0 * (stage.easy + stage.load.queued * stage.per_task) for stage in stages)
 
@@ -223,7 +295,7 @@ class Admission:
         return now + self.needs(route, position, together, limit, now) > deadline
 
     def needs(self, route: Sequence[int], position: int, together: int, limit: float, now: float) -> float:
-        """Return the seconds in which a task is done that a worker is sent now; for the arguments see `is_late`."""
+        """Return the seconds until a task is done if a worker is sent it now; for the arguments see `is_late`."""
         stage = self.stages[route[position]]
         at = 0.0 if stage.is_unproven(now) else stage.wait(0, now) + stage.own(limit, together)
         before = stage.load.in_flight
@@ -235,5 +307,5 @@ class Admission:
         return at
 
     def retry_after(self, route: Sequence[int], now: float) -> float:
-        """Return the seconds in which the slowest of the stages has done what is there now; 0 while not known."""
+        """Return the seconds that the slowest of the stages needs for its present tasks; 0 while that is not known."""
         return max(self.stages[index].backlog(now) for index in route)

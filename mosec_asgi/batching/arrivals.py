@@ -1,23 +1,23 @@
 """How tasks arrive at a stage, and whether an idle worker does well to wait for more of them. Pure.
 
-What waiting can win is what a batch costs beside its tasks, which is at most a batch's time; so all that is waited is a
-small part of that. Two signs say that it pays.
+Waiting can save at most the fixed cost of a batch, which is less than a batch's time. So a worker waits for a small
+part of a batch's time at most, and only where one of two measurements says that it pays.
 
-*The rate.* Where a whole batch comes within `FILL_SHARE` of a batch's time there is work for several workers, and full
-batches leave them more time. The rate is measured over some batches' time, not from the last few gaps: clients that ask
-again as soon as they are answered come within a millisecond, and then none of them for as long as a batch takes. To
-expect the next batch's worth at such a burst's rate would be to wait for clients that do not exist.
+*The rate.* Where a whole batch comes within `FILL_SHARE` of a batch's time, there is work for several workers, and full
+batches save their time. The rate is measured over the time of some batches, not over the last few gaps: clients that
+ask again as soon as they are answered come within a millisecond, and then none comes for as long as a batch takes.
+Whoever took the rate of such a burst would wait for clients that do not exist.
 
-*Those who come back.* Whoever starts with the first of eight such clients lets seven wait for a whole batch, and so it
-goes on: one, seven, one, seven. So a worker **lingers**. Until as many tasks are at the stage as there were just before
-the latest answers, the rest are taken to be on their way. Whether that is so is measured: the share of those expected
-that came within `LINGER_SHARE` of a batch's time after the latest answers, or after the arrival that found the stage
-empty, where they come in bursts. An idle worker lingers for as long and no longer, so what it can cost where the guess
-is wrong is a small part of what it wins where it is right. The number of clients needs no estimate of its own: one that
-goes is missed once, and one that is new is counted when it waits. Where a batch takes so little that the event loop's
-timers, which know whole milliseconds, would wait for longer than it does, there is nothing to win.
+*Clients that come back.* If a worker starts with the first of eight such clients, the other seven wait for a whole
+batch, and so it goes on: one, seven, one, seven. So a worker **lingers**: while fewer tasks are at the stage than just
+before the latest answers, the missing ones are expected back. The stage measures whether they do come back: the share
+of the expected tasks that came within `LINGER_SHARE` of a batch's time after the latest answers (or, for bursts, after
+the arrival that found the stage empty). An idle worker lingers for that time at most, so a wrong guess costs a small
+part of what a right one saves. The number of clients needs no estimate: a client that has gone is missed once, and a
+new one is counted when it waits. Where a batch takes so little time that the event loop's timers, which count in
+milliseconds, would wait longer than that, there is nothing to save.
 
-`benchmarks/policies` shows what these rules come to, beside those of other servers.
+`benchmarks/policies` compares these rules with those of other servers.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ from mosec_asgi.batching.average import MovingAverage
 
 # Weight of the newest measurement in the moving averages.
 SMOOTHING = 0.2
-# The rate is that of the latest so many batches' times.
+# The rate is measured over the time of this many batches.
 RATE_SPAN = 4.0
-# Of a batch's time: how long a full batch may take to come where an idle worker waits for it.
+# The part of a batch's time within which a full batch must come for an idle worker to wait for it.
 FILL_SHARE = 0.5
-# Of a batch's time: how long a worker lingers in silence.
+# The part of a batch's time for which a worker lingers without a new arrival.
 LINGER_SHARE = 0.125
-# Of the usual gap between arrivals: how soon those come who come back together. By chance two in five come so soon.
+# Of the usual gap between arrivals: a gap below this belongs to a burst. Two in five gaps are as short by chance.
 QUICK_SHARE = 0.5
-# How many of those that were expected must have come so lately, and the weight of the newest of them.
+# The share of the expected tasks that must have come back in time, and the weight of the newest measurement.
 LINGER_CHANCE = 0.6
 LINGER_SMOOTHING = 0.1
 # The least silence that is worth a timer, in seconds.
@@ -85,7 +85,7 @@ class Arrivals:
             idle: another worker was free already.
         """
         self._batch.add(seconds)
-        # Those whom another worker has just answered are still on their way.
+        # The clients that another worker has just answered are still on their way.
         awaited = now <= self._latest + self._silence
         self._present = max(present, self._present) if awaited else present
         self._answered = now
@@ -117,13 +117,13 @@ class Arrivals:
         return min(self._latest + self._silence, self._idle_since + min(self.batch_seconds, most))
 
     def _recent_at(self, now: float) -> float:
-        """Return the arrivals of late, of which older ones count less: at a steady rate, those in `RATE_SPAN`."""
+        """Return the number of recent arrivals, older ones weighing less: at a steady rate, those in `RATE_SPAN`."""
         span = RATE_SPAN * self.batch_seconds
         return self._recent * math.exp((self._last - now) / span) if span and self._recent else 0.0
 
     @property
     def _latest(self) -> float:
-        """When somebody came or was answered."""
+        """When the latest task arrived or was answered."""
         return max(self._last, self._answered)
 
     @property

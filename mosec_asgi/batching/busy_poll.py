@@ -2,12 +2,13 @@
 
 When a server sends a worker a task and sleeps, the answer has to wake it: an idle processor is left and entered again,
 with caches that are cold. Where the worker takes some microseconds, that is most of what the request waits for. Looking
-again and again instead (*busy polling*, as network stacks and spin locks do) spares it. Nothing else is to wait for it:
+again and again instead (*busy polling*, as network stacks and spin locks do) saves that time. It must delay nothing
+else:
 
 - It is done for a task that is alone at its stage, and `Channel.busy_poll` ends it as soon as anything else has come.
 - The worker's measured time for a task is at most `QUICK_SECONDS`.
-- It pays. Each look in vain, of `POLL_SECONDS`, doubles the number of lone tasks until the next one, so that it is
-  hardly done on a machine whose processors are all at work.
+- It is done only while it pays. Each look in vain, of `POLL_SECONDS`, doubles the number of lone tasks until the next
+  look, so that a machine whose processors are all busy hardly polls.
 """
 
 from __future__ import annotations
@@ -19,12 +20,12 @@ MOST_DOUBLINGS = 12
 
 
 class BusyPoll:
-    """What looking for answers has come to at a stage."""
+    """Decides when to look for answers at a stage, by what earlier looks have found."""
 
     __slots__ = ("_skip", "_vain")
 
     def __init__(self) -> None:
-        # Looks in vain since the last one that was not, and lone tasks until the next look.
+        # Looks in vain since the last one that found an answer, and lone tasks until the next look.
         self._vain = 0
         self._skip = 0
 

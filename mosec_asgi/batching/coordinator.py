@@ -29,9 +29,9 @@ from mosec_asgi.reply import cut
 
 # Seconds that workers get to run `Worker.close` before they are killed.
 CLOSE_SECONDS = 5.0
-# The longest `Retry-After`: a service that is further behind may as well be asked again.
+# The longest `Retry-After`, in seconds: after that, a client may ask again even if the service is further behind.
 MOST_RETRY_SECONDS = 60
-# What a call that is refused is answered, by the reason: always the same, or with a measured `Retry-After`.
+# The answer to a refused call, by the reason: always the same, or made with a measured `Retry-After`.
 FIXED_ANSWERS = {Reason.CLOSING: CLOSING, Reason.STAGE_DOWN: STAGE_DOWN, Reason.OWN_TIME: TOO_LONG}
 ANSWERS_TO_TOO_MANY = {
     Reason.CAPACITY: errors.at_capacity,
@@ -136,6 +136,7 @@ class Coordinator:
         self._admission = Admission(
             [stage.admission for stage in self._stages],
             [route.stages for route in self._routes],
+            timeout=self._limits.timeout,
             active=self._limits.load_shedding,
         )
         starts = [asyncio.ensure_future(stage.pool.wait_started()) for stage in self._stages]
@@ -203,7 +204,7 @@ class Coordinator:
         stages = self._routes[call.route].stages
         timeout = self._limits.timeout if call.timeout is None else min(call.timeout, self._limits.timeout)
         now = self._clock()
-        refusal = self._refusal(stages, timeout, now)
+        refusal = self._refusal(call.route, stages, timeout, now)
         if refusal is not None:
             failure = self._answer_to(refusal.reason, stages, now)
             if (told := self._stages[refusal.stage].events.refused) is not None:
@@ -217,7 +218,8 @@ class Coordinator:
         task = self._admitted[call.id] = Task(call, caller, stages, now, deadline, flow)
         if deadline < self._sweep_timer.when:
             self._sweep_timer.set(deadline)
-        self._admission.admitted(stages)
+        if self._admission.follows[call.route]:
+            self._admission.admitted(stages)
         self._stages[stages[0]].enqueue(task, now)
 
     def credit(self, credit: Credit) -> None:
@@ -259,7 +261,7 @@ class Coordinator:
         )
         return Statistics(len(self._admitted), self._closing, stages, self._shared_memory())
 
-    def _refusal(self, stages: tuple[int, ...], timeout: float, now: float) -> Refusal | None:
+    def _refusal(self, route: int, stages: tuple[int, ...], timeout: float, now: float) -> Refusal | None:
         if self._closing:
             return Refusal(Reason.CLOSING, stages[0])
         if len(self._admitted) >= self._limits.capacity:
@@ -268,19 +270,26 @@ class Coordinator:
         for stage in stages:
             if self._stages[stage].pool.down:
                 return Refusal(Reason.STAGE_DOWN, stage)
+        if self._admission.is_calm(route, len(self._admitted), timeout, now):
+            return None
         return self._admission.judge(stages, timeout, now)
 
     def _answer_to(self, reason: Reason, stages: tuple[int, ...], now: float) -> Failure:
-        """Return what a call is answered that is refused for `reason`."""
+        """Return the answer to a call that is refused for `reason`."""
         if reason in FIXED_ANSWERS:
             return FIXED_ANSWERS[reason]
         return ANSWERS_TO_TOO_MANY[reason](self._retry_after(stages, now))
 
     def _retry_after(self, stages: tuple[int, ...], now: float) -> int:
-        """Return whole seconds in which the slowest of the stages has worked off what is there now."""
+        """Return the whole seconds that the slowest of the stages needs for its present tasks."""
         return min(MOST_RETRY_SECONDS, max(1, math.ceil(self._admission.retry_after(stages, now))))
 
     # -- heard from the stages ---------------------------------------------------------------------------------------
+
+    @property
+    def earliest_deadline(self) -> float:
+        """A time before which no task's deadline is."""
+        return self._sweep_timer.when
 
     def answered(self, task: Task, code: int, payload: Payload, now: float) -> None:
         """Take a worker's answer to `task`: on to the next stage, or to its client."""
@@ -293,8 +302,11 @@ class Coordinator:
                 return
         elif code == REPLY:
             code, payload, head = self._reply(task, payload)
-        # What belongs to a call of objects its caller reads where it lies.
-        if not (isinstance(payload, bytes) or task.objects):
+        elif code == errors.CANCELLED:
+            # Its client waits: a task that nobody waits for has been settled before.
+            code, payload = self._not_left(task, payload)
+        # The result of a call of objects is read by its caller, where it lies.
+        if not (isinstance(payload, bytes) or (task.objects and task.flow is None)):
             code, payload = self._read(task, code, payload)
         self._settle(task, Outcome(task.id, code, payload, None, head))
 
@@ -310,6 +322,13 @@ class Coordinator:
             logger.error("answered 500: a worker sent no reply: %s", error, extra={"request_id": task.request_id})
             return errors.INTERNAL_ERROR.code, errors.INTERNAL_ERROR.text.encode(), b""
         return OK, value, head
+
+    def _not_left(self, task: Task, payload: Payload) -> tuple[int, bytes]:
+        """Return the answer to a client that waits, in the place of its worker's word that it has left."""
+        drop_all((payload,))
+        extra = {"stage": self._stages[task.stage].plan.name, "request_id": task.request_id}
+        logger.error("answered 500: its worker said that the client had left, which it has not", extra=extra)
+        return errors.INTERNAL_ERROR.code, errors.INTERNAL_ERROR.text.encode()
 
     def _read(self, task: Task, code: int, payload: Payload) -> tuple[int, bytes]:
         """Return an answer that a link holds as bytes."""
@@ -331,7 +350,8 @@ class Coordinator:
         since = flow.last if flow.events else None
         if not flow.came(len(chunk), now):
             raise LinkError(f"sent more of the stream of task {task.id} than there was room for")
-        if (told := self._stages[task.stage].events.chunk) is not None:
+        # What is measured of a stream is measured at the last stage, though an earlier one may send pieces, too.
+        if (told := self._stages[task.stages[-1]].events.chunk) is not None:
             told(task, since, now)
         self._allow(task, now)
         try:
@@ -340,12 +360,12 @@ class Coordinator:
             logger.exception("a piece of a stream was not passed on", extra={"request_id": task.request_id})
 
     def failed(self, task: Task, failure: Failure) -> None:
-        """Answer a task before its stage has: nothing more is expected of that one."""
+        """Answer a task in place of its stage, of which nothing more is expected."""
         self._stages[task.stage].drop(task)
         self._settle(task, Outcome.of_failure(task.id, failure))
 
-    def timed_out(self, task: Task) -> None:
-        """Answer a task whose time is over."""
+    def timed_out(self, task: Task, failure: Failure = TIMED_OUT) -> None:
+        """Answer a task whose time is over: its own, or another that `failure` names."""
         stage = self._stages[task.stage]
         if (told := stage.events.timed_out) is not None:
             told(task, self._clock())
@@ -356,7 +376,7 @@ class Coordinator:
             "its client does not read the stream" if stalled else where,
             extra={"stage": stage.plan.name, "request_id": task.request_id},
         )
-        self.failed(task, STALLED if stalled else TIMED_OUT)
+        self.failed(task, STALLED if stalled else failure)
 
     def is_late(self, task: Task, together: int, now: float) -> bool:
         """Whether a task that could be sent to a worker now can no longer be finished in time."""
@@ -367,7 +387,7 @@ class Coordinator:
         return admission.is_late(task.stages, task.position, together, task.deadline, limit, now)
 
     def too_late(self, task: Task, now: float) -> None:
-        """Answer a task that no worker has begun at this stage, as it could not be finished in time."""
+        """Answer a task that no worker of this stage has begun and that could not be finished in time."""
         stage = self._stages[task.stage]
         if (told := stage.events.timed_out) is not None:
             told(task, now)
@@ -390,8 +410,11 @@ class Coordinator:
             self._admission.left(task.stages, task.position)
         task.settle()
         events = self._stages[task.stages[task.position]].events
-        if task.flow is not None and task.flow.events and (told := events.stream_ended) is not None:
-            told(task, self._clock())
+        if task.flow is not None and task.flow.events:
+            # As its pieces.
+            told = self._stages[task.stages[-1]].events.stream_ended
+            if told is not None:
+                told(task, self._clock())
         if (settled := events.settled) is not None:
             settled(task, outcome.code, self._clock())
         if self._closing and not self._admitted:
@@ -401,7 +424,7 @@ class Coordinator:
     # -- deadlines ---------------------------------------------------------------------------------------------------
 
     def _allow(self, task: Task, now: float) -> None:
-        """Give a stream time for its next event, or its client time to read."""
+        """Set a stream's deadline: for its next event, or for its client to read."""
         stalled = task.flow is not None and task.flow.full
         task.deadline = now + (self._limits.stall_timeout if stalled else self._limits.event_timeout)
         if task.deadline < self._sweep_timer.when:
@@ -422,5 +445,5 @@ def _tell(caller: Caller, outcome: Outcome, request_id: str) -> None:
     try:
         caller.settled(outcome)
     except Exception:
-        # Others wait for what this call stands in the middle of.
+        # A fault of this caller must not stop the work for the others.
         logger.exception("the outcome of a request was not passed on", extra={"request_id": request_id})

@@ -1,4 +1,4 @@
-"""The engine as its callers see it: the web, a dry run, a test, and whoever speaks for them over a socket. Pure.
+"""The engine as its callers see it: the web, a dry run, a test, or a process that forwards their calls. Pure.
 
 Only messages cross (`mosec_asgi.messages`). A caller chooses a call's number, submits it, and hears what becomes of it:
 exactly one `Outcome`, and before it the chunks of a stream. A refusal is an outcome like any other.
@@ -59,8 +59,8 @@ class Statistics:
 class Caller(Protocol):
     """Whoever has made a call, and hears what becomes of it.
 
-    Both methods are called from within whatever has happened, with other calls' state in hand: they must be brief, and
-    must not call the engine.
+    The engine calls both methods in the middle of its own work, with the state of other calls in hand. So they must be
+    brief, and must not call the engine.
     """
 
     def settled(self, outcome: Outcome) -> None:
@@ -88,7 +88,7 @@ class Engine(Protocol):
         """
 
     def cancel(self, call_id: int) -> None:
-        """Drop a call that nobody waits for; one that is settled is left alone.
+        """Drop a call that nobody waits for; nothing happens if it is settled.
 
         Its outcome has the code `errors.CANCELLED`, and comes before this returns.
         """

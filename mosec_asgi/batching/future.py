@@ -11,7 +11,7 @@ class FutureOutcome:
     """A caller that waits for one outcome in a coroutine.
 
     Attributes:
-        future: of the outcome; once it is cancelled, the outcome goes nowhere.
+        future: of the outcome; if the future is cancelled, the outcome is dropped.
     """
 
     __slots__ = ("future",)
@@ -20,7 +20,7 @@ class FutureOutcome:
         self.future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
 
     def settled(self, outcome: Outcome) -> None:
-        """Give the outcome to whoever waits."""
+        """Set the future's result."""
         if not self.future.done():
             self.future.set_result(outcome)
 

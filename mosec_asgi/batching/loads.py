@@ -1,6 +1,6 @@
 """What the workers of a stage have to do, and how quick they are. Pure.
 
-A worker is known by a key that its owner chooses. What a worker says of its tasks is checked against what it was sent.
+A worker is known by a key that its owner chooses. A worker's answers are checked against the tasks that it was sent.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ WorkerKey = TypeVar("WorkerKey", bound=Hashable)
 
 
 class AnswerError(Exception):
-    """A worker speaks of tasks that it does not have, or not in the order in which it was sent them."""
+    """A worker names tasks that it does not have, or answers its tasks in the wrong order."""
 
 
 class Load:
@@ -52,7 +52,7 @@ class Load:
 
     @property
     def seconds_per_item(self) -> float | None:
-        """What it takes for a task without batching, as measured; None while nothing is known."""
+        """Its measured seconds for a task, where there is no batching; None while nothing is known."""
         return self._pace.value
 
     @property
@@ -61,7 +61,7 @@ class Load:
         return len(self.sent) * (self._pace.value or 0.0)
 
     def measure(self, seconds_per_item: float) -> None:
-        """Take in how long it has taken for a task, and let its window follow."""
+        """Note how long it has taken for a task, and adapt its window."""
         pace = self._pace.add(seconds_per_item)
         self.window = max(1, min(MAX_WINDOW, math.ceil(WINDOW_SECONDS / max(pace, 1e-7))))
 
@@ -149,7 +149,7 @@ class Loads(Generic[WorkerKey]):
         try:
             return [sent[task_id] for task_id in ids]
         except KeyError as error:
-            raise AnswerError(f"spoke of task {error}, which it did not have") from None
+            raise AnswerError(f"named task {error}, which it did not have") from None
 
     def begun(self, worker: WorkerKey, count: int) -> list[Task]:
         """Return the tasks that `worker` has not answered and has begun: it began `count` of all that it was sent."""
@@ -160,7 +160,7 @@ class Loads(Generic[WorkerKey]):
     def add(self, worker: WorkerKey) -> None:
         """Take a worker into use; it has nothing yet."""
         self._used += 1
-        # Concurrent workers are sent a quarter more than they run: the next task needs no round trip.
+        # Concurrent workers are sent a quarter more tasks than they run, so that the next task needs no round trip.
         self._loads[worker] = Load(self._used, self.concurrency + self.concurrency // 4)
 
     def remove(self, worker: WorkerKey) -> list[Task]:
@@ -188,7 +188,7 @@ class Loads(Generic[WorkerKey]):
     def answered(self, worker: WorkerKey, ids: Sequence[int], now: float) -> list[Task]:
         """Note a worker's answers; return the tasks, in the order of `ids`.
 
-        Those that it turns to next are marked as begun now.
+        The tasks that it runs next are marked as begun now.
 
         Raises:
             AnswerError: it has no such task, has answered it already, or has to answer another one before; nothing is
@@ -207,7 +207,7 @@ class Loads(Generic[WorkerKey]):
         if not sent:
             load.alone = False
         elif self.concurrency == 1 or not self._batched:
-            # These come next, in the order in which they were sent; of a batch, the first task tells.
+            # The worker runs these next, in the order of sending; for a batch, the time of its first task counts.
             for task in islice(sent.values(), max(0, self.concurrency - count), self.concurrency):
                 task.began = now
         if self._batched:

@@ -1,12 +1,13 @@
 """How many tasks are brought to a stage in a second, whether they are admitted or not. Pure.
 
-Arrivals are counted in spans of half a timeout, and judged over the latest `SPANS` whole ones. Counting is adding one;
-the spans end when somebody asks.
+Arrivals are counted in spans of half a timeout, and judged over the latest `SPANS` whole ones, or `MANY_SPANS`.
+Counting is adding one; the spans end when somebody asks.
 """
 
 from __future__ import annotations
 
 SPANS = 4
+MANY_SPANS = 8
 # Longer timeouts than twice this need not be waited for.
 LONGEST_SPAN = 5.0
 SHORTEST_SPAN = 0.05
@@ -27,7 +28,7 @@ class Offered:
         self.count = 0
         self._began: float | None = None
         # Arrivals per second in the latest spans.
-        self._rates = [0.0] * SPANS
+        self._rates = [0.0] * MANY_SPANS
 
     def roll(self, now: float) -> None:
         """End the span if it is over."""
@@ -38,16 +39,21 @@ class Offered:
         if elapsed < self.span:
             return
         # Nobody has asked for longer than a span where nobody had to wait: all of that time counts as the spans it was.
-        spans = min(SPANS, int(elapsed / self.span))
+        spans = min(MANY_SPANS, int(elapsed / self.span))
         self._rates = [*self._rates[spans:], *[self.count / elapsed] * spans]
         self._began, self.count = now, 0
 
     @property
     def per_second(self) -> float:
-        """Arrivals per second over all the spans."""
-        return sum(self._rates) / SPANS
+        """Arrivals per second over the latest spans."""
+        return sum(self._rates[-SPANS:]) / SPANS
+
+    @property
+    def sustained(self) -> float:
+        """Arrivals per second over twice as many spans: less of it is chance."""
+        return sum(self._rates) / MANY_SPANS
 
     @property
     def least(self) -> float:
-        """Arrivals per second in the span that had the fewest."""
-        return min(self._rates)
+        """Arrivals per second in that of the latest spans that had the fewest."""
+        return min(self._rates[-SPANS:])

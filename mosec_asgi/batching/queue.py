@@ -1,8 +1,8 @@
 """The tasks that wait at a stage, in order of arrival. Pure.
 
-A task that is settled while it waits stays where it is, and is passed over when the queue is next read: to take it out
-of the middle would cost a walk. `discard` keeps the count of live ones true, and the queue compacts itself when more
-than half of it is dead. Tasks that must be run alone stand apart, before all others; none of them is settled.
+A task that is settled while it waits stays in the queue, and is skipped when the queue is next read: to remove it from
+the middle would need a search. `discard` keeps the number of live tasks, and the queue compacts itself when more than
+half of it is settled. Tasks that must be run alone stand in a queue of their own, before all others; none is settled.
 """
 
 from __future__ import annotations
@@ -72,13 +72,13 @@ class TaskQueue:
         self.live += 1
 
     def requeue(self, tasks: Iterable[Task]) -> None:
-        """Take tasks that a dead worker had back to their places; those with attempts are to be run alone."""
+        """Put tasks that a dead worker had back into their places; those with attempts must be run alone."""
         for task in tasks:
             task.step(Event.REQUEUE)
             task.alone = task.attempts > 0
             (self.lone if task.alone else self._tasks).append(task)
             self.live += 1
-        # Several workers may have died, the one with the younger tasks last.
+        # If several workers have died, the last to be noticed may have had the younger tasks.
         self.lone = deque(sorted(self.lone, key=_arrival))
         self._tasks = deque(sorted(self._tasks, key=_arrival))
 
@@ -100,7 +100,7 @@ class TaskQueue:
             if waiting and waiting[0] is task:
                 waiting.popleft()
             else:
-                # The usual policies take a prefix; this one has taken from further back.
+                # The usual policies take the first tasks; this policy has taken tasks from further back.
                 self._take_apart(tasks[place:])
                 return
 

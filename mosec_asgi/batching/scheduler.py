@@ -1,15 +1,15 @@
 """Which tasks of a stage go to which worker, and when. Pure: time comes in as `now`, decisions come out as data.
 
-One `Scheduler` for a stage holds its queue (`queue`), what is known of its workers (`loads`), and the policy that picks
-(`policy`): windows of single tasks, or batches; before either come the tasks that must be run alone (`quarantine`). The
-stage tells it what has happened (`enqueue`, `answered`, `add_worker`, ...) and asks `assign(now)` what to do: a list of
+The `Scheduler` of a stage holds its queue (`queue`), what is known of its workers (`loads`), and the policy that picks
+(`policy`): windows of single tasks, or batches. Tasks that must be run alone come first (`quarantine`). The stage tells
+the scheduler what has happened (`enqueue`, `answered`, `add_worker`, ...) and asks `assign(now)` what to do: a list of
 assignments to send, and the time at which to ask again if nothing happens before.
 
 Tasks start in order of arrival. One central queue: a worker is chosen when the task leaves it, not when it comes.
 
 *Concurrent workers* (`concurrency` above 1: an event loop, or the slots of a continuous batch) run several tasks, or
-several batches, at a time. They answer in any order, and are sent a quarter more tasks than they run, so that one that
-is done is followed by the next without a round trip.
+several batches, at a time. They answer in any order, and are sent a quarter more tasks than they run, so that the next
+task begins without a round trip when one is done.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ class Scheduler(Generic[WorkerKey]):
 
     @property
     def starts_at_once(self) -> bool:
-        """Whether a single waiting task has nothing to wait for: no batch to fill, and workers with nothing to do."""
+        """Whether a single waiting task can start at once: no batch is to be filled, and workers have nothing to do."""
         return self.queue.live == 1 and self.loads.in_flight == 0 and not self.batched
 
     # -- what has happened -------------------------------------------------------------------------------------------
@@ -123,11 +123,11 @@ class Scheduler(Generic[WorkerKey]):
             self._arrivals.arrived(now, self.queue.live + self.loads.in_flight)
 
     def requeue(self, tasks: Iterable[Task]) -> None:
-        """Take tasks that a dead worker had back into the queue, in order of arrival; those with attempts, alone."""
+        """Put tasks of a dead worker back into the queue, in order of arrival; those with attempts must run alone."""
         self.queue.requeue(tasks)
 
     def proven(self, worker: WorkerKey) -> None:
-        """Note that the task which `worker` runs alone has been seen to work, so that others may join it."""
+        """Note that the task which `worker` runs alone has sent an event, so that other tasks may join it."""
         self.loads[worker].alone = False
 
     def discard(self, task: Task) -> None:
@@ -151,7 +151,7 @@ class Scheduler(Generic[WorkerKey]):
                 is no time; nothing is changed.
         """
         if not 0.0 <= seconds < math.inf:
-            # It would stay in the moving averages for ever.
+            # A value that is not a number would stay in the moving averages for ever.
             raise AnswerError(f"answered the tasks {brief(ids)} in {seconds} seconds")
         loads, arrivals = self.loads, self._arrivals
         idle = arrivals is not None and loads.free > 0

@@ -4,13 +4,12 @@ A unit of work is a task, or a batch. The time of a batch of `n` is taken to be 
 comes from batches of different sizes, and each measured time is scaled by it to that of a full batch. So the times of
 batches of all sizes stand in one list, of which a mean and high quantiles are read.
 
-*Changes.* The list is short, and what stands in it from before a change is thrown out as soon as the change is certain:
-the latest times, four at least, all lie beyond the earlier ones, or the mean of the latest eight or sixteen lies
-further from the earlier mean than chance explains. So a stage that becomes slower or faster is believed after a few
-units.
+*Changes.* The list is short, and times from before a change are dropped as soon as the change is certain: the latest
+times, four at least, all lie beyond the earlier ones, or the mean of the latest eight or sixteen differs from the
+earlier mean by more than chance explains. So a stage that becomes slower or faster is noticed after a few units.
 
-*One slow unit* (code that is compiled at its first use, memory that is read from disk) says nothing of the next one: a
-time that stands alone above all others counts as the second longest.
+*One slow unit* (code that is compiled at its first use, memory that is read from disk) says nothing about the next one:
+a single time far above all others counts like the second longest.
 
 Noting a time costs an append; all else happens in `read`.
 """
@@ -18,8 +17,10 @@ Noting a time costs an append; all else happens in `read`.
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections import deque
 from collections.abc import Sequence
+from itertools import accumulate
 
 # The latest so many units count.
 MOST_SAMPLES = 128
@@ -27,13 +28,13 @@ MOST_SAMPLES = 128
 LEAST_SAMPLES = 3
 # A time that is longer than the next longest by this factor stands alone.
 ALONE = 2.0
-# There is a change where so many lie beyond all earlier ones, which are as many at least, by this factor.
+# The stage has changed where this many times lie beyond all earlier ones, at least as many, by this factor.
 RUN = 4
 BEYOND = 1.25
 # The share of all units that take no longer than the usual time.
 USUAL = 0.75
 # Standard errors by which the latest eight or sixteen differ from the others where that is no chance.
-CERTAIN = 4.0
+CERTAIN = 5.0
 
 
 class ServiceTimes:
@@ -44,28 +45,35 @@ class ServiceTimes:
         usual: what three in four take at most.
         high: what nearly all take at most.
         scatter: the squared coefficient of variation: 0 for constant times, 1 for exponential ones.
+        noted: units since the last `read`.
+        doubt: the standard error of `mean`, as a share of it.
     """
 
-    __slots__ = ("_fresh", "_samples", "_share", "_size", "high", "mean", "scatter", "usual")
+    __slots__ = (
+        "_longer", "_ordered", "_samples", "_share", "_size", "doubt", "high", "mean", "noted", "scatter", "usual",
+    )  # fmt: skip
 
     def __init__(self, batch_size: int = 1) -> None:
         """Begin without knowledge; `batch_size` is that of a full unit."""
         self._size = batch_size
         self._samples: deque[tuple[int, float]] = deque(maxlen=MOST_SAMPLES)
-        self._fresh = True
+        self.noted = 0
         # The part of a full batch's time that does not depend on its size.
         self._share = 1.0
-        self.mean = self.usual = self.high = self.scatter = 0.0
+        self.mean = self.usual = self.high = self.scatter = self.doubt = 0.0
+        # The times in order, and of each the sum of it and of all longer ones.
+        self._ordered: list[float] = []
+        self._longer: list[float] = []
 
     def add(self, items: int, seconds: float) -> None:
         """Note that a unit of `items` tasks has taken so long."""
         self._samples.append((items, seconds))
-        self._fresh = False
+        self.noted += 1
 
     def read(self) -> bool:
         """Bring the attributes up to date; return whether anything is known."""
-        if not self._fresh:
-            self._fresh = True
+        if self.noted:
+            self.noted = 0
             if len(self._samples) >= LEAST_SAMPLES:
                 self._estimate()
         return self.mean > 0.0
@@ -73,6 +81,14 @@ class ServiceTimes:
     def of(self, items: int, full: float) -> float:
         """Return what a unit of `items` takes where a full one takes `full` seconds."""
         return full * self._scale(items)
+
+    def left(self, elapsed: float) -> float:
+        """Return what a unit that has taken `elapsed` seconds so far still takes: what those took that took longer."""
+        place = bisect_right(self._ordered, elapsed)
+        if place == len(self._ordered):
+            # It is an exception, of which nothing is known: as long again.
+            return elapsed
+        return self._longer[place] / (len(self._ordered) - place) - elapsed
 
     def _scale(self, items: int) -> float:
         return self._share + (1.0 - self._share) * items / self._size
@@ -95,6 +111,9 @@ class ServiceTimes:
         self.usual = ordered[min(count - 1, int(count * USUAL))]
         self.high = ordered[-2] if count >= 32 else ordered[-1]
         self.scatter = _variance(ordered, self.mean) / (self.mean * self.mean)
+        self.doubt = math.sqrt(self.scatter / count)
+        self._ordered = ordered
+        self._longer = list(accumulate(reversed(ordered)))[::-1]
 
     def _fit(self) -> None:
         """Learn the shape of the line from batches of different sizes."""
@@ -128,7 +147,7 @@ def _change(times: Sequence[float]) -> int:
 
 
 def _split(times: Sequence[float]) -> int:
-    """Return the latest place from which on all times lie beyond all those before it, four on either side; else 0."""
+    """Return the latest place from which all times lie beyond all earlier ones, with four on either side; else 0."""
     count = len(times)
     longest_from, shortest_from = list(times), list(times)
     for place in range(count - 2, -1, -1):

@@ -1,13 +1,13 @@
 """A running stage: its queue, its workers, and what passes between them.
 
 The stage decides nothing about batches and nothing about workers: it tells its `Scheduler` and its `Supervisor` what
-has happened, and carries out what they say. What becomes of a task is its `Owner`'s business.
+has happened, and does what they decide. The stage's `Owner` decides what follows from an answer.
 
-It works in turns. Whatever happens in one turn of the loop (tasks that arrive, results that come back, clients that
-leave) only marks the stage; at the turn's end it is asked once what to send. So all that is ready for one worker goes
-out as one message, however it came. Only a task that finds the stage idle and came alone, as the one before it did,
-does not wait for the turn's end, which spares a lonely request a round of the loop; and the answer to such a task is
-looked for in the next turn where `BusyPoll` says that it pays.
+It works in turns. Events in one turn of the loop (tasks that arrive, results that come back, clients that leave) only
+mark the stage; at the turn's end it asks its scheduler once what to send. So all that is ready for one worker goes out
+as one message. There is one exception: a task that finds the stage idle and came alone, as the task before it did, is
+sent at once, which saves a single request a turn of the loop. The answer to such a task is looked for in the next turn
+where `BusyPoll` says that it pays.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from mosec_asgi.batching.loads import AnswerError
 from mosec_asgi.batching.scheduler import Assignment, Scheduler
 from mosec_asgi.batching.stage_admission import StageAdmission
 from mosec_asgi.batching.task import State, Task
-from mosec_asgi.errors import INTERNAL_ERROR, STAGE_DOWN, WORKER_DIED, Failure
+from mosec_asgi.errors import INTERNAL_ERROR, STAGE_DOWN, TIMED_OUT, WORKER_DIED, Failure, describe, too_slow
 from mosec_asgi.inside.spec import WorkerSpec
 from mosec_asgi.lazy_timer import LazyTimer
 from mosec_asgi.messages import (
@@ -67,6 +67,7 @@ class StagePlan:
         concurrency: batches, or tasks where none are formed, that a worker runs at a time.
         ordered: workers answer in the order in which they are sent tasks.
         streams: results are streams.
+        sends: workers may send pieces of the stream that a later stage answers with, before they pass on their results.
         max_wait: seconds that a task may wait for its batch to fill.
         adaptive: `max_wait` is not the user's: wait only where it pays.
         max_attempts: workers that may die with a task before it is answered 500.
@@ -88,6 +89,7 @@ class StagePlan:
     concurrency: int = 1
     ordered: bool = True
     streams: bool = False
+    sends: bool = False
     start_method: str = "spawn"
     preload: bool = False
     executor: str | Callable[[StagePlan, asyncio.AbstractEventLoop], Launcher] = "process"
@@ -108,6 +110,10 @@ class StagePlan:
 class Owner(Protocol):
     """Hears what becomes of the tasks of a stage."""
 
+    @property
+    def earliest_deadline(self) -> float:
+        """A time before which no task's deadline is."""
+
     def answered(self, task: Task, code: int, payload: Payload, now: float) -> None:
         """Take a worker's answer to `task`."""
 
@@ -117,8 +123,8 @@ class Owner(Protocol):
     def failed(self, task: Task, failure: Failure) -> None:
         """Answer `task`, which the stage cannot run."""
 
-    def timed_out(self, task: Task) -> None:
-        """Answer `task`, whose time is over."""
+    def timed_out(self, task: Task, failure: Failure = TIMED_OUT) -> None:
+        """Answer `task`, whose time is over, with `failure`."""
 
     def is_late(self, task: Task, together: int, now: float) -> bool:
         """Whether `task`, one of `together` that could be sent to a worker now, can no longer be finished in time."""
@@ -175,12 +181,14 @@ class Stage:
         )
         self._watchdog: Watchdog[PoolWorker] = Watchdog(plan.timeout + GRACE_SECONDS)
         self._marked = False
+        # That events have been dropped.
+        self._told_of_events = False
         # What was sent last was a single task.
         self._calm = True
         self._busy_poll = BusyPoll()
         self._wake_timer = LazyTimer(loop, clock, self._mark)
         self._look_timer: asyncio.TimerHandle | None = None
-        # What workers are to be told at the end of the turn, beside their next tasks.
+        # What to tell workers at the end of the turn, beside their next tasks.
         self._cancelled: dict[PoolWorker, list[int]] = {}
         self._credits: dict[PoolWorker, dict[int, int]] = {}
 
@@ -204,7 +212,7 @@ class Stage:
         if self.pool.down:
             self._owner.failed(task, STAGE_DOWN)
         elif not self._marked:
-            # One that may be late is looked at in the turn: nobody is answered before he has done asking.
+            # A task that may be late is judged at the turn's end: no caller hears an outcome before `submit` returns.
             in_time = task.deadline >= now + self.admission.margin
             if in_time and self._calm and self.scheduler.starts_at_once:
                 self._start_alone(now)
@@ -216,7 +224,7 @@ class Stage:
         if task.state is State.QUEUED:
             self.scheduler.discard(task)
             if task.alone or not self.scheduler.queued:
-                # Others may have waited behind it; or none waits any more.
+                # Other tasks may have waited behind it, or the queue is empty now.
                 self._mark()
             return
         worker = self.scheduler.loads.holder(task)
@@ -237,6 +245,7 @@ class Stage:
     def worker_ready(self, worker: PoolWorker) -> None:
         """Take a worker into use."""
         self.scheduler.add_worker(worker)
+        self.admission.worker_ready(self._clock() - worker.launched_at)
         self._mark()
 
     def worker_results(self, worker: PoolWorker, results: Results) -> None:
@@ -255,7 +264,7 @@ class Stage:
             raise LinkError(str(error)) from error
         if tasks:
             units = units - self.scheduler.units if batched else len(tasks)
-            # The next stage may begin them at once, which is noted in the same place.
+            # The next stage may begin the tasks at once and then overwrites `began`.
             began = tasks[0].began
         wanted = 0
         answered = self._owner.answered
@@ -265,7 +274,7 @@ class Stage:
                 answered(task, code, payload, now)
             elif not isinstance(payload, bytes):
                 payload.drop()
-        # Told when the answers are on their way, as below when the tasks are: clients do not wait for it.
+        # Measured when the answers are on their way, so that clients do not wait for it.
         if tasks:
             self.admission.answered(len(tasks), began, now, units=units, wanted=wanted > 0)
         if (told := self.events.answered) is not None:
@@ -275,7 +284,7 @@ class Stage:
 
     def worker_chunks(self, worker: PoolWorker, chunks: Chunks) -> None:
         """Take in pieces of streams."""
-        if not self.plan.streams:
+        if not (self.plan.streams or self.plan.sends):
             raise LinkError("sent events, and is no worker that streams")
         try:
             tasks = self.scheduler.loads.given(worker, chunks.ids)
@@ -287,14 +296,28 @@ class Stage:
                 task.alone = False
                 self.scheduler.proven(worker)
                 self._mark()
-            is_first = task.flow is not None and not task.flow.events
+            if task.flow is None and self.plan.sends:
+                self._drop_event(worker, task, chunk)
+                continue
+            is_first = task.flow is not None and task.flow.quiet
             if is_first:
                 self.admission.first_event(task.began, now)
             if task.state is not State.SETTLED:
                 self._owner.streamed(task, chunk, now)
             elif is_first and task.flow is not None:
-                # Nobody waits for it; what follows is no first event.
+                # Nobody waits for the stream, but its first event has come.
                 task.flow.came(len(chunk), now)
+
+    def _drop_event(self, worker: PoolWorker, task: Task, chunk: bytes) -> None:
+        """Make room for another piece in the place of one that belongs to no stream: the route answers with none."""
+        if not self._told_of_events:
+            self._told_of_events = True
+            logger.warning(
+                "events are dropped, because the last stage of the route does not stream; derive its class from "
+                "SSEWorker (told once)",
+                extra=self._extra(worker, task),
+            )
+        self.credit(task, len(chunk))
 
     def worker_gone(self, worker: PoolWorker) -> None:
         """Take back what a worker had: to be run again, unless a task has been begun by too many dying workers."""
@@ -315,6 +338,7 @@ class Stage:
                 logger.error("answered 500: workers died %s", why, extra=self._extra(worker, task))
                 self._owner.failed(task, WORKER_DIED)
         self.scheduler.requeue(again)
+        self.admission.worker_gone(self._clock())
         self._mark()
 
     def stage_down(self) -> None:
@@ -325,7 +349,7 @@ class Stage:
     # -- a turn ------------------------------------------------------------------------------------------------------
 
     def _mark(self) -> None:
-        """Have the stage asked at the end of this turn of the loop what to send."""
+        """Dispatch at the end of this turn of the loop."""
         if not self._marked:
             self._marked = True
             self._loop.call_soon(self._turn)
@@ -335,7 +359,7 @@ class Stage:
         if self._cancelled or self._credits:
             self._tell()
         now = self._clock()
-        if self.scheduler.queued:
+        if self.scheduler.queued and self._owner.earliest_deadline < now + self.admission.margin:
             self._drop_late(now)
         self._dispatch(now)
 
@@ -349,7 +373,7 @@ class Stage:
             worker.link.credit(Credits(list(sizes), list(sizes.values())))
 
     def _drop_late(self, now: float) -> None:
-        """Answer those that could be sent now and can no longer be finished in time."""
+        """Answer the tasks that could be sent now and can no longer be finished in time."""
         pressing = self.scheduler.pressing(now + self.admission.margin)
         if pressing:
             together = min(self.plan.batch_size, self.scheduler.queued)
@@ -358,13 +382,13 @@ class Stage:
                     self._owner.too_late(task, now)
 
     def _start_alone(self, now: float) -> None:
-        """Send a task that is alone, and have its answer looked for where it will be there in a moment."""
+        """Send a task that is alone, and poll for its answer where that is expected in a moment."""
         for assignment in self._dispatch(now):
             worker = assignment.worker
             load = self.scheduler.loads.get(worker)
             seconds = self._busy_poll.seconds(None if load is None else load.seconds_per_item)
             if seconds:
-                # In the next turn: nobody is answered before he has done asking.
+                # In the next turn: no caller hears an outcome before `submit` has returned.
                 self._loop.call_soon(self._look_for_answer, worker, seconds)
 
     def _look_for_answer(self, worker: PoolWorker, seconds: float) -> None:
@@ -403,7 +427,7 @@ class Stage:
                 message = message._replace(requests=[packed(task.request) for task in tasks])
             worker.link.send(message)
         except Exception as error:
-            # A fault of ours. In the next turn: whoever has brought the tasks is in the middle of a change.
+            # A fault of ours. It is handled in the next turn, because the caller is in the middle of a change.
             self._loop.call_soon(self._send_failed, worker, tasks, error)
         self.admission.sent(now)
         if (told := self.events.sent) is not None:
@@ -424,15 +448,16 @@ class Stage:
     # -- stuck workers -----------------------------------------------------------------------------------------------
 
     def _look(self) -> None:
-        """Replace workers that are stuck: no one waits longer for what they had begun."""
+        """Replace workers that are stuck, and answer the tasks that they had begun."""
         self._look_timer = None
         now = self._clock()
         loads = self.scheduler.loads
         beats = {worker: worker.link.progress().beats for worker in loads.busy}
+        failure = describe(too_slow(self.plan.timeout))
         for worker in self._watchdog.stuck(beats, now):
             for task in loads.begun(worker, worker.link.progress().begun):
                 if task.state is not State.SETTLED:
-                    self._owner.timed_out(task)
+                    self._owner.timed_out(task, failure)
             self.pool.kill(worker, f"was stuck: it did nothing for {self.plan.timeout + GRACE_SECONDS:g} s")
         if self.scheduler.in_flight:
             self._look_timer = self._loop.call_later(LOOK_SECONDS, self._look)

@@ -1,36 +1,35 @@
-"""What is known of one stage's speed, and what follows from it for those that want to come. Pure.
+"""The measured speed of one stage, and what follows from it for the admission of calls. Pure.
 
-The theory stands in `admission`, which asks.
+The module `admission`, which uses this one, explains the theory.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from mosec_asgi.batching.offered import Offered
-from mosec_asgi.batching.service_time import ServiceTimes
+from mosec_asgi.batching.service_time import MOST_SAMPLES, ServiceTimes
 
-# Arrivals in relation to what the stage can do, from which on its queue is kept short; in no span less than LEAST.
+# The ratio of arrivals to what the stage can do from which its queue is kept short; LEAST must hold in every span.
 OVERLOAD = 1.75
 LEAST_OVERLOAD = 1.3
-# The same: up to where a stage refuses only what is nearly hopeless (over two timeouts so many may come by chance), and
-# from where only what is nearly certain to be in time is worth a worker's time.
-CAUTION = (1.2, 1.5)
-# For a stage that is not the route's first, from where to where its caution grows.
-LATER = (0.9, 1.2)
-# Standard deviations of the work ahead that are allowed for at the door: less near capacity, more under overload.
-DEVIATIONS = 1.0
+# The same, over a longer time: up to where a stage refuses only what is nearly hopeless, and from where only what is
+# nearly certain to be in time is worth a worker's time.
+CAUTION = (1.1, 1.3)
+# Standard deviations of the work ahead that are allowed for at the door: near capacity, and under overload.
+DEVIATIONS = (-1.75, 1.0)
 # How often a short queue may run empty.
 EMPTY = 0.06
-# What is taken for the scatter of arrivals that come as regularly as can be.
+# The scatter that is assumed even for perfectly regular arrivals.
 STEADY = 0.2
 PROBE_SECONDS = 1.0
-# So long a queue need never be shorter: where units take microseconds, a few of them are nothing.
+# Seconds of work in the shortest queue that is kept: where units take microseconds, a few of them are nothing.
 SHORT_SECONDS = 0.01
-# For so long what has been read of the measurements is used again. Reading takes some 0.1 ms.
+# Seconds for which an evaluation of the measurements is used again. One evaluation takes some 0.1 ms.
 FRESH_SECONDS = 0.05
-# Of quick workers' windows, as the scheduler has them: what may be ahead where nothing is queued.
+# Seconds of work in a quick worker's window, as in the scheduler: may be ahead though nothing is queued.
 WINDOW_SECONDS = 0.0015
 
 
@@ -65,10 +64,10 @@ class StageAdmission:
         offered: calls that were to come here, the refused ones too.
         direct: those that were admitted and came here first.
         pressure: what is offered in relation to what the stage can do.
-        caution: from 0, near capacity, to 1, where there is so much to choose from that only what is nearly certain to
-            be in time is worth a worker's time.
+        caution: from 0, near capacity, to 1 under overload, where only calls that are nearly certain to be in time are
+            admitted.
         coming: tasks that are admitted and still at earlier stages.
-        slots: units of work that run at a time; where no worker is ready, those of the one that is awaited.
+        slots: units of work that run at a time; where no worker is ready, those of the one that starts.
         margin: a task that is begun now and has more seconds than this left is in time.
         shared: some route has this stage first, and another has it later.
         supply: tasks per second that earlier stages can bring at most.
@@ -76,17 +75,20 @@ class StageAdmission:
         upstream: seconds that tasks on their way here take at earlier stages, without waiting there.
         target: seconds that a task should spend here at most; 0 for no such wish.
         times: of its units of work.
+        on_change: called when there are more or fewer workers.
         due: when the service has to read again what follows, with what it knows of other stages (`Admission`).
         known: anything has been measured.
+        careful: each call must be looked at closely.
         easy: seconds that a task takes here at most, where none is queued.
         per_task: seconds that each queued task adds to that.
         short: a queue below this is never too long.
     """
 
     __slots__ = (
-        "_batch_size", "_concurrency", "_firsts", "_max_wait", "_progress", "_read_due", "caution", "coming", "direct",
-        "due", "easy", "known", "load", "margin", "offered", "per_task", "pressure", "shared", "short", "slots",
-        "supply", "supply_scatter", "target", "times", "upstream",
+        "_batch_size", "_before_next", "_concurrency", "_every", "_firsts", "_max_wait", "_no_worker_since",
+        "_progress", "_read_due", "_start", "careful", "caution", "coming", "direct", "due", "easy", "known", "load",
+        "margin", "offered", "on_change", "per_task", "pressure", "shared", "short", "slots", "supply",
+        "supply_scatter", "target", "times", "upstream",
     )  # fmt: skip
 
     def __init__(
@@ -132,7 +134,13 @@ class StageAdmission:
         # When a unit was last begun on a free slot, or answered.
         self._progress = -math.inf
         self.due = self._read_due = -math.inf
-        self.known = False
+        # Since when there is no worker, if there is none; and the seconds that the latest took to start.
+        self._no_worker_since: float | None = None
+        self._start = 0.0
+        # Of so many units, the time of one is noted, and how many are still to come before the next of those.
+        self._every = self._before_next = 1
+        self.on_change: Sequence[Callable[[], None]] = ()
+        self.known = self.careful = False
         self.easy = self.per_task = 0.0
         self.short = math.inf
 
@@ -156,6 +164,10 @@ class StageAdmission:
         self._progress = now
         if not units:
             return
+        self._before_next -= 1
+        if self._before_next > 0:
+            return
+        self._before_next = self._every
         seconds = now - began
         if self._batch_size == 1:
             seconds, items = seconds / items, 1
@@ -165,6 +177,24 @@ class StageAdmission:
         # Workers skip tasks of clients that have left: quick, but not because the work is.
         if wanted or seconds > self.times.mean:
             self.times.add(items if self._firsts is None else self._batch_size, seconds)
+
+    def worker_ready(self, seconds: float) -> None:
+        """Note that there is one more worker, `seconds` after its launch."""
+        self._start = seconds
+        self._no_worker_since = None
+        self._changed()
+
+    def worker_gone(self, now: float) -> None:
+        """Note that there is one worker less, after the fact."""
+        if not self.load.workers and self._no_worker_since is None:
+            self._no_worker_since = now
+        self._changed()
+
+    def _changed(self) -> None:
+        """Have all read anew: what was read was of other slots."""
+        self.due = self._read_due = -math.inf
+        for tell in self.on_change:
+            tell()
 
     def first_event(self, began: float, now: float) -> None:
         """Note the first event of a stream, to which a worker turned at the time `began`."""
@@ -184,6 +214,8 @@ class StageAdmission:
         self.slots = max(1, self.load.workers) * self._concurrency
         self.offered.roll(now)
         self.direct.roll(now)
+        # So many are noted until the next time, as far as that can be told, that all the latest ones are new.
+        self._every = self._before_next = max(1, self.times.noted * self._every // MOST_SAMPLES)
         known = self.times.read()
         high = self.times.high
         if self._firsts is not None:
@@ -195,14 +227,17 @@ class StageAdmission:
         rate = self.per_second
         self.per_task = 1.0 / rate
         self.pressure = min(self.offered.per_second, self.supply) / rate
-        self.caution = _share(self.pressure, *CAUTION)
-        self.short = max(self._round, SHORT_SECONDS * rate)
-        self.easy = 2.0 * self.times.mean + WINDOW_SECONDS + high + self._max_wait
-        if self.target:
-            self.easy = math.inf
+        # The less is known of the speed, the more it takes to say that there is too much to do. What earlier stages
+        # hold up counts too: there is as much to choose from.
+        self.caution = _share(self.offered.sustained / (rate * (1.0 + self.times.doubt)), *CAUTION)
+        self.short = self.most_queued
+        silent = now - self._progress
+        overdue = silent if silent > high and self.load.units >= self.slots else 0.0
+        self.easy = 2.0 * self.times.mean + WINDOW_SECONDS + high + self._max_wait + overdue
+        self.careful = self.caution > 0.0 or self.target > 0.0 or self._no_worker_since is not None
 
     def _read(self, now: float) -> None:
-        """Read what has been measured, for who only looks: `due` stays, or a frequent look would keep it off."""
+        """Read what has been measured, for statistics: `due` stays, or frequent statistics would put it off."""
         if now >= self._read_due:
             self._read_due = now + FRESH_SECONDS
             self.refresh(now)
@@ -210,15 +245,27 @@ class StageAdmission:
     def wait(self, queued: float, now: float) -> float:
         """Return how long a task that comes after `queued` others waits for a slot, in seconds."""
         slots = self.slots
+        start = self._starts_in(now)
         ahead = self._ahead(queued)
         if ahead <= 0:
-            return 0.0
-        gap = self.times.mean / slots
-        # Where a slot is free, it is about to be taken.
-        silent = now - self._progress if self.load.units >= slots else 0.0
-        if silent > self.times.high:
-            return (ahead - 1) * gap + silent
+            return start
+        times = self.times
+        gap = times.mean / slots
+        if self.load.units < slots:
+            # A slot is free, and is about to be taken, or will be there with the worker that starts.
+            return start + ahead * gap
+        silent = now - self._progress
+        if slots == 1 or silent > times.high:
+            return (ahead - 1) * gap + times.left(silent)
         return ahead * gap - min(silent, gap)
+
+    def _starts_in(self, now: float) -> float:
+        """Return in how many seconds there is a worker: 0 where there is one, else as the latest start has taken."""
+        if self._no_worker_since is None:
+            return 0.0
+        gone = now - self._no_worker_since
+        # Beyond that it is an exception, of which nothing is known: as long again.
+        return self._start - gone if gone <= self._start else gone
 
     def expected_wait(self, now: float) -> float:
         """Return how long a task that comes now is likely to wait, in seconds; 0 while that is not known."""
@@ -232,9 +279,17 @@ class StageAdmission:
             limit: the call's timeout, in seconds.
             items: of the unit of work that it is likely to be a part of.
         """
-        times = self.times if self._firsts is None else self._firsts
-        own = times.usual + self.caution * max(0.0, min(times.high, limit / 2) - times.usual)
-        return self.times.of(items, own) if self._batch_size > 1 and self._firsts is None else own
+        times = self._own_times
+        return self._with(items, times.usual + self.caution * max(0.0, min(times.high, limit / 2) - times.usual))
+
+    @property
+    def _own_times(self) -> ServiceTimes:
+        """What a call waits for once it is begun."""
+        return self.times if self._firsts is None else self._firsts
+
+    def _with(self, items: int, full: float) -> float:
+        """Return what a unit of `items` takes where a full one takes `full` seconds."""
+        return self.times.of(items, full) if self._batch_size > 1 and self._firsts is None else full
 
     def leaves(self, at: float, before: float, limit: float, now: float) -> float:
         """Return in how many seconds a task is done here.
@@ -251,58 +306,64 @@ class StageAdmission:
         if at:
             queued += self.direct.per_second * at
         starts = self.wait(queued, now)
-        if starts:
-            starts = self._allowing(starts, queued, now, later=at > 0.0)
-        if starts > at or self.load.units >= self.slots:
-            return max(at, starts) + self.own(limit, self._batch_size)
-        return at + self._max_wait + self.own(limit, min(self._batch_size, int(queued) + 1))
+        waits = starts > at or self.load.units >= self.slots
+        items = self._batch_size if waits else min(self._batch_size, int(queued) + 1)
+        if not starts:
+            own = self.own(limit, items)
+        else:
+            starts = self._allowing(starts, queued, now)
+            # What is allowed for chance in the work ahead is enough for that in its own.
+            own = self._with(items, self._own_times.usual)
+        return (max(at, starts) if waits else at + self._max_wait) + own
 
-    def _allowing(self, wait: float, queued: float, now: float, *, later: bool) -> float:
+    def _allowing(self, wait: float, queued: float, now: float) -> float:
         """Return a wait with an allowance for chance.
 
         Near its capacity a stage refuses only what is nearly hopeless; under overload it admits only what is nearly
         certain. What a later stage would drop has cost the earlier ones their time.
         """
-        slots, mean = self.slots, self.times.mean
-        caution = max(self.caution, _share(self.pressure, *LATER)) if later else self.caution
+        slots, mean, caution = self.slots, self.times.mean, self.caution
+        ahead = max(0.0, self._ahead(queued))
         # Slots that were taken at the same time are free at the same time: in rounds.
         silent = now - self._progress if self.load.units >= slots else 0.0
-        rounds = math.ceil(self._ahead(queued) / slots) * mean - min(silent, mean)
+        rounds = math.ceil(ahead / slots) * mean - min(silent, mean)
         wait += caution * max(0.0, rounds - wait)
-        deviation = mean / slots * math.sqrt(self._ahead(queued) * self.times.scatter)
-        return max(0.0, wait + DEVIATIONS * (2.0 * caution - 1.0) * deviation)
+        deviation = mean / slots * math.sqrt(ahead * self.times.scatter + (ahead * self.times.doubt) ** 2)
+        least, most = DEVIATIONS
+        return max(0.0, wait + (least + caution * (most - least)) * deviation)
 
     def _ahead(self, queued: float) -> float:
         """Return how many units must be done before there is a slot for a task that comes after `queued` others."""
         return self.load.units + queued // self._batch_size - self.slots + 1
 
     def backlog(self, now: float) -> float:
-        """Return how long what waits here, or is on its way here, takes; 0 while that is not known."""
+        """Return the seconds that the tasks here and on their way here take; 0 while that is not known."""
         self._read(now)
         rate = self.per_second
-        return (self.load.queued + self.coming) / rate if rate else 0.0
+        return self._starts_in(now) + (self.load.queued + self.coming) / rate if rate else 0.0
 
     def is_unproven(self, now: float) -> bool:
         """Whether the stage has had nothing to do for so long that what is known of it should be tried again."""
-        return not self.load.in_flight and now - self._progress >= PROBE_SECONDS
+        idle = not self.load.in_flight and now - self._progress >= PROBE_SECONDS
+        return idle and self._no_worker_since is None
 
     @property
     def most_queued(self) -> float:
         """How many tasks may wait here, or be on their way here, before the queue is longer than it need be."""
         rate, load = self.per_second, self.pressure
-        # What earlier stages hold up does not come here: where they bring little more than can be done, a longer queue
-        # is needed, and where they bring less, there is none.
+        # Earlier stages limit what comes here: if they bring little more than this stage can do, a longer queue is
+        # needed; if they bring less, no queue forms.
         calm = self.offered.per_second < OVERLOAD * rate or self.offered.least < LEAST_OVERLOAD * rate
         if calm or load <= 1.0:
             return math.inf
-        # What comes by chance scatters as 1; what an earlier stage brings as fast as it can, as that one's times do.
+        # Random arrivals have a scatter of 1; the output of a saturated earlier stage has that of its times.
         came = 1.0 if self.offered.per_second <= self.supply else min(1.0, STEADY + self.supply_scatter)
         units = -math.log(EMPTY) * (load * came + self.times.scatter * self._batch_size) / (2.0 * (load - 1.0))
-        return max(units + self._round - 1, self.short) + rate * self.upstream
+        return max(units + self._round - 1, self._round, SHORT_SECONDS * rate) + rate * self.upstream
 
     @property
     def _round(self) -> float:
-        """Tasks that slots which become free at about the same time take."""
+        """The number of tasks that all slots together take when they become free at about the same time."""
         return self._batch_size * max(1.0, self.slots / 2)
 
 

@@ -142,6 +142,8 @@ class Task:
         self.queued = now
         self.attempts = 0
         self.alone = False
+        if self.flow is not None:
+            self.flow.go_on()
 
     def settle(self) -> None:
         """End its life; the payload's memory is free from here on."""

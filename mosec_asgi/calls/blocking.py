@@ -7,6 +7,7 @@ not, it is run on an event loop of its own, in a thread, for the time of the blo
 from __future__ import annotations
 
 import asyncio
+import atexit
 import concurrent.futures
 import contextlib
 import threading
@@ -226,7 +227,7 @@ class _LoopThread:
     def __init__(self, server: AbstractAsyncContextManager[Any]) -> None:
         self._server = server
         self._started: concurrent.futures.Future[None] = concurrent.futures.Future()
-        # A daemon: a program that forgets the end of its block must be able to end; its workers end with it.
+        # A daemon, and ended at the exit: a program that forgets the end of its block ends, and its workers with it.
         self._thread = threading.Thread(target=self._main, name="mosec_asgi engine", daemon=True)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._serving: asyncio.Task[None] | None = None
@@ -240,6 +241,8 @@ class _LoopThread:
         self._thread.start()
         try:
             self._started.result()
+            # Registered last and so called first: `multiprocessing` would kill workers that this loop replaces.
+            atexit.register(self.stop)
         except BaseException:
             # The start has failed, or the wait was interrupted.
             self.stop()
@@ -255,6 +258,7 @@ class _LoopThread:
                 break
             time.sleep(0.001)
         self._thread.join()
+        atexit.unregister(self.stop)
 
     def _main(self) -> None:
         try:

@@ -119,7 +119,7 @@ class Pump:
     def settled(self, item: _Item, outcome: Outcome) -> None:
         """Take what has become of a call. Others' state is in the caller's hands, so the rest is done in a turn."""
         if self._closed:
-            drop_all((outcome.payload,))
+            # It has been cancelled, and holds nothing.
             return
         self._settled.append((item, outcome))
         if not self._marked:

@@ -35,10 +35,13 @@ class Objects:
             EncodingError: it cannot be pickled; the text names its type.
         """
         try:
-            if self._blocks is None or self._pickler is None or not apart:
+            if self._pickler is None or not apart:
                 return pickle.dumps(item, PROTOCOL)
             code, data = self._pickler.dump(item)
-            return self._blocks.hold(data) if code == frames.IN_MEMORY else data
+            if code != frames.IN_MEMORY:
+                return data
+            assert self._blocks is not None
+            return self._blocks.hold(data)
         # Whatever its own way to be pickled raises.
         except Exception as error:
             raise EncodingError(

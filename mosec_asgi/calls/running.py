@@ -1,8 +1,7 @@
-"""The service that a call goes to: the one that runs on this event loop, or an error that says what to do."""
+"""What is wrong where a call finds no service on its event loop, and what to do about it."""
 
 from __future__ import annotations
 
-import asyncio
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 
@@ -22,19 +21,12 @@ ELSEWHERE = (
 )
 
 
-def running_here(running: Service | None) -> Service:
-    """Return a service that runs on this event loop.
+def not_here(running: Service | None) -> CallError:
+    """Return the error of a call on an event loop on which no service runs.
 
     Args:
-        running: the service that the server has, if any.
-
-    Raises:
-        CallError: there is none, or it runs on another loop; the text says what to do.
+        running: the service that the server has on another loop, if any.
     """
-    if running is None:
-        raise CallError(NOT_RUNNING, HTTPStatus.SERVICE_UNAVAILABLE)
-    if asyncio._get_running_loop() is not running.loop:
-        if running.loop.is_closed():
-            raise CallError(NOT_RUNNING, HTTPStatus.SERVICE_UNAVAILABLE)
-        raise CallError(ELSEWHERE)
-    return running
+    if running is None or running.loop.is_closed():
+        return CallError(NOT_RUNNING, HTTPStatus.SERVICE_UNAVAILABLE)
+    return CallError(ELSEWHERE)

@@ -14,6 +14,7 @@ from mosec_asgi.config import Settings
 from mosec_asgi.errors import Failure, StartupError
 from mosec_asgi.runtime import Runtime
 from mosec_asgi.service import Service
+from mosec_asgi.worker import several_examples
 
 # Milliseconds for a first run, which may compile or load what later ones find ready.
 TIMEOUT = 600_000
@@ -59,10 +60,11 @@ async def _run(routes: Mapping[str, Sequence[Runtime]], settings: Settings) -> i
 async def _run_route(service: Service, place: int, path: str, pipeline: Sequence[Runtime]) -> bool:
     """Send a pipeline its example; True if it came through, or there is none."""
     worker = pipeline[0].worker
-    if worker.example is None and not len(worker.multi_examples):
+    several = several_examples(worker)
+    if worker.example is None and not several:
         logger.info("%s: %s has no example; its workers start, and that is all this run shows", path, worker.__name__)
         return True
-    example = worker.multi_examples[0] if len(worker.multi_examples) else worker.example
+    example = several[0] if several else worker.example
     began = time.perf_counter()
     outcome = await service.run_example(place, f"dry-run{path}")
     if isinstance(outcome, Failure):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import gc
 import importlib.util
 import math
@@ -11,17 +12,20 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable, Iterator
-from types import FrameType
-from typing import Protocol
+from collections.abc import Awaitable, Callable, Iterator
+from typing import TYPE_CHECKING, Protocol
 
 import uvicorn
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from mosec_asgi import log
 from mosec_asgi.config import Settings
+from mosec_asgi.host.interrupts import told_of_signals
 from mosec_asgi.web.limits import Limits, http_limits
 from mosec_asgi.web.uvicorn import supported
+
+if TYPE_CHECKING:
+    from mosec_asgi.web.direct import DirectRoutes
 
 DAEMON_DIED = 1
 # Seconds after a signal in which requests are still admitted: those that had come before it, and were not yet read.
@@ -47,6 +51,9 @@ class Server(Protocol):
     def close(self) -> None:
         """Admit no more requests."""
 
+    def direct_routes(self) -> DirectRoutes | None:
+        """Return the routes that need not be asked for through ASGI."""
+
     def why_not_direct(self) -> str | None:
         """Return why each request must be asked for through ASGI; None where it need not be."""
 
@@ -55,11 +62,12 @@ def run(server: Server, settings: Settings) -> int:
     """Serve until a signal ends it.
 
     Returns:
-        the exit code: 0 after SIGTERM or SIGINT, else what went wrong.
+        the exit code: 0 after SIGTERM or SIGINT, 130 where a second SIGINT has forced the end, else what went wrong.
     """
     sock = _listen(settings.address, settings.port)
-    runner = _Runner(_uvicorn_config(server, settings, _http_protocol(server, settings)), server)
-    server.on_daemon_exit = runner.daemon_ended
+    program = _Program(server)
+    runner = uvicorn.Server(_uvicorn_config(program, settings, _http_protocol(server, settings)))
+    server.on_daemon_exit = program.daemon_ended
     address, port = sock.getsockname()[:2]
     logger.info(
         "serving on http://%s:%d once the workers are ready",
@@ -67,45 +75,65 @@ def run(server: Server, settings: Settings) -> int:
         port,
     )
     code = 0
-    with _signals_recorded():
+    with _signals_recorded(program):
         try:
             runner.run(sockets=[sock])
         except SystemExit as stop:
             code = stop.code if isinstance(stop.code, int) else 1
         finally:
             sock.close()
-    if runner.signalled:
-        code = 0
+    if program.signalled:
+        code = signal.SIGINT + 128 if program.forced else 0
     logger.info("the service has stopped")
-    return runner.failure or code
+    return program.failure or code
 
 
-class _Runner(uvicorn.Server):
-    """uvicorn's server, which lets the service know at once that the end is near."""
+class _Program:
+    """The service as the app that uvicorn runs: hears of signals and daemons, and lets the service know at once.
 
-    def __init__(self, config: uvicorn.Config, server: Server) -> None:
-        super().__init__(config)
+    Nothing else than the app's lifespan is needed for it, and nothing of uvicorn that is not public.
+
+    Attributes:
+        signalled: a signal has asked for the end.
+        forced: a SIGINT has come after that.
+        failure: the exit code, where something else than a signal has ended the program.
+    """
+
+    def __init__(self, server: Server) -> None:
         self._service = server
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self.signalled = False
+        self.direct_routes = server.direct_routes
+        self.signalled = self.forced = False
         self.failure = 0
 
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Start the service, then listen."""
-        self._loop = asyncio.get_running_loop()
-        await super().startup(sockets)
-        # What is loaded by now stays: the garbage collector need not look at it again and again, nor so often at what
-        # is new.
-        gc.collect()
-        gc.freeze()
-        gc.set_threshold(GC_THRESHOLD, *gc.get_threshold()[1:])
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
+        """Answer a request, or follow the life of the app."""
+        if scope["type"] == "lifespan":
+            return self._follow(scope, receive, send)
+        return self._service(scope, receive, send)
 
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Record the signal; the loop does the rest."""
+    async def _follow(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_prepared(message: Message) -> None:
+            if message["type"] == "lifespan.startup.complete":
+                _settle_memory()
+            await send(message)
+
+        if self.signalled:
+            # Before anybody but this object could hear of it: nothing is started, and uvicorn is told.
+            signal.raise_signal(signal.SIGTERM)
+            for step in ("startup", "shutdown"):
+                await receive()
+                await send({"type": f"lifespan.{step}.complete"})
+            return
+        with told_of_signals(self._close_soon, self.note):
+            await self._service(scope, receive, send_prepared)
+
+    def note(self, number: int) -> None:
+        """Take note of a signal."""
+        self.forced = self.signalled and number == signal.SIGINT
         self.signalled = True
-        super().handle_exit(sig, frame)
-        if self._loop is not None:
-            self._loop.call_soon_threadsafe(self._loop.call_later, LISTEN_SECONDS, self._service.close)
+
+    def _close_soon(self) -> None:
+        asyncio.get_running_loop().call_later(LISTEN_SECONDS, self._service.close)
 
     def daemon_ended(self, name: str, code: int) -> None:
         """Stop, and exit with a code that says why, unless the end has been asked for.
@@ -117,13 +145,21 @@ class _Runner(uvicorn.Server):
             return
         logger.error("the daemon process %s has ended with code %d; the service stops", name, code)
         self.failure = DAEMON_DIED
-        self.should_exit = True
         self._service.close()
+        # To the handlers that are there for it, in the main thread.
+        signal.raise_signal(signal.SIGTERM)
 
 
-def _uvicorn_config(server: Server, settings: Settings, http: type[asyncio.Protocol] | None) -> uvicorn.Config:
+def _settle_memory() -> None:
+    """What is loaded by now stays: the collector need not look at it again and again, nor so often at what is new."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(GC_THRESHOLD, *gc.get_threshold()[1:])
+
+
+def _uvicorn_config(program: _Program, settings: Settings, http: type[asyncio.Protocol] | None) -> uvicorn.Config:
     return uvicorn.Config(
-        server,
+        program,
         http=http or "auto",
         interface="asgi3",
         loop="uvloop",
@@ -181,21 +217,31 @@ def _listen(address: str, port: int) -> socket.socket:
         sock.listen(2048)
     except OSError as error:
         sock.close()
-        sys.exit(
-            f"error: cannot listen on {address}:{port}: {error.strerror}. "
-            "Choose another port with --port or MOSEC_PORT, or end the program that uses this one; "
+        remedy = (
+            "Choose an address of this machine, such as 0.0.0.0 for all of them, with --address or MOSEC_ADDRESS"
+            if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL
+            else "Choose another port with --port or MOSEC_PORT, or end the program that uses this one; "
             "--address or MOSEC_ADDRESS sets the address"
         )
+        sys.exit(f"error: cannot listen on {address}:{port}: {error.strerror}. {remedy}")
     return sock
 
 
 @contextlib.contextmanager
-def _signals_recorded() -> Iterator[None]:
-    """Keep uvicorn's parting raise of the signal that ended it from ending the program: the exit code is ours."""
+def _signals_recorded(program: _Program) -> Iterator[None]:
+    """Record the signals that come before uvicorn does so itself.
+
+    This also keeps its parting raise of the signal that ended it from ending the program: the exit code is ours.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def record(number: int, frame: object) -> None:
+        if not program.signalled:
+            program.note(number)
+
+    before = {number: signal.signal(number, record) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:

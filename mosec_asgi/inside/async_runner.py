@@ -1,9 +1,9 @@
 """Runs tasks on a worker whose `forward` is asynchronous: several at a time, on an event loop of the worker's own.
 
 A unit of work is a task, or a batch where the stage has them (`batch`). Each unit is a task of asyncio, at most
-`concurrency` at a time; those behind them wait. A unit is cancelled when its time is over, or when all its clients have
-left. One that does not end soon then is given up: its tasks are answered and others have its slot, whatever it still
-does. Only one that goes on for long after that is said to swallow its cancellation.
+`concurrency` at a time; the others wait. A unit is cancelled when its time is over, or when all its clients have left.
+A unit that does not end soon after that is given up: its tasks are answered and its slot is free, though it still runs.
+If it goes on for long, the log says that it swallows its cancellation.
 """
 
 from __future__ import annotations
@@ -39,9 +39,12 @@ from mosec_asgi.worker import Worker
 
 # Seconds between two signs of life while units run: the loop is not blocked.
 BEAT_SECONDS = 0.2
+# Turns of the loop that a unit gets once its deadline has passed. If another has blocked the loop, what this one waits
+# for may have happened long before its deadline, and is several turns away: a task that awaits a task that awaits.
+LATE_TURNS = 10
 # Seconds that a unit gets to end after it has been cancelled; then its tasks are answered.
 CANCEL_SECONDS = 0.5
-# Seconds that a unit which has been given up may clean up, before its code is said to swallow the cancellation.
+# Seconds that a unit which has been given up may clean up, before the log says that it swallows its cancellation.
 CLEANING_SECONDS = 5.0
 
 logger = log.internal_logger(__name__)
@@ -52,21 +55,23 @@ class AsyncUnit(Unit):
     """A unit with its time.
 
     Attributes:
+        begun: its first step has been done.
         deadline: when the step that runs is cancelled; infinite where there is none.
-        late: it has been cancelled because of that.
+        late: it has been cancelled because of its deadline.
         left: it has been cancelled because all its clients have left.
-        timer: watches the deadline; once it is cancelled, what it gets to end.
+        timer: watches the deadline; after the cancellation, the time that the unit gets to end.
     """
 
+    begun: bool = False
     deadline: float = math.inf
     late: bool = False
     left: bool = False
-    timer: asyncio.TimerHandle | None = None
+    timer: asyncio.Handle | None = None
 
 
-# What a rehearsal runs for.
+# The request id of a rehearsal.
 _NOTHING = Unit(NO_TASKS, ())
-# The unit on whose behalf the code that asks is running.
+# The unit for which the current code runs.
 _current: contextvars.ContextVar[Unit] = contextvars.ContextVar("unit")
 
 
@@ -102,14 +107,14 @@ class AsyncRunner:
             spec, self._codec, port, time.perf_counter, self._outlet, events_of=async_events_of
         )
         self._loop = loop or _new_loop()
-        # Units that wait, those that run, and those that still do though they have been given up.
+        # Units that wait, units that run, and units that still run though they have been given up.
         self._waiting: deque[AsyncUnit] = deque()
         self._running: dict[asyncio.Task[None], AsyncUnit] = {}
         self._given_up: dict[asyncio.Task[None], asyncio.TimerHandle] = {}
         self._beat_timer: asyncio.TimerHandle | None = None
-        # What ends the worker, where it was raised in a callback of the loop, which would only log it.
+        # An exception that ends the worker, raised in a callback of the loop, which would only log it.
         self._ending: Ending | None = None
-        # Set whenever something has come through the port, anew each time.
+        # Set whenever something has come through the port.
         self._news = asyncio.Event()
         self._thread = threading.get_ident()
         worker._has_left = self._has_left
@@ -118,7 +123,7 @@ class AsyncRunner:
             worker._send_event = self._push
 
     def request_ids(self) -> list[str]:
-        """Return the ids of the requests of the unit on whose behalf the code that asks is running."""
+        """Return the ids of the requests of the unit for which the current code runs."""
         unit = _current.get(_NOTHING)
         return unit.request_ids_inside() or unit.request_ids
 
@@ -142,15 +147,22 @@ class AsyncRunner:
 
     def serve(self) -> None:
         """Run what comes until the port ends."""
-        self._finish(self.serving())
+        while True:
+            try:
+                self._finish(self.serving())
+            except asyncio.CancelledError:
+                # By the user's code, which has cancelled all tasks of the loop: other requests still wait.
+                logger.warning("`forward` has cancelled tasks that are not its own", extra=self._codec.extra(()))
+            else:
+                return
 
     def close(self) -> None:
         """Let the worker release what it took; `close` may be asynchronous."""
-        # Raised anew by a step that the server's death has ended.
+        # A unit that the server's death has ended raises it again.
         with contextlib.suppress(Ending):
             self._finish(self._cancel_all())
         if self._beat_timer is not None:
-            # It would tell the kernel that all is well.
+            # A beat would put the kernel's timer off.
             self._beat_timer.cancel()
         self._finish(self.closing())
         self._loop.run_until_complete(self._loop.shutdown_asyncgens())
@@ -176,8 +188,9 @@ class AsyncRunner:
     def _finish(self, work: Any) -> None:
         """Run the loop until a coroutine of ours is done.
 
-        What asyncio lets through to whoever runs the loop, `SystemExit` and `KeyboardInterrupt`, is raised by the
-        user's code, in a task that `forward` has started. It belongs to whoever awaits that task.
+        asyncio passes `SystemExit` and `KeyboardInterrupt` through to the code that runs the loop. They come from the
+        user's code, in a task that `forward` has started, so they are left to the code that awaits that task. And where
+        the user's code stops the loop, it is run on: other requests are on it as well.
         """
         ours = self._loop.create_task(work)
         while True:
@@ -188,14 +201,26 @@ class AsyncRunner:
             except (SystemExit, KeyboardInterrupt):
                 if ours.done():
                     raise
+            except RuntimeError:
+                # The text that says so is another in uvloop.
+                if ours.done() or self._loop.is_closed() or self._loop.is_running():
+                    raise
+                logger.warning("`forward` has stopped the event loop, which goes on", extra=self._codec.extra(()))
             else:
                 return
 
     async def _cancel_all(self) -> None:
-        """Let go of all units: the server has ended the stream, or has died, and nobody waits for them."""
+        """Cancel all units: the server has ended the stream, or has died, and nobody waits for them.
+
+        Or the worker ends by itself: then the units are not answered, and the server has others run them again.
+        """
         self._waiting.clear()
         for running, unit in self._running.items():
             unit.left = True
+            if not self._port.ended:
+                unit.settled = True
+                if self._outlet is not None:
+                    self._outlet.abandon(unit.ids)
             running.cancel()
         for blaming in self._given_up.values():
             blaming.cancel()
@@ -236,15 +261,19 @@ class AsyncRunner:
         while self._waiting and len(self._running) < self._spec.concurrency:
             unit = self._waiting.popleft()
             self._port.progress.begin(len(unit.places))
-            running = self._loop.create_task(self._run(unit))
-            self._running[running] = unit
-            running.add_done_callback(self._ended)
+            self._begin(unit)
         if self._running and self._beat_timer is None:
-            # At once: the first step may be the one that blocks the loop.
+            # At once, because the unit's first step may block the loop.
             self._beat()
 
+    def _begin(self, unit: AsyncUnit) -> None:
+        running = self._loop.create_task(self._run(unit))
+        self._running[running] = unit
+        running.add_done_callback(self._ended)
+
     async def _run(self, unit: AsyncUnit) -> None:
-        """Do what the algorithm asks for, to its end."""
+        """Run the algorithm's steps to its end."""
+        unit.begun = True
         _current.set(unit)
         steps = self._algorithm.run(unit)
         came = None
@@ -280,7 +309,7 @@ class AsyncRunner:
             return Raised(self._explained(unit, error))
         finally:
             unit.deadline = math.inf
-        # It may have swallowed its cancellation, and come back all the same.
+        # The user's code may have swallowed the cancellation and returned a result.
         return Raised(self._too_late()) if unit.late else came
 
     def _explained(self, unit: AsyncUnit, error: BaseException) -> BaseException:
@@ -290,7 +319,7 @@ class AsyncRunner:
         if unit.late:
             return self._too_late()
         if isinstance(error, asyncio.CancelledError):
-            fault = RuntimeError("`forward` was cancelled from within")
+            fault = _from_within()
             fault.__cause__ = error
             return fault
         return error
@@ -302,27 +331,32 @@ class AsyncRunner:
         blaming = self._given_up.pop(running, None)
         if blaming is not None:
             blaming.cancel()
-            # What became of it in the end is no news.
+            # Its result or exception is of no interest, but asyncio complains of one that nobody has read.
             _ = running.cancelled() or running.exception()
             return
         unit = self._running.pop(running)
         if unit.timer is not None:
             unit.timer.cancel()
         if running.cancelled():
-            # Before its first step.
-            self._settle(unit, LEFT)
+            if not unit.begun and not unit.left:
+                # By the user's code, for another unit, before its first step.
+                self._begin(unit)
+                return
+            if not unit.settled:
+                left = unit.left
+                self._settle(unit, LEFT if left else self._codec.failure(_from_within(), unit.request_ids))
         elif isinstance(error := running.exception(), Ending):
             self._ending = error
             self._news.set()
             return
         elif error is not None:
-            # Ours, not the user's: those are answers by now.
+            # A fault of ours: exceptions of the user's code have become answers.
             self._settle(unit, self._codec.failure(error, unit.request_ids))
         self._let_go(unit)
         self._port.report()
 
     def _let_go(self, unit: AsyncUnit) -> None:
-        """Let others have the slot of a unit that is done with."""
+        """Free the slot of a unit that has ended or was given up."""
         self._worker._answered(unit.payloads)
         self._begin_units()
 
@@ -343,7 +377,7 @@ class AsyncRunner:
     def _beat(self) -> None:
         self._beat_timer = None
         if self._kernel is not None:
-            # The next beat puts it off; a loop that is blocked for longer than a step may take has none.
+            # The next beat puts the timer off; a loop that is blocked for longer than a step may take does not beat.
             self._kernel.set(2 * self._spec.timeout + FORSAKEN_SECONDS if self._running else 0.0)
         if self._running:
             self._port.progress.beat()
@@ -354,17 +388,21 @@ class AsyncRunner:
     def _restart(self, unit: AsyncUnit) -> None:
         """Give a unit its whole time for the next step; the timer, once set, follows by itself."""
         if unit.late or unit.left:
-            # What it gets to end is counted already.
+            # It is cancelled, and its time to end runs already.
             return
         unit.deadline = self._loop.time() + self._spec.timeout
         if unit.timer is None:
             unit.timer = self._loop.call_at(unit.deadline, self._look_at, unit)
 
-    def _look_at(self, unit: AsyncUnit) -> None:
+    def _look_at(self, unit: AsyncUnit, turns: int = LATE_TURNS) -> None:
+        """Cancel a unit whose deadline has passed, after so many more turns of the loop."""
         unit.timer = None
         if unit.deadline > self._loop.time():
             if unit.deadline < math.inf:
                 unit.timer = self._loop.call_at(unit.deadline, self._look_at, unit)
+            return
+        if turns:
+            unit.timer = self._loop.call_soon(self._look_at, unit, turns - 1)
             return
         for running, one in self._running.items():
             if one is unit:
@@ -380,10 +418,10 @@ class AsyncRunner:
         unit.timer = self._loop.call_later(CANCEL_SECONDS, self._give_up, running, unit)
 
     def _give_up(self, running: asyncio.Task[None], unit: AsyncUnit) -> None:
-        """Answer the tasks of a unit that has not ended, and let others have its slot."""
+        """Answer the tasks of a unit that has not ended, and free its slot."""
         unit.timer = None
         if running.done():
-            # In this turn of the loop: it has answered, and `_ended` comes next.
+            # It has ended in this turn of the loop, and `_ended` comes next.
             return
         del self._running[running]
         request_ids = unit.request_ids
@@ -406,7 +444,7 @@ class AsyncRunner:
         """Send an event: `SSEWorker.send_stream_event`. Nothing can wait here: a full stream ends."""
         unit = self._unit()
         if self._outlet is None or not isinstance(unit, AsyncUnit):
-            # A rehearsal.
+            # A rehearsal has no clients.
             return
         self._outlet.push(event, index, unit.inside)
         self._port.progress.beat()
@@ -416,7 +454,7 @@ class AsyncRunner:
     def _has_left(self, index: int) -> bool:
         inside = self._unit().inside
         if threading.get_ident() == self._thread:
-            # Not the port alone: what comes with the news must be begun, too.
+            # Not only the port: tasks that have come must be begun, too.
             self.poll()
         return 0 <= index < len(inside) and self._port.has_left(inside[index])
 
@@ -430,6 +468,10 @@ class AsyncRunner:
         if unit is None:
             raise RuntimeError("this can be asked only by `forward` and what it awaits")
         return unit
+
+
+def _from_within() -> RuntimeError:
+    return RuntimeError("`forward` was cancelled from within")
 
 
 async def _next(events: AsyncIterator[Any]) -> Any:

@@ -7,9 +7,9 @@ An item that fails to decode or encode fails alone. If `forward` raises on a bat
 the culprits get the error. A task whose client has left before it is begun is not run. A stream that has sent an event
 is not run again.
 
-`BatchAlgorithm.run` is a generator that waits for nothing. It yields what is to be done next (`Forward`, `Next`,
-`Room`, `Close`) and is sent what came of it; an exception of the user's code is sent as `Raised`, never thrown. Its
-driver is all that differs between workers: a plain one calls, an asynchronous one awaits.
+`BatchAlgorithm.run` is a generator that never waits. It yields what is to be done next (`Forward`, `Next`, `Room`,
+`Close`) and is sent the result; an exception of the user's code is sent as `Raised`, never thrown. Only its driver
+differs between workers: that of a plain worker calls, that of an asynchronous one awaits.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from mosec_asgi.inside import isolation
 from mosec_asgi.inside.codec import LEFT, Answer, Codec, Left, on_the_wire, shown
 from mosec_asgi.inside.ending import Ending
 from mosec_asgi.inside.isolation import Raised
-from mosec_asgi.inside.outlet import ENDED, Outlet
+from mosec_asgi.inside.outlet import ENDED, Outlet, PassingOutlet
 from mosec_asgi.inside.port import Port, inputs
 from mosec_asgi.inside.returned import check_sent, events_of
 from mosec_asgi.inside.shape import checked
@@ -36,7 +36,7 @@ logger = log.internal_logger(__name__)
 
 
 class Forward(NamedTuple):
-    """Call `forward` with `data`; send back what it returns, awaited where that is to be."""
+    """Call `forward` with `data`; send back what it returns, awaited if it is awaitable."""
 
     data: Any
 
@@ -46,7 +46,7 @@ class Next(NamedTuple):
 
     Attributes:
         events: what it has returned.
-        awaited: it is asynchronous.
+        awaited: they are read asynchronously.
     """
 
     events: Any
@@ -71,11 +71,11 @@ class EventsOf(Protocol):
     """Returns the events of what `forward` has returned, or None where it is no stream; see `returned.events_of`."""
 
     def __call__(self, result: Any, *, batched: bool) -> Iterator[Any] | AsyncIterator[Any] | None:
-        """Return them; may raise."""
+        """Return the events; may raise."""
 
 
 Wanted: TypeAlias = Forward | Next | Room | Close
-# What is sent back is the user's, or `Raised`.
+# Sent back: what the user's code returns, or `Raised`.
 Steps: TypeAlias = Generator[Wanted, Any, None]
 _Calls: TypeAlias = Generator[Wanted, Any, isolation.Outcome]
 
@@ -92,10 +92,10 @@ class Unit:
 
     Attributes:
         tasks: the message in which they came.
-        places: where they stand in it.
-        inside: the numbers of those that `forward` has now, in the order in which it has them.
-        settled: each has been answered, or is by now somebody else's to answer; streams say so themselves.
-        coded: where the task stands in it that is decoded or encoded just now; None while `forward` runs, and for
+        places: their places in it.
+        inside: the numbers of those that `forward` has now, in the order of its items.
+        settled: each has been answered, or is answered by other code; for streams, the outlet knows.
+        coded: the place in it of the task that is decoded or encoded just now; None while `forward` runs, and for
             workers that do not ask for requests.
     """
 
@@ -122,7 +122,7 @@ class Unit:
 
     def request_ids_inside(self) -> list[str]:
         """Return the ids of the requests that `forward` has now."""
-        # Once: another thread of the worker may ask.
+        # Read once: another thread of the worker may call this while the attributes change.
         inside, tasks = self.inside, self.tasks
         names = dict(zip(tasks.ids, tasks.request_ids, strict=True))
         return [names[task_id] for task_id in inside if task_id in names]
@@ -156,17 +156,19 @@ class BatchAlgorithm:
         outlet: Outlet | None = None,
         look: Callable[[], None] | None = None,
         events_of: EventsOf = events_of,
+        passing: PassingOutlet | None = None,
     ) -> None:
         """Prepare.
 
         Args:
             spec: how the worker is to be run.
-            codec: decodes, encodes, and tells of faults.
-            port: knows who has left; gets the answers.
+            codec: decodes, encodes, and logs faults.
+            port: knows which clients have left; gets the answers.
             clock: the time in seconds.
             outlet: of a worker that streams.
-            look: takes in news of the clients between two events; None where somebody else does.
+            look: takes in news of the clients between two events; None where other code does.
             events_of: finds the events in what `forward` has returned, in the form that the driver can read.
+            passing: of a worker that may send events and passes on its results.
         """
         self._batches = spec.max_batch_size > 1
         self._isolation_calls = spec.isolation_calls
@@ -177,6 +179,7 @@ class BatchAlgorithm:
         self._port = port
         self._clock = clock
         self._outlet = outlet
+        self._passing = passing
         self._look = look
         self._events_of = events_of
 
@@ -186,12 +189,15 @@ class BatchAlgorithm:
         tasks = unit.tasks
         answers, items, places = self._decode(unit)
         if self._outlet is not None:
-            # Those that cannot be run do not wait for the streams of the others.
+            # Tasks that cannot be run are answered now, and do not wait for the streams of the others.
             self._answer(tasks, answers, 0.0)
             answers = {}
             for place in places:
                 self._outlet.open(tasks.ids[place], tasks.request_ids[place], tasks.flags[place])
         ids = tasks.ids if len(places) == len(tasks.ids) else [tasks.ids[place] for place in places]
+        if self._passing is not None:
+            for place in places:
+                self._passing.open(tasks.ids[place], tasks.request_ids[place])
         results: Sequence[Any] = ()
         if items:
             unit.inside = ids
@@ -204,15 +210,19 @@ class BatchAlgorithm:
             if not unit.settled:
                 for task_id, result in zip(ids, results, strict=True):
                     self._outlet.end(task_id, on_the_wire(result) if isinstance(result, Failure) else ENDED)
-            # Last: an event that another thread has begun to send delays the end of its stream.
+            # This comes last, because an event that another thread is sending delays the end of its stream.
             self._outlet.forget(ids)
         elif not unit.settled:
             beat, answer, flags, names = self._port.progress.beat, self._codec.answer, tasks.flags, tasks.request_ids
+            verdicts = self._passing.pass_on(ids) if self._passing is not None else {}
             for place, result in zip(places, results, strict=True):
                 beat()
-                if self._asks:
-                    unit.coded = place
-                answers[place] = answer(flags[place], result, names[place])
+                if verdicts and (verdict := verdicts.get(tasks.ids[place])) is not None:
+                    answers[place] = verdict
+                else:
+                    if self._asks:
+                        unit.coded = place
+                    answers[place] = answer(flags[place], result, names[place])
             unit.settled = True
             self._answer(tasks, answers, self._clock() - began)
 
@@ -220,7 +230,7 @@ class BatchAlgorithm:
         """Decode the tasks of a unit.
 
         Returns:
-            the answers of those that cannot or need not be run, by place; the items of the others, and their places.
+            the answers to tasks that cannot or need not be run, by place; the items of the others, and their places.
         """
         answers: dict[int, Answer] = {}
         items: list[Any] = []
@@ -259,7 +269,7 @@ class BatchAlgorithm:
         ids = [unit.tasks.ids[place] for place in places]
         steps = isolation.resolve(len(items), self._isolation_calls)
         next(steps)
-        # The search may take as long again as one call of `forward`; then there is no outcome any more.
+        # The search may take as long as one call of `forward`; after that it ends.
         until = self._clock() + self._timeout
         came: isolation.Outcome | None = outcome
         try:
@@ -276,7 +286,7 @@ class BatchAlgorithm:
         return self._codec.told_of_all(results, [unit.tasks.request_ids[place] for place in places])
 
     def _call(self, unit: Unit, items: list[Any], *, whole: bool) -> _Calls:
-        """Return what a call of `forward` on the tasks `unit.inside` has come to."""
+        """Return the outcome of a call of `forward` on the tasks `unit.inside`."""
         if self._outlet is not None:
             return (yield from self._stream(unit, items, self._outlet, whole=whole))
         self._port.progress.beat()
@@ -290,14 +300,15 @@ class BatchAlgorithm:
                 raise
             except BaseException as error:
                 got = Raised(error)
-        return Raised(got.error, final=_is_final(got.error, whole=whole))
+        begun = self._passing is not None and self._passing.has_begun(unit.inside)
+        return Raised(got.error, final=begun or _is_final(got.error, whole=whole))
 
     # -- streams -----------------------------------------------------------------------------------------------------
 
     def _stream(self, unit: Unit, items: list[Any], outlet: Outlet, *, whole: bool) -> _Calls:
-        """Do the same where `forward` streams: by pushing, or by returning what yields its events."""
+        """Do the same where `forward` streams: it pushes its events, or returns a generator of them."""
         ended: list[Any] = [None] * len(items)
-        # A stream that has ended meanwhile, for want of its client, is not run again.
+        # A stream that has ended meanwhile, because its client has left, is not run again.
         live = [place for place, task_id in enumerate(unit.inside) if outlet.is_open(task_id)]
         if not live:
             return ended
@@ -314,7 +325,7 @@ class BatchAlgorithm:
         return ended
 
     def _send(self, inside: Sequence[int], outlet: Outlet, returned: Any) -> Generator[Wanted, Any, Raised | None]:
-        """Send the events of what `forward` has returned; return what was wrong with it, or what it raised."""
+        """Send the events that `forward` has returned; return what it raised, or the fault in what it returned."""
         try:
             events = self._events_of(returned, batched=self._batches)
             if events is None and not outlet.has_ended_or_begun(inside):
@@ -328,7 +339,7 @@ class BatchAlgorithm:
         return (yield from self._drain(inside, outlet, Next(events, isinstance(events, AsyncIterator))))
 
     def _drain(self, inside: Sequence[int], outlet: Outlet, events: Next) -> Generator[Wanted, Any, Raised | None]:
-        """Send what a generator yields, until it ends or nobody is left to send it to; return what it raised."""
+        """Send what a generator yields, until it ends or all clients have left; return what it raised."""
         fault: Raised | None = None
         beat, is_open, look = self._port.progress.beat, outlet.is_open, self._look
         cancelled = self._port.cancelled
@@ -363,7 +374,7 @@ class BatchAlgorithm:
         return fault
 
     def room(self, inside: Sequence[int], outlet: Outlet) -> Generator[Wanted, Any, Raised | None]:
-        """Let an only stream wait for its client; in a batch nobody waits, and a full stream ends."""
+        """Wait for the client of a single stream. In a batch nothing waits, and a full stream ends with an error."""
         if len(inside) == 1:
             (task_id,) = inside
             while outlet.is_open(task_id) and not outlet.has_room(task_id) and not self._port.ended:
@@ -375,6 +386,6 @@ class BatchAlgorithm:
 
 
 def _is_final(error: BaseException, *, whole: bool) -> bool:
-    """Whether running parts of a batch again, after `error` on a part or on the whole, is of no use."""
-    # It would spend the time once more, meet the same fault of the worker, or be for nobody.
+    """Whether it is of no use to run parts of a batch again, after `error` on a part or on the whole."""
+    # It would exceed the time again, meet the same fault of the worker, or have no client.
     return isinstance(error, (MosecTimeoutError, Left)) or (whole and isinstance(error, WrongShape))

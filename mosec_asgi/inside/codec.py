@@ -1,4 +1,4 @@
-"""Bytes to what `forward` takes, what it returns to bytes, one item at a time; and what a client is told of a fault.
+"""Decodes an item for `forward`, encodes its result, and decides what a client is told of a fault.
 
 Large payloads lie in memory that the worker shares with the server, where there is such memory.
 """
@@ -22,19 +22,20 @@ from mosec_asgi.errors import (
     ServerError,
     batch_hint,
     describe,
+    too_slow,
 )
 from mosec_asgi.inside.ending import Ending
 from mosec_asgi.inside.pickler import PROTOCOL, Pickler, load
 from mosec_asgi.inside.returned import UNFINISHED, check_finished
 from mosec_asgi.inside.spec import WorkerSpec
+from mosec_asgi.inside.timer import NoTimer, Timer
 from mosec_asgi.ipc import frames, reference
 from mosec_asgi.ipc.arena import LARGE
 from mosec_asgi.ipc.mapped import Mapped
 from mosec_asgi.messages import EGRESS, EXAMPLE, INGRESS, OBJECT_IN, OBJECT_OUT, REPLY
 from mosec_asgi.reply import Reply, packed_head
-from mosec_asgi.worker import Worker
+from mosec_asgi.worker import Worker, several_examples
 
-# The target of what is told here, in the logs.
 logger = log.internal_logger(__name__)
 
 # The status and the payload of an answer.
@@ -48,24 +49,38 @@ LEFT: Answer = (CANCELLED, b"")
 
 
 class Left(BaseException):
-    """In the place of a result: nobody waits for it. Never raised by the user's code, and no fault to tell of."""
+    """Stands in place of a result for which nobody waits. The user's code never raises it, and it is not logged."""
 
 
 _NOBODY = Failure(CANCELLED, "")
 
 
 class Codec:
-    """Decodes and encodes by the worker's own methods, as a task's place in its pipeline asks for."""
+    """Decodes and encodes by the worker's own methods, chosen by a task's place in its pipeline."""
 
-    def __init__(self, worker: Worker, spec: WorkerSpec, memory: Mapped | None = None) -> None:
+    def __init__(
+        self, worker: Worker, spec: WorkerSpec, memory: Mapped | None = None, timer: Timer | NoTimer | None = None
+    ) -> None:
+        """Bind the codec to a worker.
+
+        Args:
+            worker: whose methods encode and decode.
+            spec: how it is run.
+            memory: what it shares with the server.
+            timer: bounds the time of the worker's own serializers; for batches, in which one must not cost the others.
+        """
         self._worker = worker
+        self._timer = timer
         self._spec = spec
         self._memory = memory
         # A request without a body, such as GET, has none to decode; only workers that take the request are given those.
         self._deserialize = self._or_none if worker.takes_request else worker.deserialize
-        default = type(worker).serialize_ipc is Worker.serialize_ipc
+        default = default_ipc(worker)
         # Of results for calls of objects, which the server reads.
         self._objects = Pickler(memory) if memory is not None else None
+        # The user's own may change what they are given in place, as in mosec. Ours do not, and need no copy.
+        self._changes = _is_users(worker.deserialize)
+        self._changes_ipc = _is_users(worker.deserialize_ipc)
         # Between stages, buffers apart from the rest only where both sides take the default way.
         self._pickler = self._objects if default and spec.buffers_apart else None
 
@@ -81,14 +96,17 @@ class Codec:
                 return load(contents, self._memory)
             payload = self._memory.read(contents.spans[0])
         if flags & INGRESS:
-            return self._deserialize(payload)
+            # A `bytearray` is one copy: 2 µs for 100 kB.
+            body: Any = bytearray(payload) if self._changes else payload
+            return self._deserialize(body)
         if flags & OBJECT_IN:
             return self._item(payload)
         if flags & EXAMPLE:
             example = examples(self._worker)[0]
-            # An example of a worker with batching is a batch; a dry run has one task to show for it.
+            # An example of a worker with batching is a batch, but a dry run has one task for it.
             return example[0] if self._spec.max_batch_size > 1 and isinstance(example, (list, tuple)) else example
-        return self._worker.deserialize_ipc(payload)
+        data: Any = bytearray(payload) if self._changes_ipc else payload
+        return self._worker.deserialize_ipc(data)
 
     def _or_none(self, payload: bytes) -> Any:
         return self._worker.deserialize(payload) if payload else None
@@ -118,16 +136,19 @@ class Codec:
                 return self._reply(flags, result)
             check_finished(result)
         if flags & EGRESS:
-            payload = self._worker.serialize(result)
+            payload = self._worker.serialize(result) if self._timer is None else self._timed("serialize", result)
         elif flags & OBJECT_OUT:
             return self._pickled(result)
         else:
             try:
                 if self._pickler is not None:
                     return self._pickler.dump(result)
-                payload = self._worker.serialize_ipc(result)
+                if self._timer is None or default_ipc(self._worker):
+                    payload = self._worker.serialize_ipc(result)
+                else:
+                    payload = self._timed("serialize_ipc", result)
             except NOT_PICKLED as error:
-                if type(self._worker).serialize_ipc is not Worker.serialize_ipc:
+                if not default_ipc(self._worker):
                     raise
                 raise EncodingError(
                     f"what {self._spec.stage} returned cannot be pickled for {' and '.join(self._spec.next_stages)}: "
@@ -150,7 +171,20 @@ class Codec:
         if flags & OBJECT_OUT:
             return self._pickled(reply)
         # Through the pipe, however large: in shared memory lie plain results.
-        return REPLY, head + _as_bytes(self._worker.serialize(reply.value))
+        value = reply.value
+        payload = self._worker.serialize(value) if self._timer is None else self._timed("serialize", value)
+        return REPLY, head + _as_bytes(payload)
+
+    def _timed(self, method: str, result: Any) -> Any:
+        """Return what a serializer of the worker returns; one that takes too long raises `MosecTimeoutError`."""
+        assert self._timer is not None
+        try:
+            with self._timer:
+                return getattr(self._worker, method)(result)
+        except MosecTimeoutError as error:
+            if error.args == too_slow(self._spec.timeout).args:
+                raise too_slow(self._spec.timeout, method) from error
+            raise
 
     def _pickled(self, result: Any) -> Answer:
         """Return a result for a call of objects as an answer."""
@@ -174,7 +208,7 @@ class Codec:
             ) from error
 
     def answer(self, flags: int, result: Any, request_id: str) -> Answer:
-        """Return the answer for what `forward` made of an item, be it an exception."""
+        """Return the answer for the result of an item, which may be an exception."""
         try:
             if not isinstance(result, (BaseException, Failure)):
                 return self.encode(flags, result)
@@ -185,7 +219,7 @@ class Codec:
         return on_the_wire(result) if isinstance(result, Failure) else self.failure(result, [request_id])
 
     def failure(self, error: BaseException, request_ids: Sequence[str]) -> Answer:
-        """Log a fault, and return the answer that tells of it."""
+        """Log a fault, and return the answer that reports it."""
         return on_the_wire(self.told(error, request_ids))
 
     def told(self, error: BaseException, request_ids: Sequence[str]) -> Failure:
@@ -194,14 +228,14 @@ class Codec:
             return _NOBODY
         try:
             failure = describe(error)
-            # What a client is told is no secret, and what it is not told belongs into the logs.
+            # Where the client is told less than the exception's text, the log shows the text.
             ours = isinstance(error, (MosecError, MosecTimeoutError))
             hint = batch_hint(error) if self._spec.max_batch_size > 1 else ""
             text = failure.text if ours else f"{type(error).__name__}: {error}{hint}"
         except Ending:
             raise
         except BaseException as fault:
-            # Its text, its status or the like are the user's code as well.
+            # The exception's text and status may be the user's code as well, and raise.
             failure = Failure(HTTPStatus.INTERNAL_SERVER_ERROR, INTERNAL_ERROR_TEXT)
             text = f"{type(error).__name__}, which cannot be told: {type(fault).__name__}"
         self._log(failure.code, text, error, self.extra(request_ids))
@@ -222,7 +256,7 @@ class Codec:
                 logger.error("%s, without its traceback: %s", text, type(fault).__name__, extra=extra)
 
     def told_of_all(self, results: list[Any], request_ids: Sequence[str]) -> list[Any]:
-        """Return `results` with failures for exceptions; a fault that has failed several requests is told once."""
+        """Return `results` with failures for exceptions; a fault that has failed several requests is logged once."""
         told: dict[int, Failure] = {}
         for place, fault in enumerate(results):
             if isinstance(fault, BaseException):
@@ -233,7 +267,7 @@ class Codec:
         return results
 
     def extra(self, request_ids: Sequence[str]) -> dict[str, object]:
-        """Return what a log line of this worker says beside its message."""
+        """Return the fields of a log line of this worker."""
         return {"stage": self._spec.stage, "worker": self._spec.worker_id, "request_id": " ".join(request_ids)}
 
 
@@ -246,22 +280,27 @@ def check_event(event: Any) -> None:
         )
 
 
+def default_ipc(worker: Worker) -> bool:
+    """Whether a worker pickles its results for the next stage as all do."""
+    return type(worker).serialize_ipc is Worker.serialize_ipc
+
+
 def examples(worker: Worker) -> list[Any]:
     """Return the worker's examples."""
-    # None as well: mosec takes it.
-    if worker.multi_examples is not None and len(worker.multi_examples):
-        return list(worker.multi_examples)
+    # None is an example as well, as in mosec.
+    if several := several_examples(worker):
+        return several
     return [] if worker.example is None else [worker.example]
 
 
 def as_input(example: Any, *, batched: bool) -> Any:
-    """Return an example as what `forward` takes: with batching, a list or a tuple is a batch, all else an item."""
+    """Return an example as an input of `forward`: with batching, a list or a tuple is a batch, all else an item."""
     return [example] if batched and not isinstance(example, (list, tuple)) else example
 
 
 def on_the_wire(failure: Failure) -> Answer:
     """Return a failure as an answer."""
-    # A text may hold what is no Unicode, like the name of a file: it is shown escaped.
+    # A text may contain what is not Unicode, such as the name of a file; that is escaped.
     return failure.code, failure.text.encode(errors="backslashreplace")
 
 
@@ -275,8 +314,13 @@ def shown(error: BaseException) -> str:
         return type(error).__name__
 
 
+def _is_users(method: Any) -> bool:
+    """Whether a method of a worker is not one of this package."""
+    return str(getattr(method, "__module__", "")).partition(".")[0] != __name__.partition(".")[0]
+
+
 def _as_bytes(payload: Any) -> bytes:
-    """Return what a serializer returned as bytes; refuse what has none."""
+    """Return the result of a serializer as bytes; refuse what cannot be converted."""
     if isinstance(payload, (bytes, bytearray, memoryview)):
         return bytes(payload)
     raise EncodingError(f"a serializer must return bytes, not {type(payload).__name__}")

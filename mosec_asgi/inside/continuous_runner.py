@@ -18,7 +18,7 @@ from mosec_asgi.messages import Tasks
 from mosec_asgi.request import Request, unpacked
 from mosec_asgi.streaming import ContinuousWorker
 
-# An idle worker waits this part of a step's time, and no longer than that, for requests that come together.
+# An idle worker waits for this part of a step's time at most, for requests that come together.
 JOIN_SHARE = 0.1
 MOST_JOIN_SECONDS = 0.005
 
@@ -43,22 +43,22 @@ class ContinuousRunner:
         self._codec = Codec(worker, spec, port.memory)
         self._outlet = Outlet(worker, spec, self._codec, port)
         self._timer = timer
-        # Tasks by the slots that they have, the slots by the tasks, and what the tasks came with.
+        # The tasks by their slots, the slots by their tasks, and the messages in which the tasks came.
         self._tasks: dict[Hashable, int] = {}
         self._slot_of: dict[int, Hashable] = {}
         self._payloads: dict[int, bytes] = {}
-        # The requests' ids, for the logs: of the tasks that have slots, and of the one that comes or goes just now.
+        # The requests' ids, for the logs: of the tasks that have slots, and of the task that joins or leaves now.
         self._names: dict[int, str] = {}
         self._at: Sequence[str] = ()
         # What is known of the request that is decoded and admitted just now; None while there is none.
         self._request: bytes | None = None
         self._rehearsing = False
         worker._request_at = self._request_at
-        # What the last step took; a guess before the first.
+        # Seconds that the last step took; a guess before the first.
         self._step_seconds = 0.01
 
     def request_ids(self) -> Sequence[str]:
-        """Return the id of the request that `admit` or `evict` has now; of all that run, in `step`."""
+        """Return the id of the request that `admit` or `evict` has now; in `step`, the ids of all that run."""
         return self._at or list(self._names.values())
 
     def rehearse(self, example: Any) -> None:
@@ -84,11 +84,11 @@ class ContinuousRunner:
             if self._port.ended:
                 break
             self.turn()
-        # Nobody waits for what still runs.
+        # Nobody waits for the tasks that still run.
         self._evict(list(self._tasks))
 
     def _wait_for_others(self) -> None:
-        """Give those that come together with the first request time to be in its first step, not in the second."""
+        """Wait so that requests which come together with the first one join its first step, not the second."""
         until = time.perf_counter() + min(MOST_JOIN_SECONDS, self._step_seconds * JOIN_SHARE)
         while (left := until - time.perf_counter()) > 0 and not self._port.ended:
             self._port.wait(left)
@@ -105,6 +105,7 @@ class ContinuousRunner:
         self._admit_waiting()
         if self._tasks:
             self._step()
+        self._timer.check()
 
     def _admit_waiting(self) -> None:
         """Let waiting tasks join, in order, while there are slots."""
@@ -183,7 +184,6 @@ class ContinuousRunner:
             self._outlet.fail(list(self._slot_of), error)
         self._outlet.flush()
         self._evict([slot for slot, task_id in self._tasks.items() if not self._outlet.is_open(task_id)])
-        self._timer.check()
 
     def _take(self, slot: Hashable, event: Any) -> None:
         task_id = self._tasks.get(slot)

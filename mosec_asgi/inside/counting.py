@@ -1,6 +1,6 @@
 """The worker's side of custom metrics; see `mosec_asgi.observing.custom`.
 
-A spawned worker has the variable in its environment, and needs no more. Nothing here loads prometheus_client.
+A spawned worker only needs the variable in its environment. Nothing here loads prometheus_client.
 """
 
 from __future__ import annotations
@@ -13,14 +13,15 @@ import sys
 import time
 from typing import Any
 
-# What is used of a metric of prometheus_client, and is not public.
+# Attributes of prometheus_client's metrics that are used here and are not public.
 _PARTS = ("_is_parent", "_metric_init")
-# Seconds from the first sign of a server's death to the time when it is no longer the parent; far more than it takes.
+# The most seconds from the first sign of a server's death until it is not the parent any more; in fact it takes far
+# less.
 DEATH_SECONDS = 0.5
 
 
 def share_after_fork() -> None:
-    """Have a forked worker count where the server looks, in metrics that were made before the fork as well.
+    """Make a forked worker count in the server's directory, also in metrics that were made before the fork.
 
     The server has loaded prometheus_client without its multiprocess mode. What the server itself has counted is not
     shown for the worker. Of metrics made before the fork, those of the default registry are found.
@@ -33,16 +34,16 @@ def share_after_fork() -> None:
     if values.ValueClass is values.MutexValue:
         # No directory: the variable is not set.
         return
-    # None of these is public; without them, metrics that were made before the fork are not shown for the worker.
+    # These are not public. Without them, metrics that were made before the fork are not shown for the worker.
     for metric in list(getattr(client.REGISTRY, "_collector_to_names", ())):
         if isinstance(metric, client.metrics.MetricWrapperBase) and all(hasattr(metric, part) for part in _PARTS):
-            # A metric with labels holds one for each of their values.
+            # A metric with labels holds one metric for each combination of their values.
             for one in metric._metrics.values() if metric._is_parent() else [metric]:
                 one._metric_init()
 
 
 def remove_if_orphaned(directory: str, sock: socket.socket, *, told: bool) -> None:
-    """Remove the directory of a server that has died; its workers are the last who can.
+    """Remove the directory of a server that has died; only its workers are left to do so.
 
     Args:
         directory: the server's own; empty if it has none.
@@ -50,14 +51,14 @@ def remove_if_orphaned(directory: str, sock: socket.socket, *, told: bool) -> No
         told: the kernel has said that the server has died.
     """
     if directory and (told or hung_up(sock)) and _server_has_died():
-        # Only here: it loads compressors, which no worker needs.
+        # Imported here: it loads compressors, which no worker needs.
         import shutil
 
         shutil.rmtree(directory, ignore_errors=True)
 
 
 def hung_up(sock: socket.socket, wait: int | None = 0) -> bool:
-    """Whether the other end is gone, rather than quiet.
+    """Whether the other end is closed, and not only silent.
 
     Args:
         sock: this end.
@@ -71,8 +72,8 @@ def hung_up(sock: socket.socket, wait: int | None = 0) -> bool:
 def _server_has_died() -> bool:
     """Whether this process is an orphan.
 
-    That follows a little later than the end of the pipe and the kernel's signal, which comes with the server's first
-    thread to go.
+    A process becomes an orphan a little after the end of the pipe and the kernel's signal, which is sent when the first
+    thread of the server ends.
     """
     server = multiprocessing.parent_process()
     until = time.monotonic() + DEATH_SECONDS

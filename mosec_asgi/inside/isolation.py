@@ -6,8 +6,8 @@ its verdict. It is binary splitting, as in group testing (Dorfman 1943; Hwang's 
 a part that fails is halved, one that succeeds is done, and a failed part of one item is a culprit.
 
 Batches up to `COMPLETE` items are resolved completely: at most 2n - 2 calls, and for one culprit 2·log2(n). Larger ones
-get a budget of 4·log2(n) calls; what is still undecided when it is spent fails with the batch's error, since each call
-costs a model's time and its neighbours wait.
+get a budget of 4·log2(n) calls, since each call costs the model's time and other tasks wait. Items that are undecided
+when the budget is spent fail with the batch's error.
 
 `resolve` is what a worker uses: it also gathers the results of the parts that succeed.
 """
@@ -21,7 +21,7 @@ from typing import Any, TypeAlias
 
 COMPLETE = 16
 
-# In the place of a result that no run of `forward` has given yet.
+# Stands in place of a result that no run of `forward` has given yet.
 _UNDECIDED: Any = object()
 
 
@@ -31,7 +31,7 @@ class Raised:
 
     Attributes:
         error: the exception.
-        final: running parts again would meet it once more, or spend time that is over.
+        final: to run parts again is of no use: they would raise the same error, or there is no time left.
     """
 
     error: BaseException
@@ -61,8 +61,8 @@ def search(size: int, calls: int | None = None) -> Search:
         calls: the most parts to ask for; None for `budget(size)`, 0 for no search.
 
     Returns:
-        the places that no successful run has covered, in order: the culprits, and where the calls were spent first,
-        their undecided neighbours.
+        the places that no successful run has covered, in order: the culprits, and the items that were undecided when
+        the calls were spent.
     """
     left = budget(size) if calls is None else calls
     failed: list[int] = []
@@ -85,7 +85,7 @@ def search(size: int, calls: int | None = None) -> Search:
 
 
 def resolve(size: int, calls: int | None = None) -> Generator[list[int], Outcome | None, list[Any]]:
-    """Bring a batch of `size` items to one result each, whatever some of them do to `forward`.
+    """Find one result for each of `size` items, even if some of them make `forward` raise.
 
     Yields:
         the places of the items to run `forward` on, all of them first; send back its results for these, or what it
@@ -115,7 +115,7 @@ def resolve(size: int, calls: int | None = None) -> Generator[list[int], Outcome
             for place in part:
                 errors[place] = outcome.error
             if outcome.final:
-                # What no run has answered by now fails with what ended the search.
+                # Items without a result fail with the error that ended the search.
                 errors = [outcome.error] * size
                 break
         else:

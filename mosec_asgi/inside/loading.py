@@ -22,10 +22,10 @@ class Runner(Protocol):
     """Runs the tasks of one worker, in the way that its class asks for."""
 
     def request_ids(self) -> Sequence[str]:
-        """Return the ids of the requests on whose behalf the code that asks is running, for the logs."""
+        """Return the ids of the requests for which the current code runs, for the logs."""
 
     def rehearse(self, example: Any) -> None:
-        """Run `forward` on an example, and let go of what comes of it; raises what it raises."""
+        """Run `forward` on an example and drop its result; raises what `forward` raises."""
 
     def serve(self) -> None:
         """Run what comes until the port ends."""
@@ -52,20 +52,20 @@ def runner_for(
 
         return ContinuousRunner(worker, spec, port, timer)
     if is_async(type(worker)):
-        # Only here: it loads asyncio, which other workers do not need.
+        # Imported here: it loads asyncio, which other workers do not need.
         from mosec_asgi.inside.async_runner import AsyncRunner
 
         return AsyncRunner(worker, spec, port, kernel)
-    # One before the last stage returns its results, as in mosec.
-    if streams(type(worker)) and not spec.next_stages:
-        from mosec_asgi.inside.stream_runner import StreamRunner
+    if streams(type(worker)):
+        from mosec_asgi.inside.stream_runner import MiddleRunner, StreamRunner
 
-        return StreamRunner(worker, spec, port, timer)
+        # One before the last stage returns its results, as in mosec.
+        return (MiddleRunner if spec.next_stages else StreamRunner)(worker, spec, port, timer)
     return PlainRunner(worker, spec, port, timer)
 
 
 def speaker_for(runner: Runner, spec: WorkerSpec) -> log.Speaker:
-    """Return who speaks in the log lines of a worker."""
+    """Return a function that gives the fields of a worker's log lines."""
 
     def speaker() -> dict[str, object]:
         return {"stage": spec.stage, "worker": spec.worker_id, "request_id": " ".join(runner.request_ids())}

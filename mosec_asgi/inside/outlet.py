@@ -1,4 +1,4 @@
-"""Where the events of a worker's streams go out: in their form, within what clients leave room for, each end once.
+"""Sends the events of a worker's streams: each in its form, only where its client has room, and each stream's end once.
 
 Streams are known by their tasks' numbers.
 """
@@ -18,7 +18,7 @@ from mosec_asgi.inside.ending import Ending
 from mosec_asgi.inside.port import Port
 from mosec_asgi.inside.spec import WorkerSpec
 from mosec_asgi.messages import OBJECT_OUT
-from mosec_asgi.streaming import FINISHED, encoder_for
+from mosec_asgi.streaming import FINISHED, encoder_for, response_type
 from mosec_asgi.worker import Worker
 
 logger = log.internal_logger(__name__)
@@ -46,7 +46,7 @@ class Outlet:
             codec: tells of faults.
             port: where events and answers go.
         """
-        self._encode = encoder_for(worker.resp_mime_type)
+        self._encode = encoder_for(spec.event_type or response_type(type(worker)))
         self._limit = spec.stream_buffer
         self._codec = codec
         self._port = port
@@ -55,7 +55,7 @@ class Outlet:
         # Until their call of `forward` is over: those that have sent an event, and those that it has ended itself.
         self._begun: set[int] = set()
         self._finished: set[int] = set()
-        # What `flush` sends.
+        # The events that `flush` sends.
         self._ids: list[int] = []
         self._chunks: list[bytes] = []
         # Events may be pushed from several threads.
@@ -86,7 +86,7 @@ class Outlet:
         """Take in what a generator has yielded for the tasks `inside`; see `SSEWorker`.
 
         Raises:
-            WrongShape: it cannot be told which items it is for.
+            WrongShape: it is not clear which items the event is for.
         """
         if not batched:
             self.put(inside[0], event)
@@ -105,7 +105,7 @@ class Outlet:
             )
 
     def put_at(self, index: int, event: Any, inside: Sequence[int]) -> None:
-        """Take in an event for the item `index` of the tasks `inside`; one that does not exist gets none."""
+        """Take in an event for the item `index` of the tasks `inside`; it is dropped if there is no such item."""
         if 0 <= index < len(inside):
             self.put(inside[index], event)
         else:
@@ -120,8 +120,8 @@ class Outlet:
     def put(self, task_id: int, event: Any) -> None:
         """Take in an event of a stream, `FINISHED`, or the exception that ends it; sent by `flush`.
 
-        An event that is none, or finds no room, ends its stream with an error. Events of a stream whose client has left
-        go nowhere.
+        An invalid event, or one for which there is no room, ends its stream with an error. Events of a stream whose
+        client has left are dropped.
         """
         with self._lock:
             if task_id not in self._open:
@@ -144,7 +144,7 @@ class Outlet:
             self.fail([task_id], _explained(event, error))
             return
         if task_id in self._ids:
-            # Two events of one step: the room is known once the first is on its way.
+            # The second event of one step: the room is known once the first has been sent.
             self.flush()
         if not self.has_room(task_id):
             self.fail([task_id], ClientTooSlow("the client does not read its stream"))
@@ -167,7 +167,7 @@ class Outlet:
                 self._ids, self._chunks = [], []
 
     def fail(self, task_ids: Iterable[int], error: BaseException) -> None:
-        """End those of the streams that are open with an error, which is told once."""
+        """End those of the streams that are open with an error, which is logged once."""
         with self._lock:
             concerned = [task_id for task_id in task_ids if task_id in self._open]
             if concerned:
@@ -183,6 +183,12 @@ class Outlet:
                 _, opened, _ = self._open.pop(task_id)
                 self._port.answer_one(task_id, answer, time.perf_counter() - opened)
 
+    def abandon(self, task_ids: Iterable[int]) -> None:
+        """Say nothing more of these streams, whose worker is ending; the server decides what becomes of them."""
+        with self._lock:
+            for task_id in task_ids:
+                self._open.pop(task_id, None)
+
     def drop_left(self, task_ids: Iterable[int]) -> list[int]:
         """End those of the streams whose clients have left; return them."""
         if not self._port.cancelled:
@@ -192,6 +198,37 @@ class Outlet:
             for task_id in left:
                 self.end(task_id, LEFT)
         return left
+
+
+class PassingOutlet(Outlet):
+    """The same before the last stage, whose results are passed on: a stream goes on there, and is not ended here."""
+
+    def __init__(self, worker: Worker, spec: WorkerSpec, codec: Codec, port: Port) -> None:
+        """Begin with no streams; see `Outlet`."""
+        super().__init__(worker, spec, codec, port)
+        self._verdicts: dict[int, Answer] = {}
+
+    def put(self, task_id: int, event: Any) -> None:
+        """Take in an event of a stream; see `Outlet.put`."""
+        if event is FINISHED:
+            event = WrongShape("a stream cannot be ended before the last stage")
+        super().put(task_id, event)
+
+    def end(self, task_id: int, answer: Answer) -> None:
+        """Keep the answer of a stream that cannot go on in the place of its result."""
+        with self._lock:
+            if self._open.pop(task_id, None) is not None:
+                self._verdicts[task_id] = answer
+
+    def pass_on(self, task_ids: Iterable[int]) -> dict[int, Answer]:
+        """Send no more events of these streams; return the answers of those that cannot go on."""
+        with self._lock:
+            self.flush()
+            for task_id in task_ids:
+                self._open.pop(task_id, None)
+            self.forget(task_ids)
+            verdicts, self._verdicts = self._verdicts, {}
+        return verdicts
 
 
 def _explained(event: Any, error: BaseException) -> BaseException:

@@ -1,8 +1,8 @@
-"""Pickles what goes to the next stage so that its large buffers go into shared memory, with one copy, and stay there.
+"""Pickles results for the next stage so that their large buffers go into shared memory, with one copy, and stay there.
 
-That is pickle protocol 5 with buffers out of band (PEP 574), which numpy arrays and many other types support. A torch
-tensor does not: its pickle is a file of its own format inside of the pickle, copied several times. So large CPU tensors
-are taken apart here. This never imports torch: a result with a tensor in it comes from a worker that has.
+This uses pickle protocol 5 with out-of-band buffers (PEP 574), which numpy arrays and many other types support. A torch
+tensor does not: its pickle contains a file in torch's own format and is copied several times. So large CPU tensors are
+taken apart here. This module never imports torch: a worker whose result holds a tensor has imported it.
 """
 
 from __future__ import annotations
@@ -67,15 +67,15 @@ class Pickler:
         span = self._memory.put(stream) if len(stream) >= LARGE else None
         if span is not None:
             return frames.IN_MEMORY, reference.pack(reference.Kind.LARGE_PICKLE, [span, *spans])
-        # Where no buffer has found room, the stream holds all of them.
+        # If there was no room for any buffer, the stream holds all of them.
         return (frames.IN_MEMORY, reference.pack(reference.Kind.PICKLE, spans, stream)) if spans else (200, stream)
 
     def _place(self, buffer: pickle.PickleBuffer) -> bool:
-        """Put a buffer into shared memory; true where it is to stay in the stream, as pickle asks it."""
+        """Put a buffer into shared memory; return True where it must stay in the stream, as pickle expects."""
         try:
             raw = buffer.raw()
         except BufferError:
-            # Not contiguous: pickle refuses it in its own words.
+            # Not contiguous: pickle refuses it with its own message.
             return True
         if raw.nbytes < LARGE or (span := self._memory.put(raw)) is None:
             return True
@@ -85,28 +85,28 @@ class Pickler:
     def _dump_with_tensors(self, result: Any) -> bytes:
         file = io.BytesIO()
         pickler = pickle.Pickler(file, PROTOCOL, buffer_callback=self._place)
-        # Its own table, for the exact class only: `copyreg`'s is the whole process's.
+        # A table of this pickler, for the exact class only: that of `copyreg` is for the whole process.
         pickler.dispatch_table = {sys.modules["torch"].Tensor: _take_apart}
         pickler.dump(result)
         return file.getvalue()
 
 
 def load(contents: Contents, memory: Mapped) -> Any:
-    """Return what a `Pickler` has pickled; its large buffers are those in the memory, which may be written to."""
+    """Unpickle the output of a `Pickler`; the large buffers stay in the memory, and may be written to."""
     spans = list(contents.spans)
     stream = contents.stream if contents.kind is reference.Kind.PICKLE else memory.read(spans.pop(0))
     return pickle.loads(stream, buffers=map(memory.view, spans))
 
 
 def _take_apart(tensor: Any) -> Any:
-    """Return what a tensor is to be pickled as: a buffer and its form; what is not plain numbers, as torch does it."""
+    """Return how to pickle a tensor: as a buffer and its shape, or by torch's own way if it is not plain numbers."""
     size = tensor.numel() * tensor.element_size()
     plain = (
         size >= LARGE
         and tensor.device.type == "cpu"
         and tensor.layout is sys.modules["torch"].strided
         and tensor.is_contiguous()
-        # Alone in its storage: views of one storage arrive as such only by torch's own way.
+        # Only a tensor that is alone in its storage: views of one storage stay views only in torch's own way.
         and tensor.untyped_storage().nbytes() == size
         and not (tensor.requires_grad or tensor.is_quantized or tensor.is_conj() or tensor.is_neg())
         and not (tensor.__dict__ or any(getattr(tensor, "names", ())))
@@ -120,7 +120,7 @@ def _take_apart(tensor: Any) -> Any:
 def _put_together(buffer: Any, dtype: Any, shape: tuple[int, ...]) -> Any:
     torch = sys.modules.get("torch")
     if torch is None:
-        # As the unpickling of a tensor does, in a worker that has not.
+        # Imports torch, as the unpickling of any tensor does.
         import importlib
 
         torch = importlib.import_module("torch")

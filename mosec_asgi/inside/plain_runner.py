@@ -17,7 +17,8 @@ from mosec_asgi.messages import Results, Tasks
 from mosec_asgi.request import Request
 from mosec_asgi.worker import Worker
 
-# Replies of single items are gathered while the model is quick, and go out at once when it is slow.
+# Seconds: answers to single items are gathered for so long. A quick model sends several at once, a slow one does not
+# wait.
 GATHER_SECONDS = 0.0005
 # Seconds between two signs of life of a worker that waits for a client to read.
 BEAT_SECONDS = 0.1
@@ -40,9 +41,10 @@ class PlainRunner:
         self._port = port
         self._timer = timer
         self._batches = spec.max_batch_size > 1
-        self._codec = Codec(worker, spec, port.memory)
+        # A single task costs no others; the server replaces a worker that does not come back from its serializer.
+        self._codec = Codec(worker, spec, port.memory, timer if self._batches else None)
         self._algorithm = BatchAlgorithm(spec, self._codec, port, time.perf_counter)
-        # What is run now.
+        # The unit that runs now.
         self._unit = Unit(NO_TASKS, ())
         worker._has_left = self._has_left
         worker._request_at = self._request_at
@@ -63,7 +65,7 @@ class PlainRunner:
         """Run what comes until the port ends."""
         while (tasks := self._port.next_tasks()) is not None:
             self.run(tasks)
-            # No log line is about them any more; that nobody waits for them can still be asked.
+            # Log lines name these tasks no more, but `is_cancelled` may still ask for them.
             self._unit.tasks = NO_TASKS
             self._timer.check()
             self._worker._answered(inputs(tasks))
@@ -78,12 +80,12 @@ class PlainRunner:
             self._run_each(tasks)
 
     # -- one by one --------------------------------------------------------------------------------------------------
-    # What `BatchAlgorithm` does with a unit of one task, without its generators and lists, which take 6 µs more where a
-    # small task takes 10.
+    # Does the same as `BatchAlgorithm` with a unit of one task, without its generators and lists, which would add 6 µs
+    # to the 10 µs of a small task.
 
     def _run_each(self, tasks: Tasks) -> None:
         """Run tasks one by one; results go out together while the worker is quick and at once when it is slow."""
-        # The same unit for all.
+        # One object for all units.
         self._unit.tasks = tasks
         clock = time.perf_counter
         begin = self._port.progress.begin
@@ -100,7 +102,7 @@ class PlainRunner:
                 codes, payloads = zip(*answers, strict=True)
                 self._port.answer(Results(ids[done : place + 1], codes, payloads, now - began))
                 if place < last:
-                    # Slow enough that clients may have left meanwhile.
+                    # The worker is so slow that clients may have left meanwhile.
                     self._port.poll()
                 done, answers, began = place + 1, [], clock()
 
@@ -123,7 +125,7 @@ class PlainRunner:
     # -- step by step ------------------------------------------------------------------------------------------------
 
     def _drive(self, steps: Steps) -> None:
-        """Do what an algorithm asks for, to its end."""
+        """Run an algorithm's steps to its end."""
         came, send, do = None, steps.send, self._do
         try:
             while True:

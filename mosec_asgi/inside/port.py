@@ -1,9 +1,8 @@
 """The worker's end of its link: what has come, who has left, and how much of each stream is on its way.
 
-How messages cross is the business of a subclass: over a socket to a process (`pool.process.port`), by a queue to a
-thread. Whatever queues there is where tasks wait: while `forward` runs, the next ones already lie in it. A worker that
-streams, or is asked `is_cancelled`, looks into it in between, for clients that have left and for room that others have
-made by reading.
+A subclass carries the messages: over a socket to a process (`pool.process.port`), or by a queue to a thread. Tasks wait
+in that socket or queue: while `forward` runs, the next ones are already there. A worker that streams, or that calls
+`is_cancelled`, reads from it in between, to learn which clients have left and how much others have read.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from mosec_asgi.ipc.mapped import Mapped
 from mosec_asgi.messages import Cancels, Chunks, Credits, Results, Tasks
 
 if TYPE_CHECKING:
-    # A worker without an event loop does not load it.
+    # A worker without an event loop does not load asyncio.
     import asyncio
 
 
@@ -33,18 +32,18 @@ class ProgressNotes(Protocol):
 
 
 def inputs(tasks: Tasks) -> Sequence[bytes]:
-    """Return the payloads of tasks that have come through a port: bytes, since their link has read what it held."""
+    """Return the payloads of tasks that have come through a port: these are always bytes."""
     return tasks.payloads  # type: ignore[return-value]
 
 
 class Port(abc.ABC):
-    """Receives tasks and sends what becomes of them. Sending may be done from any thread.
+    """Receives tasks and sends their answers. Any thread may send.
 
-    A subclass hands what comes to `take`, and says by `ended` that no more comes.
+    A subclass passes each message to `take`, and sets `ended` when no more can come.
 
     Attributes:
         progress: where the worker notes how far it has come.
-        memory: what it shares with the server for large payloads, where it shares any.
+        memory: the memory that it shares with the server for large payloads, if there is any.
         tasks: messages of tasks that have come and have not been begun.
         cancelled: tasks that the worker has and nobody waits for.
         ended: the server has ended the stream, or is gone: no more tasks come.
@@ -56,7 +55,7 @@ class Port(abc.ABC):
         self.tasks: deque[Tasks] = deque()
         self.cancelled: set[int] = set()
         self.ended = False
-        # Held while something is received, and while something is sent or changed.
+        # The first is held while something is received, the second while something is sent or changed.
         self._receiving = threading.Lock()
         self._lock = threading.RLock()
         # Tasks that have come and are not answered.
@@ -69,7 +68,7 @@ class Port(abc.ABC):
     def next_tasks(self) -> Tasks | None:
         """Return the next tasks, waiting for them; None when the server has ended the stream."""
         if self.tasks:
-            # What came behind them may cancel some of them.
+            # Later messages may cancel some of the tasks.
             self.poll()
         return self.tasks.popleft() if self.wait_for_tasks() else None
 
@@ -77,7 +76,7 @@ class Port(abc.ABC):
         """Wait until there are tasks to begin; False when the server has ended the stream."""
         while True:
             with self._receiving:
-                # Looked at with the lock held: another thread may have taken in just now what would be waited for.
+                # Checked with the lock held: another thread may just have received what this one would wait for.
                 if self.tasks or self.ended:
                     return bool(self.tasks)
                 self.report()
@@ -85,7 +84,7 @@ class Port(abc.ABC):
 
     def poll(self) -> None:
         """Take in what has come, without waiting."""
-        # A thread that pushes events while the worker waits for tasks leaves the receiving to it.
+        # While the worker waits for tasks, a thread that pushes events does not receive.
         if self._receiving.acquire(blocking=False):
             try:
                 while not self.ended and self._receive(wait=False):
@@ -99,15 +98,15 @@ class Port(abc.ABC):
 
     @abc.abstractmethod
     def watch(self, loop: asyncio.AbstractEventLoop, on_news: Callable[[], None]) -> None:
-        """Have an event loop call `on_news` whenever something has come that `poll` would take in, or the end has."""
+        """Make an event loop call `on_news` whenever `poll` would take in a message, or at the end of the stream."""
 
     @abc.abstractmethod
     def unwatch(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Have it call nothing any more."""
+        """Stop these calls."""
 
     @abc.abstractmethod
     def _receive(self, *, wait: bool) -> bool:
-        """Hand what has come to `take`; False where nothing has, or the end.
+        """Pass what has come to `take`; False where nothing has come, or the stream has ended.
 
         Args:
             wait: wait for something.
@@ -124,7 +123,7 @@ class Port(abc.ABC):
             self.tasks.append(message)
             self._held.update(message.ids)
         elif isinstance(message, Cancels):
-            # Some may have been answered while the message was on its way.
+            # Some of the tasks may have been answered while the message was on its way.
             self.cancelled.update(self._held.intersection(message.ids))
         else:
             for task_id, size in zip(message.ids, message.sizes, strict=True):
@@ -132,7 +131,7 @@ class Port(abc.ABC):
                     self._outstanding[task_id] -= size
 
     def has_left(self, task_id: int) -> bool:
-        """Whether nobody waits for a task any more, as far as it has been taken in."""
+        """Whether nobody waits for a task any more, by the messages that were taken in."""
         return self.ended or task_id in self.cancelled or task_id not in self._held
 
     def holds(self, task_id: int) -> bool:
@@ -150,7 +149,7 @@ class Port(abc.ABC):
         """Say why the worker could not start."""
 
     def answer(self, results: Results) -> None:
-        """Send results; their tasks are done with."""
+        """Send results, and forget their tasks."""
         self.progress.beat()
         with self._lock:
             self._held.difference_update(results.ids)
@@ -177,8 +176,8 @@ class Port(abc.ABC):
         return self._outstanding.get(task_id, 0)
 
     def report(self) -> None:
-        """Say which parts of shared memory, kept beyond their tasks, are needed no more; an answer says it as well."""
-        # Nothing is shared, unless a subclass says otherwise.
+        """Report which blocks of shared memory that were kept are not needed any more; each answer does so as well."""
+        # A port without shared memory has nothing to report.
         return
 
     @abc.abstractmethod

@@ -1,6 +1,6 @@
-"""What `forward` has returned: a stream, in whatever form, a result, or what is neither and says so.
+"""What `forward` has returned: a stream, in any form, a result, or neither, which is an error.
 
-A generator may be handed on from a model, or stand below a decorator: what counts is what comes out of a call.
+A generator may come from a model or from inside a decorator, so only the value that a call returns counts.
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ import types
 from collections.abc import AsyncIterator, Awaitable, Iterator, Sequence
 from typing import Any
 
-from mosec_asgi.errors import WrongShape
+from mosec_asgi.errors import MosecTimeoutError, WrongShape
 from mosec_asgi.events import FINISHED
+from mosec_asgi.inside.ending import Ending
 
-# Types of what is no result: it has still to be run.
+# Types that are not results, because they still have to be run.
 UNFINISHED = frozenset((types.GeneratorType, types.AsyncGeneratorType, types.CoroutineType))
 _HIDDEN = (
     "and is not asynchronous itself; make `forward` an `async def`, and likewise what a decorator puts around it, so "
@@ -24,14 +25,14 @@ _HIDDEN = (
 
 
 def check_finished(result: Any) -> None:
-    """Refuse what a `forward` that does not stream has returned, where that is no result but has still to be run.
+    """Refuse what a `forward` that does not stream has returned, if it still has to be run.
 
     Raises:
         WrongShape: it is a generator or a coroutine; the text says what to change.
     """
     if isinstance(result, types.GeneratorType):
         raise WrongShape(
-            "`forward` returned a generator, which is no result: return a list of what it yields; or, in the last "
+            "`forward` returned a generator, which is not a result: return a list of what it yields; or, in the last "
             "stage of a route, derive the worker from SSEWorker to stream it"
         )
     if isinstance(result, types.AsyncGeneratorType):
@@ -77,9 +78,9 @@ def async_events_of(result: Any, *, batched: bool) -> AsyncIterator[Any] | None:
 
 
 def check_sent(result: Any, worker: type[object]) -> None:
-    """Refuse what the `forward` of an `SSEWorker` has returned that is no stream, where it has sent no event.
+    """Refuse what the `forward` of an `SSEWorker` has returned, if it is not a stream and no event was sent.
 
-    Not of a class that sends events by `send_stream_event`: such a one may have had none to send, and what it returns
+    A class that sends events by `send_stream_event` is not refused: it may have had none to send, and what it returns
     is ignored, as in mosec.
 
     Raises:
@@ -100,7 +101,7 @@ def _sends_events(worker: type[object]) -> bool:
     """Whether the code of a class of workers, up to `SSEWorker`, names `send_stream_event`."""
     for kind in worker.__mro__:
         if "send_stream_event" in vars(kind):
-            # Where it is defined.
+            # `SSEWorker` defines it.
             return False
         for member in vars(kind).values():
             code = getattr(inspect.unwrap(getattr(member, "__func__", member)), "__code__", None)
@@ -121,13 +122,13 @@ _ITERATORS = (Iterator, AsyncIterator)
 def _check_awaited(result: Any) -> None:
     if isinstance(result, Awaitable):
         if isinstance(result, types.CoroutineType):
-            # Or Python warns, at some later time, that nobody has awaited it.
+            # Closed, or Python would warn later that nobody has awaited it.
             result.close()
         raise WrongShape(f"`forward` returned a coroutine, {_HIDDEN}")
 
 
 def _no_stream(one: Any) -> BaseException | Any:
-    """Return what ends the stream of an item for which `forward` has returned no iterator."""
+    """Return the error that ends the stream of an item for which `forward` has returned no iterator."""
     if one is None:
         return FINISHED
     if isinstance(one, BaseException):
@@ -136,7 +137,7 @@ def _no_stream(one: Any) -> BaseException | Any:
 
 
 def _together(streams: Sequence[Any]) -> Iterator[list[Any]]:
-    """Yield a list with the next event of each item's stream, until all have ended; one that raises ends alone."""
+    """Yield a list with the next event of each item's stream, until all have ended; a stream that raises ends alone."""
     live = dict(enumerate(streams))
 
     def step(place: int) -> Any:
@@ -150,7 +151,10 @@ def _together(streams: Sequence[Any]) -> Iterator[list[Any]]:
             end = _no_stream(live[place])
         except StopIteration:
             end = FINISHED
-        except Exception as error:
+        except (Ending, MosecTimeoutError):
+            # The timeout is that of the whole step, and nothing would interrupt the next streams in it.
+            raise
+        except BaseException as error:
             end = error
         del live[place]
         return end
@@ -180,7 +184,10 @@ async def _together_asynchronously(streams: Sequence[Any]) -> AsyncIterator[list
             end = _no_stream(live[place])
         except (StopIteration, StopAsyncIteration):
             end = FINISHED
-        except Exception as error:
+        except Ending:
+            raise
+        except BaseException as error:
+            # Where the step itself is cancelled, `gather` raises that all the same.
             end = error
         del live[place]
         return end
@@ -196,7 +203,7 @@ async def _together_asynchronously(streams: Sequence[Any]) -> AsyncIterator[list
 
 
 async def _one_by_one(events: Iterator[Any]) -> AsyncIterator[Any]:
-    """Yield what a plain iterator has, and let the event loop turn in between."""
+    """Yield the items of a plain iterator, and let the event loop run in between."""
     import asyncio
 
     with contextlib.ExitStack() as exits:

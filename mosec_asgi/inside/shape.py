@@ -10,11 +10,12 @@ from mosec_asgi.inside.returned import check_finished
 
 
 def checked(results: Any, size: int) -> Sequence[Any]:
-    """Return what `forward` made of a batch; raise where it is no sequence or not of the batch's length."""
+    """Return what `forward` made of a batch; raise if it is not a sequence of the batch's length."""
     check_finished(results)
-    # By what it can do rather than by what it is: a numpy array or a tensor is no `Sequence`.
-    sized = hasattr(results, "__len__") and hasattr(results, "__getitem__")
-    if not sized or isinstance(results, (str, bytes, dict)):
+    # Checked by its methods, not by its type: a numpy array, a tensor or the values of a dictionary are no `Sequence`.
+    sized = hasattr(results, "__len__") and (hasattr(results, "__getitem__") or hasattr(results, "__iter__"))
+    # Of these the order or the items are hardly what was meant.
+    if not sized or isinstance(results, (str, bytes, dict, set, frozenset)):
         raise WrongShape(
             f"forward must return a sequence with one result for each of the {size} items of the batch, "
             f"not {type(results).__name__}"

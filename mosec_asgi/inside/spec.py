@@ -1,4 +1,4 @@
-"""What crosses into a worker process."""
+"""The description of a worker, which is sent to its process."""
 
 from __future__ import annotations
 
@@ -18,17 +18,19 @@ class WorkerSpec:
         args, kwargs: what its `__init__` is called with.
         stage: the stage's name.
         worker_id: the worker's number in its stage, from 1.
-        max_batch_size: the most items a batch.
+        max_batch_size: the most items in a batch.
         timeout: seconds that one call of `forward` may take; of a stream, that its next event may take.
         isolation_calls: the most calls of `forward` to find the culprits of a failed batch; None for the default.
         concurrency: batches, or items without batching, that an asynchronous worker runs at a time.
         next_stages: the names of the stages that read what it passes on; empty for the last stage of a pipeline.
+        event_type: the mime type of the stream that a later stage answers with, and for which this one may send
+            events; empty where the worker's own counts.
         strict_json: a body must be strict JSON where the default `deserialize` reads it.
         stream_buffer: bytes of a stream that may be on their way to its client.
-        buffers_apart: large buffers in what it passes on, such as arrays, may go apart from their pickle: all stages
-            that read it have the default `deserialize_ipc`.
+        buffers_apart: large buffers in its results, such as arrays, may be sent separately from their pickle, because
+            all stages that read them use the default `deserialize_ipc`.
         log_level: the least level to log.
-        log_text: text instead of JSON lines, also where standard error is no terminal.
+        log_text: log text instead of JSON lines even if standard error is not a terminal.
         metrics_directory: the server's private directory of custom metrics; empty if there is none.
     """
 
@@ -42,6 +44,7 @@ class WorkerSpec:
     args: tuple[Any, ...] = ()
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     next_stages: tuple[str, ...] = ()
+    event_type: str = ""
     strict_json: bool = False
     stream_buffer: int = 256 * 1024
     buffers_apart: bool = False

@@ -7,7 +7,7 @@ import time
 from typing import Any
 
 from mosec_asgi.inside.batch import BatchAlgorithm, Unit
-from mosec_asgi.inside.outlet import Outlet
+from mosec_asgi.inside.outlet import Outlet, PassingOutlet
 from mosec_asgi.inside.plain_runner import PlainRunner
 from mosec_asgi.inside.port import Port
 from mosec_asgi.inside.returned import events_of
@@ -18,28 +18,19 @@ from mosec_asgi.streaming import SSEWorker
 from mosec_asgi.worker import Worker
 
 
-class StreamRunner(PlainRunner):
-    """Runs the tasks that come through a port as streams."""
+class _PushRunner(PlainRunner):
+    """Runs an `SSEWorker`, whose `forward` may push events."""
+
+    # What a subclass has made.
+    _outlet: Outlet
 
     def __init__(self, worker: Worker, spec: WorkerSpec, port: Port, timer: Timer | NoTimer) -> None:
-        """Bind a worker to its port; see `PlainRunner`."""
         super().__init__(worker, spec, port, timer)
-        self._outlet = Outlet(worker, spec, self._codec, port)
-        self._algorithm = BatchAlgorithm(spec, self._codec, port, time.perf_counter, self._outlet, port.poll)
         self._rehearsing = False
-        # Threads that push into one stream wait for its client one behind the other.
+        # Threads that push into one stream wait for its client one after the other.
         self._pushing = threading.Lock()
         if isinstance(worker, SSEWorker):
             worker._send_event = self._push
-
-    def rehearse(self, example: Any) -> None:
-        """Run `forward` on an example, whose events nobody receives."""
-        self._rehearsing = True
-        try:
-            for _ in events_of(self._worker.forward(example), batched=self._batches) or ():
-                pass
-        finally:
-            self._rehearsing = False
 
     def run(self, tasks: Tasks) -> None:
         """Run tasks and send their events and answers."""
@@ -65,3 +56,44 @@ class StreamRunner(PlainRunner):
         self._timer.restart()
         if paused:
             self._timer.resume()
+
+
+class StreamRunner(_PushRunner):
+    """Runs the tasks that come through a port as streams."""
+
+    def __init__(self, worker: Worker, spec: WorkerSpec, port: Port, timer: Timer | NoTimer) -> None:
+        """Bind a worker to its port; see `PlainRunner`."""
+        super().__init__(worker, spec, port, timer)
+        self._outlet = Outlet(worker, spec, self._codec, port)
+        self._algorithm = BatchAlgorithm(spec, self._codec, port, time.perf_counter, self._outlet, port.poll)
+
+    def rehearse(self, example: Any) -> None:
+        """Run `forward` on an example, whose events nobody receives."""
+        self._rehearsing = True
+        try:
+            for _ in events_of(self._worker.forward(example), batched=self._batches) or ():
+                pass
+        finally:
+            self._rehearsing = False
+
+
+class MiddleRunner(_PushRunner):
+    """Runs the tasks of a stage before the last, as mosec does: what `forward` returns is passed on.
+
+    What it pushes goes to the client. A task whose client does not read waits, if it is alone in `forward`; in a batch
+    it fails.
+    """
+
+    def __init__(self, worker: Worker, spec: WorkerSpec, port: Port, timer: Timer | NoTimer) -> None:
+        """Bind a worker to its port; see `PlainRunner`."""
+        super().__init__(worker, spec, port, timer)
+        self._outlet = outlet = PassingOutlet(worker, spec, self._codec, port)
+        self._algorithm = BatchAlgorithm(spec, self._codec, port, time.perf_counter, passing=outlet)
+
+    def rehearse(self, example: Any) -> None:
+        """Run `forward` on an example, whose events nobody receives."""
+        self._rehearsing = True
+        try:
+            super().rehearse(example)
+        finally:
+            self._rehearsing = False

@@ -1,4 +1,4 @@
-"""Bounds the time of `forward`, from within by an exception, and where that cannot work, from the kernel."""
+"""Bounds the time of `forward`: by an exception, and where that cannot work, by a timer of the kernel."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ class Timer:
     call that never returns to Python is not interrupted. The server notices that and kills the worker, and if the
     server has died, the kernel does.
 
-    The alarm is not set and cleared around each block, which would be two system calls for a task of some microseconds:
-    one that goes off early, for a block that has ended since, sets itself for what the present block has left.
+    The alarm is not set and cleared around each block, which would be two system calls for a task of some microseconds.
+    An alarm that goes off early, because it was set for an earlier block, is set again for the time that is left.
     """
 
     def __init__(self, seconds: float, kernel: KernelTimer | None = None) -> None:
-        """Set nothing yet.
+        """Set no alarm yet.
 
         Args:
             seconds: that a block may take.
@@ -38,11 +38,13 @@ class Timer:
         """
         self._seconds = seconds
         self._kernel = kernel
-        # Set by the thread of the block alone: whether there is something to interrupt.
+        # Whether there is a block to interrupt. Only the thread of the block sets it.
         self._running = False
-        # Moved by any thread.
+        # The block's deadline, which any thread may move.
         self._deadline = 0.0
         self._pending = False
+        # A block was interrupted, and the kernel's timer is still set for it: it may catch the exception and go on.
+        self._interrupted = False
         self._handles: bool | None = None
         self._thread = 0
 
@@ -50,7 +52,7 @@ class Timer:
         if self._handles is None:
             self._handles = _handle_alarm(self._alarm)
             self._thread = threading.get_ident()
-        # As `restart` and `resume` do, without two calls for each block.
+        # The code of `restart` and `resume`, without two calls for each block.
         self._deadline = time.perf_counter() + self._seconds
         self._running = True
         if self._handles and not self._pending:
@@ -64,10 +66,10 @@ class Timer:
         self._deadline = time.perf_counter() + self._seconds
 
     def pause(self) -> bool:
-        """Let the block not be interrupted; return whether it could be, and `resume` is needed.
+        """Protect the block from interruption; return whether it could be interrupted, so that `resume` is needed.
 
-        What is called from within `forward`, and must not be torn by the exception, stands between the two. The time
-        goes on. On another thread than the block's, which cannot be interrupted, this does nothing.
+        Code that `forward` calls and that the exception must not interrupt runs between `pause` and `resume`. The time
+        goes on. On other threads than the block's, which cannot be interrupted, this does nothing.
         """
         if not self._running or threading.get_ident() != self._thread:
             return False
@@ -81,18 +83,26 @@ class Timer:
             self._set(max(self._deadline - time.perf_counter(), 1e-6))
 
     def check(self) -> None:
-        """Notice, between two blocks, that the user's code has cleared the alarm: the next block sets another one."""
-        if self._pending and not signal.getitimer(signal.ITIMER_REAL)[0]:
-            self._pending = False
+        """Let the kernel kill no idle process: call this between two blocks, where another may not come for long.
+
+        An alarm that goes off tells the kernel so. This is for the alarm that has interrupted a block, and for one that
+        the user's code has cleared; the next block sets it again.
+        """
+        if self._pending:
+            if signal.getitimer(signal.ITIMER_REAL)[0]:
+                return
             self._handles = None
-            if self._kernel is not None:
-                self._kernel.set(0.0)
+        elif not self._interrupted:
+            return
+        self._pending = self._interrupted = False
+        if self._kernel is not None:
+            self._kernel.set(0.0)
 
     def _set(self, seconds: float) -> None:
         self._pending = True
         signal.setitimer(signal.ITIMER_REAL, seconds)
         if self._kernel is not None:
-            # A block that is begun just before the alarm has its whole time after it.
+            # A block that begins just before the alarm keeps its whole time.
             self._kernel.set(seconds + self._seconds + FORSAKEN_SECONDS)
 
     def _alarm(self, *_: object) -> None:
@@ -106,6 +116,7 @@ class Timer:
             self._set(left)
             return
         self._running = False
+        self._interrupted = True
         raise too_slow(self._seconds)
 
 
@@ -164,7 +175,7 @@ class _Span(ctypes.Structure):
 class KernelTimer:
     """A timer of the kernel that kills this process: `timer_create(2)` with SIGKILL. Linux only.
 
-    It needs nothing of Python when it goes off, so it ends a process whose interpreter is held by a call that never
+    It does not need Python when it goes off, so it ends a process whose interpreter is held by a call that never
     returns.
     """
 
@@ -178,7 +189,7 @@ class KernelTimer:
             raise OSError("timer_create is used on Linux only")
         self._library = ctypes.CDLL(None, use_errno=True)
         if not hasattr(self._library, "timer_create"):
-            # glibc before 2.34 keeps it apart.
+            # glibc before 2.34 has it in a separate library, librt.
             self._library = ctypes.CDLL("librt.so.1", use_errno=True)
         self._timer = ctypes.c_void_p()
         event = _Event(signo=signal.SIGKILL, notify=0)

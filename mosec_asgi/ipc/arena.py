@@ -1,8 +1,8 @@
-"""Which parts of a stretch of memory are taken: first fit, from the lowest address. Pure.
+"""An allocator: which parts of a range of memory are taken. First fit, from the lowest address. Pure.
 
-The lowest address, so that the same few pages are written again and again while they are in the processor's cache, and
-pages that a stretch has never needed are never asked of the system. Blocks are whole pages: none shares one with its
-neighbour, which matters to whoever maps them as copies (`ipc.mapped`).
+The lowest address comes first so that the same few pages are written again and again while they are in the processor's
+cache, and the system need not provide pages that were never used. Blocks are whole pages and share none with their
+neighbours, because workers map them as private copies (`ipc.mapped`).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from bisect import bisect_left
 from mmap import PAGESIZE
 
 PAGE = PAGESIZE
-# Bytes from which on a payload goes through shared memory: below, the copies cost less than the bookkeeping.
+# A payload of at least so many bytes goes through shared memory; copies of a smaller one cost less than bookkeeping.
 LARGE = 64 * 1024
 
 
@@ -21,14 +21,14 @@ def pages(length: int) -> int:
 
 
 class ArenaError(Exception):
-    """A block was freed that is none."""
+    """There is no such block to free."""
 
 
 class Arena:
-    """The free and the taken parts of a stretch; places count from its beginning.
+    """The free and the taken parts of a range of memory; places count from its beginning.
 
     Attributes:
-        size: of the stretch, in bytes.
+        size: of the range, in bytes.
         in_use: bytes that are taken, in whole pages.
     """
 
@@ -63,7 +63,7 @@ class Arena:
         """Give a block back.
 
         Raises:
-            ArenaError: no block that is taken begins there.
+            ArenaError: no taken block begins there.
         """
         length = self._taken.pop(begin, None)
         if length is None:
@@ -77,7 +77,7 @@ class Arena:
             self._join(place - 1)
 
     def _join(self, place: int) -> None:
-        """Make one of a free part and the next one, where they touch."""
+        """Join a free part with the next one, if they touch."""
         if place + 1 < len(self._begins) and self._begins[place] + self._lengths[place] == self._begins[place + 1]:
             self._lengths[place] += self._lengths[place + 1]
             del self._begins[place + 1], self._lengths[place + 1]

@@ -48,7 +48,7 @@ class Channel:
         self._decoder = Decoder()
         self._unsent: list[memoryview] = []
         self._open = False
-        # Writing has failed, and whoever listens is about to hear of it.
+        # Writing has failed, and `on_closed` is about to be called.
         self._broken = False
         self._busy_polls = busy_polls
         # The pipe, and the descriptor on which the event loop waits.
@@ -88,13 +88,13 @@ class Channel:
             self._loop.add_writer(self._sock.fileno(), self._writable)
 
     def busy_poll(self, seconds: float) -> bool | None:
-        """Look for something to read for so long, without sleeping, and take it in.
+        """Poll for `seconds`, without sleeping, until there is something to read, and read it.
 
-        It ends as soon as anything else has come that the event loop is to take in. The descriptor of its epoll tells:
-        that is readable when one of those which it watches is (epoll(7)).
+        It ends as soon as the event loop has other events to handle. The descriptor of the loop's epoll shows that: it
+        is readable when one of the descriptors that it watches is (epoll(7)).
 
         Returns:
-            whether there was anything; None where other work has come.
+            whether there was anything; None where the event loop has other events.
         """
         if self._poll is None or not self._open:
             return False
@@ -102,7 +102,7 @@ class Channel:
         while not (ready := self._poll.poll(0)):
             if time.perf_counter() > until:
                 return False
-        # The loop watches the pipe as well, so both are ready where it is.
+        # The loop watches the pipe as well, so both descriptors are ready when the pipe is.
         if len(ready) == 1:
             return None
         self._read()
@@ -114,7 +114,7 @@ class Channel:
             pass
 
     def finish(self) -> None:
-        """Tell the worker that nothing more comes, which asks it to stop; its last frames are still read."""
+        """End this side of the pipe, which asks the worker to stop; its last frames are still read."""
         if self._open:
             try:
                 self._sock.shutdown(socket.SHUT_WR)
@@ -122,15 +122,15 @@ class Channel:
                 self._fail_later(f"closing it failed: {error.strerror}")
 
     def close(self) -> None:
-        """Let go of the pipe. Idempotent."""
+        """Close the pipe. Idempotent."""
         if self._open and not self._loop.is_closed():
             self._loop.remove_reader(self._sock.fileno())
             self._loop.remove_writer(self._sock.fileno())
         self._open = False
         self._unsent.clear()
         self._sock.close()
-        # Whoever listens has this channel, and this channel must not have him: both would stay in memory, with what was
-        # read last, until the garbage collector comes.
+        # The listener refers to this channel. Without the reference back, both are freed at once, and not only by the
+        # garbage collector.
         self._on_frame = self._on_closed = _nobody
         self._decoder = Decoder()
 

@@ -11,22 +11,22 @@ read for many tasks. All numbers are little-endian.
     CHUNKS   = count x (task u64, payload length u64), payloads: pieces of streams, several of one task in order
     CANCELS  = count x (task u64): nobody waits for these any more
     CREDITS  = count x (task u64, bytes u64): what clients have taken of their streams
-    KEPT     = count x (block u64): the worker will still read these when it has answered their tasks
-    RELEASED = count x (block u64): of those that it has kept, it needs these no more
-    FREED    = count x (block u64): nobody reads these any more, which the worker has written
+    KEPT     = count x (block u64): the worker will still read these blocks after it has answered their tasks
+    RELEASED = count x (block u64): the worker no longer needs these blocks, which it had kept
+    FREED    = count x (block u64): nobody needs these blocks any more, so the worker may write there again
     READY    = nothing: the worker has loaded and warmed up
     FAILED   = text: the traceback of a worker that could not start
 
-A large payload lies in memory that both sides share (`ipc.reference`), and its description stands in its place: behind
-the flag `SHARED` of a task, and the status `IN_MEMORY` of a result. Blocks of that memory are known by where they
-begin.
+A large payload lies in memory that both sides share, and a reference to it (`ipc.reference`) stands in its place: the
+flag `SHARED` of a task and the status `IN_MEMORY` of a result say so. A block of that memory is identified by its
+beginning.
 
 The table comes first, as one block of numbers, so that a frame is written by one `pack` and one `join` and read by
-one `unpack`, however many tasks it holds. A frame with one row, which is what a lone request waits for, is written and
-read without columns being made of it. The end of the stream asks a worker to stop, and tells the server that it has.
+one `unpack`, however many tasks it holds. For a frame with one row, as for a single request, no columns are made. The
+end of the stream asks a worker to stop, and tells the server that the worker has stopped.
 
-The reading side trusts nothing: a frame with another magic, an unknown kind, a status that is none or lengths that do
-not add up raises `FrameError`, after which the stream has no meaning and the peer is to be treated as dead.
+The reading side trusts nothing: a frame with a wrong magic, an unknown kind, an invalid status or lengths that do not
+add up raises `FrameError`. After that nothing on the stream can be read, and the peer must be treated as dead.
 """
 
 from __future__ import annotations
@@ -59,14 +59,14 @@ _ENTRY_SIZES = {
 # A frame's header and its only row.
 _ONE_TASK = struct.Struct(HEADER.format + TASK_ENTRY)
 _ONE_RESULT = struct.Struct(HEADER.format + RESULT_ENTRY)
-# What a result may say: the result, where in shared memory the result lies, a reply, an error, or (as nginx writes it,
-# 499) that nobody waits for it.
+# The statuses of a result: a result, a result in shared memory, a reply, an error, or 499 (nginx's number) where nobody
+# waits for it.
 IN_MEMORY = 1200
 STATUSES = frozenset({IN_MEMORY, REPLY, 200, *range(400, 600)})
 
 
 class FrameError(LinkError):
-    """The bytes are no frame; the stream has no meaning from here on."""
+    """The bytes are not a frame; nothing more on the stream can be read."""
 
 
 class Kind(enum.IntEnum):
@@ -85,7 +85,7 @@ class Kind(enum.IntEnum):
     ASKED = 11
 
 
-# Among the flags of a task: the payload says where in shared memory the input lies.
+# A flag of a task: its payload is a reference to shared memory.
 SHARED = 8
 
 
@@ -98,14 +98,14 @@ class Kept:
 
 @dataclass(slots=True)
 class Released:
-    """The worker needs the blocks at `blocks`, which it had kept, no more."""
+    """The worker no longer needs the blocks at `blocks`, which it had kept."""
 
     blocks: Sequence[int]
 
 
 @dataclass(slots=True)
 class Freed:
-    """Nobody reads the blocks at `blocks` any more, which the worker has written."""
+    """Nobody needs the blocks at `blocks` any more, which the worker has written."""
 
     blocks: Sequence[int]
 
@@ -239,7 +239,7 @@ class Decoder:
         """Start at a frame's boundary.
 
         Args:
-            max_body: the longest body, in bytes, that is believed; a longer one is garbage.
+            max_body: the longest valid body, in bytes.
         """
         self._max_body = max_body
         self._buffer: bytes | bytearray = b""
@@ -279,7 +279,7 @@ class Decoder:
         self._needed = HEADER.size
         buffer = self._buffer
         if isinstance(buffer, bytearray):
-            # It came in pieces: one copy of the body, and the pieces of that are bytes.
+            # The frame came in pieces: the body is copied once, so that its payloads are bytes.
             with memoryview(buffer) as view:
                 buffer, start, end = bytes(view[start:end]), 0, length
         if kind == Kind.RESULTS:
@@ -320,7 +320,7 @@ def _decode_results(data: bytes, start: int, end: int, count: int, seconds: floa
         position = start + _RESULT_ROW.size
         if code in STATUSES and position + length == end and 0.0 <= seconds < math.inf:
             return Results((task_id,), (code,), [data[position:end]], seconds)
-        # Below it is said what is wrong with it.
+        # Not valid: the code below finds out why.
     (ids, lengths, codes), position = _unpack_table(RESULT_ENTRY, data, start, end, count)
     if not 0.0 <= seconds < math.inf:
         raise FrameError(f"no frame: results that took {seconds} seconds")
@@ -353,7 +353,7 @@ def _decode_tasks(data: bytes, start: int, end: int, count: int) -> Tasks:
         names_end = position + name_length
         if names_end + length == end and (name := data[position:names_end]).isascii():
             return Tasks((task_id,), (task_flags,), [name.decode()], [data[names_end:end]])
-        # Below it is said what is wrong with it.
+        # Not valid: the code below finds out why.
     (ids, lengths, flags, name_lengths), position = _unpack_table(TASK_ENTRY, data, start, end, count)
     names_end = position + sum(name_lengths)
     if names_end + sum(lengths) != end:

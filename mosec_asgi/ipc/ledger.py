@@ -1,21 +1,21 @@
-"""Whose blocks of shared memory are where, and who needs them: the server's books. Pure.
+"""The server's record of the blocks in shared memory: where they are, who wrote them, and who needs them. Pure.
 
 The memory is one file that every process has from its start, so that no descriptor has to be passed later. It is
 divided into regions of equal size. A region is written by one process, the server or one life of a worker, and read by
-all. Whoever writes a region decides alone where in it a block goes (`ipc.arena`), without asking anybody. The server
-hears of a worker's block when it comes as a result, and decides when it is over:
+all. Its writer alone decides where in it a block goes (`ipc.arena`). The server learns of a worker's block when that
+comes as a result, and decides when the block is free again:
 
-- The *task* needs the block until the stage that reads it has answered, so that another worker can be given it if the
-  first one dies.
-- A *worker* needs it from when it is sent the task. With its answer it needs it no more, unless it has said before that
-  it keeps it, because `forward` has kept an array that lies there; it then says when the last reference is gone.
-- When nobody needs it, its writer is told, and writes there again.
+- The *task* needs the block until the stage that reads it has answered, because the task is given to another worker
+  if the first one dies.
+- A *worker* needs the block from when it is sent the task until it answers. If `forward` has kept an array that lies
+  there, the worker first says that it keeps the block, and later that the last reference is gone.
+- When nobody needs the block, its writer is told, and may write there again.
 
-Why so, and not one allocator for all, in the shared memory itself: a process may die at any instruction. Here nothing
-that it leaves half done matters. An allocator dies with its process, and the region is the server's again. What a dead
-reader needed is crossed out. What a dead writer had finished stays readable where it is: its region is given to another
-life only when the last of its blocks is over, and lives that come meanwhile get other regions, of which there are two
-for each worker. All that the server is told is checked against these books.
+Why not one allocator for all processes, in the shared memory itself? Because a process may die at any instruction. Here
+nothing that it leaves half done matters: its allocator dies with it, and its region belongs to the server again. The
+server forgets what a dead reader needed. The blocks of a dead writer stay readable where they are: its region is given
+to another life only when the last of them is free, and lives that start meanwhile get other regions, of which there are
+two for each worker. The server checks all that it is told against this record.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from mosec_asgi.ipc.arena import pages
 from mosec_asgi.ipc.frames import FrameError
 from mosec_asgi.ipc.reference import Span
 
-# Writers are told of free blocks with their next tasks, which costs nothing; or at once, where those are this part of
-# the region.
+# Writers are told of free blocks with their next tasks, which costs nothing, or at once if the blocks are at least this
+# part of the region.
 TELL_SHARE = 4
 
 
@@ -38,7 +38,7 @@ class Block:
     Attributes:
         begin: where it begins.
         length: bytes, whole pages.
-        region: where it lies.
+        region: in which it lies.
         users: how many need it: its task, and workers that read it.
     """
 
@@ -60,9 +60,9 @@ class Region:
     Attributes:
         begin: where it begins.
         size: in bytes.
-        blocks: that somebody needs, by where they begin.
-        freed: blocks that are over, of which the writer has not been told.
-        over: called with each block that is over, in place of noting it in `freed`.
+        blocks: those that somebody needs, by their beginnings.
+        freed: blocks that nobody needs any more, of which the writer has not been told.
+        over: called with each block that nobody needs any more, in place of noting it in `freed`.
         full: called when much of the region is in `freed`.
     """
 
@@ -82,7 +82,7 @@ class Region:
         """Note blocks that the writer has passed on.
 
         Raises:
-            FrameError: they are not where it may write, or where others are; nothing is changed.
+            FrameError: they are not in its region, or overlap with other blocks; nothing is changed.
         """
         added: list[Block] = []
         try:
@@ -103,7 +103,7 @@ class Region:
         del self._begins[bisect_left(self._begins, block.begin)]
 
     def _place_of(self, span: Span) -> int:
-        """Return the place among the blocks, in order, of one that may be where `span` is."""
+        """Return the place in the order of blocks at which a valid block at `span` is to be inserted."""
         begin, end = span.begin, span.begin + pages(span.length)
         if not self.begin <= begin < end <= self.begin + self.size:
             raise FrameError(f"a block of {span.length} bytes at {begin} is not in its writer's memory")
@@ -115,12 +115,12 @@ class Region:
         return place
 
     def take_freed(self) -> list[int]:
-        """Return the blocks that the writer is now told of."""
+        """Return the free blocks of which the writer has not been told, and forget them."""
         freed, self.freed, self._freed_bytes = self.freed, [], 0
         return freed
 
     def note_freed(self, block: Block) -> None:
-        """Note that a block is over."""
+        """Note that nobody needs a block any more."""
         if self.over is not None:
             self.over(block.begin)
             return
@@ -135,7 +135,7 @@ class Ledger:
 
     Attributes:
         in_use: bytes of those blocks.
-        vacated: regions whose memory can be given back to the system; whoever does that empties the list.
+        vacated: regions whose memory can be given back to the system; the caller that does so empties the list.
     """
 
     def __init__(self, region_size: int, regions: int) -> None:
@@ -149,7 +149,7 @@ class Ledger:
         return Region(self._vacant.pop(), self._size) if self._vacant else None
 
     def close_region(self, region: Region) -> None:
-        """Note that the writer is dead; the region is given to another when its blocks are over."""
+        """Note that the writer is dead; the region is given to another writer when nobody needs its blocks."""
         region.closed = True
         self._vacate(region)
 
@@ -157,14 +157,14 @@ class Ledger:
         """Note blocks that their writer has passed on; they have one user each.
 
         Raises:
-            FrameError: they are not where that writer may write; nothing is changed.
+            FrameError: they are not in that writer's region; nothing is changed.
         """
         blocks = region.add(spans)
         self.in_use += sum(block.length for block in blocks)
         return blocks
 
     def drop(self, blocks: Iterable[Block]) -> None:
-        """Note that of each block one user needs it no more."""
+        """Note that one user of each block does not need it any more."""
         for block in blocks:
             block.users -= 1
             if not block.users:
@@ -211,7 +211,7 @@ class Reader:
             self._uses[block.begin] = _Use(block)
 
     def answered(self, ids: Iterable[int]) -> None:
-        """Note that it has answered tasks: it needs their blocks no more, but for those that it keeps."""
+        """Note that it has answered tasks: it needs no more of their blocks than those that it keeps."""
         for task_id in ids:
             for block in self.sent.pop(task_id, ()):
                 use = self._uses[block.begin]

@@ -1,14 +1,15 @@
 """The worker's end of the shared memory: what it reads there without a copy, what it writes, and what it keeps.
 
-What others have written is mapped as a private copy: `forward` may write to an array that it gets, as it always could,
-and the block stays as it was for another worker that is given the task if this one dies. The kernel copies a page only
-when it is written to. Such a page must be dropped before its place is read for the next time. To drop all pages of each
-block would cost more than to copy it (10 MB: 570 µs, a copy 360 µs), because they have to be mapped again. So the
-kernel is asked which pages differ (10 MB: 60 µs), and nearly always none does. Where this process has had no
-page fault since the block was mapped, none can: the first write to a page is one.
+What others have written is mapped as a private copy: `forward` may write to an array that it gets, and the block stays
+as it was for another worker, which is given the task if this one dies. The kernel copies a page only when it is written
+to. Such a copied page must be dropped before the next block at its place is read. Dropping all pages of each block
+would cost more than a copy of the block (10 MB: 570 µs, a copy 360 µs), because they have to be mapped again. So the
+worker asks the kernel which pages differ (10 MB: 60 µs), and nearly always none does. If this process has had no page
+fault since the block was mapped, no page can differ, because the first write to a page causes a fault.
 
-An array holds the buffer that it was made from, and that holds an object here. When it dies the last reference is gone.
-A finalizer runs at any moment in any thread, so it only notes that; the server is told with the next answer.
+An array holds the buffer that it was made from, and the buffer holds an object here. When that object dies, the last
+reference is gone. Its finalizer may run at any moment in any thread, so it only makes a note; the server is told with
+the next answer.
 """
 
 from __future__ import annotations
@@ -30,12 +31,12 @@ from mosec_asgi.ipc.reference import Span
 from mosec_asgi.ipc.shm import Share, Writer, keep_freed_memory
 from mosec_asgi.ipc.views import array_type
 
-# Python has the name since 3.13. Without it the kernel refuses mappings that are larger than the machine's memory.
+# Python has the name since 3.13. Without the flag the kernel refuses mappings larger than the machine's memory.
 _MAP_NORESERVE: int = getattr(
     mmap, "MAP_NORESERVE", 0x4000 if os.uname().machine in ("x86_64", "aarch64", "riscv64") else 0
 )
-# The highest byte of a page's entry in /proc/self/pagemap: not mapped, or mapped as the file has it (bit 61), be it by
-# this process alone (bit 56) or by others too. Whatever else it says, the page may be a copy.
+# Values of the highest byte of a page's entry in /proc/self/pagemap that rule out a private copy: the page is not
+# mapped, or it is the file's own (bit 61), mapped by this process alone (bit 56) or by others too.
 _UNCHANGED = bytes([0x00, 0xA0, 0xA1])
 
 logger = log.internal_logger(__name__)
@@ -84,7 +85,7 @@ class Mapped:
         self.writer = Writer(share.descriptor, own, (begin, size), 0) if own is not None else None
         self._address = ctypes.addressof(ctypes.c_ubyte.from_buffer(self._all))
         self._page_map = _open_page_map()
-        # The blocks to which there are references, and those to which there are none any more.
+        # The blocks with references, and those whose last reference has gone.
         self._live: dict[int, _Lifeline] = {}
         self._gone: deque[_Lifeline] = deque()
 
@@ -100,7 +101,7 @@ class Mapped:
         return self._all[span.begin : span.begin + span.length]
 
     def view(self, span: Span) -> memoryview:
-        """Return a block as it lies there, to be read and written; it lies there as long as there are references to it.
+        """Return a block without a copy, to be read and written; it stays in place while there are references.
 
         Raises:
             FrameError: it is not in the memory.
@@ -110,7 +111,7 @@ class Mapped:
         line = _Lifeline(owner, self._gone.append)
         line.span, line.kept, line.faults = span, False, _page_faults()
         self._live[span.begin] = line
-        # As plain bytes: ctypes has a format of its own, which not everybody reads.
+        # As plain bytes: not every reader of buffers knows the format that ctypes gives them.
         return pickle.PickleBuffer(owner).raw()[: span.length]
 
     def _check(self, span: Span) -> None:
@@ -124,11 +125,11 @@ class Mapped:
         return self.writer.put(data) if self.writer is not None else None
 
     def take_back(self, spans: Sequence[Span]) -> None:
-        """Have blocks written over, which nobody has been told of."""
+        """Free blocks of this worker of which the server has not been told."""
         self.freed([span.begin for span in spans])
 
     def freed(self, blocks: Sequence[int]) -> None:
-        """Have blocks written over, of which the server says that nobody needs them.
+        """Free blocks of this worker of which the server says that nobody needs them.
 
         Raises:
             FrameError: there are no such blocks.
@@ -139,7 +140,7 @@ class Mapped:
                     raise ArenaError("nothing was written")
                 self.writer.free(begin)
         except ArenaError as error:
-            raise frames.FrameError(f"a block was freed that is none: {error}") from error
+            raise frames.FrameError(f"the server frees a block that does not exist: {error}") from error
 
     # -- what the server is told -------------------------------------------------------------------------------------
 
@@ -149,9 +150,9 @@ class Mapped:
         return bool(self._gone)
 
     def report(self) -> bytes:
-        """Return the frames that go before an answer: which blocks outlive it, and which no longer live.
+        """Return the frames that go before an answer: which blocks the worker keeps, and which kept ones it releases.
 
-        Empty where all that was read has gone by the time of the answer, as is usual.
+        Empty where the worker has no references any more when it answers, as is usual.
         """
         if not (self._gone or self._live):
             return b""
@@ -163,7 +164,7 @@ class Mapped:
             del self._live[line.span.begin]
             if line.kept:
                 released.append(line.span.begin)
-        # Some belong to tasks that are not answered yet; to say it of those as well does no harm.
+        # Some belong to tasks that are not answered yet; to report those as kept does no harm.
         kept = [line for line in list(self._live.values()) if not line.kept]
         for line in kept:
             line.kept = True
@@ -175,7 +176,7 @@ class Mapped:
         return told
 
     def _drop_changes(self, span: Span) -> None:
-        """Forget what `forward` has written to a block, so that the file shows there again."""
+        """Drop the pages of a block that `forward` has written to, so that the file's own pages show again."""
         size = pages(span.length)
         if self._page_map is not None:
             first = (self._address + span.begin) // PAGE

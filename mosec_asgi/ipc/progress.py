@@ -1,4 +1,4 @@
-"""How far a worker has come, in memory that it shares with the server: written here, read there, nothing sent.
+"""How far a worker has come, in memory that it shares with the server: the worker writes, the server reads.
 
 A worker that is stuck, or dead, cannot say which of its tasks it had begun, nor when it last did anything. So it writes
 two numbers as it goes, which costs about 0.1 µs each, into a page that outlives it.
@@ -58,7 +58,7 @@ class ProgressPage:
         self.forget()
 
     def forget(self) -> None:
-        """Keep the page, and not the descriptor by which another process could be given it. Idempotent."""
+        """Keep the page, and close the descriptor by which another process could map it. Idempotent."""
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
@@ -72,7 +72,7 @@ def _new_file() -> int:
     if hasattr(os, "memfd_create"):
         descriptor = os.memfd_create("mosec_asgi progress")
     else:
-        # Only here: it loads compressors and random numbers, which no worker needs.
+        # Imported here: it loads compressors and random numbers, which no worker needs.
         import tempfile
 
         with tempfile.TemporaryFile() as file:

@@ -9,11 +9,16 @@ from typing import Any
 from mosec_asgi import formats
 from mosec_asgi.annotations import forward_input_type, forward_return_type, with_extended_typed_dicts
 from mosec_asgi.errors import DecodingError, EncodingError, ValidationError
+from mosec_asgi.mixin.fail_fast import fail_fast
 from mosec_asgi.mixin.library import NeedsLibrary, load
 from mosec_asgi.worker import Worker
 
 # Errors of one request that are told; a body of many wrong items would be answered by a longer one.
 _TOLD = 100
+# Errors up to which they are looked at: pydantic makes a dictionary of each, of 840 bytes, whichever are wanted.
+_LOOKED_AT = 50_000
+# Bytes of a body from which on its check ends early: it may hold an error in every second byte.
+_LARGE = 32 * 1024
 
 
 class PydanticMixin(NeedsLibrary, Worker):
@@ -39,20 +44,21 @@ class PydanticMixin(NeedsLibrary, Worker):
         Raises:
             DecodingError: the body is not JSON, or is nested too deeply.
             ValidationError: it is not what `forward` is annotated with; the text is a JSON list with type, place and
-                message of each error.
+                message of each error, of a body above 32 KiB of the first in each list.
         """
         strict = self._strict_json
         # Pydantic takes some more for JSON than is.
         if (strict and (b"NaN" in data or b"Infinity" in data)) or formats.may_nest_deeply(data):
             formats.loads_json(data, strict=strict)
-        adapter = _input(type(self), self._max_batch_size > 1)
+        kind = _input_fail_fast if len(data) > _LARGE else _input
+        checked = kind(type(self), self._max_batch_size > 1)
         try:
-            return adapter.validate_json(data)
+            return checked.validate_json(data)
         except load("pydantic").ValidationError as error:
             if strict or not _is_no_json(error) or (text := formats.to_utf8(data)) is None:
                 raise _refusal(error, data) from error
         try:
-            return adapter.validate_json(text)
+            return checked.validate_json(text)
         except load("pydantic").ValidationError as error:
             raise _refusal(error, text) from error
 
@@ -115,23 +121,40 @@ def _is_no_json(error: Any) -> bool:
 def _refusal(error: Any, data: bytes) -> DecodingError | ValidationError:
     if _is_no_json(error):
         return formats.not_json(data, error.errors(include_url=False, include_input=False)[0]["ctx"]["error"])
-    return ValidationError(_told(error))
+    return ValidationError(_told(error, large=len(data) > _LARGE))
 
 
-def _told(error: Any) -> str:
-    """Return pydantic's errors as JSON, without the values, which the client knows and which may be large."""
+def _told(error: Any, *, large: bool = False) -> str:
+    """Return pydantic's errors as JSON, without the values, which the client knows and which may be large.
+
+    Args:
+        error: pydantic's.
+        large: the check has stopped at the first error of each list.
+    """
     count = error.error_count()
-    if count <= _TOLD:
+    if count <= _TOLD and not large:
         text: str = error.json(include_url=False, include_input=False, include_context=False)
         return text
-    errors = error.errors(include_url=False, include_input=False, include_context=False)[:_TOLD]
-    errors.append({"type": "more", "loc": (), "msg": f"and {count - _TOLD} errors more"})
+    errors: list[Any] = []
+    if count <= _LOOKED_AT:
+        errors += error.errors(include_url=False, include_input=False, include_context=False)[:_TOLD]
+    more = []
+    if count > len(errors):
+        more.append(f"and {count - len(errors)} errors more" if errors else f"{count} errors, too many to tell")
+    if large:
+        more.append(f"of a body of more than {_LARGE} bytes only the first error in each list is told")
+    errors.append({"type": "more", "loc": (), "msg": "; ".join(more)})
     return json.dumps(errors, separators=(",", ":"), ensure_ascii=False)
 
 
 @functools.cache
 def _input(worker: type[Worker], batched: bool) -> Any:
     return load("pydantic").TypeAdapter(with_extended_typed_dicts(forward_input_type(worker, batched)))
+
+
+@functools.cache
+def _input_fail_fast(worker: type[Worker], batched: bool) -> Any:
+    return fail_fast(_input(worker, batched))
 
 
 @functools.cache

@@ -75,6 +75,8 @@ class RedisShmIPCMixin(NeedsLibrary, Worker):
         Raises:
             ServerError: redis has it no more.
         """
+        # A user's own `deserialize_ipc` that calls this one was given a `bytearray`.
+        data = bytes(data)
         payload = self._client().get(data)
         if payload is None:
             raise ServerError(

@@ -36,9 +36,10 @@ class TypedMsgPackMixin(NeedsLibrary, Worker):
         msgspec = load("msgspec")
         decoder, bounded = _decoder(type(self), self._max_batch_size > 1)
         try:
-            value = decoder.decode(data)
             if not bounded and len(data) > formats.MAX_DEPTH:
+                # Before, so that the two are not in memory at the same time.
                 formats.check_depth(msgspec.msgpack.decode(data))
+            value = decoder.decode(data)
         except msgspec.ValidationError as error:
             raise ValidationError(str(error)) from error
         except RecursionError as error:

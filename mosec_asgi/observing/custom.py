@@ -1,19 +1,20 @@
 """What a user's workers count and measure with prometheus_client, shown in the service's own /metrics.
 
 prometheus_client's multiprocess mode does the counting: where `PROMETHEUS_MULTIPROC_DIR` is set before it is loaded,
-each process keeps its numbers in files of that directory, mapped into its memory, and whoever wants to show them adds
-the files up. So a worker's `Counter.inc` costs no message, and survives the worker. The service makes a directory of
-its own, gives it to its workers by their environment, adds the files up when somebody asks for /metrics, and removes
-it at its end.
+each process keeps its numbers in files of that directory, mapped into its memory, and the files are added up to show
+them. So a worker's `Counter.inc` costs no message, and its count survives the worker. The service makes a directory of
+its own, names it in its workers' environment, adds the files up for each request to /metrics, and removes the directory
+at its end.
 
-A process that has died leaves its files, and each new one would add some. So what the dead have counted is folded into
-one file for each kind, and theirs are removed: sums (counters, histograms, summaries, gauges of the mode `sum`) go on
-from there and never fall, `min`, `max` and `mostrecent` keep their meaning, the `live*` gauges of the dead go. Only a
-gauge of the mode `all`, prometheus_client's default, shows each process by itself, the dead as well; of those, the
-youngest `MOST_DEAD` stay. So the directory holds a few files for each process that lives, and a bounded rest.
+Dead processes leave their files, so the number of files would grow. Therefore the numbers of dead processes are folded
+into one file for each kind, and their own files are removed: sums (counters, histograms, summaries, gauges of the mode
+`sum`) go on from there and never fall, `min`, `max` and `mostrecent` keep their meaning, and `live*` gauges of dead
+processes are dropped. Only gauges of the mode `all`, prometheus_client's default, show each process separately, dead
+ones too; of those files the newest `MOST_DEAD` are kept. So the directory holds a few files for each live process, and
+a bounded number of others.
 
-Where the user has set `PROMETHEUS_MULTIPROC_DIR`, that directory is used, and nothing in it is folded or removed but
-the live gauges of dead workers: others may write there.
+If the user has set `PROMETHEUS_MULTIPROC_DIR`, that directory is used. Other programs may write there, so nothing in it
+is folded, and only the live gauges of dead workers are removed.
 """
 
 from __future__ import annotations
@@ -37,10 +38,10 @@ VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 PREFIX = "mosec_asgi-metrics-"
 # Files of dead processes that are kept because they cannot be folded.
 MOST_DEAD = 16
-# The process to which the folded files belong by their names; no real one has this number.
+# The number of the process to which the folded files belong by their names; no real process has it.
 FOLDED = "0"
 
-# A value, and when it was set (0 where nobody has said).
+# A value, and when it was set (0 where that is not known).
 _Value = tuple[float, float]
 _Fold = Callable[[_Value, _Value], _Value]
 
@@ -48,7 +49,7 @@ _Fold = Callable[[_Value, _Value], _Value]
 def _library() -> tuple[Any, Any]:
     """Return prometheus_client's modules `multiprocess` and `mmap_dict`, which have no types of their own.
 
-    They load with the first who needs them: the directory must be there before the workers start, and they need not.
+    They are loaded at first use: the directory is made before the workers start, which does not need these modules.
     """
     from prometheus_client import mmap_dict, multiprocess
 
@@ -63,7 +64,7 @@ def _later(one: _Value, other: _Value) -> _Value:
     return other if other[1] > one[1] else one
 
 
-# By the beginning of a file's name: what becomes of two processes' values of the same series.
+# By the beginning of a file's name: how the values of two processes for the same series are combined.
 _FOLDS: dict[str, _Fold] = {
     "counter": _add,
     "histogram": _add,
@@ -78,7 +79,7 @@ logger = log.internal_logger(__name__)
 
 
 class CustomMetrics:
-    """The directory of a service's custom metrics, from its making to its end; a collector of prometheus_client."""
+    """Makes, reads and removes the directory of a service's custom metrics; a collector of prometheus_client."""
 
     def __init__(self, users: str | None, parents: tuple[str, ...] = ("/dev/shm", "")) -> None:
         """Prepare; nothing is made.
@@ -96,18 +97,18 @@ class CustomMetrics:
 
     @property
     def variables(self) -> dict[str, str]:
-        """What the environment of a worker says."""
+        """The variables to set in the environment of a worker."""
         return {VARIABLE: self._path} if self._path else {}
 
     @property
     def private(self) -> str:
-        """The directory, where it is the service's own and goes with it; else empty."""
+        """The directory, if it is the service's own and is removed with it; else empty."""
         return self._path if self._owned else ""
 
     def open(self) -> None:
         """Make the directory, and remove those of servers that were killed; without one, custom metrics are not shown.
 
-        A directory's owner holds a lock on it, so that one without is nobody's.
+        The owner of a directory holds a lock on it, so a directory without a lock has no owner any more.
         """
         if self._path:
             return
@@ -123,7 +124,7 @@ class CustomMetrics:
                 logger.debug("no directory for custom metrics in %s: %s", parent or "TMPDIR", error)
                 continue
             self._owned = True
-            # For a server that nobody shuts down; after its workers have been ended (priority 100).
+            # For a server that ends without a shutdown; runs after its workers have been ended (priority 100).
             self._removal = multiprocessing.util.Finalize(None, self.close, exitpriority=50)
             return
         logger.warning(
@@ -142,7 +143,7 @@ class CustomMetrics:
             self._path = ""
 
     def ended(self, pid: int) -> None:
-        """Keep the books of a worker that has died: what it has counted stays, what it was goes."""
+        """Take a dead worker's metrics over: its counts stay, its live gauges go."""
         if not self._path:
             return
         try:
@@ -156,19 +157,19 @@ class CustomMetrics:
     # -- asked by the registry ---------------------------------------------------------------------------------------
 
     def describe(self) -> list[Metric]:
-        """Return no names: they are not known before they are there."""
+        """Return no names: the users' metrics are not known in advance."""
         return []
 
     def collect(self) -> Iterator[Metric]:
-        """Yield the metrics of all workers, added up; none if they are not to be read."""
+        """Yield the metrics of all workers, added up; none if the files cannot be read."""
         try:
             if self._owned:
-                # Processes that workers have started die unnoticed.
+                # The service does not notice when a process that a worker has started dies.
                 self._fold(None)
             files = [str(file) for file in self._files()]
             families = list(_library()[0].MultiProcessCollector.merge(files)) if files else []
         except Exception as error:
-            # The service's own metrics must not be lost for it.
+            # The service's own metrics must still be shown.
             logger.warning("the custom metrics in %s cannot be read: %r", self._path, error, exc_info=error)
             families = []
         yield from families
@@ -180,7 +181,7 @@ class CustomMetrics:
         return [file for file in Path(self._path).glob("*.db") if file.stat().st_size] if self._path else []
 
     def _fold(self, gone: int | None) -> None:
-        """Fold the files of all processes that do not live, of `gone` whatever lives under its number by now."""
+        """Fold the files of all dead processes, and those of `gone` even if another process has its number by now."""
         kept = []
         for file in sorted(self._files()):
             kind, _, number = file.stem.rpartition("_")
@@ -217,7 +218,7 @@ def _lives(pid: int) -> bool:
     except ProcessLookupError:
         return False
     except PermissionError:
-        # Somebody else's: the number has been given anew, or the user has changed.
+        # It belongs to another user: the number was given to another process, or this process has changed its user.
         return True
     return True
 
@@ -235,9 +236,9 @@ def _make_locked(parent: str) -> tuple[str, int]:
 
 
 def _sweep(parent: str) -> None:
-    """Remove the directories of servers that have not come to remove them: nobody holds their locks."""
+    """Remove the directories of servers that were killed: nobody holds their locks."""
     for path in Path(parent).glob(PREFIX + "*"):
-        # Another user's; or another server has just removed it.
+        # It belongs to another user, or another server has just removed it.
         with contextlib.suppress(OSError):
             descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
             try:

@@ -1,7 +1,7 @@
 """The metrics of a service as Prometheus text, under mosec's names.
 
-The text itself, with its formats and escapes, is prometheus_client's. Each service has a registry of its own, so that
-several in one process do not collide.
+prometheus_client writes the text, with its formats and escapes. Each service has a registry of its own, so that several
+services in one process do not collide.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ _SAMPLE = re.compile(
 
 
 def _plain(found: re.Match[bytes]) -> bytes:
-    """Return a sample with its whole number written as one, as mosec does: prometheus_client writes 1.0 and 1e+06."""
+    """Return a sample with whole numbers written as integers, as in mosec: prometheus_client writes 1.0 and 1e+06."""
     value = float(found[2])
     return found[1] + (b"%d" % value if value.is_integer() and abs(value) < 2**53 else found[2])
 
@@ -96,7 +96,7 @@ class Exposition:
         return _SAMPLE.sub(_plain, encoder(self._registry)), content_type
 
     def describe(self) -> list[Metric]:
-        """Return no names: they would be checked against those of other collectors, and there are none."""
+        """Return no names: they would only be compared with those of other collectors, and there are none."""
         return []
 
     def collect(self) -> Iterator[Metric]:
@@ -161,7 +161,7 @@ class Exposition:
         yield self._counter("worker_restarts", "workers started in place of dead ones", shown, restarts)
         yield self._counter("tasks_rejected", "requests refused at a stage", stages, [s.rejected for s in stages])
         yield self._counter_by(
-            "refused", "requests that a stage was in the way of", "reason", {s.stage: s.refusals for s in stages}
+            "refused", "requests refused because of a stage", "reason", {s.stage: s.refusals for s in stages}
         )
         done = {s.stage: {"in_time": s.in_time, "in_vain": s.in_vain} for s in stages}
         yield self._counter_by("goodput", "tasks that workers have answered, in time or in vain", "result", done)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from mosec_asgi.observing.observer import ObservedTask, StageObserver
 
-# mosec's: powers of two, in seconds and in items.
+# mosec's bounds: powers of two, in seconds and in items.
 DURATION_BUCKETS = tuple(0.001 * 2**i for i in range(13))
 SIZE_BUCKETS = tuple(float(2**i) for i in range(10))
 
@@ -49,7 +49,7 @@ class Histogram:
 
 
 class WorkerMetrics:
-    """What is measured of one place of a stage, its workers one after the other."""
+    """What is measured of one place of a stage, for all the workers that have it one after the other."""
 
     __slots__ = ("batch_duration", "batch_size", "process_duration")
 
@@ -67,9 +67,9 @@ class StageMetrics(StageObserver):
         workers: by the worker's number.
         streams: whether its results are streams; what is measured of those is shown only then.
         queue_wait: seconds from a task's arrival at the stage to its being sent to a worker.
-        refusals: calls that were refused and this stage was in the way of, by the reason.
-        in_time, in_vain: tasks that workers have answered while somebody still waited for them, and later.
-        timeouts, cancellations: calls that ended so at this stage.
+        refusals: calls that were refused because of this stage, by the reason.
+        in_time, in_vain: tasks that workers have answered while a client still waited, and when none did any more.
+        timeouts, cancellations: calls that ended at this stage by a 408, and by their client's leaving.
         streams_open: streams that have begun and not ended.
         events: events sent so far.
         first_event: seconds from a request's arrival to the first event of its stream.
@@ -109,7 +109,7 @@ class StageMetrics(StageObserver):
         self.refusals[reason] = self.refusals.get(reason, 0) + 1
 
     def sent(self, worker_id: int, tasks: Sequence[ObservedTask], now: float) -> None:
-        """Measure how long tasks have waited, and the batch that they are."""
+        """Measure how long tasks have waited, and the size of their batch."""
         observe = self.queue_wait.observe
         for task in tasks:
             observe(now - task.queued)
@@ -119,7 +119,7 @@ class StageMetrics(StageObserver):
             measured.batch_duration.observe(now - tasks[0].queued)
 
     def answered(self, worker_id: int, tasks: Sequence[ObservedTask], seconds: float, wanted: int, now: float) -> None:
-        """Measure how long a batch has taken, or each of several tasks, and count what was done in vain."""
+        """Measure how long a batch, or each of several tasks, has taken, and count the tasks done in vain."""
         self.in_time += wanted
         self.in_vain += len(tasks) - wanted
         measured = self.worker(worker_id).process_duration
@@ -129,7 +129,7 @@ class StageMetrics(StageObserver):
             measured.observe(seconds / len(tasks), len(tasks))
 
     def chunk(self, task: ObservedTask, since: float | None, now: float) -> None:
-        """Count an event of a stream, and measure how long it was waited for."""
+        """Count an event of a stream, and measure the time before it."""
         self.events += 1
         if since is None:
             self.first_event.observe(now - task.arrived)

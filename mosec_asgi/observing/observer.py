@@ -1,7 +1,7 @@
-"""What happens at a stage, told to whoever listens: metrics first, tracing next.
+"""The events of a stage, for observers such as metrics and tracing.
 
-A stage tells each event by one call, and by none where nobody listens to it: `StageEvents` looks once which methods of
-`StageObserver` its observers have overridden, and holds for each event the function to call, or None. The caller reads
+A stage reports each event by one call, and by none if no observer listens: `StageEvents` finds out once which methods
+of `StageObserver` the observers override, and holds for each event the function to call, or None. The caller reads
 
     if (told := self._events.sent) is not None:
         told(worker_id, tasks, now)
@@ -43,7 +43,7 @@ class StageObserver:
     """Hears what happens at one stage. Each method does nothing; one that is not overridden is never called."""
 
     def refused(self, code: int, reason: str, now: float) -> None:
-        """Note that a call was refused, which this stage was in the way of, or whose pipeline begins here.
+        """Note that a call was refused because of this stage, or for another reason if its pipeline begins here.
 
         Args:
             code: the status of its answer.
@@ -58,13 +58,13 @@ class StageObserver:
         """Note that tasks have left the queue for a worker, in one message: a batch where there is batching."""
 
     def answered(self, worker_id: int, tasks: Sequence[ObservedTask], seconds: float, wanted: int, now: float) -> None:
-        """Note that a worker has answered tasks, with which it was at work for so many seconds.
+        """Note that a worker has answered tasks.
 
         Args:
             worker_id: its number.
             tasks: in the order of the answers.
-            seconds: that it was at work on them.
-            wanted: how many of them somebody still waited for.
+            seconds: the time that it has worked on them.
+            wanted: how many of them a client still waited for.
             now: the time.
         """
 
@@ -85,7 +85,7 @@ class StageObserver:
 
 
 class StageEvents:
-    """The events of one stage, each the function that tells its listeners, or None where there are none."""
+    """The events of one stage: for each, the function that calls its listeners, or None without listeners."""
 
     refused: Callable[[int, str, float], None] | None
     arrived: Callable[[ObservedTask, float], None] | None
@@ -98,7 +98,7 @@ class StageEvents:
     settled: Callable[[ObservedTask, int, float], None] | None
 
     def __init__(self, observers: Sequence[StageObserver] = ()) -> None:
-        """Find out who listens to what."""
+        """Find out which observers listen to which events."""
         for event in StageEvents.__annotations__:
             silent = getattr(StageObserver, event)
             listeners = [getattr(one, event) for one in observers if getattr(type(one), event) is not silent]

@@ -10,15 +10,15 @@
            └─┬────┬───┘                  │
              │    │ LOST                 │
              │    └───────►┌───────┐◄────┘
-             │             │ LOST  │   its pipe is gone: it gets no more tasks, and is being killed
+             │             │ LOST  │   its pipe is closed: it gets no more tasks, and is being killed
         EXIT │             └──┬────┘
              ▼                │ EXIT
           ┌──────┐◄───────────┘
           │ DEAD │   its process has been reaped; only now may another take its place (a GPU's memory is free again)
           └──────┘
 
-A worker may EXIT from any state. Whatever the order in which the end of its pipe and the end of its process are
-noticed, its tasks are given back once, on leaving READY.
+A worker may EXIT from any state. The end of its pipe and the end of its process may be noticed in either order; its
+tasks are given back once, when it leaves READY.
 """
 
 from __future__ import annotations
@@ -78,10 +78,11 @@ def transition(state: State, event: Event) -> State:
 class Backoff:
     """How long to wait before a dead worker is replaced: exponential, forgotten after a healthy spell.
 
-    A worker that has answered a task, or lived for `healthy` seconds, was healthy, and is replaced at once: what killed
-    it is most likely a request, or somebody else, and meanwhile the stage is short of a worker. So is the first that
-    dies sooner. The next in a row waits `first` seconds, and each one after it twice as long, up to `most` if it never
-    became ready, and up to `most_ready` if it did: a worker that starts well may serve others until it dies again.
+    A worker that has answered a task, or lived for `healthy` seconds, was healthy, and is replaced at once: it was most
+    likely killed by a request or from outside, and meanwhile the stage lacks a worker. The first worker that dies
+    sooner is replaced at once, too. The next in a row waits `first` seconds, and each one after it twice as long, up to
+    `most` if it never became ready, and up to `most_ready` if it did: such a worker may serve other requests until it
+    dies again.
     """
 
     def __init__(self, first: float = 0.1, most: float = 30.0, most_ready: float = 1.0, healthy: float = 10.0) -> None:

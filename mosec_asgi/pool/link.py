@@ -23,7 +23,7 @@ from mosec_asgi.messages import Cancels, Chunks, Credits, Progress, Results, Tas
 
 
 class WorkerEvents(Protocol):
-    """Hears what a worker does. May close, finish or kill the link in the middle of a call."""
+    """Receives what a link reports of its worker. May close, finish or kill the link in the middle of a call."""
 
     def ready(self) -> None:
         """Note that the worker has loaded and warmed up."""
@@ -32,7 +32,7 @@ class WorkerEvents(Protocol):
         """Note that the worker could not start, and why; it exits by itself."""
 
     def results(self, results: Results) -> None:
-        """Take the worker's answers, whose payloads belong to whoever takes them."""
+        """Take the worker's answers; the receiver must drop their payloads."""
 
     def chunks(self, chunks: Chunks) -> None:
         """Take pieces of streams."""
@@ -41,7 +41,7 @@ class WorkerEvents(Protocol):
         """Note that nothing more can be said to the worker or heard from it; not reported after `WorkerLink.close`.
 
         Args:
-            reason: how the connection broke, or what the worker has said that it must not; empty where the worker has
+            reason: how the connection broke, or what the worker must not have sent; empty where the worker has
                 ended it in good order.
         """
 
@@ -52,8 +52,8 @@ class WorkerEvents(Protocol):
 class WorkerLink(Protocol):
     """One life of a worker.
 
-    No method but `busy_poll` and `drain` reports anything before it has returned: who calls may be in the middle of a
-    change.
+    Only `busy_poll` and `drain` report something before they return: the caller of any other method may be in the
+    middle of a change.
     """
 
     @property
@@ -73,23 +73,23 @@ class WorkerLink(Protocol):
         """Return how far it has come; known until `WorkerEvents.exited` has returned."""
 
     def busy_poll(self, seconds: float) -> bool | None:
-        """Look for so long, without sleeping, for what the worker says, and report it.
+        """Poll for `seconds`, without sleeping, until the worker says something, and report it.
 
         Returns:
-            whether there was anything; None where the look has ended because other work has come for the event loop.
+            whether there was anything; None where the event loop has other events to handle.
         """
 
     def drain(self) -> None:
-        """Report at once what the worker has said before its end."""
+        """Report at once all that the worker has said, when it has ended."""
 
     def finish(self) -> None:
         """Ask the worker to stop once it has answered what it has."""
 
     def close(self) -> None:
-        """Say nothing more to the worker and report nothing more of it but its exit. Idempotent."""
+        """Send the worker nothing more, and report only its exit from here on. Idempotent."""
 
     def kill(self) -> None:
-        """End the worker now, without asking. Idempotent; its exit is reported as any other."""
+        """End the worker now, by force. Idempotent; its exit is reported like any other."""
 
     def reap(self, timeout: float) -> None:
         """Wait for its end without the event loop, which is closed; kill it after `timeout` seconds."""
@@ -114,4 +114,4 @@ class Launcher(Protocol):
         """
 
     def close(self) -> None:
-        """Let go of what workers were started from, once there are none. Idempotent."""
+        """Release what workers were started from, once all of them have ended. Idempotent."""

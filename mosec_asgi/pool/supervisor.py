@@ -1,8 +1,8 @@
 """Keeps the `num` workers of one stage alive: launch, ready, replace with back-off, stop, kill.
 
-One `Supervisor` for a stage, one `PoolWorker` for each life of a worker, which hears what its link reports. What
-happens to a worker is told to a `Listener`: when it is ready, what it answers, and that it is gone, which is told once
-per life and before its replacement is launched.
+There is one `Supervisor` for a stage, and one `PoolWorker` for each life of a worker, which receives the reports of its
+link. A `Listener` is told when a worker is ready, what it answers, and, once for each life and before the replacement
+is launched, that it is gone.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Protocol
 
 from mosec_asgi import log
@@ -21,6 +22,12 @@ from mosec_asgi.pool.link import Launcher, WorkerLink
 
 # Seconds in which a worker that has closed its link, or could not start, exits by itself; then it is killed.
 EXIT_SECONDS = 1.0
+
+# What may have sent SIGKILL, where the server has not.
+NOT_BY_US = (
+    "not by this server: perhaps by the system for lack of memory (dmesg says so), by another program, or by the "
+    "worker's own timer, if it hung and the server did not end it"
+)
 
 logger = log.internal_logger(__name__)
 
@@ -41,23 +48,24 @@ class Listener(Protocol):
         """Give no more tasks to `worker`, and take back what it has not answered."""
 
     def stage_down(self) -> None:
-        """Expect nothing of the stage: no worker is ready, and every last try to start one has failed."""
+        """Expect nothing of the stage: no worker is ready, and the last try to start one failed in each place."""
 
 
 class PoolWorker:
-    """One life of a worker: its place in the stage, its link, its state. Hears what the link reports."""
+    """One life of a worker: its place in the stage, its link, its state. Receives the link's reports."""
 
     def __init__(self, place: Place, pool: Supervisor) -> None:
         self.spec = place.spec
         self.worker_id = place.spec.worker_id
         self.state = State.STARTING
+        self.launched_at = pool.now
         self.ready_at: float | None = None
         self.answered = False
-        # Why it is being killed, for the log line at its end.
+        # Why it is killed, for the log line at its end.
         self.reason = ""
-        # What it said if it could not start.
+        # What it reported if it could not start.
         self.traceback = ""
-        # Ends it: while it starts, and once it has nothing more to do but to exit.
+        # Kills it if it takes too long to start or to exit.
         self.timer: asyncio.TimerHandle | None = None
         self.link: WorkerLink
         self._place = place
@@ -66,8 +74,8 @@ class PoolWorker:
     def __repr__(self) -> str:
         return f"<PoolWorker {self.spec.stage} {self.worker_id} {self.state.value}>"
 
-    # What it says while it has tasks is the stage's business as long as it is ready. After it was asked to stop, its
-    # tasks have been taken back, and nobody waits for these answers any more.
+    # The stage handles the worker's answers while the worker is ready. Once it was asked to stop, its tasks have been
+    # taken back, and nobody waits for its answers any more.
 
     def results(self, results: Results) -> None:
         """Pass its answers on."""
@@ -117,7 +125,7 @@ class PoolWorker:
         self._pool.worker_exited(self, self._place)
 
     def cancel_timer(self) -> None:
-        """Let nothing end it."""
+        """Cancel the timer that would kill it."""
         if self.timer is not None:
             self.timer.cancel()
             self.timer = None
@@ -132,16 +140,16 @@ class PoolWorker:
 
 @dataclass(slots=True)
 class Place:
-    """One of the `num` places of a stage: who is in it, and what its deaths have taught."""
+    """One of the `num` places of a stage: the worker in it, and the state of its back-off."""
 
     spec: WorkerSpec
     variables: dict[str, str]
     backoff: Backoff = field(default_factory=Backoff)
     worker: PoolWorker | None = None
     relaunch: asyncio.TimerHandle | None = None
-    # Whether the first try to start a worker here has come to an end.
+    # The first try to start a worker here has ended.
     tried: bool = False
-    # The last try here failed before it was ready, and this is why.
+    # Whether, and why, the last try here ended before the worker was ready.
     failing: bool = False
     error: str = ""
 
@@ -172,7 +180,8 @@ class Supervisor:
         """
         self.stage = specs[0].stage
         self.restarts = 0
-        # Whether requests to this stage are hopeless: no worker is ready and every last try to start one failed.
+        # No request to this stage can be served: no worker is ready, and the last try to start one failed in each
+        # place.
         self.down = False
         self._places = [Place(spec, (variables or [{}] * len(specs))[i]) for i, spec in enumerate(specs)]
         self._launcher = launcher
@@ -186,6 +195,11 @@ class Supervisor:
 
     def __repr__(self) -> str:
         return f"<Supervisor {self.stage} {self.ready} of {len(self._places)} ready>"
+
+    @property
+    def now(self) -> float:
+        """The time, on the pool's clock."""
+        return self._clock()
 
     @property
     def size(self) -> int:
@@ -208,7 +222,7 @@ class Supervisor:
             self._launch(place)
 
     async def wait_started(self) -> None:
-        """Wait until each worker's first start has ended one way or the other.
+        """Wait until each worker's first start has succeeded or failed.
 
         Raises:
             StartupError: none of them is ready; the text holds the last one's traceback.
@@ -224,7 +238,7 @@ class Supervisor:
             self._log_failed_start(place)
 
     def ask_to_stop(self) -> None:
-        """Launch no more workers and ask those that live to stop once they have answered what they have."""
+        """Launch no more workers, and ask the living ones to stop once they have answered their tasks."""
         self._stopping = True
         for place in self._places:
             if place.relaunch is not None:
@@ -240,7 +254,7 @@ class Supervisor:
             worker.link.finish()
 
     def kill_all(self, reason: str) -> None:
-        """Kill what still lives."""
+        """Kill all workers that still live."""
         for worker in self.workers:
             self.kill(worker, reason)
 
@@ -308,7 +322,7 @@ class Supervisor:
     def worker_closed(self, worker: PoolWorker, reason: str) -> None:
         """End a worker whose link has ended: nothing more can be said to it or heard from it."""
         if worker.state is State.STOPPING:
-            # As asked; it ends in its own time, within the limit of whoever stops us.
+            # It was asked to stop and ends by itself; the code that stops the service sets the time limit.
             return
         if not worker.reason:
             worker.reason = reason
@@ -319,9 +333,14 @@ class Supervisor:
             self.expect_exit(worker)
 
     def expect_exit(self, worker: PoolWorker) -> None:
-        """Kill a worker that should exit by itself now, unless it does so soon: a thread of the user's may hold it."""
+        """Kill a worker that does not exit by itself soon, because a thread of the user keeps it alive."""
         worker.cancel_timer()
-        worker.timer = self._loop.call_later(EXIT_SECONDS, worker.link.kill)
+        worker.timer = self._loop.call_later(EXIT_SECONDS, partial(self._end_now, worker))
+
+    def _end_now(self, worker: PoolWorker) -> None:
+        if not worker.reason:
+            worker.reason = f"had closed its link, and did not exit within {EXIT_SECONDS:g} s"
+        worker.link.kill()
 
     def _lose(self, worker: PoolWorker) -> None:
         was_ready = worker.state is State.READY
@@ -332,7 +351,7 @@ class Supervisor:
 
     def worker_exited(self, worker: PoolWorker, place: Place) -> None:
         """Replace a worker that has ended."""
-        # Its end may be noticed before its last words are read, and they say which tasks it has answered.
+        # Its end may be noticed before its last messages are read, which may answer tasks.
         worker.link.drain()
         was_ready = worker.state is State.READY
         asked = worker.state is State.STOPPING
@@ -358,7 +377,7 @@ class Supervisor:
         place.tried = place.failing = True
         place.error = error
         if not self._stopping:
-            # Until all first starts have ended, `wait_started` reports: the whole service may not start at all.
+            # Until all first starts have ended, `wait_started` reports failures: the service may not start at all.
             if self._started:
                 self._log_failed_start(place)
             self._relaunch(place, place.backoff.delay(None, self._clock()))
@@ -382,4 +401,6 @@ def _extra(worker: PoolWorker) -> dict[str, object]:
 
 def _obituary(worker: PoolWorker) -> str:
     ending = f"worker {worker.link.name} {worker.link.describe_exit()}"
-    return f"{ending}; it {worker.reason}" if worker.reason else ending
+    if worker.reason:
+        return f"{ending}; it {worker.reason}"
+    return f"{ending}; {NOT_BY_US}" if ending.endswith("(SIGKILL)") else ending

@@ -1,12 +1,12 @@
 """Workers in threads of the server's own process: for models that release the GIL, for notebooks and for tests.
 
-A thread runs what a process runs (`inside`); only the link differs: messages cross by queue, as they are. What a thread
-cannot have:
+A thread runs the same code as a process (`inside`); only the link differs: messages go through a queue, unchanged. A
+thread cannot have:
 
 - *A soft time limit.* No exception can be raised in a thread that runs C code or a loop. One that exceeds the stage's
   timeout is **given up**: its tasks are answered 408, a new thread takes its place, and the old one goes on until its
-  `forward` returns; what it says then goes nowhere. `MOST_GIVEN_UP` of them may still run before no more are started.
-- *An environment of its own*, a crash of its own, memory of its own: what the model breaks, it breaks for the server.
+  `forward` returns; its results are dropped. No thread is started while `MOST_GIVEN_UP` of them still run.
+- *An environment of its own*, a crash of its own, memory of its own: a model that crashes takes the server with it.
 """
 
 from __future__ import annotations
@@ -31,20 +31,20 @@ from mosec_asgi.messages import Cancels, Chunks, Credits, Progress, Results, Tas
 from mosec_asgi.pool.link import WorkerEvents
 from mosec_asgi.worker import Worker
 
-# Threads of a stage that were given up and still run, above which no others are started.
+# The most threads of a stage that were given up and still run; above that no others are started.
 MOST_GIVEN_UP = 8
 
 STILL_RUNNING = "is still running"
 GIVEN_UP = "was given up"
 
-# What a worker says: it is told to the worker's events on the server's loop.
+# A report of a worker: called with the worker's events, on the server's loop.
 Report: TypeAlias = Callable[[WorkerEvents], None]
 
 logger = log.internal_logger(__name__)
 
 
 class Notes:
-    """Where a worker notes how far it has come, in memory that both sides have anyway."""
+    """Where a worker notes how far it has come; server and worker share the object."""
 
     __slots__ = ("_beats", "_begun")
 
@@ -81,7 +81,7 @@ class QueuePort(Port):
         self._news = threading.Condition()
         self._finished = False
         self._given_up = False
-        # Tells an event loop of the worker's that there is news.
+        # Tells the worker's event loop, if it has one, that there is news.
         self._tell: Callable[[], None] | None = None
 
     # -- the server's side -------------------------------------------------------------------------------------------
@@ -93,13 +93,13 @@ class QueuePort(Port):
             self._wake()
 
     def end(self) -> None:
-        """Send no more: the worker stops once it has answered what it has."""
+        """Send no more tasks: the worker stops once it has answered those that it has."""
         with self._news:
             self._finished = True
             self._wake()
 
     def give_up(self) -> None:
-        """Have the worker end as soon as it looks for news or says something; that goes nowhere."""
+        """Make the worker end as soon as it receives or sends; what it sends is dropped."""
         with self._news:
             self._finished = self._given_up = True
             self._wake()
@@ -119,11 +119,11 @@ class QueuePort(Port):
 
     def watch(self, loop: asyncio.AbstractEventLoop, on_news: Callable[[], None]) -> None:
         """Have an event loop call `on_news` whenever something has come, or the end has."""
-        # What is begun there belongs to the worker, not to whoever sends it something.
+        # Tasks that start in this callback belong to the worker's context, not to that of the sender.
         context = contextvars.copy_context()
 
         def tell() -> None:
-            # Closed where the worker has ended by itself in this moment.
+            # The loop is closed if the worker has just ended by itself.
             if not loop.is_closed():
                 loop.call_soon_threadsafe(on_news, context=context)
 
@@ -133,7 +133,7 @@ class QueuePort(Port):
                 tell()
 
     def unwatch(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Have it call nothing any more."""
+        """Stop these calls."""
         with self._news:
             self._tell = None
 
@@ -155,7 +155,7 @@ class QueuePort(Port):
             return self._take_in()
 
     def _take_in(self) -> bool:
-        """Take in what lies in the queue; False where nothing does, or the end."""
+        """Take in what is in the queue; False where nothing is."""
         self._check()
         came = bool(self._inbox)
         while self._inbox:
@@ -182,7 +182,7 @@ class QueuePort(Port):
 class InProcessLink:
     """One life of a worker in the server's own process; see `pool.link.WorkerLink`.
 
-    What runs the worker, and ends it, is a subclass's business.
+    A subclass runs the worker, and ends it.
     """
 
     def __init__(self, spec: WorkerSpec, events: WorkerEvents, loop: asyncio.AbstractEventLoop) -> None:
@@ -191,7 +191,7 @@ class InProcessLink:
         Args:
             spec: what to run.
             events: hears what the worker does.
-            loop: on which it hears it.
+            loop: on which the events are reported.
         """
         self.spec = spec
         self.loop = loop
@@ -199,7 +199,7 @@ class InProcessLink:
         self.port = self._make_port()
         self.ending = STILL_RUNNING
         self._events = events
-        # What the worker has said and nobody has heard; said in any thread, and told on the loop.
+        # Reports of the worker, made in any thread, that wait to be passed on on the loop.
         self._said: deque[Report] = deque()
         self._lock = threading.Lock()
         self._telling = False
@@ -239,7 +239,7 @@ class InProcessLink:
         return self.notes.read()
 
     def busy_poll(self, seconds: float) -> bool | None:
-        """Look for nothing: the worker needs the interpreter that would look."""
+        """Do not poll: the worker needs the interpreter, which polling would keep busy."""
         return False
 
     def drain(self) -> None:
@@ -248,7 +248,7 @@ class InProcessLink:
             self._telling = False
             said, self._said = self._said, deque()
         for report in said:
-            # Whoever hears it may close the link.
+            # The receiver of a report may close the link.
             if not self._closed:
                 report(self._events)
 
@@ -257,7 +257,7 @@ class InProcessLink:
         self.port.end()
 
     def close(self) -> None:
-        """Report nothing more of the worker but its exit."""
+        """Report only the worker's exit from here on."""
         self._closed = True
 
     def kill(self) -> None:
@@ -287,11 +287,11 @@ class InProcessLink:
         try:
             self.loop.call_soon_threadsafe(callback)
         except RuntimeError:
-            # The loop is closed: nobody hears anything any more.
+            # The loop is closed, and nobody receives reports any more.
             self.port.ended = True
 
     def exit(self) -> None:
-        """Report that the worker has ended; on the loop, and once, whoever says it."""
+        """Report that the worker has ended; on the loop, and only once."""
         if not self._gone:
             self._gone = True
             if self.ending == STILL_RUNNING:
@@ -308,7 +308,7 @@ class InProcessLink:
         """Note that the worker has been made and warmed up."""
 
     def run(self) -> None:
-        """Do what `pool.process.child.main` does in a process; `Ending` passes through."""
+        """Run the worker, as `pool.process.child.main` does in a process; `Ending` passes through."""
         spec, port = self.spec, self.port
         try:
             worker = self.load()
@@ -336,7 +336,7 @@ class ThreadLink(InProcessLink):
     def __init__(self, spec: WorkerSpec, events: WorkerEvents, loop: asyncio.AbstractEventLoop) -> None:
         """Prepare the thread; `start` starts it."""
         super().__init__(spec, events, loop)
-        # A daemon: a thread that was given up must not keep the program from ending.
+        # A daemon thread: one that was given up must not keep the program from ending.
         self._thread = threading.Thread(target=self._main, name=f"{spec.stage} {spec.worker_id}", daemon=True)
 
     @property
@@ -354,7 +354,7 @@ class ThreadLink(InProcessLink):
         self._thread.start()
 
     def kill(self) -> None:
-        """Give the thread up: it ends when it next comes back to us. Idempotent."""
+        """Give the thread up: it ends when its code next uses the port. Idempotent."""
         if not self._gone and self.ending != GIVEN_UP:
             self.ending = GIVEN_UP
             self.port.give_up()
@@ -394,7 +394,7 @@ class ThreadLauncher:
         """Prepare; nothing is started.
 
         Args:
-            loop: on which the server hears its workers.
+            loop: on which the workers' events are reported.
         """
         self._loop = loop
         self._links: list[ThreadLink] = []
@@ -423,5 +423,5 @@ class ThreadLauncher:
         return link
 
     def close(self) -> None:
-        """Let go of the threads."""
+        """Forget the threads."""
         self._links.clear()

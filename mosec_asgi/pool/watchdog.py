@@ -1,8 +1,8 @@
 """Which workers have stopped making progress. Pure: time comes in as `now`.
 
-A worker counts its steps (`ipc.progress`). One that is at work and whose count stands still for longer than a step may
-take is stuck: in a call that never comes back to Python, or stopped from outside. A look that comes late tells nothing:
-what held the server up may have held the workers up as well.
+A worker counts its steps (`ipc.progress`). A worker that has tasks, and whose count does not change for longer than a
+step may take, is stuck: in a call that never returns to Python, or stopped from outside. A look that comes late shows
+nothing: what delayed the server may have delayed the workers as well.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ LATE_SECONDS = 1.0
 
 
 class Watchdog(Generic[WorkerKey]):
-    """Looks at the workers of one stage now and then."""
+    """Looks at the progress of a stage's workers, each time that its stage asks."""
 
     def __init__(self, limit: float) -> None:
         """Begin with nothing seen.
@@ -29,7 +29,7 @@ class Watchdog(Generic[WorkerKey]):
         """
         self._limit = limit
         self._looked = -math.inf
-        # The count of each worker that was at work at the last look, and since when it has stood there.
+        # The count of each worker that had tasks at the last look, and since when it has not changed.
         self._seen: dict[WorkerKey, tuple[int, float]] = {}
 
     def stuck(self, beats: Mapping[WorkerKey, int], now: float) -> list[WorkerKey]:

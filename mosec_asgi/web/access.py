@@ -1,4 +1,4 @@
-"""A log line for each request, where the service is asked for it: the setting `access_log`."""
+"""A log line for each request, if the setting `access_log` asks for it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ logger = log.internal_logger(__name__)
 class AccessLog:
     """An app around another, which logs how each request has ended: once, at the end of the response.
 
-    The line does not say what a request holds, nor the query of its path.
+    The line shows neither the content of a request nor the query of its path.
     """
 
     def __init__(self, app: ASGIApp, clock: Callable[[], float] = time.perf_counter) -> None:
@@ -48,7 +48,7 @@ class AccessLog:
             await send(message)
             finished = message["type"] == "http.response.body" and not message.get("more_body", False)
 
-        # Named here: a client that leaves at once gets no answer to read the id from.
+        # The id is chosen here, because a client that leaves at once gets no answer from which to read it.
         request_id = self._request_ids.of(dict(scope["headers"]))
         scope = {**scope, "headers": [*scope["headers"], (b"x-request-id", request_id.encode())]}
         error = 500
@@ -65,8 +65,8 @@ def log_end(method: str, path: str, status: int, request_id: str, seconds: float
 
     Args:
         method: of the request.
-        path: of the request, as it is when nothing of it is encoded.
-        status: of the answer; `errors.CANCELLED` where there was nobody left to answer.
+        path: of the request, decoded.
+        status: of the answer; `errors.CANCELLED` where the client had left.
         request_id: of the request.
         seconds: from its arrival to its end.
         finished: the answer was sent to its end.

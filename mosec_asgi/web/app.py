@@ -19,11 +19,12 @@ from mosec_asgi.web.access import AccessLog
 from mosec_asgi.web.asgi import AsgiExchange, AsgiRoute
 from mosec_asgi.web.body import SlowSenders
 from mosec_asgi.web.budget import Budget
-from mosec_asgi.web.direct import DirectRoute
+from mosec_asgi.web.direct import DirectRoute, DirectRoutes
 from mosec_asgi.web.disconnect import DisconnectWatch
 from mosec_asgi.web.exchange import NO_BUDGET, RequestIds, Route, Shared
 from mosec_asgi.web.health import Health
 from mosec_asgi.web.limits import DEFAULT, Limits
+from mosec_asgi.web.lingering import Lingering
 from mosec_asgi.web.methods import ByMethod, taken
 from mosec_asgi.web.missing import missing
 from mosec_asgi.web.openapi import OpenAPI
@@ -34,8 +35,8 @@ class App:
     """The ASGI app of a running service.
 
     Attributes:
-        direct_routes: those that a protocol of ours need not ask through ASGI, by path as it stands in a request; none
-            where middleware is to see each request.
+        direct_routes: the routes that our HTTP protocols may call without ASGI, by path as it stands in a request; none
+            where middleware must see each request.
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class App:
         body_memory: int = NO_BUDGET,
         limits: Limits = DEFAULT,
         access_log: bool = False,
+        lingers: bool = False,
         middleware: Sequence[Middleware] = (),
     ) -> None:
         """Build the routes.
@@ -64,10 +66,11 @@ class App:
             max_request_size: bytes of a request's body, unpacked.
             compressed: read compressed requests, and compress results for clients that accept it; streams never are.
             server: what the `server` header says.
-            custom: what users' workers count, where it is shown.
+            custom: the users' own metrics, if they are shown.
             body_memory: bytes of all bodies that are held at one time; one alone always has room.
-            limits: in what time bodies must arrive.
+            limits: for the time in which bodies must arrive.
             access_log: log a line for each request.
+            lingers: an answer that is given early needs help to arrive; see `lingering`.
             middleware: what each request goes through, health and documents included; the first is the outermost.
         """
         health, swagger = Health(engine, metrics, custom), Swagger()
@@ -82,19 +85,19 @@ class App:
             budget=Budget(max(body_memory, max_request_size)),
         )
         watch: DisconnectWatch[AsgiExchange] = DisconnectWatch(AsgiExchange.leave)
-        slow = SlowSenders(limits.time_for)
-        endpoints = [(route, AsgiRoute(route, shared, watch, slow)) for route in routes]
+        slow = SlowSenders(limits)
+        endpoints = [(route, AsgiRoute(route, shared, watch, slow, lingers=lingers)) for route in routes]
         # By POST to a path without parameters; all else goes through Starlette.
         self._models = {
             route.path: endpoint
             for route, endpoint in endpoints
             if "POST" in route.methods and not parameters(route.path)
         }
-        self.direct_routes = {
-            path.encode(): DirectRoute(endpoint.route, shared)
+        self.direct_routes = DirectRoutes(
+            (path.encode(), DirectRoute(endpoint.route, shared))
             for path, endpoint in self._models.items()
             if not (endpoint.route.streams or endpoint.route.takes_request or middleware) and _is_plain(path)
-        }
+        )
         self._rest = Starlette(
             routes=[
                 StarletteRoute("/", health.root),
@@ -110,18 +113,18 @@ class App:
                     for route, endpoint in sorted(endpoints, key=lambda each: bool(parameters(each[0].path)))
                 ),
             ],
-            middleware=[Middleware(_ServerHeader, server=server)],
+            middleware=[*([Middleware(Lingering)] if lingers else []), Middleware(_ServerHeader, server=server)],
             exception_handlers=missing([f"{', '.join(route.methods)} {route.path}" for route in routes]),
         )
-        # A path with a slash too many is no route, as in mosec; a redirected POST would be sent twice.
+        # As in mosec, a path with an extra slash is not a route; after a redirect, clients would send a POST twice.
         self._rest.router.redirect_slashes = False
         answer: ASGIApp = _as_coroutine(self._answer) if middleware else self._answer
         for each in reversed(middleware):
             answer = each.cls(answer, *each.args, **each.kwargs)
         self._outermost = AccessLog(answer) if access_log else answer
 
-    # Here and where else it says so, a plain function returns what is to be awaited: a coroutine between two others
-    # costs each request, for it is made, and gone through on the way down and up again.
+    # Not a coroutine: this function returns one that the caller awaits. A coroutine more would cost each request the
+    # time to make it, and to pass through it twice.
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         """Answer one request."""
         return self._outermost(scope, receive, send)
@@ -132,13 +135,13 @@ class App:
             if endpoint is not None:
                 return endpoint(scope, receive, send)
         if _slash_is_added(scope):
-            # None of our paths but the first ends in one, and that is not empty without.
+            # No path of ours but `/` ends in a slash.
             return self._answer({**scope, "path": scope["path"][:-1]}, receive, send)
         return self._rest(scope, receive, send)
 
 
 def _as_coroutine(app: ASGIApp) -> ASGIApp:
-    """Return an app as middleware expects it: several take one that is no coroutine function for one of ASGI 2."""
+    """Return an app as a coroutine function: some middleware takes any other callable for an app of ASGI 2."""
 
     async def answer(scope: Scope, receive: Receive, send: Send) -> None:
         await app(scope, receive, send)
@@ -156,19 +159,19 @@ def _path_below_mount(scope: Scope) -> str:
 
 
 def _slash_is_added(scope: Scope) -> bool:
-    """Whether a framework has put a slash behind the path that the client sent, as Litestar does for what it mounts."""
+    """Whether a framework has added a slash to the client's path, as Litestar does for apps that it mounts."""
     path: str = scope["path"]
     sent: bytes = scope.get("raw_path") or b""
     return path.endswith("/") and len(path) > 1 and bool(sent) and not sent.partition(b"?")[0].endswith(b"/")
 
 
 def _is_plain(path: str) -> bool:
-    """Whether a path stands in a request as it is: nothing of it is encoded, and nothing of it means anything else."""
+    """Whether a path stands unchanged in a request: it needs no encoding and has no special characters."""
     return path.isascii() and path.isprintable() and not set(path) & set(" %?#")
 
 
 class _ServerHeader:
-    """Adds the `server` header to what Starlette answers; the models' routes do it themselves."""
+    """Adds the `server` header to Starlette's answers; the models' routes add it themselves."""
 
     def __init__(self, app: ASGIApp, server: str) -> None:
         self._app = app

@@ -1,6 +1,6 @@
 """The way of a request through ASGI: plain ASGI, no Starlette object, no task and no timer for a request.
 
-Any ASGI server takes it; under `run()` it is the way of what `direct` leaves.
+It works under any ASGI server; under `run()` it serves the requests that `direct` does not take.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from mosec_asgi.web import compression
 from mosec_asgi.web.body import ClientLeft, SlowSenders, read_body
 from mosec_asgi.web.disconnect import DisconnectWatch
 from mosec_asgi.web.exchange import Exchange, Route, Shared, StreamForm
+from mosec_asgi.web.lingering import lingering_send
 from mosec_asgi.web.responses import Header, Response, headers_of
 from mosec_asgi.web.stream import KEEP_ALIVE_SECONDS, Stream
 
@@ -36,6 +37,7 @@ class AsgiRoute:
         slow: SlowSenders,
         *,
         keep_alive: float = KEEP_ALIVE_SECONDS,
+        lingers: bool = False,
     ) -> None:
         """Bind a route to the service.
 
@@ -43,25 +45,27 @@ class AsgiRoute:
             route: of a protocol.
             shared: what it has in common with the other routes.
             watch: notices clients that leave.
-            slow: ends the reading of bodies that do not arrive.
+            slow: stops reading bodies that do not arrive.
             keep_alive: see `Stream`.
+            lingers: see `App`.
         """
         self.route = route
         self._shared = shared
         self._watch = watch
         self._slow = slow
         self._keep_alive = keep_alive
+        self._lingers = lingers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
         began = time.perf_counter()
         exchange = AsgiExchange(self.route, self._shared, scope, send)
         try:
-            await self._answer(exchange, receive, began)
+            await self._answer(exchange, scope, receive, began)
         finally:
             exchange.release()
 
-    async def _answer(self, exchange: AsgiExchange, receive: Receive, began: float) -> None:
+    async def _answer(self, exchange: AsgiExchange, scope: Scope, receive: Receive, began: float) -> None:
         body: bytes | Failure
         self._slow.begin(exchange)
         try:
@@ -75,6 +79,8 @@ class AsgiRoute:
         finally:
             self._slow.end(exchange)
         if isinstance(body, Failure):
+            if self._lingers and exchange.unread:
+                exchange.linger(scope, receive)
             exchange.refuse(body)
         elif self.route.streams and exchange.method == "HEAD":
             # Without a run of the model, whose events nobody would be sent.
@@ -84,12 +90,12 @@ class AsgiRoute:
         else:
             exchange.body = body
             exchange.submit()
-            # The engine never answers before it has been asked: nothing has come yet.
+            # `submit` never answers before it has returned, so nothing has come yet.
             if self.route.streams and exchange.response is None:
                 form = self.route.stream(exchange)
                 if form is not None:
                     exchange.open(form, self._keep_alive)
-        # A server may raise it on sending to a client that has left (ASGI 2.4).
+        # A server may raise this when the app sends to a client that has left (ASGI 2.4).
         with contextlib.suppress(OSError):
             if exchange.response is None:
                 self._watch.add(exchange, receive)
@@ -97,7 +103,7 @@ class AsgiRoute:
                     await exchange.follow(began)
                 finally:
                     self._watch.discard(exchange)
-                    # Whatever has ended this before its time; a call that has its outcome is left alone.
+                    # If anything has ended this early, the calls are dropped; one that has its outcome is not touched.
                     exchange.leave()
                     exchange.close()
             if exchange.response is not None:
@@ -109,10 +115,13 @@ class AsgiExchange(Exchange):
 
     Attributes:
         response: a whole answer, once there is one.
+        unread: the request is refused, and a part of its body may still come.
     """
 
+    unread = False
+
     def __init__(self, route: Route, shared: Shared, scope: Scope, send: Send) -> None:
-        """Begin with a request of which the head has come."""
+        """Begin with a request whose head has come."""
         super().__init__(shared)
         self.route = route
         self.path_params = scope.get("path_params") or {}
@@ -133,6 +142,10 @@ class AsgiExchange(Exchange):
         self._form = form
         self._stream = Stream(form, self._send_piece, self.shared.engine, keep_alive=keep_alive)
 
+    def linger(self, scope: Scope, receive: Receive) -> None:
+        """Let the answer arrive though a part of the request is unread."""
+        self._send = lingering_send(scope, receive, self._send)
+
     # -- as the caller of its calls ----------------------------------------------------------------------------------
 
     def streamed(self, chunk: Chunk) -> None:
@@ -150,11 +163,11 @@ class AsgiExchange(Exchange):
             self._stream.end(outcomes)
 
     def abandoned(self) -> None:
-        """Let whoever waits here go: there is nobody to answer."""
+        """Wake the coroutine that waits in `follow`: there is nobody to answer."""
         self._wake()
 
     def answer(self, response: Response) -> None:
-        """Keep the answer for whoever sends it."""
+        """Keep the answer for `follow`."""
         self.response = response
         self._wake()
 
@@ -167,7 +180,7 @@ class AsgiExchange(Exchange):
     # -- sending -----------------------------------------------------------------------------------------------------
 
     async def follow(self, began: float) -> None:
-        """Wait for a whole answer, or send a stream to its end; return at once where nobody waits any more."""
+        """Wait for a whole answer, or send a stream to its end; return at once if the client has left."""
         if self._stream is None:
             self._waiter = asyncio.get_running_loop().create_future()
             await self._waiter
@@ -175,7 +188,7 @@ class AsgiExchange(Exchange):
             await self._follow_stream(self._stream, began)
 
     def close(self) -> None:
-        """Let go of the stream: the two would keep each other, and what the server has not sent, in memory."""
+        """Drop the stream: it and this object refer to each other, and would keep unsent data in memory."""
         self._stream = None
 
     async def send_response(self, response: Response, began: float) -> None:
@@ -216,7 +229,7 @@ class AsgiExchange(Exchange):
                     failure.text,
                     extra={"request_id": self.request_id},
                 )
-                # Nothing after this: a server breaks off a response whose app returns before its end.
+                # Nothing is sent after this: a server breaks off a response whose app returns before its end.
                 await stream.write()
         finally:
             stream.close()
@@ -243,12 +256,12 @@ async def send_response(send: Send, response: Response, common: Sequence[Header]
     await send({"type": "http.response.body", "body": response.body if with_body else b""})
 
 
-# No coroutine of its own, see `App`.
+# Not a coroutine of its own, see `App`.
 def _body(exchange: AsgiExchange, receive: Receive) -> Awaitable[bytes | Failure]:
     """Return a request's body, unpacked, or what is wrong with it.
 
     Raises:
-        ClientLeft: the client went away.
+        ClientLeft: the client has left.
     """
     encoding = exchange.headers.get(b"content-encoding")
     return _plain_body(exchange, receive) if encoding is None else _encoded_body(exchange, receive, encoding)
@@ -266,10 +279,11 @@ async def _encoded_body(exchange: AsgiExchange, receive: Receive, encoding: byte
     if name in ("", "identity"):
         return await _plain_body(exchange, receive)
     if not (shared.compressed and name in compression.supported()):
+        exchange.unread = True
         return compression.unknown(name, enabled=shared.compressed)
     body = await _plain_body(exchange, receive)
     if isinstance(body, Failure) or not body:
-        # Nothing at all is no packed body, and no fault of its encoding.
+        # An empty body is not compressed, whatever its encoding says.
         return body
     unpacked = await compression.decompress(body, name, shared.limit)
     if isinstance(unpacked, Failure):

@@ -4,30 +4,33 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
 from starlette.types import Message, Receive
 
 from mosec_asgi.errors import NO_ROOM, Failure, too_large
+from mosec_asgi.web.budget import SMALL
+from mosec_asgi.web.limits import Limits, Patience
 
 
 class ClientLeft(Exception):
-    """The client went away before its body was complete; there is nobody to answer."""
+    """The client has left before its body was complete; there is nobody to answer."""
 
 
 class Held(Protocol):
-    """What holds a body that arrives; see `exchange.Exchange`.
+    """Holds a body that arrives; see `exchange.Exchange`.
 
     Attributes:
         held: bytes for which it has room.
+        unread: set where the body is refused: a part of it may still come.
     """
 
     held: int
+    unread: bool
 
     def hold(self, size: int) -> bool:
-        """Take room for all `size` bytes that have come; whether there was any."""
+        """Take room for all `size` bytes that have come; return whether there was enough."""
 
 
 async def read_body(receive: Receive, declared: bytes | None, limit: int, holder: Held, free: int) -> bytes | Failure:
@@ -35,7 +38,7 @@ async def read_body(receive: Receive, declared: bytes | None, limit: int, holder
 
     Args:
         receive: the request's messages.
-        declared: the Content-Length header's value, or None. A body that is declared too large is not read at all.
+        declared: the Content-Length header's value, or None. A body whose declared length is too large is not read.
         limit: the most bytes to accept; never much more is held in memory.
         holder: takes room for what has come.
         free: bytes for which there is room now.
@@ -48,11 +51,13 @@ async def read_body(receive: Receive, declared: bytes | None, limit: int, holder
     """
     if declared is not None and declared.isdigit():
         if float(declared) > limit:
+            holder.unread = True
             return too_large(limit)
-        if int(declared) > free:
+        if int(declared) > max(free, SMALL):
+            holder.unread = True
             return NO_ROOM
     message = await receive()
-    # Nearly every body comes whole, in one message.
+    # Nearly every body comes in one message.
     if message["type"] == "http.request" and not message.get("more_body", False):
         body: bytes = message.get("body", b"")
     else:
@@ -66,7 +71,7 @@ async def read_body(receive: Receive, declared: bytes | None, limit: int, holder
 
 
 async def _read_chunks(receive: Receive, message: Message, limit: int, holder: Held) -> list[bytes] | Failure:
-    """Return the chunks of a body, no further than just over `limit`."""
+    """Return the chunks of a body, up to the one that exceeds `limit`."""
     chunks: list[bytes] = []
     size = 0
     while True:
@@ -75,8 +80,10 @@ async def _read_chunks(receive: Receive, message: Message, limit: int, holder: H
         chunk = message.get("body", b"")
         size += len(chunk)
         if size > limit:
+            holder.unread = message.get("more_body", False)
             return too_large(limit)
         if not holder.hold(size):
+            holder.unread = message.get("more_body", False)
             return NO_ROOM
         if chunk:
             chunks.append(chunk)
@@ -91,27 +98,25 @@ class _Reading:
 
     Attributes:
         task: reads it.
-        began: when, by the loop's clock.
+        patience: until when it is waited for, by the loop's clock.
+        seen: bytes that had come at the last look.
         given_up: the task was cancelled because the body does not arrive.
     """
 
     task: asyncio.Task[object]
-    began: float
+    patience: Patience
+    seen: int = 0
     given_up: bool = False
 
 
 class SlowSenders:
-    """Ends the reading of bodies that do not arrive, with one timer for all of them."""
+    """Stops the reading of bodies that do not arrive, with one timer for all of them."""
 
-    def __init__(self, time_for: Callable[[int], float]) -> None:
-        """Watch nothing yet.
-
-        Args:
-            time_for: returns the seconds that a body may have taken of which so many bytes have come.
-        """
-        self._time_for = time_for
+    def __init__(self, limits: Limits) -> None:
+        """Watch nothing yet; `limits` say in what time bodies must arrive."""
+        self._limits = limits
         # Seconds between two looks at the bodies that are being read.
-        self._pause = time_for(0) / 20
+        self._pause = limits.read_timeout / 20
         self._readings: dict[Held, _Reading] = {}
         self._timer: asyncio.TimerHandle | None = None
 
@@ -119,7 +124,7 @@ class SlowSenders:
         """Begin to watch the current task, which reads a body for `holder`."""
         loop, task = asyncio.get_running_loop(), asyncio.current_task()
         assert task is not None
-        self._readings[holder] = _Reading(task, loop.time())
+        self._readings[holder] = _Reading(task, Patience(self._limits, loop.time()))
         if self._timer is None:
             self._timer = loop.call_later(self._pause, self._look)
 
@@ -128,7 +133,7 @@ class SlowSenders:
         self._readings.pop(holder, None)
 
     def gave_up(self, holder: Held) -> bool:
-        """Whether the current task was cancelled from here, and for no other reason; it goes on then."""
+        """Whether the current task was cancelled by this object alone; the task then goes on."""
         reading = self._readings.get(holder)
         if reading is None or not reading.given_up:
             return False
@@ -136,8 +141,12 @@ class SlowSenders:
 
     def _look(self) -> None:
         loop = asyncio.get_running_loop()
+        now = loop.time()
         for holder, reading in self._readings.items():
-            if not reading.given_up and loop.time() - reading.began > self._time_for(holder.held):
+            if holder.held > reading.seen:
+                reading.patience.arrived(holder.held - reading.seen, now)
+                reading.seen = holder.held
+            if not reading.given_up and now > reading.patience.until:
                 reading.given_up = True
                 reading.task.cancel()
         self._timer = loop.call_later(self._pause, self._look) if self._readings else None

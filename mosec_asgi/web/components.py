@@ -1,4 +1,4 @@
-"""Schemas by name, for the `components` of an OpenAPI document: one name never stands for two schemas.
+"""Schemas by name, for the `components` of an OpenAPI document: no two schemas share a name.
 
 Two routes may each have an `Item`. If both are the same, with all that they refer to, they share one component; if not,
 the second is given the name of its route as well. So a component is known by its name and by all that it reaches.
@@ -36,7 +36,7 @@ class Components:
         Args:
             schema: it may hold more named schemas below `$defs`.
             components: the named schemas.
-            owner: what a name is extended by where it is taken by another schema.
+            owner: is added to a name that another schema already has.
 
         Returns:
             the schema, which refers to the document's components.
@@ -82,7 +82,7 @@ def _reachable(name: str, components: Mapping[str, JSON]) -> list[str]:
 
 
 def _renamed(schema: JSON, names: Mapping[str, str]) -> JSON:
-    """Return `schema` with all its references to components led to their final names."""
+    """Return `schema` with all its references changed to the components' final names."""
     renamed: JSON = _map_references(schema, lambda name: names.get(name, name))
     return renamed
 

@@ -1,7 +1,7 @@
 """Compressed bodies: requests by Content-Encoding, responses by Accept-Encoding; gzip, and zstd with the extra `zstd`.
 
-A body is unpacked in steps, and no further than to the limit: a few bytes that stand for gigabytes cost no more memory
-than an honest body. Between two steps the event loop runs, so that a large body delays nobody for long.
+A body is unpacked in steps, up to the limit: a few bytes that unpack to gigabytes take no more memory than an honest
+body. The event loop runs between two steps, so that a large body delays no other request for long.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from collections.abc import Callable, Iterator
 from mosec_asgi.errors import Failure, broken_body, too_large, unknown_encoding
 from mosec_asgi.web.responses import Response
 
-# Bytes; smaller responses gain nothing.
+# Bytes; smaller responses are not compressed.
 LEAST_RESPONSE = 1024
 STEP = 128 * 1024
-# What a piece costs beside its bytes, in bytes: a body may be made of a million tiny ones.
+# The cost of a piece in bytes, beside its content: a body may consist of a million tiny pieces.
 PIECE_COST = 1024
-# Members or frames of a body that may hold nothing.
+# The most empty members or frames of a body.
 MOST_EMPTY = 100
 GZIP_LEVEL = 5
 ZSTD_LEVEL = 3
@@ -41,7 +41,7 @@ def supported() -> tuple[str, ...]:
 
 
 def unknown(encoding: str, *, enabled: bool) -> Failure:
-    """Return the failure of a body in an encoding that the service does not read."""
+    """Return the failure for a body in an encoding that the service does not read."""
     remedy = f"it reads {', '.join(supported())}" if enabled else "compression is off (the setting `compression`)"
     return unknown_encoding(encoding, remedy)
 
@@ -85,7 +85,7 @@ async def compress(body: bytes, encoding: str) -> bytes:
 
 
 def takes_turns(response: Response, accept: bytes | None) -> bool:
-    """Whether an answer to a client with this Accept-Encoding header takes several turns of the event loop to pack."""
+    """Whether compressing an answer for this Accept-Encoding header takes several turns of the event loop."""
     return len(response.body) > STEP and _encoding_of(response, accept) is not None
 
 
@@ -155,7 +155,7 @@ def _unpack_gzip(body: bytes) -> Iterator[bytes]:
         try:
             while not member.eof:
                 if not rest:
-                    # A piece at a time: what lies behind a member is copied when it ends.
+                    # One piece at a time, because the rest behind a member is copied when the member ends.
                     rest = body[at : at + _GZIP_INPUT]
                     at += len(rest)
                 piece = member.decompress(rest, STEP)
@@ -176,7 +176,8 @@ def _unpack_zstd(body: bytes) -> Iterator[bytes]:
     unpacker = zstandard.ZstdDecompressor(max_window_size=ZSTD_MAX_WINDOW)
     at = empty = 0
     while at < len(body):
-        # One frame after the other (RFC 8878, section 3), each to its end: a reader alone would not miss the end.
+        # One frame after the other (RFC 8878, section 3), each to its end: a plain reader would not notice a missing
+        # end.
         frame, made = unpacker.decompressobj(write_size=STEP), False
         try:
             while not frame.eof:
@@ -196,14 +197,14 @@ def _unpack_zstd(body: bytes) -> Iterator[bytes]:
 
 
 def _count_empty(before: int, made: bool) -> int:
-    """Count the parts of a body that were made of nothing; each costs a start anew, and nobody needs many."""
+    """Count the empty parts of a body: each needs a new decompressor, and no honest client sends many."""
     empty = before + (not made)
     if empty > MOST_EMPTY:
         raise BrokenBody(f"more than {MOST_EMPTY} of its parts are empty")
     return empty
 
 
-# zstd's object has no limit for its output, but a block of 128 KiB takes at least 4 bytes: a step makes 2 MiB at most.
+# zstd's object does not limit its output, but a block of 128 KiB takes at least 4 bytes, so a step makes 2 MiB at most.
 _ZSTD_INPUT = 64
 
 

@@ -1,4 +1,4 @@
-"""What the OpenAPI documents of all services have in common: the errors, the headers, the service's own paths."""
+"""The parts that are the same in the OpenAPI documents of all services: errors, headers, the service's own paths."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def _errors(max_request_size: int, *, compressed: bool) -> dict[int, tuple[str, 
     """Return the errors of a model route by status: the description, and examples of the text."""
     return {
         HTTPStatus.BAD_REQUEST: (
-            "The body is empty or cannot be decoded, the model refuses it, or a header has no value that it can have.",
+            "The body is empty or cannot be decoded, the model refuses it, or a header has an invalid value.",
             [
                 NO_DATA.text,
                 describe(DecodingError("the body is not JSON: unexpected character: line 1 column 1")).text,
@@ -86,7 +86,7 @@ _NAMES = {
     )
 }
 ERROR_RESPONSES = {str(int(status)): {"$ref": f"#/components/responses/{name}"} for status, name in _NAMES.items()}
-# What can be answered in place of a stream of events; all later errors are events in it.
+# The errors that can be answered in place of a stream of events; all later errors are events in the stream.
 REFUSALS = {status: ERROR_RESPONSES[status] for status in ("400", "408", "413", "415", "429", "503")}
 # Readers of OpenAPI before 3.2 take the schema of an event stream for that of each of its events.
 EVENT: JSON = {

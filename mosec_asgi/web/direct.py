@@ -1,16 +1,16 @@
 """The short way of a request: from the parser to the engine, and from its outcome to the socket, past ASGI.
 
 Between a server and an app, ASGI costs a request a task of the event loop, a scope, an event, and three coroutines that
-wait for each other: `benchmarks/profile.py` shows 43 µs of the server's processor time for an `asgi-echo`, and 20 for
-an `echo`. Where `run()` serves, both sides are ours, and a request of the usual kind (a POST to a model's route, its
-length declared, its connection kept) takes none of them: when its body is complete it is submitted, and its outcome is
-written as soon as it is there. Whatever else comes goes through uvicorn and the ASGI app, which answer with the same
-headers: `uvicorn.http1` decides, from the head of the request alone.
+wait for each other. `make profile SCENARIO=asgi-echo` and `make profile SCENARIO=echo` print the server's processor
+time for a request with and without ASGI. Where `run()` serves, both sides are ours, and a request of the usual kind (a
+POST to a model's route, its length declared, its connection kept) needs none of these: it is submitted when its body is
+complete, and its outcome is written as soon as it is there. All other requests go through uvicorn and the ASGI app,
+which answer with the same headers: `uvicorn.http1` decides, from the head of the request alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Iterable, Sequence
 from time import perf_counter
 from typing import Any, Protocol
 
@@ -18,6 +18,7 @@ from mosec_asgi.errors import CANCELLED, NO_ROOM, Failure
 from mosec_asgi.messages import OK, Outcome
 from mosec_asgi.web import access, compression
 from mosec_asgi.web.exchange import LARGE_BODY, Exchange, Route, Shared
+from mosec_asgi.web.known_heads import KnownHeads
 from mosec_asgi.web.responses import Header, Headers, Response, head_of, headers_of
 
 CLOSE = (b"connection", b"close")
@@ -32,25 +33,25 @@ class DirectRoute:
     """
 
     def __init__(self, route: Route, shared: Shared) -> None:
-        """Lead to a route."""
+        """Bind to a route."""
         self.route = route
         self.shared = shared
         self._limit = shared.limit
         self._budget = shared.budget
-        # The head of a result's answer with places for its length and its request id, and the headers that it was made
-        # with: uvicorn has new ones each second, for the date.
+        # The head of a result's answer, with places for its length and its request id, and the headers from which it
+        # was made: uvicorn makes new ones each second, for the date.
         self._head = b""
         self._own: Sequence[Header] | None = None
         self._headers: Sequence[Header] | None = None
 
     def takes(self, headers: Headers) -> bool:
-        """Whether a request with these headers has a body that can be read here: its length known, and not packed."""
+        """Whether a body with these headers can be read here: its length is known, and it is not compressed."""
         length = headers.get(b"content-length")
-        # More digits than any limit has are not worth a number.
+        # A length with more digits than any limit is not converted.
         if length is None or len(length) >= 20 or b"content-encoding" in headers or b"expect" in headers:
             return False
-        size, budget = int(length), self._budget
-        return size <= self._limit and budget.used + size <= budget.limit
+        size = int(length)
+        return size <= self._limit and self._budget.has_room(size)
 
     def head(self, response: Response, request_id: str, own: Sequence[Header]) -> bytes:
         """Return the head of an answer.
@@ -58,7 +59,7 @@ class DirectRoute:
         Args:
             response: the answer.
             request_id: of the request.
-            own: the connection's headers; a result's head is made anew only where they are others than before.
+            own: the connection's headers; a result's head is made again only when they have changed.
         """
         status, headers, body = response
         if status != OK:
@@ -76,11 +77,24 @@ class DirectRoute:
         return head_of(OK, [*fixed, *places])
 
 
+class DirectRoutes(dict[bytes, DirectRoute]):
+    """The routes that may take the short way, by path as it stands in a request.
+
+    Attributes:
+        known: the heads of their requests that have come before.
+    """
+
+    def __init__(self, routes: Iterable[tuple[bytes, DirectRoute]] = ()) -> None:
+        """Begin with no known head."""
+        super().__init__(routes)
+        self.known: KnownHeads[DirectRoute] = KnownHeads()
+
+
 class Connection(Protocol):
     """What an exchange needs of its connection."""
 
     def own_headers(self) -> list[Header]:
-        """Return the headers that each answer has, whatever answers."""
+        """Return the headers that each answer of the connection has."""
 
     def respond(self, head: bytes, body: bytes, *, close: bool) -> None:
         """Send an answer, and go on with the next request, or close."""
@@ -95,7 +109,7 @@ class DirectExchange(Exchange):
     To uvicorn it is the connection's newest `RequestResponseCycle`, and has what is asked of one.
 
     Attributes:
-        response_complete: there is none that waits for its answer.
+        response_complete: no request waits for its answer.
         keep_alive: the connection stays for the next request.
     """
 
@@ -111,7 +125,7 @@ class DirectExchange(Exchange):
         self._began = 0.0
 
     def begin(self, direct: DirectRoute, headers: Headers) -> None:
-        """Begin with a request of which the head has come."""
+        """Begin with a request whose head has come."""
         self._began = perf_counter()
         self._direct = direct
         self.route = direct.route
@@ -137,13 +151,13 @@ class DirectExchange(Exchange):
         return int(self.headers[b"content-length"]) - came
 
     def drop(self, failure: Failure) -> None:
-        """Refuse a request of which a part has come, and end the connection behind the answer."""
+        """Refuse a request of which a part has come, and end the connection after the answer."""
         self.keep_alive = False
         self.refuse(failure)
         self.body, self._more = b"", []
 
     def hold_body(self) -> bool:
-        """Take room for what has come of the body; whether there was any."""
+        """Take room for the part of the body that has come; return whether there was enough."""
         return self.response_complete or self.hold(self._size)
 
     def end(self) -> None:
@@ -161,7 +175,7 @@ class DirectExchange(Exchange):
 
     def close(self) -> None:
         """End with the connection: nobody waits for an answer any more."""
-        # The two would keep each other in memory until the garbage collector comes.
+        # The connection and this object refer to each other: they must not wait for the garbage collector.
         del self._connection
         waiting, self.response_complete = not self.response_complete, True
         self.body, self._more = b"", []
@@ -183,7 +197,7 @@ class DirectExchange(Exchange):
         self._send(response)
 
     def settled(self, outcome: Outcome) -> None:
-        """Do as `Exchange.settled`; of the usual request without a call for each step."""
+        """Do the same as `Exchange.settled`; for the usual request without a function call for each step."""
         if self._several is not None or outcome.code == CANCELLED:
             super().settled(outcome)
             return
@@ -210,7 +224,7 @@ class DirectExchange(Exchange):
         own = connection.own_headers()
         head = direct.head(response, self.request_id, own if self.keep_alive else [*own, CLOSE])
         connection.respond(head, response.body, close=not self.keep_alive)
-        # Counted when it has been sent, so that nobody waits for it.
+        # Counted after it was sent, so that the client does not wait for it.
         metrics, path = self.shared.metrics, self.route.path
         metrics.answered(path, response.status)
         if response.status == OK:

@@ -1,4 +1,4 @@
-"""Noticing clients that leave while they wait."""
+"""Detects clients that leave while they wait."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from starlette.types import Receive
 
 Key = TypeVar("Key", bound=Hashable)
 
-# A request that has waited so long gets a task that notices when its client leaves; most are answered before.
+# Seconds; a request that has waited so long gets a task that notices when its client leaves. Most are answered before.
 WATCH_AFTER_SECONDS = 0.02
 
 
 class DisconnectWatch(Generic[Key]):
     """Notices clients that leave while they wait, without a task for each request.
 
-    A request is `add`ed when it begins to wait and `discard`ed when it has its answer. One timer for all looks at those
-    that were already there at its last look: only for them a task is started that waits for the disconnect.
+    A request is `add`ed when it begins to wait and `discard`ed when it has its answer. One timer for all starts a task
+    only for a request that still waits since the timer's last run; the task waits for the disconnect.
     """
 
     def __init__(self, on_leave: Callable[[Key], None]) -> None:
@@ -58,7 +58,7 @@ class DisconnectWatch(Generic[Key]):
 
     async def _watch(self, key: Key, receive: Receive) -> None:
         while (await receive())["type"] != "http.disconnect":  # noqa: ASYNC110 - nothing sets an event
-            # A middleware that gives out the body again and again must not keep the event loop from all else.
+            # Middleware that sends the body again and again must not block the event loop.
             await asyncio.sleep(WATCH_AFTER_SECONDS)
         self._watchers.pop(key, None)
         self._on_leave(key)

@@ -9,9 +9,9 @@ import orjson
 
 from mosec_asgi import log
 from mosec_asgi.schema import JSON
-from mosec_asgi.worker import Worker
+from mosec_asgi.worker import Worker, several_examples
 
-# Bytes of JSON; a larger one, such as an image as numbers, would only bury the document.
+# Bytes of JSON; a larger example, such as an image as numbers, would make the document unreadable.
 LARGEST = 10_000
 _OPTIONS = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS
 
@@ -22,13 +22,13 @@ def request_examples(worker: type[Worker], *, batched: bool, is_text: bool) -> J
     """Return the `example` or the `examples` of a request's body; nothing where a worker has none that fits.
 
     Args:
-        worker: the first of a route. What it sets in `__init__` is not seen: that runs in its processes alone.
+        worker: the first of a route. What its `__init__` sets is not seen, because that runs only in its processes.
         batched: an example that is a list or a tuple is a batch; its first input is shown.
-        is_text: the body is no notation of a value, so an example is text, or bytes that are text.
+        is_text: the body is not a notation of a value, so an example is text, or bytes that are text.
     """
     try:
         values = list(_values(worker, batched=batched, is_text=is_text))
-    # The user's objects: whatever they raise must not harm the service.
+    # The examples are the user's objects: no exception of theirs may harm the service.
     except Exception as error:
         logger.debug("the example of %s has no form in the OpenAPI document: %s", worker.__name__, error)
         return {}
@@ -40,7 +40,7 @@ def request_examples(worker: type[Worker], *, batched: bool, is_text: bool) -> J
 
 
 def _values(worker: type[Worker], *, batched: bool, is_text: bool) -> Iterator[Any]:
-    given = list(worker.multi_examples)
+    given = several_examples(worker)
     if not given and worker.example is not None:
         given = [worker.example]
     for example in given:
@@ -53,7 +53,7 @@ def _values(worker: type[Worker], *, batched: bool, is_text: bool) -> Iterator[A
 
 
 def _plain(value: Any) -> Any:
-    """Return a pydantic model or a msgspec struct as plain Python; neither library need be there."""
+    """Return a pydantic model or a msgspec struct as plain Python; neither library must be installed."""
     if hasattr(value, "model_dump"):
         return value.model_dump(mode="json")
     if hasattr(value, "__struct_fields__"):

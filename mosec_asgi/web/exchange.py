@@ -1,12 +1,12 @@
-"""One request and its answer, whichever way they come and go, and however the client speaks.
+"""One request and its answer, for every transport and every protocol.
 
     sink ── Request ──► route (of a protocol) ── Calls ──► engine
     sink ◄─ Response ── route ◄──────────────── Outcomes ── engine
 
-A **route** belongs to a protocol (`web.protocols`): it makes calls of a request, and an answer of their outcomes; it
-chooses the form of both, of failures, and of what a stream is made of. A **sink** (`asgi`, `direct`) reads a request
-and sends its answer. The exchange stands between them, and knows neither a form nor a socket. A further protocol is a
-further kind of route, and nothing here changes for it.
+A **route** belongs to a protocol (`web.protocols`): it turns a request into calls, and their outcomes into an answer;
+it chooses the form of answers, of failures, and of the pieces of a stream. A **sink** (`asgi`, `direct`) reads a
+request and sends its answer. The exchange stands between them, and knows neither forms nor sockets. A new protocol is a
+new kind of route, and nothing here changes for it.
 
 An exchange is itself the caller of its calls, so that a request costs no future and no bound method.
 """
@@ -25,13 +25,13 @@ from mosec_asgi.batching.engine import Engine
 from mosec_asgi.errors import CANCELLED, Failure, describe
 from mosec_asgi.messages import Call, Chunk, Outcome
 from mosec_asgi.observing.metrics import ServiceMetrics
-from mosec_asgi.web.budget import Budget
+from mosec_asgi.web.budget import SMALL, Budget
 from mosec_asgi.web.responses import Header, Headers, Response
 
 MAX_REQUEST_ID = 128
 NO_BUDGET = 1 << 62
-# Bytes of a body that comes with one read from which it counts; what is smaller is bounded by `capacity`.
-LARGE_BODY = 16 * 1024
+# Bytes of a body that comes with one read from which it counts.
+LARGE_BODY = SMALL
 
 logger = log.internal_logger(__name__)
 
@@ -40,14 +40,14 @@ class Request(Protocol):
     """A request, as its route reads it.
 
     Attributes:
-        path_params: what stands in the path for the names in the route's own.
-        query: what stands behind the path's question mark.
+        path_params: the values in the path, by the names in the route's path.
+        query: the part of the path behind the question mark.
         headers: by name, in lower case.
-        body: whole, and unpacked; kept until there are calls, and no longer.
+        body: whole, and unpacked; kept until the calls are made.
         request_id: what the logs and the client call it.
         method: of HTTP.
         context: what middleware has put into the scope's `state`; None where there is none.
-        state: the route's own, to keep what it has read until it answers.
+        state: for the route, to keep what it has read until it answers.
     """
 
     method: str
@@ -65,7 +65,7 @@ class StreamForm(Protocol):
 
     Attributes:
         headers: of the answer, which has the status 200.
-        comment: bytes that mean nothing, to be sent in a silence; None where there are none.
+        comment: bytes without a meaning, sent when a stream is silent; None where the form has none.
     """
 
     headers: Sequence[Header]
@@ -75,18 +75,18 @@ class StreamForm(Protocol):
         """Return a piece of a call's stream in the form in which it goes out."""
 
     def end(self) -> bytes:
-        """Return what stands at the end of a stream that has ended well."""
+        """Return the last piece of a stream that has ended well."""
 
     def failure(self, failure: Failure, *, begun: bool) -> bytes | None:
-        """Return what tells the client that its stream has failed, as the last piece of it.
+        """Return the last piece of a stream that has failed, which tells the client so.
 
         Args:
             failure: what went wrong.
             begun: a part of the answer has been sent or is ready to be.
 
         Returns:
-            None where a stream has no place for it: the answer is an ordinary one where nothing has begun, and is
-            broken off where something has.
+            None where a stream cannot say so: then the answer is an ordinary one if nothing has begun, and is broken
+            off if something has.
         """
 
 
@@ -106,22 +106,22 @@ class Route(Protocol):
     takes_request: bool
 
     def calls(self, request: Request) -> Sequence[Call] | Failure:
-        """Return what to ask of the engine, at least one call, or what is wrong with the request."""
+        """Return the calls to submit, at least one, or what is wrong with the request."""
 
     def respond(self, request: Request, outcomes: Sequence[Outcome]) -> Response:
-        """Return the answer: what has become of the calls, in their order. None of them was cancelled."""
+        """Return the answer, given the outcomes of the calls in their order. None of the calls was cancelled."""
 
     def refuse(self, request: Request, failure: Failure) -> Response:
-        """Return the answer to a request that has failed before there were calls, or before its stream has begun."""
+        """Return the answer to a request that has failed before its calls were made, or before its stream has begun."""
 
     def stream(self, request: Request) -> StreamForm | None:
-        """Return the form of the stream that answers the request, whose calls were asked; None for a whole answer."""
+        """Return the form of the stream that answers a request with submitted calls; None for a whole answer."""
 
 
 class RequestIds:
     """Gives requests their ids: the client's, or 16 random hex digits for the process and a count.
 
-    The latter are unique without a random number for each.
+    The service's ids are unique without a random number for each.
     """
 
     def __init__(self) -> None:
@@ -129,7 +129,7 @@ class RequestIds:
         self._numbers = itertools.count(1)
 
     def of(self, headers: Headers) -> str:
-        """Return the client's request id; one of 32 hex digits where it is missing, too long or no printable ASCII."""
+        """Return the client's request id, or 32 hex digits if that is missing, too long or not printable ASCII."""
         header = headers.get(b"x-request-id")
         if header is not None:
             text = header.decode("latin-1").strip()
@@ -148,9 +148,9 @@ class Shared:
         request_ids: gives requests their ids.
         server: the header that names the server.
         limit: bytes of a body, unpacked.
-        compressed: read packed bodies, and pack results for clients that accept it.
+        compressed: read compressed bodies, and compress results for clients that accept it.
         logged: log a line for each request.
-        budget: bytes of all bodies together, from when they are seen to be large, or slow to arrive, to their answers.
+        budget: bytes of all bodies that are large or slow to arrive, together, until their answers.
     """
 
     engine: Engine
@@ -164,13 +164,13 @@ class Shared:
 
 
 class Exchange(abc.ABC):
-    """A request, and the caller that hears what becomes of its calls; see `Request` for what a route reads of it.
+    """A request, and the caller of its calls; see `Request` for what a route reads of it.
 
     A sink is a subclass, which sends what it is given to `answer`. It may use one exchange for one request after the
     other, once the one before is answered.
 
     Attributes:
-        route: says what to ask, and how to answer.
+        route: makes the calls and the answer.
         held: bytes of the service's budget that the body takes.
     """
 
@@ -188,7 +188,7 @@ class Exchange(abc.ABC):
         self.body = b""
         self.request_id = ""
         self.state: Any = None
-        # The call that runs, where it is the only one; and all of them, where there are several.
+        # The call that runs, if there is only one; all calls, if there are several.
         self._call_id: int | None = None
         self.held = 0
         self._several: _Several | None = None
@@ -208,7 +208,7 @@ class Exchange(abc.ABC):
                 for call in calls:
                     self.shared.engine.submit(call, self)
         except Exception as error:
-            # Whoever has called, a parser above all, would take it for a fault of the client's.
+            # The caller of this method, such as the parser, would take the exception for a fault of the client.
             self.leave()
             self.refuse(self._fault(error))
 
@@ -246,16 +246,16 @@ class Exchange(abc.ABC):
         return
 
     def refuse(self, failure: Failure) -> None:
-        """Answer with a failure that is no outcome of a call."""
+        """Answer with a failure that is not the outcome of a call."""
         self.answer(self.route.refuse(self, failure))
 
     @abc.abstractmethod
     def answer(self, response: Response) -> None:
-        """Send an answer: the only one, and nothing where nobody waits for it any more."""
+        """Send the only answer to the request, or nothing if the client has left."""
 
     def hold(self, size: int) -> bool:
         """Take room for all `size` bytes of the body that have come; whether there was any."""
-        if not self.shared.budget.take(size - self.held):
+        if not self.shared.budget.take(size - self.held, self.held):
             return False
         self.held = size
         return True
@@ -277,7 +277,7 @@ class Exchange(abc.ABC):
                 cancel(open_id)
 
     def _fault(self, error: Exception) -> Failure:
-        """Return what the client is told of an exception, and log one that is a fault of ours."""
+        """Return what the client is told of an exception, and log it if it is a fault of the service."""
         failure = describe(error)
         if failure.code >= 500:
             logger.exception("a request was not answered", extra={"request_id": self.request_id})
@@ -291,7 +291,7 @@ class _Several:
         self._settled: dict[int, Outcome | None] = {call.id: None for call in calls}
 
     def take(self, outcome: Outcome) -> bool:
-        """Take an outcome; whether it was the last."""
+        """Take an outcome; return whether it was the last."""
         self._settled[outcome.call_id] = outcome
         return not self.open()
 

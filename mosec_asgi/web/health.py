@@ -1,4 +1,4 @@
-"""Is the service alive, is it ready, and what do its numbers say: `/`, `/livez`, `/readyz`, `/metrics`."""
+"""The endpoints for health and metrics: `/`, `/livez`, `/readyz`, `/metrics`."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from mosec_asgi.observing.metrics import ServiceMetrics
 
 
 class Health:
-    """The endpoints that probes and Prometheus ask."""
+    """The endpoints that probes and Prometheus call."""
 
     def __init__(self, engine: Engine, metrics: ServiceMetrics, custom: CustomMetrics | None = None) -> None:
         self._engine = engine
         self._exposition = Exposition(metrics, engine.statistics, custom)
 
     async def root(self, request: Request) -> Response:
-        """Say that the service is there, as mosec does."""
+        """Answer that the service is there, as mosec does."""
         return PlainTextResponse("mosec-asgi service")
 
     async def livez(self, request: Request) -> Response:
-        """Answer 200 as long as the event loop turns."""
+        """Answer 200 as long as the event loop runs."""
         return PlainTextResponse("ok")
 
     async def readyz(self, request: Request) -> Response:

@@ -1,4 +1,4 @@
-"""What a client of `run()` may hold, as data; see the settings of the same names."""
+"""What a client of `run()` may use, as data; see the settings of the same names."""
 
 from __future__ import annotations
 
@@ -9,16 +9,17 @@ from mosec_asgi.config import Settings
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a connection may take.
+    """The limits of a connection.
 
     Attributes:
         keep_alive: seconds between two requests.
-        read_timeout: seconds for the head of a request to arrive, and the same again for the beginning of its body.
+        read_timeout: seconds for the head of a request to arrive, and the same again for the beginning of its body; the
+            most that a body may pause.
         least_rate: bytes a second at which a body has to arrive, and an answer has to be taken, after that.
         stall_timeout: seconds in which an answer that is not taken has to move.
         max_head_size: bytes of a request line and its headers.
         max_url_size: bytes of a request's path and query.
-        pipelined: requests that wait for their turn on one connection, and that are begun in one turn of the loop.
+        pipelined: the most requests that wait for their turn on one connection, or are begun in one turn of the loop.
     """
 
     keep_alive: float = 75.0
@@ -29,16 +30,37 @@ class Limits:
     max_url_size: int = 16 * 1024
     pipelined: int = 32
 
-    def time_for(self, size: int) -> float:
-        """Return the seconds that a body may have taken of which `size` bytes have arrived."""
-        return self.read_timeout + size / self.least_rate
-
 
 DEFAULT = Limits()
 
 
+class Patience:
+    """How long a body is still waited for.
+
+    What arrives brings time, at `least_rate`, but never more than to `read_timeout` from then on: else a client could
+    send much at once, and hold it for hours by next to nothing.
+    """
+
+    __slots__ = ("_least_rate", "_most", "until")
+
+    def __init__(self, limits: Limits, now: float) -> None:
+        """Begin to wait.
+
+        Args:
+            limits: what the body may take.
+            now: seconds, of any clock.
+        """
+        self._most = limits.read_timeout
+        self._least_rate = limits.least_rate
+        self.until = now + self._most
+
+    def arrived(self, size: int, now: float) -> None:
+        """Take note of bytes that have come."""
+        self.until = min(self.until + size / self._least_rate, now + self._most)
+
+
 def http_limits(settings: Settings) -> Limits:
-    """Return what the settings say."""
+    """Return the limits that the settings give."""
     return Limits(
         keep_alive=settings.keep_alive / 1000,
         read_timeout=settings.read_timeout / 1000,
@@ -50,8 +72,8 @@ def http_limits(settings: Settings) -> Limits:
     )
 
 
-# An answer may be given before its request has been read. A socket that is closed with something unread in it tells the
-# client's kernel to throw away what has arrived, the answer too. So what the client still sends is read and dropped,
-# for so long at most, and for as long as it does not pause. nginx has the same numbers.
+# An answer may be given before its request has been read. If a socket is closed with unread data, the client's kernel
+# drops all that has arrived, the answer too. So what the client still sends is read and dropped: for so many seconds at
+# most, and while the client does not pause for longer than the second number. nginx has the same numbers.
 LINGER_SECONDS = 30.0
 LINGER_SILENCE_SECONDS = 5.0

@@ -8,6 +8,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from mosec_asgi.web.asgi import send_response
 from mosec_asgi.web.exchange import Shared
+from mosec_asgi.web.lingering import OWN
 from mosec_asgi.web.responses import Response
 
 
@@ -34,6 +35,7 @@ class ByMethod:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request; one by OPTIONS says what others there may be."""
         if scope["method"] != "OPTIONS":
+            scope[OWN] = True
             await self._endpoint(scope, receive, send)
             return
         request_id = self._shared.request_ids.of(dict(scope["headers"]))

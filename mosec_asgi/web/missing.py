@@ -1,4 +1,4 @@
-"""The answers to a path that is no route, and to a method that a route has not: they say what there is."""
+"""The answers to a path that does not exist, and to a method that a route does not take: they say what exists."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
-# Routes that a text names.
+# The most routes that a text names.
 _MOST = 20
 
 

@@ -1,9 +1,9 @@
 """The contract: the OpenAPI 3.1 document of a service, made from what its workers say about themselves.
 
-A route takes what its first worker takes and gives what its last one gives. The annotations of `forward` describe that
-only where the bytes on the wire are the value itself in another notation, like JSON or msgpack; an image or a text is a
-string of bytes or characters, whatever `deserialize` makes of it. A worker that overrides `get_forward_json_schema` has
-the last word.
+A route takes the input of its first worker and returns the result of its last one. The annotations of `forward`
+describe those only if the bytes on the wire are the value itself in another notation, like JSON or msgpack; an image or
+a text is a string of bytes or characters, whatever `deserialize` makes of it. A worker can override
+`get_forward_json_schema`, which has precedence.
 """
 
 from __future__ import annotations
@@ -27,24 +27,24 @@ from mosec_asgi.mixin.multipart_worker import MultipartMixin
 from mosec_asgi.paths import KINDS, parameters, without_kinds
 from mosec_asgi.runtime import BODYLESS, Runtime
 from mosec_asgi.schema import JSON, MOSEC_REF_TEMPLATE, MissingLibraryError, ParseTarget
-from mosec_asgi.streaming import is_event_stream, streams
+from mosec_asgi.streaming import is_event_stream, response_type, streams
 from mosec_asgi.version import __version__
 from mosec_asgi.web import contract
 from mosec_asgi.web.components import Components
 from mosec_asgi.web.examples import request_examples
 from mosec_asgi.worker import Worker
 
-# Notations of a value, by the last part of their names: application/json, application/problem+json, x-msgpack.
+# Notations of a value, by the last part of their media types: application/json, application/problem+json, x-msgpack.
 NOTATIONS = {"json", "msgpack", "x-msgpack", "vnd.msgpack", "cbor", "yaml", "x-yaml"}
 
-# Bytes of a proxy's prefix that are believed.
+# The most bytes of a proxy's prefix.
 _MOST_PREFIX = 1024
 
 logger = log.internal_logger(__name__)
 
 
 class OpenAPI:
-    """The endpoint that shows the document. It is made at the first request, in a thread, and kept."""
+    """The endpoint that shows the document, which is made at the first request, in a thread, and kept."""
 
     def __init__(self, build: Callable[[], JSON]) -> None:
         """Store how the document is made; see `build_document`."""
@@ -52,19 +52,19 @@ class OpenAPI:
         self._lock = threading.Lock()
         self._document: JSON | None = None
 
-    # No coroutine: Starlette runs it in a thread, so that loading pydantic keeps no request waiting.
+    # Not a coroutine, so Starlette runs it in a thread, and no request waits while pydantic loads.
     def metadata(self, request: Request) -> Response:
-        """Show the document, for a client that reaches the service below what this request says."""
+        """Show the document, with the service's address as this request gives it."""
         with self._lock:
             if self._document is None:
                 self._document = self._build()
         root_path: str = request.scope.get("root_path", "")
         prefix = _forwarded_prefix(dict(request.scope.get("headers", ())).get(b"x-forwarded-prefix", b""), root_path)
-        # Where nobody says anything, a proxy may still have taken a prefix from the path. Relative to the document's
-        # own address, which ends in `openapi/metadata.json`, the service's is right all the same.
+        # A proxy may have removed a prefix from the path without a header that says so. So the service's address is
+        # given relative to the document's own, which ends in `openapi/metadata.json`.
         url = server_url(prefix + root_path) if prefix or root_path else ".."
         document = with_server(self._document, url)
-        # Not by orjson, which refuses integers of more than 64 bits; a bound of a user's model may be one.
+        # Not by orjson, which refuses integers of more than 64 bits; a bound in a user's model may be that large.
         return Response(json.dumps(document), media_type="application/json")
 
 
@@ -74,16 +74,16 @@ def with_server(document: JSON, url: str) -> JSON:
 
 
 def server_url(root_path: str) -> str:
-    """Return the address, without its host, of a service that is mounted, or proxied, below `root_path`."""
+    """Return the address, without a host, of a service that is mounted or proxied below `root_path`."""
     return quote(root_path.rstrip("/")) or "/"
 
 
 def _forwarded_prefix(header: bytes, root_path: str) -> str:
-    """Return the prefix that a proxy has taken from the path, by its header `X-Forwarded-Prefix`; empty without one."""
+    """Return the prefix that a proxy has removed from the path, by its header `X-Forwarded-Prefix`; else empty."""
     prefix = "/" + header.decode("latin-1").partition(",")[0].strip().strip("/")
     if prefix == "/" or len(prefix) > _MOST_PREFIX or not prefix.isascii() or not prefix.isprintable():
         return ""
-    # A server that reads the header itself has put it into the root path.
+    # An ASGI server that reads the header itself has put the prefix into the root path.
     return "" if f"{root_path}/".startswith(f"{prefix}/") else prefix
 
 
@@ -128,7 +128,7 @@ class _Builder:
         self._library_is_missing = False
 
     def build(self, info: JSON) -> JSON:
-        """Return the document, which says `info` of itself."""
+        """Return the document, with `info` about the service."""
         paths = {
             quote(without_kinds(route.path), safe="/:@!$&'()*+,;=~{}"): self._operations(route)
             for route in self._routes
@@ -189,13 +189,13 @@ class _Builder:
         }
 
     def _request(self, route: _Route, runtime: Runtime) -> JSON:
-        """Return the content of a request; empty where nothing is known of it, as in mosec."""
+        """Return the content of a request; empty where nothing is known about it, as in mosec."""
         if issubclass(runtime.worker, MultipartMixin):
             return runtime.worker.form_content()
         mime, batched = runtime.worker.req_mime_type, runtime.max_batch_size > 1
         own = not _is_ours(_owner(runtime.worker, "deserialize"))
         if own and mime == Worker.req_mime_type and _is_bytes(runtime, ParseTarget.INPUT):
-            # The worker takes the body as it is, and has left its format unnamed: no JSON is meant.
+            # The worker takes the raw body and does not name its format, so that is not JSON.
             mime = "application/octet-stream"
         schema = self._schema(route, runtime, ParseTarget.INPUT, mime)
         is_text = not _is_notation(mime)
@@ -205,8 +205,8 @@ class _Builder:
         return {mime: examples} if examples else {}
 
     def _response(self, route: _Route, runtime: Runtime) -> JSON:
-        """Return the content of a result; empty where nothing is known of it, as in mosec."""
-        mime = runtime.worker.resp_mime_type
+        """Return the content of a result; empty where nothing is known about it, as in mosec."""
+        mime = response_type(runtime.worker)
         schema = self._schema(route, runtime, ParseTarget.RETURN, mime)
         return {mime: {"schema": schema}} if schema or not _says_nothing(runtime, ParseTarget.RETURN) else {}
 
@@ -217,11 +217,11 @@ class _Builder:
             if not _is_notation(mime):
                 return _plain_body(mime, target)
             if target is ParseTarget.RETURN and streams(runtime.worker):
-                # `forward` is annotated with what it makes piece by piece, the body is all of it.
+                # The annotation of `forward` describes one piece; the body consists of all pieces.
                 return {}
             codec = _owner(runtime.worker, "deserialize" if target is ParseTarget.INPUT else "serialize")
             if _is_bytes(runtime, target) and (codec is Worker or not _is_ours(codec)):
-                # Not the value in that notation, but the notation itself.
+                # The value is text or bytes that already is in that notation.
                 return {}
         side = "request" if target is ParseTarget.INPUT else "response"
         try:
@@ -229,7 +229,7 @@ class _Builder:
             return self._components.add(schema, components, f"{route.operation_id}_{side}")
         except MissingLibraryError:
             self._library_is_missing = True
-        # The user's code, or a library's: the service must live on, whatever it raises.
+        # This runs code of the user or a library: no exception of it may harm the service.
         except Exception as error:
             logger.warning(
                 "the %s of %s has no schema in the OpenAPI document: %s of %s.forward: %s",
@@ -249,7 +249,7 @@ def _path_parameters(path: str) -> list[JSON]:
 
 
 def _named(routes: Mapping[str, Sequence[Runtime]]) -> list[tuple[str, Sequence[Runtime], str]]:
-    """Return the routes, each with an operation id that depends on no other route unless two are spelt alike."""
+    """Return the routes, each with an operation id that depends on other routes only if two would have the same."""
     taken = {operation["get"]["operationId"] for operation in contract.SERVICE_PATHS.values()}
     named = []
     for path, pipeline in routes.items():
@@ -295,7 +295,7 @@ def _result_of(worker: type[Worker]) -> str:
 
 
 def _gives_events(worker: type[Worker]) -> bool:
-    return streams(worker) and is_event_stream(worker.resp_mime_type)
+    return streams(worker) and is_event_stream(response_type(worker))
 
 
 def _is_notation(mime: str) -> bool:
@@ -305,15 +305,15 @@ def _is_notation(mime: str) -> bool:
 
 
 def _plain_body(mime: str, target: ParseTarget) -> JSON:
-    """Return the schema of a body that is no notation of a value."""
+    """Return the schema of a body that is not a notation of a value."""
     text = mime.lower().startswith("text/")
     schema = {"type": "string"} if text else {"type": "string", "format": "binary"}
-    # A request is never empty.
+    # The body of a request is never empty.
     return {**schema, "minLength": 1} if target is ParseTarget.INPUT else schema
 
 
 def _is_overridden(worker: type[Worker]) -> bool:
-    """Whether the user describes the worker in his own words."""
+    """Whether the user has overridden the worker's description."""
     return not _is_ours(_owner(worker, "get_forward_json_schema"))
 
 
@@ -342,7 +342,7 @@ def _annotation(runtime: Runtime, target: ParseTarget) -> Any:
 
 
 def _says_nothing(runtime: Runtime, target: ParseTarget) -> bool:
-    """Whether neither an annotation nor the user's own description tells what a side of `forward` is."""
+    """Whether neither an annotation nor the user's own description describes the input or output of `forward`."""
     return not _is_overridden(runtime.worker) and _annotation(runtime, target) is Any
 
 

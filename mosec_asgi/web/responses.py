@@ -1,4 +1,4 @@
-"""An answer as data, whichever way it is sent, and what HTTP/1.1 makes of it."""
+"""An answer as data, for every transport, and its form in HTTP/1.1."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from http import HTTPStatus
 from typing import NamedTuple, TypeAlias
 
 Header: TypeAlias = tuple[bytes, bytes]
-# A request's headers by name, in lower case; of one that is there twice, the last.
+# A request's headers by name, in lower case; the last value of a header that is there twice.
 Headers: TypeAlias = Mapping[bytes, bytes]
 
 # Statuses whose answers have neither a body nor a length (RFC 9110, section 8.6).
 WITHOUT_LENGTH = frozenset((204, 304))
-# The names of RFC 9110, which Python's `HTTPStatus` has only from 3.13 on.
+# The names in RFC 9110, which Python's `HTTPStatus` has only since 3.13.
 _REASONS = {
     413: "Content Too Large",
     414: "URI Too Long",
@@ -26,8 +26,8 @@ class Response(NamedTuple):
 
     Attributes:
         status: of HTTP.
-        headers: those that say what the body is; the length, the request's id and the server's name are added where the
-            answer is sent. Two answers with the same object here share the bytes that are made of it.
+        headers: those that describe the body; the length, the request's id and the server's name are added where the
+            answer is sent. Answers that share this object also share the bytes that are made from it.
         body: may be empty.
     """
 
@@ -37,7 +37,7 @@ class Response(NamedTuple):
 
 
 def reason(code: int) -> str:
-    """Return what a status is called; an unknown one is called as the x00 of its class (RFC 9110, section 15)."""
+    """Return the name of a status; an unknown one has the name of its class's x00 (RFC 9110, section 15)."""
     try:
         return _REASONS.get(code) or HTTPStatus(code).phrase
     except ValueError:

@@ -1,7 +1,7 @@
-"""A stream between the engine, which brings chunks, and its client, which takes them as fast as it can.
+"""A stream from the engine, which brings chunks, to its client, which takes them as fast as it can.
 
-All that has gathered in between goes out as one piece. What the client has taken is reported to the engine, which lets
-no more than its bound gather.
+Chunks that have gathered meanwhile are sent as one piece. What the client has taken is reported to the engine, which
+bounds how much may gather.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from mosec_asgi.batching.engine import Engine
 from mosec_asgi.messages import Chunk, Credit, Outcome
 from mosec_asgi.web.exchange import StreamForm
 
-# mosec's, and often enough for clients with a short read timeout (httpx: 5 s).
+# Seconds, as in mosec: short enough for clients with a short read timeout (httpx: 5 s).
 KEEP_ALIVE_SECONDS = 3.0
 
 
@@ -28,13 +28,13 @@ class Stream:
         *,
         keep_alive: float = KEEP_ALIVE_SECONDS,
     ) -> None:
-        """Begin with nothing.
+        """Begin without chunks.
 
         Args:
-            form: of what is sent.
+            form: of the answer.
             send: sends a piece, and says whether more comes; returns once there is room for the next.
             engine: is told what the client has taken.
-            keep_alive: seconds without a piece until a comment is sent in its place, where the form has one.
+            keep_alive: seconds without a piece after which a comment is sent, if the form has one.
         """
         self._form = form
         self._send = send
@@ -60,7 +60,7 @@ class Stream:
         self._woken.set()
 
     def end(self, outcomes: Sequence[Outcome]) -> None:
-        """Take the outcomes from the engine, after the last chunk; none where nobody waits any more."""
+        """Take the outcomes from the engine, after the last chunk; none if the client has left."""
         self._outcomes = outcomes
         self._woken.set()
 
@@ -68,7 +68,7 @@ class Stream:
         """Send the chunks as they come, until the outcomes are there.
 
         Returns:
-            the outcomes; chunks that came together with them are left to the next `write`.
+            the outcomes; chunks that came together with them are left for the next `write`.
         """
         if self._form.comment is not None:
             self._written_at = self._loop.time()
@@ -84,11 +84,11 @@ class Stream:
         return self._outcomes
 
     async def write(self, more: bytes = b"", *, more_body: bool = True) -> None:
-        """Send the chunks that are there as one piece, with `more` behind them.
+        """Send the chunks that are there, and `more`, as one piece.
 
         Args:
-            more: what is no chunk.
-            more_body: the answer is not at its end.
+            more: bytes to send behind the chunks.
+            more_body: the answer does not end with this piece.
         """
         chunks, self._chunks = self._chunks, []
         self._sent = True
@@ -98,7 +98,7 @@ class Stream:
         self._report(chunks)
 
     def close(self) -> None:
-        """End the keep-alives."""
+        """Stop the keep-alives."""
         if self._timer is not None:
             self._timer.cancel()
 
@@ -110,9 +110,9 @@ class Stream:
             self._engine.credit(Credit(call_id, size))
 
     def _look(self) -> None:
-        """Wake the writer where nothing was written for the time of a keep-alive, and look again when that may be next.
+        """Wake the writer if nothing was written for the time of a keep-alive, and look again when that may be next.
 
-        So a chunk costs the timer nothing but a note of the time.
+        So a chunk does not set the timer, but only notes the time.
         """
         now = self._loop.time()
         if now - self._written_at >= self._keep_alive:

@@ -32,9 +32,37 @@ class Many(SSEWorker):
         return ["ignored"] * len(data)
 
 
+class Middle(SSEWorker):
+    def forward(self, data):
+        for text in data["events"]:
+            if text == "bug":
+                raise KeyError("secret")
+            self.send_stream_event(f"before {text}")
+        return data
+
+
+class MiddleBatch(SSEWorker):
+    def forward(self, data: list):
+        for index, item in enumerate(data):
+            for text in item["events"]:
+                self.send_stream_event(f"before {text}", index=index)
+        return data
+
+
+class Last(Worker):
+    def forward(self, data):
+        return len(data["events"])
+
+
 if __name__ == "__main__":
     server = Server()
     server.append_worker(One, route="/one")
     server.append_worker(Preprocess, route="/many")
     server.append_worker(Many, max_batch_size=8, max_wait_time=50, route="/many")
+    server.append_worker(Middle, route="/middle")
+    server.append_worker(One, route="/middle")
+    server.append_worker(MiddleBatch, max_batch_size=8, max_wait_time=50, route="/middle-batch")
+    server.append_worker(One, route="/middle-batch")
+    server.append_worker(Middle, route="/no-stream")
+    server.append_worker(Last, route="/no-stream")
     server.run()

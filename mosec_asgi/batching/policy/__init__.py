@@ -13,7 +13,7 @@ from mosec_asgi.batching.task import Task
 WorkerKey = TypeVar("WorkerKey", bound=Hashable)
 
 
-# No `NamedTuple`, which cannot be generic before Python 3.11; nor frozen, which would cost each task.
+# Not a `NamedTuple`, which cannot be generic before Python 3.11, and not frozen, which would cost time for each task.
 @dataclass(slots=True)
 class Pick(Generic[WorkerKey]):
     """A decision: these tasks, which wait, go to this worker; without batching they may be sent with others."""
@@ -23,12 +23,12 @@ class Pick(Generic[WorkerKey]):
 
 
 class Policy(Protocol[WorkerKey]):
-    """Decides, and changes nothing: whoever asks carries out the pick, and asks again."""
+    """Decides, and changes nothing: the caller carries out the pick, and asks again."""
 
     def pick(self, queue: TaskQueue, loads: Loads[WorkerKey], now: float) -> Pick[WorkerKey] | float | None:
         """Return the next pick, of any live tasks of the queue that need not be run alone.
 
         Returns:
-            a pick; or the time at which to ask again even if nothing happens until then; or None where only something
-            that happens can change anything.
+            a pick; or the time at which to ask again even if nothing happens until then; or None where there is no need
+            to ask again before something happens.
         """

@@ -1,9 +1,9 @@
 """With batching: one central former fills batches. Pure.
 
-A burst of `max_batch_size` tasks is one batch, and not one bit for every idle worker. A batch leaves when it is full,
-or when its oldest task has waited `max_wait`, counted from that task's arrival at the stage. A busy worker is sent one
-batch ahead (**prefetch**), but only if that batch is already full: a part of a batch can still grow while it waits
-here, and cannot once it has been sent.
+A burst of `max_batch_size` tasks becomes one batch, and is not divided among the idle workers. A batch leaves when it
+is full, or when its oldest task has waited `max_wait`, counted from that task's arrival at the stage. A busy worker is
+sent one batch ahead (**prefetch**), but only a full one: a part of a batch can still grow here, and cannot once it is
+sent.
 
 *Waiting must pay.* Where `max_wait` was not set for the stage, an idle worker waits only where a whole batch comes in a
 part of a batch's time, or for tasks that are likely to come back at once, and never longer than a batch takes
@@ -30,8 +30,8 @@ class BatchPolicy(Generic[WorkerKey]):
         Args:
             max_batch_size: the most tasks in a batch.
             max_wait: seconds that a task may wait for its batch to fill.
-            arrivals: what is measured, for an idle worker to start before `max_wait` where waiting does not pay; None
-                to wait in any case.
+            arrivals: measurements by which an idle worker starts before `max_wait` where waiting does not pay; None for
+                waiting in any case.
         """
         self._size = max_batch_size
         self._max_wait = max_wait

@@ -1,9 +1,14 @@
 """After a crash: a task that a dead worker had begun is run alone, before all others. Pure.
 
-It goes to a worker that has nothing else, so that if it is the one that kills workers, it kills alone. A stream has
-shown that it does not with its first event, and others may join it then (`Load.alone`). Until some worker has nothing,
-the others wait behind it; not so where workers are concurrent and may have something for long: the one that takes the
-dead one's place has nothing.
+It goes to a worker that has nothing else, so that a task which kills workers takes no other task with it. A stream that
+sends its first event has shown that it is harmless, and other tasks may join it (`Load.alone`). Other tasks wait until
+such a task has found a worker that has nothing. With concurrent workers, which may have tasks for long, they do not
+wait: the task goes to the worker that replaces the dead one.
+
+The deadlines of such tasks bound how long that takes: a task for whose turn there is no time left is answered 408 as
+soon as a worker is free, like any task at the head of a queue. The tasks are not run in halves, which would take fewer
+turns: each half with a culprit in it would cost another worker, which may load for minutes, and with two attempts the
+rest of that half would be answered 500 with the culprit.
 """
 
 from __future__ import annotations
@@ -21,5 +26,5 @@ def picks(queue: TaskQueue, loads: Loads[WorkerKey]) -> list[Pick[WorkerKey]]:
 
 def holds_back_others(queue: TaskQueue, loads: Loads[WorkerKey]) -> bool:
     """Whether all others wait until those that must be alone are under way."""
-    # What workers have is soon done, and then one of them has nothing: order is kept.
+    # Workers that are not concurrent soon finish what they have, so waiting keeps the order and costs little.
     return bool(queue.lone) and loads.concurrency == 1

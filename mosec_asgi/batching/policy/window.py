@@ -1,9 +1,9 @@
 """Without batching: each worker is sent a window of tasks ahead. Pure.
 
-The window is as many tasks as the worker begins in `loads.WINDOW_SECONDS` by its own measured time. Then the pipe is
-never empty between two quick tasks and one write serves many, while a slow model has a window of one, and no task waits
-behind another as long as some worker is free. Among workers with room, the one with the least measured work ahead gets
-the task.
+The window is the number of tasks that the worker begins in `loads.WINDOW_SECONDS` by its own measured time. So the pipe
+of a quick worker is never empty between two tasks, and one write carries many. A slow model has a window of one, so
+that no task waits behind another while a worker is free. Among workers with room, the one with the least measured work
+ahead gets the task.
 """
 
 from __future__ import annotations

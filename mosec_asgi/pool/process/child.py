@@ -1,8 +1,8 @@
 """Inside the worker process: load the worker, warm it up, run what comes, end with the server.
 
 The process runs one thread. The end of its pipe asks it to stop, whether the server closed it or died, so no worker
-outlives its server. The interrupt and terminate signals are not heeded: it is the server that decides when its workers
-stop. What the worker itself starts has them, and ends with it (`group`).
+outlives its server. The interrupt and terminate signals are ignored: the server decides when its workers
+stop. Processes that the worker starts handle these signals as usual, and end with the worker (`group`).
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _PR_SET_PDEATHSIG = 1
 # Bytes of a process's name.
 _MOST_NAME = 15
 if sys.platform == "linux":
-    # One that nobody else uses.
+    # A signal that nothing else uses.
     _SERVER_DIED = signal.SIGRTMAX - 1
 
 logger = log.internal_logger(__name__)
@@ -74,7 +74,7 @@ def main(
         told = True
         raise
     finally:
-        # A forked worker is not the server's child and cannot tell; its template can.
+        # A forked worker is a child of its template, so only the template can see that the server has died.
         if preloaded is None:
             remove_if_orphaned(spec.metrics_directory, sock, told=told)
 
@@ -83,7 +83,7 @@ def _main(
     spec: WorkerSpec, sock: socket.socket, progress: ProgressPage, share: Share | None, preloaded: Worker | None
 ) -> None:
     group.begin_worker()
-    # One for each purpose: what `forward` does with the one must not disarm the other.
+    # Two timers: the one that bounds `forward` is set and cleared often and must not disarm the other.
     kernel, end = _kernel_timer(), _kernel_timer()
     end_with_the_server(end, None if preloaded is None else sock)
     name_process(spec.stage, spec.worker_id)
@@ -107,12 +107,12 @@ def _main(
         port.ready()
         runner.serve()
     finally:
-        # Whatever `Worker.close`, or a thread that goes on, does: with the server dead, nobody else ends it. First of
-        # all: the signal of the server's death may be raised here as well.
+        # If the server is dead, nobody else ends a `Worker.close` or a thread that hangs. This comes first, because the
+        # signal of the server's death may raise here as well.
         if end is not None:
             end.set(END_SECONDS)
         if sys.platform == "linux":
-            # The end of the pipe was read first; the signal must not interrupt what is under way already.
+            # The end of the pipe was noticed first; the signal must not interrupt the cleaning up.
             signal.signal(_SERVER_DIED, _nothing)
         if kernel is not None:
             kernel.set(0.0)
@@ -121,12 +121,12 @@ def _main(
 
 
 def _keep_from_children(port: SocketPort, progress: ProgressPage, share: Share | None) -> None:
-    """Have neither the programs that the worker starts nor the processes that it forks inherit its pipe and memory."""
+    """Keep programs that the worker starts, and processes that it forks, from inheriting its pipe and memory."""
     progress.forget()
     os.set_inheritable(port.fileno(), False)
     if share is not None:
         os.set_inheritable(share.descriptor, False)
-    # The objects live on in a forked process and own the numbers, so these are filled with something harmless.
+    # In a forked process the objects still own these numbers, so another, harmless file takes the numbers.
     descriptors = [port.fileno()] if share is None else [port.fileno(), share.descriptor]
 
     def let_go() -> None:
@@ -141,9 +141,9 @@ def _keep_from_children(port: SocketPort, progress: ProgressPage, share: Share |
 
 
 def _awake(worker: Worker, spec: WorkerSpec) -> Worker:
-    """Make a worker that was loaded in another process one of its own."""
+    """Prepare a preloaded worker for its life in this process."""
     introduce(worker, spec.worker_id, spec.stage, spec.max_batch_size, made=True)
-    # Python's `random` has done so by itself.
+    # Python's own `random` is seeded anew at each fork.
     for library in ("numpy.random", "torch"):
         if library in sys.modules:
             sys.modules[library].seed()
@@ -151,11 +151,11 @@ def _awake(worker: Worker, spec: WorkerSpec) -> Worker:
     return worker
 
 
-def name_process(stage: str, worker_id: int) -> None:
+def name_process(stage: str, worker: int | str) -> None:
     """Have `ps` and `top` show the stage and the number of a worker, like `Inference_2:1` (Linux)."""
     # The kernel cuts a name after 15 bytes: the class is shortened, rather than what tells two workers apart.
     kind, _, place = stage.rpartition("_")
-    end = f"_{place}:{worker_id}"
+    end = f"_{place}:{worker}"
     name = kind.encode()[: max(0, _MOST_NAME - len(end))].decode(errors="ignore") + end
     with contextlib.suppress(OSError), open("/proc/self/comm", "w", encoding="utf-8") as file:
         file.write(name)
@@ -172,13 +172,13 @@ def _kernel_timer() -> KernelTimer | None:
 def end_with_the_server(end: KernelTimer | None = None, pipe: socket.socket | None = None) -> None:
     """Have the kernel send a signal when the server dies, which ends this process in good order (Linux).
 
-    The end of the pipe says so too, but a worker that is loading, or at work, does not read it for a long time.
+    The end of the pipe says the same, but a worker that loads or works may not read it for a long time.
 
     Args:
-        end: set by then, so that the process ends wherever the exception of the signal gets lost, or is held up: it may
-            be raised in a `finally`, and in code that goes on all the same.
-        pipe: of a worker that was forked from a template, whose death the kernel tells as well. Where the other end is
-            still there, the server lives, and the worker goes on.
+        end: a timer that is set then, so that the process ends even where the signal's exception is lost or delayed: it
+            may be raised in a `finally`, or in code that goes on all the same.
+        pipe: of a worker that was forked from a template, since the kernel signals the template's death as well. If
+            the other end is still there, the server lives, and the worker goes on.
     """
 
     def server_died(*_: object) -> None:
@@ -194,7 +194,7 @@ def end_with_the_server(end: KernelTimer | None = None, pipe: socket.socket | No
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, _SERVER_DIED, 0, 0, 0)
         server = multiprocessing.parent_process()
         if server is not None and server.pid != os.getppid():
-            # It has died before it could be asked for.
+            # The server has died before the signal was requested.
             sys.exit(1)
 
 
@@ -203,13 +203,13 @@ def _nothing(*_: object) -> None:
 
 
 def _watch_the_server(pipe: socket.socket) -> None:
-    """Do what the kernel does for a child of the server: send this process the signal once the other end is gone.
+    """Send this process the signal once the server is gone, as the kernel does for a child of the server.
 
-    In a thread, which asks for nothing but that end. Only for a worker that has lost its template.
+    Runs in a thread that waits for the end of the pipe. Only for a worker that has lost its template.
     """
 
     def watch() -> None:
-        # A pipe that is closed here belongs to a worker that is ending.
+        # If this process has closed the pipe itself, the worker is ending.
         with contextlib.suppress(ValueError):
             hung_up(pipe, None)
         os.kill(os.getpid(), _SERVER_DIED)

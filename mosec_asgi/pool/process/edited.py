@@ -1,4 +1,4 @@
-"""Notices edits of the user's code since the service started: a worker that is spawned later runs the edited code."""
+"""Detects edits of the user's code since the service started: a worker that is spawned later runs the edited code."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mosec_asgi.inside.spec import WorkerSpec
 
 # Files that a log line names.
 MOST_NAMED = 5
-# Time of the last change in nanoseconds, and size; None where there is no file any more.
+# Time of the last change in nanoseconds, and size in bytes; None where the file does not exist any more.
 _Version = tuple[int, int] | None
 
 logger = log.internal_logger(__name__)
@@ -23,15 +23,15 @@ class SourceFiles:
     """The files of the program's own modules, as they were when this was made."""
 
     def __init__(self) -> None:
-        """Note the files of all modules that are loaded, but for those of Python, of what is installed, and ours."""
+        """Note the files of all loaded modules, except those of Python, of installed packages, and of this package."""
         self._files = {file: _version(file) for file in _own_files()}
 
     def changed(self) -> list[str]:
-        """Return the files that are not what they were."""
+        """Return the files that have changed."""
         return [file for file, version in self._files.items() if _version(file) != version]
 
     def warn_of_edits(self, spec: WorkerSpec) -> None:
-        """Say that a worker which is started now will run other code than those before it, where that is so."""
+        """Log a warning if a worker that is started now will run other code than earlier workers."""
         if changed := self.changed():
             logger.warning(
                 "this worker is started from edited code: %s changed since the service started, and workers that were "
@@ -46,7 +46,8 @@ def _own_files() -> Iterator[str]:
     for module in list(sys.modules.values()):
         file = getattr(module, "__file__", None)
         if isinstance(file, str) and file.endswith(".py"):
-            # As it is named, which may be a link that is set anew, and as it is found now.
+            # The path as it is given, which may be a symbolic link that is changed later, and the path that it leads to
+            # now.
             file = os.path.abspath(file)
             if not os.path.realpath(file).startswith(others):
                 yield file

@@ -1,11 +1,11 @@
-"""The processes that a worker starts: they have the usual signals, and end with it, whatever its end is.
+"""The processes that a worker starts: they handle the usual signals, and end with the worker however it ends.
 
-A worker leads a process group of its own, to which what it starts belongs as well; what is to outlive it leaves the
-group by a session of its own (`start_new_session=True`). A ctrl-c, which a terminal sends to the server's group,
-reaches neither. The members are ended
+A worker leads a process group of its own, which includes the processes that it starts; a process that is to outlive the
+worker leaves the group by a session of its own (`start_new_session=True`). A ctrl-c, which a terminal sends to the
+server's group, does not reach the worker's group. The members are ended
 
 - by a worker that ends in good order, with a signal that lets them clean up (`end_members_at_exit`);
-- by whoever has reaped the worker, whatever its end was (`end_group`);
+- by the process that has reaped the worker, however it ended (`end_group`);
 - by the worker itself, last of all, where the server has died and nobody is left to reap it.
 """
 
@@ -19,16 +19,17 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
 
 from mosec_asgi import log
 
-# What a worker does not heed, since it is its server that decides when it ends, and what others do about it.
+# The signals that a worker ignores, since its server decides when it ends, and how other programs handle them.
 _USUAL: dict[signal.Signals, Any] = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
-# Seconds that members get to clean up, where nobody but their worker is left to kill them.
+# Seconds that members get to clean up where only their worker is left to kill them.
 MEMBER_SECONDS = 1.0
-# `multiprocessing`'s process that removes what others have left in shared memory. It ends by itself, when it has.
+# The process of `multiprocessing` that removes what others have left in shared memory. It ends by itself after that.
 _TRACKER = b"multiprocessing.resource_tracker"
 
 
@@ -36,11 +37,11 @@ logger = log.internal_logger(__name__)
 
 
 class _Children:
-    """What is done in each process that is forked from this one.
+    """What to do in each process that is forked from this one.
 
     Attributes:
         callbacks: called there.
-        workers: it is a worker that is forked now, whose signals are its own business.
+        workers: the process that is forked now is a worker, which sets its signals itself.
     """
 
     def __init__(self) -> None:
@@ -51,13 +52,13 @@ class _Children:
         self._mask = threading.local()
 
     def hook(self) -> None:
-        """Have it done. Idempotent."""
+        """Register the hooks. Idempotent."""
         if not self._hooked:
             self._hooked = True
             os.register_at_fork(before=self._block, after_in_parent=self._unblock, after_in_child=self._begin)
 
     def _block(self) -> None:
-        """Put off the signals that come before the child has the usual handlers, and would get lost."""
+        """Block signals until the child has the usual handlers, or it would lose those that come before."""
         self._mask.before = signal.pthread_sigmask(signal.SIG_BLOCK, _USUAL)
 
     def _unblock(self) -> None:
@@ -66,7 +67,7 @@ class _Children:
     def _begin(self) -> None:
         if not self.workers:
             for number, usual in _USUAL.items():
-                # Unless the user's code has set what it wants.
+                # Unless the user's code has set a handler of its own.
                 if signal.getsignal(number) is _nothing:
                     signal.signal(number, usual)
             for callback in self.callbacks:
@@ -79,16 +80,16 @@ _children = _Children()
 
 def lead() -> None:
     """Make this process, a worker, the leader of a group of its own."""
-    # Refused to the leader of a session, which leads its group already.
+    # The system refuses this to the leader of a session, which leads its group already.
     with contextlib.suppress(PermissionError):
         os.setpgid(0, 0)
 
 
 def heed_no_signals() -> None:
-    """Ignore the signals that end a program, in this process and not in those that it starts.
+    """Ignore the signals that end a program in this process, and not in processes that it starts.
 
-    By handlers that do nothing: what is ignored (`SIG_IGN`) would be ignored by every program that is started here, and
-    `terminate` would not end it. System calls go on as if nothing had come.
+    By handlers that do nothing: every program that is started here would inherit `SIG_IGN`, and `terminate` would not
+    end it. System calls are resumed after the signal.
     """
     for number in _USUAL:
         signal.signal(number, _nothing)
@@ -96,7 +97,7 @@ def heed_no_signals() -> None:
 
 
 def free_children(callback: Callable[[], None] | None = None) -> None:
-    """Give those processes that are forked from this one the usual signals, as programs that are started have them.
+    """Give processes that are forked from this one the usual signal handlers, which programs have after their start.
 
     Args:
         callback: to be called there as well.
@@ -108,7 +109,7 @@ def free_children(callback: Callable[[], None] | None = None) -> None:
 
 @contextlib.contextmanager
 def forking_a_worker() -> Iterator[None]:
-    """Leave a process that is forked within this block as it is: it is a worker itself."""
+    """Change nothing in a process that is forked within this block: it is a worker itself."""
     _children.workers = True
     try:
         yield
@@ -116,18 +117,35 @@ def forking_a_worker() -> Iterator[None]:
         _children.workers = False
 
 
+@contextlib.contextmanager
+def interrupt_held() -> Iterator[None]:
+    """Have a process that is started within this block hear of no ctrl-c before it is a worker, by `begin_worker`.
+
+    A terminal's ctrl-c reaches it as well, and would end it with a traceback in whatever it is importing. SIGTERM is
+    left alone, as programs would inherit that which the user's module starts when it is imported.
+    """
+    # Started with the first spawned process otherwise, and then it unblocks the signal.
+    resource_tracker.ensure_running()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def begin_worker() -> None:
-    """Be a worker now, in a process that may have been forked from another one's template."""
+    """Set up the group and the signals of a worker, in a process that may have been forked from a template."""
     _children.workers = False
     _children.callbacks.clear()
     lead()
     heed_no_signals()
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
 
 
 def end_members_at_exit() -> None:
     """End what this process, a worker, has started, when it ends in good order.
 
-    By `multiprocessing`, which ends its own children at that time: before it waits for them, and after it has.
+    This uses `multiprocessing`'s exit hooks: once before it waits for its own children, and once after that.
     """
     multiprocessing.util.Finalize(None, _terminate_members, exitpriority=0)
     multiprocessing.util.Finalize(None, _end_last, exitpriority=-100)
@@ -143,17 +161,24 @@ def end_members_in(seconds: float) -> None:
         logger.debug("no thread to end what the worker has started: %s", error)
 
 
+def end_members_of_dead_server() -> None:
+    """Kill what this process has started where its server is dead, and will not."""
+    server = multiprocessing.parent_process()
+    if server is not None and os.getppid() != server.pid:
+        _kill_members()
+
+
 def end_group(leader: int) -> None:
     """Kill what a worker has started and left behind.
 
     Args:
-        leader: the worker's process number. To be called as soon as it has been reaped: the number is then still that
-            of its group, or of nothing.
+        leader: the worker's process number. Call this as soon as the worker has been reaped: the number then still
+            belongs to the worker's group, or to nothing.
     """
     try:
         os.killpg(leader, 0)
     except (ProcessLookupError, PermissionError):
-        # As nearly always: nothing is left.
+        # The usual case: nothing is left.
         return
     members = _members(leader)
     if members is None:
@@ -163,14 +188,35 @@ def end_group(leader: int) -> None:
         _signal(members, signal.SIGKILL)
 
 
+def hold_group(leader: int) -> list[int]:
+    """Return pidfds of what a process has started and left behind, to be killed later; see `kill_held`.
+
+    Args:
+        leader: as for `end_group`.
+    """
+    held = []
+    for member in _members(leader) or []:
+        with contextlib.suppress(OSError):
+            held.append(os.pidfd_open(member))
+    return held
+
+
+def kill_held(held: list[int]) -> None:
+    """Kill what `hold_group` has found, and close the pidfds."""
+    for member in held:
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(member, signal.SIGKILL)
+        os.close(member)
+
+
 def _terminate_members() -> None:
-    """Ask the members to end; this process does not heed the signal."""
+    """Ask the members to end; this process ignores the signal."""
     if _leads():
         os.killpg(0, signal.SIGTERM)
 
 
 def _end_last() -> None:
-    """Wait a little for the members to end, and kill those that do not, where the server cannot any more."""
+    """Wait a little for the members to end, and kill the others, because the dead server cannot."""
     server = multiprocessing.parent_process()
     if server is None or os.getppid() == server.pid:
         return
@@ -190,7 +236,7 @@ def _leads() -> bool:
 
 
 def _members(leader: int) -> list[int] | None:
-    """Return the processes of a group but for its leader, and for what ends by itself; None where nobody tells."""
+    """Return the processes of a group without its leader and those that end by themselves; None if it is not known."""
     if not os.path.isdir("/proc/self"):
         return None
     found = []
@@ -201,15 +247,15 @@ def _members(leader: int) -> list[int] | None:
 
 
 def _group(folder: Path) -> int:
-    """Return the group of a process, 0 if it is none to be ended."""
+    """Return the group of a process, or 0 if that process is not to be ended."""
     try:
-        # The name of its program, in parentheses, may hold anything.
+        # The name of its program, in parentheses, may contain any characters.
         state, _, group = (folder / "stat").read_bytes().rpartition(b")")[2].split()[:3]
         if state == b"Z" or _TRACKER in (folder / "cmdline").read_bytes():
             return 0
         return int(group)
     except OSError:
-        # It has ended meanwhile.
+        # The process has ended meanwhile.
         return 0
 
 

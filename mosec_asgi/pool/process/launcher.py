@@ -10,7 +10,8 @@ import socket
 import stat
 import sys
 import types
-from collections.abc import Iterator, Mapping
+import weakref
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from multiprocessing.process import BaseProcess
@@ -26,9 +27,10 @@ from mosec_asgi.observing.custom import CustomMetrics
 from mosec_asgi.pool.link import WorkerEvents
 from mosec_asgi.pool.process.child import main
 from mosec_asgi.pool.process.edited import SourceFiles
-from mosec_asgi.pool.process.group import forking_a_worker
+from mosec_asgi.pool.process.group import forking_a_worker, interrupt_held
 from mosec_asgi.pool.process.link import ProcessLink
 from mosec_asgi.pool.process.preload import ForkedProcess, Template
+from mosec_asgi.pool.process.spare import SPARE
 from mosec_asgi.pool.process.watched import WatchedProcess, forget_all
 
 logger = log.internal_logger(__name__)
@@ -56,25 +58,37 @@ class ProcessLauncher:
                 elsewhere. Right for a user's script, which may set things up there; wrong for `uvicorn` and the like,
                 where it would load a web server into every worker.
             memory: to share with the workers for large payloads, where there is any.
-            preload: load the worker once and fork its processes from there, for one stage; `close` it in the end.
-            counts: what the workers count themselves, where it is shown.
+            preload: load the worker once and fork its processes from there; for one stage, and to be ended by `close`.
+            counts: the directory of the workers' own metrics, if those are shown.
         """
         self._loop = loop
         self._start_method = start_method
         self._import_main = import_main
         self._memory = memory
         self._counts = counts
-        # What a spawned process imports, as it is now.
+        # The source files that a spawned process imports, as they are now.
         self._sources = SourceFiles()
         self._template = Template(self._sources) if preload else None
+        self._leave: Callable[[], object] | None = None
 
     def close(self) -> None:
-        """End what workers are forked from, once there are none. Idempotent."""
+        """End the template, once all workers have ended. Idempotent."""
+        if self._leave is not None:
+            self._leave()
         if self._template is not None:
             self._template.close()
 
     def launch(self, spec: WorkerSpec, variables: Mapping[str, str], events: WorkerEvents) -> ProcessLink:
         """Start a worker process; see `Launcher.launch`. A metrics directory that the user has set is left alone."""
+        with SPARE.given_up():
+            link = self._launch(spec, variables, events)
+            if self._leave is None:
+                SPARE.join()
+                # Idempotent, and done as well for a launcher that nobody has closed.
+                self._leave = weakref.finalize(self, SPARE.leave)
+            return link
+
+    def _launch(self, spec: WorkerSpec, variables: Mapping[str, str], events: WorkerEvents) -> ProcessLink:
         spawn = self._start_method == "spawn"
         if spawn:
             _check_importable(spec)
@@ -113,8 +127,14 @@ class ProcessLauncher:
             events,
             self._loop,
             busy_polls=_usable_cores() > 1,
-            on_gone=None if self._counts is None else self._counts.ended,
+            on_gone=self._gone,
         )
+
+    def _gone(self, pid: int) -> None:
+        """Note the end of a process, whose descriptors are about to be free."""
+        if self._counts is not None:
+            self._counts.ended(pid)
+        self._loop.call_soon(SPARE.fill)
 
     def _start(self, arguments: tuple[Any, ...]) -> BaseProcess | ForkedProcess:
         """Start a process that runs `main` with `arguments`."""
@@ -130,7 +150,8 @@ class ProcessLauncher:
             daemon=False,
         )
         if self._start_method == "spawn":
-            process.start()
+            with interrupt_held():
+                process.start()
         else:
             with forking_a_worker():
                 process.start()
@@ -145,7 +166,7 @@ def _usable_cores() -> int:
 
 
 def _check_importable(spec: WorkerSpec) -> None:
-    """Raise `StartupError` where a spawned process could not find the worker's class."""
+    """Raise `StartupError` if a spawned process could not import the worker's class."""
     worker = spec.worker
     try:
         pickle.dumps(worker)
@@ -158,7 +179,7 @@ def _check_importable(spec: WorkerSpec) -> None:
 
 @contextmanager
 def environment(variables: Mapping[str, str]) -> Iterator[None]:
-    """Set environment variables for the time of a block, then put back what was there."""
+    """Set environment variables for the time of a block, then restore the old values."""
     before = {key: os.environ.get(key) for key in variables}
     os.environ.update(variables)
     try:
@@ -175,8 +196,8 @@ def environment(variables: Mapping[str, str]) -> Iterator[None]:
 def _main_hidden(hidden: bool) -> Iterator[None]:
     """Keep `multiprocessing` from importing the main module in the child, for the time of a block.
 
-    `spawn` sends the child the main module's name or file and knows no option against it. It finds neither in an empty
-    module, and goes on without.
+    `spawn` sends the child the main module's name or file, and no option prevents that. In an empty module it finds
+    neither, and goes on without.
     """
     main_module = sys.modules.get("__main__")
     if not hidden or main_module is None:
@@ -193,10 +214,10 @@ def _main_hidden(hidden: bool) -> Iterator[None]:
 def _children_allowed() -> Iterator[None]:
     """Let a daemonic process have children, for the time of a block.
 
-    `multiprocessing` forbids it, since it kills daemonic processes in a way that leaves their children behind; ours end
-    with their server, however that ends. hypercorn runs apps in daemonic processes.
+    `multiprocessing` forbids it, because the children of a daemonic process that it kills live on; our workers end with
+    their server, however that ends. hypercorn runs apps in daemonic processes.
     """
-    # Not public. Where it is gone, a daemonic process is refused its workers, with Python's own message.
+    # Not public. Without it, a daemonic process cannot start workers, and Python's own message says so.
     settings: dict[str, Any] = getattr(multiprocessing.process.current_process(), "_config", {})
     daemonic = settings.pop("daemon", None)
     try:
@@ -207,11 +228,11 @@ def _children_allowed() -> Iterator[None]:
 
 
 def _main_after_fork(spec: WorkerSpec, sock: socket.socket, page: ProgressPage, share: Share | None) -> None:
-    """Let go of the server's sockets that a forked worker has inherited, then run it.
+    """Close the server's sockets that a forked worker has inherited, then run the worker.
 
-    Kept open, they would hold the server's port after its death, its clients' connections after it has closed them, and
-    the other workers' pipes, which could then not notice the server's end. Each is replaced rather than closed: objects
-    in the copied memory still own the numbers, and would close whatever took them next.
+    Open here, they would keep the server's port bound after its death, keep its clients' connections alive after it has
+    closed them, and keep the other workers from noticing the server's end. Each is replaced rather than closed: objects
+    in the copied memory still own the numbers, and would later close another file that has the same number.
     """
     null = os.open(os.devnull, os.O_RDWR)
     for descriptor in _open_descriptors():
@@ -235,5 +256,5 @@ def _replace_if_socket(descriptor: int, null: int) -> None:
         if stat.S_ISSOCK(os.fstat(descriptor).st_mode):
             os.dup2(null, descriptor, inheritable=False)
     except OSError:
-        # Closed meanwhile: the listing's own descriptor is among those it lists.
+        # Closed meanwhile: the listing includes its own descriptor.
         return

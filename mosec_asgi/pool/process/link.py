@@ -1,7 +1,7 @@
-"""The link to a worker process: messages here, frames and shared memory on the way.
+"""The link to a worker process: takes and reports messages, and carries them as frames and in shared memory.
 
 A `Channel` carries the frames, a page of memory tells how far the worker has come, and large payloads lie in memory
-that both share (`ipc.shm`). None of that is seen outside.
+that both share (`ipc.shm`). Users of the link see none of that.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ class ProcessLink:
             memory: the account of what it shares with the server; None where all payloads go through the pipe.
             events: hears what it does.
             loop: to listen on.
-            busy_polls: it runs on a processor of its own, so that looking for its answers can pay.
-            on_gone: called with the number of the process, when it has ended and all have heard of it.
+            busy_polls: it runs on a processor of its own, so that polling for its answers can pay.
+            on_gone: called with the process's number when it has ended and all events have been reported.
         """
         self._process = process
         self._page = page
@@ -96,7 +96,7 @@ class ProcessLink:
         return self._page.read()
 
     def busy_poll(self, seconds: float) -> bool | None:
-        """Look for what it says for so long; see `WorkerLink.busy_poll`."""
+        """Poll for what it says; see `WorkerLink.busy_poll`."""
         return self._channel.busy_poll(seconds)
 
     def drain(self) -> None:
@@ -108,7 +108,7 @@ class ProcessLink:
         self._channel.finish()
 
     def close(self) -> None:
-        """Let go of the pipe."""
+        """Close the pipe."""
         self._channel.close()
 
     def kill(self) -> None:
@@ -125,7 +125,7 @@ class ProcessLink:
         return self._process.describe_exit()
 
     def _tell_freed_soon(self) -> None:
-        # Not at once: whoever frees blocks is in the middle of something.
+        # In a later turn: the code that frees blocks is in the middle of a change.
         self._loop.call_soon(self._tell_freed)
 
     def _tell_freed(self) -> None:
@@ -161,11 +161,11 @@ class ProcessLink:
 
     def _account(self) -> WorkerMemory:
         if self._memory is None:
-            raise frames.FrameError("it speaks of shared memory, and has none")
+            raise frames.FrameError("it refers to shared memory, and has none")
         return self._memory
 
     def _broke(self, reason: str) -> None:
-        """End the link: what the worker says has no meaning any more."""
+        """End the link, because the worker has sent something invalid."""
         self._channel.close()
         self._events.closed(f"broke its pipe ({reason})")
 
@@ -183,12 +183,13 @@ class ProcessLink:
         self._page.close()
         if self._memory is not None:
             self._memory.close()
-        # Whoever listens has this link: neither must wait for the garbage collector.
+        # The listener refers to this link: neither must wait for the garbage collector.
         self._events = _NOBODY
+        self._on_gone = None
 
 
 class _Nobody:
-    """Hears nothing more of a process that has ended."""
+    """Ignores all events: the process has ended."""
 
     def ready(self) -> None:
         """Hear nothing."""

@@ -19,20 +19,20 @@ READ_SIZE = 1 << 18
 
 
 class PipeBroken(Ending):
-    """The worker cannot speak to its server any more, and ends."""
+    """The worker cannot send to its server any more, and ends."""
 
 
 class SocketPort(Port):
-    """A port on a socket. What receives raises `FrameError` where what comes is no frame, or not one for a worker."""
+    """A port on a socket. Receiving raises `FrameError` for bytes that are not a frame, or not one for a worker."""
 
     def __init__(self, sock: socket.socket, progress: ProgressNotes) -> None:
         super().__init__(progress)
         self._sock = sock
         self._decoder = frames.Decoder()
-        # One for all reads: a new buffer of this size for each would be mapped, shrunk and unmapped, three system calls
-        # that made up a quarter of what a small task costs the worker (10 of 37 µs).
+        # One buffer for all reads: a new one for each would be mapped, shrunk and unmapped, three system calls that
+        # took a quarter of a small task's time in the worker (10 of 37 µs).
         self._buffer = memoryview(bytearray(READ_SIZE))
-        # This process is not the worker, but a child of it.
+        # This process is a child of the worker, not the worker itself.
         self._disowned = False
 
     def fileno(self) -> int:
@@ -40,14 +40,14 @@ class SocketPort(Port):
         return self._sock.fileno()
 
     def disown(self) -> None:
-        """Let nothing more cross here: this is a child process of the worker, which has inherited the pipe."""
+        """Send and receive nothing more: this is a child process of the worker, which has inherited the pipe."""
         self._disowned = self.ended = True
 
     # -- receiving ---------------------------------------------------------------------------------------------------
 
     def wait(self, seconds: float) -> None:
         """Wait until something comes, then take it in."""
-        # Made anew: one cannot be used by two threads at a time.
+        # A new one each time: two threads cannot use the same one.
         readable = select.poll()
         readable.register(self._sock, select.POLLIN)
         if not self.ended and readable.poll(seconds * 1000):
@@ -56,12 +56,12 @@ class SocketPort(Port):
     def watch(self, loop: asyncio.AbstractEventLoop, on_news: Callable[[], None]) -> None:
         """Have an event loop call `on_news` whenever something has come, or the end has."""
         loop.add_reader(self.fileno(), on_news)
-        # uvloop makes what it watches non-blocking, and a frame that finds the pipe full would be torn. Nothing that
-        # receives relies on it.
+        # uvloop makes the sockets that it watches non-blocking, and then a write to a full pipe would send a part of a
+        # frame. Receiving does not need a non-blocking socket.
         self._sock.setblocking(True)
 
     def unwatch(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Have it call nothing any more."""
+        """Stop these calls."""
         loop.remove_reader(self.fileno())
 
     def _receive(self, *, wait: bool) -> bool:
@@ -100,7 +100,7 @@ class SocketPort(Port):
         self._send(frames.encode_failed(text))
 
     def report(self) -> None:
-        """Say which parts of shared memory, kept beyond their tasks, are needed no more; an answer says it as well."""
+        """Report which blocks of shared memory that were kept are not needed any more; each answer does so as well."""
         if self.memory is not None and self.memory.has_news:
             with self._lock:
                 self._send(self.memory.report())
@@ -120,6 +120,6 @@ class SocketPort(Port):
         except (BrokenPipeError, ConnectionResetError):
             self.ended = True
         except OSError as error:
-            # A part of the frame may be on its way: what follows would have no meaning. No fault of a request's.
+            # A part of the frame may have been sent, so no other can follow. This is not the fault of a request.
             self.ended = True
             raise PipeBroken(f"writing to the server failed: {error.strerror}") from error

@@ -1,9 +1,9 @@
-"""Inside the template of a preloaded stage: load the worker once, then fork a process for each that is asked for.
+"""Inside the template of a preloaded stage: load the worker once, then fork a process for each request.
 
-The template runs no forward, no thread and no event loop. It reads requests from one socket: what a worker is to be
-started with, and a pipe to say what becomes of it, which gets the process's number at its start and its exit status at
-its end. Once the socket ends, or the server dies, the template exits. The kernel then tells its workers, as it tells
-any worker of the death of its server; they look whether it is the server that has died, and else serve on.
+The template runs no forward, no thread and no event loop. It reads requests from one socket. Each holds a worker's
+arguments and a pipe on which the template reports the process's number at its start and its exit status at its end. The
+template exits when the socket ends or the server dies. The kernel then signals its workers, as it does when a server
+dies; they check whether the server has died, and if not, serve on.
 """
 
 from __future__ import annotations
@@ -34,19 +34,19 @@ from mosec_asgi.worker import Worker
 
 # A process's number, then its exit status as `multiprocessing` counts it: negative for a signal.
 NUMBER = struct.Struct("=q")
-# In the place of an exit status that nobody knows.
+# In place of an exit status that is not known.
 UNKNOWN = 1 << 32
 REQUEST_SIZE = 1 << 16
-# Descriptors with one request: the pipe for its fate, and what its arguments hold.
+# The most descriptors with one request: the pipe for the reports, and those in its arguments.
 MOST_DESCRIPTORS = 32
 
 logger = log.internal_logger(__name__)
 
 
 class PassedDescriptor:
-    """A descriptor among the arguments of a worker, pickled as its place among those that come with the request."""
+    """A descriptor in a worker's arguments, pickled as its place among the descriptors that come with the request."""
 
-    # Of the request that is being unpickled.
+    # The descriptors of the request that is being unpickled.
     received: list[int] = []
 
     def __init__(self, place: int) -> None:
@@ -58,10 +58,10 @@ class PassedDescriptor:
 
 
 class Request:
-    """One worker that is asked for.
+    """A request for one worker.
 
     Attributes:
-        fate: the pipe that gets its number and its exit status.
+        fate: the pipe on which its number and its exit status are reported.
     """
 
     def __init__(self, data: bytes, descriptors: list[int]) -> None:
@@ -69,13 +69,13 @@ class Request:
         self._data = data
 
     def arguments(self) -> tuple[Any, ...]:
-        """Return what the worker is to be started with, whose descriptors it then owns."""
+        """Return the worker's arguments; the caller then owns the descriptors in them."""
         PassedDescriptor.received, self._passed = self._passed, []
         arguments: tuple[Any, ...] = reduction.ForkingPickler.loads(self._data)
         return arguments
 
     def let_go(self) -> None:
-        """Close what the worker has, or nobody has taken, but for the pipe."""
+        """Close all descriptors but the pipe: the worker has them, or nobody has taken them."""
         for descriptor in self._passed:
             os.close(descriptor)
         self._passed = []
@@ -86,13 +86,13 @@ class Request:
         os.close(self.fate)
 
     def tell(self, number: int) -> None:
-        """Tell the worker's number, or its exit status."""
-        # The server may not care any more.
+        """Report the worker's number, or its exit status."""
+        # The server may have closed the pipe.
         with contextlib.suppress(BrokenPipeError):
             os.write(self.fate, NUMBER.pack(number))
 
     def fail(self, text: str) -> None:
-        """Say why the worker could not start, as it would itself."""
+        """Report why the worker could not start, as the worker itself would."""
         _, sock, page, *_ = self.arguments()
         SocketPort(sock, page).failed(text)
         self.tell(os.getpid())
@@ -109,13 +109,14 @@ def main(spec: WorkerSpec, sock: socket.socket) -> NoReturn:
         status = _main(spec, sock)
         remove_if_orphaned(spec.metrics_directory, sock, told=False)
     except Ending:
-        # The server has died. The kernel says so once, but may do so when the socket has ended already.
+        # The server has died. The kernel signals that once, maybe after the socket has ended.
         remove_if_orphaned(spec.metrics_directory, sock, told=True)
     except Exception:
         logger.exception("the template of stage %s has failed", spec.stage)
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
+        group.end_members_of_dead_server()
         # Without waiting for its workers, as `multiprocessing` would: they hear of its end.
         os._exit(status)
 
@@ -124,6 +125,7 @@ def _main(spec: WorkerSpec, sock: socket.socket) -> int:
     group.begin_worker()
     group.free_children()
     child.end_with_the_server()
+    child.name_process(spec.stage, "template")
     log.configure(spec.log_level, text=spec.log_text)
     log.speak_as(lambda: {"stage": spec.stage})
     worker = _load(spec, sock)
@@ -134,7 +136,7 @@ def _main(spec: WorkerSpec, sock: socket.socket) -> int:
 
 
 def _load(spec: WorkerSpec, sock: socket.socket) -> Worker | None:
-    """Make the worker; where that fails, tell all that have been asked for, and return None."""
+    """Make the worker; if that fails, report it for each request, and return None."""
     try:
         worker = load(spec)
     except Ending:
@@ -154,7 +156,7 @@ def _load(spec: WorkerSpec, sock: socket.socket) -> Worker | None:
             ", ".join(others),
             extra={"stage": spec.stage},
         )
-    # A collection would write into every object that the workers share with the template, and so copy its page.
+    # A garbage collection would write to every object that the workers share with the template, and so copy its page.
     gc.collect()
     gc.freeze()
     return worker
@@ -175,14 +177,14 @@ class _Template:
         self._worker = worker
         self._sock = sock
         self._selector = selectors.PollSelector()
-        # By the descriptor that tells of its end.
+        # By the pidfd.
         self._forked: dict[int, tuple[BaseProcess, Request]] = {}
-        # The program, or what it has loaded, may ignore this signal or reap all children. Here it would lose the exit
-        # statuses; the workers get back what there was.
+        # User code may ignore this signal or reap all children, and the exit statuses would be lost here. The workers
+        # get the old handler back.
         self._on_child = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
     def serve(self) -> None:
-        """Fork what is asked for, and reap it, until the server closes the socket."""
+        """Fork a worker for each request, and reap the workers, until the server closes the socket."""
         self._selector.register(self._sock, selectors.EVENT_READ)
         while True:
             for key, _ in self._selector.select():
@@ -203,7 +205,7 @@ class _Template:
             return
         pid = process.pid
         assert pid is not None
-        # It cannot have been reaped, so the number is still its own.
+        # The worker cannot have been reaped, so the number is still its own.
         watched = os.pidfd_open(pid)
         request.tell(pid)
         request.let_go()
@@ -220,14 +222,14 @@ class _Template:
         request.tell(UNKNOWN if process.exitcode is None else process.exitcode)
         request.close()
         if process.exitcode is not None:
-            # Where a thread of the user's has reaped it, `multiprocessing` takes it for running, and refuses.
+            # If a thread of the user has reaped it, `multiprocessing` believes that it still runs, and refuses.
             process.close()
 
     def _run(self, request: Request) -> None:
-        """Be a worker: in the forked process."""
+        """Run a worker, in the forked process."""
         if self._on_child is not None:
             signal.signal(signal.SIGCHLD, self._on_child)
-        # What only the template needs; above all its siblings' fates, which end with the template and no later.
+        # Only the template needs these; above all the other workers' pipes, which must end with the template.
         self._sock.close()
         for watched, (_, sibling) in self._forked.items():
             os.close(watched)

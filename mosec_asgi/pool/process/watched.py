@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import multiprocessing.connection
 import multiprocessing.util
 import os
+import signal
 from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 
@@ -22,7 +24,7 @@ class WatchedProcess:
     def __init__(self, process: BaseProcess | ForkedProcess) -> None:
         """Take over a process; `watch` begins to wait for its exit."""
         self._process = process
-        # Asked for when the process's own object may be closed.
+        # Kept, because the process's own object may be closed when the number is needed.
         self._pid = process.pid
         self._ended = False
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -52,11 +54,15 @@ class WatchedProcess:
         code = self._process.exitcode
         if code is None:
             return "has ended, nobody knows how" if self._ended else "is still running"
-        return f"was killed by signal {-code}" if code < 0 else f"exited with status {code}"
+        return f"was killed by signal {_signal(-code)}" if code < 0 else f"exited with status {code}"
 
     def reap(self, timeout: float) -> None:
         """Wait for the process to end, without a loop; kill it after `timeout` seconds."""
-        self._process.join(timeout)
+        if self in _running and isinstance(self._process, BaseProcess):
+            # Not by `join`: it waits for the sentinel; see `_exit_descriptor`.
+            multiprocessing.connection.wait([self._watched], timeout)
+        else:
+            self._process.join(timeout)
         if not self._has_ended():
             self._process.kill()
             self._process.join()
@@ -64,9 +70,9 @@ class WatchedProcess:
         self._forget()
 
     def _end_group(self) -> None:
-        """Kill what it has started and left behind, unless it has never been a process of its own."""
+        """Kill the processes that it has left behind, unless it was never forked from its template."""
         if isinstance(self._process, ForkedProcess):
-            # Its template does, which has reaped it.
+            # Its template, which has reaped it, does that.
             return
         if self._pid is not None:
             end_group(self._pid)
@@ -78,8 +84,8 @@ class WatchedProcess:
 
     def _exited(self) -> None:
         self._process.join(0)
-        # A readable pidfd does not err. The exit status is missing all the same where somebody else has reaped the
-        # process, or SIGCHLD is ignored.
+        # A readable pidfd is proof of the end. The exit status may still be missing, if other code has reaped the
+        # process or SIGCHLD is ignored.
         if self._has_ended() or self._watched != self._process.sentinel:
             self._ended = True
             self._end_group()
@@ -94,31 +100,42 @@ class WatchedProcess:
             if self._watched != self._process.sentinel:
                 os.close(self._watched)
             if self._has_ended():
-                # It holds descriptors until it is collected, which may be long after.
+                # The process object holds descriptors until it is garbage collected, which may be long after.
                 self._process.close()
-            # Whoever listens has this process: neither must wait for the garbage collector.
+            # The listener refers to this process: neither must wait for the garbage collector.
             self._on_exit = _nothing
 
 
 def _nothing() -> None:
-    """Hear nothing more of a process that has ended."""
+    """Do nothing: the process has ended."""
+
+
+def _signal(number: int) -> str:
+    """Return the number of a signal, and its name where it has one."""
+    try:
+        return f"{number} ({signal.Signals(number).name})"
+    except ValueError:
+        # A signal of one's own choice, above SIGRTMIN.
+        return str(number)
 
 
 def forget_all() -> None:
-    """Forget the processes of the server, in a process that was forked from it."""
+    """Forget the server's processes, in a process that was forked from the server."""
     _running.clear()
 
 
-# A process that runs must be found by `_reap_all`, whoever has forgotten it.
+# `_reap_all` must find a process that runs, even if its owner has dropped it.
 _running: set[WatchedProcess] = set()
 
 
 def _reap_all() -> None:
-    """End the workers of a server that nobody shut down, before `multiprocessing` waits for them for ever."""
+    """End the workers of a server that ends without a shutdown, before `multiprocessing` waits for them for ever."""
     for worker in list(_running):
         worker.kill()
     for worker in list(_running):
-        worker.reap(1.0)
+        # An event loop in another thread may have heard of its end meanwhile.
+        if worker in _running:
+            worker.reap(1.0)
 
 
 @functools.lru_cache(maxsize=1)
@@ -132,7 +149,7 @@ def _reap_at_exit(pid: int) -> None:
 
 
 def _exit_descriptor(process: BaseProcess | ForkedProcess) -> int:
-    """Return a descriptor that turns readable when the process ends.
+    """Return a descriptor that becomes readable when the process ends.
 
     `multiprocessing`'s sentinel is a pipe that the worker's own children inherit and may keep open after its death; a
     pidfd (Linux) is not fooled by them.

@@ -9,7 +9,8 @@ once when a contract is broken.
     scenario   what a history consists of, drawn from its seed
     worker     simulated workers; link: what carries their messages; client: simulated callers
     messages   how messages cross; agenda: the simulation's timers; surroundings: what all of these share
-    model      the simulation's own picture of the service; oracle: what must hold of it
+    model      the simulation's own picture of the service
+    contracts  what must hold of it, a checker for each group of contracts; oracle: all checkers together
     history    one history, run; campaign: many
 
 This way of testing is FoundationDB's (Zhou et al., SIGMOD 2021, section 4).
@@ -22,8 +23,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from mosec_asgi.testing.simulation.contracts.contract import Contract, Violation
 from mosec_asgi.testing.simulation.history import History, silenced
-from mosec_asgi.testing.simulation.oracle import Contract, Violation
 
 if TYPE_CHECKING:
     from mosec_asgi.server import Server
@@ -88,11 +89,11 @@ def run(seeds: Iterable[int], world: World | None = None, *, replay: str = "", v
             try:
                 history.run()
             except Violation as violation:
-                violation.tell(seed, history.oracle.history, (replay or REPLAY).format(seed=seed))
+                violation.tell(seed, history.oracle.journal.history, (replay or REPLAY).format(seed=seed))
                 raise
             summary.histories += 1
             summary.seconds += history.seconds
-            summary.counts.update(history.oracle.counts)
+            summary.counts.update(history.oracle.journal.counts)
     return summary
 
 

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from functools import partial
 
 from mosec_asgi.batching.engine import Engine
-from mosec_asgi.messages import Call, Cancel, Chunk, Credit, Outcome
+from mosec_asgi.messages import Call, Cancel, Chunk, Credit, Outcome, Payload
+from mosec_asgi.testing.simulation.contracts.contract import Contract
 from mosec_asgi.testing.simulation.model import Case
-from mosec_asgi.testing.simulation.oracle import Contract
 from mosec_asgi.testing.simulation.scenario import Arrival
 from mosec_asgi.testing.simulation.surroundings import Surroundings
 
@@ -42,11 +42,15 @@ class SimulatedClient:
         """Make the call."""
         case, arrival, most = self._case, self._arrival, self._around.scenario.world.limits.timeout
         timeout = most if arrival.timeout is None else min(most, arrival.timeout)
-        call = Call(case.id, arrival.route, case.payload, case.name, arrival.timeout)
+        # A caller of objects may have put its input into memory, which is the engine's to drop.
+        held = case.objects and not self._around.scenario.pickled
+        payload: Payload = self._oracle.memory.hold(case.payload) if held else case.payload
+        call = Call(case.id, arrival.route, payload, case.name, arrival.timeout, objects=case.objects)
+        self._oracle.journal.count("calls of objects" if case.objects else "calls of bytes")
         before = self._engine.statistics().admitted
-        self._oracle.submit(case, timeout)
+        self._oracle.answers.submit(case, timeout)
         self._engine.submit(self._around.crosses(call), self)
-        self._oracle.submitted(case, admitted=self._engine.statistics().admitted > before)
+        self._oracle.admission.submitted(case, admitted=self._engine.statistics().admitted > before)
         if case.admitted and case.number % 8 == 0:
             self._submit_again(call)
         if arrival.leaves_after is not None:
@@ -56,15 +60,20 @@ class SimulatedClient:
 
     def settled(self, outcome: Outcome) -> None:
         """Take what has become of the call."""
+        payload = outcome.payload
+        if not isinstance(payload, bytes):
+            expected = self._case.objects and not self._case.streams
+            self._oracle.journal.require(expected, Contract.RIGHT_ANSWER, "%s has its answer in memory", self._case)
+            outcome = outcome._replace(payload=payload.load())
         outcome = self._around.crosses(outcome)
-        self._oracle.settled(self._case, outcome)
+        self._oracle.answers.settled(self._case, outcome)
         self._around.agenda.after(0.0, partial(self._judge, outcome))
         self._fail_at_times()
 
     def streamed(self, chunk: Chunk) -> None:
         """Take an event."""
         _, payload = self._around.crosses(chunk)
-        self._oracle.chunk(self._case, chunk.call_id, payload)
+        self._oracle.streams.chunk(self._case, chunk.call_id, payload)
         self._came += 1
         self._unread.append(len(payload))
         if not self._reading:
@@ -77,7 +86,7 @@ class SimulatedClient:
 
     def _judge(self, outcome: Outcome) -> None:
         """Have the outcome judged when the service has done all that belongs to it."""
-        self._oracle.judge(self._case, outcome)
+        self._oracle.answers.judge(self._case, outcome)
         self._on_done(outcome)
 
     # -- what it does ------------------------------------------------------------------------------------------------
@@ -88,7 +97,7 @@ class SimulatedClient:
             self._engine.submit(call, self)
         except ValueError:
             return
-        self._oracle.require(False, Contract.ONE_ANSWER, "%s was submitted twice", self._case)
+        self._oracle.journal.require(False, Contract.ONE_ANSWER, "%s was submitted twice", self._case)
 
     def _leave_after(self, seconds: float) -> None:
         if seconds or self._case.number % 2:
@@ -97,9 +106,9 @@ class SimulatedClient:
             self._leave()
 
     def _leave(self) -> None:
-        self._oracle.leave(self._case)
+        self._oracle.cancellation.leave(self._case)
         self._engine.cancel(self._around.crosses(Cancel(self._case.id)).call_id)
-        self._oracle.has_left(self._case)
+        self._oracle.cancellation.has_left(self._case)
 
     def _read_on(self) -> None:
         """Read the next event, when it is ready to, and never from within the service."""
@@ -110,7 +119,7 @@ class SimulatedClient:
     def _read(self) -> None:
         self._reading = False
         size = self._unread.popleft()
-        self._oracle.reads(self._case, size)
+        self._oracle.streams.reads(self._case, size)
         self._engine.credit(self._around.crosses(Credit(self._case.id, size)))
         if self._unread:
             self._read_on()

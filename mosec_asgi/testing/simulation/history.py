@@ -17,7 +17,9 @@ from mosec_asgi.observing.metrics import StageMetrics
 from mosec_asgi.testing.loop import DeadlockError, VirtualTimeLoop
 from mosec_asgi.testing.simulation.agenda import Agenda
 from mosec_asgi.testing.simulation.client import SimulatedClient
-from mosec_asgi.testing.simulation.oracle import TOLERANCE, Contract, Oracle, Violation
+from mosec_asgi.testing.simulation.contracts.contract import Contract, Violation
+from mosec_asgi.testing.simulation.contracts.dues import TOLERANCE
+from mosec_asgi.testing.simulation.oracle import Oracle
 from mosec_asgi.testing.simulation.scenario import Arrival, World, draw
 from mosec_asgi.testing.simulation.surroundings import Surroundings
 from mosec_asgi.testing.simulation.worker import SimulatedLauncher
@@ -40,6 +42,7 @@ class History:
         self.scenario = draw(Random(seed), world)
         self.loop = VirtualTimeLoop(START)
         self.oracle = Oracle(self.scenario.world, self.loop.time, verbose=verbose)
+        self._service, self._journal = self.oracle.service, self.oracle.journal
         self._agenda = Agenda(self.loop)
         self._around = Surroundings(seed, self.scenario, self._agenda, self.oracle)
         self._clock = _Clock(self.loop, self.scenario.clock_lag, Random(seed))
@@ -67,7 +70,7 @@ class History:
         """Run it; raise the first violation."""
         loop = self.loop
         if self.scenario.pickled:
-            self.oracle.count("histories with pickled messages")
+            self._journal.count("histories with pickled messages")
         loop.before_jump = self._before_jump
         loop.set_exception_handler(self._note_exception)
         try:
@@ -75,21 +78,21 @@ class History:
         except Violation:
             pass
         except DeadlockError as error:
-            self.oracle.fail(Contract.ONE_ANSWER, str(error))
+            self._journal.fail(Contract.ONE_ANSWER, str(error))
         except Exception as error:
-            if self.oracle.violation is None:
-                self.oracle.fail(Contract.NO_ERRORS, repr(error)).__cause__ = error
+            if self._journal.violation is None:
+                self._journal.fail(Contract.NO_ERRORS, repr(error)).__cause__ = error
         finally:
             loop.before_jump = None
-            if self.oracle.violation is not None:
+            if self._journal.violation is not None:
                 self._abandon()
             loop.close()
-        if self.oracle.violation is not None:
-            raise self.oracle.violation
+        if self._journal.violation is not None:
+            raise self._journal.violation
 
     def _abandon(self) -> None:
         """Let a broken service end as it can, so that it leaves no tasks that complain of their end."""
-        self.oracle.muted = True
+        self._journal.muted = True
         self.loop.set_exception_handler(lambda loop, context: None)
         left = asyncio.all_tasks(self.loop)
         for task in left:
@@ -103,28 +106,28 @@ class History:
                 self._unanswered += 1
                 self._agenda.after(arrival.at, self._client(arrival).arrive)
             await self._live_until_the_stop()
-            if self.scenario.heals and self.oracle.stopping is None:
+            if self.scenario.heals and self._service.stopping is None:
                 await self._heal()
-            if self.oracle.stopping is None:
+            if self._service.stopping is None:
                 await self._stop()
         self._check_the_end()
 
     async def _start(self) -> bool:
         """Start the service; whether it has started must be as it should."""
-        began = self.oracle.now
+        began = self._journal.now
         try:
             await self._coordinator.start()
         except StartupError:
-            down = any(stage.down for stage in self.oracle.stages)
-            self.oracle.require(down, Contract.RESPAWN, "the service did not start though every stage could")
-            self.oracle.count("services that could not start")
-            self.oracle.stopped = True
+            down = any(stage.down for stage in self._service.stages)
+            self._journal.require(down, Contract.RESPAWN, "the service did not start though every stage could")
+            self._journal.count("services that could not start")
+            self._service.stopped = True
             return False
-        for stage in self.oracle.stages:
+        for stage in self._service.stages:
             tried = all(place.tried for place in stage.places.values())
-            self.oracle.require(tried, Contract.RESPAWN, "stage %d was not waited for", stage.index)
-        self.oracle.started = True
-        self.oracle.note("the service has started after %.3f s", self.oracle.now - began)
+            self._journal.require(tried, Contract.RESPAWN, "stage %d was not waited for", stage.index)
+        self._service.started = True
+        self._journal.note("the service has started after %.3f s", self._journal.now - began)
         return True
 
     def _client(self, arrival: Arrival) -> SimulatedClient:
@@ -147,28 +150,28 @@ class History:
     async def _stop(self) -> None:
         """Stop the service, and let those clients come that come too late."""
         grace = self.scenario.grace
-        began = self.oracle.now
-        self.oracle.note("the service is told to stop within %.3f s", grace)
-        self.oracle.count("services stopped")
-        self.oracle.stopping = (began, grace)
+        began = self._journal.now
+        self._journal.note("the service is told to stop within %.3f s", grace)
+        self._journal.count("services stopped")
+        self._service.stopping = (began, grace)
         await self._coordinator.stop(grace)
-        seconds = self.oracle.now - began
+        seconds = self._journal.now - began
         most = grace + CLOSE_SECONDS + DYING_SECONDS + TOLERANCE
-        self.oracle.require(seconds <= most, Contract.SHUTDOWN, "the stop took %.3f s", seconds)
-        self.oracle.stopped = True
+        self._journal.require(seconds <= most, Contract.SHUTDOWN, "the stop took %.3f s", seconds)
+        self._service.stopped = True
 
     async def _heal(self) -> None:
         """Let nothing go wrong any more: before long each route must answer well again."""
-        self.oracle.note("no more faults")
-        self.oracle.count("services healed")
+        self._journal.note("no more faults")
+        self._journal.count("services healed")
         self._around.faulty = False
         world = self.scenario.world
-        until = self.oracle.now + HEALING_SECONDS + 2 * max(stage.start_timeout for stage in world.stages)
+        until = self._journal.now + HEALING_SECONDS + 2 * max(stage.start_timeout for stage in world.stages)
         for route in filter(self._is_quick, range(len(world.routes))):
             pause = 0.5
             while not await self._answers_well(route):
-                late = self.oracle.now > until
-                self.oracle.require(not late, Contract.RESPAWN, "route %d does not come back", route)
+                late = self._journal.now > until
+                self._journal.require(not late, Contract.RESPAWN, "route %d does not come back", route)
                 await asyncio.sleep(pause)
                 pause *= 1.5
 
@@ -192,40 +195,40 @@ class History:
     def _before_jump(self) -> None:
         self._jumps += 1
         if self._jumps > MOST_JUMPS:
-            self.oracle.fail(Contract.TIME, f"the clock has moved {MOST_JUMPS} times")
-        if self.oracle.violation is None:
+            self._journal.fail(Contract.TIME, f"the clock has moved {MOST_JUMPS} times")
+        if self._journal.violation is None:
             self.oracle.settle_up(self._coordinator.statistics)
-        if self.oracle.violation is not None:
-            raise self.oracle.violation
+        if self._journal.violation is not None:
+            raise self._journal.violation
 
     def _note_exception(self, _: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         """Record what nobody has caught, and end the history."""
         error = context.get("exception")
         if not isinstance(error, Violation):
-            violation = self.oracle.fail(Contract.NO_ERRORS, f"{context['message']}: {error!r}")
+            violation = self._journal.fail(Contract.NO_ERRORS, f"{context['message']}: {error!r}")
             violation.__cause__ = error
         self.loop.stop()
 
     def _check_the_end(self) -> None:
         """Check that a service that has stopped has left nothing."""
-        require, open_cases = self.oracle.require, self.oracle.open
+        require, open_cases = self._journal.require, self._service.open
         left = [case.name for case in open_cases.values() if not case.done]
         require(not left, Contract.SHUTDOWN, "these have no answer: %s", left)
-        alive = [life for stage in self.oracle.stages for life in stage.lives]
+        alive = [life for stage in self._service.stages for life in stage.lives]
         require(not alive, Contract.SHUTDOWN, "these workers live on: %s", alive)
         timers = [timer for timer in self.loop.timers if not self._agenda.owns(timer)]
         require(not timers, Contract.SHUTDOWN, "these timers are still set: %s", timers)
         tasks = asyncio.all_tasks() - {asyncio.current_task()}
         require(not tasks, Contract.SHUTDOWN, "these tasks still run: %s", tasks)
-        closed = self.oracle.closed_launchers == set(range(len(self.oracle.stages)))
-        require(closed, Contract.SHUTDOWN, "only the launchers of %s are closed", self.oracle.closed_launchers)
-        require(self.oracle.held == 0, Contract.MEMORY, "%d payloads were not dropped", self.oracle.held)
+        closed = self._service.closed_launchers == set(range(len(self._service.stages)))
+        require(closed, Contract.SHUTDOWN, "only the launchers of %s are closed", self._service.closed_launchers)
+        require(self.oracle.memory.held == 0, Contract.MEMORY, "%d payloads were not dropped", self.oracle.memory.held)
         self._check_the_numbers()
         self._agenda.clear()
 
     def _check_the_numbers(self) -> None:
         """Check that the numbers of a service that has stopped are at rest, and the metrics those of its answers."""
-        require, counts = self.oracle.require, self.oracle.counts
+        require, counts = self._journal.require, self._journal.counts
         told = self._coordinator.statistics()
         require(told.admitted == 0, Contract.CANCELLATION, "%d calls remain", told.admitted)
         for stage, metrics in zip(told.stages, self._metrics, strict=True):

@@ -12,9 +12,9 @@ from typing import Protocol
 
 from mosec_asgi.messages import OK, Cancels, Chunks, Credits, Payload, Progress, Results, Tasks
 from mosec_asgi.pool.link import WorkerEvents
+from mosec_asgi.testing.simulation.contracts.contract import Contract
 from mosec_asgi.testing.simulation.messages import Asked, Failed, Ready, Said, as_bytes
 from mosec_asgi.testing.simulation.model import Life
-from mosec_asgi.testing.simulation.oracle import Contract
 from mosec_asgi.testing.simulation.surroundings import Surroundings
 
 
@@ -48,6 +48,7 @@ class SimulatedLink:
         self._life = life
         self._around = around
         self._oracle = around.oracle
+        self._journal = around.oracle.journal
         self._events = events
         self._random = random
         self._is_open = True
@@ -82,12 +83,12 @@ class SimulatedLink:
 
     def progress(self) -> Progress:
         """Return how far it has come."""
-        self._oracle.require(not self._gone, Contract.PROTOCOL, "the progress of %s, which has ended", self._life)
+        self._journal.require(not self._gone, Contract.PROTOCOL, "the progress of %s, which has ended", self._life)
         return self.worker.progress()
 
     def busy_poll(self, seconds: float) -> bool | None:
         """Look for what it says; mostly there is nothing, since no time passes meanwhile."""
-        self._oracle.count("answers looked for")
+        self._journal.count("answers looked for")
         if self._is_open and self._random.random() < 0.2:
             return None
         found = self._is_open and (bool(self._for_server) or self._ended is not None)
@@ -100,19 +101,19 @@ class SimulatedLink:
 
     def finish(self) -> None:
         """Ask the worker to stop."""
-        self._oracle.finish(self._life)
+        self._oracle.shutdown.finish(self._life)
         if self._is_open and not self._finished:
             self._finished = True
             self._pass_on(None)
 
     def close(self) -> None:
         """Let go of it."""
-        self._oracle.let_go(self._life, unread=bool(self._for_server))
+        self._oracle.crash.let_go(self._life, unread=bool(self._for_server))
         self._shut()
 
     def kill(self) -> None:
         """End the worker; it takes its time."""
-        self._oracle.kill(self._life)
+        self._oracle.protocol.kill(self._life)
         slow = self._random.random() < self._around.scenario.dies_slowly
         self.worker.die("was killed by signal 9", self._random.uniform(0.0, 2.0) if slow else 0.0)
 
@@ -146,7 +147,7 @@ class SimulatedLink:
 
     def exit(self) -> None:
         """Report that the worker has ended."""
-        self._oracle.exits(self._life, self._events.exited)
+        self._oracle.crash.exits(self._life, self._events.exited)
         self._gone = True
         self._shut()
 
@@ -156,7 +157,7 @@ class SimulatedLink:
         self._around.agenda.after(self._random.choice(self._around.scenario.latencies), callback)
 
     def _send(self, message: Asked) -> None:
-        self._oracle.sent(self._life, message)
+        self._oracle.protocol.sent(self._life, message)
         if self._is_open and self._ended is None:
             self._pass_on(self._around.crosses(message))
         elif self._is_open and not self._broken:
@@ -183,7 +184,7 @@ class SimulatedLink:
         said, self._for_server = self._for_server, []
         for message in said:
             if self._is_open:
-                self._oracle.hear(self._life, message, self._report)
+                self._oracle.replies.hear(self._life, message, self._report)
         if self._ended is not None and self._is_open:
             self._report_closed(self._ended)
 
@@ -201,13 +202,13 @@ class SimulatedLink:
         """Return the payloads of results, as many of them in memory as the scenario wants."""
         often = self._around.scenario.holds
         return [
-            self._oracle.hold(payload) if code == OK and self._random.random() < often else payload
+            self._oracle.memory.hold(payload) if code == OK and self._random.random() < often else payload
             for code, payload in zip(results.codes, map(as_bytes, results.payloads), strict=True)
         ]
 
     def _report_closed(self, reason: str) -> None:
         self._shut()
-        self._oracle.link_ends(self._life, reason, self._events.closed)
+        self._oracle.crash.link_ends(self._life, reason, self._events.closed)
 
     def _shut(self) -> None:
         self._is_open = False

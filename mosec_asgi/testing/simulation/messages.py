@@ -63,6 +63,10 @@ class Held:
     def __len__(self) -> int:
         return len(self._payload)
 
+    def __reduce__(self) -> tuple[type[bytes], tuple[bytes]]:
+        """Leave this memory as plain bytes."""
+        return bytes, (self.read(),)
+
     def read(self) -> bytes:
         """Return the payload as bytes."""
         self._require_held("read")

@@ -1,7 +1,7 @@
 """The simulation's own picture of a service: its requests, its workers' lives, its stages. Facts, no decisions.
 
 It is built from what can be seen from outside alone: what was asked of the service, what it sent to its workers and
-what it heard from them. `oracle` compares what the service does with it.
+what it heard from them. The checkers in `contracts` keep it, and compare with it what the service does.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from mosec_asgi.errors import Failure
 from mosec_asgi.messages import Outcome
 
 if TYPE_CHECKING:
-    from mosec_asgi.testing.simulation.scenario import Arrival
+    from mosec_asgi.testing.simulation.scenario import Arrival, World
 
 # Seconds by which the service's clock may be behind the time that is passing here.
 CLOCK_ERROR = 0.001
@@ -41,6 +41,7 @@ class Case:
         arrival: what its client does.
         stages: of its route.
         streams: its answer is a stream.
+        objects: its call is one of objects.
         id: the number of its call.
         submitted: the service has been asked, and has returned.
         admitted: the service has it; False where it is about to be refused.
@@ -64,8 +65,8 @@ class Case:
 
     __slots__ = (
         "admitted", "alone", "arrival", "chunks", "deaths", "events", "expected", "id", "latest", "left", "life",
-        "name", "number", "outcome", "payload", "position", "queued_at", "read", "refusals", "reported", "sequence",
-        "soonest", "stages", "streams", "submitted", "unread",
+        "name", "number", "objects", "outcome", "payload", "position", "queued_at", "read", "refusals", "reported",
+        "sequence", "soonest", "stages", "streams", "submitted", "unread",
     )  # fmt: skip
 
     def __init__(self, number: int, call_id: int, arrival: Arrival, stages: tuple[int, ...], *, streams: bool) -> None:
@@ -73,6 +74,8 @@ class Case:
         self.name = f"request-{number}"
         self.arrival = arrival
         self.stages = stages
+        # In between the others, so that batches hold both kinds.
+        self.objects = number % 3 == 0
         self.streams = streams
         self.id = call_id
         self.submitted = self.admitted = False
@@ -183,6 +186,16 @@ class Life:
         """The batches of which it has not answered all."""
         return len(set(self.units.values()))
 
+    @property
+    def running(self) -> int:
+        """The batches that it has not answered, or the tasks where its stage does not batch."""
+        return self.batches if self.stage.plan.batch_size > 1 else len(self.unheard)
+
+    @property
+    def given_up_at(self) -> float | None:
+        """When the service gave it up, or heard that it cannot start: the later of the two; None before."""
+        return max((at for at in (self.lost_at, self.failed_at) if at is not None), default=None)
+
 
 @dataclass(slots=True, eq=False)
 class Place:
@@ -219,6 +232,8 @@ class StageModel:
         down_at: when they began to be.
         worked: seconds in which it had something to do, until `working_since`.
         working_since: since when it has; None where it has not.
+        longest_start: the most seconds that a worker has taken to be ready.
+        lost_at: when a worker that was ready was last given up.
     """
 
     index: int
@@ -232,6 +247,8 @@ class StageModel:
     down_at: float = -1.0
     worked: float = 0.0
     working_since: float | None = None
+    longest_start: float = 0.0
+    lost_at: float = 0.0
 
     @property
     def lives(self) -> list[Life]:
@@ -242,6 +259,17 @@ class StageModel:
     def ready(self) -> list[Life]:
         """The workers that can be sent tasks."""
         return [life for life in self.lives if life.phase is Phase.READY]
+
+    def most_until_ready(self, now: float) -> float:
+        """Return the most seconds in which the service may expect a worker to be ready: 0 where one is."""
+        return 0.0 if self.ready else max(self.longest_start, now - self.lost_at) + CLOCK_ERROR
+
+    @property
+    def is_taken(self) -> bool:
+        """Whether a request that comes now must wait, for a slot or for a worker."""
+        ready, batched = self.ready, self.plan.batch_size > 1
+        units = sum(life.batches if batched else len(life.unheard) for life in ready)
+        return units + len(self.live()) // self.plan.batch_size >= len(ready) * self.plan.concurrency
 
     def arrive(self, case: Case, now: float) -> None:
         """Let a request that has come to this stage wait."""
@@ -267,3 +295,36 @@ class StageModel:
             self.worked += now - self.working_since
         busy = any(life.unheard for life in self.ready) or any(not case.done for case in self.waiting)
         self.working_since = now if busy else None
+
+
+class ServiceModel:
+    """A service.
+
+    Attributes:
+        world: its stages, routes and limits.
+        stages: its stages.
+        open: the requests that have no answer yet, by name.
+        by_id: all that there ever were, by the numbers of their calls.
+        started: it has started.
+        stopping: when it was told to stop, and with how much grace, in seconds; None before.
+        stopped: its workers have been asked to stop.
+        closed_launchers: the stages whose launchers have been closed.
+    """
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.stages = [
+            StageModel(index, plan, {spec.worker_id: Place() for spec in plan.specs})
+            for index, plan in enumerate(world.stages)
+        ]
+        self.open: dict[str, Case] = {}
+        self.by_id: dict[int, Case] = {}
+        self.started = False
+        self.stopping: tuple[float, float] | None = None
+        self.stopped = False
+        self.closed_launchers: set[int] = set()
+
+    def lives(self, phase: Phase) -> list[Life]:
+        """Return the workers in a phase of their lives, without those that have said that they cannot start."""
+        lives = (life for stage in self.stages for life in stage.lives)
+        return [life for life in lives if life.phase is phase and life.given_up_at is None]

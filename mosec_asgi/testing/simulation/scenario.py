@@ -27,7 +27,7 @@ IDLE_FAULTS = (
 WORK_FAULTS = (
     "crash before it begins", "crash at work", "crash after its answer", "freeze before it begins", "freeze at work",
     "garbage", "answers twice", "answers what it was not given", "answers in the wrong order", "answers half",
-    "too many events", "events for another", "streams what is no stream",
+    "too many events", "events for another", "streams what is no stream", "says that its client left",
 )  # fmt: skip
 FAULTS = (*START_FAULTS, *IDLE_FAULTS, *WORK_FAULTS)
 
@@ -203,6 +203,7 @@ def _draw_stage(random: Random, name: str, *, streams: bool) -> StagePlan:
         concurrency=concurrency,
         ordered=not streams and concurrency == 1 and random.random() < 0.8,
         streams=streams,
+        latency_target=random.choice((0.0, 0.0, 0.0, 0.001, 0.02, 0.1)),
     )
 
 

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from mosec_asgi.testing.simulation.agenda import Agenda
+from mosec_asgi.testing.simulation.contracts.contract import Contract
 from mosec_asgi.testing.simulation.messages import as_it_is, over_a_socket
-from mosec_asgi.testing.simulation.oracle import Contract, Oracle
+from mosec_asgi.testing.simulation.oracle import Oracle
 from mosec_asgi.testing.simulation.scenario import Scenario
 
 M = TypeVar("M")
@@ -36,4 +37,6 @@ class Surroundings:
         try:
             return over_a_socket(message) if self.scenario.pickled else as_it_is(message)
         except Exception as error:
-            raise self.oracle.fail(Contract.MESSAGES, f"{message!r} cannot cross a socket: {error!r}") from error
+            raise self.oracle.journal.fail(
+                Contract.MESSAGES, f"{message!r} cannot cross a socket: {error!r}"
+            ) from error

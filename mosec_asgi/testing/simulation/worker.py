@@ -34,9 +34,9 @@ class SimulatedLauncher:
         """Start a worker; see `Launcher.launch`."""
         around = self._around
         if around.faulty and self._random.random() < around.scenario.faults.get("launch is refused", 0.0):
-            around.oracle.launch_refused(self._stage, spec.worker_id)
+            around.oracle.respawn.launch_refused(self._stage, spec.worker_id)
             raise StartupError("the launch was refused")
-        life = around.oracle.launched(self._stage, spec.worker_id)
+        life = around.oracle.respawn.launched(self._stage, spec.worker_id)
         random = Random(around.seed * 1_000_003 + life.number)
         link = SimulatedLink(life, around, events, random)
         link.worker = worker = SimulatedWorker(life, self._stage, around, link, random)
@@ -45,7 +45,7 @@ class SimulatedLauncher:
 
     def close(self) -> None:
         """Let go of nothing."""
-        self._around.oracle.launcher_closes(self._stage)
+        self._around.oracle.shutdown.launcher_closes(self._stage)
 
 
 class SimulatedWorker:
@@ -62,6 +62,7 @@ class SimulatedWorker:
         self._around = around
         self._link = link
         self._oracle = around.oracle
+        self._journal = around.oracle.journal
         self._plan: StagePlan = around.scenario.world.stages[stage]
         self._pace = around.scenario.paces[stage]
         self._limit = around.scenario.world.limits.stream_buffer
@@ -143,8 +144,8 @@ class SimulatedWorker:
         often = self._around.scenario.faults.get(fault)
         happens = often is not None and self._around.faulty and self._random.random() < often
         if happens:
-            self._oracle.note("%s: %s", self._life, fault)
-            self._oracle.count(f"fault: {fault}")
+            self._journal.note("%s: %s", self._life, fault)
+            self._journal.count(f"fault: {fault}")
         return happens
 
     def die(self, ending: str, delay: float = 0.0, *, silent: bool = False) -> None:
@@ -197,7 +198,7 @@ class SimulatedWorker:
 
     def _take(self, message: Asked | None) -> None:
         if isinstance(message, Tasks):
-            cases = [self._oracle.by_id[task_id] for task_id in message.ids]
+            cases = [self._oracle.service.by_id[task_id] for task_id in message.ids]
             self._waiting.extend([cases] if self._plan.batch_size > 1 else [[case] for case in cases])
             self._begin_units()
         elif isinstance(message, Cancels):
@@ -249,14 +250,14 @@ class SimulatedWorker:
 
     def _beat(self) -> None:
         self._beats += 1
-        self._life.still_since = self._oracle.now
+        self._life.still_since = self._journal.now
 
     def _work(self, unit: list[Case]) -> Iterator[float]:
         """Do a unit of work, and yield where it takes time."""
         seconds = self._random.uniform(self._pace.least, self._pace.most)
         yield seconds / 2
         if any(case.arrival.poison == self._stage for case in unit):
-            self._oracle.count("fault: poison")
+            self._journal.count("fault: poison")
             self.die("was killed by signal 11")
             return
         if self._strikes("crash at work"):
@@ -276,7 +277,7 @@ class SimulatedWorker:
 
     def _result(self, case: Case) -> tuple[int, bytes]:
         """Return the answer to a request, which tells the way that it has come."""
-        if case.id in self._left:
+        if case.id in self._left or self._strikes("says that its client left"):
             return CANCELLED, b""
         if case.arrival.fails_at == self._stage:
             return 422, b"error of %s" % case.name.encode()

@@ -1,1 +1,1 @@
-"""How clients speak: each protocol makes calls of requests, and answers of outcomes."""
+"""The protocols of clients: each turns requests into calls, and outcomes into answers."""

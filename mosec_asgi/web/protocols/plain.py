@@ -1,9 +1,9 @@
 """mosec's own protocol: a body is the input, a result is the body of the answer, a failure is a line of text.
 
-On a route that streams, chunks have their form already, given to them by the worker: events, or raw bytes. How a
-failure is told depends on which. Events have one for it, so that the head of the answer may go out before anything has
-happened. Among raw chunks there is no place for it: a failure before the first of them is an ordinary answer, and after
-it only an answer that breaks off tells that this was not all.
+On a route that streams, the worker has already given the chunks their form: events, or raw bytes. The form decides how
+a failure is reported. In a stream of events, it is an event, so that the head of the answer may be sent before anything
+has happened. In a stream of raw chunks it cannot be: a failure before the first chunk is an ordinary answer, and after
+it the answer is broken off, which tells the client that it is not complete.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from mosec_asgi.web.exchange import Request
 from mosec_asgi.web.responses import Header, Headers, Response, reason
 
 TEXT = (b"content-type", b"text/plain; charset=utf-8")
-# mosec's: an empty comment of an event stream.
+# An empty comment of an event stream, as in mosec.
 COMMENT = b":\n\n"
-# The second is for nginx, which collects a response before it passes it on.
-# Makes a `Call` or a `Response` of all its fields, in half the time of calling the class: 0.12 µs less for each.
+# The second is for nginx, which otherwise buffers a response before it passes it on.
+# Makes a `Call` or a `Response` from all its fields in half the time of calling the class, 0.12 µs less for each.
 _new = tuple.__new__
 # Statuses whose answers have no body (RFC 9110, section 15).
 BODYLESS_STATUSES = frozenset((204, 205, 304))
@@ -71,7 +71,7 @@ class PlainRoute:
         Args:
             path: the route.
             place: of the route in the service's list.
-            content_type: of a result; for a stream, that of an event stream says that its chunks are events.
+            content_type: of a result; a stream whose type is that of an event stream has events as its chunks.
             streams: a result is a stream.
             new_id: returns a number for a call.
             methods: of HTTP, that it takes.
@@ -81,7 +81,7 @@ class PlainRoute:
         self.methods: Sequence[str] = methods
         self._place = place
         self._new_id = new_id
-        # One object for all answers: see `Response.headers`.
+        # One object for all answers, see `Response.headers`.
         self._headers: Sequence[Header] = ((b"content-type", content_type.encode("latin-1")),)
         kind = PlainEvents if is_event_stream(content_type) else PlainChunks
         self._form = kind((*self._headers, *UNBUFFERED)) if streams else None
@@ -173,11 +173,11 @@ class PlainChunks:
         return chunk.payload
 
     def end(self) -> bytes:
-        """Return nothing: the end of the answer says it."""
+        """Return nothing: the end of the answer is the end of the stream."""
         return b""
 
     def failure(self, failure: Failure, *, begun: bool) -> bytes | None:
-        """Return None: raw bytes have no place for it."""
+        """Return None: a stream of raw bytes cannot say so."""
         return None
 
 
@@ -208,20 +208,20 @@ def routes(results: Iterable[Described | tuple[str, str, bool]], new_id: Callabl
 
 
 def timeout_of(headers: Headers) -> float | Failure | None:
-    """Return how many seconds the client waits for an answer, or what is wrong with what it says.
+    """Return how many seconds the client waits for an answer, or what is wrong with its header.
 
     Returns:
-        seconds, more than 0; None where the client leaves it to the service.
+        seconds, more than 0; None where the client does not say.
     """
     header = headers.get(b"x-request-timeout")
     if header is None:
         return None
-    # As a float a number of any length has a value; all that can be too large is far above the service's own timeout.
+    # A float has a value for any number of digits; a value that is too large is far above the service's own timeout.
     return (float(header) / 1000 if header.isdigit() else 0.0) or BAD_TIMEOUT
 
 
 def failed(failure: Failure) -> Response:
-    """Return the answer that says what went wrong: its status, and its text for a person to read."""
+    """Return the answer that says what went wrong: a status, and a text for people."""
     return _failed(int(failure.code), failure.text.encode(errors="backslashreplace"), failure.retry_after)
 
 

@@ -1,7 +1,7 @@
 """A transport that writes the head of a response together with the beginning of its body.
 
-ASGI sends a response in two messages, head and body, and uvicorn writes each as it comes. That is two system calls and
-two packets, and a client that is woken twice, for every response; written as one, it is one of each.
+ASGI sends a response in two messages, head and body, and uvicorn writes each as it comes. That takes two system calls
+and two packets, and wakes the client twice, for every response; written together, it takes one of each.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any, cast
 
 from mosec_asgi.web.limits import Limits
 
-# Bytes from which two pieces are handed on as two, for one system call, rather than copied into one.
+# Bytes; larger pieces are not copied into one, but passed on as two, for one system call.
 LARGE = 16 * 1024
 
 
@@ -35,27 +35,27 @@ class TurnEnd:
             while self._waiting:
                 self._waiting.popleft().flush()
         finally:
-            # One that fails does not keep the others from their clients.
+            # If one transport fails, the others are flushed all the same.
             if self._waiting:
                 self.loop.call_soon(self._flush_all)
 
 
 class GatheringTransport(asyncio.Transport):
-    """Passes everything on to another transport; a write waits for the next one, or for the end of the loop's turn."""
+    """Passes everything on to another transport, but holds a write until the next one or the end of the loop's turn."""
 
     def __init__(self, transport: asyncio.Transport, turn_end: TurnEnd) -> None:
         super().__init__()
         self._transport = transport
-        # What is passed on is written at once: uvloop would leave it to the end of its turn.
+        # Makes uvloop write at once what is passed on; it would wait until the end of its turn.
         transport.set_write_buffer_limits(0)
         # asyncio's own transports copy the pieces into one, or (3.12, 3.13) never tell the protocol to pause for them:
         # a client that does not read would not be held back.
         self._takes_several = type(transport).__module__.partition(".")[0] != "asyncio"
         self._turn_end = turn_end
         self._held = b""
-        # Asked when the transport is to be closed; true where it is to be ended later, by `end`.
+        # Called when the transport is to be closed; returns True if the caller will close it later, by `end`.
         self.on_close: Callable[[], bool] | None = None
-        # Asked for on each request; spared a call in between.
+        # Each request uses these, so they are called without a method in between.
         self.is_closing = transport.is_closing  # type: ignore[method-assign]
         self.get_extra_info = transport.get_extra_info  # type: ignore[method-assign]
         self.pause_reading = transport.pause_reading  # type: ignore[method-assign]
@@ -69,7 +69,7 @@ class GatheringTransport(asyncio.Transport):
             held, self._held = self._held, b""
             self.write_response(held, bytes(data))
         else:
-            # A copy of what the caller may change; of bytes it is none.
+            # A copy, since the caller may change a buffer; for bytes, `bytes` makes no copy.
             self._held = bytes(data)
             self._turn_end.flush(self)
 
@@ -78,7 +78,7 @@ class GatheringTransport(asyncio.Transport):
         self.write(b"".join(list_of_data))
 
     def write_response(self, head: bytes, body: bytes) -> None:
-        """Write a response that is there as a whole: there is nothing to wait for."""
+        """Write a whole response, without waiting for more."""
         if self._held:
             self.flush()
         if len(body) < LARGE or not self._takes_several:
@@ -94,10 +94,10 @@ class GatheringTransport(asyncio.Transport):
             self._transport.write(held)
 
     def close(self) -> None:
-        """Close once all that was written is sent."""
+        """Close when all that was written has been sent."""
         self.flush()
         if self.on_close is not None and self.on_close():
-            # For all others it is closed: nothing more is sent.
+            # To its users the transport is closed: nothing more is written.
             self.is_closing = _yes  # type: ignore[method-assign]
             if not self._transport.is_closing() and self._transport.can_write_eof():
                 self._transport.write_eof()
@@ -105,7 +105,7 @@ class GatheringTransport(asyncio.Transport):
         self._transport.close()
 
     def end(self) -> None:
-        """Close, whatever `on_close` says."""
+        """Close without asking `on_close`."""
         self._transport.close()
 
     def begin_answer(self, beginning: bytes) -> None:
@@ -138,23 +138,23 @@ class GatheringTransport(asyncio.Transport):
         return self._transport.can_write_eof()
 
     def is_reading(self) -> bool:
-        """Whether the other side is being read."""
+        """Whether the transport reads."""
         return self._transport.is_reading()
 
     def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
-        """Let `protocol` hear from this connection from here on."""
+        """Set the protocol of this connection."""
         self._transport.set_protocol(protocol)
 
     def get_protocol(self) -> asyncio.BaseProtocol:
-        """Return who hears from this connection."""
+        """Return the protocol of this connection."""
         return self._transport.get_protocol()
 
     def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
-        """Set when the protocol is told to pause writing, in bytes that are not sent."""
+        """Set the numbers of unsent bytes at which the protocol is told to pause and to resume writing."""
         self._transport.set_write_buffer_limits(high, low)
 
     def get_write_buffer_size(self) -> int:
-        """Return the bytes that are not sent."""
+        """Return the number of unsent bytes."""
         return self._transport.get_write_buffer_size() + len(self._held)
 
     def get_write_buffer_limits(self) -> tuple[int, int]:

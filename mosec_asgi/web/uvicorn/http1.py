@@ -1,31 +1,31 @@
 """HTTP/1.1 as `run()` speaks it: uvicorn's protocol over httptools, with a short way for requests to models.
 
-A request that `direct` takes never becomes an ASGI scope. What uvicorn does when a message begins is put off until its
-head is complete, and is done for all others as if nothing had been. Beyond that:
+A request that `direct` takes never becomes an ASGI scope. uvicorn's work at the beginning of a message is put off until
+its head is complete, and is then done for all other requests. Beyond that:
 
 - **Leaving.** A client may send its next request before it has its answer (pipelining, RFC 9112, section 9.3.2), and
   the server runs them one after the other. When the client leaves, uvicorn tells only the newest of its requests; here
   the one that runs is told as well. A client that has only ended its sending still gets its answers: `eof_received`.
 - **Other protocols.** A client may ask to go on in another protocol (curl and Java's client ask for HTTP/2 so), and a
-  server may ignore that (RFC 9110, section 7.8). httptools takes what follows the head for the other protocol all the
-  same, and the body would be lost: such a request is read again without its wish.
-- **Refusing.** What cannot be read (no HTTP, too large a head, too slow a sender) is refused once all requests before
-  it are answered, and nothing is read from there on.
-- **Closing.** An answer to a request that has not been read to its end must not be lost: see `limits.LINGER_SECONDS`.
+  server may ignore that (RFC 9110, section 7.8). httptools still takes the body for the other protocol, and it would be
+  lost. So such a request is parsed again without the headers that ask for the other protocol.
+- **Refusing.** A request that cannot be read (not HTTP, too large a head, too slow a sender) is refused once all
+  earlier requests are answered, and nothing more is read.
+- **Closing.** An answer to a request that has not been read to its end must not be lost: see `ending`.
 - **Bounds.** Heads, URLs, the time to arrive, the time that an answer may lie unread, and requests that wait
-  (`limits`). A read that brings many requests is taken in pieces, and the rest waits for the answers, or for the loop's
-  next turn.
+  (`limits`, `slow_clients`). A read that brings many requests is taken in pieces, and the rest waits for the answers,
+  or for the loop's next turn.
 """
 
 from __future__ import annotations
 
 import asyncio
-import select
-from collections.abc import Coroutine, Mapping
+import time
+from collections.abc import Coroutine
 from typing import Any, ClassVar, cast
 
 import httptools
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp
 from uvicorn._types import ASGI3Application
 from uvicorn.config import Config
 from uvicorn.protocols.http.flow_control import FlowControl
@@ -34,27 +34,33 @@ from uvicorn.server import ServerState
 
 from mosec_asgi import log
 from mosec_asgi.errors import BAD_REQUEST, NO_ROOM, TOO_SLOW, Failure, head_too_large, url_too_long
-from mosec_asgi.web.direct import CLOSE, DirectExchange, DirectRoute
-from mosec_asgi.web.limits import DEFAULT, LINGER_SECONDS, LINGER_SILENCE_SECONDS, Limits
+from mosec_asgi.web.budget import SMALL
+from mosec_asgi.web.direct import CLOSE, DirectExchange, DirectRoute, DirectRoutes
+from mosec_asgi.web.known_heads import END, MAX_HEAD_SIZE
+from mosec_asgi.web.limits import DEFAULT, Limits
 from mosec_asgi.web.protocols import plain
 from mosec_asgi.web.responses import Header, head_of, headers_of
+from mosec_asgi.web.uvicorn.ending import HalfClosed, Lingering
 from mosec_asgi.web.uvicorn.gathering import GatheringTransport
-from mosec_asgi.web.uvicorn.keep_alive import SilenceTimer, is_late
+from mosec_asgi.web.uvicorn.http10 import UntilClose
+from mosec_asgi.web.uvicorn.keep_alive import SilenceTimer
+from mosec_asgi.web.uvicorn.slow_clients import Arrival, Unread
 
-# Headers that are about the connection alone, and are not read again.
+# Headers about the connection alone, which are left out when a request is parsed again.
 _OF_UPGRADES = frozenset((b"connection", b"upgrade", b"http2-settings"))
-# Bytes of a read up to which it is given to the parser whole: not more than some hundred requests.
+# A read of up to so many bytes, at most some hundred requests, is given to the parser whole.
 PIECE = 4096
-# What is awaited of a request.
+# Seconds after which the rest of a read waits for the loop's next turn: one of 256 KiB may be 40,000 chunks of a byte.
+TURN_SECONDS = 0.002
+# The part of a request that is awaited.
 NOTHING, HEAD, BODY = range(3)
-# Seconds after which it is first looked for whether a client that has ended its sending is there at all.
-FIRST_LOOK_SECONDS = 0.02
+NO_ROUTES = DirectRoutes()
 
 logger = log.internal_logger(__name__)
 
 
 class Refused(Exception):
-    """Raised into the parser, to end the reading: the connection's next request is refused for `failure`."""
+    """Raised in the parser's callbacks to stop it: the connection's next request is refused with `failure`."""
 
     def __init__(self, failure: Failure) -> None:
         super().__init__(failure.text)
@@ -64,28 +70,30 @@ class Refused(Exception):
 class Http1Protocol(HttpToolsProtocol):
     """A connection.
 
-    An app that has routes for the short way says so by a method `direct_routes`, which returns them by their paths.
+    If the app has a method `direct_routes`, it returns, by path, the routes whose requests may take the short way.
 
     Attributes:
-        limits: what its client may hold.
+        limits: of what its client may use.
     """
 
     limits: ClassVar[Limits] = DEFAULT
 
-    # With uvicorn's, they are more than the 30 attributes up to which Python finds those of an object quickly: together
-    # a request took 0.3 µs more.
+    # Slots, since with uvicorn's there would be more than the 30 attributes up to which Python looks them up quickly: a
+    # request took 0.3 µs more.
     __slots__ = (
         "_arrival",
         "_asks_for_upgrade",
         "_awaits",
-        "_end",
+        "_body_came",
+        "_bodyless",
         "_exchange",
         "_feeding_again",
         "_half_closed",
         "_head_size",
         "_is_direct",
-        "_linger_until",
+        "_known",
         "_lingering",
+        "_newest",
         "_refusal",
         "_routes",
         "_running",
@@ -105,38 +113,43 @@ class Http1Protocol(HttpToolsProtocol):
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
         routes = getattr(self.app, "direct_routes", None)
-        # Where uvicorn is to count or to log requests, it must see them.
+        # uvicorn must see the requests if it has to count or to log them.
         seen = self.access_log or self.limit_concurrency is not None
-        self._routes: Mapping[bytes, DirectRoute] = {} if routes is None or seen else routes()
+        self._routes: DirectRoutes = (None if routes is None or seen else routes()) or NO_ROUTES
+        self._known = self._routes.known.heads
         # Made with the first request that takes the short way.
         self._exchange: DirectExchange | None = None
-        # What answers on the short way take several turns of the loop for.
+        # Work for answers on the short way that takes several turns of the loop.
         self._work: set[asyncio.Task[None]] = set()
         # The newest request is on the short way.
         self._is_direct = False
-        # The request of uvicorn's that runs, or was the last to.
+        # Its route, if its head has come with this read.
+        self._newest: DirectRoute | None = None
+        # The request in uvicorn's own way that runs, or the last one that did.
         self._running: RequestResponseCycle | None = None
-        # The newest request asks for another protocol; it is about to be read again.
+        # The newest request asks for another protocol; it is about to be parsed again.
         self._asks_for_upgrade = False
-        # What is awaited of the newest request: nothing, the rest of its head, or the rest of its body.
+        # The part of the newest request that is awaited: nothing, the rest of its head, or the rest of its body.
         self._awaits = NOTHING
-        # Bytes of a head that has not come with one read.
+        # The bytes so far of a head that has not come with one read.
         self._head_size = 0
-        # What comes is not for the parser: its turn has not come, or nobody wants it any more.
+        # Data that comes is not given to the parser: it must wait for its turn, or nobody wants it any more.
         self._sets_aside = False
-        # What was read and not yet given to the parser.
+        # Data that was read and not yet given to the parser.
         self._unfed = b""
         self._feeding_again = False
-        # What is told to the client once all requests before are answered; nothing is read any more.
+        # The failure to send once all earlier requests are answered; nothing more is read.
         self._refusal: Failure | None = None
-        # An answer was given and the connection is to be closed; what still comes is dropped until that time.
-        self._lingering = False
-        self._linger_until = 0.0
+        # An answer was sent and the connection will be closed; data that comes is dropped.
+        self._lingering: Lingering | None = None
         # The client has ended its sending.
-        self._half_closed = False
-        self._arrival: _Arrival | None = None
-        self._unread: asyncio.TimerHandle | None = None
-        self._end: asyncio.TimerHandle | None = None
+        self._half_closed: HalfClosed | None = None
+        # Something of the newest request's body has come with this read; else bytes since then that brought nothing of
+        # it: trailers, extensions of chunks.
+        self._body_came = False
+        self._bodyless = 0
+        self._arrival: Arrival | None = None
+        self._unread: Unread | None = None
         self._silence: SilenceTimer
 
     # -- a connection's life -----------------------------------------------------------------------------------------
@@ -152,7 +165,7 @@ class Http1Protocol(HttpToolsProtocol):
         self._silence.begin()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """End, and let the request know that runs."""
+        """End, and tell the request that runs."""
         if self._is_direct:
             self.cycle = None  # type: ignore[assignment]  # as before the first request
         super().connection_lost(exc)
@@ -161,15 +174,15 @@ class Http1Protocol(HttpToolsProtocol):
             self._exchange.close()
         for work in self._work:
             work.cancel()
-        for timer in (self._unread, self._end):
-            if timer is not None:
-                timer.cancel()
-        if self._arrival is not None:
-            self._arrival.stop()
+        for waiting in (self._arrival, self._unread, self._lingering, self._half_closed):
+            if waiting is not None:
+                waiting.stop()
+        # They have this connection: none must wait for the garbage collector.
+        self._arrival = self._unread = self._lingering = self._half_closed = None
         if isinstance(self.transport, GatheringTransport):
             self.transport.on_close = None
         self._unfed = b""
-        # Those that wait for their turn have none.
+        # Requests that wait for their turn are dropped.
         self.pipeline.clear()
         if self._running is not None and not self._running.response_complete:
             self._running.disconnected = True
@@ -181,6 +194,10 @@ class Http1Protocol(HttpToolsProtocol):
         if self._sets_aside:
             self._set_aside(data)
             return
+        at_beginning = not self._awaits
+        if at_beginning and self._take_known(data):
+            return
+        self._newest = None
         if len(data) > PIECE:
             self._feed_pieces(data)
         elif self._awaits == HEAD:
@@ -191,48 +208,82 @@ class Http1Protocol(HttpToolsProtocol):
                 self.parser.feed_data(data)
             except (httptools.HttpParserUpgrade, httptools.HttpParserError) as error:
                 self._parser_stopped(data, error)
+        if at_beginning and self._newest is not None and not self._awaits:
+            self._learn(self._newest, data)
         if self._awaits or self._arrival is not None:
             self._look_at_arrival(len(data))
+
+    def _take_known(self, data: bytes) -> bool:
+        """Take a request whose head has come before, and which has come whole; whether it is one."""
+        end = data.find(END, 0, MAX_HEAD_SIZE) + len(END)
+        known = self._known.get(data[:end])
+        if known is None:
+            return False
+        route, headers, size = known
+        exchange = self._exchange
+        if (
+            len(data) - end != size
+            or exchange is None
+            or not (self.cycle is None or self.cycle.response_complete)
+            or self.flow.write_paused
+            or (size > SMALL and not route.shared.budget.has_room(size))
+        ):
+            return False
+        self._is_direct = True
+        self.cycle = exchange  # type: ignore[assignment]  # as in `on_headers_complete`
+        exchange.begin(route, headers)
+        exchange.feed(data[end:])
+        exchange.end()
+        return True
+
+    def _learn(self, route: DirectRoute, data: bytes) -> None:
+        """Keep the head of a request, if a read has brought that and its body, and nothing else."""
+        end = data.find(END, 0, MAX_HEAD_SIZE) + len(END)
+        exchange = self._exchange
+        if end >= len(END) and exchange is not None:
+            size = int(exchange.headers[b"content-length"])
+            if len(data) - end == size:
+                self._routes.known.learn(data[:end], route, exchange.headers, size)
 
     def eof_received(self) -> bool:  # type: ignore[override]
         """Take note that the client sends no more: it may be gone, or wait for its answers.
 
-        No system call tells which. But every answer begins in the same way: so that much is sent, and the kernel of a
-        client that is gone answers it by a reset. Until that comes the request runs; where it does not come, it is
-        answered.
+        No system call tells which. But every answer begins with the same bytes. So these are sent, and the kernel of a
+        client that is gone answers them by a reset. The request runs until the reset comes, or to its end if none
+        comes.
 
         Returns:
             keep the connection.
         """
         if self._lingering or not self._waits_for_answer() or not isinstance(self.transport, GatheringTransport):
             return False
-        self._half_closed = True
         self._silence.stop()
         self.cycle.keep_alive = False
         running = self._running
         begun = running is not None and running.response_started and not running.response_complete
         if not begun:
             self.transport.begin_answer(b"HTTP/1.1 ")
-        self._end = self.loop.call_later(FIRST_LOOK_SECONDS, self._look_for_reset, FIRST_LOOK_SECONDS)
+        self._half_closed = HalfClosed(self.transport, self.loop)
         return True
 
     def pause_writing(self) -> None:
-        """Wait with what is sent, and end a client that takes nothing of it for too long."""
+        """Stop sending, and close the connection if its client reads nothing for too long."""
         super().pause_writing()
         if self._unread is None:
-            self._look_at_unread(None)
+            self._unread = Unread(self, self._is_not_read)
+        self._unread.begin()
 
     def shutdown(self) -> None:
-        """Answer what is there, and close."""
+        """Answer the requests that have come, and close."""
         if self._lingering:
-            self._end_in(0.5)
+            self._lingering.end_in(0.5)
         else:
             super().shutdown()
 
     # -- from the socket to the parser -------------------------------------------------------------------------------
 
     def _feed(self, data: bytes | memoryview) -> None:
-        """Give something to the parser."""
+        """Give data to the parser."""
         was_in_head = self._awaits == HEAD
         if was_in_head:
             self._head_size += len(data)
@@ -244,7 +295,7 @@ class Http1Protocol(HttpToolsProtocol):
             self._refuse(head_too_large(self.limits.max_head_size))
 
     def _parser_stopped(self, data: bytes | memoryview, error: Exception) -> None:
-        """Go on where the parser does not by itself, or refuse what it cannot read.
+        """Go on after the parser has stopped, or refuse what it cannot read.
 
         A loop: a read may hold many requests that ask for another protocol.
         """
@@ -269,8 +320,11 @@ class Http1Protocol(HttpToolsProtocol):
         view, at, begun, left = memoryview(data), 0, 0, 0
         if self._awaits == BODY and self._is_direct and self._exchange is not None:
             left = self._exchange.body_left
+        began = time.perf_counter()
         while at < len(data) and self._refusal is None and not self._lingering:
-            if not self._awaits and max(begun, len(self.pipeline)) >= self.limits.pipelined:
+            # The newest of those that wait may have come in part.
+            most = self.limits.pipelined
+            if len(self.pipeline) >= most or (begun >= most and not self._awaits):
                 self._wait_to_feed(data[at:])
                 return
             size = left or PIECE
@@ -283,7 +337,10 @@ class Http1Protocol(HttpToolsProtocol):
             at += len(piece)
             was_in_body = self._awaits == BODY
             self._feed(piece)
-            left = 0 if was_in_body or self._awaits != BODY else self._declared()
+            left = 0 if was_in_body or self._awaits != BODY or self._refusal is not None else self._declared()
+            if not left and at < len(data) and not self._refusal and time.perf_counter() - began > TURN_SECONDS:
+                self._wait_to_feed(data[at:])
+                return
 
     def _declared(self) -> int:
         """Return the bytes of the newest request's body, of which nothing has come; 0 where they are not declared."""
@@ -293,7 +350,7 @@ class Http1Protocol(HttpToolsProtocol):
         return int(length) if length.isdigit() and len(length) < 20 else 0
 
     def _wait_to_feed(self, rest: bytes) -> None:
-        """Let the rest of a read wait, for answers if many requests wait for theirs, else for the loop's next turn."""
+        """Let the rest of a read wait: for answers if many requests wait for theirs, else for the loop's next turn."""
         self._unfed = rest
         self._sets_aside = True
         self.flow.pause_reading()
@@ -318,19 +375,20 @@ class Http1Protocol(HttpToolsProtocol):
         self._sets_aside = False
         self._hold_reading(False)
         self._feed_pieces(rest)
+        if self._awaits or self._arrival is not None:
+            self._look_at_arrival(0)
         if not self._unfed and not self.pipeline:
             self.flow.resume_reading()
 
     def _set_aside(self, data: bytes) -> None:
-        """Take what is not for the parser: nobody wants it any more, or it is not its turn."""
+        """Take data that is not for the parser: nobody wants it any more, or it must wait for its turn."""
         if self._lingering:
-            left = self._linger_until - self.loop.time()
-            self._end_in(min(LINGER_SILENCE_SECONDS, max(left, 0)))
+            self._lingering.heard()
         elif self._unfed and self._refusal is None:
             self._unfed += data
 
     def _without_wish(self, rest: bytes) -> bytes:
-        """Return the head of the newest request again without its wish for another protocol, and what came behind."""
+        """Return the newest request's head without its wish for another protocol, and the data behind it."""
         self._asks_for_upgrade = False
         method, version = self.parser.get_method(), self.parser.get_http_version().encode()
         head = [b"%b %b HTTP/%b" % (method, self.url, version)]
@@ -338,27 +396,30 @@ class Http1Protocol(HttpToolsProtocol):
         if any(name == b"connection" and b"close" in value.lower() for name, value in self.headers):
             head.append(b"connection: close")
         self.parser = httptools.HttpRequestParser(self)
-        # As uvicorn's own.
+        # As in uvicorn.
         self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
         return b"\r\n".join([*head, b"", rest])
 
     # -- from the parser ---------------------------------------------------------------------------------------------
 
     def on_message_begin(self) -> None:
-        """Take in no more than what the head of a request is collected in."""
+        """Prepare only the objects in which the head of a request is collected."""
         self.url = b""
         self.headers = []
         self._awaits = HEAD
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Take in a header; what uvicorn looks for in each is looked for once, in all of them."""
+        """Take in a header; what uvicorn looks for in each header is looked for once, when all have come."""
         self.headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
         """Choose the request's way."""
-        self._awaits = BODY
+        # Before anything is said of its body: one that is refused here is not the newest request yet.
         if self._head_size:
             self._check_head()
+        if len(self.url) > self.limits.max_url_size:
+            raise Refused(url_too_long(self.limits.max_url_size))
+        self._awaits = BODY
         parser = self.parser
         if parser.should_upgrade() and parser.get_method() != b"CONNECT" and not self._should_upgrade():
             self._asks_for_upgrade = True
@@ -373,11 +434,12 @@ class Http1Protocol(HttpToolsProtocol):
         if exchange is None:
             exchange = self._exchange = DirectExchange(self, route.shared)
         self._is_direct = True
+        self._newest = route
         self.cycle = exchange  # type: ignore[assignment]  # which has what uvicorn asks of one
         exchange.begin(route, headers)
 
     def _check_head(self) -> None:
-        """Refuse a request whose head is too large, though it has come."""
+        """Refuse a request whose head has come whole and is too large."""
         size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
         self._head_size = 0
         if size > self.limits.max_head_size:
@@ -395,8 +457,6 @@ class Http1Protocol(HttpToolsProtocol):
         )
 
     def _begin_as_uvicorn(self) -> None:
-        if len(self.url) > self.limits.max_url_size:
-            raise Refused(url_too_long(self.limits.max_url_size))
         self._is_direct = False
         url, headers, expects = self.url, self.headers, self.expect_100_continue
         super().on_message_begin()
@@ -409,8 +469,8 @@ class Http1Protocol(HttpToolsProtocol):
             self.headers = []
         exchange = self._exchange
         if exchange is not None and not exchange.response_complete and len(self.pipeline) == 1:
-            # It waits behind one on the short way, and uvicorn reads no more until that is answered. But only reading
-            # tells that the client has left. A third that comes ends the reading for good.
+            # The request waits behind one on the short way, and uvicorn would stop reading until that one is answered.
+            # But only reading shows that the client has left. A third request stops the reading for good.
             self.flow.resume_reading()
 
     def on_body(self, body: bytes) -> None:
@@ -418,6 +478,7 @@ class Http1Protocol(HttpToolsProtocol):
         if self._is_direct and self._exchange is not None:
             self._exchange.feed(body)
         else:
+            self._body_came = True
             super().on_body(body)
 
     def on_message_complete(self) -> None:
@@ -433,7 +494,7 @@ class Http1Protocol(HttpToolsProtocol):
     # -- responses ---------------------------------------------------------------------------------------------------
 
     def own_headers(self) -> list[Header]:
-        """Return the headers that each response has, whatever answers."""
+        """Return the headers that each response of the connection has."""
         return self.server_state.default_headers
 
     def respond(self, head: bytes, body: bytes, *, close: bool) -> None:
@@ -455,7 +516,7 @@ class Http1Protocol(HttpToolsProtocol):
             self._silence.begin()
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        """Run what takes several turns of the event loop, and drop it when the connection ends."""
+        """Run work that takes several turns of the event loop, and drop it when the connection ends."""
         task = self.loop.create_task(work)
         self._work.add(task)
         task.add_done_callback(self._work.discard)
@@ -480,25 +541,23 @@ class Http1Protocol(HttpToolsProtocol):
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
         self._running = cycle
         if cycle.scope["http_version"] == "1.0":
-            app = _UntilClose(cast(ASGIApp, app), cycle)  # type: ignore[assignment]
+            app = UntilClose(cast(ASGIApp, app), cycle)  # type: ignore[assignment]
         super()._start_asgi_task(cycle, app)
 
     # -- refusing, and closing ---------------------------------------------------------------------------------------
 
     def _waits_for_answer(self) -> bool:
-        """Whether a request that has come whole waits for its answer."""
+        """Whether any request that has come whole waits for its answer."""
         newest = self.cycle is not None and not self.cycle.response_complete
         return bool(self.pipeline) or (newest and not self._awaits)
 
     def _refuse(self, failure: Failure) -> None:
-        """Read no more, and tell the client why once it has its answers."""
+        """Read no more, and send the client the failure once its earlier requests are answered."""
         if self._refusal is not None or self._lingering or self.transport.is_closing():
             return
         self.logger.warning("a request is refused: %s", failure.text)
         self._refusal, self._unfed, self._sets_aside = failure, b"", True
-        if self._arrival is not None:
-            self._arrival.stop()
-            self._arrival = None
+        self._stop_arrival()
         reading = self.cycle if self._awaits == BODY else None
         if reading is not None and not reading.response_complete:
             self._drop_unread(reading)
@@ -518,7 +577,7 @@ class Http1Protocol(HttpToolsProtocol):
             self.pipeline.clear()
             self.pipeline.extend(waiting)
             return
-        # It runs: the app hears that its client has left.
+        # The request runs: the app is told that its client has left.
         begun = cycle.response_started
         cycle.disconnected = True
         cycle.message_event.set()
@@ -534,97 +593,80 @@ class Http1Protocol(HttpToolsProtocol):
         self.transport.close()
 
     def _closes_late(self) -> bool:
-        """Close later, where the client still sends; see `limits.LINGER_SECONDS`.
+        """Close later if the client still sends; see `limits.LINGER_SECONDS`.
 
         Returns:
-            the transport is closed from here, and not at once.
+            this object closes the transport later.
         """
         if self._lingering:
             return True
         if self._half_closed or not (self._awaits or self._refusal is not None or self._unfed):
             return False
-        self._lingering = self._sets_aside = True
+        self._sets_aside = True
         self._silence.stop()
-        if self._arrival is not None:
-            self._arrival.stop()
-            self._arrival = None
+        self._stop_arrival()
         self._unfed = b""
         self._hold_reading(False)
         self.flow.resume_reading()
-        self._linger_until = self.loop.time() + LINGER_SECONDS
-        self._end_in(LINGER_SILENCE_SECONDS)
+        self._lingering = Lingering(self.loop, self._end_lingering)
         return True
-
-    def _end_in(self, seconds: float) -> None:
-        if self._end is not None:
-            self._end.cancel()
-        self._end = self.loop.call_later(seconds, self._end_lingering)
 
     def _end_lingering(self) -> None:
         if isinstance(self.transport, GatheringTransport):
             self.transport.end()
 
-    def _look_for_reset(self, waited: float) -> None:
-        """End with a client that is gone, and look again later while it is not known to be."""
-        sock = self.transport.get_extra_info("socket")
-        if sock is None or self.transport.is_closing():
-            return
-        poll = select.poll()
-        poll.register(sock.fileno(), 0)
-        if poll.poll(0):
-            self.transport.abort()
-        else:
-            again = min(2 * waited, 1.0)
-            self._end = self.loop.call_later(again, self._look_for_reset, again)
-
     # -- clients that are slow ---------------------------------------------------------------------------------------
 
     def _look_at_arrival(self, size: int) -> None:
-        """Note how a request arrives that has not come whole with its first read."""
+        """Watch the arrival of a request that has not come whole with its first read."""
         if not self._awaits:
-            if self._arrival is not None:
-                self._arrival.stop()
-                self._arrival = None
+            self._stop_arrival()
             return
         in_head = self._awaits == HEAD
         if self._is_direct and not in_head and self._exchange is not None and not self._exchange.hold_body():
             self._refuse(NO_ROOM)
             return
+        brought = self._is_direct or self._body_came
+        self._body_came = False
         if self._arrival is None or self._arrival.in_head != in_head:
-            if self._arrival is not None:
-                self._arrival.stop()
-            self._arrival = _Arrival(self, in_head=in_head)
-        elif not in_head:
-            self._arrival.size += size
+            self._stop_arrival()
+            self._arrival = Arrival(self, self._arrival_is_over, in_head=in_head)
+            self._bodyless = 0
+        elif in_head:
+            # Nothing but its end gives a head more time; its size has a bound of its own.
+            return
+        elif brought:
+            self._bodyless = 0
+            self._arrival.brought(size)
+        else:
+            self._bodyless += size
+            if self._bodyless > self.limits.max_head_size:
+                self._refuse(head_too_large(self.limits.max_head_size))
 
-    def arrival_is_over(self) -> None:
+    def _stop_arrival(self) -> None:
+        if self._arrival is not None:
+            self._arrival.stop()
+            self._arrival = None
+
+    def _arrival_is_over(self) -> None:
         """Give up on a request that does not arrive."""
         self._arrival = None
         if self.cycle is not None and self.cycle.response_complete and self._awaits == BODY:
-            # It has its answer, and what is still to come is of no use.
+            # The request has its answer, and the rest of it is of no use.
             self.transport.abort()
         else:
             self._refuse(TOO_SLOW)
 
-    def _look_at_unread(self, before: int | None) -> None:
-        """End a client that takes nothing, or next to nothing, of what lies there for it."""
-        self._unread = None
-        # One that is to be closed waits for it as well.
-        if not self.flow.write_paused:
-            return
-        size, seconds = self.transport.get_write_buffer_size(), self.limits.stall_timeout
-        if before is not None and before - size < self.limits.least_rate * seconds:
-            logger.warning("a connection is ended, because its client does not read what it is answered")
-            self.transport.abort()
-        else:
-            self._unread = self.loop.call_later(seconds, self._look_at_unread, size)
+    def _is_not_read(self) -> None:
+        logger.warning("a connection is ended, because its client does not read what it is answered")
+        self.transport.abort()
 
 
 class _Flow(FlowControl):
-    """uvicorn's, which does not go on reading while something that was read waits.
+    """uvicorn's flow control, which does not resume reading while data that was read waits.
 
     Attributes:
-        held: something waits.
+        held: data waits.
     """
 
     held = False
@@ -633,62 +675,3 @@ class _Flow(FlowControl):
         """Go on reading."""
         if not self.held:
             super().resume_reading()
-
-
-class _Arrival:
-    """How a request arrives that does not come whole.
-
-    Attributes:
-        in_head: it is the head that is waited for.
-        size: bytes that have come since.
-    """
-
-    def __init__(self, protocol: Http1Protocol, *, in_head: bool) -> None:
-        self.in_head = in_head
-        self.size = 0
-        self._protocol = protocol
-        self._began = protocol.loop.time()
-        self._timer = protocol.loop.call_later(protocol.limits.read_timeout, self._look)
-
-    def stop(self) -> None:
-        self._timer.cancel()
-
-    def _look(self) -> None:
-        protocol = self._protocol
-        loop, limits = protocol.loop, protocol.limits
-        if is_late(self._timer, loop) or protocol.flow.read_paused:
-            # What has come was not read, for which the client is not to blame.
-            self._began, self.size = loop.time(), 0
-        allowed = limits.read_timeout if self.in_head else limits.time_for(self.size)
-        left = self._began + allowed - loop.time()
-        if left > 0:
-            # Not less than a timer of uvloop's can be set for: it would go off at once, again and again.
-            self._timer = loop.call_later(max(left, 0.001), self._look)
-        else:
-            protocol.arrival_is_over()
-
-
-class _UntilClose:
-    """An app whose answer of unknown length ends with its connection, as HTTP/1.0 has it: there are no chunks there."""
-
-    def __init__(self, app: ASGIApp, cycle: RequestResponseCycle) -> None:
-        self._app = app
-        self._cycle = cycle
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a request."""
-        cycle, endless = self._cycle, False
-
-        async def without_chunks(message: Message) -> None:
-            nonlocal endless
-            if message["type"] == "http.response.start":
-                endless = all(name.lower() != b"content-length" for name, _ in message.get("headers", ()))
-                if endless:
-                    cycle.chunked_encoding = False
-            elif endless:
-                # What uvicorn counts down to the end: this piece, and one byte more while there is more to come.
-                more = 1 if message.get("more_body", False) else 0
-                cycle.expected_content_length = len(message.get("body", b"")) + more
-            await send(message)
-
-        await self._app(scope, receive, without_chunks)

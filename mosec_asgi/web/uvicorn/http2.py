@@ -3,13 +3,13 @@
 A stream whose client does not read keeps its sender waiting.
 
 uvicorn lets a sender wait while the connection's socket is full. But over HTTP/2 a client that reads slowly closes the
-window of its stream (RFC 9113, section 5.2), and the socket is never full: what is sent then gathers inside zttp, and
-nothing bounds it. Here the flow control of each stream looks at what has gathered there as well. An answer that was
-handed over whole, and is not taken, ends the connection after a time.
+window of its stream (RFC 9113, section 5.2), and the socket is never full: the data gathers inside zttp, without a
+bound. Here the flow control of each stream checks what has gathered there as well. A whole answer that the client does
+not take ends the connection after a time.
 
-Frames that ask for nothing but an answer (PING, SETTINGS) may come without end, and so may streams that are given up as
-soon as they are begun. Both are counted against the requests that are answered; and while what was written is not
-taken, no more is read.
+Frames that only ask for an answer (PING, SETTINGS) may come without end, and so may streams that are reset as soon as
+they have begun. Both are counted against the requests that are answered. While the client does not take what was
+written, nothing more is read.
 """
 
 from __future__ import annotations
@@ -32,9 +32,11 @@ from mosec_asgi.web.uvicorn.keep_alive import KeepAlive, SilenceTimer
 
 # RFC 9113, section 7.
 ENHANCE_YOUR_CALM = 11
-# Frames that bring nothing that a connection may have sent ahead, and how many more each answered request is worth.
+# The most frames without content that a connection may send ahead, and how many more each answered request allows.
 MOST_IDLE_FRAMES = 1000
 IDLE_FRAMES_A_REQUEST = 10
+# What a stream counts that is given up before anything was answered: it has cost as much as a request, some 200 µs.
+IDLE_FRAMES_A_RESET = 10
 
 logger = log.internal_logger(__name__)
 
@@ -42,14 +44,14 @@ logger = log.internal_logger(__name__)
 class AutoProtocol(AutoZttpProtocol):
     """HTTP/1.1 and prior-knowledge HTTP/2 on one port.
 
-    HTTP/1.1 is the same as without the extra `http2`, and not zttp's, which copies large bodies more often.
+    HTTP/1.1 is served as without the extra `http2`, not by zttp, which copies large bodies more often.
     """
 
     limits: ClassVar[Limits] = DEFAULT
     _silence: SilenceTimer
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Wait for the first bytes, as long as between two requests."""
+        """Wait for the first bytes, for as long as between two requests."""
         self._silence = SilenceTimer(transport, self.limits.keep_alive, self.loop)
         super().connection_made(transport)
         if self.timeout_task is not None:
@@ -66,7 +68,7 @@ class AutoProtocol(AutoZttpProtocol):
         self._silence.stop()
         kind: type[PacedHttp2Protocol | Http1Protocol] = PacedHttp2Protocol if http2 else Http1Protocol
         protocol = kind(self.config, self.server_state, self.app_state, self.loop)
-        # Those of this class's own subclass, which say what the service's settings are.
+        # The protocols of the subclass, which have the service's settings.
         protocol.limits = self.limits  # type: ignore[misc]
         self.transport.set_protocol(protocol)
         protocol.connection_made(self.transport)
@@ -75,14 +77,14 @@ class AutoProtocol(AutoZttpProtocol):
 
 
 class PacedHttp2Protocol(KeepAlive, ZttpH2Protocol):
-    """A connection whose streams wait for their clients, each for itself."""
+    """A connection in which each stream waits for its own client."""
 
     limits: ClassVar[Limits] = DEFAULT
-    # Set when the client has sent something, which may have opened a window, or is gone.
+    # Set when the client has sent something, which may open a window, or is gone.
     _heard: asyncio.Event
-    # Frames and streams that have asked for work and brought nothing, since requests were answered.
+    # Frames and streams without content, less what answered requests have allowed.
     _idle_frames = 0
-    # Streams whose answers are complete and were not taken whole.
+    # Streams whose answers are complete, and which the client has not yet taken whole.
     _untaken: dict[int, zttp.Stream]
     _unread: asyncio.TimerHandle | None = None
 
@@ -94,20 +96,20 @@ class PacedHttp2Protocol(KeepAlive, ZttpH2Protocol):
         super().connection_made(transport)
 
     def data_received(self, data: bytes) -> None:
-        """Take what the client sends, and let those go on who have waited for it."""
+        """Take in what the client sends, and wake the streams that have waited for it."""
         super().data_received(data)
         self._heard.set()
         if self._untaken:
             self._forget_taken()
         if self.flow.write_paused and self.transport.get_write_buffer_size() > HIGH_WATER_LIMIT:
-            # What was asked for is not taken: no more is to be asked for.
+            # The client does not take what it has asked for, so it must not ask for more.
             self.flow.pause_reading()
 
     def events(self) -> Generator[zttp.Event]:
-        """Yield what has come, up to where it is too much that brings nothing."""
+        """Yield the events that have come, and end the connection after too many without content."""
         for event in super().events():
             if isinstance(event, (zttp.Ping, zttp.Settings, zttp.RstStream)):
-                self._idle_frames += 1
+                self._idle_frames += self._worth(event)
                 if self._idle_frames > MOST_IDLE_FRAMES:
                     logger.warning("an HTTP/2 connection is ended: too many frames that bring nothing")
                     self.conn.close(ENHANCE_YOUR_CALM)
@@ -116,24 +118,29 @@ class PacedHttp2Protocol(KeepAlive, ZttpH2Protocol):
                     return
             yield event
 
+    def _worth(self, event: zttp.Event) -> int:
+        """Return for how many frames one counts that brings nothing."""
+        cycle = self.cycles.get(event.stream_id) if isinstance(event, zttp.RstStream) else None
+        return 1 if cycle is None or cycle.response_started else IDLE_FRAMES_A_RESET
+
     def resume_writing(self) -> None:
-        """Send on, and read on."""
+        """Resume sending and reading."""
         super().resume_writing()
         self.resume_reading_if_idle()
 
     def pause_writing(self) -> None:
-        """Wait with what is sent, and end a client that takes nothing of it for too long."""
+        """Stop sending, and close the connection if its client reads nothing for too long."""
         super().pause_writing()
         self._look_later()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """End, let all go on who wait, and keep nothing of what was not sent."""
+        """End, wake all streams that wait, and drop what was not sent."""
         super().connection_lost(exc)
         self._heard.set()
         if self._unread is not None:
             self._unread.cancel()
         self._untaken.clear()
-        # Requests and connection would keep each other, and all that was not sent, until the garbage collector comes.
+        # Requests and connection refer to each other, and would keep unsent data until the garbage collector runs.
         for cycle in self.cycles.values():
             cycle.on_response = _nothing
             cycle.resume_reading = _nothing
@@ -148,7 +155,7 @@ class PacedHttp2Protocol(KeepAlive, ZttpH2Protocol):
             if cycle.stream.pending_bytes:
                 self._untaken[stream_id] = cycle.stream
                 self._look_later()
-            # The two would keep each other.
+            # The two refer to each other.
             cycle.flow = self.flow
         super().on_response_complete(stream_id)
 
@@ -165,7 +172,7 @@ class PacedHttp2Protocol(KeepAlive, ZttpH2Protocol):
         return pending + self.transport.get_write_buffer_size()
 
     def _look_at_unread(self, before: int) -> None:
-        """End a client that takes nothing, or next to nothing, of what lies there for it."""
+        """Close the connection if its client reads nothing, or next to nothing, of what waits for it."""
         self._unread = None
         self._forget_taken()
         if not (self._untaken or self.flow.write_paused):
@@ -179,7 +186,7 @@ class PacedHttp2Protocol(KeepAlive, ZttpH2Protocol):
     def handle_request(self, event: zttp.Request) -> None:
         """Start the app, which sends no faster than its client reads."""
         if not (event.path.isascii() and event.method.isascii()):
-            # uvicorn would raise, and the connection be lost with all its streams.
+            # uvicorn would raise, and the connection would be lost with all its streams.
             self.conn.stream(event.stream_id).send_response(BAD_REQUEST.code, [(b"content-length", b"0")], True)
             return
         super().handle_request(event)
@@ -188,11 +195,11 @@ class PacedHttp2Protocol(KeepAlive, ZttpH2Protocol):
 
 
 def _nothing(stream_id: int = 0) -> None:
-    """Stand for what a connection that has ended did."""
+    """Do nothing: stands in for methods of a connection that has ended."""
 
 
 class _StreamFlow(FlowControl):
-    """What uvicorn asks before it sends, for one stream of a connection."""
+    """The flow control that uvicorn asks before it sends, for one stream of a connection."""
 
     def __init__(self, connection: FlowControl, cycle: RequestResponseCycle, heard: asyncio.Event) -> None:
         self._connection = connection
@@ -201,7 +208,7 @@ class _StreamFlow(FlowControl):
 
     @property
     def write_paused(self) -> bool:  # type: ignore[override]
-        """Whether the connection is full, or too much waits for the stream's window to open."""
+        """Whether the connection is full, or too much data waits for the stream's window to open."""
         if self._cycle.disconnected:
             return False
         return self._connection.write_paused or (self._cycle.stream.pending_bytes or 0) > HIGH_WATER_LIMIT

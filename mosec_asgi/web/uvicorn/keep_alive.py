@@ -1,13 +1,12 @@
-"""Silent connections are closed, but not one whose request has come and was not yet read.
+"""Closes silent connections, but none whose request has come and was not read yet.
 
 uvicorn closes a connection on which nothing has come for `timeout_keep_alive` seconds, 5 by default, with a timer of
-the event loop. When uvloop has handled what came from its sockets, or has waited in vain, it runs the timers that are
-due before it looks at the sockets again. So where the process stood still meanwhile until that time was over (a loaded
-machine, a suspended one), connections were closed whose requests had come and were not read. The kernel tells that to
-their clients by a reset, and they cannot know that nothing was run.
+the event loop. uvloop runs timers that are due before it looks at the sockets again. So if the process was stopped
+until that time was over (by a loaded or suspended machine), connections were closed whose requests had come and were
+not read. The kernel sends their clients a reset, and they cannot know that nothing was run.
 
-So the timer looks whether something lies there unread. And where it is late, the client may have stood still as well,
-on the same machine: it is given its time again.
+So the timer checks whether there is unread data. And if the timer is late, the client may have been stopped as well, on
+the same machine, so it gets its whole time again.
 """
 
 from __future__ import annotations
@@ -15,17 +14,17 @@ from __future__ import annotations
 import asyncio
 import select
 
-# A timer that is late by so many seconds tells that the process stood still; a turn of the loop takes milliseconds.
+# A timer that is late by so many seconds shows that the process was stopped; a turn of the loop takes milliseconds.
 LATE_SECONDS = 0.1
 
 
 def is_late(timer: asyncio.TimerHandle, loop: asyncio.AbstractEventLoop) -> bool:
-    """Whether a timer that runs now should have run long ago."""
+    """Whether a timer that runs now is late."""
     return loop.time() - timer.when() > LATE_SECONDS
 
 
 def has_unread(transport: asyncio.BaseTransport) -> bool:
-    """Whether something has come on a connection, or its end, that the event loop has not read yet."""
+    """Whether a connection has data, or its end, that the event loop has not read yet."""
     sock = transport.get_extra_info("socket")
     if sock is None or transport.is_closing():
         return False
@@ -37,8 +36,8 @@ def has_unread(transport: asyncio.BaseTransport) -> bool:
 class SilenceTimer:
     """Closes a connection that is silent for too long.
 
-    One timer for each time that it may be silent, and not for each request: one that goes off too early is set for what
-    is left. That spares each request the making and the cancelling of a timer.
+    A timer that goes off too early, because there was a request meanwhile, is set again for the time that is left. So
+    no request has to make or cancel a timer.
     """
 
     def __init__(self, transport: asyncio.Transport, seconds: float, loop: asyncio.AbstractEventLoop) -> None:
@@ -46,7 +45,7 @@ class SilenceTimer:
 
         Args:
             transport: is closed.
-            seconds: that it may be silent.
+            seconds: that the connection may be silent.
             loop: the transport's.
         """
         self._transport = transport
@@ -66,7 +65,7 @@ class SilenceTimer:
         self._since = None
 
     def stop(self) -> None:
-        """Let nothing happen any more."""
+        """Cancel the timer."""
         self._since = None
         if self._timer is not None:
             self._timer.cancel()
@@ -80,15 +79,15 @@ class SilenceTimer:
             return
         left = self._since + self._seconds - self._loop.time()
         if left > 0:
-            # Not less than a timer of uvloop's can be set for: it would go off at once, again and again.
+            # At least the resolution of uvloop's timers: a shorter timer would go off at once, again and again.
             self._timer = self._loop.call_later(max(left, 0.001), self._look)
-        # What lies there ends the silence when it is read.
+        # The unread data ends the silence when it is read.
         elif not has_unread(self._transport):
             self._transport.close()
 
 
 class KeepAlive:
-    """A base of uvicorn's protocols, before theirs: its timer closes silent connections, and only those."""
+    """A mixin for uvicorn's protocols: its timer closes silent connections, and only those."""
 
     loop: asyncio.AbstractEventLoop
     transport: asyncio.Transport
@@ -101,6 +100,6 @@ class KeepAlive:
         if timer is not None and is_late(timer, self.loop):
             again = self.timeout_keep_alive_handler
             self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, again)
-        # What lies there stops the timer when it is read.
+        # The unread data stops the timer when it is read.
         elif not has_unread(self.transport):
             super().timeout_keep_alive_handler()  # type: ignore[misc]

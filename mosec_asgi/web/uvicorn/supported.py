@@ -1,9 +1,9 @@
-"""Whether the uvicorn and the parsers that are installed are such as the shorter ways here are written for.
+"""Checks whether the installed uvicorn and parsers are those for which the shorter ways here are written.
 
-`http1`, `http2`, `gathering` and `keep_alive` are made of uvicorn's protocols, whose inner parts are not public: each
-release may change them. So only versions that were tried are taken, and of those each part that is used is looked at
-before the service starts. With any other the service runs on uvicorn's own protocols, and is slower; `--http plain`
-chooses that by hand. CONTRIBUTING.md has the table of all such parts.
+`http1`, `http2`, `gathering` and `keep_alive` extend uvicorn's protocols, whose inner parts are not public: each
+release may change them. So only versions that were tried are used, and each part that is used is checked before the
+service starts. With any other version the service runs on uvicorn's own protocols, which are slower; `--http plain`
+chooses them by hand. CONTRIBUTING.md has the table of all such parts.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-# Versions known to work: from the first, up to and without the second; pyproject.toml has the same bounds.
+# Versions known to work: from the first up to, but not including, the second; pyproject.toml has the same bounds.
 KNOWN: Mapping[str, tuple[str, str]] = {
     "uvicorn": ("0.54", "0.55"),
     "httptools": ("0.6.4", "0.10"),
@@ -56,8 +56,6 @@ _FUNCTIONS: Mapping[str, Sequence[str]] = {
     f"{_FLOW}:FlowControl.pause_writing": ("self",),
     f"{_FLOW}:FlowControl.resume_writing": ("self",),
     "uvicorn.server:ServerState": (),
-    "uvicorn.server:Server.startup": ("self", "sockets"),
-    "uvicorn.server:Server.handle_exit": ("self", "sig", "frame"),
 }
 _HTTP2_FUNCTIONS: Mapping[str, Sequence[str]] = {
     f"{_HTTP2}:ZttpH2Protocol": _CONNECTION,
@@ -74,7 +72,7 @@ _HTTP2_FUNCTIONS: Mapping[str, Sequence[str]] = {
     f"{_AUTO}:AutoZttpProtocol": _CONNECTION,
     f"{_AUTO}:AutoZttpProtocol._switch": ("self", "http2", "initial_data"),
 }
-# What a connection has when it has been made, and what one of its requests has.
+# The attributes of a connection, and those of one of its requests.
 _HTTP1_ATTRIBUTES = {
     "access_log", "app", "config", "connections", "cycle", "expect_100_continue", "flow", "headers",
     "limit_concurrency", "logger", "loop", "parser", "pipeline", "server_state", "timeout_keep_alive", "transport",
@@ -102,10 +100,10 @@ def problems(
     known: Mapping[str, tuple[str, str]] = KNOWN,
     version_of: Callable[[str], str] = importlib.metadata.version,
 ) -> list[str]:
-    """Return what speaks against the shorter ways; nothing where all is as it was when they were tried.
+    """Return why the shorter ways cannot be used; nothing if all parts are as they were when the versions were tried.
 
     Args:
-        known: the versions to take, by package. A test passes others than there are.
+        known: the versions to use, by package. Tests pass other versions.
         version_of: returns the version of a package that is installed.
     """
     packages = [name for name in known if importlib.util.find_spec(name) is not None]
@@ -124,7 +122,7 @@ def _versions(
 
 
 def _number(version: str) -> tuple[int, ...]:
-    """Return a version's numbers; what is no number, as in a release candidate's, ends them."""
+    """Return a version's numbers, up to the first part that is not a number, as in a release candidate."""
     numbers = []
     for part in version.split("."):
         if not part.isdigit():
@@ -168,5 +166,5 @@ def _found(name: str) -> Any:
 
 
 def _assigned(kind: type) -> set[str]:
-    """Return the attributes that a class gives its objects when they are made."""
+    """Return the attributes of a class's objects."""
     return set(kind.__init__.__code__.co_names) | set(kind.__dict__)  # type: ignore[misc]

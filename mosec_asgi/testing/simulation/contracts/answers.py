@@ -1,0 +1,130 @@
+"""Each call is answered once, with the right answer, in time (contracts 1, 2 and 7)."""
+
+from __future__ import annotations
+
+from mosec_asgi.errors import (
+    CLIENT_LEFT,
+    CLOSING,
+    NOT_BEGUN,
+    STAGE_DOWN,
+    STALLED,
+    TIMED_OUT,
+    WORKER_DIED,
+    Failure,
+    describe,
+    too_slow,
+)
+from mosec_asgi.messages import Outcome
+from mosec_asgi.testing.simulation.contracts.admission import Admission
+from mosec_asgi.testing.simulation.contracts.checker import Checker
+from mosec_asgi.testing.simulation.contracts.contract import Contract
+from mosec_asgi.testing.simulation.contracts.dues import TOLERANCE, Dues
+from mosec_asgi.testing.simulation.contracts.journal import Journal
+from mosec_asgi.testing.simulation.contracts.streams import Streams
+from mosec_asgi.testing.simulation.model import Case, ServiceModel
+
+
+class Answers(Checker):
+    """Checks what clients are answered."""
+
+    def __init__(self, service: ServiceModel, journal: Journal, admission: Admission, streams: Streams) -> None:
+        super().__init__(service, journal)
+        self._admission = admission
+        self._streams = streams
+
+    def submit(self, case: Case, timeout: float) -> None:
+        """A call is about to be submitted."""
+        service, now = self._service, self._journal.now
+        case.soonest = case.latest = now + timeout
+        self._journal.note("%s: arrives for stages %s", case.name, case.stages)
+        new = case.id not in service.by_id
+        self._journal.require(new, Contract.RIGHT_ANSWER, "the number %d was given out twice", case.id)
+        service.by_id[case.id] = case
+        service.open[case.name] = case
+        service.stages[case.stage].arrive(case, now)
+
+    def settled(self, case: Case, outcome: Outcome) -> None:
+        """A client is told the outcome of its call; `judge` it when the service has done all that belongs to it."""
+        require = self._journal.require
+        require(outcome.call_id == case.id, Contract.RIGHT_ANSWER, "%s: got %s", case, outcome)
+        require(case.submitted, Contract.ONE_ANSWER, "%s: %s before it was submitted", case, outcome)
+        require(not case.done, Contract.ONE_ANSWER, "%s: %s after %s", case, outcome, case.outcome)
+        case.outcome = outcome
+
+    def judge(self, case: Case, outcome: Outcome) -> None:
+        """Check what a client was told."""
+        journal = self._journal
+        self._service.open.pop(case.name)
+        self._service.stages[case.stage].note_work(journal.now)
+        journal.note("%s: answered %d %r", case.name, outcome.code, outcome.payload)
+        if not case.admitted:
+            self._admission.check_refusal(case, outcome)
+            return
+        journal.count(f"answered {outcome.code}")
+        if case.expected is not None:
+            right = outcome == case.expected
+            journal.require(right, Contract.RIGHT_ANSWER, "%s: %s instead of %s", case, outcome, case.expected)
+        elif outcome.failure is None:
+            raise self._out_of_nowhere(case, Contract.RIGHT_ANSWER)
+        else:
+            self._check_failure(case, outcome.failure)
+
+    def settle(self, dues: Dues) -> None:
+        """Check that every call that can be answered has been."""
+        for case in self._service.open.values():
+            if case.expected is not None or case.left or not case.admitted:
+                raise self._journal.fail(Contract.ONE_ANSWER, f"{case} should have its answer: {case.expected!r}")
+            dues.require_by(case.latest, Contract.ONE_ANSWER, "%s is beyond its deadline", case)
+
+    def _check_failure(self, case: Case, failure: Failure) -> None:
+        """Check a failure that no worker has reported: the service's own answer."""
+        require, now = self._journal.require, self._journal.now
+        if failure in (TIMED_OUT, STALLED):
+            self._check_timeout(case, failure)
+        elif failure == describe(too_slow(self._service.stages[case.stage].plan.timeout)):
+            self._journal.count("answered 408 by the service")
+            require(self._is_stuck(case), Contract.TIME, "%s: 408 of a stage that is not stuck", case)
+        elif failure.text.startswith(self._dropped_by(case)):
+            self._check_drop(case, failure)
+        elif failure == CLOSING:
+            stopping = self._service.stopping
+            due = stopping is not None and now >= sum(stopping) - TOLERANCE
+            require(due, Contract.SHUTDOWN, "%s: 503 before the grace was over", case)
+        elif failure == STAGE_DOWN:
+            stage = self._service.stages[case.stage]
+            require(stage.down or stage.down_at == now, Contract.RESPAWN, "%s: 503 from a stage that is up", case)
+        elif failure == CLIENT_LEFT:
+            self._journal.count("calls cancelled")
+            require(case.left, Contract.CANCELLATION, "%s: its client has not left", case)
+        else:
+            raise self._out_of_nowhere(case, Contract.CRASH if failure == WORKER_DIED else Contract.RIGHT_ANSWER)
+
+    def _check_timeout(self, case: Case, failure: Failure) -> None:
+        require = self._journal.require
+        self._journal.count("answered 408 by the service")
+        late = self._journal.now >= case.soonest - TOLERANCE
+        require(late or self._is_stuck(case), Contract.TIME, "%s: 408 before its time", case)
+        stalled = case.streams and not self._streams.is_free(case)
+        require(failure == TIMED_OUT or stalled, Contract.TIME, "%s: called a stalled client", case)
+
+    def _is_stuck(self, case: Case) -> bool:
+        """Whether the worker that has begun a task makes no progress."""
+        life = case.life
+        return life is not None and life.fault == "stuck" and case.id in life.begun
+
+    def _check_drop(self, case: Case, failure: Failure) -> None:
+        """Check that a task which cannot be done in time was dropped from a queue, not from a worker."""
+        require = self._journal.require
+        self._journal.count("answered 408 by the service")
+        self._journal.count("dropped from the queue")
+        shedding = self._service.world.limits.load_shedding and failure.code == TIMED_OUT.code
+        require(shedding, Contract.TIME, "%s: dropped: %s", case, failure)
+        has = case.life is not None and case.id in case.life.unheard
+        require(not has, Contract.TIME, "%s: dropped, and a worker has it", case)
+
+    def _dropped_by(self, case: Case) -> str:
+        """Return how the text begins with which the stage that a request is at drops it."""
+        return NOT_BEGUN.partition(",")[0].format(self._service.stages[case.stage].plan.name)
+
+    def _out_of_nowhere(self, case: Case, contract: Contract) -> Exception:
+        return self._journal.fail(contract, f"{case}: {case.outcome} out of nowhere, after {case.deaths} deaths")

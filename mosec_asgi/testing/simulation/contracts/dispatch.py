@@ -1,0 +1,89 @@
+"""A worker is sent live tasks, each with the right payload, and no more than it can hold (contracts 2, 3 and 5)."""
+
+from __future__ import annotations
+
+from mosec_asgi.messages import EGRESS, INGRESS, OBJECT_IN, OBJECT_OUT, Payload, Tasks
+from mosec_asgi.testing.simulation.contracts.checker import Checker
+from mosec_asgi.testing.simulation.contracts.contract import Contract
+from mosec_asgi.testing.simulation.contracts.journal import Journal
+from mosec_asgi.testing.simulation.contracts.waiting import Waiting
+from mosec_asgi.testing.simulation.model import Case, Life, ServiceModel
+
+# A worker that needs as long for a task is sent no second one before it has answered.
+SLOW_SECONDS = 0.002
+MOST_AHEAD = 128
+
+
+class Dispatch(Checker):
+    """Checks the tasks that workers are sent."""
+
+    def __init__(self, service: ServiceModel, journal: Journal, waiting: Waiting) -> None:
+        super().__init__(service, journal)
+        self._waiting = waiting
+
+    def sent(self, life: Life, message: Tasks) -> None:
+        """A worker is sent tasks."""
+        journal, stage, now = self._journal, life.stage, self._journal.now
+        journal.note("%s: is sent tasks %s", life, message.ids)
+        stage.note_work(now)
+        if not life.unheard:
+            life.still_since = now
+        ahead = life.batches
+        before: Case | None = None
+        for task_id, flags, name, payload in zip(
+            message.ids, message.flags, message.request_ids, message.payloads, strict=True
+        ):
+            case = self._live(name, life)
+            journal.require(case.id == task_id, Contract.RIGHT_ANSWER, "%s was sent as task %d", case, task_id)
+            self._waiting.starts(stage, case, before)
+            before = case
+            self._check_content(case, flags, payload)
+            self._check_attempts(case, stage.plan.max_attempts)
+            case.life = life
+            life.unheard[task_id] = case
+            life.units[task_id] = message.ids[0]
+        alone = not life.runs_alone or len(life.unheard) == 1
+        journal.require(alone, Contract.CRASH, "tasks beside one to be alone: %s", life)
+        self._check_amount(life, len(message.ids), ahead)
+        stage.note_work(now)
+
+    def _live(self, name: str, life: Life) -> Case:
+        case = self._service.open.get(name)
+        if case is None or case.done or case.left or case.submitted > case.admitted:
+            raise self._journal.fail(Contract.CANCELLATION, f"{name} was sent to {life} though it is over")
+        return case
+
+    def _check_content(self, case: Case, flags: int, payload: Payload) -> None:
+        require = self._journal.require
+        require(payload == case.payload, Contract.RIGHT_ANSWER, "%s got %r", case, payload)
+        first, last = (OBJECT_IN, OBJECT_OUT) if case.objects else (INGRESS, EGRESS)
+        needed = (first if case.position == 0 else 0) | (last if case.is_last else 0)
+        require(flags == needed, Contract.RIGHT_ANSWER, "%s got the flags %d", case, flags)
+
+    def _check_attempts(self, case: Case, most: int) -> None:
+        require = self._journal.require
+        require(case.deaths < most, Contract.CRASH, "%s is run again after %d deaths", case, case.deaths)
+        require(case.events == 0, Contract.CRASH, "%s is run again after an event", case)
+
+    def _check_amount(self, life: Life, count: int, batches: int) -> None:
+        """Check that a worker has no more than it can run, and what may be sent ahead.
+
+        Args:
+            life: the worker.
+            count: the tasks that it is sent.
+            batches: those that it had before.
+        """
+        plan, require = life.stage.plan, self._journal.require
+        if plan.batch_size > 1:
+            require(count <= plan.batch_size, Contract.BOUNDED, "a batch of %d for %s", count, life)
+            if batches >= plan.concurrency:
+                ahead = batches == plan.concurrency and count == plan.batch_size
+                require(ahead, Contract.BOUNDED, "%d tasks ahead for %s with %d batches", count, life, batches)
+            return
+        if plan.concurrency > 1:
+            most = plan.concurrency + plan.concurrency // 4
+        elif life.quickest is None or life.quickest >= SLOW_SECONDS:
+            most = 1
+        else:
+            most = MOST_AHEAD
+        require(len(life.unheard) <= most, Contract.BOUNDED, "%s has %d tasks", life, len(life.unheard))

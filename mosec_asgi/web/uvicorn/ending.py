@@ -1,0 +1,73 @@
+"""The end of a connection on which something is still to come, from either side.
+
+*Lingering.* A socket that is closed with something unread in it makes the kernel reset the connection, and the client
+loses the answer that is on its way. So an answer to a request that was not read to its end is followed by an end of
+sending, and what still comes is read and dropped, for a while: see `limits.LINGER_SECONDS`.
+
+*Half-closed.* A client that has ended its sending may wait for its answers, or be gone; no system call tells which. But
+something sent to a client that is gone is answered by a reset, which is looked for from time to time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import select
+from collections.abc import Callable
+
+from mosec_asgi.web.limits import LINGER_SECONDS, LINGER_SILENCE_SECONDS
+
+# Seconds after which it is first looked for whether a client that has ended its sending is there at all, and the most
+# between two looks.
+FIRST_LOOK_SECONDS = 0.02
+MOST_LOOK_SECONDS = 1.0
+
+
+class Lingering:
+    """The time from the last answer of a connection to its end, in which all that comes is dropped."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, end: Callable[[], None]) -> None:
+        """Begin; `end` is called when the client has been silent for long enough, or the time is over."""
+        self._loop = loop
+        self._end = end
+        self._until = loop.time() + LINGER_SECONDS
+        self._timer = loop.call_later(LINGER_SILENCE_SECONDS, end)
+
+    def heard(self) -> None:
+        """Note that the client still sends."""
+        self.end_in(max(0.0, min(LINGER_SILENCE_SECONDS, self._until - self._loop.time())))
+
+    def end_in(self, seconds: float) -> None:
+        """End in so many seconds."""
+        self._timer.cancel()
+        self._timer = self._loop.call_later(seconds, self._end)
+
+    def stop(self) -> None:
+        """Wait no more."""
+        self._timer.cancel()
+
+
+class HalfClosed:
+    """Looks whether a client that has ended its sending, and was sent something since, is gone."""
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        """Begin to look."""
+        self._transport = transport
+        self._loop = loop
+        self._timer = loop.call_later(FIRST_LOOK_SECONDS, self._look, FIRST_LOOK_SECONDS)
+
+    def stop(self) -> None:
+        """Look no more."""
+        self._timer.cancel()
+
+    def _look(self, waited: float) -> None:
+        """Close the connection if its client is gone, else look again later."""
+        sock = self._transport.get_extra_info("socket")
+        if sock is None or self._transport.is_closing():
+            return
+        poll = select.poll()
+        poll.register(sock.fileno(), 0)
+        if poll.poll(0):
+            self._transport.abort()
+        else:
+            again = min(2 * waited, MOST_LOOK_SECONDS)
+            self._timer = self._loop.call_later(again, self._look, again)
