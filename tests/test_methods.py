@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import httpx
@@ -69,7 +70,14 @@ async def test_head_is_get_without_the_body() -> None:
         async def send(message: Any) -> None:
             sent.append(message)
 
-        scope = {"type": "http", "method": "HEAD", "path": "/inference", "headers": [], "query_string": b""}
+        scope = {
+            "type": "http",
+            "http_version": "1.1",
+            "method": "HEAD",
+            "path": "/inference",
+            "headers": [],
+            "query_string": b"",
+        }
         await server(scope, receive, send)
         assert (sent[0]["status"], sent[1]["body"]) == (200, b"")
 
@@ -124,3 +132,29 @@ def test_the_document_shows_methods_and_parameters() -> None:
         {"name": "size", "in": "path", "required": True, "schema": {"type": "integer"}},
     ]
     assert set(paths["/plain"]) == {"put"}
+
+
+@pytest.mark.parametrize(
+    ("method", "status", "held"),
+    [("PUT", 400, False), ("PATCH", 405, True)],
+    ids=["the model has read it", "nobody has read it"],
+)
+async def test_an_answer_of_400_and_above_waits_for_the_body_only_where_it_is_unread(
+    method: str, status: int, held: bool
+) -> None:
+    unread: list[Any] = [{"type": "http.request", "body": b"{", "more_body": False}]
+    sent: list[Any] = []
+
+    async def receive() -> Any:
+        if not unread:
+            await asyncio.Event().wait()
+        return unread.pop()
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    async with client_of(workers.Plain, methods=["PUT"]) as (_, server):
+        headers = [(b"content-length", b"1"), (b"content-type", b"application/json")]
+        scope = {"type": "http", "http_version": "1.1", "method": method, "path": "/inference", "headers": headers}
+        await server(scope, receive, send)
+    assert (sent[0]["status"], sent[1].get("more_body", False), unread) == (status, held, [])
