@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from mosec_asgi.batching.admission import STANDING_SECONDS, Admission, Reason
 from mosec_asgi.batching.stage_admission import PROBE_SECONDS, StageAdmission
@@ -468,3 +470,23 @@ def test_of_very_many_answers_some_are_noted_and_a_change_shows_all_the_same() -
     door.fresh()
     door.ask()
     assert door.stages[0].times.mean == pytest.approx(0.05)
+
+
+@given(
+    seconds=st.lists(st.floats(0.0001, 0.2), min_size=1, max_size=3),
+    queued=st.lists(st.integers(0, 40), min_size=3, max_size=3),
+    elsewhere=st.integers(0, 40),
+    offered=st.floats(0, 200),
+)
+def test_where_it_is_calm_a_close_look_finds_nothing_either(
+    seconds: list[float], queued: list[int], elsewhere: int, offered: float
+) -> None:
+    door = Door(*({} for _ in seconds))
+    for stage, each in enumerate(seconds):
+        door.learn(each, stage=stage)
+    door.offer(offered)
+    for stage, _ in enumerate(seconds):
+        door.work(queued[stage], stage=stage)
+    there = sum(queued[: len(seconds)]) + elsewhere
+    if door.door.is_calm(0, there, door.timeout, door.now):
+        assert door.ask() is None
