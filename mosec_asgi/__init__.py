@@ -6,6 +6,7 @@ General layout; each floor imports only from those below it:
     testing/                F8  a service on virtual time with scripted workers; the simulation of random histories
     server.py               F7  Server: stages and routes -> the ASGI app, its lifespan, run()
     definition.py           F6  what was defined, as data
+    lifetime.py             F6  started once for all that need it, and stopped once
     service.py              F6  a service that runs: engine, app, metrics on one event loop
     calls/                  F6  calls from the program itself: infer, stream, engine(), map
     host/                   F6  run() under uvicorn, signals, the dry run

@@ -17,6 +17,7 @@ from urllib.parse import unquote
 
 from mosec_asgi import config, log, paths
 from mosec_asgi.errors import CLOSING, NOT_STARTED, WRONG_LOOP, DefinitionError, EventLoopError, Failure, StartupError
+from mosec_asgi.lifetime import GivenUp, Lifetime
 from mosec_asgi.runtime import (
     Runtime,
     check_importable,
@@ -29,7 +30,6 @@ from mosec_asgi.runtime import (
 from mosec_asgi.worker import Worker
 
 if TYPE_CHECKING:
-    import asyncio
     import subprocess
     from types import TracebackType
 
@@ -59,10 +59,6 @@ RESERVED_ROUTES = frozenset(
 )
 
 logger = log.internal_logger(__name__)
-
-
-class _GivenUp(Exception):
-    """The end was asked for while the workers were loading."""
 
 
 class Server:
@@ -98,15 +94,7 @@ class Server:
         self._middleware = _checked_middleware(middleware)
         self._routes: dict[str, list[Runtime]] = {}
         self._daemons: dict[str, subprocess.Popen[Any] | BaseProcess] = {}
-        self._running: Service | None = None
-        self._starting: asyncio.Task[Service] | None = None
-        # Whether the end was asked for while the workers were loading, so that there is nothing to serve.
-        self._given_up = False
-        # The `async with` blocks that need it to run, and those that wait for its start.
-        self._blocks = 0
-        self._waiting = 0
-        # A request has started it, so that no block ends it.
-        self._started_late = False
+        self._lifetime = Lifetime(self._start)
         # Called with the name and the exit code of a daemon process that has ended.
         self.on_daemon_exit: Callable[[str, int], None] | None = None
         # Set by `run()`; nothing else reads the command line.
@@ -318,12 +306,7 @@ class Server:
 
     def close(self) -> None:
         """Admit no more requests: `/readyz` and new requests answer 503 from here on, and admitted ones finish."""
-        if self._starting is not None and not self._starting.done() and not self._given_up:
-            # Once: a second time would interrupt the end of those that load.
-            self._given_up = True
-            self._starting.cancel()
-        if self._running is not None:
-            self._running.close()
+        self._lifetime.close()
 
     @contextlib.asynccontextmanager
     async def lifespan(self, app: object = None) -> AsyncIterator[None]:
@@ -338,13 +321,15 @@ class Server:
         Raises:
             StartupError: a stage could not be started.
         """
-        with contextlib.suppress(_GivenUp):
-            await self._ensure_started()
-        self._blocks += 1
+        entered = False
+        with contextlib.suppress(GivenUp):
+            await self._lifetime.enter()
+            entered = True
         try:
             yield
         finally:
-            await self._leave()
+            if entered:
+                await self._lifetime.leave()
 
     async def __aenter__(self) -> Server:
         """Start the workers: `async with server: result = await server.infer(item)`, in a script or a notebook.
@@ -355,28 +340,21 @@ class Server:
             StartupError: a stage could not be started.
         """
         try:
-            await self._ensure_started()
-        except _GivenUp:
-            raise StartupError("the end was asked for while the workers were loading") from None
-        self._blocks += 1
+            await self._lifetime.enter()
+        except GivenUp as error:
+            raise StartupError("the end was asked for while the workers were loading") from error
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
     ) -> None:
         """Finish what was admitted, and stop the workers."""
-        await self._leave()
-
-    async def _leave(self) -> None:
-        """End a block: the last one stops the workers."""
-        self._blocks -= 1
-        if self._blocks <= 0:
-            await self._stop()
+        await self._lifetime.leave()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request, or follow the life of the app; ASGI's entry point."""
         if scope["type"] == "http":
-            running = self._running
+            running = self._lifetime.running
             if running is None or not running.is_here():
                 running = await self._start_late(scope, send)
                 if running is None:
@@ -490,20 +468,24 @@ class Server:
             return f"{type(self).__name__} overrides __call__"
         return None
 
+    @property
+    def _running(self) -> Service | None:
+        return self._lifetime.running
+
     # -- its life ----------------------------------------------------------------------------------------------------
 
     async def _follow_lifespan(self, receive: Receive, send: Send) -> None:
         import asyncio
 
         await receive()
-        began = False
+        entered = False
         try:
-            await self.__aenter__()
-            began = True
+            await self._lifetime.enter()
+            entered = True
         except EventLoopError as error:
             # Some ASGI servers bury the reason under tracebacks. So the app starts, logs the reason, and answers 503.
             self._tell_of_loop(error)
-        except _GivenUp:
+        except GivenUp:
             # The server has heard the signal too, and stops as soon as the app has started. To call the start failed
             # would be an error in its log, and in its exit code.
             pass
@@ -519,30 +501,28 @@ class Server:
             await receive()
         except asyncio.CancelledError:
             # Nobody waits for the end, as after a second ctrl-c; to raise this would be logged as a fault of the app.
-            self._force_stop()
+            self._lifetime.force_stop()
             return
-        if began:
-            await self.__aexit__(None, None, None)
+        if entered:
+            await self._lifetime.leave()
         await send({"type": "lifespan.shutdown.complete"})
 
     async def _start_late(self, scope: Scope, send: Send) -> Service | None:
         """Start at the first request, for an app whose lifespan nobody runs."""
-        if self._given_up:
+        if self._lifetime.given_up:
             await _refuse(scope, send, CLOSING)
             return None
-        # Whoever sent that request may leave, and the next one shall find the workers loading all the same.
-        self._started_late = True
-        if self._starting is None and not self._told_of_loop:
+        if not self._lifetime.is_starting and not self._told_of_loop:
             logger.warning(
                 "starting the workers at the first request, because the server's lifespan is not run; pass "
                 "`lifespan=server.lifespan` to the app in which it is mounted, and they are ready before"
             )
         try:
-            return await self._ensure_started()
+            return await self._lifetime.start_late()
         except EventLoopError as error:
             self._tell_of_loop(error)
             await _refuse(scope, send, WRONG_LOOP)
-        except _GivenUp:
+        except GivenUp:
             await _refuse(scope, send, CLOSING)
         except (StartupError, DefinitionError) as error:
             request_id = await _refuse(scope, send, NOT_STARTED)
@@ -553,67 +533,6 @@ class Server:
         if not self._told_of_loop:
             self._told_of_loop = True
             logger.error("%s. Until then each request is answered 503", error)
-
-    async def _ensure_started(self) -> Service:
-        """Start the service on this event loop, once; wait for a start that is under way.
-
-        Raises:
-            _GivenUp: the end was asked for before the workers were ready.
-            StartupError: a stage could not be started.
-        """
-        import asyncio
-
-        try:
-            loop = asyncio.get_running_loop()
-        except RuntimeError:
-            raise EventLoopError(
-                "the workers need an event loop of asyncio, and this one is of another kind, such as trio's; run the "
-                "server with asyncio: `hypercorn -k asyncio`, uvicorn, granian, or server.run()"
-            ) from None
-        if self._running is not None and self._running.loop is not loop:
-            if self._running.loop.is_running():
-                raise StartupError(
-                    "the server runs already, on another event loop of this program; from other threads call it by "
-                    "`with server.engine() as engine:`"
-                )
-            # The service of a loop that ended without a shutdown, as with several `asyncio.run` calls in a row.
-            self._running.abandon()
-            self._running = self._starting = None
-            self._blocks = 0
-        if self._starting is None or self._starting.get_loop() is not loop:
-            self._given_up = False
-            self._starting = loop.create_task(self._start())
-        starting = self._starting
-        self._waiting += 1
-        try:
-            # Not awaited itself: that would end it with whoever waits here, and the end of one would look like the
-            # other's.
-            await asyncio.wait([starting])
-        except asyncio.CancelledError:
-            if self._waiting == 1 and not self._blocks and not self._started_late:
-                await self._drop_start(starting)
-            raise
-        finally:
-            self._waiting -= 1
-        if starting.cancelled() or starting.exception() is not None:
-            if self._starting is starting:
-                self._starting = None
-            if starting.cancelled() and self._given_up:
-                logger.info("the service stops, though not all of its workers have been loaded")
-                raise _GivenUp
-        return starting.result()
-
-    async def _drop_start(self, starting: asyncio.Task[Service]) -> None:
-        """End a start for which nobody waits any more, and what it has begun."""
-        import asyncio
-
-        if self._starting is starting:
-            self._starting = None
-        starting.cancel()
-        await asyncio.wait([starting])
-        if not self._blocks and not starting.cancelled() and starting.exception() is None:
-            # It had just come to its end.
-            await self._stop()
 
     async def _start(self) -> Service:
         from mosec_asgi.host.interrupts import told_of_signals
@@ -640,23 +559,7 @@ class Server:
             await running.start()
         for name, process in self._daemons.items():
             running.watch_daemon(name, process, self._on_daemon_exit)
-        self._running = running
         return running
-
-    async def _stop(self) -> None:
-        running, self._running, self._starting = self._running, None, None
-        self._given_up, self._started_late, self._blocks = False, False, 0
-        if running is not None:
-            await running.stop()
-
-    def _force_stop(self) -> None:
-        """End all workers at once, whatever they do."""
-        running, self._running, self._starting = self._running, None, None
-        self._given_up, self._started_late, self._blocks = False, False, 0
-        if running is not None:
-            dropped = running.statistics().admitted
-            running.abandon()
-            logger.warning("the end was forced; %d requests were dropped", dropped)
 
     def _on_daemon_exit(self, name: str, code: int) -> None:
         if self.on_daemon_exit is not None:
@@ -666,7 +569,7 @@ class Server:
 
     def _check_not_started(self, method: str) -> None:
         """Refuse to define what a service that runs, or is being started, would never know of."""
-        if self._starting is not None and self._starting.get_loop().is_running():
+        if self._lifetime.is_here:
             raise DefinitionError(f"the workers have been started, and {method} comes too late; call it before")
 
     def _check_defined(self) -> None:

@@ -673,7 +673,7 @@ async def test_a_start_by_a_request_goes_on_when_that_request_is_cancelled() -> 
     server = echo_server()
     async with client_of(server) as client:
         request = asyncio.ensure_future(client.post("/inference", json=1))
-        await until(lambda: server._starting is not None, "no start")
+        await until(lambda: server._lifetime.is_starting, "no start")
         request.cancel()
         assert (await client.post("/inference", json=1)).status_code == 200
     async with server:

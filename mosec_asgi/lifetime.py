@@ -1,0 +1,187 @@
+"""The time in which a server's service runs: started once for all that need it, on one event loop, and stopped once.
+
+Who needs it either enters a block (`enter`, `leave`: the lifespan of an app, `async with server`), or is a request that
+came to an app whose lifespan nobody runs (`start_late`). The first starts the service, the others wait for the same
+start. The last block to end stops the service, unless a request has started it.
+
+A start ends early in two ways: the program was told to end (`close`), or nobody waits for it any more, as after
+`asyncio.timeout`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine
+from typing import TYPE_CHECKING, Any
+
+from mosec_asgi import log
+from mosec_asgi.errors import EventLoopError, StartupError
+
+# Not asyncio, which workers need not load: see `server`.
+if TYPE_CHECKING:
+    import asyncio
+
+    from mosec_asgi.service import Service
+
+logger = log.internal_logger(__name__)
+
+
+class GivenUp(Exception):
+    """The end was asked for while the workers were loading."""
+
+
+class Lifetime:
+    """Starts and stops the service of one server.
+
+    Attributes:
+        running: the service, once it serves.
+        given_up: the end was asked for while the workers were loading, so that there is nothing to serve.
+    """
+
+    def __init__(self, start: Callable[[], Coroutine[Any, Any, Service]]) -> None:
+        """Begin with nothing that runs; `start` returns a service that serves."""
+        self.running: Service | None = None
+        self.given_up = False
+        self._start = start
+        self._starting: asyncio.Task[Service] | None = None
+        # The blocks that need the service to run, and those that wait for its start.
+        self._blocks = 0
+        self._waiting = 0
+        # A request has started it, so that no block ends it.
+        self._started_late = False
+
+    @property
+    def is_starting(self) -> bool:
+        """Whether a start is under way, or has come to its end."""
+        return self._starting is not None
+
+    @property
+    def is_here(self) -> bool:
+        """Whether the service runs or is being started, on an event loop that runs."""
+        return self._starting is not None and self._starting.get_loop().is_running()
+
+    async def enter(self) -> Service:
+        """Begin a block that needs the service, and start it if nobody has.
+
+        Raises:
+            GivenUp: the end was asked for before the workers were ready.
+            EventLoopError: the event loop is not asyncio's.
+            StartupError: a stage could not be started, or the service runs on another event loop.
+        """
+        service = await self._ensure_started()
+        self._blocks += 1
+        return service
+
+    async def leave(self) -> None:
+        """End a block: the last one stops the service."""
+        self._blocks -= 1
+        if self._blocks <= 0:
+            await self.stop()
+
+    async def start_late(self) -> Service:
+        """Start the service for a request, if nobody has; for what it raises see `enter`.
+
+        The client of that request may leave, and the next request finds the workers loading all the same.
+        """
+        self._started_late = True
+        return await self._ensure_started()
+
+    def close(self) -> None:
+        """Admit no more requests; end a start that is under way."""
+        if self._starting is not None and not self._starting.done() and not self.given_up:
+            # Once: a second time would interrupt the end of the workers that load.
+            self.given_up = True
+            self._starting.cancel()
+        if self.running is not None:
+            self.running.close()
+
+    async def stop(self) -> None:
+        """Finish what was admitted, and stop the workers."""
+        running = self._forget()
+        if running is not None:
+            await running.stop()
+
+    def force_stop(self) -> None:
+        """End all workers at once, whatever they do."""
+        running = self._forget()
+        if running is not None:
+            dropped = running.statistics().admitted
+            running.abandon()
+            logger.warning("the end was forced; %d requests were dropped", dropped)
+
+    def _forget(self) -> Service | None:
+        """Return the service that runs, if any, and begin anew."""
+        running, self.running, self._starting = self.running, None, None
+        self.given_up, self._started_late, self._blocks = False, False, 0
+        return running
+
+    async def _ensure_started(self) -> Service:
+        """Start the service on this event loop, once; wait for a start that is under way."""
+        import asyncio
+
+        loop = self._look_at_loop()
+        if self._starting is None or self._starting.get_loop() is not loop:
+            self.given_up = False
+            self._starting = loop.create_task(self._run_start())
+        starting = self._starting
+        self._waiting += 1
+        try:
+            # Not awaited itself: that would end it with whoever waits here, and the end of one would look like the
+            # other's.
+            await asyncio.wait([starting])
+        except asyncio.CancelledError:
+            if self._waiting == 1 and not self._blocks and not self._started_late:
+                await self._drop(starting)
+            raise
+        finally:
+            self._waiting -= 1
+        if starting.cancelled() or starting.exception() is not None:
+            if self._starting is starting:
+                self._starting = None
+            if starting.cancelled() and self.given_up:
+                logger.info("the service stops, though not all of its workers have been loaded")
+                raise GivenUp
+        return starting.result()
+
+    def _look_at_loop(self) -> asyncio.AbstractEventLoop:
+        """Return the event loop that runs here, and let go of a service whose loop has ended.
+
+        Raises:
+            EventLoopError: the loop is not asyncio's.
+            StartupError: the service runs on another loop.
+        """
+        import asyncio
+
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            raise EventLoopError(
+                "the workers need an event loop of asyncio, and this one is of another kind, such as trio's; run the "
+                "server with asyncio: `hypercorn -k asyncio`, uvicorn, granian, or server.run()"
+            ) from None
+        if self.running is not None and self.running.loop is not loop:
+            if self.running.loop.is_running():
+                raise StartupError(
+                    "the server runs already, on another event loop of this program; from other threads call it by "
+                    "`with server.engine() as engine:`"
+                )
+            # The service of a loop that ended without a shutdown, as with several `asyncio.run` calls in a row.
+            self.running.abandon()
+            self.running = self._starting = None
+            self._blocks = 0
+        return loop
+
+    async def _run_start(self) -> Service:
+        self.running = await self._start()
+        return self.running
+
+    async def _drop(self, starting: asyncio.Task[Service]) -> None:
+        """End a start for which nobody waits any more, and what it has begun."""
+        import asyncio
+
+        if self._starting is starting:
+            self._starting = None
+        starting.cancel()
+        await asyncio.wait([starting])
+        if not self._blocks and not starting.cancelled() and starting.exception() is None:
+            # It had just come to its end.
+            await self.stop()
