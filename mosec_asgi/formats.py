@@ -88,7 +88,9 @@ def _loads_as_python(data: bytes, refusal: json.JSONDecodeError) -> Any:
     except ValueError as error:
         further = isinstance(error, json.JSONDecodeError) and error.pos > refusal.pos
         if type(error) is ValueError:
-            raise DecodingError("the body is not JSON: it holds an integer of more digits than are read (4300)") from error
+            raise DecodingError(
+                "the body is not JSON: it holds an integer of more digits than are read (4300)"
+            ) from error
         if data in _MARKS:
             raise DecodingError("the body is not JSON: it is empty but for a byte order mark") from error
         raise not_json(data, str(error if further else refusal)) from refusal
