@@ -31,7 +31,9 @@ async def served(answer: Any, rate: float, seconds: float) -> tuple[list[Any], i
 
     server = await asyncio.start_server(serve, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
-    requests = await generator.Generator(port, "/x", b"1").run(rate, seconds, 1)
+    clients = generator.Generator(port, "/x", b"1")
+    requests = await clients.run(rate, seconds, 1)
+    clients.close()
     server.close()
     await asyncio.gather(*tasks)
     return requests, connections

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from harness import ROOT, running
 
-from mosec_asgi.server import Server
+from mosec_asgi import lifetime
 
 PAGE = (ROOT / "docs" / "frameworks.md").read_text()
 PROGRAMS = {name: text for text, name in re.findall(r"```python\n(# (\S+\.py)\n.*?)```", PAGE, re.DOTALL)}
@@ -125,6 +125,6 @@ def test_a_tool_that_is_set_up_in_the_module_of_the_worker_is_told_of_its_except
 
 
 def test_the_log_says_of_trio_what_the_page_says() -> None:
-    source = Path(sys.modules[Server.__module__].__file__ or "").read_text()
+    source = Path(lifetime.__file__ or "").read_text()
     (command,) = set(re.findall(r"`(hypercorn -k asyncio)`", PAGE))
     assert f"`{command}`" in source
