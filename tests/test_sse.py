@@ -450,7 +450,9 @@ async def test_any_other_error_of_the_server_frees_the_task_as_well() -> None:
         async def receive() -> dict[str, Any]:
             return {"type": "http.request", "body": b"1"}
 
-        call = asyncio.ensure_future(side.endpoint({"method": "POST", "http_version": "1.1", "headers": []}, receive, send))
+        call = asyncio.ensure_future(
+            side.endpoint({"method": "POST", "http_version": "1.1", "headers": []}, receive, send)
+        )
         await until(lambda: len(side.service.tasks) == 2)
         side.service.tasks[1].chunk(b"a")
         with pytest.raises(RuntimeError, match="no such header"):

@@ -8,7 +8,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
+from typing import Any
 
 from starlette.types import Receive, Scope, Send
 
@@ -56,58 +57,58 @@ class AsgiRoute:
         self._keep_alive = keep_alive
         self._lingers = lingers
 
+    # One coroutine for it all: each more costs a request its making, and a step at each of its turns.
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
         began = time.perf_counter()
         exchange = AsgiExchange(self.route, self._shared, scope, send)
         try:
-            await self._answer(exchange, scope, receive, began)
-        finally:
-            exchange.release()
-
-    async def _answer(self, exchange: AsgiExchange, scope: Scope, receive: Receive, began: float) -> None:
-        body: bytes | Failure
-        self._slow.begin(exchange)
-        try:
-            body = await _body(exchange, receive)
-        except ClientLeft:
-            return
-        except asyncio.CancelledError:
-            if not self._slow.gave_up(exchange):
-                raise
-            body = TOO_SLOW
-        finally:
-            self._slow.end(exchange)
-        if isinstance(body, Failure):
-            if self._lingers and exchange.unread:
-                exchange.linger(scope, receive)
-            exchange.refuse(body)
-        elif self.route.streams and exchange.method == "HEAD":
-            # Without a run of the model, whose events nobody would be sent.
+            body: bytes | Failure
+            self._slow.begin(exchange)
+            try:
+                body = await _body(exchange, receive)
+            except ClientLeft:
+                return
+            except asyncio.CancelledError:
+                if not self._slow.gave_up(exchange):
+                    raise
+                body = TOO_SLOW
+            finally:
+                self._slow.end(exchange)
+            if isinstance(body, Failure):
+                if self._lingers and exchange.unread:
+                    exchange.linger(scope, receive)
+                exchange.refuse(body)
+            elif self.route.streams and exchange.method == "HEAD":
+                # Without a run of the model, whose events nobody would be sent.
+                with contextlib.suppress(OSError):
+                    await exchange.send_head(self.route.stream(exchange), began)
+                return
+            else:
+                exchange.body = body
+                exchange.submit()
+                # `submit` never answers before it has returned, so nothing has come yet.
+                if self.route.streams and exchange.response is None:
+                    form = self.route.stream(exchange)
+                    if form is not None:
+                        exchange.open(form, self._keep_alive)
+            # A server may raise this when the app sends to a client that has left (ASGI 2.4).
             with contextlib.suppress(OSError):
-                await exchange.send_head(self.route.stream(exchange), began)
-            return
-        else:
-            exchange.body = body
-            exchange.submit()
-            # `submit` never answers before it has returned, so nothing has come yet.
-            if self.route.streams and exchange.response is None:
-                form = self.route.stream(exchange)
-                if form is not None:
-                    exchange.open(form, self._keep_alive)
-        # A server may raise this when the app sends to a client that has left (ASGI 2.4).
-        with contextlib.suppress(OSError):
-            if exchange.response is None:
-                self._watch.add(exchange, receive)
-                try:
-                    await exchange.follow(began)
-                finally:
-                    self._watch.discard(exchange)
-                    # If anything has ended this early, the calls are dropped; one that has its outcome is not touched.
-                    exchange.leave()
-                    exchange.close()
-            if exchange.response is not None:
-                await exchange.send_response(exchange.response, began)
+                if exchange.response is None:
+                    self._watch.add(exchange, receive)
+                    try:
+                        await exchange.follow(began)
+                    finally:
+                        self._watch.discard(exchange)
+                        if exchange.response is None or self.route.streams:
+                            # If anything has ended this early, the calls are dropped; what has its outcome stays.
+                            exchange.leave()
+                            exchange.close()
+                if exchange.response is not None:
+                    await exchange.send_response(exchange.response, began)
+        finally:
+            if exchange.held:
+                exchange.release()
 
 
 class AsgiExchange(Exchange):
@@ -124,10 +125,8 @@ class AsgiExchange(Exchange):
         """Begin with a request whose head has come."""
         super().__init__(shared)
         self.route = route
-        self.path_params = scope.get("path_params") or {}
-        self.query = scope.get("query_string", b"")
         self.method = scope["method"]
-        self.context = scope.get("state")
+        self._scope = scope
         self.headers = dict(scope["headers"])
         self.request_id = shared.request_ids.of(self.headers)
         self.response: Response | None = None
@@ -136,6 +135,24 @@ class AsgiExchange(Exchange):
         self._stream: Stream | None = None
         self._form: StreamForm | None = None
         self._waiter: asyncio.Future[None] | None = None
+
+    # Read from the scope by the routes that ask for them.
+
+    @property
+    def path_params(self) -> Mapping[str, Any]:  # type: ignore[override]
+        """The values in the path."""
+        return self._scope.get("path_params") or {}
+
+    @property
+    def query(self) -> bytes:  # type: ignore[override]
+        """The part of the path behind the question mark."""
+        query: bytes = self._scope.get("query_string", b"")
+        return query
+
+    @property
+    def context(self) -> Any:
+        """What middleware has put into the scope's `state`."""
+        return self._scope.get("state")
 
     def open(self, form: StreamForm, keep_alive: float) -> None:
         """Take a stream for an answer."""
@@ -179,25 +196,32 @@ class AsgiExchange(Exchange):
 
     # -- sending -----------------------------------------------------------------------------------------------------
 
-    async def follow(self, began: float) -> None:
-        """Wait for a whole answer, or send a stream to its end; return at once if the client has left."""
+    # Not a coroutine, as above.
+    def follow(self, began: float) -> Awaitable[None]:
+        """Return what waits for a whole answer, or sends a stream to its end; at once if the client has left."""
         if self._stream is None:
             self._waiter = asyncio.get_running_loop().create_future()
-            await self._waiter
-        else:
-            await self._follow_stream(self._stream, began)
+            return self._waiter
+        return self._follow_stream(self._stream, began)
 
     def close(self) -> None:
         """Drop the stream: it and this object refer to each other, and would keep unsent data in memory."""
         self._stream = None
 
-    async def send_response(self, response: Response, began: float) -> None:
-        """Send a whole answer."""
+    # Not a coroutine, as above.
+    def send_response(self, response: Response, began: float) -> Awaitable[None]:
+        """Return what sends a whole answer."""
         self._count(response.status, began)
-        common: list[Header] = [(b"x-request-id", self.request_id.encode()), self.shared.server]
         if self.shared.compressed and response.status == OK:
-            response = await compression.packed(response, self.headers.get(b"accept-encoding"))
-        await send_response(self._send, response, common, with_body=self.method != "HEAD")
+            return self._send_packed(response)
+        return self._send_whole(response)
+
+    def _send_whole(self, response: Response) -> Awaitable[None]:
+        common: list[Header] = [(b"x-request-id", self.request_id.encode()), self.shared.server]
+        return send_response(self._send, response, common, with_body=self.method != "HEAD")
+
+    async def _send_packed(self, response: Response) -> None:
+        await self._send_whole(await compression.packed(response, self.headers.get(b"accept-encoding")))
 
     async def send_head(self, form: StreamForm | None, began: float) -> None:
         """Send the head of a stream's answer, and nothing of a stream."""

@@ -67,7 +67,8 @@ async def read_body(receive: Receive, declared: bytes | None, limit: int, holder
         body = b"".join(read)
     if len(body) > limit:
         return too_large(limit)
-    return body if holder.hold(len(body)) else NO_ROOM
+    # `capacity` bounds small bodies that come whole.
+    return body if len(body) <= SMALL or holder.hold(len(body)) else NO_ROOM
 
 
 async def _read_chunks(receive: Receive, message: Message, limit: int, holder: Held) -> list[bytes] | Failure:
@@ -98,13 +99,13 @@ class _Reading:
 
     Attributes:
         task: reads it.
-        patience: until when it is waited for, by the loop's clock.
+        patience: until when it is waited for, by the loop's clock; set by the first look, before which most have ended.
         seen: bytes that had come at the last look.
         given_up: the task was cancelled because the body does not arrive.
     """
 
     task: asyncio.Task[object]
-    patience: Patience
+    patience: Patience | None = None
     seen: int = 0
     given_up: bool = False
 
@@ -122,9 +123,10 @@ class SlowSenders:
 
     def begin(self, holder: Held) -> None:
         """Begin to watch the current task, which reads a body for `holder`."""
-        loop, task = asyncio.get_running_loop(), asyncio.current_task()
+        loop = asyncio.get_running_loop()
+        task = asyncio.current_task(loop)
         assert task is not None
-        self._readings[holder] = _Reading(task, Patience(self._limits, loop.time()))
+        self._readings[holder] = _Reading(task)
         if self._timer is None:
             self._timer = loop.call_later(self._pause, self._look)
 
@@ -143,6 +145,8 @@ class SlowSenders:
         loop = asyncio.get_running_loop()
         now = loop.time()
         for holder, reading in self._readings.items():
+            if reading.patience is None:
+                reading.patience = Patience(self._limits, now)
             if holder.held > reading.seen:
                 reading.patience.arrived(holder.held - reading.seen, now)
                 reading.seen = holder.held

@@ -18,6 +18,7 @@ import itertools
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, Protocol
 
 from mosec_asgi import log
@@ -51,13 +52,22 @@ class Request(Protocol):
     """
 
     method: str
-    context: Any
-    path_params: Mapping[str, Any]
-    query: bytes
     headers: Headers
     body: bytes
     request_id: str
     state: Any
+
+    @property
+    def path_params(self) -> Mapping[str, Any]:
+        """See above."""
+
+    @property
+    def query(self) -> bytes:
+        """See above."""
+
+    @property
+    def context(self) -> Any:
+        """See above."""
 
 
 class StreamForm(Protocol):
@@ -175,23 +185,24 @@ class Exchange(abc.ABC):
     """
 
     route: Route
-    # Of requests that come another way than through ASGI.
+    # For requests that come another way than through ASGI, and for an exchange without a request: to set them in each
+    # would cost each a microsecond.
     method = "POST"
     context: Any = None
+    path_params: Mapping[str, Any] = MappingProxyType({})
+    query = b""
+    headers: Headers = MappingProxyType({})
+    body = b""
+    request_id = ""
+    state: Any = None
+    held = 0
+    # The call that runs, if there is only one; all calls, if there are several.
+    _call_id: int | None = None
+    _several: _Several | None = None
 
     def __init__(self, shared: Shared) -> None:
         """Begin with no request."""
         self.shared = shared
-        self.path_params: Mapping[str, Any] = {}
-        self.query = b""
-        self.headers: Headers = {}
-        self.body = b""
-        self.request_id = ""
-        self.state: Any = None
-        # The call that runs, if there is only one; all calls, if there are several.
-        self._call_id: int | None = None
-        self.held = 0
-        self._several: _Several | None = None
 
     def submit(self) -> None:
         """Have the request run: its body is complete."""
