@@ -261,6 +261,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 128 + signal.SIGINT
     print("\n" + "\n".join(f"{promise.name}: {promise.text}" for promise, _ in results))
     faults = [f"{promise.name}: {fault}" for promise, outcome in results for fault in broken(promise, outcome)]
+    return verdict(faults)
+
+
+def verdict(faults: Sequence[str]) -> int:
+    """Print which promises are broken, and return the exit code."""
     print("\n" + ("\n".join(["broken promises:", *faults]) if faults else "all promises are kept"))
     return 1 if faults else 0
 

@@ -190,3 +190,11 @@ def test_heads_without_end_are_not_kept_without_end() -> None:
         heads.learn(b"%d" % number, "route", {}, 1)
         assert len(heads.heads) <= MAX_HEADS
         assert heads.heads[b"%d" % number] == ("route", {}, 1)
+
+
+def test_a_head_that_is_known_takes_no_place_from_the_others() -> None:
+    heads: KnownHeads[str] = KnownHeads()
+    for number in range(MAX_HEADS):
+        heads.learn(b"%d" % number, "route", {}, 1)
+    heads.learn(b"0", "route", {}, 1)
+    assert len(heads.heads) == MAX_HEADS

@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import Any
 
 import servers
-from faults import positive
+from faults import positive, verdict
 from problems import BenchmarkError
 from soak import MALLOC
 
@@ -235,8 +235,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 128 + signal.SIGINT
     print(f"\n{time.monotonic() - began:.0f} s\n" + "\n".join(f"{attack.name}: {attack.text}" for attack in chosen))
     faults = [f"{name}: {fault}" for name, measured in results.items() for fault in broken(measured)]
-    print("\n" + ("\n".join(["broken promises:", *faults]) if faults else "all promises are kept"))
-    return 1 if faults else 0
+    return verdict(faults)
 
 
 def _parser() -> argparse.ArgumentParser:

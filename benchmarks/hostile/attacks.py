@@ -140,24 +140,21 @@ async def long_paths(assault: Assault) -> None:
 
 async def endless_trailers(assault: Assault) -> None:
     """Send trailers behind a body, without end."""
-
-    async def act() -> str:
-        async with assault.wire() as wire:
-            first = b"POST /size HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n1\r\nx\r\n0\r\n"
-            status = await _until_stopped(wire, first, b"a: b\r\n" * 600)
-            assault.check(status, {431, 400, 408, 413})
-            return str(status)
-
-    await assault.repeat(8, 0.1, act)
+    await _send_without_end(assault, b"1\r\nx\r\n0\r\n", b"a: b\r\n" * 600)
 
 
 async def endless_extension(assault: Assault) -> None:
     """Send an extension of a chunk that never ends."""
+    await _send_without_end(assault, b"1;", b"a" * 4096)
+
+
+async def _send_without_end(assault: Assault, beginning: bytes, more: bytes) -> None:
+    """Send the beginning of a chunked body, and more of what is no body until the server stops it."""
 
     async def act() -> str:
         async with assault.wire() as wire:
-            first = b"POST /size HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n1;"
-            status = await _until_stopped(wire, first, b"a" * 4096)
+            first = b"POST /size HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n" + beginning
+            status = await _until_stopped(wire, first, more)
             assault.check(status, {431, 400, 408, 413})
             return str(status)
 

@@ -185,8 +185,8 @@ class Exchange(abc.ABC):
     """
 
     route: Route
-    # For requests that come another way than through ASGI, and for an exchange without a request: to set them in each
-    # would cost each a microsecond.
+    # For requests that come another way than through ASGI, and for an exchange without a request: they are
+    # not set in each, which would cost each request time.
     method = "POST"
     context: Any = None
     path_params: Mapping[str, Any] = MappingProxyType({})
