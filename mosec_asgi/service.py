@@ -216,7 +216,7 @@ class Service:
             middleware=self._middleware,
         )
         self.direct_routes = app.direct_routes
-        return app
+        return app.outermost
 
     def _launcher(self, plan: StagePlan, loop: asyncio.AbstractEventLoop) -> Launcher:
         if callable(plan.executor):

@@ -119,7 +119,7 @@ class Side:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.asked += 1
-        await self._app(scope, receive, send)
+        await self._app.outermost(scope, receive, send)
 
     @asynccontextmanager
     async def client(self) -> AsyncIterator[Client]:

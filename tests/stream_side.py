@@ -14,8 +14,9 @@ from uvicorn.importer import import_from_string
 
 from mosec_asgi.observing.metrics import ServiceMetrics
 from mosec_asgi.streaming import EVENT_STREAM
-from mosec_asgi.web.asgi import AsgiExchange, AsgiRoute
-from mosec_asgi.web.body import SlowSenders
+from mosec_asgi.web.asgi import AsgiExchange
+from mosec_asgi.web.asgi_streams import StreamRoute
+from mosec_asgi.web.body import BodyReader
 from mosec_asgi.web.disconnect import DisconnectWatch
 from mosec_asgi.web.exchange import RequestIds, Shared
 from mosec_asgi.web.limits import Limits
@@ -43,7 +44,7 @@ class Side:
         self.watch = DisconnectWatch(AsgiExchange.leave)
         shared = Shared(self.service, self.metrics, RequestIds(), (b"server", b"test"), LIMIT, compressed=compressed)
         route = PlainRoute("/path", 7, content_type, streams=True, new_id=self.service.new_id)
-        self.endpoint = AsgiRoute(route, shared, self.watch, SlowSenders(QUICK))
+        self.endpoint = StreamRoute(route, shared, self.watch, BodyReader(LIMIT, QUICK, shared.budget))
 
     def ask(self, body: bytes = b"1", headers: dict[str, str] | None = None) -> FakeClient:
         """Send a request."""

@@ -39,7 +39,7 @@ class Side:
 
     def ask(self, path: str = "/json", headers: dict[str, str] | None = None) -> FakeClient:
         pairs = [(name.encode(), value.encode()) for name, value in (headers or {}).items()]
-        return FakeClient(self.app, b"1", pairs, path)
+        return FakeClient(self.app.outermost, b"1", pairs, path)
 
 
 @asynccontextmanager

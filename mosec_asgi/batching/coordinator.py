@@ -39,6 +39,8 @@ ANSWERS_TO_TOO_MANY = {
     Reason.OVERLOAD: errors.overloaded,
     Reason.LATENCY_TARGET: errors.over_target,
 }
+# Makes an `Outcome` from all its fields in half the time of calling the class.
+_new = tuple.__new__
 
 logger = log.internal_logger(__name__)
 
@@ -308,7 +310,7 @@ class Coordinator:
         # The result of a call of objects is read by its caller, where it lies.
         if not (isinstance(payload, bytes) or (task.objects and task.flow is None)):
             code, payload = self._read(task, code, payload)
-        self._settle(task, Outcome(task.id, code, payload, None, head))
+        self._settle(task, _new(Outcome, (task.id, code, payload, None, head)))
 
     @staticmethod
     def _reply(task: Task, payload: Payload) -> tuple[int, bytes, bytes]:

@@ -17,7 +17,8 @@ from mosec_asgi.observing.metrics import ServiceMetrics
 from mosec_asgi.paths import parameters
 from mosec_asgi.web.access import AccessLog
 from mosec_asgi.web.asgi import AsgiExchange, AsgiRoute
-from mosec_asgi.web.body import SlowSenders
+from mosec_asgi.web.asgi_streams import StreamRoute
+from mosec_asgi.web.body import BodyReader
 from mosec_asgi.web.budget import Budget
 from mosec_asgi.web.direct import DirectRoute, DirectRoutes
 from mosec_asgi.web.disconnect import DisconnectWatch
@@ -35,6 +36,7 @@ class App:
     """The ASGI app of a running service.
 
     Attributes:
+        outermost: answers a request: the routes, behind the middleware and the access log.
         direct_routes: the routes that our HTTP protocols may call without ASGI, by path as it stands in a request; none
             where middleware must see each request.
     """
@@ -85,8 +87,11 @@ class App:
             budget=Budget(max(body_memory, max_request_size)),
         )
         watch: DisconnectWatch[AsgiExchange] = DisconnectWatch(AsgiExchange.leave)
-        slow = SlowSenders(limits)
-        endpoints = [(route, AsgiRoute(route, shared, watch, slow, lingers=lingers)) for route in routes]
+        bodies = BodyReader(shared.limit, limits, shared.budget)
+        endpoints = [
+            (route, (StreamRoute if route.streams else AsgiRoute)(route, shared, watch, bodies, lingers=lingers))
+            for route in routes
+        ]
         # By POST to a path without parameters; all else goes through Starlette.
         self._models = {
             route.path: endpoint
@@ -121,17 +126,15 @@ class App:
         answer: ASGIApp = _as_coroutine(self._answer) if middleware else self._answer
         for each in reversed(middleware):
             answer = each.cls(answer, *each.args, **each.kwargs)
-        self._outermost = AccessLog(answer) if access_log else answer
+        self.outermost = AccessLog(answer) if access_log else answer
 
     # Not a coroutine: this function returns one that the caller awaits. A coroutine more would cost each request the
     # time to make it, and to pass through it twice.
-    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
-        """Answer one request."""
-        return self._outermost(scope, receive, send)
-
     def _answer(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         if scope["method"] == "POST":
-            endpoint = self._models.get(_path_below_mount(scope))
+            path = scope["path"]
+            root = scope.get("root_path")
+            endpoint = self._models.get(_path_below(root, path) if root else path)
             if endpoint is not None:
                 return endpoint(scope, receive, send)
         if _slash_is_added(scope):
@@ -149,11 +152,9 @@ def _as_coroutine(app: ASGIApp) -> ASGIApp:
     return answer
 
 
-def _path_below_mount(scope: Scope) -> str:
-    """Return the path as the routes name it: without the prefix under which a parent app has mounted this one."""
-    path: str = scope["path"]
-    root: str = scope.get("root_path", "")
-    if not root or not path.startswith(root) or path[len(root) : len(root) + 1] not in ("", "/"):
+def _path_below(root: str, path: str) -> str:
+    """Return a path as the routes name it: without `root`, the prefix under which a parent app has mounted this one."""
+    if not path.startswith(root) or path[len(root) : len(root) + 1] not in ("", "/"):
         return path
     return path[len(root) :]
 

@@ -9,23 +9,26 @@ from typing import Protocol
 
 from starlette.types import Message, Receive
 
-from mosec_asgi.errors import NO_ROOM, Failure, too_large
-from mosec_asgi.web.budget import SMALL
+from mosec_asgi.errors import NO_ROOM, TOO_SLOW, Failure, too_large
+from mosec_asgi.web.budget import SMALL, Budget
 from mosec_asgi.web.limits import Limits, Patience
+from mosec_asgi.web.responses import Headers
 
 
 class ClientLeft(Exception):
     """The client has left before its body was complete; there is nobody to answer."""
 
 
-class Held(Protocol):
+class Holder(Protocol):
     """Holds a body that arrives; see `exchange.Exchange`.
 
     Attributes:
+        headers: of the request.
         held: bytes for which it has room.
         unread: set where the body is refused: a part of it may still come.
     """
 
+    headers: Headers
     held: int
     unread: bool
 
@@ -33,124 +36,144 @@ class Held(Protocol):
         """Take room for all `size` bytes that have come; return whether there was enough."""
 
 
-async def read_body(receive: Receive, declared: bytes | None, limit: int, holder: Held, free: int) -> bytes | Failure:
-    """Read a request's body.
-
-    Args:
-        receive: the request's messages.
-        declared: the Content-Length header's value, or None. A body whose declared length is too large is not read.
-        limit: the most bytes to accept; never much more is held in memory.
-        holder: takes room for what has come.
-        free: bytes for which there is room now.
-
-    Returns:
-        the body, or what is wrong with it.
-
-    Raises:
-        ClientLeft: the client went away.
-    """
-    if declared is not None and declared.isdigit():
-        if float(declared) > limit:
-            holder.unread = True
-            return too_large(limit)
-        if int(declared) > max(free, SMALL):
-            holder.unread = True
-            return NO_ROOM
-    message = await receive()
-    # Nearly every body comes in one message.
-    if message["type"] == "http.request" and not message.get("more_body", False):
-        body: bytes = message.get("body", b"")
-    else:
-        read = await _read_chunks(receive, message, limit, holder)
-        if isinstance(read, Failure):
-            return read
-        body = b"".join(read)
-    if len(body) > limit:
-        return too_large(limit)
-    # `capacity` bounds small bodies that come whole.
-    return body if len(body) <= SMALL or holder.hold(len(body)) else NO_ROOM
-
-
-async def _read_chunks(receive: Receive, message: Message, limit: int, holder: Held) -> list[bytes] | Failure:
-    """Return the chunks of a body, up to the one that exceeds `limit`."""
-    chunks: list[bytes] = []
-    size = 0
-    while True:
-        if message["type"] == "http.disconnect":
-            raise ClientLeft
-        chunk = message.get("body", b"")
-        size += len(chunk)
-        if size > limit:
-            holder.unread = message.get("more_body", False)
-            return too_large(limit)
-        if not holder.hold(size):
-            holder.unread = message.get("more_body", False)
-            return NO_ROOM
-        if chunk:
-            chunks.append(chunk)
-        if not message.get("more_body", False):
-            return chunks
-        message = await receive()
-
-
 @dataclass(slots=True)
-class _Reading:
-    """A body that is being read.
+class _Late:
+    """A body that was still being read at the last look.
 
     Attributes:
         task: reads it.
-        patience: until when it is waited for, by the loop's clock; set by the first look, before which most have ended.
+        patience: until when it is waited for, by the loop's clock.
         seen: bytes that had come at the last look.
         given_up: the task was cancelled because the body does not arrive.
     """
 
     task: asyncio.Task[object]
-    patience: Patience | None = None
+    patience: Patience
     seen: int = 0
     given_up: bool = False
 
 
-class SlowSenders:
-    """Stops the reading of bodies that do not arrive, with one timer for all of them."""
+class BodyReader:
+    """Reads the bodies of requests, and gives up those that do not arrive: one timer looks at all that are being read.
 
-    def __init__(self, limits: Limits) -> None:
-        """Watch nothing yet; `limits` say in what time bodies must arrive."""
+    Nearly every body is read before the timer looks, and costs an entry in a dictionary.
+    """
+
+    def __init__(self, limit: int, limits: Limits, budget: Budget) -> None:
+        """Read nothing yet.
+
+        Args:
+            limit: the most bytes of a body; never much more is held in memory.
+            limits: the time in which a body must arrive.
+            budget: has the bytes that all bodies may take.
+        """
+        self._limit = limit
         self._limits = limits
+        self._budget = budget
+        # Bodies of so few bytes always have room: `capacity` bounds them. A length of so few digits is less than that.
+        self._small = min(limit, SMALL)
+        self._few_digits = len(str(self._small)) - 1
         # Seconds between two looks at the bodies that are being read.
         self._pause = limits.read_timeout / 20
-        self._readings: dict[Held, _Reading] = {}
+        self._young: dict[Holder, asyncio.Task[object] | None] = {}
+        self._late: dict[Holder, _Late] = {}
         self._timer: asyncio.TimerHandle | None = None
 
-    def begin(self, holder: Held) -> None:
-        """Begin to watch the current task, which reads a body for `holder`."""
-        loop = asyncio.get_running_loop()
-        task = asyncio.current_task(loop)
-        assert task is not None
-        self._readings[holder] = _Reading(task)
+    async def read(self, holder: Holder, receive: Receive) -> bytes | Failure:
+        """Read a request's body.
+
+        Args:
+            holder: takes room for what has come. A body whose declared length is too large is not read.
+            receive: the request's messages.
+
+        Returns:
+            the body, or what is wrong with it.
+
+        Raises:
+            ClientLeft: the client went away.
+        """
+        declared = holder.headers.get(b"content-length")
+        if declared is not None and len(declared) > self._few_digits:
+            failure = self._refusal(declared)
+            if failure is not None:
+                holder.unread = True
+                return failure
+        self._young[holder] = asyncio.current_task()
         if self._timer is None:
-            self._timer = loop.call_later(self._pause, self._look)
+            self._timer = asyncio.get_running_loop().call_later(self._pause, self._look)
+        try:
+            message = await receive()
+            # Nearly every body comes in one message.
+            if message["type"] == "http.request" and not message.get("more_body", False):
+                body: bytes = message.get("body", b"")
+            else:
+                read = await self._chunks(receive, message, holder)
+                if isinstance(read, Failure):
+                    return read
+                body = b"".join(read)
+        except asyncio.CancelledError:
+            if not self._gave_up(holder):
+                raise
+            return TOO_SLOW
+        finally:
+            if self._young.pop(holder, None) is None:
+                self._late.pop(holder, None)
+        size = len(body)
+        if size <= self._small:
+            return body
+        if size > self._limit:
+            return too_large(self._limit)
+        return body if holder.hold(size) else NO_ROOM
 
-    def end(self, holder: Held) -> None:
-        """Watch a task no more."""
-        self._readings.pop(holder, None)
+    def _refusal(self, declared: bytes) -> Failure | None:
+        """Return why a body of this length is not read; None if it is."""
+        if not declared.isdigit():
+            return None
+        # A float has a value for any number of digits.
+        if float(declared) > self._limit:
+            return too_large(self._limit)
+        return None if self._budget.has_room(int(declared)) else NO_ROOM
 
-    def gave_up(self, holder: Held) -> bool:
+    async def _chunks(self, receive: Receive, message: Message, holder: Holder) -> list[bytes] | Failure:
+        """Return the chunks of a body, up to the one that exceeds the limit; `message` is the first."""
+        chunks: list[bytes] = []
+        size = 0
+        while True:
+            if message["type"] == "http.disconnect":
+                raise ClientLeft
+            chunk = message.get("body", b"")
+            size += len(chunk)
+            if size > self._limit:
+                holder.unread = message.get("more_body", False)
+                return too_large(self._limit)
+            if not holder.hold(size):
+                holder.unread = message.get("more_body", False)
+                return NO_ROOM
+            if chunk:
+                chunks.append(chunk)
+            if not message.get("more_body", False):
+                return chunks
+            message = await receive()
+
+    def _gave_up(self, holder: Holder) -> bool:
         """Whether the current task was cancelled by this object alone; the task then goes on."""
-        reading = self._readings.get(holder)
-        if reading is None or not reading.given_up:
+        late = self._late.get(holder)
+        if late is None or not late.given_up:
             return False
-        return sys.version_info < (3, 11) or reading.task.uncancel() == 0
+        return sys.version_info < (3, 11) or late.task.uncancel() == 0
 
     def _look(self) -> None:
         loop = asyncio.get_running_loop()
         now = loop.time()
-        for holder, reading in self._readings.items():
-            if reading.patience is None:
-                reading.patience = Patience(self._limits, now)
-            if holder.held > reading.seen:
-                reading.patience.arrived(holder.held - reading.seen, now)
-                reading.seen = holder.held
-            if not reading.given_up and now > reading.patience.until:
-                reading.given_up = True
-                reading.task.cancel()
-        self._timer = loop.call_later(self._pause, self._look) if self._readings else None
+        for holder, late in self._late.items():
+            if holder.held > late.seen:
+                late.patience.arrived(holder.held - late.seen, now)
+                late.seen = holder.held
+            if not late.given_up and now > late.patience.until:
+                late.given_up = True
+                late.task.cancel()
+        for holder, task in self._young.items():
+            if task is not None:
+                self._late[holder] = _Late(task, Patience(self._limits, now), holder.held)
+        self._young.clear()
+        self._timer = loop.call_later(self._pause, self._look) if self._late else None
