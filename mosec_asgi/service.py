@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
+from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
 from mosec_asgi.batching.coordinator import Coordinator
@@ -81,6 +82,7 @@ class Service:
             middleware: what each request goes through; the first is the outermost.
         """
         self.loop = asyncio.get_running_loop()
+        self._thread = get_ident()
         self._settings = settings
         self._import_main = import_main
         self._simulated = platform is not None
@@ -181,7 +183,8 @@ class Service:
 
     def is_here(self) -> bool:
         """Whether this is the event loop that the service runs on."""
-        return self.loop is asyncio._get_running_loop()
+        # A thread runs one event loop at a time. To ask asyncio for it costs a system call until Python 3.12.
+        return get_ident() == self._thread and self.loop.is_running()
 
     def _build_app(self) -> ASGIApp:
         # Imported here, while the workers load: the web framework takes about as long to load as a small worker.

@@ -107,6 +107,7 @@ class Admission:
         routes: Sequence[Sequence[int]],
         *,
         timeout: float = math.inf,
+        capacity: float = math.inf,
         active: bool = True,
     ) -> None:
         """Begin.
@@ -115,11 +116,14 @@ class Admission:
             stages: in the order of the service's list.
             routes: the stages of each, by their places.
             timeout: of the service, in seconds.
+            capacity: the most calls in the service; the caller refuses more, with the reason.
             active: refuse and drop; else only measure.
         """
         self.stages = stages
         self.active = active
         self._timeout = timeout
+        self._capacity = capacity
+        self._closed = False
         self._calms = [Calm(route) for route in routes]
         places = range(len(stages))
         self._earlier = [[r[: r.index(place)] for r in routes if place in r] for place in places]
@@ -151,14 +155,15 @@ class Admission:
 
     def _look(self, calm: Calm, now: float) -> None:
         left, per_task = self._timeout, 0.0
-        calm.most = calm.until = math.inf
+        calm.most = -1.0 if self._closed else self._capacity
+        calm.until = math.inf
         for index in calm.stages:
             stage = self.stages[index]
             if now >= stage.due:
                 self._refresh(index, now)
             left -= stage.easy
             per_task += stage.per_task
-            calm.most = min(calm.most, -1.0 if stage.careful else stage.short)
+            calm.most = min(calm.most, -1.0 if stage.careful or stage.down else stage.short)
             calm.until = min(calm.until, stage.due)
         if per_task:
             calm.most = min(calm.most, left / per_task)
@@ -220,6 +225,12 @@ class Admission:
         return now - stage.load.waiting_since >= min(STANDING_SECONDS, timeout * STANDING_SHARE)
 
     # -- what has happened -------------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Note that no more calls are admitted: there is something against each."""
+        self._closed = True
+        for calm in self._calms:
+            calm.end()
 
     def turned_away(self, route: Sequence[int]) -> None:
         """Note that a call came and was refused without being judged."""

@@ -139,6 +139,7 @@ class Coordinator:
             [stage.admission for stage in self._stages],
             [route.stages for route in self._routes],
             timeout=self._limits.timeout,
+            capacity=self._limits.capacity,
             active=self._limits.load_shedding,
         )
         starts = [asyncio.ensure_future(stage.pool.wait_started()) for stage in self._stages]
@@ -194,6 +195,8 @@ class Coordinator:
     def close(self) -> None:
         """Admit no more requests: the answer is 503 from here on."""
         self._closing = True
+        if self._stages:
+            self._admission.close()
         if not self._admitted:
             self._all_answered.set()
 
@@ -206,15 +209,11 @@ class Coordinator:
         stages = self._routes[call.route].stages
         timeout = self._limits.timeout if call.timeout is None else min(call.timeout, self._limits.timeout)
         now = self._clock()
-        refusal = self._refusal(call.route, stages, timeout, now)
-        if refusal is not None:
-            failure = self._answer_to(refusal.reason, stages, now)
-            if (told := self._stages[refusal.stage].events.refused) is not None:
-                told(failure.code, refusal.reason.value, now)
-            drop_all((call.payload,))
-            # Later: nobody is answered before he has done asking.
-            self._loop.call_soon(_tell, caller, Outcome.of_failure(call.id, failure), call.request_id)
-            return
+        if not self._admission.is_calm(call.route, len(self._admitted), timeout, now):
+            refusal = self._refusal(stages, timeout, now)
+            if refusal is not None:
+                self._refuse(call, caller, refusal, now)
+                return
         deadline = now + timeout
         flow = Flow(self._limits.stream_buffer) if self._plans[stages[-1]].streams else None
         task = self._admitted[call.id] = Task(call, caller, stages, now, deadline, flow)
@@ -263,7 +262,7 @@ class Coordinator:
         )
         return Statistics(len(self._admitted), self._closing, stages, self._shared_memory())
 
-    def _refusal(self, route: int, stages: tuple[int, ...], timeout: float, now: float) -> Refusal | None:
+    def _refusal(self, stages: tuple[int, ...], timeout: float, now: float) -> Refusal | None:
         if self._closing:
             return Refusal(Reason.CLOSING, stages[0])
         if len(self._admitted) >= self._limits.capacity:
@@ -272,9 +271,15 @@ class Coordinator:
         for stage in stages:
             if self._stages[stage].pool.down:
                 return Refusal(Reason.STAGE_DOWN, stage)
-        if self._admission.is_calm(route, len(self._admitted), timeout, now):
-            return None
         return self._admission.judge(stages, timeout, now)
+
+    def _refuse(self, call: Call, caller: Caller, refusal: Refusal, now: float) -> None:
+        failure = self._answer_to(refusal.reason, self._routes[call.route].stages, now)
+        if (told := self._stages[refusal.stage].events.refused) is not None:
+            told(failure.code, refusal.reason.value, now)
+        drop_all((call.payload,))
+        # Later: nobody is answered before he has done asking.
+        self._loop.call_soon(_tell, caller, Outcome.of_failure(call.id, failure), call.request_id)
 
     def _answer_to(self, reason: Reason, stages: tuple[int, ...], now: float) -> Failure:
         """Return the answer to a call that is refused for `reason`."""

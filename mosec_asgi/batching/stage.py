@@ -343,6 +343,7 @@ class Stage:
 
     def stage_down(self) -> None:
         """Answer all that waits: no worker will come."""
+        self.admission.went_down()
         for task in self.scheduler.queue.waiting():
             self._owner.failed(task, STAGE_DOWN)
 

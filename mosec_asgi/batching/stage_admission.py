@@ -76,6 +76,7 @@ class StageAdmission:
         target: seconds that a task should spend here at most; 0 for no such wish.
         times: of its units of work.
         on_change: called when there are more or fewer workers.
+        down: no call can be served here; the caller refuses it, with the reason.
         due: when the service has to read again what follows, with what it knows of other stages (`Admission`).
         known: anything has been measured.
         careful: each call must be looked at closely.
@@ -86,8 +87,8 @@ class StageAdmission:
 
     __slots__ = (
         "_batch_size", "_before_next", "_concurrency", "_every", "_firsts", "_max_wait", "_no_worker_since",
-        "_progress", "_read_due", "_start", "careful", "caution", "coming", "direct", "due", "easy", "known", "load",
-        "margin", "offered", "on_change", "per_task", "pressure", "shared", "short", "slots", "supply",
+        "_progress", "_read_due", "_start", "careful", "caution", "coming", "direct", "down", "due", "easy", "known",
+        "load", "margin", "offered", "on_change", "per_task", "pressure", "shared", "short", "slots", "supply",
         "supply_scatter", "target", "times", "upstream",
     )  # fmt: skip
 
@@ -140,7 +141,7 @@ class StageAdmission:
         # Of so many units, the time of one is noted, and how many are still to come before the next of those.
         self._every = self._before_next = 1
         self.on_change: Sequence[Callable[[], None]] = ()
-        self.known = self.careful = False
+        self.known = self.careful = self.down = False
         self.easy = self.per_task = 0.0
         self.short = math.inf
 
@@ -182,6 +183,12 @@ class StageAdmission:
         """Note that there is one more worker, `seconds` after its launch."""
         self._start = seconds
         self._no_worker_since = None
+        self.down = False
+        self._changed()
+
+    def went_down(self) -> None:
+        """Note that no worker is ready, and that none could be started."""
+        self.down = True
         self._changed()
 
     def worker_gone(self, now: float) -> None:

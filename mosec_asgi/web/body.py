@@ -78,6 +78,8 @@ class BodyReader:
         self._young: dict[Holder, asyncio.Task[object] | None] = {}
         self._late: dict[Holder, _Late] = {}
         self._timer: asyncio.TimerHandle | None = None
+        # The service's. To look for the running one costs a system call until Python 3.12.
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     async def read(self, holder: Holder, receive: Receive) -> bytes | Failure:
         """Read a request's body.
@@ -98,9 +100,12 @@ class BodyReader:
             if failure is not None:
                 holder.unread = True
                 return failure
-        self._young[holder] = asyncio.current_task()
+        loop = self._loop
+        if loop is None:
+            loop = self._loop = asyncio.get_running_loop()
+        self._young[holder] = asyncio.current_task(loop)
         if self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(self._pause, self._look)
+            self._timer = loop.call_later(self._pause, self._look)
         try:
             message = await receive()
             # Nearly every body comes in one message.

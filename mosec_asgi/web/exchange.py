@@ -225,27 +225,37 @@ class Exchange(abc.ABC):
 
     def settled(self, outcome: Outcome) -> None:
         """Take what has become of a call; see `batching.engine.Caller`."""
-        several = self._several
-        if several is None:
-            self._call_id = None
-            if outcome.code == CANCELLED:
-                self.abandoned()
-            else:
-                self.concluded((outcome,))
-        elif several.take(outcome):
-            self._several = None
-            outcomes = several.outcomes
-            if any(each.code == CANCELLED for each in outcomes):
-                self.abandoned()
-            else:
-                self.concluded(outcomes)
+        if self._several is not None:
+            self._settled_one(outcome, self._several)
+            return
+        self._call_id = None
+        if outcome.code == CANCELLED:
+            self.abandoned()
+            return
+        # As `concluded` does, without a function call for it.
+        try:
+            response = self.route.respond(self, (outcome,))
+        except Exception as error:
+            response = self.route.refuse(self, self._fault(error))
+        self.answer(response)
+
+    def _settled_one(self, outcome: Outcome, several: _Several) -> None:
+        """Take what has become of one of several calls."""
+        if not several.take(outcome):
+            return
+        self._several = None
+        outcomes = several.outcomes
+        if any(each.code == CANCELLED for each in outcomes):
+            self.abandoned()
+        else:
+            self.concluded(outcomes)
 
     def streamed(self, chunk: Chunk) -> None:
         """Refuse a stream; a sink that can send one takes it."""
         raise TypeError(f"call {chunk.call_id} is answered by a stream, and its route has none")
 
     def concluded(self, outcomes: Sequence[Outcome]) -> None:
-        """Answer: all calls have their outcomes, and none was cancelled."""
+        """Answer: all of several calls have their outcomes, and none was cancelled."""
         try:
             response = self.route.respond(self, outcomes)
         except Exception as error:

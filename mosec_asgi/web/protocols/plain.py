@@ -21,6 +21,7 @@ from mosec_asgi.streaming import Event, encode_event, is_event_stream
 from mosec_asgi.web.exchange import Request
 from mosec_asgi.web.responses import Header, Headers, Response, reason
 
+TIMEOUT = b"x-request-timeout"
 TEXT = (b"content-type", b"text/plain; charset=utf-8")
 # An empty comment of an event stream, as in mosec.
 COMMENT = b":\n\n"
@@ -90,9 +91,11 @@ class PlainRoute:
         """Return the one call of a request."""
         if not request.body:
             return NO_DATA
-        timeout = timeout_of(request.headers)
-        if isinstance(timeout, Failure):
-            return timeout
+        timeout: float | Failure | None = None
+        if TIMEOUT in request.headers:
+            timeout = timeout_of(request.headers)
+            if isinstance(timeout, Failure):
+                return timeout
         fields = (self._new_id(), self._place, request.body, request.request_id, timeout, False, False, 0, "", None)
         return (_new(Call, fields),)
 
@@ -213,7 +216,7 @@ def timeout_of(headers: Headers) -> float | Failure | None:
     Returns:
         seconds, more than 0; None where the client does not say.
     """
-    header = headers.get(b"x-request-timeout")
+    header = headers.get(TIMEOUT)
     if header is None:
         return None
     # A float has a value for any number of digits; a value that is too large is far above the service's own timeout.
