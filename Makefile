@@ -19,6 +19,7 @@ help:
 	@echo "make simulate    random histories of a service in which everything goes wrong"
 	@echo "make bench   compare with mosec (needs wrk); make bench-busy: beside a busy program"
 	@echo "make versus REF=main    compare a commit of this repository with the working tree (needs wrk)"
+	@echo "make without    measure what each of the shorter ways of a request brings, alone (needs wrk)"
 	@echo "make policies    batching policies of four servers, simulated; tables and plots"
 	@echo "make overload    offer more than a model can do, and see what is answered in time, beside mosec"
 	@echo "make calls   compare server.infer with the same calls over HTTP (needs wrk)"
@@ -105,6 +106,11 @@ bench-busy: $(VENV)/bench.stamp
 versus: $(VENV)/test.stamp
 	@test -n "$(REF)" || { echo "say with which commit to compare: make versus REF=<commit>" >&2; exit 2; }
 	$(BIN)/python benchmarks/versus.py $(REF) $(ROWS:%=--only %) $(if $(BUSY),--busy) $(OPTIONS)
+
+# `make without OPTIONS="--only busy-poll" BUSY=1`: what each of the shorter ways brings, alone.
+.PHONY: without
+without: $(VENV)/test.stamp
+	$(BIN)/python benchmarks/without.py $(if $(BUSY),--busy) $(OPTIONS)
 
 # How long a service takes to start, and what it holds then, beside mosec.
 footprint: $(VENV)/test.stamp

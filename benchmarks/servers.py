@@ -38,10 +38,12 @@ class Checkout:
     Attributes:
         name: what it is called.
         folder: where its files lie; the package is in it.
+        without: the shorter way that is switched off in it, see `services/ways.py`; empty for none.
     """
 
     name: str
     folder: Path
+    without: str = ""
 
 
 Package = Literal["mosec", "mosec_asgi", "litserve", "bare", "uvicorn", "static"]
@@ -168,6 +170,7 @@ def start(service: str, package: Package | Checkout, folder: Path, *, under_uvic
     if checkout is not None:
         # Before all that is installed. The service makes sure of it: see services/package.py.
         environment["PYTHONPATH"] = environment["BENCH_CHECKOUT"] = str(checkout.folder)
+        environment["BENCH_WITHOUT"] = checkout.without
     program = SERVICES / f"{_program(service, package)}.py"
     port = _free_port()
     command = [sys.executable, str(program), "--address", "127.0.0.1", "--port", str(port)]

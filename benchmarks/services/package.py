@@ -15,6 +15,10 @@ if TYPE_CHECKING or os.environ["BENCH_PACKAGE"] == "mosec_asgi":
     _checkout = os.environ.get("BENCH_CHECKOUT")
     if _checkout and Path(mosec_asgi.__file__).resolve().parent.parent != Path(_checkout).resolve():
         raise SystemExit(f"mosec_asgi comes from {mosec_asgi.__file__}, not from {_checkout}")
+    if os.environ.get("BENCH_WITHOUT"):
+        import ways
+
+        ways.switch_off(os.environ["BENCH_WITHOUT"])
 else:
     from mosec import Server, SSEWorker, Worker
 
