@@ -490,3 +490,20 @@ def test_where_it_is_calm_a_close_look_finds_nothing_either(
     there = sum(queued[: len(seconds)]) + elsewhere
     if door.door.is_calm(0, there, door.timeout, door.now):
         assert door.ask() is None
+
+
+@pytest.mark.parametrize(("done", "refused"), [(1.0, None), (0.4, Reason.OVERLOAD)])
+def test_callers_who_wait_for_their_answers_are_no_overload_where_a_stage_becomes_slower(
+    done: float, refused: Reason | None
+) -> None:
+    door = Door({}, timeout=10.0)
+    stage = door.stages[0]
+    # What was done in the same time could be done, though the latest answers took as long as if it could not.
+    for _ in range(5):
+        for counted, share in ((stage.offered, 1.0), (stage.done, done)):
+            counted.roll(door.now)
+            counted.count += int(1000 * share * counted.span)
+        door.now += stage.offered.span
+    door.learn(0.01)
+    door.work(64)
+    assert door.ask() is refused

@@ -1,7 +1,7 @@
-"""How many tasks are brought to a stage in a second, whether they are admitted or not. Pure.
+"""How many tasks are brought to a stage in a second, whether they are admitted or not, and how many it has done. Pure.
 
-Arrivals are counted in spans of half a timeout, and judged over the latest `SPANS` whole ones, or `MANY_SPANS`.
-Counting is adding one; the spans end when somebody asks.
+Tasks are counted in spans of half a timeout, and judged over the latest `SPANS` whole ones, or `MANY_SPANS`. Counting
+is adding one; the spans end when somebody asks.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ SHORTEST_SPAN = 0.05
 
 
 class Offered:
-    """Arrivals at a stage.
+    """Arrivals at a stage, or answers of its workers.
 
     Attributes:
         count: arrivals in the span that has not ended; whoever sees one adds to it.

@@ -62,6 +62,7 @@ class StageAdmission:
 
     Attributes:
         offered: calls that were to come here, the refused ones too.
+        done: tasks that workers have answered.
         direct: those that were admitted and came here first.
         pressure: what is offered in relation to what the stage can do.
         caution: from 0, near capacity, to 1 under overload, where only calls that are nearly certain to be in time are
@@ -87,8 +88,8 @@ class StageAdmission:
 
     __slots__ = (
         "_batch_size", "_before_next", "_concurrency", "_every", "_firsts", "_max_wait", "_no_worker_since",
-        "_progress", "_read_due", "_start", "careful", "caution", "coming", "direct", "down", "due", "easy", "known",
-        "load", "margin", "offered", "on_change", "per_task", "pressure", "shared", "short", "slots", "supply",
+        "_progress", "_read_due", "_start", "careful", "caution", "coming", "direct", "done", "down", "due", "easy",
+        "known", "load", "margin", "offered", "on_change", "per_task", "pressure", "shared", "short", "slots", "supply",
         "supply_scatter", "target", "times", "upstream",
     )  # fmt: skip
 
@@ -123,6 +124,7 @@ class StageAdmission:
         self._firsts = ServiceTimes() if streams else None
         self.offered = Offered(timeout)
         self.direct = Offered(timeout)
+        self.done = Offered(timeout)
         self.pressure = 0.0
         self.caution = 0.0
         self.slots = concurrency
@@ -163,6 +165,7 @@ class StageAdmission:
             wanted: somebody still waits for one of the answers at least.
         """
         self._progress = now
+        self.done.count += items
         if not units:
             return
         self._before_next -= 1
@@ -221,6 +224,7 @@ class StageAdmission:
         self.slots = max(1, self.load.workers) * self._concurrency
         self.offered.roll(now)
         self.direct.roll(now)
+        self.done.roll(now)
         # So many are noted until the next time, as far as that can be told, that all the latest ones are new.
         self._every = self._before_next = max(1, self.times.noted * self._every // MOST_SAMPLES)
         known = self.times.read()
@@ -360,7 +364,10 @@ class StageAdmission:
         rate, load = self.per_second, self.pressure
         # Earlier stages limit what comes here: if they bring little more than this stage can do, a longer queue is
         # needed; if they bring less, no queue forms.
-        calm = self.offered.per_second < OVERLOAD * rate or self.offered.least < LEAST_OVERLOAD * rate
+        # What was done in the same time could be done. The measured speed may be that of a moment in which the machine
+        # had something else to do, and callers who wait for their answers have brought less since, too.
+        able = max(rate, self.done.per_second)
+        calm = self.offered.per_second < OVERLOAD * able or self.offered.least < LEAST_OVERLOAD * rate
         if calm or load <= 1.0:
             return math.inf
         # Random arrivals have a scatter of 1; the output of a saturated earlier stage has that of its times.
