@@ -198,7 +198,7 @@ class DirectExchange(Exchange):
 
     def settled(self, outcome: Outcome) -> None:
         """Do the same as `Exchange.settled`; for the usual request without a function call for each step."""
-        if self._several is not None or outcome.code == CANCELLED:
+        if outcome.code == CANCELLED:
             super().settled(outcome)
             return
         self._call_id = None
