@@ -238,7 +238,7 @@ class AsgiExchange(Exchange):
             failure = next((outcome.failure for outcome in outcomes if outcome.code != OK), None)
             if failure is None:
                 self._count(OK, began)
-                await stream.write(self._form.end(), more_body=False)
+                await stream.write(self._form.end, more_body=False)
                 return
             last = self._form.failure(failure, begun=stream.begun)
             if last is not None:

@@ -221,7 +221,7 @@ class Exchange(abc.ABC):
             if isinstance(calls, Failure):
                 self.refuse(calls)
             elif len(calls) == 1:
-                call = calls[0]
+                call: Call = calls[0]  # type: ignore[assignment]  # a `Response` has more than one part
                 self._call_id = call.id
                 self.shared.engine.submit(call, self)
             elif isinstance(calls, Response):

@@ -139,7 +139,9 @@ class RequestRoute(PlainRoute):
         timeout = timeout_of(request.headers)
         if isinstance(timeout, Failure):
             return timeout
-        call = Call(self._new_id(), self._place, request.body, request.request_id, timeout, request=told(request, self.path))
+        call = Call(
+            self._new_id(), self._place, request.body, request.request_id, timeout, request=told(request, self.path)
+        )
         return (call,)
 
 
