@@ -23,6 +23,7 @@ help:
 	@echo "make policies    batching policies of four servers, simulated; tables and plots"
 	@echo "make overload    offer more than a model can do, and see what is answered in time, beside mosec"
 	@echo "make calls   compare server.infer with the same calls over HTTP (needs wrk)"
+	@echo "make spoken  OpenAI's API beside a plain route, and a request of many texts beside those of one (needs wrk)"
 	@echo "make footprint   compare start and memory with mosec"
 	@echo "make faults  kill and stop workers under load, a minute for each promise"
 	@echo "make hostile attack a service in every way, and see what an honest client feels of it; five minutes"
@@ -135,6 +136,11 @@ policies: $(VENV)/bench.stamp
 .PHONY: calls
 calls: $(VENV)/bench.stamp
 	$(BIN)/python benchmarks/calls.py
+
+# OpenAI's API beside a plain route, and clients of one text beside one of many.
+.PHONY: spoken
+spoken: $(VENV)/test.stamp
+	$(BIN)/python benchmarks/spoken.py
 
 # `make profile SCENARIO=echo`: where the time goes.
 profile: $(VENV)/bench.stamp

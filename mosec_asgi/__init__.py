@@ -10,6 +10,7 @@ General layout; each floor imports only from those below it:
     service.py              F6  a service that runs: engine, app, metrics on one event loop
     calls/                  F6  calls from the program itself: infer, stream, engine(), map
     host/                   F6  run() under uvicorn, signals, the dry run
+    protocols.py            F6  public names of protocols: OpenAI, and what one's own is made of
     web/                    F5  HTTP in, HTTP out; the OpenAPI document; uvicorn/: HTTP/1.1 and HTTP/2 under run()
     batching/               F4  the engine: admission, queues, batches, deadlines; engine: what its callers may ask
     pool/                   F3  the live workers of a stage; process/: workers that are processes

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mosec_asgi.batching.coordinator import Limits, RoutePlan
 from mosec_asgi.batching.stage import StagePlan
@@ -13,6 +13,9 @@ from mosec_asgi.inside.spec import WorkerSpec
 from mosec_asgi.runtime import Runtime, stage_names
 from mosec_asgi.streaming import ContinuousWorker, is_async, response_type, streams
 from mosec_asgi.worker import Worker
+
+if TYPE_CHECKING:
+    from mosec_asgi.web.protocols.seam import Protocol
 
 
 def plan_service(
@@ -122,7 +125,9 @@ def _limits(settings: Settings) -> Limits:
     )
 
 
-def openapi_document(routes: Mapping[str, Sequence[Runtime]], settings: Settings) -> dict[str, Any]:
+def openapi_document(
+    routes: Mapping[str, Sequence[Runtime]], settings: Settings, protocols: Sequence[Protocol] = ()
+) -> dict[str, Any]:
     """Return the OpenAPI document of a service, which need not run."""
     from mosec_asgi.web import compression
     from mosec_asgi.web.openapi import build_document
@@ -134,4 +139,5 @@ def openapi_document(routes: Mapping[str, Sequence[Runtime]], settings: Settings
         encodings=encodings,
         title=settings.title,
         version=settings.version,
+        protocols=protocols,
     )

@@ -7,7 +7,7 @@ nothing more.
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -51,6 +51,43 @@ class Event:
                 raise ValueError(f"the {name} of an event is one line of text, not {value!r}")
         if self.retry is not None and (isinstance(self.retry, bool) or self.retry < 0):
             raise ValueError(f"retry is a whole number of milliseconds, 0 or more, not {self.retry!r}")
+
+
+class Delta(str):
+    """A piece of the text that a language model writes, and what its client's protocol is to know beside it.
+
+        yield Delta(" end.", finish_reason="stop", usage={"prompt_tokens": 7, "completion_tokens": 31})
+
+    It is a text: where no protocol reads the rest, as on a plain route, that is what goes out.
+
+    Attributes:
+        finish_reason: why the text ends here: "stop", "length", "tool_calls", ...; None where it goes on.
+        usage: what was counted for the whole answer: `prompt_tokens` and `completion_tokens`, and what else there is.
+        tool_calls: calls of the client's tools, or pieces of them, in the form of the protocol.
+    """
+
+    finish_reason: str | None
+    usage: Mapping[str, Any] | None
+    tool_calls: Sequence[Mapping[str, Any]] | None
+
+    def __new__(
+        cls,
+        text: str = "",
+        *,
+        finish_reason: str | None = None,
+        usage: Mapping[str, Any] | None = None,
+        tool_calls: Sequence[Mapping[str, Any]] | None = None,
+    ) -> Delta:
+        """Make one; all may be left out."""
+        made = super().__new__(cls, text)
+        made.finish_reason = finish_reason
+        made.usage = usage
+        made.tool_calls = tool_calls
+        return made
+
+    def __repr__(self) -> str:
+        more = {name: value for name, value in vars(self).items() if value is not None}
+        return f"Delta({', '.join([super().__repr__(), *(f'{name}={value!r}' for name, value in more.items())])})"
 
 
 def encode_event(event: Any) -> bytes:

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from mosec_asgi.calls.inference import Inference
     from mosec_asgi.service import Platform, Service
     from mosec_asgi.web.direct import DirectRoutes
+    from mosec_asgi.web.protocols.seam import Protocol
 
 DEFAULT_ROUTE = "/inference"
 # What a shell gives a program that ctrl-c has ended.
@@ -93,6 +94,7 @@ class Server:
         self._keywords = config.check_keywords(settings)
         self._middleware = _checked_middleware(middleware)
         self._routes: dict[str, list[Runtime]] = {}
+        self._protocols: list[Protocol] = []
         self._daemons: dict[str, subprocess.Popen[Any] | BaseProcess] = {}
         self._lifetime = Lifetime(self._start)
         # Called with the name and the exit code of a daemon process that has ended.
@@ -215,9 +217,60 @@ class Server:
         check_parameters(routes)
         self._define({path: list(runtimes) for path, runtimes in routes.items()})
 
+    def add_protocol(self, protocol: Protocol) -> None:
+        """Have clients speak another protocol as well: `server.add_protocol(OpenAI(chat={"name": "/route"}))`.
+
+        The workers' plain routes stay what they are, and their batches are common to all protocols. docs/protocols.md
+        says what there is, and how to write one's own.
+
+        Args:
+            protocol: of `mosec_asgi.protocols`. The routes that it names may be defined before or after this.
+
+        Raises:
+            DefinitionError: it is no protocol, a path of it is taken, or the workers have been started.
+        """
+        self._check_not_started("add_protocol")
+        from mosec_asgi.web.protocols.seam import Endpoint, Protocol
+
+        if not isinstance(protocol, Protocol):
+            raise DefinitionError(
+                f"add_protocol needs an object of a subclass of mosec_asgi.protocols.Protocol, such as "
+                f"OpenAI(chat={{'name': '/route'}}), not {protocol!r}"
+            )
+        for endpoint in protocol.endpoints():
+            if not isinstance(endpoint, Endpoint):
+                raise DefinitionError(f"the endpoints of a protocol are Endpoint objects, not {endpoint!r}")
+            _check_route(endpoint.path)
+        self._check_paths(list(self._routes), [*self._protocols, protocol])
+        self._protocols.append(protocol)
+
+    @staticmethod
+    def _check_paths(routes: Sequence[str], protocols: Sequence[Protocol]) -> None:
+        """Check that no two paths are the same."""
+        taken = [endpoint.path for protocol in protocols for endpoint in protocol.endpoints()]
+        for path in taken:
+            if path in routes or taken.count(path) > 1:
+                raise DefinitionError(
+                    f"the path {path} is both a protocol's and another's; give the worker another route, or the "
+                    "protocol another prefix"
+                )
+        paths.check_distinct([*routes, *taken])
+
+    def _check_protocols(self) -> None:
+        """Check that the routes which protocols ask are there."""
+        for protocol in self._protocols:
+            for endpoint in protocol.endpoints():
+                for route in endpoint.routes:
+                    if route not in self._routes:
+                        raise DefinitionError(
+                            f"{type(protocol).__name__} asks the route {route!r} for {endpoint.path}, and there are "
+                            f"only {', '.join(self._routes)}; name one of these, or append a worker with that route"
+                        )
+                endpoint.check({route: self._routes[route][-1].worker for route in endpoint.routes})
+
     def _define(self, routes: dict[str, list[Runtime]]) -> None:
         check_routes(routes)
-        paths.check_distinct(list(routes))
+        self._check_paths(list(routes), self._protocols)
         self._routes = routes
         for runtime, name in stage_names([runtime for pipeline in routes.values() for runtime in pipeline]).items():
             runtime.name = name
@@ -261,7 +314,8 @@ class Server:
         from mosec_asgi.definition import openapi_document
         from mosec_asgi.web.openapi import server_url, with_server
 
-        document = openapi_document(self._routes, self._settings or config.resolve(self._keywords))
+        settings = self._settings or config.resolve(self._keywords)
+        document = openapi_document(self._routes, settings, self._protocols)
         return with_server(document, server_url(root_path))
 
     # -- serving -----------------------------------------------------------------------------------------------------
@@ -554,6 +608,7 @@ class Server:
             platform=self._platform,
             document=self.openapi,
             middleware=self._middleware,
+            protocols=self._protocols,
         )
         with told_of_signals(self.close):
             await running.start()
@@ -577,6 +632,7 @@ class Server:
             raise DefinitionError("the server has no stage to serve: call append_worker(YourWorker) first")
         # Only here: the worker that reads them may have been appended last.
         check_parameters(self._routes)
+        self._check_protocols()
 
 
 async def _refuse(scope: Scope, send: Send, failure: Failure) -> str:

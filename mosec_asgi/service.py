@@ -18,7 +18,7 @@ from mosec_asgi.batching.engine import Engine, Statistics
 from mosec_asgi.batching.future import FutureOutcome
 from mosec_asgi.batching.stage import StagePlan
 from mosec_asgi.calls.inference import Inference
-from mosec_asgi.calls.objects import Objects
+from mosec_asgi.calls.objects import Objects, value_of
 from mosec_asgi.calls.routes import call_routes
 from mosec_asgi.config import Settings, prometheus_directory
 from mosec_asgi.definition import openapi_document, plan_service
@@ -41,6 +41,8 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp
 
     from mosec_asgi.web.direct import DirectRoutes
+    from mosec_asgi.web.protocols.adapter import ProtocolRoute
+    from mosec_asgi.web.protocols.seam import Protocol
 
 DAEMON_CHECK_SECONDS = 0.2
 
@@ -70,6 +72,7 @@ class Service:
         platform: Platform | None = None,
         document: Callable[[], dict[str, Any]] | None = None,
         middleware: Sequence[Middleware] = (),
+        protocols: Sequence[Protocol] = (),
     ) -> None:
         """Put the parts together; nothing is started.
 
@@ -80,6 +83,7 @@ class Service:
             platform: what to run on; None for processes.
             document: makes the OpenAPI document; None for that of the routes.
             middleware: what each request goes through; the first is the outermost.
+            protocols: in which clients speak to the workers beside the plain routes.
         """
         self.loop = asyncio.get_running_loop()
         self._thread = get_ident()
@@ -87,8 +91,9 @@ class Service:
         self._import_main = import_main
         self._simulated = platform is not None
         self._routes = routes
-        self._document = document or functools.partial(openapi_document, routes, settings)
+        self._document = document or functools.partial(openapi_document, routes, settings, protocols)
         self._middleware = middleware
+        self._protocols = protocols
         stages, pipelines, limits = plan_service(routes, settings)
         self._workers = sum(len(plan.specs) for plan in stages)
         self._call_routes = call_routes(stages, pipelines, limits)
@@ -130,7 +135,7 @@ class Service:
         try:
             # Its first step launches the workers.
             await asyncio.sleep(0)
-            self.app = self._build_app()
+            self.app = self._build_app(objects)
             await starting
         except BaseException:
             starting.cancel()
@@ -186,7 +191,7 @@ class Service:
         # A thread runs one event loop at a time. To ask asyncio for it costs a system call until Python 3.12.
         return get_ident() == self._thread and self.loop.is_running()
 
-    def _build_app(self) -> ASGIApp:
+    def _build_app(self, objects: Objects) -> ASGIApp:
         # Imported here, while the workers load: the web framework takes about as long to load as a small worker.
         from mosec_asgi.web.app import App
         from mosec_asgi.web.limits import http_limits
@@ -203,7 +208,7 @@ class Service:
             for path, pipeline in self._routes.items()
         ]
         app = App(
-            plain.routes(results, self._coordinator.new_id),
+            [*plain.routes(results, self._coordinator.new_id), *self._protocol_routes(objects)],
             self._coordinator,
             self._metrics,
             self._document,
@@ -220,6 +225,16 @@ class Service:
         )
         self.direct_routes = app.direct_routes
         return app.outermost
+
+    def _protocol_routes(self, objects: Objects) -> list[ProtocolRoute]:
+        """Return the routes of the protocols."""
+        if not self._protocols:
+            return []
+        from mosec_asgi.web.protocols.adapter import Pipelines, ProtocolRoute
+
+        pipelines = Pipelines(self._call_routes, objects, value_of, self._coordinator)
+        endpoints = [endpoint for protocol in self._protocols for endpoint in protocol.endpoints()]
+        return [ProtocolRoute(endpoint, pipelines) for endpoint in endpoints]
 
     def _launcher(self, plan: StagePlan, loop: asyncio.AbstractEventLoop) -> Launcher:
         if callable(plan.executor):

@@ -46,7 +46,7 @@ class StreamExchange(AsgiExchange):
 
     def settled(self, outcome: Outcome) -> None:
         """Take what has become of a call."""
-        if self._stream is None or self._several is not None or outcome.code == CANCELLED:
+        if self._stream is None or outcome.code == CANCELLED:
             super().settled(outcome)
         else:
             self._call_id = None
@@ -89,7 +89,7 @@ class StreamExchange(AsgiExchange):
             failure = next((outcome.failure for outcome in outcomes if outcome.code != OK), None)
             if failure is None:
                 self.count(OK)
-                await stream.write(self._form.end(), more_body=False)
+                await stream.write(self._form.end, more_body=False)
                 return
             last = self._form.failure(failure, begun=stream.begun)
             if last is not None:

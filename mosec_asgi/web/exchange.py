@@ -28,6 +28,7 @@ from mosec_asgi.messages import Call, Chunk, Outcome
 from mosec_asgi.observing.metrics import ServiceMetrics
 from mosec_asgi.web.budget import SMALL, Budget
 from mosec_asgi.web.responses import Header, Headers, Response
+from mosec_asgi.web.several import CallsInTurn, Several
 
 MAX_REQUEST_ID = 128
 NO_BUDGET = 1 << 62
@@ -115,11 +116,20 @@ class Route(Protocol):
     methods: Sequence[str]
     takes_request: bool
 
-    def calls(self, request: Request) -> Sequence[Call] | Failure:
-        """Return the calls to submit, at least one, or what is wrong with the request."""
+    def calls(self, request: Request) -> Sequence[Call] | CallsInTurn | Response | Failure:
+        """Return the calls to submit, at least one; or what is wrong with the request, or an answer without any call.
+
+        Of several that are `CallsInTurn`, only some are in the engine at one time; see `several`.
+        """
 
     def respond(self, request: Request, outcomes: Sequence[Outcome]) -> Response:
-        """Return the answer, given the outcomes of the calls in their order. None of the calls was cancelled."""
+        """Return the answer, given the outcomes of the calls in their order. None of the calls was cancelled.
+
+        Where one of several has failed, its outcome is the only one.
+        """
+
+    def gather(self, request: Request, chunk: Chunk) -> None:
+        """Take a piece of a stream that is answered as a whole; raise `TypeError` where there is no such answer."""
 
     def refuse(self, request: Request, failure: Failure) -> Response:
         """Return the answer to a request that has failed before its calls were made, or before its stream has begun."""
@@ -198,7 +208,7 @@ class Exchange(abc.ABC):
     held = 0
     # The call that runs, if there is only one; all calls, if there are several.
     _call_id: int | None = None
-    _several: _Several | None = None
+    _several: Several | None = None
 
     def __init__(self, shared: Shared) -> None:
         """Begin with no request."""
@@ -211,13 +221,14 @@ class Exchange(abc.ABC):
             if isinstance(calls, Failure):
                 self.refuse(calls)
             elif len(calls) == 1:
-                call = calls[0]
+                call: Call = calls[0]  # type: ignore[assignment]  # a `Response` has more than one part
                 self._call_id = call.id
                 self.shared.engine.submit(call, self)
+            elif isinstance(calls, Response):
+                self.answer(calls)
             else:
-                self._several = _Several(calls)
-                for call in calls:
-                    self.shared.engine.submit(call, self)
+                self._several = several = Several(calls, self.shared.engine, self)
+                several.begin()
         except Exception as error:
             # The caller of this method, such as the parser, would take the exception for a fault of the client.
             self.leave()
@@ -225,9 +236,6 @@ class Exchange(abc.ABC):
 
     def settled(self, outcome: Outcome) -> None:
         """Take what has become of a call; see `batching.engine.Caller`."""
-        if self._several is not None:
-            self._settled_one(outcome, self._several)
-            return
         self._call_id = None
         if outcome.code == CANCELLED:
             self.abandoned()
@@ -239,20 +247,14 @@ class Exchange(abc.ABC):
             response = self.route.refuse(self, self._fault(error))
         self.answer(response)
 
-    def _settled_one(self, outcome: Outcome, several: _Several) -> None:
-        """Take what has become of one of several calls."""
-        if not several.take(outcome):
-            return
+    def answered(self, outcomes: Sequence[Outcome]) -> None:
+        """Take what has become of several calls; see `several.Asker`."""
         self._several = None
-        outcomes = several.outcomes
-        if any(each.code == CANCELLED for each in outcomes):
-            self.abandoned()
-        else:
-            self.concluded(outcomes)
+        self.concluded(outcomes)
 
     def streamed(self, chunk: Chunk) -> None:
-        """Refuse a stream; a sink that can send one takes it."""
-        raise TypeError(f"call {chunk.call_id} is answered by a stream, and its route has none")
+        """Have the route take a piece of a stream; a sink that can send one overrides this."""
+        self.route.gather(self, chunk)
 
     def concluded(self, outcomes: Sequence[Outcome]) -> None:
         """Answer: all of several calls have their outcomes, and none was cancelled."""
@@ -292,10 +294,9 @@ class Exchange(abc.ABC):
         call_id, self._call_id = self._call_id, None
         if call_id is not None:
             cancel(call_id)
-        several = self._several
+        several, self._several = self._several, None
         if several is not None:
-            for open_id in several.open():
-                cancel(open_id)
+            several.leave()
 
     def _fault(self, error: Exception) -> Failure:
         """Return what the client is told of an exception, and log it if it is a fault of the service."""
@@ -303,24 +304,3 @@ class Exchange(abc.ABC):
         if failure.code >= 500:
             logger.exception("a request was not answered", extra={"request_id": self.request_id})
         return failure
-
-
-class _Several:
-    """The calls of a request that asks for more than one."""
-
-    def __init__(self, calls: Sequence[Call]) -> None:
-        self._settled: dict[int, Outcome | None] = {call.id: None for call in calls}
-
-    def take(self, outcome: Outcome) -> bool:
-        """Take an outcome; return whether it was the last."""
-        self._settled[outcome.call_id] = outcome
-        return not self.open()
-
-    def open(self) -> list[int]:
-        """Return the numbers of the calls that have no outcome yet."""
-        return [call_id for call_id, outcome in self._settled.items() if outcome is None]
-
-    @property
-    def outcomes(self) -> list[Outcome]:
-        """The outcomes that there are, in the order of the calls."""
-        return [outcome for outcome in self._settled.values() if outcome is not None]

@@ -32,6 +32,7 @@ from mosec_asgi.version import __version__
 from mosec_asgi.web import contract
 from mosec_asgi.web.components import Components
 from mosec_asgi.web.examples import request_examples
+from mosec_asgi.web.protocols.seam import Protocol
 from mosec_asgi.worker import Worker
 
 # Notations of a value, by the last part of their media types: application/json, application/problem+json, x-msgpack.
@@ -94,6 +95,7 @@ def build_document(
     encodings: Sequence[str] = (),
     title: str = "mosec-asgi service",
     version: str = "",
+    protocols: Sequence[Protocol] = (),
 ) -> JSON:
     """Make the document.
 
@@ -103,9 +105,32 @@ def build_document(
         encodings: content encodings in which a body is accepted.
         title: of the document.
         version: of the service; empty for that of this package.
+        protocols: in which clients speak to the models as well.
     """
     info = {"title": title, "version": version or __version__, "description": contract.DESCRIPTION}
-    return _Builder(routes, max_request_size, encodings).build(info)
+    document = _Builder(routes, max_request_size, encodings).build(info)
+    return _with_protocols(document, protocols) if protocols else document
+
+
+def _with_protocols(document: JSON, protocols: Sequence[Protocol]) -> JSON:
+    """Return a document with the endpoints of protocols, before those of the service itself."""
+    service = contract.SERVICE_PATHS.keys()
+    paths = {path: item for path, item in document["paths"].items() if path not in service}
+    schemas = dict(document["components"].get("schemas", {}))
+    for protocol in protocols:
+        for endpoint in protocol.endpoints():
+            if item := endpoint.describe():
+                paths[_quoted(endpoint.path)] = item
+        schemas.update(protocol.schemas())
+    components = {**({"schemas": {}} if schemas else {}), **document["components"]}
+    if schemas:
+        components["schemas"] = schemas
+    return {**document, "paths": {**paths, **contract.SERVICE_PATHS}, "components": components}
+
+
+def _quoted(path: str) -> str:
+    """Return a route's path as it stands in a document."""
+    return quote(without_kinds(path), safe="/:@!$&'()*+,;=~{}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,10 +154,7 @@ class _Builder:
 
     def build(self, info: JSON) -> JSON:
         """Return the document, with `info` about the service."""
-        paths = {
-            quote(without_kinds(route.path), safe="/:@!$&'()*+,;=~{}"): self._operations(route)
-            for route in self._routes
-        }
+        paths = {_quoted(route.path): self._operations(route) for route in self._routes}
         if self._library_is_missing:
             logger.warning(
                 "the OpenAPI document is without schemas: install pydantic (pip install 'mosec-asgi[pydantic]') "

@@ -83,16 +83,17 @@ class Stream:
                 await self._woken.wait()
         return self._outcomes
 
-    async def write(self, more: bytes = b"", *, more_body: bool = True) -> None:
+    async def write(self, more: bytes | Callable[[], bytes] = b"", *, more_body: bool = True) -> None:
         """Send the chunks that are there, and `more`, as one piece.
 
         Args:
-            more: bytes to send behind the chunks.
+            more: bytes to send behind the chunks; or what returns them, once the chunks have been given their form.
             more_body: the answer does not end with this piece.
         """
         chunks, self._chunks = self._chunks, []
         self._sent = True
-        await self._send(b"".join([*map(self._form.chunk, chunks), more]), more_body)
+        pieces = [*map(self._form.chunk, chunks), more if isinstance(more, bytes) else more()]
+        await self._send(b"".join(pieces), more_body)
         self._written_at = self._loop.time()
         self._is_idle = False
         self._report(chunks)

@@ -125,6 +125,10 @@ class PlainRoute:
         """Return the form of the route's streams, which is the same for each."""
         return self._form
 
+    def gather(self, request: Request, chunk: Chunk) -> None:
+        """Refuse a stream on a route that has none."""
+        raise TypeError(f"call {chunk.call_id} is answered by a stream, and its route has none")
+
 
 class RequestRoute(PlainRoute):
     """A route with a stage whose workers take the request."""
@@ -138,28 +142,10 @@ class RequestRoute(PlainRoute):
         timeout = timeout_of(request.headers)
         if isinstance(timeout, Failure):
             return timeout
-        call = Call(self._new_id(), self._place, request.body, request.request_id, timeout, request=self._told(request))
+        call = Call(
+            self._new_id(), self._place, request.body, request.request_id, timeout, request=told(request, self.path)
+        )
         return (call,)
-
-    def _told(self, request: Request) -> requests.Request:
-        """Return what workers are told of a request."""
-        headers = requests.Headers(
-            {name.decode("latin-1"): value.decode("latin-1") for name, value in request.headers.items()}
-        )
-        return requests.Request(
-            request.request_id,
-            self.path,
-            request.method,
-            headers,
-            request.query.decode("latin-1"),
-            # An app around this one may have kinds of its own, of which a worker knows nothing.
-            {
-                name: value if isinstance(value, (str, int, float, UUID)) else str(value)
-                for name, value in request.path_params.items()
-            },
-            headers.get("traceparent", ""),
-            requests.packed_state(request.context),
-        )
 
 
 class PlainChunks:
@@ -208,6 +194,27 @@ def routes(results: Iterable[Described | tuple[str, str, bool]], new_id: Callabl
         kind = RequestRoute if takes_request else PlainRoute
         made.append(kind(path, place, content_type, streams=streams, new_id=new_id, methods=methods))
     return made
+
+
+def told(request: Request, path: str) -> requests.Request:
+    """Return what workers are told of a request that came by the route `path`."""
+    headers = requests.Headers(
+        {name.decode("latin-1"): value.decode("latin-1") for name, value in request.headers.items()}
+    )
+    return requests.Request(
+        request.request_id,
+        path,
+        request.method,
+        headers,
+        request.query.decode("latin-1"),
+        # An app around this one may have kinds of its own, of which a worker knows nothing.
+        {
+            name: value if isinstance(value, (str, int, float, UUID)) else str(value)
+            for name, value in request.path_params.items()
+        },
+        headers.get("traceparent", ""),
+        requests.packed_state(request.context),
+    )
 
 
 def timeout_of(headers: Headers) -> float | Failure | None:

@@ -1,0 +1,15 @@
+"""How clients speak, beside the plain routes: `OpenAI`, and what a protocol of one's own is made of.
+
+    from mosec_asgi.protocols import OpenAI
+
+    server.add_protocol(OpenAI(chat={"name": "/route"}))
+
+docs/protocols.md says all of it. `Delta` is for workers: a piece of text with more than its text.
+"""
+
+from mosec_asgi.events import Delta
+from mosec_asgi.web.protocols.openai.protocol import OpenAI
+from mosec_asgi.web.protocols.seam import Ask, Endpoint, EventForm, Problem, Protocol, json_response
+from mosec_asgi.web.responses import Response
+
+__all__ = ["Ask", "Delta", "Endpoint", "EventForm", "OpenAI", "Problem", "Protocol", "Response", "json_response"]

@@ -1,0 +1,318 @@
+"""Runs the endpoints of a protocol (`seam`) as routes of the web (`web.exchange.Route`), by calls of objects."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from http import HTTPStatus
+from typing import Any, Protocol
+
+from mosec_asgi import log
+from mosec_asgi.batching.engine import Engine
+from mosec_asgi.errors import ClientError, Failure, ServerError, describe
+from mosec_asgi.messages import Call, Chunk, Credit, Outcome, Payload, drop_all
+from mosec_asgi.reply import Reply
+from mosec_asgi.request import Request as ToldRequest
+from mosec_asgi.web.exchange import Request, StreamForm
+from mosec_asgi.web.protocols.plain import timeout_of, told
+from mosec_asgi.web.protocols.seam import NO_CACHE, Ask, Endpoint, EventForm, Problem
+from mosec_asgi.web.responses import Header, Response
+from mosec_asgi.web.several import CallsInTurn, Turns
+
+# Bytes of the events that are kept for an answer which is sent as a whole.
+MOST_GATHERED = 16 * 1024 * 1024
+# The least number of calls that all requests of several calls to a route may have in the engine together.
+LEAST_AT_ONCE = 8
+
+logger = log.internal_logger(__name__)
+
+
+class Target(Protocol):
+    """A pipeline, as it is called; see `calls.routes.CallRoute`."""
+
+    @property
+    def path(self) -> str:
+        """Its name."""
+
+    @property
+    def place(self) -> int:
+        """In the service's list."""
+
+    @property
+    def streams(self) -> bool:
+        """Its results are streams."""
+
+    @property
+    def apart(self) -> bool:
+        """Its first stage's workers can read shared memory."""
+
+    @property
+    def egress(self) -> str:
+        """The name of its last stage."""
+
+    @property
+    def at_once(self) -> int:
+        """Calls that its workers can run at once."""
+
+    @property
+    def timeout(self) -> float:
+        """Seconds that a call may take."""
+
+    @property
+    def takes_request(self) -> bool:
+        """A stage of it wants to know of the request."""
+
+
+class Objects(Protocol):
+    """Makes payloads of items; see `calls.objects.Objects`."""
+
+    def payload(self, item: Any, *, apart: bool) -> Payload:
+        """Return an item as a payload; raises `EncodingError`."""
+
+
+class Pipeline:
+    """A target, and what all protocols share of it."""
+
+    def __init__(self, target: Target) -> None:
+        self.target = target
+        self.turns = Turns(max(LEAST_AT_ONCE, target.at_once))
+
+
+class Pipelines:
+    """All that endpoints need to have something run."""
+
+    def __init__(
+        self,
+        targets: Mapping[str, Target],
+        objects: Objects,
+        value_of: Callable[[Payload, str], Any],
+        engine: Engine,
+    ) -> None:
+        """Bind to an engine.
+
+        Args:
+            targets: the pipelines by their routes.
+            objects: makes payloads of items.
+            value_of: makes objects of payloads, given the name of the stage that has made them.
+            engine: runs the calls.
+        """
+        self.by_route = {path: Pipeline(target) for path, target in targets.items()}
+        self.objects = objects
+        self.value_of = value_of
+        self.engine = engine
+
+
+class _Asked:
+    """What has become of a request so far: its route's state.
+
+    Attributes:
+        ask: what the endpoint wants.
+        pipeline: that is asked.
+        places: of the items, by the numbers of their calls.
+        form: of the answer, where that is a stream.
+        events: of each item, where a stream is gathered.
+        gathered: bytes of these.
+    """
+
+    __slots__ = ("ask", "events", "form", "gathered", "pipeline", "places")
+
+    def __init__(self, ask: Ask, pipeline: Pipeline) -> None:
+        self.ask = ask
+        self.pipeline = pipeline
+        self.places: dict[int, int] = {}
+        self.form: EventForm | None = None
+        self.events: list[list[Any]] = []
+        self.gathered = 0
+
+
+class ProtocolRoute:
+    """An endpoint as a route of the web; see `web.exchange.Route`."""
+
+    def __init__(self, endpoint: Endpoint, pipelines: Pipelines) -> None:
+        """Bind an endpoint to a service.
+
+        Args:
+            endpoint: of a protocol.
+            pipelines: that it can ask.
+        """
+        self.path = endpoint.path
+        self.methods: Sequence[str] = tuple(endpoint.methods)
+        asked = [pipelines.by_route[path].target for path in endpoint.routes]
+        self.streams = any(target.streams for target in asked)
+        self.takes_request = any(target.takes_request for target in asked)
+        self._endpoint = endpoint
+        self._pipelines = pipelines
+
+    # -- request to calls --------------------------------------------------------------------------------------------
+
+    def calls(self, request: Request) -> Sequence[Call] | CallsInTurn | Response | Failure:
+        """Return a call for each item."""
+        request.state = None
+        ask = self._endpoint.ask(request)
+        if isinstance(ask, Response):
+            return ask
+        timeout = timeout_of(request.headers)
+        if isinstance(timeout, Failure):
+            return timeout
+        pipeline = self._pipelines.by_route.get(ask.route)
+        if pipeline is None or ask.route not in self._endpoint.routes:
+            raise ServerError(f"the endpoint {self.path} asks the route {ask.route!r}, which is not among its `routes`")
+        request.state = asked = _Asked(ask, pipeline)
+        if pipeline.target.streams:
+            asked.form = self._endpoint.stream(ask)
+            if asked.form is None:
+                asked.events = [[] for _ in ask.items]
+        count = len(ask.items)
+        about = told(request, self.path) if pipeline.target.takes_request else None
+        if count == 1:
+            return (self.call(asked, 0, request.request_id, timeout, about),)
+        if not 1 <= count <= self._endpoint.max_calls:
+            raise ClientError(f"a request may ask for 1 to {self._endpoint.max_calls} items, not {count}; send several")
+        return _Calls(self, asked, request.request_id, timeout, about)
+
+    def call(
+        self, asked: _Asked, place: int, request_id: str, timeout: float | None, about: ToldRequest | None
+    ) -> Call:
+        """Return the call for an item."""
+        pipelines, target = self._pipelines, asked.pipeline.target
+        payload = pipelines.objects.payload(asked.ask.items[place], apart=target.apart)
+        call_id = pipelines.engine.new_id()
+        asked.places[call_id] = place
+        return Call(call_id, target.place, payload, request_id, timeout, objects=True, request=about)
+
+    # -- outcomes to response ----------------------------------------------------------------------------------------
+
+    def respond(self, request: Request, outcomes: Sequence[Outcome]) -> Response:
+        """Return the endpoint's answer, or what went wrong in its form."""
+        # A sink may use the same exchange for its next request.
+        asked: _Asked = request.state
+        request.state = None
+        for outcome in outcomes:
+            if (failure := outcome.failure) is not None:
+                drop_all([each.payload for each in outcomes if each is not outcome])
+                return self._told(failure, asked, asked.places.get(outcome.call_id))
+        if asked.events:
+            if asked.gathered > MOST_GATHERED:
+                raise ServerError(f"the answer is larger than {MOST_GATHERED} bytes; ask for it as a stream")
+            return self._endpoint.answer(asked.ask, asked.events)
+        results = self._results(asked, outcomes)
+        for place, result in enumerate(results):
+            if type(result) is Reply:
+                if result.status >= HTTPStatus.BAD_REQUEST:
+                    return self._told(Failure(result.status, str(result.value)), asked, place)
+                results[place] = result.value
+        return self._endpoint.answer(asked.ask, results)
+
+    def _results(self, asked: _Asked, outcomes: Sequence[Outcome]) -> list[Any]:
+        value_of, egress = self._pipelines.value_of, asked.pipeline.target.egress
+        results: list[Any] = []
+        try:
+            for outcome in outcomes:
+                results.append(value_of(outcome.payload, egress))
+        except ServerError:
+            drop_all([outcome.payload for outcome in outcomes[len(results) + 1 :]])
+            raise
+        return results
+
+    def refuse(self, request: Request, failure: Failure) -> Response:
+        """Return what is wrong with a request, in the endpoint's form."""
+        return self._told(failure, request.state, None)
+
+    def _told(self, failure: Failure, asked: _Asked | None, place: int | None) -> Response:
+        return self._endpoint.error(_problem(failure, asked, place))
+
+    # -- streams -----------------------------------------------------------------------------------------------------
+
+    def stream(self, request: Request) -> StreamForm | None:
+        """Return the form of the stream that answers a request; None for a whole answer."""
+        asked: _Asked | None = request.state
+        if asked is None or asked.form is None:
+            return None
+        return _Form(asked, asked.form, self._pipelines, request.request_id)
+
+    def gather(self, request: Request, chunk: Chunk) -> None:
+        """Keep an event for a whole answer."""
+        asked: _Asked = request.state
+        size = len(chunk.payload)
+        asked.gathered += size
+        if asked.gathered <= MOST_GATHERED:
+            event = self._pipelines.value_of(chunk.payload, asked.pipeline.target.egress)
+            asked.events[asked.places[chunk.call_id]].append(event)
+        # In a later turn: a caller must not call the engine while the engine calls it.
+        asyncio.get_running_loop().call_soon(self._pipelines.engine.credit, Credit(chunk.call_id, size))
+
+
+class _Calls:
+    """The calls of a request of several, made when their turn comes; see `several.CallsInTurn`."""
+
+    def __init__(
+        self, route: ProtocolRoute, asked: _Asked, request_id: str, timeout: float | None, about: ToldRequest | None
+    ) -> None:
+        self.turns = asked.pipeline.turns
+        self._route = route
+        self._asked = asked
+        self._request_id = request_id
+        self._about = about
+        self._timeout = timeout
+        # A stream's timeout is for its own first event; all others together have that of the request.
+        self._clock = asyncio.get_running_loop().time
+        seconds = asked.pipeline.target.timeout
+        self._deadline = self._clock() + (seconds if timeout is None else min(timeout, seconds))
+
+    def __len__(self) -> int:
+        return len(self._asked.ask.items)
+
+    def __getitem__(self, place: int) -> Call:
+        timeout = self._timeout
+        if place and not self._asked.pipeline.target.streams:
+            # Where nothing is left, the engine refuses the call in the usual words.
+            timeout = max(0.001, self._deadline - self._clock())
+        return self._route.call(self._asked, place, self._request_id, timeout, self._about)
+
+
+class _Form:
+    """The form of one stream, made of that of an endpoint; see `web.exchange.StreamForm`."""
+
+    def __init__(self, asked: _Asked, form: EventForm, pipelines: Pipelines, request_id: str) -> None:
+        self.headers: Sequence[Header] = ((b"content-type", form.content_type.encode("latin-1")), *NO_CACHE)
+        self.comment = form.comment
+        self._asked = asked
+        self._form = form
+        self._pipelines = pipelines
+        self._request_id = request_id
+        self._failed = False
+
+    def chunk(self, chunk: Chunk) -> bytes:
+        """Return an event in the endpoint's form; one that it cannot give a form to is the answer's last."""
+        if self._failed:
+            return b""
+        try:
+            event = self._pipelines.value_of(chunk.payload, self._asked.pipeline.target.egress)
+            return self._form.piece(event, self._asked.places[chunk.call_id])
+        except Exception as error:
+            return self._broken(error)
+
+    def end(self) -> bytes:
+        """Return the endpoint's end."""
+        if self._failed:
+            return b""
+        try:
+            return self._form.end()
+        except Exception as error:
+            return self._broken(error)
+
+    def failure(self, failure: Failure, *, begun: bool) -> bytes | None:
+        """Return the endpoint's form of a failure; one before the beginning is an ordinary answer."""
+        if not begun:
+            return None
+        return b"" if self._failed else self._form.failure(_problem(failure, self._asked, None))
+
+    def _broken(self, error: Exception) -> bytes:
+        self._failed = True
+        failure = describe(error)
+        logger.error("a stream was ended: %s", failure.text, exc_info=error, extra={"request_id": self._request_id})
+        return self._form.failure(_problem(failure, self._asked, None)) or b""
+
+
+def _problem(failure: Failure, asked: _Asked | None, place: int | None) -> Problem:
+    return Problem(failure.code, failure.text, failure.retry_after, None if asked is None else asked.ask, place)

@@ -1,0 +1,57 @@
+"""docs/protocols.md is true: its programs run as they stand there, and answer as shown."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import openai
+import pytest
+from harness import ROOT, running
+
+PAGE = (ROOT / "docs" / "protocols.md").read_text()
+PROGRAMS = {name: text for text, name in re.findall(r"```python\n(# (\S+\.py)\n.*?)```", PAGE, re.DOTALL)}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    assert PAGE.count("```python") == len(PROGRAMS) == 2
+    for name, text in PROGRAMS.items():
+        (tmp_path / name).write_text(text)
+    return tmp_path
+
+
+def test_the_models_answer_by_their_plain_routes_and_by_openais_client(folder: Path, log: Path) -> None:
+    command = [sys.executable, "models.py", "--port", "{port}"]
+    with running(command, log, cwd=folder) as program:
+        program.wait_ready()
+        assert program.client.post("/embed", json="four").json() == [4.0, 1.0]
+        with openai.OpenAI(base_url=f"{program.url}/v1", api_key="none", max_retries=0) as client:
+            answer = client.embeddings.create(model="lengths", input=["one", "three"])
+            assert [row.embedding for row in answer.data] == [[3.0, 1.0], [5.0, 1.0]]
+            chat = client.chat.completions.create(
+                model="parrot", messages=[{"role": "user", "content": "say it"}], max_tokens=1
+            )
+            assert chat.choices[0].message.content == "say "
+
+
+def test_the_protocol_of_ones_own_has_40_lines_and_answers_as_shown(folder: Path, log: Path) -> None:
+    lines = [line for line in PROGRAMS["lines.py"].splitlines() if line.strip()]
+    assert len(lines) <= 40
+    shown = re.search(r"printf '(.*)' \| curl .*/lines/letters\n((?:    .*\n)+)", PAGE)
+    assert shown is not None
+    command = [sys.executable, "-m", "uvicorn", "lines:server", "--port", "{port}"]
+    with running(command, log, cwd=folder) as program:
+        program.wait_ready()
+        done = subprocess.run(
+            ["curl", "-s", "--data-binary", "@-", f"{program.url}/lines/letters"],
+            input=shown[1].replace("\\n", "\n"),
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert done.stdout.splitlines() == [line.strip() for line in shown[2].splitlines()]
+        refused = program.client.post("/lines/letters", content="one\n\ntwo")
+        assert (refused.status_code, refused.text) == (400, "error: bad request: an empty line\n")
