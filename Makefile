@@ -50,8 +50,11 @@ serve: $(VENV)/serve.stamp
 	$(BIN)/python examples/filetype/server.py --port $(PORT)
 
 # Files side by side, more of them than there are cores: most tests wait for processes that they have started.
+# Bytecode is kept, also where the environment says otherwise: they start some thousand programs, each of which would
+# compile the package again. tests/conftest.py says in which order files come, and why.
+test: export PYTHONDONTWRITEBYTECODE =
 test: $(VENV)/test.stamp lint
-	$(BIN)/python -m pytest -n 4 --dist loadfile
+	$(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder
 
 # What needs no model packages, on each interpreter of 3.10 to 3.14 that is found. QUICK=1: a part, on the oldest and newest.
 .PHONY: test-pythons

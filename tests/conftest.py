@@ -2,12 +2,64 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
+from collections import Counter
 from collections.abc import Generator
 from pathlib import Path
 
 import pytest
+
+# The files that take longest, ten seconds of processor time or more, the longest first.
+LONG = (
+    "test_examples_openapi",
+    "test_infer",
+    "test_asgi_servers",
+    "test_examples_generate",
+    "test_overload",
+    "test_serving",
+    "test_examples_embedding",
+    "test_examples_rerank",
+    "test_simulation",
+    "test_launcher",
+    "test_preload",
+    "test_examples_filetype",
+    "test_faults",
+    "test_examples_segment_anything",
+    "test_examples_ocr",
+    "test_image",
+    "test_testing",
+    "test_streams",
+    "test_app",
+    "test_examples_sentiment",
+    "test_mosec_compat",
+    "test_cli",
+    "test_examples_stable_diffusion",
+    "test_shutdown",
+    "test_swagger",
+    "test_mapping",
+    "test_executors",
+)
+# So many tests of a file are quick ones.
+MANY = 100
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the files into an order in which several processes, each given the next file when it is free, end together.
+
+    First files of many quick tests, which soon show whether anything is wrong at large. Then the longest files: one
+    that came last would run alone. Then the others, which fill the gaps at the end.
+    """
+    counts = Counter(item.path for item in items)
+
+    def place(item: pytest.Item) -> tuple[int, int]:
+        if item.path.stem in LONG:
+            return 1, LONG.index(item.path.stem)
+        count = counts[item.path]
+        return 0 if count >= MANY else 2, -count
+
+    items.sort(key=lambda item: (*place(item), item.path))
 
 
 @pytest.fixture(autouse=True)
@@ -15,6 +67,17 @@ def _no_settings_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(os.environ):
         if name.startswith("MOSEC_"):
             monkeypatch.delenv(name)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _garbage_collections_are_short() -> None:
+    """Keep all that was imported and collected before a module's tests out of their garbage collections.
+
+    Tests that look for what is left behind collect garbage, some of them in a loop. With the objects of all test
+    modules and of all that these import, each collection would take a tenth of a second or more.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture

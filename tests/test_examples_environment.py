@@ -16,7 +16,7 @@ EXAMPLE = ROOT / "examples" / "environment"
 
 @pytest.fixture(scope="module")
 def program(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Program]:
-    """The service under uvicorn; as `python server.py` it runs in test_openapi.py."""
+    """The service under uvicorn; as `python server.py` it runs in test_examples_openapi.py."""
     log = tmp_path_factory.mktemp("log") / "server.log"
     # The service's own is not theirs.
     environment = {"CUDA_VISIBLE_DEVICES": "7", "MOSEC_TIMEOUT": "30000"}

@@ -17,7 +17,7 @@ EXAMPLE = ROOT / "examples" / "fastapi_app"
 
 @pytest.fixture(scope="module")
 def program(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Program]:
-    """The service under uvicorn; as `python server.py` it runs in test_openapi.py."""
+    """The service under uvicorn; as `python server.py` it runs in test_examples_openapi.py."""
     log = tmp_path_factory.mktemp("log") / "server.log"
     command = [sys.executable, "-m", "uvicorn", "server:app", "--port", "{port}"]
     with running(command, log, cwd=EXAMPLE, environment={"MOSEC_TIMEOUT": "30000"}) as program:

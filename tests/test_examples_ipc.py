@@ -46,7 +46,7 @@ def redis_url() -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def program(tmp_path_factory: pytest.TempPathFactory, redis_url: str) -> Iterator[Program]:
-    """The service under uvicorn; as `python server.py` it runs in test_openapi.py."""
+    """The service under uvicorn; as `python server.py` it runs in test_examples_openapi.py."""
     log = tmp_path_factory.mktemp("log") / "server.log"
     command = [sys.executable, "-m", "uvicorn", "server:server", "--port", "{port}"]
     with running(command, log, cwd=EXAMPLE, environment={"REDIS_URL": redis_url, "MOSEC_TIMEOUT": "30000"}) as program:

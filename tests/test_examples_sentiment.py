@@ -13,9 +13,7 @@ from typing import Any
 
 import pytest
 import tiny_models
-import torch
 from harness import ROOT, Program, free_port, python, running
-from transformers import DistilBertForSequenceClassification, DistilBertTokenizer
 
 EXAMPLE = ROOT / "examples" / "sentiment"
 TEXTS = ["what a lovely day", "bad", "The day is not very good.", "ö ü 日本", "x" * 200]
@@ -28,7 +26,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def program(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Program]:
-    """The example under uvicorn; `test_openapi.py` runs it by itself."""
+    """The example under uvicorn; `test_examples_openapi.py` runs it by itself."""
     log = tmp_path_factory.mktemp("log") / "server.log"
     command = [sys.executable, "-m", "uvicorn", "server:server", "--port", "{port}"]
     with running(command, log, cwd=EXAMPLE, environment=environment) as program:
@@ -39,6 +37,10 @@ def program(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactor
 @pytest.fixture(scope="module")
 def expected(environment: dict[str, str]) -> dict[str, list[float]]:
     """What the model itself says of each text, alone."""
+    # Here: the imports take seconds, and each process that runs tests collects all of them.
+    import torch
+    from transformers import DistilBertForSequenceClassification, DistilBertTokenizer
+
     tokenizer = DistilBertTokenizer.from_pretrained(environment["SENTIMENT_MODEL"])
     model = DistilBertForSequenceClassification.from_pretrained(environment["SENTIMENT_MODEL"]).eval()
     with torch.inference_mode():
@@ -140,6 +142,6 @@ def test_each_gpu_has_a_worker_that_sees_no_other(server: ModuleType) -> None:
 
 def test_a_gpu_that_is_not_there_is_named(server: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises(RuntimeError, match=r"SENTIMENT_GPUS names GPU 3, which torch .* cannot use"):
         server.device()

@@ -15,8 +15,6 @@ from typing import Any
 import numpy as np
 import pytest
 import tiny_models
-import torch
-from diffusers import StableDiffusionPipeline
 from harness import ROOT, Program, free_port, running
 from PIL import Image
 
@@ -33,7 +31,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def program(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Program]:
-    """The example under uvicorn; `test_openapi.py` runs it by itself."""
+    """The example under uvicorn; `test_examples_openapi.py` runs it by itself."""
     log = tmp_path_factory.mktemp("log") / "server.log"
     command = [sys.executable, "-m", "uvicorn", "server:server", "--port", "{port}"]
     with running(command, log, cwd=EXAMPLE, environment=environment) as program:
@@ -43,6 +41,9 @@ def program(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactor
 
 @pytest.fixture(scope="module")
 def pipeline(environment: dict[str, str]) -> Any:
+    # Here: the imports take seconds, and each process that runs tests collects all of them.
+    from diffusers import StableDiffusionPipeline
+
     pipeline = StableDiffusionPipeline.from_pretrained(environment["DIFFUSION_MODEL"])
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
@@ -62,6 +63,8 @@ def difference(one: Image.Image, other: Image.Image) -> int:
 
 def test_each_picture_is_the_pipelines_own_also_in_batches(program: Program, pipeline: Any) -> None:
     """Four clients have the same settings, two others differ in steps and size; all have seeds of their own."""
+    import torch
+
     bodies: list[dict[str, Any]] = [{"prompt": f"number {n}", "seed": n, "steps": 3} for n in range(4)]
     bodies += [{"prompt": "number 4", "seed": 4, "steps": 5, "negative_prompt": "numbers"}]
     bodies += [{"prompt": "number 5", "seed": 2**63 - 1, "steps": 3, "width": 96, "height": 72, "guidance": 2}]
