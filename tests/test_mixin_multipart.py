@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
 import request_workers as workers
+from openapi_spec_validator import OpenAPIV31SpecValidator
 from test_request import BOTH, client_of
 
-from mosec_asgi import Server
+from mosec_asgi import Server, ValidationError
 from mosec_asgi.mixin import File, Form
 
 BOUNDARY = {"content-type": "multipart/form-data; boundary=b"}
@@ -104,3 +106,80 @@ def test_the_document_shows_a_file_picker() -> None:
             }
         }
     }
+
+
+# -- what forward is annotated with ------------------------------------------------------------------------------------
+
+PNG = ("a.png", b"x", "image/png")
+
+
+@BOTH
+async def test_forward_gets_what_it_is_annotated_with(executor: str) -> None:
+    async with client_of(workers.UploadPhoto, executor=executor) as (client, server):
+        more = [("image", PNG), ("more", ("b", b"")), ("more", ("c", b""))]
+        answer = await client.post("/inference", data={"caption": "a bear", "copies": "3"}, files=more)
+        assert answer.json() == ["a.png", "a bear", 3, ["b", "c"]]
+        # A page sends what nobody has filled in as an empty text.
+        left_empty = await client.post("/inference", data={"caption": "", "copies": ""}, files={"image": PNG})
+        assert left_empty.json() == ["a.png", "none", 1, []]
+        image = File("d", "", b"")
+        for item in (Form([("image", image)]), workers.Photo(image), {"image": image}):
+            assert await server.infer(item) == ["d", "none", 1, []]
+    async with client_of(workers.UploadAttached, executor=executor) as (client, _):
+        assert (await client.post("/inference", files={"attachment": PNG, "other": PNG})).json() == 1
+
+
+@BOTH
+async def test_a_form_without_files_is_a_model_of_pydantic_in_a_batch(executor: str) -> None:
+    async with client_of(workers.TakeOrders, executor=executor, max_batch_size=4) as (client, server):
+        answer = await client.post("/inference", data={"the-buyer": "ada", "tags": "one", "gift": "on"})
+        assert answer.json() == {"the-buyer": "ada", "tags": ["one"], "gift": True}
+        assert (await server.infer(Form([("the-buyer", "ada")]))).tags is None
+
+
+@BOTH
+async def test_a_field_that_does_not_fit_is_named_and_fails_alone(executor: str) -> None:
+    async with client_of(workers.UploadPhoto, executor=executor) as (client, server):
+        answer = await client.post("/inference", data={"image": "no file", "caption": "x" * 11, "copies": "u"})
+        assert answer.status_code == 422
+        errors = json.loads(answer.text.removeprefix("request validation error: "))
+        assert {error["loc"][0]: error["msg"] for error in errors} == {
+            "image": "Input should be an instance of File",
+            "caption": "String should have at most 10 characters",
+            "copies": "Input should be a valid integer, unable to parse string as an integer",
+        }
+        with pytest.raises(ValidationError, match="Field required"):
+            await server.infer({"caption": "x"})
+        assert (await client.post("/inference", files={"image": PNG})).status_code == 200
+
+
+async def test_an_annotation_that_is_no_form_says_what_to_do(logged: pytest.LogCaptureFixture) -> None:
+    async with client_of(workers.TakesNoForm) as (client, _):
+        assert (await client.post("/inference", files={"image": PNG})).status_code == 500
+        assert "TakesNoForm.forward takes forms, and is annotated with dict[str, str]; annotate it with" in logged.text
+
+
+def test_the_document_shows_what_forward_is_annotated_with() -> None:
+    server = Server()
+    server.append_worker(workers.UploadPhoto, route="/photo")
+    server.append_worker(workers.TakeOrders, max_batch_size=4, route="/order")
+    document = server.openapi()
+    OpenAPIV31SpecValidator(document).validate()
+    schemas = document["components"]["schemas"]
+    binary = {"type": "string", "format": "binary"}
+
+    def content(path: str) -> Any:
+        return document["paths"][path]["post"]["requestBody"]["content"]
+
+    assert content("/photo") == {"multipart/form-data": {"schema": {"$ref": "#/components/schemas/Photo"}}}
+    assert schemas["Photo"]["required"] == ["image"]
+    assert schemas["Photo"]["properties"] == {
+        "image": binary,
+        "caption": {"type": "string", "default": "none", "maxLength": 10},
+        "copies": {"type": "integer", "default": 1},
+        "more": {"type": "array", "items": binary},
+    }
+    # Without files both kinds of forms will do.
+    shown = {"schema": {"$ref": "#/components/schemas/Order"}}
+    assert content("/order") == {"multipart/form-data": shown, "application/x-www-form-urlencoded": shown}
+    assert list(schemas["Order"]["properties"]) == ["the-buyer", "tags", "gift"]
