@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import re
+import select
+import socket
+from pathlib import Path
 from typing import Any
 
 import pytest
 import request_workers as workers
+from harness import DEADLINE, Program, serving
 from openapi_spec_validator import OpenAPIV31SpecValidator
 from test_request import BOTH, client_of
 
 from mosec_asgi import Server, ValidationError
 from mosec_asgi.mixin import File, Form
 
+PNG = ("a.png", b"x", "image/png")
 BOUNDARY = {"content-type": "multipart/form-data; boundary=b"}
 
 
@@ -108,9 +115,81 @@ def test_the_document_shows_a_file_picker() -> None:
     }
 
 
-# -- what forward is annotated with ------------------------------------------------------------------------------------
+# -- real servers ------------------------------------------------------------------------------------------------------
 
-PNG = ("a.png", b"x", "image/png")
+GIGABYTE = 1 << 30
+MEGABYTE = 1 << 20
+UPLOAD = """
+from request_workers import UploadPhoto
+server.append_worker(UploadPhoto)
+"""
+SERVERS = pytest.mark.parametrize("by", ["run", "uvicorn", "mounted"])
+
+
+def peak(program: Program) -> int:
+    """Return the most bytes of memory that the server and its workers have had, all together."""
+    found = [re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text()) for pid in program.members()]
+    return sum(int(each[1]) * 1024 for each in found if each)
+
+
+def sent_until_answered(program: Program, path: str, *, declared: bool) -> tuple[bytes, int]:
+    """Send a form with a part of a gigabyte until there is an answer; return that and how many bytes were sent."""
+    begin = part('form-data; name="image"; filename="a.png"', b"")[:-2]
+    size = len(begin) + GIGABYTE + len(b"\r\n--b--\r\n")
+    length = f"content-length: {size}" if declared else "transfer-encoding: chunked"
+    head = f"POST {path} HTTP/1.1\r\nhost: a\r\ncontent-type: {BOUNDARY['content-type']}\r\n{length}\r\n\r\n"
+    piece, sent = bytes(MEGABYTE), 0
+    with socket.create_connection(("127.0.0.1", program.port), timeout=DEADLINE) as connection:
+        connection.sendall(head.encode())
+        for data in itertools.chain([begin], itertools.repeat(piece, GIGABYTE // MEGABYTE)):
+            connection.sendall(data if declared else b"%x\r\n%b\r\n" % (len(data), data))
+            sent += len(data)
+            if select.select([connection], [], [], 0)[0]:
+                break
+        return connection.recv(65536), sent
+
+
+@SERVERS
+@pytest.mark.parametrize("declared", [True, False])
+def test_a_part_of_a_gigabyte_is_answered_413_before_it_is_there_and_takes_no_memory(
+    by: str, declared: bool, tmp_path: Path
+) -> None:
+    with serving(tmp_path, UPLOAD, by=by) as program:
+        path = "/ml/inference" if by == "mounted" else "/inference"
+        good = program.client.post("inference", files={"image": PNG})
+        before = peak(program)
+        for _ in range(3):
+            answer, sent = sent_until_answered(program, path, declared=declared)
+            assert answer.startswith(b"HTTP/1.1 413 "), answer
+            assert sent < GIGABYTE / 4
+        assert peak(program) - before < 100 * MEGABYTE
+        assert program.client.post("inference", files={"image": PNG}).json() == good.json()
+
+
+HOSTILE: list[tuple[bytes, str, int]] = [
+    (part('form-data; name="f"'), "multipart/form-data", 400),
+    (part('form-data; name="f"') * 10_000 + b"--b--\r\n", BOUNDARY["content-type"], 413),
+    (part('form-data; name="image"; filename="a"', bytes(11 * MEGABYTE)) + b"--b--\r\n", BOUNDARY["content-type"], 413),
+    (b"--b\r\n" * 100_000, BOUNDARY["content-type"], 400),
+    (b"--b\r\n" + b"a: b\r\n" * 100_000 + b"\r\nx\r\n--b--\r\n", BOUNDARY["content-type"], 400),
+    (b"--b\r\n" + b"a" * MEGABYTE + b": b\r\n\r\nx\r\n--b--\r\n", BOUNDARY["content-type"], 400),
+    (bytes(MEGABYTE), BOUNDARY["content-type"], 400),
+    (b"a=b&" * MEGABYTE, "application/x-www-form-urlencoded", 413),
+]
+
+
+@SERVERS
+def test_hostile_forms_are_each_refused_and_the_next_is_served(by: str, tmp_path: Path) -> None:
+    with serving(tmp_path, UPLOAD, environment={"MOSEC_MAX_REQUEST_SIZE": str(64 * MEGABYTE)}, by=by) as program:
+        for body, kind, status in HOSTILE:
+            answer = program.client.post("inference", content=body, headers={"content-type": kind})
+            assert (answer.status_code, len(answer.text) < 1000) == (status, True), (body[:100], answer.text[:1000])
+            good = program.client.post("inference", files={"image": ("../../x", b"", "image/png")})
+            assert good.json() == ["x", "none", 1, []]
+        assert program.restarts("UploadPhoto_1") == 0
+
+
+# -- what forward is annotated with ------------------------------------------------------------------------------------
 
 
 @BOTH
