@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import gc
 import random
+import re
 import threading
 from collections.abc import AsyncIterator, Coroutine
 from pathlib import Path
@@ -437,6 +438,15 @@ async def test_a_thousand_calls_that_are_cancelled_at_random_leave_nothing(execu
         cancelled = sum(isinstance(result, asyncio.CancelledError) for result in results)
         assert 100 < cancelled < 1000
         assert {type(result) for result in results} == {float, asyncio.CancelledError}
+        await at_rest(server)
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(server), base_url="http://test") as client:
+            shown = re.findall(
+                r"^mosec_service_(\w+)(?:{.*})? (\S+)$", (await client.get("/metrics")).text, re.MULTILINE
+            )
+        gauges = {"remaining_task", "queue_length", "slots_in_use"}
+        found = [(name, float(value)) for name, value in shown if name in gauges]
+        assert {name for name, _ in found} == gauges
+        assert {value for _, value in found} == {0.0}
 
 
 @pytest.mark.parametrize("settled_first", [True, False])
