@@ -9,6 +9,7 @@ import gc
 import random
 import re
 import threading
+import tracemalloc
 from collections.abc import AsyncIterator, Coroutine
 from pathlib import Path
 from typing import Any
@@ -495,6 +496,27 @@ async def test_a_large_array_is_copied_once_on_its_way_in_and_never_on_its_way_o
         await asyncio.to_thread(result.clear)
         del got
         await at_rest(server)
+
+
+@pytest.mark.parametrize("shared_memory", [1 << 28, 0])
+async def test_a_large_array_is_never_copied_into_the_memory_of_a_process(shared_memory: int) -> None:
+    array = np.arange(2_500_000, dtype=np.float32)
+    async with serving(workers.Traced, workers.Traced, shared_memory=shared_memory) as server:
+        # What the first call leaves in a worker on its way out shows in the second.
+        for _ in range(2):
+            tracemalloc.start()
+            try:
+                result, peaks = await server.infer((array, []))
+                peaks.append(tracemalloc.get_traced_memory()[1])
+            finally:
+                tracemalloc.stop()
+            assert (result == array).all()
+            del result
+    assert len(peaks) == 3
+    if shared_memory:
+        assert max(peaks) < array.nbytes / 10, peaks
+    else:
+        assert min(peaks) >= array.nbytes, "through the pipe it is in each of them, or this test sees nothing"
 
 
 async def test_arrays_that_are_kept_fill_the_memory_and_the_next_ones_come_through_the_pipe() -> None:
