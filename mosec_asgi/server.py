@@ -10,7 +10,7 @@ import contextlib
 import multiprocessing.process
 import sys
 import traceback
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from multiprocessing.process import BaseProcess
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
@@ -103,6 +103,9 @@ class Server:
         self._told_of_loop = False
         # Set by `testing.serving`: workers in this process instead of their own.
         self._platform: Platform | None = None
+        if type(self).__call__ is Server.__call__:
+            # ASGI servers ask of `app.__call__` whether it is a coroutine function, and call the class's own.
+            self.__dict__["__call__"] = self._serve
 
     def __repr__(self) -> str:
         return f"<Server {self._routes}>"
@@ -351,8 +354,29 @@ class Server:
         """Finish what was admitted, and stop the workers."""
         await self._lifetime.leave()
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a request, or follow the life of the app; ASGI's entry point."""
+    # Not a coroutine: it returns that of the app, which saves each request to make another and to pass through it. And
+    # only so an error can be raised at the call. Who asks whether this is an app of ASGI 3 is shown `_serve`.
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
+        """Answer a request, or follow the life of the app; ASGI's entry point.
+
+        Raises:
+            DefinitionError: it is called as a lifespan, with an app alone.
+        """
+        if send is None:
+            raise DefinitionError(
+                f"the server itself was given where a lifespan is wanted: it was called with a {type(scope).__name__} "
+                f"alone; write {type(scope).__name__}(lifespan=server.lifespan)"
+            )
+        if scope["type"] == "http":
+            running = self._lifetime.running
+            if running is not None and running.is_here():
+                return running.app(scope, receive, send)
+        return self._serve(scope, receive, send)
+
+    # For that error alone, so not in the signature, which subclasses have to keep to.
+    __call__.__defaults__ = (None, None)
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
             running = self._lifetime.running
             if running is None or not running.is_here():
