@@ -354,8 +354,8 @@ class Server:
         """Finish what was admitted, and stop the workers."""
         await self._lifetime.leave()
 
-    # Not a coroutine: it returns that of the app, which saves each request to make another and to pass through it. And
-    # only so an error can be raised at the call. Who asks whether this is an app of ASGI 3 is shown `_serve`.
+    # Not a coroutine function: only so is an error raised at the call. It returns the app's own coroutine, so that it
+    # costs a request no more than one would. Whoever asks whether this is an app of ASGI 3 is shown `_serve`.
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         """Answer a request, or follow the life of the app; ASGI's entry point.
 
