@@ -280,11 +280,7 @@ class Server:
             RuntimeError: a worker process is importing this module: the call lacks its `__main__` guard. Or the call
                 comes from within a running event loop.
         """
-        if getattr(multiprocessing.process.current_process(), "_inheriting", False):
-            raise RuntimeError(
-                "server.run() was called while a worker process imported this module. "
-                'Put the call under `if __name__ == "__main__":`, so that only the program itself runs it'
-            )
+        _check_main_guard("server.run() was called")
         try:
             self._check_defined()
             check_importable(self._routes)
@@ -570,6 +566,7 @@ class Server:
             config.advise(settings)
             check_timeouts(self._routes, settings.timeout_seconds)
             if self._platform is None:
+                _check_main_guard("the server was started")
                 check_importable(self._routes)
         running = Service(
             self._routes,
@@ -629,6 +626,15 @@ def _checked_middleware(given: Any) -> list[Middleware]:
         if not isinstance(each, Middleware):
             raise DefinitionError(f"{each!r} in middleware is no Middleware object; {remedy}")
     return list(given)
+
+
+def _check_main_guard(what: str) -> None:
+    """Refuse what a worker process would do while it imports the program that has started it."""
+    if getattr(multiprocessing.process.current_process(), "_inheriting", False):
+        raise RuntimeError(
+            f"{what} while a worker process imported this module. "
+            'Put the call under `if __name__ == "__main__":`, so that only the program itself runs it'
+        )
 
 
 def _check_no_loop() -> None:
