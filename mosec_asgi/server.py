@@ -10,7 +10,7 @@ import contextlib
 import multiprocessing.process
 import sys
 import traceback
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from multiprocessing.process import BaseProcess
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
@@ -105,6 +105,9 @@ class Server:
         self._told_of_loop = False
         # Set by `testing.serving`: workers in this process instead of their own.
         self._platform: Platform | None = None
+        if type(self).__call__ is Server.__call__:
+            # ASGI servers ask of `app.__call__` whether it is a coroutine function, and call the class's own.
+            self.__dict__["__call__"] = self._serve
 
     def __repr__(self) -> str:
         return f"<Server {self._routes}>"
@@ -331,11 +334,7 @@ class Server:
             RuntimeError: a worker process is importing this module: the call lacks its `__main__` guard. Or the call
                 comes from within a running event loop.
         """
-        if getattr(multiprocessing.process.current_process(), "_inheriting", False):
-            raise RuntimeError(
-                "server.run() was called while a worker process imported this module. "
-                'Put the call under `if __name__ == "__main__":`, so that only the program itself runs it'
-            )
+        _check_main_guard("server.run() was called")
         try:
             self._check_defined()
             check_importable(self._routes)
@@ -405,8 +404,29 @@ class Server:
         """Finish what was admitted, and stop the workers."""
         await self._lifetime.leave()
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a request, or follow the life of the app; ASGI's entry point."""
+    # Not a coroutine function: only so is an error raised at the call. It returns the app's own coroutine, so that it
+    # costs a request no more than one would. Whoever asks whether this is an app of ASGI 3 is shown `_serve`.
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
+        """Answer a request, or follow the life of the app; ASGI's entry point.
+
+        Raises:
+            DefinitionError: it is called as a lifespan, with an app alone.
+        """
+        if send is None:
+            raise DefinitionError(
+                f"the server itself was given where a lifespan is wanted: it was called with a {type(scope).__name__} "
+                f"alone; write {type(scope).__name__}(lifespan=server.lifespan)"
+            )
+        if scope["type"] == "http":
+            running = self._lifetime.running
+            if running is not None and running.is_here():
+                return running.app(scope, receive, send)
+        return self._serve(scope, receive, send)
+
+    # For that error alone, so not in the signature, which subclasses have to keep to.
+    __call__.__defaults__ = (None, None)
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
             running = self._lifetime.running
             if running is None or not running.is_here():
@@ -600,6 +620,7 @@ class Server:
             config.advise(settings)
             check_timeouts(self._routes, settings.timeout_seconds)
             if self._platform is None:
+                _check_main_guard("the server was started")
                 check_importable(self._routes)
         running = Service(
             self._routes,
@@ -661,6 +682,15 @@ def _checked_middleware(given: Any) -> list[Middleware]:
         if not isinstance(each, Middleware):
             raise DefinitionError(f"{each!r} in middleware is no Middleware object; {remedy}")
     return list(given)
+
+
+def _check_main_guard(what: str) -> None:
+    """Refuse what a worker process would do while it imports the program that has started it."""
+    if getattr(multiprocessing.process.current_process(), "_inheriting", False):
+        raise RuntimeError(
+            f"{what} while a worker process imported this module. "
+            'Put the call under `if __name__ == "__main__":`, so that only the program itself runs it'
+        )
 
 
 def _check_no_loop() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import sqlite3
 import time
@@ -33,10 +34,16 @@ class Spell(SSEWorker):
         yield from data
 
 
+class Odd(Worker):
+    def forward(self, data: Any) -> Any:
+        return lambda: data
+
+
 server = Server(timeout=30_000, load_shedding=False)
 # Waits so long for a batch to fill that a client of the tests on a busy machine can bring one.
 server.append_worker(Read, max_batch_size=BATCH, max_wait_time=1000)
 server.append_worker(Spell, route="/spell")
+server.append_worker(Odd, route="/odd")
 
 
 @contextlib.asynccontextmanager
@@ -79,6 +86,24 @@ def blocking() -> dict[str, Any]:
 @app.get("/wrong")
 async def wrong() -> Any:
     return await server.infer(7)
+
+
+@app.get("/wrong/item")
+async def wrong_item() -> Any:
+    """Asks for what cannot be sent."""
+    return await server.infer(lambda: 1)
+
+
+@app.get("/wrong/result")
+async def wrong_result() -> Any:
+    """Asks for what cannot be sent back."""
+    return await server.infer("lambda", "/odd")
+
+
+@app.get("/wrong/loop")
+def wrong_loop() -> Any:
+    """Asks from an event loop of its own, in a thread of the app's."""
+    return asyncio.run(server.infer("a b"))
 
 
 @app.get("/spell/{text}")

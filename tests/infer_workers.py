@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
+import tracemalloc
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -137,6 +138,19 @@ class Last(Worker):
 
     def forward(self, data: Any) -> Any:
         return {"array": data, "owned": bool(data.flags.owndata)}
+
+
+class Traced(Worker):
+    """Adds the most bytes that have lain in its own memory since the last time, not counting what is shared."""
+
+    def __init__(self) -> None:
+        tracemalloc.start()
+
+    def forward(self, data: Any) -> Any:
+        array, peaks = data
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.reset_peak()
+        return array, [*peaks, peak]
 
 
 class Arrays(Worker):

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from collections.abc import AsyncIterator, Hashable, Iterable, Iterator
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import BaseModel, Field
+from typing_extensions import TypedDict
 
 from mosec_asgi import ContinuousWorker, Reply, SSEWorker, Worker
-from mosec_asgi.mixin import Form, MultipartMixin
+from mosec_asgi.mixin import File, Form, MultipartMixin, PydanticMixin
 
 
 def told(worker: Worker, index: int = 0) -> dict[str, Any]:
@@ -186,3 +190,47 @@ class SmallUpload(Upload):
     max_part_size = 64 * 1024
     form_files = ("image",)
     form_fields = ("caption",)
+
+
+@dataclasses.dataclass
+class Photo:
+    """A photo, and what is to be done with it."""
+
+    image: File
+    caption: Annotated[str, Field(max_length=10)] = "none"
+    copies: int = 1
+    more: list[File] = dataclasses.field(default_factory=list)
+
+
+class Attached(TypedDict):
+    attachment: File
+
+
+class Order(BaseModel):
+    buyer: str = Field(alias="the-buyer")
+    tags: list[str] | None = None
+    gift: bool = False
+
+
+class UploadPhoto(MultipartMixin, Worker):
+    def forward(self, data: Photo) -> Any:
+        assert type(data) is Photo
+        return [data.image.filename, data.caption, data.copies, [file.filename for file in data.more]]
+
+
+class UploadAttached(MultipartMixin, Worker):
+    def forward(self, data: Attached) -> int:
+        return len(data["attachment"].data)
+
+
+class TakeOrders(MultipartMixin, PydanticMixin):
+    """A batch, answered by pydantic."""
+
+    def forward(self, data: list[Order]) -> list[Order]:
+        assert all(type(order) is Order for order in data)
+        return data
+
+
+class TakesNoForm(MultipartMixin, Worker):
+    def forward(self, data: dict[str, str]) -> Any:
+        return data

@@ -29,8 +29,8 @@ STREAMS = SCHEMATHESIS.replace('["4xx"]', '["200", "4xx"]')
 # No schema says which bytes are an image, nor how many tokens a text has: much that is made up is rightly refused, and
 # schemathesis must not wonder. Nor does one say that a body of which nothing is known must be there.
 UNDESCRIBED = "warnings = false\n" + SCHEMATHESIS.replace('["2xx", "408"]', '["2xx", "400", "408", "422"]')
-NEEDS_MORE_THAN_A_SCHEMA = {"environment", "ocr", "segment_anything", "sentiment", "stable_diffusion"}
-LARGE_MODELS = {*NEEDS_MORE_THAN_A_SCHEMA - {"environment"}, "embedding", "generate", "rerank"}
+NEEDS_MORE_THAN_A_SCHEMA = {"environment", "fastapi_app", "ocr", "segment_anything", "sentiment", "stable_diffusion"}
+LARGE_MODELS = {*NEEDS_MORE_THAN_A_SCHEMA - {"environment", "fastapi_app"}, "embedding", "generate", "rerank"}
 # Where an app of its own has the service, and the command line.
 MOUNTED = {"fastapi_app": "/ml"}
 EXAMPLES = [pytest.param(path, id=path.stem) for path in sorted((ROOT / "openapi").glob("*.json"))]

@@ -7,7 +7,9 @@ import contextlib
 import dataclasses
 import gc
 import random
+import re
 import threading
+import tracemalloc
 from collections.abc import AsyncIterator, Coroutine
 from pathlib import Path
 from typing import Any
@@ -437,6 +439,15 @@ async def test_a_thousand_calls_that_are_cancelled_at_random_leave_nothing(execu
         cancelled = sum(isinstance(result, asyncio.CancelledError) for result in results)
         assert 100 < cancelled < 1000
         assert {type(result) for result in results} == {float, asyncio.CancelledError}
+        await at_rest(server)
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(server), base_url="http://test") as client:
+            shown = re.findall(
+                r"^mosec_service_(\w+)(?:{.*})? (\S+)$", (await client.get("/metrics")).text, re.MULTILINE
+            )
+        gauges = {"remaining_task", "queue_length", "slots_in_use"}
+        found = [(name, float(value)) for name, value in shown if name in gauges]
+        assert {name for name, _ in found} == gauges
+        assert {value for _, value in found} == {0.0}
 
 
 @pytest.mark.parametrize("settled_first", [True, False])
@@ -485,6 +496,27 @@ async def test_a_large_array_is_copied_once_on_its_way_in_and_never_on_its_way_o
         await asyncio.to_thread(result.clear)
         del got
         await at_rest(server)
+
+
+@pytest.mark.parametrize("shared_memory", [1 << 28, 0])
+async def test_a_large_array_is_never_copied_into_the_memory_of_a_process(shared_memory: int) -> None:
+    array = np.arange(2_500_000, dtype=np.float32)
+    async with serving(workers.Traced, workers.Traced, shared_memory=shared_memory) as server:
+        # What the first call leaves in a worker on its way out shows in the second.
+        for _ in range(2):
+            tracemalloc.start()
+            try:
+                result, peaks = await server.infer((array, []))
+                peaks.append(tracemalloc.get_traced_memory()[1])
+            finally:
+                tracemalloc.stop()
+            assert (result == array).all()
+            del result
+    assert len(peaks) == 3
+    if shared_memory:
+        assert max(peaks) < array.nbytes / 10, peaks
+    else:
+        assert min(peaks) >= array.nbytes, "through the pipe it is in each of them, or this test sees nothing"
 
 
 async def test_arrays_that_are_kept_fill_the_memory_and_the_next_ones_come_through_the_pipe() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
+import re
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -37,6 +38,26 @@ def test_an_endpoint_checks_looks_up_and_asks_the_model(program: Program) -> Non
 
 def test_an_endpoint_that_blocks_asks_the_same_workers(program: Program) -> None:
     assert program.client.get("/blocking").json() == {"results": [{"words": 2}, {"words": 1}]}
+
+
+@pytest.mark.parametrize(
+    ("path", "code", "text"),
+    [
+        ("/wrong/item", 500, "the item, a function, cannot be pickled for its worker"),
+        ("/wrong/result", 500, "what Odd_3 returned cannot be pickled for `infer`"),
+        ("/wrong/loop", 500, "the server runs on another event loop than the one that calls it"),
+    ],
+)
+def test_a_call_that_cannot_be_is_a_clear_error_and_the_next_is_served(
+    program: Program, path: str, code: int, text: str
+) -> None:
+    for _ in range(3):
+        answer = program.client.get(path)
+        assert (answer.status_code, text in answer.json()["detail"]) == (code, True), answer.text
+        assert program.client.post("/books", json={"number": 7}).json() == {"number": 7, "words": 7}
+    metrics = program.client.get("/ml/metrics").text
+    restarts = re.findall(r"^mosec_service_worker_restarts_total\S* (\S+)$", metrics, re.MULTILINE)
+    assert set(map(float, restarts)) == {0.0}
 
 
 def test_batches_form_over_endpoints_and_the_plain_route_together(program: Program) -> None:

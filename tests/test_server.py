@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import inspect
 import os
 import re
 import socket
@@ -12,7 +13,9 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from fastapi import FastAPI
 from harness import child_processes
+from starlette.applications import Starlette
 from workers import Echo, Raw
 
 from mosec_asgi import MosecError, Runtime, Server, SSEWorker, Worker
@@ -407,3 +410,43 @@ def test_a_worker_with_plasma_is_told_what_replaces_it(caplog: pytest.LogCapture
     assert "shared memory between all stages by themselves" in record.getMessage()
     worker = Stored()
     assert worker.deserialize_ipc(worker.serialize_ipc([1])) == [1]
+
+
+@pytest.mark.parametrize("framework", [FastAPI, Starlette])
+async def test_a_server_in_the_place_of_a_lifespan_says_what_to_write(framework: Any) -> None:
+    server = Server()
+    server.append_worker(Echo, executor="thread")
+    sent: list[Any] = []
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "lifespan.startup"}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    app = framework(lifespan=server)
+    with pytest.raises(DefinitionError, match=rf"write {framework.__name__}\(lifespan=server\.lifespan\)"):
+        await app({"type": "lifespan", "app": app, "state": {}}, receive, send)
+    assert [message["type"] for message in sent] == ["lifespan.startup.failed"]
+    assert "lifespan=server.lifespan" in sent[0]["message"]
+
+
+async def test_whoever_asks_finds_an_app_of_asgi_3_and_gets_a_coroutine() -> None:
+    class Own(Server):
+        async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+            await super().__call__(scope, receive, send)
+
+    for kind in (Server, Own):
+        server = kind()
+        server.append_worker(Echo, executor="thread")
+        assert inspect.iscoroutinefunction(server.__call__)
+        async with server:
+            for path in ("/inference", "/metrics"):
+                scope = {"type": "http", "method": "POST", "path": path, "headers": []}
+                coroutine: Any = server(scope, _never, _never)
+                assert inspect.iscoroutine(coroutine)
+                coroutine.close()
+
+
+async def _never(*_: Any) -> Any:
+    raise AssertionError("nothing is received or sent")

@@ -241,6 +241,42 @@ def test_a_program_without_its_main_guard_is_told_the_cause_and_the_remedy(tmp_p
     assert 'if __name__ == "__main__":' in output
 
 
+@pytest.mark.parametrize(
+    "start",
+    [
+        "asyncio.run(main())",
+        "with server.engine() as engine:\n            engine.infer(1)",
+        "uvicorn.run(server, port=0)",
+    ],
+)
+def test_whatever_starts_a_server_without_the_main_guard_is_told_the_same(start: str, tmp_path: Path) -> None:
+    code, output = finished(
+        tmp_path,
+        f"""
+        import asyncio
+
+        import uvicorn
+        from mosec_asgi import Server, Worker
+
+        class Here(Worker):
+            def forward(self, data):
+                return data
+
+        server = Server()
+        server.append_worker(Here)
+
+        async def main():
+            async with server:
+                await server.infer(1)
+
+        {start}
+        """,
+    )
+    assert code != 0
+    assert "the server was started while a worker process imported this module" in output
+    assert 'if __name__ == "__main__":' in output
+
+
 def test_a_local_worker_class_is_named_with_the_remedy(tmp_path: Path) -> None:
     code, output = finished(
         tmp_path,

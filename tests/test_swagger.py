@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,15 +12,20 @@ from typing import Any
 
 import httpx
 import pytest
+from browser import chromium, complaints, requested
 from harness import python, running, wait_until, written
 
 from mosec_asgi import Server, Worker
 from mosec_asgi.web.swagger import ASSETS, POLICY
 
 SERVICE = '''
+import dataclasses
+from typing import Any
+
 from typing_extensions import TypedDict
 
 from mosec_asgi import Server, Worker
+from mosec_asgi.mixin import File, MultipartMixin
 
 
 class Text(TypedDict):
@@ -58,9 +62,23 @@ class Shout(Worker):
         return data.encode()
 
 
+@dataclasses.dataclass
+class Letter:
+    attachment: File
+    subject: str = "none"
+
+
+class Post(MultipartMixin, Worker):
+    """Post a letter."""
+
+    def forward(self, data: Letter) -> Any:
+        return [data.subject, data.attachment.filename, len(data.attachment.data)]
+
+
 server = Server()
 server.append_worker(CountWords, route="/v1/count")
 server.append_worker(Shout, route="/v1/shout")
+server.append_worker(Post, route="/v1/post")
 
 if __name__ == "__main__":
     server.run()
@@ -101,7 +119,6 @@ if __name__ == "__main__":
 
     uvicorn.run(app, port=int(sys.argv[1]), log_level="warning")
 """
-BROWSER, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 
 
 def client_of(server: Server, root_path: str = "") -> httpx.AsyncClient:
@@ -118,33 +135,8 @@ class Echo(Worker):
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """Start Chromium; every host but this machine is unknown to it."""
-    if BROWSER is None or DRIVER is None:
-        pytest.skip("the Swagger page is looked at in Chromium: apt-get install chromium chromium-driver")
-    webdriver = pytest.importorskip("selenium.webdriver", reason="Chromium is driven by selenium")
-    options = webdriver.ChromeOptions()
-    options.binary_location = BROWSER
-    for flag in (
-        "headless",
-        "no-sandbox",
-        "disable-gpu",
-        "disable-dev-shm-usage",
-        "disable-quic",
-        "no-first-run",
-        "disable-background-networking",
-        "disable-component-update",
-        "disable-sync",
-        "window-size=1280,1800",
-        f"user-data-dir={tmp_path_factory.mktemp('profile')}",
-        "host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1",
-    ):
-        options.add_argument(f"--{flag}")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options, webdriver.ChromeService(DRIVER))
-    try:
+    with chromium(tmp_path_factory.mktemp("profile")) as driver:
         yield driver
-    finally:
-        driver.quit()
 
 
 class Page:
@@ -171,7 +163,9 @@ class Page:
     def routes(self) -> set[str]:
         return {element.get_attribute("data-path") for element in self.all(".opblock-summary-path")}
 
-    def try_out(self, operation: str, body: str | None = None) -> tuple[str, str]:
+    def try_out(
+        self, operation: str, body: str | None = None, *, file: Path | None = None, fields: dict[str, str] | None = None
+    ) -> tuple[str, str]:
         """Return the status and the body that an operation's answer shows."""
         block = f"#operations-inference-{operation}"
         self.click(f"{block} .opblock-summary-control")
@@ -179,20 +173,15 @@ class Page:
         if body is not None:
             field = self.wait_for(f"{block} textarea.body-param__text")
             field.send_keys("\ue009a\ue000", "\ue017", body)  # control and a, delete
+        if file is not None:
+            self.wait_for(f"{block} input[type=file]").send_keys(str(file))
+        for name, text in (fields or {}).items():
+            field = self.wait_for(f"{block} tr[data-property-name={name}] input[type=text]")
+            field.send_keys("\ue009a\ue000", "\ue017", text)
         self.click(f"{block} .execute")
         status = self.wait_for(f"{block} .live-responses-table tbody .response-col_status")
         shown = self.wait_for(f"{block} .live-responses-table tbody .response-col_description code")
         return status.text.split()[0], shown.text
-
-    def requested(self) -> set[str]:
-        """Return the addresses of all that the page has loaded."""
-        return set(
-            self.driver.execute_script("return performance.getEntriesByType('resource').map(entry => entry.name)")
-        )
-
-    def complaints(self) -> list[str]:
-        """Return what the browser has complained of: errors in scripts, refused or missing files."""
-        return [entry["message"] for entry in self.driver.get_log("browser") if entry["level"] == "SEVERE"]
 
 
 @contextmanager
@@ -228,8 +217,12 @@ def test_try_it_out_shows_the_answer_of_the_model_with_no_network(browser: Any, 
         status, answer = page.try_out("v1_shout", "hello")
         assert (status, answer.strip('"')) == ("200", "HELLO")
 
-        assert all(address.startswith((f"{url}/", "data:")) for address in page.requested()), page.requested()
-        assert page.complaints() == []
+        letter = written(tmp_path, "dear reader", "letter.txt")
+        status, answer = page.try_out("v1_post", file=letter, fields={"subject": "news"})
+        assert (status, json.loads(answer)) == ("200", ["news", "letter.txt", 11])
+
+        assert all(address.startswith((f"{url}/", "data:")) for address in requested(browser)), requested(browser)
+        assert complaints(browser) == []
 
 
 # -- its files and addresses -------------------------------------------------------------------------------------------

@@ -45,7 +45,7 @@ class Server(Protocol):
 
     on_daemon_exit: Callable[[str, int], None] | None
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         """Answer a request, or follow the life of the app."""
 
     def close(self) -> None:

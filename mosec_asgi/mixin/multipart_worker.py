@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import parse_qsl
 
-from mosec_asgi.errors import ClientError, DecodingError
+from mosec_asgi.annotations import forward_input_type
+from mosec_asgi.errors import ClientError, DecodingError, DefinitionError, ValidationError
 from mosec_asgi.mixin.library import NeedsLibrary, load
-
-if TYPE_CHECKING:
-    from mosec_asgi.request import Request
+from mosec_asgi.mixin.pydantic_worker import input_adapter, told
+from mosec_asgi.worker import Worker
 
 FORM_DATA = "multipart/form-data"
 URL_ENCODED = "application/x-www-form-urlencoded"
+# As the OpenAPI document has a file of a form.
+_FILE = {"type": "string", "format": "binary"}
+_TEXT = {"type": "string"}
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
@@ -48,6 +52,16 @@ class File:
     content_type: str
     data: bytes
 
+    @classmethod
+    def __get_pydantic_core_schema__(cls, _kind: Any, _handler: Any) -> Any:
+        """Have pydantic take files alone for a file, in what a form is checked against."""
+        return load("pydantic_core").core_schema.is_instance_schema(cls)
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, _core: Any, _handler: Any) -> dict[str, Any]:
+        """Return what a file is in the OpenAPI document: a file picker on the Swagger page."""
+        return dict(_FILE)
+
 
 @dataclass(frozen=True, slots=True)
 class Form:
@@ -74,8 +88,12 @@ class Form:
         return [value for other, value in self.parts if other == name]
 
 
-class MultipartMixin(NeedsLibrary):
-    """Read forms: `class Inference(MultipartMixin, Worker)`; `forward` gets a `Form`.
+class MultipartMixin(NeedsLibrary, Worker):
+    """Read forms: `class Inference(MultipartMixin, Worker)`; `forward` gets a `Form`, or what it is annotated with.
+
+    That is a dataclass, a TypedDict or a model of pydantic, whose fields are the names of the form: a `File`, a
+    `list[File]`, a text, a number, whatever pydantic makes of a text. Pydantic checks it, what does not fit is answered
+    422, and the OpenAPI document shows it. A field with a default may be left out or empty.
 
     Forms are `multipart/form-data`, with files, or `application/x-www-form-urlencoded`, without. All stays in memory:
     the service's `max_request_size` (bytes) bounds a body before this reads it. It is for the first stage of a route,
@@ -85,8 +103,9 @@ class MultipartMixin(NeedsLibrary):
         max_parts: fields and files of a form; beyond them 413.
         max_part_size: bytes of one of them; beyond them 413.
         max_name_size: bytes of a name, or of a file's name; beyond them 413.
-        form_files: names of files that the OpenAPI document shows: each is a file picker on the Swagger page.
-        form_fields: names of texts that it shows.
+        form_files: names of files that the OpenAPI document shows where `forward` takes a `Form`: each is a file picker
+            on the Swagger page.
+        form_fields: names of texts that it shows there.
     """
 
     _library = "python_multipart"
@@ -98,22 +117,24 @@ class MultipartMixin(NeedsLibrary):
     form_files: Sequence[str] = ("file",)
     form_fields: Sequence[str] = ()
 
-    if TYPE_CHECKING:
-
-        def request(self, index: int = 0) -> Request:
-            """Return the request; see `Worker.request`."""
-
-    def deserialize(self, data: bytes) -> Form:
+    def deserialize(self, data: bytes) -> Any:
         """Decode a form.
 
         Args:
             data: the body.
 
+        Returns:
+            the `Form`, or what `forward` is annotated with.
+
         Raises:
+            ValidationError: it is not what `forward` is annotated with; the text says of each field what is wrong: 422.
             NoForm: the request's content-type is not that of a form: 415.
             FormTooLarge: a limit of the class is exceeded: 413.
             DecodingError: it is no form, as its content-type says, or not all of it: 400.
         """
+        return self._checked(self._form(data))
+
+    def _form(self, data: bytes) -> Form:
         header = self.request().headers.get("content-type", "")
         kind, options = load("python_multipart").multipart.parse_options_header(header)
         if kind == URL_ENCODED.encode():
@@ -125,6 +146,11 @@ class MultipartMixin(NeedsLibrary):
         if not boundary:
             raise DecodingError(f"the content-type {FORM_DATA} names no boundary; let the client's library write it")
         return _Reader(self, boundary).read(data)
+
+    def _checked(self, item: Any) -> Any:
+        """Return a form as `forward` is to have it. `infer` may be given that itself, or plain data for it."""
+        shape = _shape(type(self), self._max_batch_size > 1)
+        return item if shape is None else shape.checked(item)
 
     def _url_encoded(self, data: bytes) -> Form:
         if data.count(b"&") >= self.max_parts:
@@ -147,14 +173,83 @@ class MultipartMixin(NeedsLibrary):
             raise FormTooLarge(f"a part is larger than {self.max_part_size} bytes")
 
     @classmethod
-    def form_content(cls) -> dict[str, Any]:
-        """Return the content of a request as the OpenAPI document shows it."""
-        fields = {name: {"type": "string"} for name in cls.form_fields}
-        files = {name: {"type": "string", "format": "binary"} for name in cls.form_files}
-        content = {FORM_DATA: {"schema": {"type": "object", "properties": {**files, **fields}}}}
-        if not files:
-            content[URL_ENCODED] = {"schema": {"type": "object", "properties": fields}}
-        return content
+    def form_content(cls, described: dict[str, Any] | None = None, *, files: bool = True) -> dict[str, Any]:
+        """Return the content of a request as the OpenAPI document shows it.
+
+        Args:
+            described: the schema of what `forward` is annotated with; None where that is a `Form`.
+            files: whether there are files in it.
+        """
+        if described is None:
+            properties = {**dict.fromkeys(cls.form_files, _FILE), **dict.fromkeys(cls.form_fields, _TEXT)}
+            described, files = {"type": "object", "properties": properties}, bool(cls.form_files)
+        kinds = (FORM_DATA,) if files else (FORM_DATA, URL_ENCODED)
+        return {kind: {"schema": described} for kind in kinds}
+
+
+@dataclass(frozen=True, slots=True)
+class _Shape:
+    """What a form is to be.
+
+    Attributes:
+        adapter: pydantic's, of what `forward` is annotated with.
+        lists: names of which there may be several.
+        optional: names that may be left out.
+    """
+
+    adapter: Any
+    lists: frozenset[str]
+    optional: frozenset[str]
+
+    def checked(self, item: Any) -> Any:
+        """Return what `forward` is annotated with.
+
+        Args:
+            item: a form, that itself, or plain data for it.
+
+        Raises:
+            ValidationError: it does not fit.
+        """
+        try:
+            return self.adapter.validate_python(self._values(item) if isinstance(item, Form) else item)
+        except load("pydantic").ValidationError as error:
+            raise ValidationError(told(error)) from error
+
+    def _values(self, form: Form) -> dict[str, Any]:
+        """Return what a form holds by name; of a name that is there twice the last, where there may be but one."""
+        values: dict[str, Any] = {}
+        for name, value in form.parts:
+            # A page sends a field that nobody has filled in as an empty text.
+            if value == "" and name in self.optional:
+                continue
+            if name in self.lists:
+                values.setdefault(name, []).append(value)
+            else:
+                values[name] = value
+        return values
+
+
+@functools.cache
+def _shape(worker: type[Worker], batched: bool) -> _Shape | None:
+    """Return what a worker's forms are to be; None for a `Form` as it is."""
+    annotation = forward_input_type(worker, batched)
+    if annotation in (Any, Form):
+        return None
+    load("pydantic")
+    adapter = input_adapter(worker, batched)
+    described = adapter.json_schema()
+    if "properties" not in described:
+        raise DefinitionError(
+            f"{worker.__qualname__}.forward takes forms, and is annotated with {annotation!r}; annotate it with "
+            "`Form`, or with a dataclass, a TypedDict or a model of pydantic whose fields are those of the form"
+        )
+    fields = described["properties"]
+    lists = frozenset(name for name, field in fields.items() if _is_list(field))
+    return _Shape(adapter, lists, frozenset(fields) - frozenset(described.get("required", ())))
+
+
+def _is_list(field: dict[str, Any]) -> bool:
+    return field.get("type") == "array" or any(map(_is_list, field.get("anyOf", ())))
 
 
 class _Reader:

@@ -50,7 +50,7 @@ class PydanticMixin(NeedsLibrary, Worker):
         # Pydantic takes some more for JSON than is.
         if (strict and (b"NaN" in data or b"Infinity" in data)) or formats.may_nest_deeply(data):
             formats.loads_json(data, strict=strict)
-        kind = _input_fail_fast if len(data) > _LARGE else _input
+        kind = _input_fail_fast if len(data) > _LARGE else input_adapter
         checked = kind(type(self), self._max_batch_size > 1)
         try:
             return checked.validate_json(data)
@@ -65,9 +65,9 @@ class PydanticMixin(NeedsLibrary, Worker):
     def _checked(self, item: Any) -> Any:
         """Return the model of what `infer` was given: a model as it is, or plain data that is checked."""
         try:
-            return _input(type(self), self._max_batch_size > 1).validate_python(item)
+            return input_adapter(type(self), self._max_batch_size > 1).validate_python(item)
         except load("pydantic").ValidationError as error:
-            raise ValidationError(_told(error)) from error
+            raise ValidationError(told(error)) from error
 
     def serialize(self, data: Any) -> bytes:
         """Encode the body of a response.
@@ -88,7 +88,7 @@ class PydanticMixin(NeedsLibrary, Worker):
         try:
             return _dump(adapter, _without_numpy(adapter, data))
         except error_of_validation as error:
-            raise EncodingError(f"the result does not fit forward's annotation: {_told(error)}") from error
+            raise EncodingError(f"the result does not fit forward's annotation: {told(error)}") from error
         except error_of_encoding as error:
             if "Error calling function" in str(error):
                 # A serializer of the worker's own has failed; what it says is not for the client.
@@ -121,10 +121,10 @@ def _is_no_json(error: Any) -> bool:
 def _refusal(error: Any, data: bytes) -> DecodingError | ValidationError:
     if _is_no_json(error):
         return formats.not_json(data, error.errors(include_url=False, include_input=False)[0]["ctx"]["error"])
-    return ValidationError(_told(error, large=len(data) > _LARGE))
+    return ValidationError(told(error, large=len(data) > _LARGE))
 
 
-def _told(error: Any, *, large: bool = False) -> str:
+def told(error: Any, *, large: bool = False) -> str:
     """Return pydantic's errors as JSON, without the values, which the client knows and which may be large.
 
     Args:
@@ -148,13 +148,14 @@ def _told(error: Any, *, large: bool = False) -> str:
 
 
 @functools.cache
-def _input(worker: type[Worker], batched: bool) -> Any:
+def input_adapter(worker: type[Worker], batched: bool) -> Any:
+    """Return pydantic's adapter of one item that a worker's `forward` takes."""
     return load("pydantic").TypeAdapter(with_extended_typed_dicts(forward_input_type(worker, batched)))
 
 
 @functools.cache
 def _input_fail_fast(worker: type[Worker], batched: bool) -> Any:
-    return fail_fast(_input(worker, batched))
+    return fail_fast(input_adapter(worker, batched))
 
 
 @functools.cache

@@ -23,7 +23,7 @@ from starlette.responses import Response
 
 from mosec_asgi import log
 from mosec_asgi.annotations import forward_input_type, forward_return_type
-from mosec_asgi.mixin.multipart_worker import MultipartMixin
+from mosec_asgi.mixin.multipart_worker import Form, MultipartMixin
 from mosec_asgi.paths import KINDS, parameters, without_kinds
 from mosec_asgi.runtime import BODYLESS, Runtime
 from mosec_asgi.schema import JSON, MOSEC_REF_TEMPLATE, MissingLibraryError, ParseTarget
@@ -213,7 +213,7 @@ class _Builder:
     def _request(self, route: _Route, runtime: Runtime) -> JSON:
         """Return the content of a request; empty where nothing is known about it, as in mosec."""
         if issubclass(runtime.worker, MultipartMixin):
-            return runtime.worker.form_content()
+            return self._form(route, runtime, runtime.worker)
         mime, batched = runtime.worker.req_mime_type, runtime.max_batch_size > 1
         own = not _is_ours(_owner(runtime.worker, "deserialize"))
         if own and mime == Worker.req_mime_type and _is_bytes(runtime, ParseTarget.INPUT):
@@ -225,6 +225,12 @@ class _Builder:
         if schema or not _says_nothing(runtime, ParseTarget.INPUT):
             return {mime: {"schema": schema, **examples}}
         return {mime: examples} if examples else {}
+
+    def _form(self, route: _Route, runtime: Runtime, worker: type[MultipartMixin]) -> JSON:
+        if _annotation(runtime, ParseTarget.INPUT) in (Any, Form):
+            return worker.form_content()
+        schema, described = self._described(route, runtime, ParseTarget.INPUT)
+        return worker.form_content(schema, files='"format": "binary"' in json.dumps(described))
 
     def _response(self, route: _Route, runtime: Runtime) -> JSON:
         """Return the content of a result; empty where nothing is known about it, as in mosec."""
@@ -245,10 +251,18 @@ class _Builder:
             if _is_bytes(runtime, target) and (codec is Worker or not _is_ours(codec)):
                 # The value is text or bytes that already is in that notation.
                 return {}
+        return self._described(route, runtime, target)[0]
+
+    def _described(self, route: _Route, runtime: Runtime, target: ParseTarget) -> tuple[JSON, list[JSON]]:
+        """Return the schema of a worker's input or output, and the same as the worker says it, with all that it names.
+
+        It is empty where there is none.
+        """
         side = "request" if target is ParseTarget.INPUT else "response"
         try:
             schema, components = _of_stage(runtime).get_forward_json_schema(target, MOSEC_REF_TEMPLATE)
-            return self._components.add(schema, components, f"{route.operation_id}_{side}")
+            added = self._components.add(schema, components, f"{route.operation_id}_{side}")
+            return added, [schema, *components.values()]
         except MissingLibraryError:
             self._library_is_missing = True
         # This runs code of the user or a library: no exception of it may harm the service.
@@ -261,7 +275,7 @@ class _Builder:
                 runtime.worker.__name__,
                 error,
             )
-        return {}
+        return {}, []
 
 
 def _path_parameters(path: str) -> list[JSON]:
