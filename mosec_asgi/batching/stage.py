@@ -50,6 +50,8 @@ from mosec_asgi.request import packed
 
 # Seconds beyond its timeout that a worker gets to come back by itself, before it is taken for stuck.
 GRACE_SECONDS = 1.0
+# What has taken too long where nothing could interrupt it: the server does not see which method it was.
+UNSEEN = "`forward`, `deserialize` or `serialize`"
 # Seconds between two looks for stuck workers, while the stage is at work.
 LOOK_SECONDS = 0.25
 
@@ -453,7 +455,7 @@ class Stage:
         now = self._clock()
         loads = self.scheduler.loads
         beats = {worker: worker.link.progress().beats for worker in loads.busy}
-        failure = describe(too_slow(self.plan.timeout))
+        failure = describe(too_slow(self.plan.timeout, UNSEEN))
         for worker in self._watchdog.stuck(beats, now):
             for task in loads.begun(worker, worker.link.progress().begun):
                 if task.state is not State.SETTLED:

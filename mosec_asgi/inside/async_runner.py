@@ -31,7 +31,7 @@ from mosec_asgi.inside.plain_runner import NO_TASKS
 from mosec_asgi.inside.port import Port
 from mosec_asgi.inside.returned import async_events_of, check_finished
 from mosec_asgi.inside.spec import WorkerSpec
-from mosec_asgi.inside.timer import FORSAKEN_SECONDS, KernelTimer
+from mosec_asgi.inside.timer import FORSAKEN_SECONDS, KernelTimer, NoTimer, Timer
 from mosec_asgi.messages import Results
 from mosec_asgi.request import Request
 from mosec_asgi.streaming import SSEWorker, streams
@@ -85,6 +85,7 @@ class AsyncRunner:
         port: Port,
         kernel: KernelTimer | None = None,
         loop: asyncio.AbstractEventLoop | None = None,
+        timer: Timer | NoTimer | None = None,
     ) -> None:
         """Bind a worker to its port.
 
@@ -94,12 +95,13 @@ class AsyncRunner:
             port: where tasks come from and results go.
             kernel: ends the process when its loop hangs and nobody else can.
             loop: to run on; None for one of its own, which `serve` runs.
+            timer: bounds the time of the user's own formats, which block the loop; None where nothing can.
         """
         self._worker = worker
         self._spec = spec
         self._port = port
         self._kernel = kernel
-        self._codec = Codec(worker, spec, port.memory)
+        self._codec = Codec(worker, spec, port.memory, timer, self._show_life)
         self._batches = spec.max_batch_size > 1
         streaming = streams(type(worker)) and not spec.next_stages
         self._outlet = Outlet(worker, spec, self._codec, port) if streaming else None
@@ -376,12 +378,18 @@ class AsyncRunner:
 
     def _beat(self) -> None:
         self._beat_timer = None
-        if self._kernel is not None:
-            # The next beat puts the timer off; a loop that is blocked for longer than a step may take does not beat.
-            self._kernel.set(2 * self._spec.timeout + FORSAKEN_SECONDS if self._running else 0.0)
         if self._running:
-            self._port.progress.beat()
+            self._show_life()
             self._beat_timer = self._loop.call_later(BEAT_SECONDS, self._beat)
+        elif self._kernel is not None:
+            self._kernel.set(0.0)
+
+    def _show_life(self) -> None:
+        """Let the server and the kernel know that a step is done."""
+        self._port.progress.beat()
+        if self._kernel is not None and self._running:
+            # The next beat puts the timer off; a loop that is blocked for longer than a step may take does not beat.
+            self._kernel.set(2 * self._spec.timeout + FORSAKEN_SECONDS)
 
     # -- time --------------------------------------------------------------------------------------------------------
 
