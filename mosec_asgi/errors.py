@@ -240,6 +240,10 @@ def too_late(retry_after: int) -> Failure:
     return Failure(HTTPStatus.TOO_MANY_REQUESTS, text, retry_after)
 
 
+# What has taken too long where nothing could interrupt it: the server does not see which method it was.
+UNSEEN = "`forward`, `deserialize` or `serialize`"
+
+
 def too_slow(seconds: float, what: str = "`forward`") -> MosecTimeoutError:
     """Return what ends a call of `forward`, or a step of a stream, that has taken longer than its stage allows.
 

@@ -199,6 +199,7 @@ class Service:
             )
             for path, pipeline in self._routes.items()
         ]
+        memory = memory_limit()
         app = App(
             plain.routes(results, self._coordinator.new_id),
             self._coordinator,
@@ -208,8 +209,8 @@ class Service:
             max_request_size=self._settings.max_request_size,
             compressed=self._settings.compression,
             server=SERVER,
-            body_memory=self._settings.body_memory or memory_limit() // 4,
-            limits=http_limits(self._settings),
+            body_memory=self._settings.body_memory or memory // 4,
+            limits=http_limits(self._settings, memory),
             access_log=self._settings.access_log,
             # The protocols of `run()` do it themselves.
             lingers=not self._import_main or self._settings.http == "plain",

@@ -301,3 +301,15 @@ async def test_a_client_that_does_not_take_its_answer_is_ended() -> None:
         task.chunk(MUCH * 3)
         task.answer()
         await client.ended_by_server()
+
+
+async def test_answers_on_many_streams_that_are_not_taken_are_bounded(logged: pytest.LogCaptureFixture) -> None:
+    async with connected(limits=Limits(answer_memory=4 * len(MUCH))) as (side, client):
+        for _ in range(4):
+            client.ask(reads=False)
+        await side.admitted(4)
+        for task in side.service.tasks:
+            task.chunk(MUCH * 2)
+            task.answer()
+        await client.ended_by_server()
+    assert any("`answer_memory`" in record.getMessage() for record in logged.records)

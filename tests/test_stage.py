@@ -14,13 +14,14 @@ from fakes import FakeClock, FakeLauncher, FakeLoop, FakeWorker, Held, new_task,
 
 from mosec_asgi.batching.busy_poll import POLL_SECONDS
 from mosec_asgi.batching.flow import Flow
-from mosec_asgi.batching.stage import GRACE_SECONDS, LOOK_SECONDS, UNSEEN, Stage
+from mosec_asgi.batching.stage import GRACE_SECONDS, LOOK_SECONDS, Stage
 from mosec_asgi.batching.task import Event, State, Task
 from mosec_asgi.errors import (
     INTERNAL_ERROR,
     STAGE_DOWN,
     TIMED_OUT,
     TOO_LONG,
+    UNSEEN,
     WORKER_DIED,
     Failure,
     describe,

@@ -24,7 +24,7 @@ from mosec_asgi.batching.loads import AnswerError
 from mosec_asgi.batching.scheduler import Assignment, Scheduler
 from mosec_asgi.batching.stage_admission import StageAdmission
 from mosec_asgi.batching.task import State, Task
-from mosec_asgi.errors import INTERNAL_ERROR, STAGE_DOWN, TIMED_OUT, WORKER_DIED, Failure, describe, too_slow
+from mosec_asgi.errors import INTERNAL_ERROR, STAGE_DOWN, TIMED_OUT, UNSEEN, WORKER_DIED, Failure, describe, too_slow
 from mosec_asgi.inside.spec import WorkerSpec
 from mosec_asgi.lazy_timer import LazyTimer
 from mosec_asgi.messages import (
@@ -50,8 +50,6 @@ from mosec_asgi.request import packed
 
 # Seconds beyond its timeout that a worker gets to come back by itself, before it is taken for stuck.
 GRACE_SECONDS = 1.0
-# What has taken too long where nothing could interrupt it: the server does not see which method it was.
-UNSEEN = "`forward`, `deserialize` or `serialize`"
 # Seconds between two looks for stuck workers, while the stage is at work.
 LOOK_SECONDS = 0.25
 

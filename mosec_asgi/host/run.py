@@ -21,6 +21,7 @@ from starlette.types import Message, Receive, Scope, Send
 from mosec_asgi import log
 from mosec_asgi.config import Settings
 from mosec_asgi.host.interrupts import told_of_signals
+from mosec_asgi.host.memory import memory_limit
 from mosec_asgi.web.limits import Limits, http_limits
 from mosec_asgi.web.uvicorn import supported
 
@@ -189,7 +190,7 @@ def _http_protocol(server: Server, settings: Settings) -> type[asyncio.Protocol]
     reason = server.why_not_direct()
     if reason is not None:
         logger.info("requests go through ASGI, and not the direct way, because %s", reason)
-    return _own_protocol(http_limits(settings))
+    return _own_protocol(http_limits(settings, memory_limit()))
 
 
 def _own_protocol(limits: Limits) -> type[asyncio.Protocol]:

@@ -172,6 +172,7 @@ class AsyncRunner:
 
     async def closing(self) -> None:
         """Let the worker release what it took, on a loop that runs."""
+        self._codec.close()
         closing = self._worker.close()  # type: ignore[func-returns-value]
         if inspect.isawaitable(closing):
             await closing

@@ -5,6 +5,7 @@ Large payloads lie in memory that the worker shares with the server, where there
 
 from __future__ import annotations
 
+import logging
 import pickle
 from collections.abc import Callable, Sequence
 from http import HTTPStatus
@@ -33,6 +34,7 @@ from mosec_asgi.ipc import frames, reference
 from mosec_asgi.ipc.arena import LARGE
 from mosec_asgi.ipc.mapped import Mapped
 from mosec_asgi.messages import EGRESS, EXAMPLE, INGRESS, OBJECT_IN, OBJECT_OUT, REPLY
+from mosec_asgi.ration import Ration
 from mosec_asgi.reply import Reply, packed_head
 from mosec_asgi.worker import Worker, several_examples
 
@@ -78,6 +80,7 @@ class Codec:
         self._worker = worker
         self._timer = timer or NoTimer()
         self._beat = beat or _nothing
+        self._ration = Ration(logger)
         self._spec = spec
         self._memory = memory
         self._serialize = self._bounded("serialize")
@@ -261,10 +264,10 @@ class Codec:
         self._log(failure.code, text, error, self.extra(request_ids))
         return failure
 
-    @staticmethod
-    def _log(code: int, text: str, error: BaseException, extra: dict[str, object]) -> None:
+    def _log(self, code: int, text: str, error: BaseException, extra: dict[str, object]) -> None:
         if code < 500:
-            logger.info("%s", text, extra=extra)
+            # What a client can cause by itself, as often as it likes.
+            self._ration.log(logging.INFO, "%s", text, extra=extra)
         elif code != HTTPStatus.INTERNAL_SERVER_ERROR:
             logger.warning("%s", text, extra=extra)
         else:
@@ -274,6 +277,10 @@ class Codec:
                 raise
             except BaseException as fault:
                 logger.error("%s, without its traceback: %s", text, type(fault).__name__, extra=extra)
+
+    def close(self) -> None:
+        """Say what was left out of the log."""
+        self._ration.say_all(logging.INFO)
 
     def told_of_all(self, results: list[Any], request_ids: Sequence[str]) -> list[Any]:
         """Return `results` with failures for exceptions; a fault that has failed several requests is logged once."""

@@ -72,6 +72,7 @@ class ContinuousRunner:
 
     def close(self) -> None:
         """Let the worker release what it took."""
+        self._codec.close()
         self._worker.close()
 
     def serve(self) -> None:

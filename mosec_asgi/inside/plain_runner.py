@@ -58,6 +58,7 @@ class PlainRunner:
 
     def close(self) -> None:
         """Let the worker release what it took."""
+        self._codec.close()
         self._worker.close()
 
     def serve(self) -> None:
