@@ -173,6 +173,10 @@ class Service:
         outcome = await caller.future
         return outcome.failure or caller.size + len(outcome.payload)
 
+    def worker_processes(self, route: int) -> list[int | None]:
+        """Return the process of the first worker of each stage of a route; None where that is no process of its own."""
+        return self._coordinator.worker_processes(route)
+
     def watch_daemon(
         self, name: str, process: subprocess.Popen[Any] | BaseProcess, on_exit: Callable[[str, int], None]
     ) -> None:

@@ -154,6 +154,11 @@ class Coordinator:
             await self.stop(0.0)
             raise
 
+    def worker_processes(self, route: int) -> list[int | None]:
+        """Return the process of the first worker of each stage of a route; None where that is no process of its own."""
+        pools = [self._stages[place].pool for place in self._routes[route].stages]
+        return [next((worker.link.pid for worker in pool.workers), None) for pool in pools]
+
     async def stop(self, grace: float) -> None:
         """Admit no more, let what was admitted finish, and end all workers.
 
