@@ -306,14 +306,24 @@ class AsyncRunner:
                 unit.deadline = math.inf
                 await self._news_come()
                 return None
-        except (Ending, GeneratorExit):
+        except Ending:
             raise
+        except GeneratorExit as error:
+            if not self._is_at_work(unit):
+                # Not the user's code: the coroutine is closed, with the loop, and must end.
+                raise
+            return Raised(self._explained(unit, error))
         except BaseException as error:
             return Raised(self._explained(unit, error))
         finally:
             unit.deadline = math.inf
         # The user's code may have swallowed the cancellation and returned a result.
         return Raised(self._too_late()) if unit.late else came
+
+    def _is_at_work(self, unit: AsyncUnit) -> bool:
+        """Whether the loop is doing a step of a unit just now."""
+        running = asyncio.current_task() if asyncio._get_running_loop() is self._loop else None
+        return running is not None and self._running.get(running) is unit
 
     def _explained(self, unit: AsyncUnit, error: BaseException) -> BaseException:
         """Return what an exception of `forward` means."""
