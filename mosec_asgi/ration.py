@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 # Lines of one kind in a stretch of time.
 MOST = 100
@@ -71,6 +71,22 @@ class Ration:
             dropped, kind.dropped = kind.dropped, 0
             form = f"%d more lines were left out, %d are logged in %g s; the last one was: {text}"
             self._logger.log(level, form, dropped, MOST, SECONDS, *kind.last)
+
+
+class RationedWarnings:
+    """Stands in for a logger whose warnings clients cause."""
+
+    def __init__(self, logger: logging.Logger, ration: Ration) -> None:
+        """Stand in for `logger`; its warnings go through `ration`."""
+        self._logger = logger
+        self._ration = ration
+
+    def warning(self, text: str, *args: object) -> None:
+        """Log a warning, unless there were too many of its kind."""
+        self._ration.log(logging.WARNING, text, *args)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._logger, name)
 
 
 class _Kind:

@@ -67,7 +67,8 @@ def run(server: Server, settings: Settings) -> int:
     """
     sock = _listen(settings.address, settings.port)
     program = _Program(server)
-    runner = uvicorn.Server(_uvicorn_config(program, settings, _http_protocol(server, settings)))
+    protocol = _http_protocol(server, settings)
+    runner = uvicorn.Server(_uvicorn_config(program, settings, protocol))
     server.on_daemon_exit = program.daemon_ended
     address, port = sock.getsockname()[:2]
     logger.info(
@@ -83,6 +84,8 @@ def run(server: Server, settings: Settings) -> int:
             code = stop.code if isinstance(stop.code, int) else 1
         finally:
             sock.close()
+    if (shared := getattr(protocol, "shared", None)) is not None:
+        shared.ration.say_all()
     if program.signalled:
         code = signal.SIGINT + 128 if program.forced else 0
     logger.info("the service has stopped")

@@ -26,6 +26,7 @@ from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT, FlowControl
 from uvicorn.protocols.http.zttp_h2_impl import RequestResponseCycle, ZttpH2Protocol
 
 from mosec_asgi.errors import BAD_REQUEST
+from mosec_asgi.ration import RationedWarnings
 from mosec_asgi.web.limits import DEFAULT, Limits
 from mosec_asgi.web.uvicorn.http1 import Http1Protocol
 from mosec_asgi.web.uvicorn.keep_alive import KeepAlive, SilenceTimer
@@ -95,12 +96,18 @@ class PacedHttp2Protocol(KeepAlive, ZttpH2Protocol):
         """Begin."""
         self._heard = asyncio.Event()
         self._untaken = {}
+        self.logger = RationedWarnings(self.logger, self.shared.ration)  # type: ignore[assignment]  # as it is used
         self.timeout_keep_alive = math.ceil(self.limits.keep_alive)
         super().connection_made(transport)
 
     def data_received(self, data: bytes) -> None:
         """Take in what the client sends, and wake the streams that have waited for it."""
         super().data_received(data)
+        if self.transport.is_closing():
+            # The client has broken the protocol. What still runs cannot be answered, and zttp would raise.
+            for cycle in self.cycles.values():
+                cycle.disconnected = True
+                cycle.message_event.set()
         self._heard.set()
         if self._untaken:
             self._forget_taken()
