@@ -131,6 +131,12 @@ class Settings:
         "what finds no room is answered 503; 0 for a quarter of the memory that the process may use",
         least=0,
     )
+    answer_memory: int = _setting(
+        0,
+        "bytes of answers that clients may leave unread at one time; beyond it the connections are ended that have "
+        "taken least; 0 for a quarter of the memory that the process may use",
+        least=0,
+    )
     keep_alive: int = _setting(
         75_000, "milliseconds that a connection may be silent between two requests; then it is closed", least=1
     )

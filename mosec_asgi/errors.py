@@ -240,15 +240,19 @@ def too_late(retry_after: int) -> Failure:
     return Failure(HTTPStatus.TOO_MANY_REQUESTS, text, retry_after)
 
 
-def too_slow(seconds: float, method: str = "forward") -> MosecTimeoutError:
+# What has taken too long where nothing could interrupt it: the server does not see which method it was.
+UNSEEN = "`forward`, `deserialize` or `serialize`"
+
+
+def too_slow(seconds: float, what: str = "`forward`") -> MosecTimeoutError:
     """Return what ends a call of `forward`, or a step of a stream, that has taken longer than its stage allows.
 
     Args:
         seconds: that the stage allows.
-        method: what has taken longer, where it is another method of the worker.
+        what: has taken longer, where it is another method of the worker, or may be one.
     """
     return MosecTimeoutError(
-        f"`{method}` took longer than {seconds:g} s; to give it more, raise `timeout` (seconds) of its stage, and the "
+        f"{what} took longer than {seconds:g} s; to give it more, raise `timeout` (seconds) of its stage, and the "
         "service's setting `timeout` (milliseconds) above that"
     )
 

@@ -180,6 +180,10 @@ class Service:
         outcome = await caller.future
         return outcome.failure or caller.size + len(outcome.payload)
 
+    def worker_processes(self, route: int) -> list[int | None]:
+        """Return the process of the first worker of each stage of a route; None where that is no process of its own."""
+        return self._coordinator.worker_processes(route)
+
     def watch_daemon(
         self, name: str, process: subprocess.Popen[Any] | BaseProcess, on_exit: Callable[[str, int], None]
     ) -> None:
@@ -207,6 +211,7 @@ class Service:
             )
             for path, pipeline in self._routes.items()
         ]
+        memory = memory_limit()
         app = App(
             [*plain.routes(results, self._coordinator.new_id), *self._protocol_routes(objects)],
             self._coordinator,
@@ -216,8 +221,8 @@ class Service:
             max_request_size=self._settings.max_request_size,
             compressed=self._settings.compression,
             server=SERVER,
-            body_memory=self._settings.body_memory or memory_limit() // 4,
-            limits=http_limits(self._settings),
+            body_memory=self._settings.body_memory or memory // 4,
+            limits=http_limits(self._settings, memory),
             access_log=self._settings.access_log,
             # The protocols of `run()` do it themselves.
             lingers=not self._import_main or self._settings.http == "plain",

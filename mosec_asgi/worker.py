@@ -58,6 +58,8 @@ class Worker(abc.ABC):
     _assigned_batch_size: int | None = None
     # A setting of the service.
     _strict_json: bool = False
+    # The formats of a class of this package call the user's code, or wait for others: their time is bounded, too.
+    _formats_take_time: bool = False
     # What to tell a user who appends a worker of this class.
     _advice: str = ""
     _has_left: Callable[[int], bool] | None = None

@@ -89,6 +89,9 @@ class Client:
     def stop_reading(self) -> None:
         self._writer.transport.pause_reading()
 
+    def read_on(self) -> None:
+        self._writer.transport.resume_reading()
+
     async def drain(self) -> None:
         """Wait until what was sent has left."""
         await asyncio.wait_for(self._writer.drain(), PATIENCE)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import threading
 import time
@@ -94,6 +95,32 @@ class Hangs(Worker):
             except BaseException:
                 continue
         return "done"
+
+
+class FormatsHang(Worker):
+    """Has formats that do not come back before the file is there that a request names."""
+
+    @staticmethod
+    def wait(data: Any, place: str) -> Any:
+        if data[0] == place:
+            Hangs.forward(Hangs(), data[1])
+        return data
+
+    def deserialize(self, data: bytes) -> Any:
+        return self.wait(json.loads(bytes(data)), "deserialize")
+
+    def forward(self, data: Any) -> Any:
+        return data
+
+    def serialize(self, data: Any) -> bytes:
+        return json.dumps(self.wait(data, "serialize")).encode()
+
+
+class AsyncFormatsHang(FormatsHang):
+    """The same, and blocks the event loop meanwhile."""
+
+    async def forward(self, data: Any) -> Any:
+        return data
 
 
 class CannotStart(Worker):

@@ -362,6 +362,18 @@ def test_what_was_done_in_time_is_answered_though_another_has_blocked_the_loop(s
     assert answers == ([ENDED] * 2 if streams else [ok("waits"), ok("blocks")])
 
 
+@pytest.mark.parametrize("error", UNUSUAL)
+def test_whatever_is_raised_on_a_batch_costs_only_its_culprits(error: type[BaseException]) -> None:
+    async def forward(self: Worker, batch: list[int]) -> list[int]:
+        await asyncio.sleep(0)
+        if 3 in batch:
+            raise error("three")
+        return batch
+
+    answers = run_batch(awaiting(forward), 1, 2, 3, 4)
+    assert answers == [ok(1), ok(2), INTERNAL, ok(4)]
+
+
 def test_a_batch_that_takes_too_long_is_not_run_again() -> None:
     calls = Recorder()
 

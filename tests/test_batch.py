@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from common import told
 from fake_port import (
+    BOTH,
     ENDED,
     INTERNAL,
     Recorder,
@@ -284,20 +285,34 @@ def test_whatever_the_example_of_a_dry_run_raises_is_its_answer(error: type[Base
     assert run(Made, tasks(b"", flags=EXAMPLE | EGRESS)) == [INTERNAL]
 
 
-@pytest.mark.parametrize("method", ["serialize", "serialize_ipc"])
-def test_a_serializer_that_hangs_costs_its_own_item_only(method: str) -> None:
-    def serialize(self: Worker, result: str) -> bytes:
-        if result == "hangs":
-            hang()
-        return result.encode()
+async def _echo(self: Worker, data: Any) -> Any:
+    return data
 
-    worker = worker_of(lambda batch: batch, **{method: serialize})
-    work = tasks(b'"fine"', b'"hangs"', b'"too"', flags=INGRESS if method == "serialize_ipc" else INGRESS | EGRESS)
-    answers = run(worker, work, max_batch_size=3, timeout=0.1)
+
+FORMATS = {"deserialize": BOTH, "serialize": BOTH, "deserialize_ipc": EGRESS, "serialize_ipc": INGRESS}
+
+
+@pytest.mark.parametrize("method", FORMATS)
+@pytest.mark.parametrize("max_batch_size", [1, 3])
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_a_format_that_hangs_costs_its_own_item_only(method: str, max_batch_size: int, asynchronous: bool) -> None:
+    def convert(self: Worker, data: Any) -> Any:
+        text = data if isinstance(data, str) else bytes(data).decode()
+        if text == "hangs":
+            hang()
+        return text if method.startswith("de") else text.encode()
+
+    plain = {"deserialize": lambda self, data: bytes(data).decode(), "serialize": lambda self, data: data.encode()}
+    worker = worker_of(lambda data: data, **{**plain, method: convert})
+    if asynchronous:
+        worker = type("Made", (worker,), {"forward": _echo})
+    work = tasks(b"fine", b"hangs", b"too", flags=FORMATS[method])
+    options = {"max_batch_size": max_batch_size, "timeout": 0.2, "concurrency": 3 if asynchronous else 1}
+    answers = run(worker, work, **options)
     code, text = answers.pop(1)
     assert (code, text.partition(b";")[0]) == (
         408,
-        b"mosec timeout error: `%s` took longer than 0.1 s" % method.encode(),
+        b"mosec timeout error: `%s` took longer than 0.2 s" % method.encode(),
     )
     assert answers == [(200, b"fine"), (200, b"too")]
 

@@ -220,6 +220,18 @@ def test_a_request_that_cannot_be_decoded_or_admitted_fails_alone() -> None:
     ]
 
 
+def test_so_does_an_item_whose_decoding_takes_too_long() -> None:
+    def deserialize(self: Countdown, data: bytes) -> int:
+        if int(data) == 2:
+            hang()
+        return int(data)
+
+    worker = type("Made", (Countdown,), {"deserialize": deserialize})
+    server = served(worker, json_tasks(1, 2, 3), max_batch_size=3, timeout=0.2)
+    assert server.answers.pop(2)[0] == LATE
+    assert server.answers == {1: ENDED, 3: ENDED}
+
+
 def test_an_admission_that_takes_too_long_fails_alone() -> None:
     class Slow(Countdown):
         def admit(self, item: int) -> Hashable:

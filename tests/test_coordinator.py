@@ -35,6 +35,7 @@ from mosec_asgi.errors import (
     STALLED,
     TIMED_OUT,
     TOO_LONG,
+    UNSEEN,
     WORKER_DIED,
     Failure,
     StartupError,
@@ -651,7 +652,7 @@ async def test_a_worker_that_is_stuck_is_replaced_and_its_requests_are_answered_
             looks = stuck.looks
             await until(lambda looks=looks: stuck.looks > looks)  # type: ignore[misc]
             clock.advance(0.25)
-        assert await answer(ticket) == describe(too_slow(0.1))
+        assert await answer(ticket) == describe(too_slow(0.1, UNSEEN))
         worker = await service.next_life(stuck)
         await worker.gets_work()
         worker.reply()

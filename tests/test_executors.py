@@ -206,6 +206,22 @@ async def test_a_forward_that_never_comes_back_costs_its_own_request_only(execut
         end.touch()
 
 
+@pytest.mark.parametrize("worker", [workers.FormatsHang, workers.AsyncFormatsHang])
+@pytest.mark.parametrize("method", ["deserialize", "serialize"])
+async def test_so_does_a_format_that_never_comes_back(
+    executor: str, worker: type[workers.FormatsHang], method: str, tmp_path: Path
+) -> None:
+    end = tmp_path / "end"
+    async with serving(executor, Runtime(worker, 1, timeout=0.2), timeout=9000) as engine:
+        outcome = await engine.outcome([method, str(end)])
+        assert outcome.code == 408
+        assert outcome.failure is not None
+        assert f"`{method}`" in outcome.failure.text
+        assert "raise `timeout` (seconds) of its stage" in outcome.failure.text
+        assert await engine.ask(["neither", ""]) == ["neither", ""]
+        end.touch()
+
+
 async def test_the_deadline_of_the_service_holds_whatever_the_worker_does(executor: str, tmp_path: Path) -> None:
     end = tmp_path / "end"
     async with serving(executor, Runtime(workers.Hangs), timeout=300) as engine:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
+from contextlib import AsyncExitStack
 
 import pytest
 from common import settled_loop, until
 from direct_side import FLOOD, LIMIT, Client, post, serving
 
+from mosec_asgi.ration import MOST
 from mosec_asgi.web.limits import Limits
 
 HEAD = b"POST /json HTTP/1.1\r\nhost: t\r\n"
@@ -294,6 +296,58 @@ async def test_a_client_that_does_not_read_its_answer_is_ended(
         (await side.task()).answer(FLOOD)
         await until(lambda: not side.server.server_state.connections)
     assert any("does not read" in record.getMessage() for record in logged.records)
+
+
+@pytest.mark.parametrize("path", ["/json", "/json?asgi"])
+async def test_answers_that_many_clients_leave_unread_are_bounded_and_who_reads_has_its_own(
+    path: str, logged: pytest.LogCaptureFixture
+) -> None:
+    async with AsyncExitStack() as stack:
+        side = await stack.enter_async_context(serving(limits=limits(answer_memory=2 * len(FLOOD))))
+        clients = [await stack.enter_async_context(side.client()) for _ in range(6)]
+        for number, client in enumerate(clients, 1):
+            client.stop_reading()
+            client.send(post(path=path))
+            (await side.task(number)).answer(FLOOD)
+            await settled_loop()
+        await until(lambda: len(side.server.server_state.connections) <= 3)
+        # The newest are left, one of which reads now.
+        clients[-1].read_on()
+        assert (await clients[-1].response()).body == FLOOD
+    assert any("`answer_memory`" in record.getMessage() for record in logged.records)
+
+
+@pytest.mark.parametrize("path", ["/json", "/json?asgi"])
+async def test_behind_an_unread_answer_no_request_is_begun(path: str) -> None:
+    async with serving() as side, side.client() as client:
+        client.stop_reading()
+        client.send(post(path=path))
+        (await side.task()).answer(FLOOD)
+        await settled_loop()
+        client.send(post(b"2", path) + post(b"3", path))
+        # Time enough for requests that are not held back.
+        async with side.client() as other:
+            other.send(post(b"4", path))
+            (await side.task(2)).answer(b"other")
+            assert (await other.response()).body == b"other"
+        assert len(side.service.tasks) == 2
+        client.read_on()
+        assert (await client.response()).body == FLOOD
+        for number in (3, 4):
+            (await side.task(number)).answer(b"%d" % number)
+            assert (await client.response()).body == b"%d" % number
+
+
+async def test_a_flood_of_refused_requests_logs_some_lines_and_how_many_were_left_out(
+    logged: pytest.LogCaptureFixture,
+) -> None:
+    async with serving() as side:
+        for _ in range(2 * MOST):
+            async with side.client() as client:
+                client.send(b"garbage\r\n\r\n")
+                assert (await client.response()).status == 400
+    lines = [record.getMessage() for record in logged.records if "refused" in record.getMessage()]
+    assert len(lines) == MOST
 
 
 # -- room for bodies ---------------------------------------------------------------------------------------------------

@@ -301,3 +301,31 @@ async def test_a_client_that_does_not_take_its_answer_is_ended() -> None:
         task.chunk(MUCH * 3)
         task.answer()
         await client.ended_by_server()
+
+
+async def test_answers_on_many_streams_that_are_not_taken_are_bounded(logged: pytest.LogCaptureFixture) -> None:
+    async with connected(limits=Limits(answer_memory=4 * len(MUCH))) as (side, client):
+        for _ in range(4):
+            client.ask(reads=False)
+        await side.admitted(4)
+        for task in side.service.tasks:
+            task.chunk(MUCH * 2)
+            task.answer()
+        await client.ended_by_server()
+    assert any("`answer_memory`" in record.getMessage() for record in logged.records)
+
+
+async def test_what_runs_on_a_connection_that_breaks_the_protocol_is_dropped_without_an_error(
+    logged: pytest.LogCaptureFixture,
+) -> None:
+    async with connected() as (side, client):
+        client.ask()
+        task = await side.admitted(1)
+        [connection] = side.server.server_state.connections
+        [cycle] = connection.cycles.values()  # type: ignore[union-attr]
+        # Before the loop's next turn, in which it hears of the end: an answer that is sent now has nowhere to go.
+        connection.data_received(b"\xff" * 100)  # type: ignore[union-attr]
+        task.answer()
+        assert cycle.disconnected
+        await client.ended_by_server()
+    assert [record.getMessage() for record in logged.records if "Invalid HTTP/2" in record.getMessage()]

@@ -344,12 +344,12 @@ def test_an_alarm_that_is_late_interrupts_nothing() -> None:
 
 
 def test_time_in_serialize_is_not_that_of_forward() -> None:
-    def serialize(self: Worker, data: Any) -> bytes:
-        hang(0.1)
-        return b"done"
+    def nap(data: Any) -> Any:
+        hang(0.7)
+        return data
 
-    worker = worker_of(lambda item: item, serialize=serialize)
-    assert run(worker, json_tasks(1), timeout=0.03) == [(200, b"done")]
+    worker = worker_of(nap, deserialize=lambda self, data: nap(data), serialize=lambda self, data: nap(b"done"))
+    assert run(worker, json_tasks(1), timeout=1.0) == [(200, b"done")]
 
 
 def test_forward_may_raise_the_timeout_itself() -> None:

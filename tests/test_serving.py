@@ -714,6 +714,9 @@ def test_a_dry_run_sends_each_pipeline_its_example_and_reports(tmp_path: Path) -
         assert '"route": "/inference"' in result
         assert '"stages": ["GoodExample", "Halve"]' in result
         assert '"request": {"x": 3}' in result
+        measured = json.loads(result.removeprefix("dry run result: "))["stage_metrics"]
+        assert [stage["stage"] for stage in measured] == ["GoodExample", "Halve"]
+        assert all(0 < stage["cpu_time_seconds"] < PROMPT and stage["max_rss_bytes"] > 1 << 20 for stage in measured)
         assert any("/without: Echo has no example" in message for message in messages)
         assert messages[-1] == "dry run finished: 2 of 2 routes passed"
         assert sum("worker is ready" in message for message in messages) == 3

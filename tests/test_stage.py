@@ -21,6 +21,7 @@ from mosec_asgi.errors import (
     STAGE_DOWN,
     TIMED_OUT,
     TOO_LONG,
+    UNSEEN,
     WORKER_DIED,
     Failure,
     describe,
@@ -710,7 +711,7 @@ async def test_a_worker_that_does_nothing_beyond_its_time_is_killed_and_what_it_
         assert not worker.killed
         b.loop.advance(2 * LOOK_SECONDS)
         assert worker.killed
-        assert b.failures == dict.fromkeys((1, 2), describe(too_slow(b.stage.plan.timeout)))
+        assert b.failures == dict.fromkeys((1, 2), describe(too_slow(b.stage.plan.timeout, UNSEEN)))
         assert "raise `timeout` (seconds) of its stage" in b.failures[1].text
         worker = await b.replaced(worker)
         assert worker.sizes == [2], "what was sent ahead is a batch as before"
@@ -754,7 +755,7 @@ async def test_of_two_busy_workers_only_the_stuck_one_is_killed() -> None:
             other.beats += 1
         b.loop.advance(5 * STUCK / 10)
         assert not other.killed
-        assert b.failures == {1: describe(too_slow(TIMEOUT))}
+        assert b.failures == {1: describe(too_slow(TIMEOUT, UNSEEN))}
         await settled_loop()
 
 
@@ -789,7 +790,7 @@ async def test_the_successor_of_a_stuck_worker_is_watched_as_well() -> None:
             worker = b.worker
             b.loop.advance(STUCK + 2 * LOOK_SECONDS)
             assert worker.killed
-            assert b.failures[number] == describe(too_slow(TIMEOUT))
+            assert b.failures[number] == describe(too_slow(TIMEOUT, UNSEEN))
             b.clock.advance(60.0)
             await settled_loop()
             b.loop.advance(1.0)

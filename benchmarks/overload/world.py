@@ -289,6 +289,7 @@ class SimulatedWorker:
     """A worker that only takes time, and the link to it; see `pool.link.WorkerLink`. Messages take none."""
 
     name = "simulated worker"
+    pid = None
 
     def __init__(self, world: World, stage: SimulatedStage, events: WorkerEvents) -> None:
         self._world = world

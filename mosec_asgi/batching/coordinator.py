@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import logging
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -25,6 +26,7 @@ from mosec_asgi.lazy_timer import LazyTimer
 from mosec_asgi.messages import OK, REPLY, Call, Chunk, Credit, LinkError, Outcome, Payload, drop_all
 from mosec_asgi.observing.observer import StageObserver
 from mosec_asgi.pool.link import Launcher
+from mosec_asgi.ration import Ration
 from mosec_asgi.reply import cut
 
 # Seconds that workers get to run `Worker.close` before they are killed.
@@ -111,6 +113,8 @@ class Coordinator:
         self._admission: Admission
         self._admitted: dict[int, Task] = {}
         self._closing = False
+        # What a client can cause by itself: it may ask for a time of a millisecond.
+        self._ration = Ration(logger, lambda seconds, say: self._loop.call_later(seconds, say), clock)
         self._all_answered = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop
         self._sweep_timer: LazyTimer
@@ -153,6 +157,11 @@ class Coordinator:
             await self.stop(0.0)
             raise
 
+    def worker_processes(self, route: int) -> list[int | None]:
+        """Return the process of the first worker of each stage of a route; None where that is no process of its own."""
+        pools = [self._stages[place].pool for place in self._routes[route].stages]
+        return [next((worker.link.pid for worker in pool.workers), None) for pool in pools]
+
     async def stop(self, grace: float) -> None:
         """Admit no more, let what was admitted finish, and end all workers.
 
@@ -177,6 +186,7 @@ class Coordinator:
             for pool in pools:
                 pool.kill_all("did not stop when asked")
             await stopped
+        self._ration.say_all()
         for stage in self._stages:
             stage.stop_timers()
         self._sweep_timer.clear()
@@ -378,7 +388,8 @@ class Coordinator:
             told(task, self._clock())
         stalled = task.flow is not None and task.flow.full
         where = "waiting in the queue" if task.state is State.QUEUED else "on a worker"
-        logger.warning(
+        self._ration.log(
+            logging.WARNING,
             "answered 408: not done within its time, %s",
             "its client does not read the stream" if stalled else where,
             extra={"stage": stage.plan.name, "request_id": task.request_id},
@@ -401,7 +412,8 @@ class Coordinator:
         limit = task.deadline - task.arrived
         needs = self._admission.needs(task.stages, task.position, 1, limit, now)
         left = max(0.0, task.deadline - now)
-        logger.warning(
+        self._ration.log(
+            logging.WARNING,
             "answered 408: not begun, it needs %.3f s and has %.3f s left",
             needs,
             left,

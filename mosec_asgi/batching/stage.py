@@ -24,7 +24,7 @@ from mosec_asgi.batching.loads import AnswerError
 from mosec_asgi.batching.scheduler import Assignment, Scheduler
 from mosec_asgi.batching.stage_admission import StageAdmission
 from mosec_asgi.batching.task import State, Task
-from mosec_asgi.errors import INTERNAL_ERROR, STAGE_DOWN, TIMED_OUT, WORKER_DIED, Failure, describe, too_slow
+from mosec_asgi.errors import INTERNAL_ERROR, STAGE_DOWN, TIMED_OUT, UNSEEN, WORKER_DIED, Failure, describe, too_slow
 from mosec_asgi.inside.spec import WorkerSpec
 from mosec_asgi.lazy_timer import LazyTimer
 from mosec_asgi.messages import (
@@ -454,7 +454,7 @@ class Stage:
         now = self._clock()
         loads = self.scheduler.loads
         beats = {worker: worker.link.progress().beats for worker in loads.busy}
-        failure = describe(too_slow(self.plan.timeout))
+        failure = describe(too_slow(self.plan.timeout, UNSEEN))
         for worker in self._watchdog.stuck(beats, now):
             for task in loads.begun(worker, worker.link.progress().begun):
                 if task.state is not State.SETTLED:

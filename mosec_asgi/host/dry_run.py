@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from mosec_asgi import log
 from mosec_asgi.config import Settings
 from mosec_asgi.errors import Failure, StartupError
+from mosec_asgi.host.stage_use import stage_metrics, use_of
 from mosec_asgi.runtime import Runtime
 from mosec_asgi.service import Service
 from mosec_asgi.worker import several_examples
@@ -66,16 +67,21 @@ async def _run_route(service: Service, place: int, path: str, pipeline: Sequence
         return True
     example = several[0] if several else worker.example
     began = time.perf_counter()
+    pids = service.worker_processes(place)
+    before = [use_of(pid) for pid in pids]
     outcome = await service.run_example(place, f"dry-run{path}")
     if isinstance(outcome, Failure):
         logger.error("%s: the example was answered %d: %s", path, outcome.code, outcome.text)
         return False
-    report = {
+    stages = [runtime.worker.__name__ for runtime in pipeline]
+    report: dict[str, object] = {
         "route": path,
-        "stages": [runtime.worker.__name__ for runtime in pipeline],
+        "stages": stages,
         "request": example,
         "result_size": outcome,
         "warmup_duration": time.perf_counter() - began,
     }
+    if measured := stage_metrics(stages, before, [use_of(pid) for pid in pids]):
+        report["stage_metrics"] = measured
     logger.info("dry run result: %s", json.dumps(report, default=str))
     return True

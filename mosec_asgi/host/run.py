@@ -21,6 +21,7 @@ from starlette.types import Message, Receive, Scope, Send
 from mosec_asgi import log
 from mosec_asgi.config import Settings
 from mosec_asgi.host.interrupts import told_of_signals
+from mosec_asgi.host.memory import memory_limit
 from mosec_asgi.web.limits import Limits, http_limits
 from mosec_asgi.web.uvicorn import supported
 
@@ -66,7 +67,8 @@ def run(server: Server, settings: Settings) -> int:
     """
     sock = _listen(settings.address, settings.port)
     program = _Program(server)
-    runner = uvicorn.Server(_uvicorn_config(program, settings, _http_protocol(server, settings)))
+    protocol = _http_protocol(server, settings)
+    runner = uvicorn.Server(_uvicorn_config(program, settings, protocol))
     server.on_daemon_exit = program.daemon_ended
     address, port = sock.getsockname()[:2]
     logger.info(
@@ -82,6 +84,8 @@ def run(server: Server, settings: Settings) -> int:
             code = stop.code if isinstance(stop.code, int) else 1
         finally:
             sock.close()
+    if (shared := getattr(protocol, "shared", None)) is not None:
+        shared.ration.say_all()
     if program.signalled:
         code = signal.SIGINT + 128 if program.forced else 0
     logger.info("the service has stopped")
@@ -189,7 +193,7 @@ def _http_protocol(server: Server, settings: Settings) -> type[asyncio.Protocol]
     reason = server.why_not_direct()
     if reason is not None:
         logger.info("requests go through ASGI, and not the direct way, because %s", reason)
-    return _own_protocol(http_limits(settings))
+    return _own_protocol(http_limits(settings, memory_limit()))
 
 
 def _own_protocol(limits: Limits) -> type[asyncio.Protocol]:

@@ -31,7 +31,7 @@ from mosec_asgi.inside.plain_runner import NO_TASKS
 from mosec_asgi.inside.port import Port
 from mosec_asgi.inside.returned import async_events_of, check_finished
 from mosec_asgi.inside.spec import WorkerSpec
-from mosec_asgi.inside.timer import FORSAKEN_SECONDS, KernelTimer
+from mosec_asgi.inside.timer import FORSAKEN_SECONDS, KernelTimer, NoTimer, Timer
 from mosec_asgi.messages import Results
 from mosec_asgi.request import Request
 from mosec_asgi.streaming import SSEWorker, streams
@@ -85,6 +85,7 @@ class AsyncRunner:
         port: Port,
         kernel: KernelTimer | None = None,
         loop: asyncio.AbstractEventLoop | None = None,
+        timer: Timer | NoTimer | None = None,
     ) -> None:
         """Bind a worker to its port.
 
@@ -94,12 +95,13 @@ class AsyncRunner:
             port: where tasks come from and results go.
             kernel: ends the process when its loop hangs and nobody else can.
             loop: to run on; None for one of its own, which `serve` runs.
+            timer: bounds the time of the user's own formats, which block the loop; None where nothing can.
         """
         self._worker = worker
         self._spec = spec
         self._port = port
         self._kernel = kernel
-        self._codec = Codec(worker, spec, port.memory)
+        self._codec = Codec(worker, spec, port.memory, timer, self._show_life)
         self._batches = spec.max_batch_size > 1
         streaming = streams(type(worker)) and not spec.next_stages
         self._outlet = Outlet(worker, spec, self._codec, port) if streaming else None
@@ -170,6 +172,7 @@ class AsyncRunner:
 
     async def closing(self) -> None:
         """Let the worker release what it took, on a loop that runs."""
+        self._codec.close()
         closing = self._worker.close()  # type: ignore[func-returns-value]
         if inspect.isawaitable(closing):
             await closing
@@ -303,14 +306,24 @@ class AsyncRunner:
                 unit.deadline = math.inf
                 await self._news_come()
                 return None
-        except (Ending, GeneratorExit):
+        except Ending:
             raise
+        except GeneratorExit as error:
+            if not self._is_at_work(unit):
+                # Not the user's code: the coroutine is closed, with the loop, and must end.
+                raise
+            return Raised(self._explained(unit, error))
         except BaseException as error:
             return Raised(self._explained(unit, error))
         finally:
             unit.deadline = math.inf
         # The user's code may have swallowed the cancellation and returned a result.
         return Raised(self._too_late()) if unit.late else came
+
+    def _is_at_work(self, unit: AsyncUnit) -> bool:
+        """Whether the loop is doing a step of a unit just now."""
+        running = asyncio.current_task() if asyncio._get_running_loop() is self._loop else None
+        return running is not None and self._running.get(running) is unit
 
     def _explained(self, unit: AsyncUnit, error: BaseException) -> BaseException:
         """Return what an exception of `forward` means."""
@@ -376,12 +389,18 @@ class AsyncRunner:
 
     def _beat(self) -> None:
         self._beat_timer = None
-        if self._kernel is not None:
-            # The next beat puts the timer off; a loop that is blocked for longer than a step may take does not beat.
-            self._kernel.set(2 * self._spec.timeout + FORSAKEN_SECONDS if self._running else 0.0)
         if self._running:
-            self._port.progress.beat()
+            self._show_life()
             self._beat_timer = self._loop.call_later(BEAT_SECONDS, self._beat)
+        elif self._kernel is not None:
+            self._kernel.set(0.0)
+
+    def _show_life(self) -> None:
+        """Let the server and the kernel know that a step is done."""
+        self._port.progress.beat()
+        if self._kernel is not None and self._running:
+            # The next beat puts the timer off; a loop that is blocked for longer than a step may take does not beat.
+            self._kernel.set(2 * self._spec.timeout + FORSAKEN_SECONDS)
 
     # -- time --------------------------------------------------------------------------------------------------------
 

@@ -5,8 +5,9 @@ Large payloads lie in memory that the worker shares with the server, where there
 
 from __future__ import annotations
 
+import logging
 import pickle
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from http import HTTPStatus
 from typing import Any
 
@@ -33,6 +34,7 @@ from mosec_asgi.ipc import frames, reference
 from mosec_asgi.ipc.arena import LARGE
 from mosec_asgi.ipc.mapped import Mapped
 from mosec_asgi.messages import EGRESS, EXAMPLE, INGRESS, OBJECT_IN, OBJECT_OUT, REPLY
+from mosec_asgi.ration import Ration
 from mosec_asgi.reply import Reply, packed_head
 from mosec_asgi.worker import Worker, several_examples
 
@@ -59,7 +61,12 @@ class Codec:
     """Decodes and encodes by the worker's own methods, chosen by a task's place in its pipeline."""
 
     def __init__(
-        self, worker: Worker, spec: WorkerSpec, memory: Mapped | None = None, timer: Timer | NoTimer | None = None
+        self,
+        worker: Worker,
+        spec: WorkerSpec,
+        memory: Mapped | None = None,
+        timer: Timer | NoTimer | None = None,
+        beat: Callable[[], None] | None = None,
     ) -> None:
         """Bind the codec to a worker.
 
@@ -67,14 +74,21 @@ class Codec:
             worker: whose methods encode and decode.
             spec: how it is run.
             memory: what it shares with the server.
-            timer: bounds the time of the worker's own serializers; for batches, in which one must not cost the others.
+            timer: bounds the time of the formats that the user has written.
+            beat: called before and after each of them, which is a step of its own.
         """
         self._worker = worker
-        self._timer = timer
+        self._timer = timer or NoTimer()
+        self._beat = beat or _nothing
+        self._ration = Ration(logger)
         self._spec = spec
         self._memory = memory
+        self._serialize = self._bounded("serialize")
+        self._deserialize_bounded = self._bounded("deserialize")
+        self._serialize_ipc = self._bounded("serialize_ipc")
+        self._deserialize_ipc = self._bounded("deserialize_ipc")
         # A request without a body, such as GET, has none to decode; only workers that take the request are given those.
-        self._deserialize = self._or_none if worker.takes_request else worker.deserialize
+        self._deserialize = self._or_none if worker.takes_request else self._deserialize_bounded
         default = default_ipc(worker)
         # Of results for calls of objects, which the server reads.
         self._objects = Pickler(memory) if memory is not None else None
@@ -106,10 +120,10 @@ class Codec:
             # An example of a worker with batching is a batch, but a dry run has one task for it.
             return example[0] if self._spec.max_batch_size > 1 and isinstance(example, (list, tuple)) else example
         data: Any = bytearray(payload) if self._changes_ipc else payload
-        return self._worker.deserialize_ipc(data)
+        return self._deserialize_ipc(data)
 
     def _or_none(self, payload: bytes) -> Any:
-        return self._worker.deserialize(payload) if payload else None
+        return self._deserialize_bounded(payload) if payload else None
 
     def _item(self, pickled: bytes | reference.Contents) -> Any:
         """Return the object that `infer` was given, as the worker's format checks it."""
@@ -136,17 +150,14 @@ class Codec:
                 return self._reply(flags, result)
             check_finished(result)
         if flags & EGRESS:
-            payload = self._worker.serialize(result) if self._timer is None else self._timed("serialize", result)
+            payload = self._serialize(result)
         elif flags & OBJECT_OUT:
             return self._pickled(result)
         else:
             try:
                 if self._pickler is not None:
                     return self._pickler.dump(result)
-                if self._timer is None or default_ipc(self._worker):
-                    payload = self._worker.serialize_ipc(result)
-                else:
-                    payload = self._timed("serialize_ipc", result)
+                payload = self._serialize_ipc(result)
             except NOT_PICKLED as error:
                 if not default_ipc(self._worker):
                     raise
@@ -171,20 +182,32 @@ class Codec:
         if flags & OBJECT_OUT:
             return self._pickled(reply)
         # Through the pipe, however large: in shared memory lie plain results.
-        value = reply.value
-        payload = self._worker.serialize(value) if self._timer is None else self._timed("serialize", value)
-        return REPLY, head + _as_bytes(payload)
+        return REPLY, head + _as_bytes(self._serialize(reply.value))
 
-    def _timed(self, method: str, result: Any) -> Any:
-        """Return what a serializer of the worker returns; one that takes too long raises `MosecTimeoutError`."""
-        assert self._timer is not None
-        try:
-            with self._timer:
-                return getattr(self._worker, method)(result)
-        except MosecTimeoutError as error:
-            if error.args == too_slow(self._spec.timeout).args:
-                raise too_slow(self._spec.timeout, method) from error
-            raise
+    def _bounded(self, name: str) -> Callable[[Any], Any]:
+        """Return a method of the worker; if the user has written it, one that is interrupted by `MosecTimeoutError`.
+
+        Ours end by themselves, since what they read is bounded, and pay nothing for this.
+        """
+        method: Callable[[Any], Any] = getattr(self._worker, name)
+        if not (_is_users(method) or self._worker._formats_take_time):
+            return method
+        timer, beat, seconds = self._timer, self._beat, self._spec.timeout
+        interrupted = too_slow(seconds).args
+
+        def bounded(value: Any) -> Any:
+            beat()
+            try:
+                with timer:
+                    return method(value)
+            except MosecTimeoutError as error:
+                if error.args == interrupted:
+                    raise too_slow(seconds, f"`{name}`") from error
+                raise
+            finally:
+                beat()
+
+        return bounded
 
     def _pickled(self, result: Any) -> Answer:
         """Return a result for a call of objects as an answer."""
@@ -241,10 +264,10 @@ class Codec:
         self._log(failure.code, text, error, self.extra(request_ids))
         return failure
 
-    @staticmethod
-    def _log(code: int, text: str, error: BaseException, extra: dict[str, object]) -> None:
+    def _log(self, code: int, text: str, error: BaseException, extra: dict[str, object]) -> None:
         if code < 500:
-            logger.info("%s", text, extra=extra)
+            # What a client can cause by itself, as often as it likes.
+            self._ration.log(logging.INFO, "%s", text, extra=extra)
         elif code != HTTPStatus.INTERNAL_SERVER_ERROR:
             logger.warning("%s", text, extra=extra)
         else:
@@ -254,6 +277,10 @@ class Codec:
                 raise
             except BaseException as fault:
                 logger.error("%s, without its traceback: %s", text, type(fault).__name__, extra=extra)
+
+    def close(self) -> None:
+        """Say what was left out of the log."""
+        self._ration.say_all(logging.INFO)
 
     def told_of_all(self, results: list[Any], request_ids: Sequence[str]) -> list[Any]:
         """Return `results` with failures for exceptions; a fault that has failed several requests is logged once."""
@@ -312,6 +339,10 @@ def shown(error: BaseException) -> str:
         raise
     except BaseException:
         return type(error).__name__
+
+
+def _nothing() -> None:
+    """Do nothing about a step."""
 
 
 def _is_users(method: Any) -> bool:

@@ -40,7 +40,7 @@ class ContinuousRunner:
         self._worker = worker
         self._port = port
         self._slots = spec.max_batch_size
-        self._codec = Codec(worker, spec, port.memory)
+        self._codec = Codec(worker, spec, port.memory, timer, port.progress.beat)
         self._outlet = Outlet(worker, spec, self._codec, port)
         self._timer = timer
         # The tasks by their slots, the slots by their tasks, and the messages in which the tasks came.
@@ -72,6 +72,7 @@ class ContinuousRunner:
 
     def close(self) -> None:
         """Let the worker release what it took."""
+        self._codec.close()
         self._worker.close()
 
     def serve(self) -> None:

@@ -55,7 +55,8 @@ def runner_for(
         # Imported here: it loads asyncio, which other workers do not need.
         from mosec_asgi.inside.async_runner import AsyncRunner
 
-        return AsyncRunner(worker, spec, port, kernel)
+        # The timer has no kernel's: the runner sets that itself.
+        return AsyncRunner(worker, spec, port, kernel, timer=Timer(spec.timeout) if interrupts else None)
     if streams(type(worker)):
         from mosec_asgi.inside.stream_runner import MiddleRunner, StreamRunner
 

@@ -41,8 +41,7 @@ class PlainRunner:
         self._port = port
         self._timer = timer
         self._batches = spec.max_batch_size > 1
-        # A single task costs no others; the server replaces a worker that does not come back from its serializer.
-        self._codec = Codec(worker, spec, port.memory, timer if self._batches else None)
+        self._codec = Codec(worker, spec, port.memory, timer, port.progress.beat)
         self._algorithm = BatchAlgorithm(spec, self._codec, port, time.perf_counter)
         # The unit that runs now.
         self._unit = Unit(NO_TASKS, ())
@@ -59,6 +58,7 @@ class PlainRunner:
 
     def close(self) -> None:
         """Let the worker release what it took."""
+        self._codec.close()
         self._worker.close()
 
     def serve(self) -> None:

@@ -32,6 +32,7 @@ class PydanticMixin(NeedsLibrary, Worker):
     """
 
     _library = "pydantic"
+    _formats_take_time = True
     req_mime_type = "application/json"
     resp_mime_type = "application/json"
 

@@ -34,6 +34,7 @@ class RedisShmIPCMixin(NeedsLibrary, Worker):
     """
 
     _library = "redis"
+    _formats_take_time = True
     redis_ttl: int = 300
 
     _redis_client: Any = None

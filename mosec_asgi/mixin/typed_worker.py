@@ -20,6 +20,7 @@ class TypedMsgPackMixin(NeedsLibrary, Worker):
     """
 
     _library = "msgspec"
+    _formats_take_time = True
     req_mime_type = "application/msgpack"
     resp_mime_type = "application/msgpack"
 

@@ -60,6 +60,10 @@ class WorkerLink(Protocol):
     def name(self) -> str:
         """What the logs call what it runs on, such as "process 1234"."""
 
+    @property
+    def pid(self) -> int | None:
+        """Its process; None where it has none of its own."""
+
     def send(self, tasks: Tasks) -> None:
         """Give the worker tasks. After the link has closed this does nothing, as do the next two."""
 

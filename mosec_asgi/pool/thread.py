@@ -213,6 +213,11 @@ class InProcessLink:
         return QueuePort(self.notes, self.post)
 
     @property
+    def pid(self) -> int | None:
+        """Its process: none of its own."""
+        return None
+
+    @property
     def name(self) -> str:
         """What the logs call it."""
         return f"thread '{self.spec.stage} {self.spec.worker_id}'"

@@ -20,6 +20,7 @@ class Limits:
         max_head_size: bytes of a request line and its headers.
         max_url_size: bytes of a request's path and query.
         pipelined: the most requests that wait for their turn on one connection, or are begun in one turn of the loop.
+        answer_memory: bytes of answers that may lie unread, on all connections together.
     """
 
     keep_alive: float = 75.0
@@ -29,6 +30,7 @@ class Limits:
     max_head_size: int = 64 * 1024
     max_url_size: int = 16 * 1024
     pipelined: int = 32
+    answer_memory: int = 256 * 1024 * 1024
 
 
 DEFAULT = Limits()
@@ -59,8 +61,13 @@ class Patience:
         self.until = min(self.until + size / self._least_rate, now + self._most)
 
 
-def http_limits(settings: Settings) -> Limits:
-    """Return the limits that the settings give."""
+def http_limits(settings: Settings, memory: int) -> Limits:
+    """Return the limits that the settings give.
+
+    Args:
+        settings: of the service.
+        memory: bytes that its process may use.
+    """
     return Limits(
         keep_alive=settings.keep_alive / 1000,
         read_timeout=settings.read_timeout / 1000,
@@ -69,6 +76,7 @@ def http_limits(settings: Settings) -> Limits:
         max_head_size=settings.max_head_size,
         max_url_size=settings.max_url_size,
         pipelined=settings.pipelined,
+        answer_memory=settings.answer_memory or memory // 4,
     )
 
 

@@ -67,6 +67,11 @@ class SimulatedLink:
         """What the logs call it."""
         return f"life {self._life.number}"
 
+    @property
+    def pid(self) -> int | None:
+        """Its process: none."""
+        return None
+
     # -- the service's end -------------------------------------------------------------------------------------------
 
     def send(self, tasks: Tasks) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, cast
 
 from mosec_asgi.web.limits import Limits
+from mosec_asgi.web.uvicorn.shared import Shared
 
 # Bytes; larger pieces are not copied into one, but passed on as two, for one system call.
 LARGE = 16 * 1024
@@ -171,7 +172,8 @@ def gathering(protocol: type[asyncio.Protocol], limits: Limits | None = None) ->
 
     Args:
         protocol: one of ours, or uvicorn's.
-        limits: what a connection may take; None for the protocol's own.
+        limits: what a connection may take; None for the protocol's own. With them come the things that the
+            connections of a service share.
     """
     turn_end: TurnEnd | None = None
 
@@ -185,4 +187,5 @@ def gathering(protocol: type[asyncio.Protocol], limits: Limits | None = None) ->
 
     if limits is not None:
         Gathering.limits = limits
+        Gathering.shared = Shared(limits)
     return Gathering

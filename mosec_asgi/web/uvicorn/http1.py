@@ -20,6 +20,7 @@ its head is complete, and is then done for all other requests. Beyond that:
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Coroutine
 from typing import Any, ClassVar, cast
@@ -32,7 +33,6 @@ from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
-from mosec_asgi import log
 from mosec_asgi.errors import BAD_REQUEST, NO_ROOM, TOO_SLOW, Failure, head_too_large, url_too_long
 from mosec_asgi.web.budget import SMALL
 from mosec_asgi.web.direct import CLOSE, DirectExchange, DirectRoute, DirectRoutes
@@ -44,6 +44,7 @@ from mosec_asgi.web.uvicorn.ending import HalfClosed, Lingering
 from mosec_asgi.web.uvicorn.gathering import GatheringTransport
 from mosec_asgi.web.uvicorn.http10 import UntilClose
 from mosec_asgi.web.uvicorn.keep_alive import SilenceTimer
+from mosec_asgi.web.uvicorn.shared import Shared
 from mosec_asgi.web.uvicorn.slow_clients import Arrival, Unread
 
 # Headers about the connection alone, which are left out when a request is parsed again.
@@ -55,8 +56,6 @@ TURN_SECONDS = 0.002
 # The part of a request that is awaited.
 NOTHING, HEAD, BODY = range(3)
 NO_ROUTES = DirectRoutes()
-
-logger = log.internal_logger(__name__)
 
 
 class Refused(Exception):
@@ -74,9 +73,11 @@ class Http1Protocol(HttpToolsProtocol):
 
     Attributes:
         limits: of what its client may use.
+        shared: what it has in common with the other connections of the service.
     """
 
     limits: ClassVar[Limits] = DEFAULT
+    shared: ClassVar[Shared] = Shared(DEFAULT)
 
     # Slots, since with uvicorn's there would be more than the 30 attributes up to which Python looks them up quickly: a
     # request took 0.3 µs more.
@@ -272,6 +273,15 @@ class Http1Protocol(HttpToolsProtocol):
         if self._unread is None:
             self._unread = Unread(self, self._is_not_read)
         self._unread.begin()
+
+    def resume_writing(self) -> None:
+        """Go on sending: all that was written has been taken."""
+        super().resume_writing()
+        if self._unread is not None:
+            self._unread.end()
+        cycle = self._running
+        if self.pipeline and (cycle is None or cycle.response_complete) and not self.transport.is_closing():
+            self._start_asgi_task(*self.pipeline.pop())
 
     def shutdown(self) -> None:
         """Answer the requests that have come, and close."""
@@ -539,6 +549,10 @@ class Http1Protocol(HttpToolsProtocol):
             self._silence.begin()
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        if self.flow.write_paused:
+            # The answer before it is still unread. Its own would wait beside that, where nobody counts it.
+            self.pipeline.append((cycle, app))
+            return
         self._running = cycle
         if cycle.scope["http_version"] == "1.0":
             app = UntilClose(cast(ASGIApp, app), cycle)  # type: ignore[assignment]
@@ -555,7 +569,7 @@ class Http1Protocol(HttpToolsProtocol):
         """Read no more, and send the client the failure once its earlier requests are answered."""
         if self._refusal is not None or self._lingering or self.transport.is_closing():
             return
-        self.logger.warning("a request is refused: %s", failure.text)
+        self.shared.ration.log(logging.WARNING, "a request is refused: %s", failure.text)
         self._refusal, self._unfed, self._sets_aside = failure, b"", True
         self._stop_arrival()
         reading = self.cycle if self._awaits == BODY else None
@@ -657,8 +671,8 @@ class Http1Protocol(HttpToolsProtocol):
         else:
             self._refuse(TOO_SLOW)
 
-    def _is_not_read(self) -> None:
-        logger.warning("a connection is ended, because its client does not read what it is answered")
+    def _is_not_read(self, reason: str) -> None:
+        self.shared.ration.log(logging.WARNING, reason)
         self.transport.abort()
 
 

@@ -15,6 +15,7 @@ written, nothing more is read.
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 from collections.abc import Generator
 from typing import ClassVar
@@ -24,11 +25,13 @@ from uvicorn.protocols.http.auto_zttp_impl import AutoZttpProtocol
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT, FlowControl
 from uvicorn.protocols.http.zttp_h2_impl import RequestResponseCycle, ZttpH2Protocol
 
-from mosec_asgi import log
 from mosec_asgi.errors import BAD_REQUEST
+from mosec_asgi.ration import RationedWarnings
 from mosec_asgi.web.limits import DEFAULT, Limits
 from mosec_asgi.web.uvicorn.http1 import Http1Protocol
 from mosec_asgi.web.uvicorn.keep_alive import KeepAlive, SilenceTimer
+from mosec_asgi.web.uvicorn.shared import Shared
+from mosec_asgi.web.uvicorn.slow_clients import NO_ROOM_UNREAD, NOT_READ, give_room
 
 # RFC 9113, section 7.
 ENHANCE_YOUR_CALM = 11
@@ -38,8 +41,6 @@ IDLE_FRAMES_A_REQUEST = 10
 # What a stream counts that is given up before anything was answered: it has cost as much as a request, some 200 µs.
 IDLE_FRAMES_A_RESET = 10
 
-logger = log.internal_logger(__name__)
-
 
 class AutoProtocol(AutoZttpProtocol):
     """HTTP/1.1 and prior-knowledge HTTP/2 on one port.
@@ -48,6 +49,7 @@ class AutoProtocol(AutoZttpProtocol):
     """
 
     limits: ClassVar[Limits] = DEFAULT
+    shared: ClassVar[Shared] = Shared(DEFAULT)
     _silence: SilenceTimer
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -70,6 +72,7 @@ class AutoProtocol(AutoZttpProtocol):
         protocol = kind(self.config, self.server_state, self.app_state, self.loop)
         # The protocols of the subclass, which have the service's settings.
         protocol.limits = self.limits  # type: ignore[misc]
+        protocol.shared = self.shared  # type: ignore[misc]
         self.transport.set_protocol(protocol)
         protocol.connection_made(self.transport)
         if initial_data:
@@ -80,6 +83,7 @@ class PacedHttp2Protocol(KeepAlive, ZttpH2Protocol):
     """A connection in which each stream waits for its own client."""
 
     limits: ClassVar[Limits] = DEFAULT
+    shared: ClassVar[Shared] = Shared(DEFAULT)
     # Set when the client has sent something, which may open a window, or is gone.
     _heard: asyncio.Event
     # Frames and streams without content, less what answered requests have allowed.
@@ -92,12 +96,18 @@ class PacedHttp2Protocol(KeepAlive, ZttpH2Protocol):
         """Begin."""
         self._heard = asyncio.Event()
         self._untaken = {}
+        self.logger = RationedWarnings(self.logger, self.shared.ration)  # type: ignore[assignment]  # as it is used
         self.timeout_keep_alive = math.ceil(self.limits.keep_alive)
         super().connection_made(transport)
 
     def data_received(self, data: bytes) -> None:
         """Take in what the client sends, and wake the streams that have waited for it."""
         super().data_received(data)
+        if self.transport.is_closing():
+            # The client has broken the protocol. What still runs cannot be answered, and zttp would raise.
+            for cycle in self.cycles.values():
+                cycle.disconnected = True
+                cycle.message_event.set()
         self._heard.set()
         if self._untaken:
             self._forget_taken()
@@ -111,7 +121,8 @@ class PacedHttp2Protocol(KeepAlive, ZttpH2Protocol):
             if isinstance(event, (zttp.Ping, zttp.Settings, zttp.RstStream)):
                 self._idle_frames += self._worth(event)
                 if self._idle_frames > MOST_IDLE_FRAMES:
-                    logger.warning("an HTTP/2 connection is ended: too many frames that bring nothing")
+                    text = "an HTTP/2 connection is ended: too many frames that bring nothing"
+                    self.shared.ration.log(logging.WARNING, text)
                     self.conn.close(ENHANCE_YOUR_CALM)
                     self.flush()
                     self.transport.close()
@@ -127,11 +138,14 @@ class PacedHttp2Protocol(KeepAlive, ZttpH2Protocol):
         """Resume sending and reading."""
         super().resume_writing()
         self.resume_reading_if_idle()
+        self._release_if_taken()
 
     def pause_writing(self) -> None:
         """Stop sending, and close the connection if its client reads nothing for too long."""
         super().pause_writing()
         self._look_later()
+        if not self._untaken:
+            self._give_room(self.transport.get_write_buffer_size())
 
     def connection_lost(self, exc: Exception | None) -> None:
         """End, wake all streams that wait, and drop what was not sent."""
@@ -140,6 +154,7 @@ class PacedHttp2Protocol(KeepAlive, ZttpH2Protocol):
         if self._unread is not None:
             self._unread.cancel()
         self._untaken.clear()
+        self.shared.unread.release(self)
         # Requests and connection refer to each other, and would keep unsent data until the garbage collector runs.
         for cycle in self.cycles.values():
             cycle.on_response = _nothing
@@ -155,19 +170,37 @@ class PacedHttp2Protocol(KeepAlive, ZttpH2Protocol):
             if cycle.stream.pending_bytes:
                 self._untaken[stream_id] = cycle.stream
                 self._look_later()
+                self._give_room(cycle.stream.pending_bytes)
             # The two refer to each other.
             cycle.flow = self.flow
         super().on_response_complete(stream_id)
 
     def _forget_taken(self) -> None:
         self._untaken = {number: stream for number, stream in self._untaken.items() if stream.pending_bytes}
+        self._release_if_taken()
+
+    def _release_if_taken(self) -> None:
+        if not self._untaken and not self.flow.write_paused:
+            self.shared.unread.release(self)
+
+    def _give_room(self, size: int) -> None:
+        give_room(self.shared, self, size, self.loop.time())
+
+    def give_up(self) -> None:
+        """End the connection, for the room that its answers take."""
+        self._is_not_read(NO_ROOM_UNREAD)
+
+    def _is_not_read(self, reason: str) -> None:
+        self.shared.ration.log(logging.WARNING, reason)
+        self.transport.abort()
 
     def _look_later(self) -> None:
         if self._unread is None:
             seconds = self.limits.stall_timeout
-            self._unread = self.loop.call_later(seconds, self._look_at_unread, self._size_unread())
+            self._unread = self.loop.call_later(seconds, self._look_at_unread, self.size_unread())
 
-    def _size_unread(self) -> int:
+    def size_unread(self) -> int:
+        """Return the bytes of complete answers that the client has not taken, and of all that waits in the socket."""
         pending = sum(stream.pending_bytes or 0 for stream in self._untaken.values())
         return pending + self.transport.get_write_buffer_size()
 
@@ -177,9 +210,8 @@ class PacedHttp2Protocol(KeepAlive, ZttpH2Protocol):
         self._forget_taken()
         if not (self._untaken or self.flow.write_paused):
             return
-        if before - self._size_unread() < self.limits.least_rate * self.limits.stall_timeout:
-            logger.warning("a connection is ended, because its client does not read what it is answered")
-            self.transport.abort()
+        if before - self.size_unread() < self.limits.least_rate * self.limits.stall_timeout:
+            self._is_not_read(NOT_READ)
         else:
             self._look_later()
 

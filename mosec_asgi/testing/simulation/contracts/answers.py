@@ -9,6 +9,7 @@ from mosec_asgi.errors import (
     STAGE_DOWN,
     STALLED,
     TIMED_OUT,
+    UNSEEN,
     WORKER_DIED,
     Failure,
     describe,
@@ -81,7 +82,7 @@ class Answers(Checker):
         require, now = self._journal.require, self._journal.now
         if failure in (TIMED_OUT, STALLED):
             self._check_timeout(case, failure)
-        elif failure == describe(too_slow(self._service.stages[case.stage].plan.timeout)):
+        elif failure == describe(too_slow(self._service.stages[case.stage].plan.timeout, UNSEEN)):
             self._journal.count("answered 408 by the service")
             require(self._is_stuck(case), Contract.TIME, "%s: 408 of a stage that is not stuck", case)
         elif failure.text.startswith(self._dropped_by(case)):
