@@ -147,7 +147,8 @@ class BlockingEngine:
         """
         # What is wrong with the route is said at once, and not with the first result.
         found(self._here().calls.routes, route, streams=False)
-        pairs = self.map_asks((Ask(route, item) for item in items), ordered=ordered, timeout=timeout, in_flight=in_flight)
+        asks = (Ask(route, item) for item in items)
+        pairs = self.map_asks(asks, ordered=ordered, timeout=timeout, in_flight=in_flight)
         return _second(pairs) if ordered else pairs
 
     def map_asks(

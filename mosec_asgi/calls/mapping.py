@@ -26,11 +26,11 @@ from mosec_asgi.calls.window import Window
 from mosec_asgi.errors import CallError, MosecError
 from mosec_asgi.messages import Call, Chunk, Outcome, drop_all
 
-# How often a route's items are offered while none of them is in flight, before a refusal is a result. Others have all the
-# room then, or no worker starts; between two offers it waits for as long as it was told to.
+# How often a route's items are offered while none of them is in flight, before a refusal is a result. Others have all
+# the room then, or no worker starts; between two offers it waits for as long as it was told to.
 MOST_OFFERS = 100
 LEAST_PAUSE_SECONDS = 0.1
-# What a service answers that has no room, or no worker, for now. A worker's own error says nothing of when to come again.
+# What a service answers that has no room, or no worker, for now. A worker's own error does not say when to come again.
 REFUSALS = frozenset((HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE))
 
 
