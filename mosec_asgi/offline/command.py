@@ -152,12 +152,12 @@ class _Command:
             libraries.pyarrow("pyarrow.parquet")
         self._check_route(options.route)
         kind = options.format or _kind_of(options.input)
-        reader = readers.open_input(options.input, "jsonl" if kind == OpenAIBatch.name else kind)
-        form = self._form(kind, reader)
         self._server._overrides = self._overrides()
-        if options.output == STDOUT:
-            return self._map_to_stdout(reader, form)
-        return self._map_to_file(reader, form)
+        with readers.open_input(options.input, "jsonl" if kind == OpenAIBatch.name else kind) as reader:
+            form = self._form(kind, reader)
+            if options.output == STDOUT:
+                return self._map_to_stdout(reader, form)
+            return self._map_to_file(reader, form)
 
     def _overrides(self) -> dict[str, Any]:
         """Return the settings that a run has for itself."""
@@ -240,8 +240,6 @@ class _Command:
             "ordered": not options.unordered,
             "errors": options.errors,
         }
-        if options.resume and same["input"] is None:
-            raise WrongUse(f"--resume needs an input that can be read twice, which {options.input} is not")
         if options.resume:
             state.go_on(same, form.number, reader.total or 0)
         else:
@@ -272,6 +270,8 @@ def _check_places(options: argparse.Namespace) -> None:
     """Refuse places that do not go together."""
     if options.resume and options.output == STDOUT:
         raise WrongUse("--resume needs a file for --output: what went to standard output cannot be looked at")
+    if options.resume and not readers.can_be_read_twice(options.input):
+        raise WrongUse(f"--resume needs an input that can be read twice, which {options.input} is not")
     if options.output == STDOUT and options.errors is None:
         raise WrongUse("with --output - say where lines that fail are written: --errors FILE")
     if options.output == STDOUT and options.output_format in TABLES:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import hashlib
 import itertools
@@ -9,7 +10,6 @@ import os
 import stat
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
 from mosec_asgi.offline import libraries
@@ -138,15 +138,19 @@ class CsvRows:
 class ParquetRows:
     """A row is a dictionary by the names of the columns."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, file: BinaryIO, path: str) -> None:
         """Read what the file says of itself.
+
+        Args:
+            file: open for reading.
+            path: its name.
 
         Raises:
             WrongUse: pyarrow is not there, or cannot read it.
         """
         parquet = libraries.pyarrow("pyarrow.parquet")
         try:
-            self._file = parquet.ParquetFile(path)
+            self._file = parquet.ParquetFile(file)
         # Of pyarrow's own classes.
         except Exception as error:
             raise WrongUse(f"{path} cannot be read as Parquet: {error}") from error
@@ -161,8 +165,9 @@ class ParquetRows:
                 yield Line(number, 1, None, row)
 
 
-def open_input(path: str, kind: str) -> JsonLines | CsvRows | ParquetRows:
-    """Open an input.
+@contextlib.contextmanager
+def open_input(path: str, kind: str) -> Iterator[JsonLines | CsvRows | ParquetRows]:
+    """Open an input for the time of a block.
 
     Args:
         path: a file, or `-` for standard input.
@@ -171,31 +176,33 @@ def open_input(path: str, kind: str) -> JsonLines | CsvRows | ParquetRows:
     Raises:
         WrongUse: it cannot be opened.
     """
-    if kind == "parquet":
-        if path == STDIN:
-            raise WrongUse("Parquet is read from its end, which standard input does not have: name a file")
-        _check_file(path)
-        return ParquetRows(Path(path))
-    file: BinaryIO = sys.stdin.buffer
-    total = None
-    if path != STDIN:
-        file = _check_file(path)
-        status = os.fstat(file.fileno())
-        # A pipe in the place of a file has no size.
-        total = status.st_size if stat.S_ISREG(status.st_mode) else None
-    return CsvRows(file, total) if kind == "csv" else JsonLines(file, total)
+    if kind == "parquet" and path == STDIN:
+        raise WrongUse("Parquet is read from its end, which standard input does not have: name a file")
+    with contextlib.ExitStack() as exits:
+        file: BinaryIO = sys.stdin.buffer
+        total = None
+        if path != STDIN:
+            try:
+                file = exits.enter_context(open(path, "rb"))
+            except OSError as error:
+                raise WrongUse(f"the input {path} cannot be read: {error.strerror}") from error
+            status = os.fstat(file.fileno())
+            # A pipe in the place of a file has no size.
+            total = status.st_size if stat.S_ISREG(status.st_mode) else None
+        if kind == "parquet":
+            yield ParquetRows(file, path)
+        else:
+            yield CsvRows(file, total) if kind == "csv" else JsonLines(file, total)
 
 
-def _check_file(path: str) -> BinaryIO:
-    try:
-        return open(path, "rb")
-    except OSError as error:
-        raise WrongUse(f"the input {path} cannot be read: {error.strerror}") from error
+def can_be_read_twice(path: str) -> bool:
+    """Whether an input is a file, and no pipe; what is not there is refused elsewhere."""
+    return path != STDIN and (os.path.isfile(path) or not os.path.exists(path))
 
 
 def fingerprint(path: str) -> dict[str, Any] | None:
     """Return by what a file is known again: its size, and a hash of both its ends; None where it is no regular file."""
-    if path == STDIN or not os.path.isfile(path):
+    if not can_be_read_twice(path):
         return None
     with open(path, "rb") as file:
         status = os.fstat(file.fileno())
