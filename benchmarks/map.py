@@ -104,7 +104,8 @@ def _undisturbed(source: Path, lines: int) -> None:
 
 def _killed(source: Path, lines: int, kills: int, chance: random.Random) -> None:
     output = source.with_name("killed.jsonl")
-    at = sorted(chance.sample(range(1, lines), kills))
+    # Not so late that the run has ended before it is killed.
+    at = sorted(chance.sample(range(1, lines * 9 // 10), kills))
     for number, place in enumerate(at, 1):
         seen = _run(source, output, kill_at=place)
         print(f"killed {number} of {kills}, at about line {place:,}: {seen.lines:,} whole lines there", flush=True)
@@ -143,8 +144,7 @@ def _run(source: Path, output: Path, kill_at: int | None = None) -> Seen:
     environment = {**os.environ, "BENCH_PACKAGE": "mosec_asgi", "PYTHONPATH": paths}
     environment["MAPPED_TIMES"] = str(source.with_name("times"))
     before = _size(output)
-    # About a line of the output, of which all are nearly as long.
-    kill_size = None if kill_at is None else kill_at * len(_record(kill_at))
+    kill_size = None if kill_at is None else sum(len(_record(number)) for number in range(1, kill_at + 1))
     seen = Seen(0, 0.0, 0)
     with subprocess.Popen(command, env=environment) as process:
         limit = time.monotonic() + PATIENCE_SECONDS

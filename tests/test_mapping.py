@@ -7,7 +7,7 @@ import gc
 import itertools
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import infer_workers as workers
@@ -215,11 +215,11 @@ def test_what_cannot_be_mapped_says_so_at_once() -> None:
 
 
 class Manual:
-    """Makes calls, and is the engine that they go to: refuses the first of them, and answers the others at once."""
+    """Makes calls, and is the engine that they go to: refuses some of them, and answers the others at once."""
 
-    def __init__(self, refusals: int, failure: Failure) -> None:
+    def __init__(self, refused: Callable[[int], bool], failure: Failure) -> None:
         self.engine = self
-        self.refusals = refusals
+        self.refused = refused
         self.failure = failure
         self.submitted = 0
         self.at: list[float] = []
@@ -230,7 +230,7 @@ class Manual:
 
     def submit(self, call: Call, caller: Any) -> None:
         self.at.append(asyncio.get_running_loop().time())
-        refused = self.submitted <= self.refusals
+        refused = self.refused(self.submitted)
         ended = Outcome.of_failure(call.id, self.failure) if refused else Outcome(call.id, 200, call.payload)
         caller.settled(ended)
 
@@ -256,14 +256,14 @@ class Manual:
 
 @pytest.mark.parametrize("failure", [STAGE_DOWN, Failure(429, "full", 5)])
 def test_refusals_are_waited_out_for_as_long_as_they_say(failure: Failure) -> None:
-    manual = Manual(20, failure)
+    manual = Manual(lambda number: number <= 20, failure)
     assert virtual_time.run(manual.run("a", "b", "c")) == ["a", "b", "c"]
     # All of them at first, and then one now and then.
     assert 17 * 5.0 <= manual.at[-1] <= 20 * 5.0
 
 
 def test_items_that_are_refused_in_vain_are_answered_so_in_the_end() -> None:
-    manual = Manual(1 << 60, STAGE_DOWN)
+    manual = Manual(lambda number: True, STAGE_DOWN)
     results = virtual_time.run(manual.run(*"abcde"))
     assert [(result.code, result.retry_after) for result in results] == [(503, 5)] * 5
     # What is behind the first one does not wait as long again.
@@ -271,8 +271,13 @@ def test_items_that_are_refused_in_vain_are_answered_so_in_the_end() -> None:
     assert manual.submitted <= MOST_OFFERS + 10
 
 
+def test_what_is_answered_now_and_then_is_not_given_up() -> None:
+    manual = Manual(lambda number: number % 70 != 0, STAGE_DOWN)
+    assert virtual_time.run(manual.run(*"abcde")) == [*"abcde"]
+
+
 def test_a_503_that_does_not_say_when_to_come_again_is_a_result() -> None:
-    manual = Manual(1 << 60, Failure(503, "the model's own"))
+    manual = Manual(lambda number: True, Failure(503, "the model's own"))
     [result] = virtual_time.run(manual.run("a"))
     assert (result.code, manual.submitted) == (503, 1)
 
