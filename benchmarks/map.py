@@ -45,6 +45,7 @@ class Seen:
         lines: in its output at the end.
         server: seconds of processor time of the command's own process.
         workers: the same of its workers, as of the last look.
+        memory: the most bytes that its own process held, as of the last look.
     """
 
     code: int
@@ -52,6 +53,7 @@ class Seen:
     lines: int
     server: float = 0.0
     workers: float = 0.0
+    memory: int = 0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -100,6 +102,7 @@ def _undisturbed(source: Path, lines: int) -> None:
     if processes.KNOWN:
         own, workers = (seconds / lines * 1e6 for seconds in (seen.server, seen.workers))
         print(f"  processor time for each line, starts included: {own:.1f} µs, and {workers:.1f} µs of the worker")
+        print(f"  memory of the command's own process: {seen.memory / 1e6:.0f} MB at most")
 
 
 def _killed(source: Path, lines: int, kills: int, chance: random.Random) -> None:
@@ -177,8 +180,15 @@ def _look(pid: int, seen: Seen) -> None:
     members = processes.members(pid)
     if pid in members and len(members) > 1:
         seen.server = members[pid].own
+        seen.memory = _peak(pid)
         # They end before the command does.
         seen.workers = max(seen.workers, sum(stat.own for member, stat in members.items() if member != pid))
+
+
+def _peak(pid: int) -> int:
+    """Return the most bytes that a process has held."""
+    text = (processes.PROC / str(pid) / "status").read_text()
+    return 1024 * int(text.partition("VmHWM:")[2].split()[0])
 
 
 def _record(number: int) -> str:

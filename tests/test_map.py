@@ -97,7 +97,8 @@ def test_a_signal_finishes_what_is_in_hand_and_says_how_to_go_on(tmp_path: Path,
     output = tmp_path / "out.jsonl"
     with started(command_of(tmp_path), stderr=subprocess.PIPE) as process:
         wait_until(lambda: size(output), "no record")
-        process.send_signal(number)
+        # As a terminal does, to all that it has started.
+        os.killpg(process.pid, number)
         assert process.stderr is not None
         said = process.stderr.read().decode()
     assert process.returncode == 128 + number

@@ -58,7 +58,7 @@ def test_lines_that_fail_stand_beside_with_their_number_code_text_and_input(tmp_
     assert [(row["line"], row["code"], row["input"]) for row in errors] == [(2, 400, "nonsense"), (4, 422, {"m": 1})]
     assert "the line is not JSON" in errors[0]["error"]
     assert errors[1]["error"] == "request validation error: no number n"
-    assert "2 lines have failed" in capfd.readouterr().err
+    assert "2 lines failed" in capfd.readouterr().err
 
 
 def test_results_are_json_or_their_line_fails(tmp_path: Path) -> None:
@@ -171,7 +171,7 @@ def test_only_lines_without_a_record_are_done_by_resume(tmp_path: Path, capfd: A
     assert (sorted(output.read_text().splitlines()), sorted(errors.read_text().splitlines())) == expected
     capfd.readouterr()
     assert run(tmp_path, "--unordered", "--resume") == command.SOME_FAILED
-    assert "nothing is left to do; 10 lines have failed" in capfd.readouterr().err
+    assert "nothing is left to do; 10 lines failed" in capfd.readouterr().err
 
 
 def test_what_is_there_is_touched_only_where_that_was_said(tmp_path: Path) -> None:

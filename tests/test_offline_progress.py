@@ -33,7 +33,7 @@ def test_nobody_knows_the_time_left_of_a_pipe_or_before_the_first_line() -> None
     pipe = Progress(None, now=0.0)
     pipe.advance(10, 1.0, failed=True)
     assert (pipe.left(2.0), pipe.share()) == (None, None)
-    assert pipe.text(2.0) == "1 lines (1 failed), 0 lines/s"
+    assert pipe.text(2.0) == "1 line (1 failed), 0 lines/s"
     assert Progress(100, now=0.0).left(0.0) is None
     assert Progress(0, now=0.0).share() == 1.0
 

@@ -17,7 +17,7 @@ from mosec_asgi.offline import conversion, display, libraries, readers
 from mosec_asgi.offline.done import Done
 from mosec_asgi.offline.faults import Halted, WrongUse
 from mosec_asgi.offline.outputs import STDOUT, Places, RecordFile, Sink, StandardOutput
-from mosec_asgi.offline.progress import Progress, duration
+from mosec_asgi.offline.progress import Progress, counted, duration
 from mosec_asgi.offline.readers import STDIN
 from mosec_asgi.offline.records import Form, OpenAIBatch, Plain, is_openai_batch
 from mosec_asgi.offline.resume import Run, locked
@@ -259,10 +259,10 @@ class _Command:
             errors.close()
         self._failed = failed + progress.failed
         if self._stopping.number is not None:
-            _say(f"stopped after {progress.lines:,} lines{_remedy(options)}")
+            _say(f"stopped after {counted(progress.lines)}{_remedy(options)}")
             return _stopped_by(self._stopping)
         if not options.quiet:
-            _say(f"{progress.lines:,} lines in {duration(time.monotonic() - began)}")
+            _say(f"{counted(progress.lines)} in {duration(time.monotonic() - began)}")
         return SOME_FAILED if self._failed else 0
 
 
@@ -295,7 +295,7 @@ def _kind_of(path: str) -> str:
 
 
 def _failures(failed: int, places: Places) -> str:
-    return f"; {failed:,} lines have failed: see {places.errors}" if failed else ""
+    return f"; {counted(failed)} failed: see {places.errors}" if failed else ""
 
 
 def _stopped_by(stopping: Stopping) -> int:

@@ -81,9 +81,14 @@ class Progress:
         failed = f" ({self.failed:,} failed)" if self.failed else ""
         share, left = self.share(), self.left(now)
         parts = [] if share is None else [f"{share:.0%}"]
-        parts += [f"{self.before + self.lines:,} lines{failed}", f"{self.rate(now):,.0f} lines/s"]
+        parts += [f"{counted(self.before + self.lines)}{failed}", f"{self.rate(now):,.0f} lines/s"]
         parts += [] if left is None else [f"{duration(left)} left"]
         return ", ".join(parts)
+
+
+def counted(lines: int) -> str:
+    """Return a number of lines in words."""
+    return f"{lines:,} line" if lines == 1 else f"{lines:,} lines"
 
 
 def duration(seconds: float) -> str:
