@@ -24,6 +24,7 @@ help:
 	@echo "make overload    offer more than a model can do, and see what is answered in time, beside mosec"
 	@echo "make calls   compare server.infer with the same calls over HTTP (needs wrk)"
 	@echo "make spoken  OpenAI's API beside a plain route, and a request of many texts beside those of one (needs wrk)"
+	@echo "make map     run a model over 200,000 lines by \`mosec-asgi map\`, also through three SIGKILLs"
 	@echo "make footprint   compare start and memory with mosec"
 	@echo "make faults  kill and stop workers under load, a minute for each promise"
 	@echo "make hostile attack a service in every way, and see what an honest client feels of it; five minutes"
@@ -144,6 +145,11 @@ calls: $(VENV)/bench.stamp
 .PHONY: spoken
 spoken: $(VENV)/test.stamp
 	$(BIN)/python benchmarks/spoken.py
+
+# `mosec-asgi map` over 200,000 lines: how much of the model's time it uses, and what SIGKILL leaves; two minutes.
+.PHONY: map
+map: $(VENV)/test.stamp
+	$(BIN)/python benchmarks/map.py
 
 # `make profile SCENARIO=echo`: where the time goes.
 profile: $(VENV)/bench.stamp

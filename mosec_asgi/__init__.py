@@ -5,6 +5,7 @@ General layout; each floor imports only from those below it:
     cli.py, __main__.py     F8  the command `mosec-asgi`
     testing/                F8  a service on virtual time with scripted workers; the simulation of random histories
     server.py               F7  Server: stages and routes -> the ASGI app, its lifespan, run()
+    offline/                F7  the command `map`: a model over a file
     definition.py           F6  what was defined, as data
     lifetime.py             F6  started once for all that need it, and stopped once
     service.py              F6  a service that runs: engine, app, metrics on one event loop

@@ -1,4 +1,8 @@
-"""The command line: `mosec-asgi openapi module:server` writes, or checks, a service's OpenAPI document."""
+"""The command line.
+
+mosec-asgi openapi module:server     writes, or checks, a service's OpenAPI document
+mosec-asgi map module:server ...     runs a model over a file; see `offline`
+"""
 
 from __future__ import annotations
 
@@ -13,6 +17,8 @@ from typing import Any
 
 from mosec_asgi import log
 from mosec_asgi.errors import DefinitionError
+from mosec_asgi.offline import command as offline
+from mosec_asgi.offline.faults import WrongUse
 from mosec_asgi.server import Server
 from mosec_asgi.version import __version__
 
@@ -28,15 +34,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: without the program's name; None takes the process's own.
 
     Returns:
-        the exit status: 0, or 1 where a check found a difference. A wrong command line exits with 2.
+        the exit status: 0, or what the command says, as 1 where a check found a difference. A wrong command line exits
+        with 2.
     """
     parser = _parser()
     options = parser.parse_args(arguments)
     log.configure("warning", text=True)
     try:
-        return _openapi(options)
-    except (UsageError, DefinitionError) as error:
+        code: int = options.run(options)
+    except (UsageError, WrongUse, DefinitionError) as error:
         parser.error(str(error))
+    return code
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -49,14 +57,27 @@ def _parser() -> argparse.ArgumentParser:
         description="Print a service's OpenAPI document, write it to a file, or check that a file still holds it. "
         "The service is imported, not run.",
     )
-    openapi.add_argument("server", metavar="MODULE:SERVER", help="where the server is, as in app:server")
-    openapi.add_argument("--app-dir", default=".", metavar="DIR", help="folder to import from (default: this one)")
+    _add_server(openapi)
+    openapi.set_defaults(run=_openapi)
     target = openapi.add_mutually_exclusive_group()
     target.add_argument("--output", type=Path, metavar="FILE", help="write it there instead of printing it")
     target.add_argument(
         "--check", type=Path, metavar="FILE", help="write nothing; exit with 1 where FILE holds anything else"
     )
+    mapping = commands.add_parser("map", help="run a model over a file")
+    _add_server(mapping)
+    offline.add_arguments(mapping)
+    mapping.set_defaults(run=_map)
     return parser
+
+
+def _add_server(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("server", metavar="MODULE:SERVER", help="where the server is, as in app:server")
+    parser.add_argument("--app-dir", default=".", metavar="DIR", help="folder to import from (default: this one)")
+
+
+def _map(options: argparse.Namespace) -> int:
+    return offline.run(options, load_server(options.server, options.app_dir))
 
 
 def _openapi(options: argparse.Namespace) -> int:

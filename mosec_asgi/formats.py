@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import codecs
 import json
+import math
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import orjson
 
-from mosec_asgi.errors import DecodingError
+from mosec_asgi.errors import DecodingError, EncodingError
 
 # Levels of arrays and objects in a body.
 MAX_DEPTH = 128
@@ -182,6 +183,40 @@ def plain(value: Any) -> Any:
     if type(value).__module__ == "numpy" and hasattr(value, "tolist"):
         return value.tolist()
     raise TypeError(f"a value of type {type(value).__module__}.{type(value).__qualname__} cannot be encoded")
+
+
+def dumps_rare(data: Any, default: Callable[[Any], Any] = plain) -> bytes:
+    """Encode what orjson's quick way refuses: keys that are no text, arrays that are not contiguous, huge integers.
+
+    Args:
+        data: what is to be JSON; NaN becomes null.
+        default: makes plain values of those of types that the encoder does not know, or raises a `TypeError`.
+
+    Raises:
+        EncodingError: a value has no form in JSON; the text names its type.
+    """
+
+    def known(value: Any) -> Any:
+        return _without_nan(default(value))
+
+    try:
+        return orjson.dumps(data, default=known, option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS)
+    except TypeError:
+        try:
+            return json.dumps(_without_nan(data), default=known, separators=(",", ":")).encode()
+        except (TypeError, ValueError, RecursionError) as error:
+            raise EncodingError(f"the result has no form in JSON: {error}") from error
+
+
+def _without_nan(value: Any) -> Any:
+    """Return `value` with NaN and infinities as None, as orjson writes them."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_nan(item) for item in value]
+    return value
 
 
 def _containers_in(value: Any) -> Iterable[Any]:

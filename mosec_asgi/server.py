@@ -101,6 +101,8 @@ class Server:
         self.on_daemon_exit: Callable[[str, int], None] | None = None
         # Set by `run()`; nothing else reads the command line.
         self._settings: config.Settings | None = None
+        # Settings that win over the environment; set by tools of the command line.
+        self._overrides: dict[str, Any] = {}
         # The log already says that the server runs on the wrong kind of event loop.
         self._told_of_loop = False
         # Set by `testing.serving`: workers in this process instead of their own.
@@ -613,7 +615,7 @@ class Server:
         from mosec_asgi.service import Service
 
         self._check_defined()
-        settings = self._settings or config.resolve(self._keywords)
+        settings = self._settings or config.resolve(self._keywords, None, self._overrides)
         log.configure(settings.effective_log_level, text=settings.debug)
         if self._settings is None:
             # `run()` has already made these checks.

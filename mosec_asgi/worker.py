@@ -5,8 +5,6 @@ from __future__ import annotations
 import abc
 import contextlib
 import inspect
-import json
-import math
 import pickle
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -15,7 +13,6 @@ from typing import Any, Final
 import orjson
 
 from mosec_asgi import formats
-from mosec_asgi.errors import EncodingError
 from mosec_asgi.events import EVENT_STREAM, FINISHED, Event
 from mosec_asgi.request import Request
 from mosec_asgi.schema import MOSEC_REF_TEMPLATE, ParseTarget, forward_json_schema
@@ -161,7 +158,7 @@ class Worker(abc.ABC):
         try:
             return orjson.dumps(data, option=orjson.OPT_SERIALIZE_NUMPY)
         except TypeError:
-            return _dumps_rare(data)
+            return formats.dumps_rare(data)
 
     def serialize_ipc(self, data: Any) -> bytes:
         """Encode what goes to the next stage. Default: pickle.
@@ -292,30 +289,3 @@ def several_examples(worker: Worker | type[Worker]) -> list[Any]:
             given = list(given)
             owner.multi_examples = given
     return [] if given is None else list(given)
-
-
-def _dumps_rare(data: Any) -> bytes:
-    """Encode what orjson's quick way refuses: keys that are no text, arrays that are not contiguous, huge integers."""
-    try:
-        return orjson.dumps(data, default=_plain, option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS)
-    except TypeError:
-        try:
-            return json.dumps(_without_nan(data), default=_plain, separators=(",", ":")).encode()
-        except (TypeError, ValueError, RecursionError) as error:
-            raise EncodingError(f"the result has no form in JSON: {error}") from error
-
-
-def _plain(value: Any) -> Any:
-    """Return a numpy array or scalar that orjson cannot read as plain Python; refuse anything else by its type."""
-    return _without_nan(formats.plain(value))
-
-
-def _without_nan(value: Any) -> Any:
-    """Return `value` with NaN and infinities as None, as orjson writes them."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, dict):
-        return {key: _without_nan(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_without_nan(item) for item in value]
-    return value

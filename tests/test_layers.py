@@ -17,7 +17,7 @@ PACKAGE = ROOT.name
 
 FLOORS = {
     "cli": 8, "__main__": 8, "testing": 8,
-    "server": 7,
+    "server": 7, "offline": 7,
     "definition": 6, "service": 6, "lifetime": 6, "host": 6, "calls": 6, "protocols": 6,
     "web": 5,
     "batching": 4,
@@ -35,7 +35,7 @@ PURE = {
     "batching.engine", "batching.task", "batching.flow",
     "batching.admission", "batching.stage_admission", "batching.service_time", "batching.offered", "batching.busy_poll",
     "observing.observer",
-    "web.budget", "calls.window",
+    "web.budget", "calls.window", "offline.done", "offline.progress", "offline.faults",
     "pool.lifecycle", "pool.watchdog", "inside.isolation",
     "ipc.frames", "ipc.arena", "ipc.reference", "ipc.ledger",
 }  # fmt: skip

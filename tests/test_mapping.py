@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import itertools
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import infer_workers as workers
@@ -15,14 +16,22 @@ import pytest
 from common import PATIENCE
 
 from mosec_asgi import Server
+from mosec_asgi.calls.mapping import MOST_OFFERS, Ask, Lane, Pump
+from mosec_asgi.calls.routes import CallRoute
+from mosec_asgi.calls.window import Window
 from mosec_asgi.errors import (
+    STAGE_DOWN,
     CallError,
     ClientError,
     DefinitionError,
     EncodingError,
+    Failure,
     ServerError,
     ValidationError,
+    raised,
 )
+from mosec_asgi.messages import Call, Outcome
+from mosec_asgi.testing import loop as virtual_time
 
 BOTH = pytest.mark.parametrize("executor", ["process", "thread"])
 
@@ -203,3 +212,89 @@ def test_what_cannot_be_mapped_says_so_at_once() -> None:
         later = engine.map([1, 2, 3])
     with pytest.raises(CallError, match="is not running"):
         next(later)
+
+
+class Manual:
+    """Makes calls, and is the engine that they go to: refuses some of them, and answers the others at once."""
+
+    def __init__(self, refused: Callable[[int], bool], failure: Failure) -> None:
+        self.engine = self
+        self.refused = refused
+        self.failure = failure
+        self.submitted = 0
+        self.at: list[float] = []
+
+    def call(self, item: Any, where: CallRoute, timeout: float | None, request_id: str | None = None) -> Call:
+        self.submitted += 1
+        return Call(self.submitted, where.place, item, request_id or "")
+
+    def submit(self, call: Call, caller: Any) -> None:
+        self.at.append(asyncio.get_running_loop().time())
+        refused = self.refused(self.submitted)
+        ended = Outcome.of_failure(call.id, self.failure) if refused else Outcome(call.id, 200, call.payload)
+        caller.settled(ended)
+
+    def result(self, outcome: Outcome, where: CallRoute, began: float) -> Any:
+        if outcome.failure is not None:
+            raise raised(outcome.failure)
+        return outcome.payload
+
+    async def run(self, *items: Any) -> list[Any]:
+        """Return the results of items, at virtual times."""
+        where = CallRoute("/r", 0, streams=False, apart=False, egress="x", at_once=4, in_flight=8, timeout=3.0)
+        pump = Pump(self, asyncio.get_running_loop(), lambda _: Lane(where, Window(4, 8, 3.0)))  # type: ignore[arg-type]
+        for index, item in enumerate(items):
+            pump.put(index, Ask("/r", item))
+        results: dict[int, Any] = {}
+        while len(results) < len(items):
+            await asyncio.sleep(1.0)
+            results.update(pump.take(0.0))
+        pump.close()
+        await asyncio.sleep(0)
+        return [results[index] for index in range(len(items))]
+
+
+@pytest.mark.parametrize("failure", [STAGE_DOWN, Failure(429, "full", 5)])
+def test_refusals_are_waited_out_for_as_long_as_they_say(failure: Failure) -> None:
+    manual = Manual(lambda number: number <= 20, failure)
+    assert virtual_time.run(manual.run("a", "b", "c")) == ["a", "b", "c"]
+    # All of them at first, and then one now and then.
+    assert 17 * 5.0 <= manual.at[-1] <= 20 * 5.0
+
+
+def test_items_that_are_refused_in_vain_are_answered_so_in_the_end() -> None:
+    manual = Manual(lambda number: True, STAGE_DOWN)
+    results = virtual_time.run(manual.run(*"abcde"))
+    assert [(result.code, result.retry_after) for result in results] == [(503, 5)] * 5
+    # What is behind the first one does not wait as long again.
+    assert manual.at[-1] <= MOST_OFFERS * 5.0
+    assert manual.submitted <= MOST_OFFERS + 10
+
+
+def test_what_is_answered_now_and_then_is_not_given_up() -> None:
+    manual = Manual(lambda number: number % 70 != 0, STAGE_DOWN)
+    assert virtual_time.run(manual.run(*"abcde")) == [*"abcde"]
+
+
+def test_a_503_that_does_not_say_when_to_come_again_is_a_result() -> None:
+    manual = Manual(lambda number: True, Failure(503, "the model's own"))
+    [result] = virtual_time.run(manual.run("a"))
+    assert (result.code, manual.submitted) == (503, 1)
+
+
+def test_items_of_several_routes_are_mapped_together_and_hold_up_none() -> None:
+    server = Server(timeout=20_000)
+    server.append_worker(workers.Sizes, executor="thread", max_batch_size=8, route="/sizes")
+    server.append_worker(workers.Slow, executor="thread", route="/slow")
+    server.append_worker(workers.Sizes, executor="thread", max_batch_size=8, route="/other")
+    with server.engine() as engine:
+        asks = [Ask("/slow", 0.5), *(Ask(("/sizes", "/other", "/none")[n % 3], n) for n in range(60))]
+        came = list(engine.map_asks(asks, ordered=False))
+        in_order = list(engine.map_asks(asks))
+    assert [index for index, _ in in_order] == list(range(61))
+    for pairs in (came, in_order):
+        results = dict(pairs)
+        assert results[0] == 0.5
+        assert all(results[n + 1][0] == n for n in range(60) if n % 3 < 2)
+        assert all(results[n + 1].code == 404 for n in range(60) if n % 3 == 2)
+    assert came[-1] == (0, 0.5)

@@ -12,7 +12,7 @@ import concurrent.futures
 import contextlib
 import threading
 import time
-from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Iterator
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Iterable, Iterator
 from contextlib import AbstractAsyncContextManager
 from http import HTTPStatus
 from types import TracebackType
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import uvloop
 
-from mosec_asgi.calls.mapping import Pump, mapped
+from mosec_asgi.calls.mapping import Ask, Lane, Pump, mapped
 from mosec_asgi.calls.routes import found
 from mosec_asgi.calls.running import NOT_RUNNING
 from mosec_asgi.calls.window import Window
@@ -129,7 +129,8 @@ class BlockingEngine:
 
         Items are taken from `items` as results are taken from the iterator: at most four times those that the workers
         can run at once, 64 at least, are held at a time. An item that fails does not end the rest: its `MosecError`
-        stands in the place of its result. What the service refuses for want of room (429) is offered again. To close
+        stands in the place of its result. What the service refuses for want of room (429), or of a worker (503),
+        is offered again after the time that it says, up to a hundred times while nothing else is in flight. To close
         the iterator, or to drop it, drops what runs.
 
         Args:
@@ -144,25 +145,50 @@ class BlockingEngine:
         Raises:
             CallError: there is no such route, it streams, or the engine does not run.
         """
+        # What is wrong with the route is said at once, and not with the first result.
+        found(self._here().calls.routes, route, streams=False)
+        asks = (Ask(route, item) for item in items)
+        pairs = self.map_asks(asks, ordered=ordered, timeout=timeout, in_flight=in_flight)
+        return _second(pairs) if ordered else pairs
+
+    def map_asks(
+        self,
+        asks: Iterable[Ask],
+        *,
+        ordered: bool = True,
+        timeout: float | None = None,
+        in_flight: int | None = None,
+    ) -> Generator[tuple[int, Any], None, None]:
+        """Do as `map` does with items each of which names its route; yields pairs of an index and a result.
+
+        A route that cannot be called is the result of its items, as a `CallError`. `in_flight` is of each route.
+
+        Raises:
+            CallError: the engine does not run.
+        """
         service = self._here()
-        where = found(service.calls.routes, route, streams=False)
         if in_flight is not None and in_flight < 1:
             raise DefinitionError(f"in_flight is a number of items, at least 1, not {in_flight!r}")
-        seconds = service.calls.seconds(where, timeout)
-        most = where.in_flight if in_flight is None else in_flight
-        pump = Pump(service.calls, service.loop, where, Window(where.at_once, most, seconds), timeout)
-        return self._results(pump, items, service, ordered=ordered)
+        service.calls.check_timeout(timeout)
 
-    def _results(self, pump: Pump, items: Iterable[Any], service: Service, *, ordered: bool) -> Iterator[Any]:
+        def lane(route: str) -> Lane:
+            where = found(service.calls.routes, route, streams=False)
+            most = where.in_flight if in_flight is None else in_flight
+            return Lane(where, Window(where.at_once, most, service.calls.seconds(where, timeout)))
+
+        return self._results(Pump(service.calls, service.loop, lane, timeout), asks, service, ordered=ordered)
+
+    def _results(
+        self, pump: Pump, asks: Iterable[Ask], service: Service, *, ordered: bool
+    ) -> Generator[tuple[int, Any], None, None]:
         def take() -> list[tuple[int, Any]]:
             while not (taken := pump.take(LOOK_SECONDS)):
                 self._look_at(service)
             return taken
 
         # Closed by whoever closes this one, and not some time later.
-        with contextlib.closing(mapped(pump, items, take, ordered=ordered)) as results:
-            for index, result in results:
-                yield result if ordered else (index, result)
+        with contextlib.closing(mapped(pump, asks, take, ordered=ordered)) as pairs:
+            yield from pairs
 
     def _events(self, stream: AsyncGenerator[Any, None]) -> Iterator[Any]:
         try:
@@ -211,6 +237,12 @@ class BlockingEngine:
         except BaseException:
             future.cancel()
             raise
+
+
+def _second(pairs: Generator[tuple[int, Any], None, None]) -> Generator[Any, None, None]:
+    with contextlib.closing(pairs):
+        for _, result in pairs:
+            yield result
 
 
 async def _next(stream: AsyncGenerator[Any, None]) -> Any:

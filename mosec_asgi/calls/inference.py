@@ -142,6 +142,15 @@ class Inference:
         return _new(Call, fields)
 
     @staticmethod
+    def check_timeout(timeout: float | None) -> None:
+        """Refuse what is no time in milliseconds.
+
+        Raises:
+            CallError: `timeout` is no time.
+        """
+        _seconds(timeout)
+
+    @staticmethod
     def seconds(where: CallRoute, timeout: float | None) -> float:
         """Return how many seconds a call to a route may take; `timeout` is in milliseconds.
 
