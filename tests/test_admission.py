@@ -51,7 +51,7 @@ class Door:
         """Let a stage have work, begun at this moment."""
         load = self.loads[stage]
         load.queued, load.units, load.in_flight = queued, units, units * items
-        self.stages[stage].sent(self.now)
+        self.stages[stage].sent(units, self.now)
 
     def ask(self, timeout: float | None = None, route: int = 0) -> Reason | None:
         self.fresh()
@@ -507,3 +507,15 @@ def test_callers_who_wait_for_their_answers_are_no_overload_where_a_stage_become
     door.learn(0.01)
     door.work(64)
     assert door.ask() is refused
+
+
+@pytest.mark.parametrize("before", [0, 1])
+def test_a_burst_after_a_silence_is_not_work_that_a_worker_has_been_silent_about(before: int) -> None:
+    door = Door({})
+    door.learn(0.001)
+    door.now += 10.0
+    load = door.loads[0]
+    # All are sent in one turn: the worker begins the first of them at this moment, unless it has had one before.
+    load.queued, load.units, load.in_flight = 10, 32 + before, 32 + before
+    door.stages[0].sent(32, door.now)
+    assert door.ask() is (Reason.DEADLINE if before else None)

@@ -401,6 +401,8 @@ class Stage:
         assignments, wake_at = self.scheduler.assign(now)
         if assignments:
             self._calm = len(assignments) == 1 == len(assignments[0].tasks)
+            units = len(assignments) if self.plan.batch_size > 1 else sum(len(each.tasks) for each in assignments)
+            self.admission.sent(units, now)
         for assignment in assignments:
             self._send(assignment, now)
         if wake_at is not None:
@@ -430,7 +432,6 @@ class Stage:
         except Exception as error:
             # A fault of ours. It is handled in the next turn, because the caller is in the middle of a change.
             self._loop.call_soon(self._send_failed, worker, tasks, error)
-        self.admission.sent(now)
         if (told := self.events.sent) is not None:
             told(worker.worker_id, tasks, now)
         if self._look_timer is None:

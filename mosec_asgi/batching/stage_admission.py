@@ -149,9 +149,10 @@ class StageAdmission:
 
     # -- what has happened -------------------------------------------------------------------------------------------
 
-    def sent(self, now: float) -> None:
-        """Note that a worker was sent work, after the fact."""
-        if self.load.units <= self.slots:
+    def sent(self, units: int, now: float) -> None:
+        """Note that workers were sent so many units of work, after the fact."""
+        if self.load.units - units < self.slots:
+            # The first of them is begun now, as a slot was free.
             self._progress = now
 
     def answered(self, items: int, began: float, now: float, *, units: int, wanted: bool) -> None:
