@@ -5,12 +5,11 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from harness import ROOT, Program, free_port, python, running
+from harness import ROOT, Program, free_port, running
 
 from examples.jax_single_layer.server import CLASSES, INPUTS, SIZES, parameters
 
@@ -20,8 +19,11 @@ COMPILED = [f"compiling for a batch of {size}" for size in SIZES]
 
 @pytest.fixture(scope="module")
 def program(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Program]:
+    """The service under uvicorn; as `python server.py` it runs in test_examples_openapi.py."""
     log = tmp_path_factory.mktemp("log") / "server.log"
-    with running(python(EXAMPLE / "server.py", "--timeout", "60000", "--wait", "50"), log) as program:
+    command = [sys.executable, "-m", "uvicorn", "server:server", "--port", "{port}"]
+    settings = {"MOSEC_TIMEOUT": "60000", "MOSEC_WAIT": "50"}
+    with running(command, log, cwd=EXAMPLE, environment=settings) as program:
         program.wait_ready(seconds=120)
         yield program
 
@@ -85,10 +87,3 @@ def test_the_client_counts_the_classes(program: Program) -> None:
 def test_without_a_server_the_client_says_so_in_one_line() -> None:
     done = run_client("--url", f"http://127.0.0.1:{free_port()}")
     assert (done.returncode, done.stderr.count("\n"), "jax_single_layer/server.py" in done.stderr) == (1, 1, True)
-
-
-def test_it_runs_under_uvicorn(log: Path) -> None:
-    command = [sys.executable, "-m", "uvicorn", "server:server", "--port", "{port}"]
-    with running(command, log, cwd=EXAMPLE) as program:
-        program.wait_ready(seconds=120)
-        np.testing.assert_allclose(ask(program, [1] * INPUTS), by_numpy(np.ones(INPUTS)), atol=1e-6)

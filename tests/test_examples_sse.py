@@ -7,10 +7,9 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
-from harness import ROOT, Program, free_port, python, running
+from harness import ROOT, Program, free_port, running
 
 httpx_sse = pytest.importorskip("httpx_sse")
 
@@ -20,8 +19,10 @@ BOTH = pytest.mark.parametrize("route", ["/pushed", "/yielded"])
 
 @pytest.fixture(scope="module")
 def program(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Program]:
+    """The service under uvicorn; as `python server.py` it runs in test_examples_openapi.py."""
     log = tmp_path_factory.mktemp("log") / "server.log"
-    with running(python(EXAMPLE / "server.py", "--timeout", "60000"), log) as program:
+    command = [sys.executable, "-m", "uvicorn", "server:server", "--port", "{port}"]
+    with running(command, log, cwd=EXAMPLE, environment={"MOSEC_TIMEOUT": "60000"}) as program:
         program.wait_ready()
         yield program
 
@@ -70,10 +71,3 @@ def test_the_client_prints_the_words(program: Program, route: str) -> None:
 def test_without_a_server_the_client_says_what_to_do() -> None:
     done = run_client("--url", f"http://127.0.0.1:{free_port()}", "text")
     assert (done.returncode, "server.py" in done.stderr, "Traceback" in done.stderr) == (1, True, False)
-
-
-def test_it_runs_under_uvicorn(log: Path) -> None:
-    command = [sys.executable, "-m", "uvicorn", "server:server", "--port", "{port}"]
-    with running(command, log, cwd=EXAMPLE) as program:
-        program.wait_ready()
-        assert say(program, "/yielded", "word") == [("message", "word"), ("end", '{"words": 1}')]
