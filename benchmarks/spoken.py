@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         PLAIN.check()
-        with servers.alone("spoken", under_uvicorn=True) as server:
+        with servers.alone("embedders", under_uvicorn=True) as server:
             reached = [cost(server, options.rounds, options.seconds), kept(server, options.rounds, options.seconds)]
     except BenchmarkError as error:
         print(f"error: {error}", file=sys.stderr)
