@@ -188,7 +188,8 @@ class Program:
     def ask_together(self, stage: str, ask: Callable[[T], R], items: Sequence[T], tasks: int | None = None) -> list[R]:
         """Ask for all items at once, and again until a batch of several was among those of `stage`; return the answers.
 
-        All items together are so many `tasks` of the stage, one each where it is None. A quick model on a slow machine may be done with each before the next one comes.
+        All items together are so many `tasks` of the stage, one each where it is None. A quick model on a slow machine
+        may be done with each before the next one comes.
         """
         deadline = time.monotonic() + DEADLINE
         with ThreadPoolExecutor(len(items)) as threads:

@@ -542,6 +542,18 @@ def test_curl_reads_a_stream_event_by_event(program: Program) -> None:
     assert events[-1] == "data: [DONE]"
 
 
+def test_langchain_chats_and_streams_and_embeds(program: Program) -> None:
+    langchain = pytest.importorskip("langchain_openai")
+    options: Any = {"base_url": f"{program.url}/v1", "api_key": "none", "max_retries": 0}
+    chat = langchain.ChatOpenAI(model="parrot", **options)
+    answer = chat.invoke("hello big world")
+    assert (answer.content, answer.usage_metadata["total_tokens"]) == ("hello big world ", 6)
+    assert "".join(chunk.content for chunk in chat.stream("hello big world")) == "hello big world "
+    # Texts as they are: to make tokens of them it would fetch a vocabulary of OpenAI's.
+    embedder = langchain.OpenAIEmbeddings(model="lengths", check_embedding_ctx_length=False, **options)
+    assert embedder.embed_documents(["a", "bcd"]) == [[1, 97, 0], [3, 98, 0]]
+
+
 def test_plain_requests_and_those_of_openai_share_batches(program: Program, client: Any) -> None:
     def ask(number: int) -> list[float]:
         if number % 2:
