@@ -76,8 +76,7 @@ class OneModel(Models):
                 "name": "model",
                 "in": "path",
                 "required": True,
-                "schema": {"type": "string"},
-                "example": next(iter(self.names)),
+                "schema": {"type": "string", "enum": [*self.names, *self.common.aliases]},
             }
         ]
         return item
