@@ -212,8 +212,9 @@ class Service:
             for path, pipeline in self._routes.items()
         ]
         memory = memory_limit()
+        spoken = self._protocol_routes(objects)
         app = App(
-            [*plain.routes(results, self._coordinator.new_id), *self._protocol_routes(objects)],
+            [*plain.routes(results, self._coordinator.new_id), *spoken],
             self._coordinator,
             self._metrics,
             self._document,
@@ -227,6 +228,7 @@ class Service:
             # The protocols of `run()` do it themselves.
             lingers=not self._import_main or self._settings.http == "plain",
             middleware=self._middleware,
+            forms={route.below: route.unknown for route in spoken if route.below},
         )
         self.direct_routes = app.direct_routes
         return app.outermost

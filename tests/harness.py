@@ -185,10 +185,11 @@ class Program:
                 totals[kind] += float(value)
         return int(totals["sum"]), int(totals["count"])
 
-    def ask_together(self, stage: str, ask: Callable[[T], R], items: Sequence[T]) -> list[R]:
+    def ask_together(self, stage: str, ask: Callable[[T], R], items: Sequence[T], tasks: int | None = None) -> list[R]:
         """Ask for all items at once, and again until a batch of several was among those of `stage`; return the answers.
 
-        A quick model on a slow machine may be done with each before the next one comes.
+        All items together are so many `tasks` of the stage, one each where it is None. A quick model on a slow machine
+        may be done with each before the next one comes.
         """
         deadline = time.monotonic() + DEADLINE
         with ThreadPoolExecutor(len(items)) as threads:
@@ -196,7 +197,7 @@ class Program:
                 before = self.batches(stage)
                 answers = list(threads.map(ask, items))
                 requests, batches = (now - then for now, then in zip(self.batches(stage), before, strict=True))
-                assert requests == len(items)
+                assert requests == (len(items) if tasks is None else tasks)
                 if batches < requests:
                     return answers
                 assert time.monotonic() < deadline, f"no batch of several at {stage}"

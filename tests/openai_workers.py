@@ -37,7 +37,7 @@ class Write(SSEWorker):
     """Says again what was said, word by word; some words are orders."""
 
     def forward(self, data: dict[str, Any]) -> Iterator[Any]:
-        words = data["messages"][-1]["content"].split()
+        words = str(data["messages"][-1].get("content") or "").split()
         if words == ["show"]:
             yield json.dumps(data)
             return

@@ -19,7 +19,6 @@ class Prompt:
         temperature: above 1 makes unlikely tokens likelier, below 1 less likely; 0 takes the likeliest.
         seed: what chance begins from; the same seed gives the same text. None for another text each time.
         stop: texts before which the writing ends.
-        with_usage: count the tokens at the end.
     """
 
     tokens: list[int]
@@ -27,7 +26,6 @@ class Prompt:
     temperature: float = 0.0
     seed: int | None = None
     stop: list[str] = field(default_factory=list)
-    with_usage: bool = False
 
 
 class Completion:

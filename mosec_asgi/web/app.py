@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 from starlette.applications import Starlette
@@ -12,6 +12,7 @@ from starlette.routing import Route as StarletteRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mosec_asgi.batching.engine import Engine
+from mosec_asgi.errors import Failure
 from mosec_asgi.observing.custom import CustomMetrics
 from mosec_asgi.observing.metrics import ServiceMetrics
 from mosec_asgi.paths import parameters
@@ -29,6 +30,7 @@ from mosec_asgi.web.lingering import Lingering
 from mosec_asgi.web.methods import ByMethod, taken
 from mosec_asgi.web.missing import missing
 from mosec_asgi.web.openapi import OpenAPI
+from mosec_asgi.web.responses import Response
 from mosec_asgi.web.swagger import Swagger
 
 
@@ -57,6 +59,7 @@ class App:
         access_log: bool = False,
         lingers: bool = False,
         middleware: Sequence[Middleware] = (),
+        forms: Mapping[str, Callable[[Failure], Response]] | None = None,
     ) -> None:
         """Build the routes.
 
@@ -74,6 +77,7 @@ class App:
             access_log: log a line for each request.
             lingers: an answer that is given early needs help to arrive; see `lingering`.
             middleware: what each request goes through, health and documents included; the first is the outermost.
+            forms: how requests are refused for which there is no route, by what their paths begin with.
         """
         health, swagger = Health(engine, metrics, custom), Swagger()
         shared = Shared(
@@ -119,7 +123,7 @@ class App:
                 ),
             ],
             middleware=[*([Middleware(Lingering)] if lingers else []), Middleware(_ServerHeader, server=server)],
-            exception_handlers=missing([f"{', '.join(route.methods)} {route.path}" for route in routes]),
+            exception_handlers=missing([f"{', '.join(route.methods)} {route.path}" for route in routes], forms or {}),
         )
         # As in mosec, a path with an extra slash is not a route; after a redirect, clients would send a POST twice.
         self._rest.router.redirect_slashes = False

@@ -9,23 +9,39 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
+from mosec_asgi.errors import Failure
+from mosec_asgi.web.responses import Response as Answer
+
 # The most routes that a text names.
 _MOST = 20
 
 
-def missing(routes: Sequence[str]) -> Mapping[Any, Callable[[Request, Exception], Awaitable[Response]]]:
+def missing(
+    routes: Sequence[str], forms: Mapping[str, Callable[[Failure], Answer]] | None = None
+) -> Mapping[Any, Callable[[Request, Exception], Awaitable[Response]]]:
     """Return the handlers of a Starlette app for both, by status.
 
     Args:
         routes: the models' methods and paths, such as `POST /inference`.
+        forms: gives the answers a form of a protocol, by what the paths begin with.
     """
+
+    def answer(request: Request, status: int, text: str, headers: Mapping[str, str] | None = None) -> Response:
+        path = request.scope["path"].removeprefix(request.scope.get("root_path", ""))
+        for prefix, form in (forms or {}).items():
+            if path.startswith(prefix):
+                told = form(Failure(status, text))
+                own = {name.decode("latin-1"): value.decode("latin-1") for name, value in told.headers}
+                return Response(told.body, told.status, {**own, **(headers or {})})
+        return PlainTextResponse(text, status, headers)
+
     there = ", ".join(routes[:_MOST])
     if len(routes) > _MOST:
         there += f", and {len(routes) - _MOST} more"
 
     async def not_found(request: Request, error: Exception) -> Response:
         text = f"Not Found: no such path; there are {there}, and GET /openapi/metadata.json describes all"
-        return PlainTextResponse(text, status_code=HTTPStatus.NOT_FOUND)
+        return answer(request, HTTPStatus.NOT_FOUND, text)
 
     async def wrong_method(request: Request, error: Exception) -> Response:
         headers = dict(getattr(error, "headers", None) or {})
@@ -34,6 +50,6 @@ def missing(routes: Sequence[str]) -> Mapping[Any, Callable[[Request, Exception]
         allowed = ", ".join(sorted(set(allowed.split(", ")) - {"OPTIONS"}))
         headers = {"Allow": allowed}
         text = f"Method Not Allowed: this path does not take {request.method}; it takes {allowed}"
-        return PlainTextResponse(text, status_code=HTTPStatus.METHOD_NOT_ALLOWED, headers=headers)
+        return answer(request, HTTPStatus.METHOD_NOT_ALLOWED, text, headers)
 
     return {HTTPStatus.NOT_FOUND: not_found, HTTPStatus.METHOD_NOT_ALLOWED: wrong_method}

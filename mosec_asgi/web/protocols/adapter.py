@@ -136,6 +136,7 @@ class ProtocolRoute:
             pipelines: that it can ask.
         """
         self.path = endpoint.path
+        self.below = endpoint.below
         self.methods: Sequence[str] = tuple(endpoint.methods)
         asked = [pipelines.by_route[path].target for path in endpoint.routes]
         self.streams = any(target.streams for target in asked)
@@ -213,6 +214,10 @@ class ProtocolRoute:
             drop_all([outcome.payload for outcome in outcomes[len(results) + 1 :]])
             raise
         return results
+
+    def unknown(self, failure: Failure) -> Response:
+        """Return the answer to a request for which there is no route, in the endpoint's form."""
+        return self._told(failure, None, None)
 
     def refuse(self, request: Request, failure: Failure) -> Response:
         """Return what is wrong with a request, in the endpoint's form."""

@@ -97,12 +97,15 @@ class Endpoint(abc.ABC):
         path: as requests name it; it may have parameters, as in `/v1/models/{model}`.
         methods: of HTTP, that it takes.
         routes: of workers, that it may ask.
+        below: requests to paths that begin so, and have no route, are refused in this form; one endpoint of a
+            protocol says it. Empty for none.
         max_calls: items that one request may have; more are refused with 400.
     """
 
     path: str
     methods: Sequence[str] = ("POST",)
     routes: Sequence[str] = ()
+    below: str = ""
     max_calls: int = MAX_CALLS
 
     @abc.abstractmethod

@@ -24,7 +24,7 @@ _MESSAGES = objects(1, "role")
 class Chat(Generation):
     """Goes on with a conversation."""
 
-    below = "/chat/completions"
+    name = "/chat/completions"
     param = "messages"
     shape = Shape("chatcmpl", "chat.completion", "chat.completion.chunk")
 

@@ -19,7 +19,7 @@ _PROMPTS = inputs(MOST_PROMPTS)
 class Completions(Generation):
     """Goes on with texts."""
 
-    below = "/completions"
+    name = "/completions"
     param = "prompt"
     shape = Shape("cmpl", "text_completion", "text_completion")
     max_calls = MOST_PROMPTS

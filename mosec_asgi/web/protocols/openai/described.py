@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from mosec_asgi.web.protocols.openai.fields import MOST_OBJECTS, MOST_TOKENS
 from mosec_asgi.web.protocols.seam import MAX_CALLS, Endpoint
 
 if TYPE_CHECKING:
@@ -16,7 +17,12 @@ _TEXT: JSON = {"type": "string"}
 _FILLED: JSON = {"type": "string", "minLength": 1}
 _WHOLE: JSON = {"type": "integer", "minimum": 0}
 _OBJECT: JSON = {"type": "object"}
-_TOKENS: JSON = {"type": "array", "items": {"type": "integer", "minimum": 0, "maximum": 2**31 - 1}, "minItems": 1}
+_TOKENS: JSON = {
+    "type": "array",
+    "items": {"type": "integer", "minimum": 0, "maximum": 2**31 - 1},
+    "minItems": 1,
+    "maxItems": MOST_TOKENS,
+}
 _ERRORS = {
     "400": "The request cannot be read, a field of it is wrong, or the model refuses it.",
     "408": "There was no answer within the timeout.",
@@ -98,7 +104,7 @@ def schemas_of(endpoints: Sequence[Endpoint]) -> JSON:
     schemas: JSON = {"Error": _ERROR, "Model": _MODEL, "ModelList": _list(_ref("Model"))}
     for endpoint in endpoints:
         if isinstance(endpoint, ModelEndpoint):
-            request, answers = _KINDS[endpoint.below]
+            request, answers = _KINDS[endpoint.name]
             name, fields, needed, others = request
             schemas[name] = {
                 "type": "object",
@@ -246,11 +252,12 @@ _KINDS: dict[str, tuple[tuple[str, JSON, Sequence[str], bool], JSON]] = {
                 "messages": {
                     "type": "array",
                     "minItems": 1,
+                    "maxItems": MOST_OBJECTS,
                     "items": {"type": "object", "properties": {"role": _TEXT}, "required": ["role"]},
                 },
                 **_GENERATION,
                 "max_completion_tokens": _whole(1),
-                "tools": {"type": ["array", "null"], "items": _OBJECT},
+                "tools": {"type": ["array", "null"], "items": _OBJECT, "maxItems": MOST_OBJECTS},
                 "response_format": _MAYBE_OBJECT,
                 "parallel_tool_calls": _FLAG,
                 "logprobs": _FLAG,

@@ -31,7 +31,7 @@ class _Wanted(NamedTuple):
 class Embeddings(ModelEndpoint):
     """Vectors of texts."""
 
-    below = "/embeddings"
+    name = "/embeddings"
     param = "input"
 
     def __init__(self, common: Common, models: Mapping[str, str], shortens: Collection[str]) -> None:

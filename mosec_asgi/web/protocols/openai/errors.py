@@ -6,6 +6,8 @@ OpenAI's clients make an exception of their own of each, by the status: `BadRequ
 
 from __future__ import annotations
 
+import contextlib
+import json
 from http import HTTPStatus
 from typing import Any
 
@@ -67,10 +69,28 @@ def status_and_object(problem: Problem, param: str | None) -> tuple[int, dict[st
     # OpenAI has one status for all that is wrong with a request's fields.
     status = HTTPStatus.BAD_REQUEST if problem.code == HTTPStatus.UNPROCESSABLE_ENTITY else problem.code
     if problem.ask is None or status != HTTPStatus.BAD_REQUEST:
-        param = None
+        return int(status), error_object(status, message)
+    place, told = _of_pydantic(message)
+    if isinstance(problem.ask.items[0], dict) and place:
+        # The item is the request itself.
+        param, message = place[0], f"{'.'.join(place)}: {told}"
     elif problem.place is not None and len(problem.ask.items) > 1:
-        message = f"{param}[{problem.place}]: {message}"
+        message = f"{param}[{problem.place}]: {told}"
+    else:
+        message = told
     return int(status), error_object(status, message, param)
+
+
+def _of_pydantic(message: str) -> tuple[list[str], str]:
+    """Return where and what is wrong, of errors that `PydanticMixin` gives as JSON; of another message, nowhere and it.
+
+    Of several, the deepest: of a union that is the one of the kind that was meant.
+    """
+    if message.startswith("[{"):
+        with contextlib.suppress(ValueError, LookupError, TypeError):
+            deepest = max(json.loads(message), key=lambda error: len(error["loc"]))
+            return [str(part) for part in deepest["loc"]], str(deepest["msg"])
+    return [], message
 
 
 def problem_response(problem: Problem, param: str | None) -> Response:

@@ -9,6 +9,14 @@ from mosec_asgi.errors import DecodingError
 from mosec_asgi.formats import loads_json
 from mosec_asgi.web.protocols.openai.errors import Refused
 
+# Tokens of a request, where it has tokens in the place of texts: OpenAI's own bound. Each is looked at, and nobody else
+# is served meanwhile.
+MOST_TOKENS = 300_000
+# Messages of a conversation, and tools.
+MOST_OBJECTS = 4096
+# Characters of a name that are repeated in an error.
+_MOST_SHOWN = 40
+
 # Returns a value as it is to be used; raises `ValueError` that says what it must be.
 Check = Callable[[Any], Any]
 
@@ -48,7 +56,8 @@ def refuse_others(fields: Mapping[str, Any], known: Iterable[str]) -> None:
         Refused: there is one.
     """
     for name in fields.keys() - set(known):
-        raise Refused(f"{name}: there is no such field here; leave it out", name)
+        shown = name[:_MOST_SHOWN]
+        raise Refused(f"{shown}: there is no such field here; leave it out", shown)
 
 
 def one(name: str, value: Any, check: Check) -> Any:
@@ -134,6 +143,8 @@ def objects(least: int = 0, member: str | None = None) -> Check:
     def check(value: Any) -> Any:
         if not isinstance(value, list) or len(value) < least:
             raise ValueError(f"it must be a list of objects, {least} at least, not {_shown(value)}")
+        if len(value) > MOST_OBJECTS:
+            raise ValueError(f"it has {len(value)} objects, and may have {MOST_OBJECTS}")
         for place, each in enumerate(value):
             if not isinstance(each, dict):
                 raise ValueError(f"[{place}] must be an object, not {_shown(each)}")
@@ -172,6 +183,8 @@ def inputs(most: int) -> Check:
     token = whole(0)
 
     def tokens(value: list[Any]) -> list[int]:
+        if len(value) > MOST_TOKENS:
+            raise ValueError(f"it has {len(value)} tokens, and one request may have {MOST_TOKENS}")
         return [token(each) for each in value]
 
     def item(value: Any) -> Any:
@@ -190,6 +203,9 @@ def inputs(most: int) -> Check:
             raise ValueError(f"it has {len(value)} items, and one request may have {most}; send several requests")
         if isinstance(value[0], str) and not all(isinstance(each, str) for each in value):
             raise ValueError("it must be a list of texts only, or of lists of tokens only")
+        total = sum(len(each) for each in value if isinstance(each, list))
+        if total > MOST_TOKENS:
+            raise ValueError(f"it has {total} tokens, and one request may have {MOST_TOKENS}; send several requests")
         return [item(each) for each in value]
 
     return check
@@ -205,4 +221,4 @@ def _shown(value: Any) -> str:
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         # A number of thousands of digits cannot even be written.
         return repr(value) if isinstance(value, float) or value.bit_length() < 64 else "a larger one"
-    return repr(value) if isinstance(value, str) and len(value) <= 40 else _kind(value)
+    return repr(value) if isinstance(value, str) and len(value) <= _MOST_SHOWN else _kind(value)

@@ -25,6 +25,7 @@ class Models(Endpoint):
         self.common = common
         self.names = names
         self.path = f"{common.prefix}/models"
+        self.below = f"{common.prefix}/" if common.prefix else ""
 
     def ask(self, request: Request) -> Ask | Response:
         """Answer at once."""
@@ -63,6 +64,7 @@ class OneModel(Models):
         super().__init__(common, names)
         # A name may hold slashes.
         self.path = f"{common.prefix}/models/{{model:path}}"
+        self.below = ""
 
     def told(self, request: Request) -> dict[str, Any]:
         """Return the model that the path names."""
@@ -76,8 +78,7 @@ class OneModel(Models):
                 "name": "model",
                 "in": "path",
                 "required": True,
-                "schema": {"type": "string"},
-                "example": next(iter(self.names)),
+                "schema": {"type": "string", "enum": [*self.names, *self.common.aliases]},
             }
         ]
         return item

@@ -31,7 +31,7 @@ class _Wanted(NamedTuple):
 class Rerank(ModelEndpoint):
     """Documents by how well they answer a query."""
 
-    below = "/rerank"
+    name = "/rerank"
     param = "documents"
 
     def read(self, name: str, route: str, fields: dict[str, Any]) -> Ask:

@@ -83,14 +83,14 @@ class ModelEndpoint(Endpoint):
     takes_streams = False
 
     param: str
-    # Below the prefix.
-    below: str
+    # Of the path, below the prefix.
+    name: str
 
     def __init__(self, common: Common, models: Mapping[str, str]) -> None:
         """Bind to models: their routes by their names."""
         self.common = common
         self.models = dict(models)
-        self.path = common.prefix + self.below
+        self.path = common.prefix + self.name
         self.routes: Sequence[str] = tuple(dict.fromkeys(self.models.values()))
 
     def check(self, workers: Mapping[str, type[Worker]]) -> None:
