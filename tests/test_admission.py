@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +24,10 @@ class Load:
     units: int = 0
     workers: int = 1
     waiting_since: float = -1e9
+    began: Sequence[float] = ()
+
+    def begun_before(self, time: float) -> int:
+        return sum(began < time for began in self.began)
 
 
 class Door:
@@ -52,6 +57,11 @@ class Door:
         load = self.loads[stage]
         load.queued, load.units, load.in_flight = queued, units, units * items
         self.stages[stage].sent(units, self.now)
+
+    def began(self, times: Sequence[float], *, stage: int = 0) -> None:
+        """Let a stage's running tasks have been begun at these times."""
+        self.loads[stage].began = times
+        self.stages[stage]._soon_due = -math.inf
 
     def ask(self, timeout: float | None = None, route: int = 0) -> Reason | None:
         self.fresh()
@@ -286,10 +296,10 @@ def test_an_overloaded_stage_keeps_its_queue_short() -> None:
 
 def test_a_queue_whose_first_task_has_just_come_is_not_too_long_whatever_the_speed_seems_to_be() -> None:
     door = Door({})
-    door.learn(0.05)
-    door.offer(60.0)
-    door.learn(0.05, times=1)
-    door.work(6)
+    door.learn(0.001)
+    door.offer(3000.0)
+    door.learn(0.001, times=1)
+    door.work(15)
     load = door.stages[0].load
     assert isinstance(load, Load)
     load.waiting_since = door.now - 0.001
@@ -326,9 +336,43 @@ def test_a_short_queue_still_fills_batches_and_slots() -> None:
     door.learn(0.06, items=8)
     door.offer(5000.0)
     door.learn(0.06, items=8, times=1)
-    door.work(12, 4)
+    door.began([door.now - 0.03] * 32)
+    door.work(20, 4)
+    assert door.ask() is None, "all four are about to take a batch"
+    door.work(32, 4)
+    assert door.ask() is Reason.OVERLOAD
+    door.began([door.now] * 32)
+    door.work(8, 4)
     assert door.ask() is None
-    door.work(60, 4)
+    door.work(12, 4)
+    assert door.ask() is Reason.OVERLOAD, "none is taken for long, and others come"
+
+
+def test_of_slots_that_begin_together_the_queue_is_kept_for_those_that_come_late() -> None:
+    door = Door({"concurrency": 8})
+    door.learn(0.4)
+    door.offer(60.0)
+    door.learn(0.4, times=1)
+    door.began([door.now - 0.3] * 8)
+    door.work(2, 8)
+    assert door.ask() is None
+    door.work(4, 8)
+    assert door.ask() is Reason.OVERLOAD
+    door.began([door.now - 0.36] * 8)
+    assert door.ask() is None
+    door.work(8, 8)
+    assert door.ask(3.0) is Reason.OVERLOAD
+
+
+def test_what_was_sent_ahead_to_a_worker_belongs_to_its_queue() -> None:
+    door = Door({"concurrency": 8})
+    door.learn(0.4)
+    door.offer(60.0)
+    door.learn(0.4, times=1)
+    door.began([door.now - 0.05 * slot for slot in range(8)])
+    door.work(2, 8)
+    assert door.ask() is None
+    door.work(2, 10)
     assert door.ask() is Reason.OVERLOAD
 
 

@@ -175,3 +175,15 @@ def test_there_is_room_until_every_worker_has_all_that_may_be_sent_ahead() -> No
     batched.give("a", tasks(3, 4))
     assert (plain.any_room, batched.any_room) == (False, False)
     assert not loads().any_room
+
+
+@pytest.mark.parametrize(("batched", "running"), [(False, 2), (True, 4)])
+def test_of_those_that_a_worker_runs_the_old_ones_can_be_counted(batched: bool, running: int) -> None:
+    all_of_them = loads("a", batched=batched, concurrency=2, ordered=False)
+    several = tasks(1, 2, 3, 4, 5, 6)
+    for number in (0, 2, 4):
+        all_of_them.give("a", several[number : number + 2])
+    for task in several:
+        task.began = float(task.id)
+    assert all_of_them.begun_before(2.0) == 1
+    assert all_of_them.begun_before(9.0) == running, "those that were sent ahead do not run"

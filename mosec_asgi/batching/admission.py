@@ -29,8 +29,13 @@ always other calls, so a call that is only likely to be in time gives way to one
 *A short queue under overload.* If only the deadline limits the queue, every call is answered just before its deadline.
 If arrivals have exceeded what the stage can do by the factor `OVERLOAD` over two timeouts (`offered`), the queue need
 only be long enough not to run empty by chance. For a random walk that is a few units:
-`-ln(EMPTY) * (load + scatter) / (2 * (load - 1))`, the heavy-traffic formula of Kingman. A queue below that length is
-a burst, and bursts pass. A stage's `latency_target` asks for a bound at any load.
+`-ln(EMPTY) * (load + scatter) / (2 * (load - 1))`, the heavy-traffic formula of Kingman. Tasks that were sent ahead of
+their turn belong to the queue. A queue below that length is a burst, and bursts pass. A stage's `latency_target` asks
+for a bound at any load.
+
+Slots that began at the same time end at the same time. All tasks of such a round are begun at its end, and whoever
+comes at its beginning waits for all of it. By the ages of what runs it is known when that end is near. Then the queue
+may be as long as there are slots about to become free; before, it is kept to the few units.
 
 *It never gets stuck.* A stage that has had nothing to do for `PROBE_SECONDS` refuses nothing until a task is there. So
 a stage that would refuse every call because of old measurements is measured again.
@@ -182,7 +187,7 @@ class Admission:
             stage.offered.count += 1
             if now >= stage.due:
                 self._refresh(index, now)
-            ahead = stage.load.queued + stage.coming
+            ahead = stage.waiting
             left -= stage.easy + ahead * stage.per_task
             if stage.careful or ahead >= stage.short:
                 left = -1.0
@@ -209,20 +214,22 @@ class Admission:
         return None
 
     def _too_long_a_queue(self, stage: StageAdmission, timeout: float, now: float) -> Reason | None:
-        ahead = stage.load.queued + stage.coming
-        if ahead >= stage.short and self._stands(stage, timeout, now):
+        if stage.waiting >= stage.short and self._stands(stage, timeout, now):
             return Reason.OVERLOAD
         if stage.target and stage.wait(stage.load.queued, now) and stage.leaves(0.0, 0, timeout, now) > stage.target:
             return Reason.LATENCY_TARGET
         return None
 
     def _stands(self, stage: StageAdmission, timeout: float, now: float) -> bool:
-        """Whether the queue of a stage stands: its first task has waited for a while, whatever the measured speed.
+        """Whether the queue of a stage stands, and is not just about to be taken.
 
-        Where units take microseconds, the measured time is mostly the way to the worker and back. The age of the first
-        task is exact (CoDel uses it, too: RFC 8289).
+        Where units take microseconds, the measured time is mostly the way to the worker and back. There it is asked
+        whether the first task has waited for a while, which is exact (CoDel uses it, too: RFC 8289).
         """
-        return now - stage.load.waiting_since >= min(STANDING_SECONDS, timeout * STANDING_SHARE)
+        soon = min(STANDING_SECONDS, timeout * STANDING_SHARE)
+        if now - stage.load.waiting_since < soon and stage.times.mean <= SHORT_SECONDS:
+            return False
+        return stage.slots == 1 or stage.waiting >= stage.free_soon(soon, now)
 
     # -- what has happened -------------------------------------------------------------------------------------------
 

@@ -119,6 +119,15 @@ class Loads(Generic[WorkerKey]):
             return self.in_flight
         return sum(len(load.batches) for load in self._loads.values())
 
+    def begun_before(self, time: float) -> int:
+        """Return how many of the tasks that workers run at this moment were begun before `time`."""
+        return sum(task.began < time for load in self._loads.values() for task in self._run_by(load))
+
+    def _run_by(self, load: Load) -> Iterator[Task]:
+        """Return the tasks that a worker runs, without those that were sent ahead."""
+        batches = islice(load.batches.values(), self.concurrency)
+        return islice(load.sent.values(), sum(batches) if self._batched else self.concurrency)
+
     @property
     def any_room(self) -> bool:
         """Whether any worker could be sent something now, to run it at once or after what it has."""

@@ -101,6 +101,10 @@ class Scheduler(Generic[WorkerKey]):
         head = self.queue.head()
         return math.inf if head is None else head.queued
 
+    def begun_before(self, time: float) -> int:
+        """Return how many of the tasks that workers run at this moment were begun before `time`."""
+        return self.loads.begun_before(time)
+
     @property
     def starts_at_once(self) -> bool:
         """Whether a single waiting task can start at once: no batch is to be filled, and workers have nothing to do."""

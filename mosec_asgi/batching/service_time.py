@@ -42,6 +42,7 @@ class ServiceTimes:
 
     Attributes:
         mean: of a full unit; 0 while nothing is known.
+        least: what nearly all take at least.
         usual: what three in four take at most.
         high: what nearly all take at most.
         scatter: the squared coefficient of variation: 0 for constant times, 1 for exponential ones.
@@ -50,7 +51,8 @@ class ServiceTimes:
     """
 
     __slots__ = (
-        "_longer", "_ordered", "_samples", "_share", "_size", "doubt", "high", "mean", "noted", "scatter", "usual",
+        "_longer", "_ordered", "_samples", "_share", "_size", "doubt", "high", "least", "mean", "noted", "scatter",
+        "usual",
     )  # fmt: skip
 
     def __init__(self, batch_size: int = 1) -> None:
@@ -60,7 +62,7 @@ class ServiceTimes:
         self.noted = 0
         # The part of a full batch's time that does not depend on its size.
         self._share = 1.0
-        self.mean = self.usual = self.high = self.scatter = self.doubt = 0.0
+        self.mean = self.least = self.usual = self.high = self.scatter = self.doubt = 0.0
         # The times in order, and of each the sum of it and of all longer ones.
         self._ordered: list[float] = []
         self._longer: list[float] = []
@@ -108,6 +110,7 @@ class ServiceTimes:
         count = len(ordered)
         # Times of 0 would make a stage infinitely fast.
         self.mean = max(1e-7, sum(ordered) / count)
+        self.least = ordered[count // 16]
         self.usual = ordered[min(count - 1, int(count * USUAL))]
         self.high = ordered[-2] if count >= 32 else ordered[-1]
         self.scatter = _variance(ordered, self.mean) / (self.mean * self.mean)

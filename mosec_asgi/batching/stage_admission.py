@@ -56,6 +56,9 @@ class Load(Protocol):
     def waiting_since(self) -> float:
         """When the task that waits the longest came; infinite where none waits."""
 
+    def begun_before(self, time: float) -> int:
+        """Return how many of the tasks that workers run at this moment were begun before `time`."""
+
 
 class StageAdmission:
     """What is known of one stage's speed, and what follows from it.
@@ -88,9 +91,9 @@ class StageAdmission:
 
     __slots__ = (
         "_batch_size", "_before_next", "_concurrency", "_every", "_firsts", "_max_wait", "_no_worker_since",
-        "_progress", "_read_due", "_start", "careful", "caution", "coming", "direct", "done", "down", "due", "easy",
-        "known", "load", "margin", "offered", "on_change", "per_task", "pressure", "shared", "short", "slots", "supply",
-        "supply_scatter", "target", "times", "upstream",
+        "_progress", "_read_due", "_soon", "_soon_due", "_start", "careful", "caution", "coming", "direct", "done", "down",
+        "due", "easy", "known", "load", "margin", "offered", "on_change", "per_task", "pressure", "shared", "short",
+        "slots", "supply", "supply_scatter", "target", "times", "upstream",
     )  # fmt: skip
 
     def __init__(
@@ -146,6 +149,9 @@ class StageAdmission:
         self.known = self.careful = self.down = False
         self.easy = self.per_task = 0.0
         self.short = math.inf
+        # How many of the running tasks may be done soon, and when to count them again.
+        self._soon = 0
+        self._soon_due = -math.inf
 
     # -- what has happened -------------------------------------------------------------------------------------------
 
@@ -374,12 +380,27 @@ class StageAdmission:
         # Random arrivals have a scatter of 1; the output of a saturated earlier stage has that of its times.
         came = 1.0 if self.offered.per_second <= self.supply else min(1.0, STEADY + self.supply_scatter)
         units = -math.log(EMPTY) * (load * came + self.times.scatter * self._batch_size) / (2.0 * (load - 1.0))
-        return max(units + self._round - 1, self._round, SHORT_SECONDS * rate) + rate * self.upstream
+        return max(units + self._batch_size - 1, self._batch_size, SHORT_SECONDS * rate) + rate * self.upstream
 
     @property
-    def _round(self) -> float:
-        """The number of tasks that all slots together take when they become free at about the same time."""
-        return self._batch_size * max(1.0, self.slots / 2)
+    def waiting(self) -> int:
+        """The tasks that are admitted and that no worker runs yet: on their way here, queued, or sent ahead."""
+        return self.load.queued + self.coming + self._sent_ahead
+
+    @property
+    def _sent_ahead(self) -> int:
+        """The tasks that workers have beside those that they run."""
+        return max(0, self.load.units - self.slots) * self._batch_size
+
+    def free_soon(self, seconds: float, now: float) -> int:
+        """Return how many of the tasks that run may be done within so many seconds, as old as they are.
+
+        To count them takes some microseconds for 50 slots, so a count is used again for a small part of those seconds.
+        """
+        if now >= self._soon_due:
+            self._soon_due = now + seconds / 10.0
+            self._soon = self.load.begun_before(now + seconds - self.times.least)
+        return self._soon
 
 
 def _share(value: float, least: float, most: float) -> float:
