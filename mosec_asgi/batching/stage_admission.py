@@ -91,9 +91,9 @@ class StageAdmission:
 
     __slots__ = (
         "_batch_size", "_before_next", "_concurrency", "_every", "_firsts", "_max_wait", "_no_worker_since",
-        "_progress", "_read_due", "_soon", "_soon_due", "_start", "careful", "caution", "coming", "direct", "done", "down",
-        "due", "easy", "known", "load", "margin", "offered", "on_change", "per_task", "pressure", "shared", "short",
-        "slots", "supply", "supply_scatter", "target", "times", "upstream",
+        "_progress", "_read_due", "_soon", "_soon_due", "_start", "careful", "caution", "coming", "direct", "done",
+        "down", "due", "easy", "known", "load", "margin", "offered", "on_change", "per_task", "pressure", "shared",
+        "short", "slots", "supply", "supply_scatter", "target", "times", "upstream",
     )  # fmt: skip
 
     def __init__(
