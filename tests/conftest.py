@@ -9,6 +9,8 @@ from collections import Counter
 from collections.abc import Generator
 from pathlib import Path
 
+# Before garbage is frozen: it looks for what refers to an object, and what is frozen is not found.
+import hypothesis  # noqa: F401
 import pytest
 
 # The files that take longest, ten seconds of processor time or more, the longest first.

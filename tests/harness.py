@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import importlib
+import importlib.util
 import itertools
 import json
 import os
@@ -27,6 +27,7 @@ from types import ModuleType
 from typing import Any, TypeVar
 
 import httpx
+import pytest
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -108,6 +109,16 @@ def session_members(session: int) -> list[int]:
 def child_processes(parent: int) -> list[int]:
     """Return the direct children of a process, zombies included."""
     return [pid for pid, owner, _, _ in processes() if owner == parent]
+
+
+def skip_module_without(*packages: str) -> None:
+    """Skip the module that calls this where one of the packages is not installed; none is imported.
+
+    Some take seconds to import, and each process that runs tests collects all modules.
+    """
+    missing = [name for name in packages if importlib.util.find_spec(name) is None]
+    if missing:
+        pytest.skip(f"{', '.join(missing)} not installed", allow_module_level=True)
 
 
 def benchmark(name: str) -> ModuleType:

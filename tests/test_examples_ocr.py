@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import ROOT, Program, free_port, running
+from harness import ROOT, Program, free_port, running, skip_module_without
 
 np = pytest.importorskip("numpy")
-pytest.importorskip("rapidocr_onnxruntime")
+skip_module_without("rapidocr_onnxruntime")
 Image = pytest.importorskip("PIL.Image")
 ImageDraw = pytest.importorskip("PIL.ImageDraw")
 ImageFont = pytest.importorskip("PIL.ImageFont")

