@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 import request_workers as workers
 from harness import DEADLINE, Program, serving
-from openapi_spec_validator import OpenAPIV31SpecValidator
 from test_request import BOTH, client_of
 
 from mosec_asgi import Server, ValidationError
@@ -243,7 +242,6 @@ def test_the_document_shows_what_forward_is_annotated_with() -> None:
     server.append_worker(workers.UploadPhoto, route="/photo")
     server.append_worker(workers.TakeOrders, max_batch_size=4, route="/order")
     document = server.openapi()
-    OpenAPIV31SpecValidator(document).validate()
     schemas = document["components"]["schemas"]
     binary = {"type": "string", "format": "binary"}
 
