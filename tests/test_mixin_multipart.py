@@ -7,6 +7,7 @@ import json
 import re
 import select
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -163,6 +164,19 @@ def test_a_part_of_a_gigabyte_is_answered_413_before_it_is_there_and_takes_no_me
             assert sent < GIGABYTE / 4
         assert peak(program) - before < 100 * MEGABYTE
         assert program.client.post("inference", files={"image": PNG}).json() == good.json()
+
+
+@SERVERS
+def test_a_client_that_sends_all_of_a_gigabyte_gets_its_answer(by: str, tmp_path: Path) -> None:
+    def body() -> Iterator[bytes]:
+        yield part('form-data; name="image"; filename="a.png"', b"")[:-2]
+        yield from itertools.repeat(bytes(MEGABYTE), GIGABYTE // MEGABYTE)
+
+    with serving(tmp_path, UPLOAD, by=by) as program:
+        before = peak(program)
+        assert program.client.post("inference", content=body(), headers=BOUNDARY).status_code == 413
+        assert peak(program) - before < 100 * MEGABYTE
+        assert program.client.post("inference", files={"image": PNG}).status_code == 200
 
 
 HOSTILE: list[tuple[bytes, str, int]] = [
