@@ -28,7 +28,7 @@ def folder(tmp_path: Path) -> Path:
 
 def test_every_python_snippet_is_a_named_program() -> None:
     assert README.count("```python") == len(PROGRAMS)
-    assert set(PROGRAMS) == {"server.py", "typed.py", "app.py", "call.py", "streams.py", "models.py"}
+    assert set(PROGRAMS) == {"server.py", "typed.py", "app.py", "call.py", "streams.py", "models.py", "uploads.py"}
 
 
 def test_the_service_in_20_lines_answers_as_shown(folder: Path, log: Path) -> None:
@@ -74,6 +74,17 @@ def test_the_service_that_takes_the_request_answers_by_it(folder: Path, log: Pat
         missing = program.client.post("/models/other", json={"text": "a"})
         assert (missing.status_code, missing.headers["cache-control"]) == (404, "no-store")
         assert program.client.get("/models/bert?text=b").json() == {"model": "bert", "text": "b"}
+
+
+def test_the_upload_is_what_its_annotation_says(folder: Path, log: Path) -> None:
+    with running(python(folder / "uploads.py"), log, cwd=folder) as program:
+        program.wait_ready()
+        image = {"image": ("photo.png", b"12345")}
+        answer = program.client.post("/inference", files=image, data={"caption": "bear"})
+        assert answer.json() == {"caption": "bear", "name": "photo.png", "bytes": 5}
+        assert program.client.post("/inference", data={"caption": "bear"}).status_code == 422
+        large = {"image": ("photo.png", bytes(5 * 1024 * 1024 + 1))}
+        assert program.client.post("/inference", files=large).status_code == 413
 
 
 def test_the_mounted_app_serves_its_own_route_and_the_model(folder: Path, log: Path) -> None:
