@@ -917,7 +917,7 @@ NEEDS_MORE_THAN_A_SCHEMA = {
     "sentiment",
     "stable_diffusion",
 }
-LARGE_MODELS = NEEDS_MORE_THAN_A_SCHEMA - {"environment", "generate"}
+LARGE_MODELS = NEEDS_MORE_THAN_A_SCHEMA - {"environment"}
 # Where an app of its own has the service, and the command line.
 MOUNTED = {"fastapi_app": "/ml"}
 EXAMPLES = [pytest.param(path, id=path.stem) for path in sorted((ROOT / "openapi").glob("*.json"))]
