@@ -190,8 +190,18 @@ async def test_more_than_the_buffer_of_a_stream_is_gathered() -> None:
 
 async def test_what_is_gathered_has_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(adapter, "MOST_GATHERED", 1000)
+    most = 0
+    gather = adapter.ProtocolRoute.gather
+
+    def counting(self: Any, request: Any, chunk: Any) -> None:
+        nonlocal most
+        gather(self, request, chunk)
+        most = max(most, sum(map(len, request.state.events)))
+
+    monkeypatch.setattr(adapter.ProtocolRoute, "gather", counting)
     async with served() as (_, client):
         answer = await client.post("/p/count", json=[5000])
+        assert 0 < most < 100
         assert (answer.status_code, "larger than 1000 bytes" in answer.json()["problem"]) == (500, True)
         assert len((await client.post("/p/count", json=[2])).json()) == 1
 
@@ -210,7 +220,8 @@ async def test_a_stream_that_fails_ends_with_the_endpoints_word_and_so_does_a_fa
 async def test_all_items_together_have_the_time_of_the_request() -> None:
     async def check() -> None:
         async with served(timeout=1000) as (service, client):
-            service.worker(Single).slow(0.2)
+            # Eight at a time: no call is late, and all together are.
+            service.worker(Single).slow(0.1)
             answer = await client.post("/p/single", json=[[1]] * 20)
             assert answer.status_code in (408, 429)
             answer = await client.post("/p/single", json=[[1]] * 3)

@@ -68,6 +68,8 @@ def test_a_running_example_keeps_to_its_document(document: Path, tmp_path: Path,
         # A model of many layers, however tiny, is slow where a model of one is quick.
         count = "5" if document.stem in LARGE_MODELS else "20"
         command += ["--checks", "all", "--max-examples", count, "--seed", "3", "--suppress-health-check", "all"]
+        # A language model writes for longer than ten seconds on a machine that has other tests to run.
+        command += ["--request-timeout", "60"]
         hooks = {"SCHEMATHESIS_HOOKS": str(TESTS / "schemathesis_msgpack.py")}
         done = subprocess.run(
             command, cwd=tmp_path, capture_output=True, text=True, timeout=480, env={**os.environ, **hooks}

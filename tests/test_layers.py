@@ -169,7 +169,8 @@ def test_only_the_settings_read_the_environment() -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["mosec_asgi", "mosec_asgi.worker", "mosec_asgi.pool.process.child", "mosec_asgi.mixin"]
+    "module",
+    ["mosec_asgi", "mosec_asgi.worker", "mosec_asgi.pool.process.child", "mosec_asgi.mixin", "mosec_asgi.protocols"],
 )
 def test_an_import_is_light(module: str) -> None:
     program = f"import sys, {module}; print(*{{name.split('.')[0] for name in sys.modules}})"

@@ -12,13 +12,14 @@ import struct
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
 import openai
 import openai_workers
 import pytest
-from harness import TESTS, Program, running
+from harness import TESTS, Program, running, written
 from openai_workers import Embed, Write, serve
 
 from mosec_asgi import Server, Worker, testing
@@ -592,6 +593,31 @@ def test_the_openapi_document_and_swagger_show_the_endpoints(program: Program) -
     names = document["components"]["schemas"]["openai.ChatRequest"]["properties"]["model"]["enum"]
     assert names == ["parrot", "whole", "gpt-4o"]
     assert program.client.get("/openapi/swagger/").status_code == 200
+
+
+# Which vectors can be cut, and how, no schema says.
+SCHEMATHESIS = """
+warnings = false
+[checks.positive_data_acceptance]
+expected-statuses = ["2xx", "400", "408"]
+
+[checks.negative_data_rejection]
+expected-statuses = ["4xx"]
+
+[generation]
+allow-extra-parameters = false
+"""
+
+
+def test_whatever_schemathesis_makes_up_is_answered_within_the_contract(program: Program, tmp_path: Path) -> None:
+    pytest.importorskip("schemathesis")
+    written(tmp_path, SCHEMATHESIS, "schemathesis.toml")
+    command = [sys.executable, "-m", "schemathesis.cli", "--no-color", "run", f"{program.url}/openapi/metadata.json"]
+    command += ["--url", program.url, "--include-path-regex", "^/v1", "--phases", "examples,coverage,fuzzing"]
+    command += ["--checks", "all", "--max-examples", "20", "--seed", "3", "--suppress-health-check", "all"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=480)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "No issues found" in done.stdout
 
 
 # -- definitions -------------------------------------------------------------------------------------------------------

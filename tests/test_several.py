@@ -104,6 +104,16 @@ async def test_the_requests_of_a_route_have_a_number_of_calls_together_and_each_
         assert [outcome.call_id for outcome in asker.outcomes] == [100 * number + place for place in range(6)]
 
 
+async def test_a_request_has_always_one_call_there_though_others_have_all_turns() -> None:
+    engine, turns = FakeEngine(), Turns(1)
+    Several(Numbered(turns, 0, 5), engine, Asker()).begin()  # type: ignore[arg-type]
+    Several(Numbered(turns, 100, 5), engine, Asker()).begin()  # type: ignore[arg-type]
+    for number in range(100, 104):
+        engine.answer(number)
+        await turn()
+        assert sorted(engine.open) == [0, number + 1]
+
+
 async def test_the_outcomes_are_in_the_order_of_the_calls_whatever_that_of_the_answers() -> None:
     engine, asker = FakeEngine(), Asker()
     Several([Call(number, 0, b"", "id") for number in range(4)], engine, asker).begin()  # type: ignore[arg-type]

@@ -64,7 +64,7 @@ class Request(Strict):
 class Read(PydanticMixin):
     """Go on with a conversation."""
 
-    example = Request(messages=[Message(role="user", content="Name three colours.")])
+    example = Request(messages=[Message(role="user", content="Name three colours.")], max_tokens=8)
 
     def __init__(self) -> None:
         self.tokenizer = load_tokenizer(open_model())

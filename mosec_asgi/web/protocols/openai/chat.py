@@ -64,6 +64,7 @@ class Chat(Generation):
         example = {
             "model": next(iter(self.models)),
             "messages": [{"role": "user", "content": "Name three colours."}],
+            "max_tokens": 8,
         }
         return described.post(
             "openai.chat",

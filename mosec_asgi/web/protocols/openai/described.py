@@ -72,7 +72,8 @@ def post(
     content: JSON = {"application/json": _named(answer)}
     if chunk is not None:
         told = f"For `stream: true`: events whose data are `{chunk}` objects, and a last `[DONE]`."
-        content["text/event-stream"] = {"schema": {"type": "string", "description": told}}
+        event = {"type": "object", "properties": {"data": _TEXT}, "required": ["data"], "description": told}
+        content["text/event-stream"] = {"schema": event}
     statuses = [*(["401"] if keyed else []), "404", *_ERRORS]
     return {
         "post": {
