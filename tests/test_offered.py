@@ -60,3 +60,11 @@ def test_what_is_sustained_counts_over_twice_as_many_spans() -> None:
     brought(offered, [10] * 8 + [30] * 4)
     assert offered.per_second == pytest.approx(60.0)
     assert offered.sustained == pytest.approx(40.0)
+
+
+def test_the_more_calls_have_come_the_less_their_rate_is_in_doubt() -> None:
+    few, many = Offered(1.0), Offered(1.0)
+    assert few.doubt == 1.0
+    brought(few, [25] * 8)
+    brought(many, [2500] * 8)
+    assert (few.doubt, many.doubt) == pytest.approx((1 / 200**0.5, 1 / 20_000**0.5))

@@ -148,4 +148,33 @@ def test_chance_in_times_with_a_long_tail_is_hardly_ever_a_change() -> None:
         times.read()
         changes += len(times._samples) < before
         before = len(times._samples)
-    assert changes <= 3
+    assert changes == 0
+
+
+def test_of_times_with_a_long_tail_the_mean_does_not_follow_the_chance_of_the_latest() -> None:
+    times = ServiceTimes()
+    means = []
+    for seconds in heavy_tailed(20_000, seed=2):
+        times.add(1, seconds)
+        times.read()
+        means.append(times.mean)
+    assert min(means[1000:]) > 0.04
+    assert max(means[1000:]) < 0.06
+    assert times.doubt < 0.08
+
+
+def test_times_that_grow_slowly_are_followed() -> None:
+    times = ServiceTimes()
+    for number in range(1000):
+        seconds = 0.05 + 0.00005 * number
+        times.add(1, seconds)
+        if times.read():
+            assert 0.9 * seconds <= times.mean <= seconds
+
+
+def test_a_tail_that_becomes_heavier_is_believed_once_chance_does_not_explain_it() -> None:
+    random, times = Random(2), ServiceTimes()
+    for number in range(1200):
+        times.add(1, 0.02 if random.random() < (0.9 if number < 1000 else 0.6) else 0.32)
+        times.read()
+    assert times.mean > 0.11

@@ -6,6 +6,8 @@ is adding one; the spans end when somebody asks.
 
 from __future__ import annotations
 
+import math
+
 SPANS = 4
 MANY_SPANS = 8
 # Longer timeouts than twice this need not be waited for.
@@ -52,6 +54,12 @@ class Offered:
     def sustained(self) -> float:
         """Arrivals per second over twice as many spans: less of it is chance."""
         return sum(self._rates) / MANY_SPANS
+
+    @property
+    def doubt(self) -> float:
+        """The standard error of `sustained`, as a share of it, where calls come by chance."""
+        counted = sum(self._rates) * self.span
+        return 1.0 / math.sqrt(counted) if counted else 1.0
 
     @property
     def least(self) -> float:

@@ -8,6 +8,10 @@ batches of all sizes stand in one list, of which a mean and high quantiles are r
 times, four at least, all lie beyond the earlier ones, or the mean of the latest eight or sixteen differs from the
 earlier mean by more than chance explains. So a stage that becomes slower or faster is noticed after a few units.
 
+*Where times scatter*, the mean of a short list is wrong by chance: of heavy-tailed times by half of it within a minute,
+and then a stage that is nearly at its capacity seems to have far too much to do. So the sums of many more times are
+remembered, and of the difference between the short list and the memory only that counts which chance does not explain.
+
 *One slow unit* (code that is compiled at its first use, memory that is read from disk) says nothing about the next one:
 a single time far above all others counts like the second longest.
 
@@ -35,6 +39,52 @@ BEYOND = 1.25
 USUAL = 0.75
 # Standard errors by which the latest eight or sixteen differ from the others where that is no chance.
 CERTAIN = 5.0
+# The same where the variance has been known for long, and so is not of these times: skewed times reach far by chance.
+CERTAIN_FOR_LONG = 8.0
+# So many times are remembered by their sums.
+MEMORY = 1024.0
+# Standard errors by which the latest times may differ from those that are remembered by chance.
+CHANCE = 3.0
+
+
+class Memory:
+    """The sums of more times than are kept, older ones weighing less.
+
+    Attributes:
+        count: of the times, `MEMORY` at most.
+    """
+
+    __slots__ = ("_squares", "_sum", "count")
+
+    def __init__(self) -> None:
+        self.count = self._sum = self._squares = 0.0
+
+    def add(self, times: Sequence[float]) -> None:
+        """Take in further times."""
+        kept = min(1.0, (MEMORY - len(times)) / self.count) if self.count else 0.0
+        self.count = self.count * kept + len(times)
+        self._sum = self._sum * kept + sum(times)
+        self._squares = self._squares * kept + sum(time * time for time in times)
+
+    @property
+    def mean(self) -> float:
+        """Of all."""
+        return self._sum / self.count
+
+    @property
+    def variance(self) -> float:
+        """Of all."""
+        return max(0.0, self._squares / self.count - self.mean**2)
+
+    def is_outdated(self, recent: float, count: int) -> bool:
+        """Whether the mean of the latest `count` times, which is `recent`, differs by more than chance explains."""
+        return abs(recent - self.mean) > max(CERTAIN * math.sqrt(self.variance / count), 0.1 * self.mean)
+
+    def corrected(self, recent: float, count: int) -> float:
+        """Return the mean of the latest `count` times, which is `recent`, without what chance explains of it."""
+        mean = self.mean
+        chance = CHANCE * math.sqrt(self.variance / count)
+        return mean + math.copysign(max(0.0, abs(recent - mean) - chance), recent - mean)
 
 
 class ServiceTimes:
@@ -51,14 +101,15 @@ class ServiceTimes:
     """
 
     __slots__ = (
-        "_longer", "_ordered", "_samples", "_share", "_size", "doubt", "high", "least", "mean", "noted", "scatter",
-        "usual",
+        "_longer", "_memory", "_ordered", "_samples", "_share", "_size", "doubt", "high", "least", "mean", "noted",
+        "scatter", "usual",
     )  # fmt: skip
 
     def __init__(self, batch_size: int = 1) -> None:
         """Begin without knowledge; `batch_size` is that of a full unit."""
         self._size = batch_size
         self._samples: deque[tuple[int, float]] = deque(maxlen=MOST_SAMPLES)
+        self._memory = Memory()
         self.noted = 0
         # The part of a full batch's time that does not depend on its size.
         self._share = 1.0
@@ -74,10 +125,9 @@ class ServiceTimes:
 
     def read(self) -> bool:
         """Bring the attributes up to date; return whether anything is known."""
-        if self.noted:
+        if self.noted and len(self._samples) >= LEAST_SAMPLES:
+            self._estimate(self.noted)
             self.noted = 0
-            if len(self._samples) >= LEAST_SAMPLES:
-                self._estimate()
         return self.mean > 0.0
 
     def of(self, items: int, full: float) -> float:
@@ -95,11 +145,11 @@ class ServiceTimes:
     def _scale(self, items: int) -> float:
         return self._share + (1.0 - self._share) * items / self._size
 
-    def _estimate(self) -> None:
+    def _estimate(self, noted: int) -> None:
         if self._size > 1:
             self._fit()
         times = [seconds / self._scale(items) for items, seconds in self._samples]
-        since = _change(times)
+        since = _change(times, self._memory.variance if self._memory.count >= MOST_SAMPLES else None)
         if since:
             for _ in range(since):
                 self._samples.popleft()
@@ -108,13 +158,18 @@ class ServiceTimes:
         if len(ordered) >= LEAST_SAMPLES and ordered[-1] > ALONE * ordered[-2]:
             ordered[-1] = ordered[-2]
         count = len(ordered)
+        recent = sum(ordered) / count
+        self._memory.add([min(time, ordered[-1]) for time in times[-noted:]])
+        if since or self._memory.is_outdated(recent, count):
+            self._memory = Memory()
+            self._memory.add(ordered)
         # Times of 0 would make a stage infinitely fast.
-        self.mean = max(1e-7, sum(ordered) / count)
+        self.mean = max(1e-7, self._memory.corrected(recent, count))
         self.least = ordered[count // 16]
         self.usual = ordered[min(count - 1, int(count * USUAL))]
         self.high = ordered[-2] if count >= 32 else ordered[-1]
-        self.scatter = _variance(ordered, self.mean) / (self.mean * self.mean)
-        self.doubt = math.sqrt(self.scatter / count)
+        self.scatter = self._memory.variance / (self.mean * self.mean)
+        self.doubt = math.sqrt(self.scatter / self._memory.count)
         self._ordered = ordered
         self._longer = list(accumulate(reversed(ordered)))[::-1]
 
@@ -133,8 +188,13 @@ class ServiceTimes:
             self._share = fixed / full
 
 
-def _change(times: Sequence[float]) -> int:
-    """Return how many of the earliest times are from before a change."""
+def _change(times: Sequence[float], variance: float | None) -> int:
+    """Return how many of the earliest times are from before a change.
+
+    Args:
+        times: in order.
+        variance: as it has been for long; None where that is not known.
+    """
     count = len(times)
     split = _split(times)
     if split:
@@ -143,8 +203,11 @@ def _change(times: Sequence[float]) -> int:
         before = count - recent
         if before >= 2 * recent:
             mean_before, mean_after = sum(times[:before]) / before, sum(times[before:]) / recent
-            error = _variance(times, sum(times) / count) * (1 / before + 1 / recent)
-            if (mean_after - mean_before) ** 2 > max(CERTAIN**2 * error, (0.1 * mean_before) ** 2):
+            error, certain = variance, CERTAIN_FOR_LONG
+            if error is None:
+                error, certain = _variance(times, sum(times) / count), CERTAIN
+            error *= 1 / before + 1 / recent
+            if (mean_after - mean_before) ** 2 > max(certain**2 * error, (0.1 * mean_before) ** 2):
                 return before
     return 0
 

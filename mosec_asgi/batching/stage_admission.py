@@ -17,7 +17,10 @@ OVERLOAD = 1.75
 LEAST_OVERLOAD = 1.3
 # The same, over a longer time: up to where a stage refuses only what is nearly hopeless, and from where only what is
 # nearly certain to be in time is worth a worker's time.
-CAUTION = (1.1, 1.3)
+CAUTION = (1.0, 1.15)
+# Standard errors of the measured speed, and of the counted arrivals, that are allowed for before that. A wrong speed
+# stays wrong for long; arrivals are counted anew all the time.
+DOUBTS = (2.0, 1.0)
 # Standard deviations of the work ahead that are allowed for at the door: near capacity, and under overload.
 DEVIATIONS = (-1.75, 1.0)
 # How often a short queue may run empty.
@@ -245,14 +248,19 @@ class StageAdmission:
         rate = self.per_second
         self.per_task = 1.0 / rate
         self.pressure = min(self.offered.per_second, self.supply) / rate
-        # The less is known of the speed, the more it takes to say that there is too much to do. What earlier stages
-        # hold up counts too: there is as much to choose from.
-        self.caution = _share(self.offered.sustained / (rate * (1.0 + self.times.doubt)), *CAUTION)
+        # What earlier stages hold up counts too: there is as much to choose from.
+        self.caution = _share(self.offered.sustained / (rate * (1.0 + self._doubt)), *CAUTION)
         self.short = self.most_queued
         silent = now - self._progress
         overdue = silent if silent > high and self.load.units >= self.slots else 0.0
         self.easy = 2.0 * self.times.mean + WINDOW_SECONDS + high + self._max_wait + overdue
         self.careful = self.caution > 0.0 or self.target > 0.0 or self._no_worker_since is not None
+
+    @property
+    def _doubt(self) -> float:
+        """The share by which the offered load may seem too great by chance."""
+        of_speed, of_arrivals = DOUBTS
+        return math.hypot(of_speed * self.times.doubt, of_arrivals * self.offered.doubt)
 
     def _read(self, now: float) -> None:
         """Read what has been measured, for statistics: `due` stays, or frequent statistics would put it off."""
