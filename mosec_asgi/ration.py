@@ -8,14 +8,22 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 # Lines of one kind in a stretch of time.
 MOST = 100
 SECONDS = 10.0
 
+
+class Timer(Protocol):
+    """A call that is to come."""
+
+    def cancel(self) -> object:
+        """Have it not come, if it has not."""
+
+
 # Calls a function so many seconds later.
-Later: TypeAlias = Callable[[float, Callable[[], None]], object]
+Later: TypeAlias = Callable[[float, Callable[[], None]], Timer]
 
 
 class Ration:
@@ -57,16 +65,19 @@ class Ration:
             self._logger.log(level, text, *args, extra=extra, stacklevel=2)
             return
         if not kind.dropped and self._later is not None:
-            self._later(kind.until - now, lambda: self._say(level, text, kind))
+            kind.timer = self._later(kind.until - now, lambda: self._say(level, text, kind))
         kind.dropped += 1
         kind.last = args
 
     def say_all(self, level: int = logging.WARNING) -> None:
-        """Say now what was left out."""
+        """Say now what was left out; no timer is left."""
         for text, kind in self._kinds.items():
             self._say(level, text, kind)
 
     def _say(self, level: int, text: str, kind: _Kind) -> None:
+        if kind.timer is not None:
+            kind.timer.cancel()
+            kind.timer = None
         if kind.dropped:
             dropped, kind.dropped = kind.dropped, 0
             form = f"%d more lines were left out, %d are logged in %g s; the last one was: {text}"
@@ -97,12 +108,14 @@ class _Kind:
         left: how many may still be logged in it.
         dropped: how many were left out, and not told of.
         last: the arguments of the last of these.
+        timer: says at the end of the stretch how many they were.
     """
 
-    __slots__ = ("dropped", "last", "left", "until")
+    __slots__ = ("dropped", "last", "left", "timer", "until")
 
     def __init__(self) -> None:
         self.until = 0.0
         self.left = MOST
         self.dropped = 0
         self.last: tuple[object, ...] = ()
+        self.timer: Timer | None = None

@@ -20,8 +20,19 @@ class Clock:
     def __call__(self) -> float:
         return self.now
 
-    def later(self, seconds: float, callback: Callable[[], None]) -> None:
+    def later(self, seconds: float, callback: Callable[[], None]) -> Timer:
         self.due.append((self.now + seconds, callback))
+        return Timer(self, self.due[-1])
+
+
+class Timer:
+    def __init__(self, clock: Clock, entry: tuple[float, Callable[[], None]]) -> None:
+        self.clock = clock
+        self.entry = entry
+
+    def cancel(self) -> None:
+        if self.entry in self.clock.due:
+            self.clock.due.remove(self.entry)
 
 
 def flood(ration: Ration, lines: int, text: str = "refused: %s") -> None:
@@ -65,6 +76,16 @@ def test_or_the_end(caplog: pytest.LogCaptureFixture) -> None:
     flood(ration, MOST + 3)
     ration.say_all()
     assert messages(caplog)[MOST].startswith("3 more lines were left out")
+
+
+def test_the_end_leaves_no_timer() -> None:
+    # It would keep what it belongs to in memory, and speak for a service that has stopped.
+    clock = Clock()
+    ration = Ration(logger, clock.later, clock)
+    flood(ration, MOST + 3)
+    assert clock.due
+    ration.say_all()
+    assert not clock.due
 
 
 def test_a_flood_of_one_kind_hides_no_other(caplog: pytest.LogCaptureFixture) -> None:
