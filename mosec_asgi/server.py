@@ -13,19 +13,15 @@ import traceback
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from multiprocessing.process import BaseProcess
 from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote
 
-from mosec_asgi import config, log, paths
+from mosec_asgi import config, log
+from mosec_asgi.defined import DEFAULT_ROUTE, Defined
 from mosec_asgi.errors import CLOSING, NOT_STARTED, WRONG_LOOP, DefinitionError, EventLoopError, Failure, StartupError
 from mosec_asgi.lifetime import GivenUp, Lifetime
 from mosec_asgi.runtime import (
     Runtime,
     check_importable,
-    check_parameters,
-    check_pipeline,
-    check_routes,
     check_timeouts,
-    stage_names,
 )
 from mosec_asgi.worker import Worker
 
@@ -42,23 +38,8 @@ if TYPE_CHECKING:
     from mosec_asgi.web.direct import DirectRoutes
     from mosec_asgi.web.protocols.seam import Protocol
 
-DEFAULT_ROUTE = "/inference"
 # What a shell gives a program that ctrl-c has ended.
 INTERRUPTED = 130
-# The server's own paths; user routes must keep off them.
-RESERVED_ROUTES = frozenset(
-    {
-        "/",
-        "/livez",
-        "/readyz",
-        "/metrics",
-        "/openapi",
-        "/openapi/metadata.json",
-        "/openapi/swagger",
-        "/openapi/swagger/",
-    }
-)
-
 logger = log.internal_logger(__name__)
 
 
@@ -93,8 +74,7 @@ class Server:
         """
         self._keywords = config.check_keywords(settings)
         self._middleware = _checked_middleware(middleware)
-        self._routes: dict[str, list[Runtime]] = {}
-        self._protocols: list[Protocol] = []
+        self._defined = Defined()
         self._daemons: dict[str, subprocess.Popen[Any] | BaseProcess] = {}
         self._lifetime = Lifetime(self._start)
         # Called with the name and the exit code of a daemon process that has ended.
@@ -112,7 +92,7 @@ class Server:
             self.__dict__["__call__"] = self._serve
 
     def __repr__(self) -> str:
-        return f"<Server {self._routes}>"
+        return f"<Server {self._defined.routes}>"
 
     # -- defining ----------------------------------------------------------------------------------------------------
 
@@ -186,13 +166,7 @@ class Server:
             latency_target=latency_target,
             methods=methods,
         )
-        routes = route if isinstance(route, (list, tuple)) else [route]
-        if not routes:
-            raise DefinitionError("route is an empty list; name at least one path, or leave it out for /inference")
-        for path in routes:
-            _check_route(path)
-            check_pipeline(path, [*self._routes.get(path, ()), runtime])
-        self._define({**self._routes, **{path: [*self._routes.get(path, ()), runtime] for path in routes}})
+        self._defined.append(runtime, route)
 
     def register_runtime(self, routes: dict[str, list[Runtime]]) -> None:
         """Define all pipelines at once: `{"/path": [Runtime(...), ...], ...}`.
@@ -203,24 +177,7 @@ class Server:
             DefinitionError: a route or a runtime does not fit, or stages have been defined before.
         """
         self._check_not_started("register_runtime")
-        if not isinstance(routes, Mapping) or not routes:
-            raise DefinitionError(
-                f'register_runtime needs a dictionary such as {{"{DEFAULT_ROUTE}": [Runtime(YourWorker)]}}, '
-                f"not {routes!r}"
-            )
-        if self._routes:
-            raise DefinitionError("register_runtime defines all routes at once; call it alone, and once")
-        for path, runtimes in routes.items():
-            _check_route(path)
-            if (
-                not isinstance(runtimes, (list, tuple))
-                or not runtimes
-                or not all(isinstance(runtime, Runtime) for runtime in runtimes)
-            ):
-                raise DefinitionError(f"the route {path} needs a list of one or more Runtime objects, not {runtimes!r}")
-            check_pipeline(path, runtimes)
-        check_parameters(routes)
-        self._define({path: list(runtimes) for path, runtimes in routes.items()})
+        self._defined.register(routes)
 
     def add_protocol(self, protocol: Protocol) -> None:
         """Have clients speak another protocol as well: `server.add_protocol(OpenAI(chat={"name": "/route"}))`.
@@ -235,50 +192,7 @@ class Server:
             DefinitionError: it is no protocol, a path of it is taken, or the workers have been started.
         """
         self._check_not_started("add_protocol")
-        from mosec_asgi.web.protocols.seam import Endpoint, Protocol
-
-        if not isinstance(protocol, Protocol):
-            raise DefinitionError(
-                f"add_protocol needs an object of a subclass of mosec_asgi.protocols.Protocol, such as "
-                f"OpenAI(chat={{'name': '/route'}}), not {protocol!r}"
-            )
-        for endpoint in protocol.endpoints():
-            if not isinstance(endpoint, Endpoint):
-                raise DefinitionError(f"the endpoints of a protocol are Endpoint objects, not {endpoint!r}")
-            _check_route(endpoint.path)
-        self._check_paths(list(self._routes), [*self._protocols, protocol])
-        self._protocols.append(protocol)
-
-    @staticmethod
-    def _check_paths(routes: Sequence[str], protocols: Sequence[Protocol]) -> None:
-        """Check that no two paths are the same."""
-        taken = [endpoint.path for protocol in protocols for endpoint in protocol.endpoints()]
-        for path in taken:
-            if path in routes or taken.count(path) > 1:
-                raise DefinitionError(
-                    f"the path {path} is both a protocol's and another's; give the worker another route, or the "
-                    "protocol another prefix"
-                )
-        paths.check_distinct([*routes, *taken])
-
-    def _check_protocols(self) -> None:
-        """Check that the routes which protocols ask are there."""
-        for protocol in self._protocols:
-            for endpoint in protocol.endpoints():
-                for route in endpoint.routes:
-                    if route not in self._routes:
-                        raise DefinitionError(
-                            f"{type(protocol).__name__} asks the route {route!r} for {endpoint.path}, and there are "
-                            f"only {', '.join(self._routes)}; name one of these, or append a worker with that route"
-                        )
-                endpoint.check({route: self._routes[route][-1].worker for route in endpoint.routes})
-
-    def _define(self, routes: dict[str, list[Runtime]]) -> None:
-        check_routes(routes)
-        self._check_paths(list(routes), self._protocols)
-        self._routes = routes
-        for runtime, name in stage_names([runtime for pipeline in routes.values() for runtime in pipeline]).items():
-            runtime.name = name
+        self._defined.add_protocol(protocol)
 
     def register_daemon(self, name: str, proc: subprocess.Popen[Any] | BaseProcess) -> None:
         """Watch a process that the service cannot do without.
@@ -315,12 +229,12 @@ class Server:
         Raises:
             DefinitionError: there is no stage to serve.
         """
-        self._check_defined()
+        self._defined.check()
         from mosec_asgi.definition import openapi_document
         from mosec_asgi.web.openapi import server_url, with_server
 
         settings = self._settings or config.resolve(self._keywords)
-        document = openapi_document(self._routes, settings, self._protocols)
+        document = openapi_document(self._defined.routes, settings, self._defined.protocols)
         return with_server(document, server_url(root_path))
 
     # -- serving -----------------------------------------------------------------------------------------------------
@@ -338,8 +252,8 @@ class Server:
         """
         _check_main_guard("server.run() was called")
         try:
-            self._check_defined()
-            check_importable(self._routes)
+            self._defined.check()
+            check_importable(self._defined.routes)
             _check_no_loop()
             code = self._run()
         except KeyboardInterrupt:
@@ -356,8 +270,8 @@ class Server:
         self._settings = settings = config.from_command_line(self._keywords)
         log.configure(settings.effective_log_level, text=settings.debug, others=("uvicorn", "asyncio"))
         config.advise(settings)
-        check_timeouts(self._routes, settings.timeout_seconds)
-        return dry_run.run(self._routes, settings) if settings.dry_run else run.run(self, settings)
+        check_timeouts(self._defined.routes, settings.timeout_seconds)
+        return dry_run.run(self._defined.routes, settings) if settings.dry_run else run.run(self, settings)
 
     def close(self) -> None:
         """Admit no more requests: `/readyz` and new requests answer 503 from here on, and admitted ones finish."""
@@ -614,24 +528,24 @@ class Server:
         from mosec_asgi.host.interrupts import told_of_signals
         from mosec_asgi.service import Service
 
-        self._check_defined()
+        self._defined.check()
         settings = self._settings or config.resolve(self._keywords, None, self._overrides)
         log.configure(settings.effective_log_level, text=settings.debug)
         if self._settings is None:
             # `run()` has already made these checks.
             config.advise(settings)
-            check_timeouts(self._routes, settings.timeout_seconds)
+            check_timeouts(self._defined.routes, settings.timeout_seconds)
             if self._platform is None:
                 _check_main_guard("the server was started")
-                check_importable(self._routes)
+                check_importable(self._defined.routes)
         running = Service(
-            self._routes,
+            self._defined.routes,
             settings,
             import_main=self._settings is not None,
             platform=self._platform,
             document=self.openapi,
             middleware=self._middleware,
-            protocols=self._protocols,
+            protocols=self._defined.protocols,
         )
         with told_of_signals(self.close):
             await running.start()
@@ -649,13 +563,6 @@ class Server:
         """Refuse to define what a service that runs, or is being started, would never know of."""
         if self._lifetime.is_here:
             raise DefinitionError(f"the workers have been started, and {method} comes too late; call it before")
-
-    def _check_defined(self) -> None:
-        if not self._routes:
-            raise DefinitionError("the server has no stage to serve: call append_worker(YourWorker) first")
-        # Only here: the worker that reads them may have been appended last.
-        check_parameters(self._routes)
-        self._check_protocols()
 
 
 async def _refuse(scope: Scope, send: Send, failure: Failure) -> str:
@@ -707,27 +614,3 @@ def _check_no_loop() -> None:
         "Start the workers there with `async with server.lifespan():` and serve the app `server` by any ASGI server, "
         "as in `await uvicorn.Server(uvicorn.Config(server)).serve()`; or call run() in a program of its own"
     )
-
-
-# Characters that no route holds, and why.
-_NO_ROUTE = {
-    "?": "a query is a part of a request, not of its route; leave it out, and requests with any query reach the route",
-    "#": "a fragment is never sent to a server; leave it out",
-}
-
-
-def _check_route(path: Any) -> None:
-    if not isinstance(path, str) or not path.startswith("/"):
-        raise DefinitionError(f"a route is a path that begins with a slash, not {path!r}")
-    for character, what in _NO_ROUTE.items():
-        if character in path:
-            raise DefinitionError(f"the route {path!r} holds {character!r}: {what}")
-    paths.parameters(path)
-    if (decoded := unquote(path)) != path:
-        raise DefinitionError(
-            f"the route {path!r} is percent-encoded, and requests are matched by their decoded path; write {decoded!r}"
-        )
-    if path in RESERVED_ROUTES:
-        raise DefinitionError(
-            f"the route {path} is the server's own ({', '.join(sorted(RESERVED_ROUTES))}); use another"
-        )

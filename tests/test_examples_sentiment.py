@@ -136,7 +136,7 @@ def server() -> Iterator[ModuleType]:
 
 
 def test_each_gpu_has_a_worker_that_sees_no_other(server: ModuleType) -> None:
-    classify = server.server._routes["/inference"][1]
+    classify = server.server._defined.routes["/inference"][1]
     assert (classify.num, [variables["CUDA_VISIBLE_DEVICES"] for variables in classify.env]) == (2, ["0", "3"])
 
 

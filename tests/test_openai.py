@@ -661,4 +661,4 @@ def test_what_a_server_cannot_serve_is_refused() -> None:
 
 
 def test_the_module_of_the_workers_is_what_the_tests_serve() -> None:
-    assert openai_workers.server._protocols
+    assert openai_workers.server._defined.protocols

@@ -199,7 +199,7 @@ def test_only_stages_that_ask_have_the_column() -> None:
     server.append_worker(workers.TellsLast)
     from mosec_asgi.config import resolve
 
-    stages, _, _ = plan_service(server._routes, resolve({}))
+    stages, _, _ = plan_service(server._defined.routes, resolve({}))
     assert [plan.takes_request for plan in stages] == [False, True]
 
 

@@ -24,12 +24,12 @@ from mosec_asgi.calls.mapping import Ask, Lane, Pump, mapped
 from mosec_asgi.calls.routes import found
 from mosec_asgi.calls.running import NOT_RUNNING
 from mosec_asgi.calls.window import Window
+from mosec_asgi.defined import DEFAULT_ROUTE
 from mosec_asgi.errors import CallError, DefinitionError
 
 if TYPE_CHECKING:
     from mosec_asgi.service import Service
 
-DEFAULT_ROUTE = "/inference"
 # Seconds between two looks whether the loop, which somebody else may have ended, is still there.
 LOOK_SECONDS = 0.5
 BLOCKS_THE_LOOP = (

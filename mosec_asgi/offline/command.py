@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mosec_asgi import config
+from mosec_asgi.defined import DEFAULT_ROUTE
 from mosec_asgi.errors import CallError, StartupError
 from mosec_asgi.offline import conversion, display, libraries, readers
 from mosec_asgi.offline.done import Done
@@ -23,7 +24,7 @@ from mosec_asgi.offline.records import Form, OpenAIBatch, Plain, is_openai_batch
 from mosec_asgi.offline.resume import Run, locked
 from mosec_asgi.offline.run import Flow, Mapping, tell_of_stop
 from mosec_asgi.offline.stopping import Stopping
-from mosec_asgi.server import DEFAULT_ROUTE, Server
+from mosec_asgi.server import Server
 from mosec_asgi.streaming import streams
 
 # Exit codes, beside 0 for a run without any failure, and 2 for wrong use.
@@ -145,7 +146,7 @@ class _Command:
     def run(self) -> int:
         """Do it; return the exit code."""
         options = self._options
-        self._server._check_defined()
+        self._server._defined.check()
         _check_places(options)
         if self._output_kind == "parquet":
             # Not only once all is done.
@@ -181,14 +182,14 @@ class _Command:
         return Plain(kind, route or self._only_route(), column)
 
     def _only_route(self) -> str:
-        routes = list(self._server._routes)
+        routes = list(self._server._defined.routes)
         route = routes[0] if len(routes) == 1 else DEFAULT_ROUTE
         self._check_route(route)
         return route
 
     def _check_route(self, route: str | None) -> None:
         """Refuse a route that cannot be called, before any model loads."""
-        routes = self._server._routes
+        routes = self._server._defined.routes
         if route is None:
             return
         if route not in routes:

@@ -9,9 +9,10 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from mosec_asgi.batching.engine import Statistics
+from mosec_asgi.defined import DEFAULT_ROUTE
 from mosec_asgi.errors import DefinitionError
 from mosec_asgi.runtime import stage_names
-from mosec_asgi.server import DEFAULT_ROUTE, Server
+from mosec_asgi.server import Server
 from mosec_asgi.testing.inline import InlineLauncher
 from mosec_asgi.testing.script import ScriptedWorker
 from mosec_asgi.worker import Worker
@@ -45,7 +46,7 @@ class InlineService:
         self._app = app or server
         self._exits = contextlib.AsyncExitStack()
         self._client: httpx.AsyncClient | None = None
-        runtimes = [runtime for pipeline in server._routes.values() for runtime in pipeline]
+        runtimes = [runtime for pipeline in server._defined.routes.values() for runtime in pipeline]
         self._workers = {
             (name, number): ScriptedWorker(name, number)
             for runtime, name in stage_names(runtimes).items()

@@ -103,4 +103,4 @@ def _world_of(server: Server) -> World:
     from mosec_asgi.definition import plan_service
     from mosec_asgi.testing.simulation.scenario import World
 
-    return World(*plan_service(server._routes, config.resolve(server._keywords)))
+    return World(*plan_service(server._defined.routes, config.resolve(server._keywords)))
