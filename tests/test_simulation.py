@@ -281,7 +281,7 @@ def told_twice(self: Coordinator, task: Task, failure: Failure) -> None:
 def told_at_once(original: Any) -> Any:
     def submit(self: Coordinator, call: Call, caller: Caller) -> None:
         stages, now = self._routes[call.route].stages, self._clock()
-        refusal = self._refusal(call.route, stages, call.timeout or self._limits.timeout, now)
+        refusal = self._refusal(stages, call.timeout or self._limits.timeout, now)
         if refusal is None:
             original(self, call, caller)
         else:
