@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from documents import assert_keeps_to_its_document
 from harness import ROOT, Program, free_port, running, skip_module_without
 
 openai = pytest.importorskip("openai")
@@ -33,7 +34,7 @@ WORDS = ["a", "model", "answers", "many", "clients", "at", "once", "because", "t
 
 @pytest.fixture(scope="module")
 def program(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Program]:
-    """The service under uvicorn; as `python server.py` it runs in test_examples_openapi.py."""
+    """The service under uvicorn."""
     log = tmp_path_factory.mktemp("log") / "server.log"
     # One thread: the test's own model, and the other half of the suite, want the processors as well.
     settings = {"MOSEC_TIMEOUT": "200000", "OMP_NUM_THREADS": "1"}
@@ -250,3 +251,7 @@ def test_the_program_of_the_readme_prints_what_the_readme_says(program: Program)
     assert done.returncode == 0, done.stderr
     assert f"prints `{done.stdout.strip()}`" in readme
     assert json.loads(done.stdout.split()[0]) == 384
+
+
+def test_it_keeps_to_its_document(program: Program, tmp_path: Path) -> None:
+    assert_keeps_to_its_document("embedding", program, tmp_path)

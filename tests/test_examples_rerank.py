@@ -5,9 +5,11 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+from documents import assert_keeps_to_its_document
 from harness import ROOT, Program, free_port, running, skip_module_without
 
 np = pytest.importorskip("numpy")
@@ -22,7 +24,7 @@ DOCUMENTS = ["Cats purr.", "Dogs bark.", "Fish are silent.", "A hound makes a lo
 
 @pytest.fixture(scope="module")
 def program(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Program]:
-    """The service under uvicorn; as `python server.py` it runs in test_examples_openapi.py."""
+    """The service under uvicorn."""
     log = tmp_path_factory.mktemp("log") / "server.log"
     command = [sys.executable, "-m", "uvicorn", "server:server", "--port", "{port}"]
     # One thread: the test's own model, and the other half of the suite, want the processors as well.
@@ -100,3 +102,7 @@ def test_the_client_says_what_is_wrong(program: Program) -> None:
         done = run_client("--url", url, "", "a document")
         assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (1, "", 1)
         assert told in done.stderr
+
+
+def test_it_keeps_to_its_document(program: Program, tmp_path: Path) -> None:
+    assert_keeps_to_its_document("rerank", program, tmp_path)

@@ -13,6 +13,7 @@ import msgspec
 import numpy as np
 import pytest
 import tiny_models
+from documents import assert_keeps_to_its_document
 from harness import ROOT, Program, free_port, running
 from PIL import Image, ImageDraw
 
@@ -28,7 +29,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def program(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Program]:
-    """The example under uvicorn; `test_examples_openapi.py` runs it by itself."""
+    """The example under uvicorn."""
     log = tmp_path_factory.mktemp("log") / "server.log"
     command = [sys.executable, "-m", "uvicorn", "server:server", "--port", "{port}"]
     with running(command, log, cwd=EXAMPLE, environment=environment) as program:
@@ -188,3 +189,7 @@ def test_a_model_that_is_not_there_is_told_with_the_variable_to_set(stage: Any, 
     monkeypatch.setattr(server, "MODEL", "/no/such/folder")
     with pytest.raises(RuntimeError, match="SAM_MODEL=/no/such/folder cannot be loaded: it must be a folder"):
         stage()
+
+
+def test_it_keeps_to_its_document(program: Program, tmp_path: Path) -> None:
+    assert_keeps_to_its_document("segment_anything", program, tmp_path)

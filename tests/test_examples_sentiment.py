@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import tiny_models
+from documents import assert_keeps_to_its_document
 from harness import ROOT, Program, free_port, python, running
 
 EXAMPLE = ROOT / "examples" / "sentiment"
@@ -26,7 +27,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def program(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Program]:
-    """The example under uvicorn; `test_examples_openapi.py` runs it by itself."""
+    """The example under uvicorn."""
     log = tmp_path_factory.mktemp("log") / "server.log"
     command = [sys.executable, "-m", "uvicorn", "server:server", "--port", "{port}"]
     with running(command, log, cwd=EXAMPLE, environment=environment) as program:
@@ -145,3 +146,7 @@ def test_a_gpu_that_is_not_there_is_named(server: ModuleType, monkeypatch: pytes
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises(RuntimeError, match=r"SENTIMENT_GPUS names GPU 3, which torch .* cannot use"):
         server.device()
+
+
+def test_it_keeps_to_its_document(program: Program, tmp_path: Path) -> None:
+    assert_keeps_to_its_document("sentiment", program, tmp_path)

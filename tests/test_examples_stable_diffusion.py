@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tiny_models
+from documents import assert_keeps_to_its_document
 from harness import ROOT, Program, free_port, running
 from PIL import Image
 
@@ -31,7 +32,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def program(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Program]:
-    """The example under uvicorn; `test_examples_openapi.py` runs it by itself."""
+    """The example under uvicorn."""
     log = tmp_path_factory.mktemp("log") / "server.log"
     command = [sys.executable, "-m", "uvicorn", "server:server", "--port", "{port}"]
     with running(command, log, cwd=EXAMPLE, environment=environment) as program:
@@ -162,3 +163,7 @@ def test_a_folder_without_a_tokenizer_is_refused(environment: dict[str, str], tm
     monkeypatch.setattr(server, "MODEL", str(tmp_path))
     with pytest.raises(RuntimeError, match="cannot be loaded"):
         server.Read()
+
+
+def test_it_keeps_to_its_document(program: Program, tmp_path: Path) -> None:
+    assert_keeps_to_its_document("stable_diffusion", program, tmp_path)

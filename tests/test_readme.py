@@ -98,7 +98,7 @@ def test_the_mounted_app_serves_its_own_route_and_the_model(folder: Path, log: P
 
 
 def test_the_call_in_process_prints_the_answer(folder: Path) -> None:
-    done = subprocess.run([sys.executable, "call.py"], cwd=folder, capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "call.py"], cwd=folder, capture_output=True, text=True, timeout=180)
     assert done.stdout.splitlines() == ["{'words': 2, 'unique': 2}", str(sum(range(10_000)))], done.stderr
 
 

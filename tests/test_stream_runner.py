@@ -451,18 +451,18 @@ def test_a_failed_batch_is_told_once_for_each_fault(logged: pytest.LogCaptureFix
 
 def test_a_stream_may_take_longer_than_each_of_its_events() -> None:
     def forward(item: Any) -> Iterator[str]:
-        for number in range(5):
-            hang(0.3)
+        for number in range(9):
+            hang(0.25)
             yield f"{number}"
 
     def push(self: SSEWorker, item: Any) -> None:
-        for number in range(5):
-            hang(0.3)
+        for number in range(9):
+            hang(0.25)
             self.send_stream_event(f"{number}")
 
     for worker in (yielding(forward), pushing(push)):
-        server = served(worker, json_tasks(1), timeout=1.0)
-        assert (len(server.events[1]), server.answers) == (5, {1: ENDED})
+        server = served(worker, json_tasks(1), timeout=2.0)
+        assert (len(server.events[1]), server.answers) == (9, {1: ENDED})
 
 
 @pytest.mark.parametrize("max_batch_size", [1, 4])
