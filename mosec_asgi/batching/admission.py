@@ -168,7 +168,8 @@ class Admission:
                 self._refresh(index, now)
             left -= stage.easy
             per_task += stage.per_task
-            calm.most = min(calm.most, -1.0 if stage.careful or stage.down else stage.short)
+            if stage.careful or stage.down:
+                calm.most = -1.0
             calm.until = min(calm.until, stage.due)
         if per_task:
             calm.most = min(calm.most, left / per_task)
@@ -187,9 +188,8 @@ class Admission:
             stage.offered.count += 1
             if now >= stage.due:
                 self._refresh(index, now)
-            ahead = stage.waiting
-            left -= stage.easy + ahead * stage.per_task
-            if stage.careful or ahead >= stage.short:
+            left -= stage.easy + (stage.load.queued + stage.coming) * stage.per_task
+            if stage.careful:
                 left = -1.0
         # The rest takes some microseconds.
         if left >= 0.0 or not self.active:

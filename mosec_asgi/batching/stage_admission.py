@@ -254,7 +254,8 @@ class StageAdmission:
         silent = now - self._progress
         overdue = silent if silent > high and self.load.units >= self.slots else 0.0
         self.easy = 2.0 * self.times.mean + WINDOW_SECONDS + high + self._max_wait + overdue
-        self.careful = self.caution > 0.0 or self.target > 0.0 or self._no_worker_since is not None
+        is_calm = not self.caution and self.short == math.inf
+        self.careful = not is_calm or self.target > 0.0 or self._no_worker_since is not None
 
     @property
     def _doubt(self) -> float:
