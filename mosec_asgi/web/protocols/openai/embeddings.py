@@ -103,9 +103,11 @@ def _check_numbers(vector: Any) -> None:
         if isinstance(vector, (list, tuple)):
             # The quick way: neither gets lost in a sum. One of finite numbers may still be too large.
             right = math.isfinite(sum(vector)) or all(map(math.isfinite, vector))
-        else:
+        elif vector.dtype.kind in "fiub":
             # NaN is the largest and the smallest.
-            right = math.isfinite(vector.max()) and math.isfinite(vector.min()) and vector.dtype.kind in "fiub"
+            right = math.isfinite(vector.max()) and math.isfinite(vector.min())
+        else:
+            raise TypeError(vector.dtype)
         if right:
             return
         what = "NaN or infinity"
