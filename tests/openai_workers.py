@@ -45,6 +45,13 @@ class Write(SSEWorker):
             yield Delta(tool_calls=[{"index": 0, "id": "call_1", "function": {"name": "add", "arguments": "{"}}])
             yield Delta(tool_calls=[{"index": 0, "function": {"arguments": "}"}}])
             return
+        if words == ["tools"]:
+            # As whole calls, without their places, and with null for what is not there.
+            yield Delta(tool_calls=[{"id": "call_1", "function": {"name": "add", "arguments": None}}])
+            yield Delta(tool_calls=[{"id": "call_2", "index": None, "function": {"name": "stop", "arguments": "{}"}}])
+            yield Delta(tool_calls=[{"index": 0, "function": {"name": None, "arguments": "{}"}}])
+            yield Delta(usage={"prompt_tokens": None, "completion_tokens": 3})
+            return
         for word in words[: data.get("max_tokens", 100)]:
             if word == "fail":
                 raise ValidationError("a word that fails")

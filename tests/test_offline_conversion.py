@@ -29,6 +29,12 @@ def test_csv_has_texts_as_they_are_and_all_else_as_json(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out.csv", "records"]
 
 
+def test_csv_has_a_text_that_is_no_unicode_as_json_has_it(tmp_path: Path) -> None:
+    output = tmp_path / "out.csv"
+    conversion.convert(written(tmp_path, ["a\ud800", ["\ud800"]]), output, "csv")
+    assert output.read_text().split() == ["line,output", "1,a\\ud800", '2,"[""\\\\ud800""]"']
+
+
 def test_no_result_at_all_is_an_empty_table(tmp_path: Path) -> None:
     output = tmp_path / "out.csv"
     conversion.convert(tmp_path / "none", output, "csv")
@@ -47,6 +53,11 @@ def test_a_table_that_cannot_be_written_is_not_begun(tmp_path: Path) -> None:
         ([{"a": 1}, {"b": "x"}], [{"a": 1, "b": None}, {"a": None, "b": "x"}]),
         ([1, "x"], ["1", '"x"']),
         ([{}, {}], ["{}", "{}"]),
+        ([{"a": {}}], ['{"a": {}}']),
+        ([[{}]], ["[{}]"]),
+        ([2**60 + 1, 0.5], [str(2**60 + 1), "0.5"]),
+        (["\ud800", {"\ud800": ["\ud800"]}], ['"\\\\ud800"', '{"\\\\ud800": ["\\\\ud800"]}']),
+        (["\ud800"], ["\\ud800"]),
         ([None], [None]),
         ([], []),
         ([1] * (conversion.ROWS + 1) + [0.5], [1] * (conversion.ROWS + 1) + [0.5]),

@@ -76,11 +76,37 @@ def test_a_row_that_does_not_fit_or_is_no_text_fails_alone() -> None:
 
 def test_a_quote_that_never_ends_is_said_with_its_row() -> None:
     class Quoted(io.BytesIO):
-        def __iter__(self) -> Any:  # type: ignore[override]
-            return itertools.chain([b"a\n", b"1\n", b'"'], itertools.repeat(b"x" * 1_000_000 + b"\n"))
+        given = itertools.chain([b"a\n", b"1\n", b'"'], itertools.repeat(b"x" * 1_000_000 + b"\n"))
+
+        def readline(self, size: int | None = -1) -> bytes:
+            return next(self.given)
 
     with pytest.raises(Halted, match="behind row 1, about line"):
         list(CsvRows(cast(BinaryIO, Quoted()), None).lines())
+
+
+@pytest.mark.parametrize("end", ["", "\n"])
+def test_a_quote_that_is_open_at_the_end_of_the_file_is_a_fault_of_its_row(end: str) -> None:
+    rows = csv_rows(f'a,b\n1,2\n3,"4\n5,6{end}'.encode())
+    assert rows == [
+        (1, {"a": "1", "b": "2"}, ""),
+        (2, ["3", f"4\n5,6{end}"], "a quote is not closed: the row goes on to the end of the file"),
+    ]
+    with pytest.raises(WrongUse, match="in the first row"):
+        csv_rows(f'a,"b\n1,2{end}'.encode())
+
+
+def test_a_line_of_csv_too_long_ends_the_run_and_is_not_held() -> None:
+    file = Endless(3 * readers.MOST_LINE_BYTES)
+    with pytest.raises(Halted, match="more than"):
+        list(CsvRows(cast(BinaryIO, file), None).lines())
+    assert file.left > 0
+
+
+def test_a_column_that_is_named_twice_is_refused_and_not_lost() -> None:
+    with pytest.raises(WrongUse, match="'a' twice"):
+        csv_rows(b"a,b,a\n1,2,3\n")
+    assert csv_rows(b"a,,\n1,,\n") == [(1, {"a": "1", "": ""}, "")]
 
 
 def test_what_cannot_be_opened_says_why(tmp_path: Path) -> None:
@@ -115,6 +141,11 @@ def test_rows_of_parquet_come_in_parts(tmp_path: Path) -> None:
         lines = list(reader.lines())
     assert reader.total == count == len(lines) == sum(line.size for line in lines)
     assert (lines[-1].number, lines[-1].value) == (count, {"n": count - 1, "t": "x"})
+    data = bytearray(path.read_bytes())
+    data[4:64] = b"\xff" * 60
+    path.write_bytes(data)
+    with open_input(str(path), "parquet") as reader, pytest.raises(Halted, match="behind row 0"):
+        list(reader.lines())
     path.write_bytes(b"no parquet")
     with pytest.raises(WrongUse, match="cannot be read as Parquet"), open_input(str(path), "parquet"):
         pass

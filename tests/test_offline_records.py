@@ -104,6 +104,21 @@ def test_a_batch_is_known_by_its_first_line() -> None:
     assert not any(map(is_openai_batch, (b"", b"{", b"[]", b'{"custom_id": "a"}')))
 
 
+@pytest.mark.parametrize("body", ["NaN", r'"\ud800"', "1e999", "1" * 400])
+def test_a_request_of_a_batch_keeps_its_name_whatever_its_body_holds(body: str) -> None:
+    raw = json.dumps(REQUEST).replace('{"q": 1}', body).encode()
+    form, line = OpenAIBatch(), Line(7, 10, raw)
+    assert is_openai_batch(raw)
+    assert json.loads(form.output(line, 1, 200))["custom_id"] == "a"
+    assert json.loads(form.error(line, Failed(422, "no")))["custom_id"] == "a"
+
+
+def test_the_name_of_a_request_may_be_no_unicode() -> None:
+    form, line = OpenAIBatch(), line_of({**REQUEST, "custom_id": "\ud800"})
+    assert json.loads(form.output(line, 1, 200))["custom_id"] == "\ud800"
+    assert json.loads(form.error(line, Failed(422, "no")))["custom_id"] == "\ud800"
+
+
 class Model(pydantic.BaseModel):
     x: int
 

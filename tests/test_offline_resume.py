@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import subprocess
 import sys
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +67,35 @@ def test_errors_and_results_are_both_done(places: Places) -> None:
     assert [number for number in range(10) if number in run.done] == [1, 2, 3, 4]
     assert (run.failed, run.finished) == (2, False)
     assert places.errors.read_bytes() == error(2) + error(3)
+
+
+class FullDisk(FileIO):
+    """Takes ten bytes, and then fails, or takes no more."""
+
+    fails = True
+
+    def write(self, data: Any) -> int:
+        written = super().write(data[:10])
+        if self.fails:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return written
+
+
+@pytest.mark.parametrize("fails", [True, False])
+def test_a_full_disk_is_said_and_leaves_no_half_state(places: Places, *, fails: bool) -> None:
+    with FullDisk(places.state, "w+b") as file:
+        file.fails = fails
+        with pytest.raises(Halted, match="cannot be written: No space left"):
+            Run(file, places).begin(STATE, overwrite=False)
+    assert places.state.read_bytes() == b""
+    begun(places)
+    before = places.state.read_bytes()
+    with FullDisk(places.state, "r+b") as file:
+        file.fails = fails
+        with pytest.raises(Halted, match="cannot be written: No space left"):
+            Run(file, places).end(0)
+    assert places.state.read_bytes() == before
+    assert not resumed(places).finished
 
 
 @pytest.mark.parametrize(

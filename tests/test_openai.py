@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import openai
 import openai_workers
 import pytest
@@ -24,7 +25,7 @@ from openai_workers import Embed, Write, serve
 
 from mosec_asgi import Server, Worker, testing
 from mosec_asgi.errors import DefinitionError
-from mosec_asgi.protocols import OpenAI
+from mosec_asgi.protocols import Delta, OpenAI
 
 HELLO = [{"role": "user", "content": "hello big world"}]
 
@@ -242,6 +243,91 @@ async def test_the_worker_is_given_the_clients_fields_as_they_are_without_those_
         "response_format": form,
         "top_k": 3,
     }
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_tool_calls_without_an_index_stay_apart(stream: bool) -> None:
+    async with asked() as (client, _):
+        if stream:
+            async with client.chat.completions.stream(model="parrot", messages=said("tools")) as events:
+                answer = await events.get_final_completion()
+        else:
+            answer = await client.chat.completions.create(model="parrot", messages=said("tools"))
+    calls = [(call.id, call.function.name, call.function.arguments) for call in answer.choices[0].message.tool_calls]
+    assert calls == [("call_1", "add", "{}"), ("call_2", "stop", "{}")]
+    assert stream or answer.usage.total_tokens == 3
+
+
+class Returns(Worker):
+    """Returns a value of a list, by its place there."""
+
+    values: tuple[Any, ...] = ()
+
+    def forward(self, data: Any) -> Any:
+        return self.values[int(data["messages"][0]["content"] if isinstance(data, dict) else data[-1])]
+
+
+class OddVectors(Returns):
+    values = (
+        [1.0, "x"], [1.0, None], [math.nan, 1.0], [math.inf], [math.inf, -math.inf], [10**400, 0.5],
+        np.array([1.0, math.nan], "f4"), np.array([math.inf, -math.inf]), np.array(["a"]), np.array([1j]),
+        [1e308, 1e308], np.array([1e200, 1e200]), np.array([1, 2]), [True], np.array([300, 300], "f2"),
+    )  # fmt: skip
+
+
+async def test_vectors_of_anything_but_finite_numbers_are_the_workers_fault() -> None:
+    server = Server()
+    server.append_worker(OddVectors, route="/e")
+    server.add_protocol(OpenAI(embeddings={"odd": "/e"}))
+    async with asked(server) as (_, plain):
+        statuses = []
+        for place in range(10):
+            answer = await plain.post(EMBEDDINGS, json={"model": "odd", "input": [7, place]})
+            statuses.append(answer.status_code)
+            assert "an embedder returned a vector that holds" in answer.text
+        for place in range(10, len(OddVectors.values)):
+            answer = await plain.post(EMBEDDINGS, json={"model": "odd", "input": [7, place]})
+            statuses.append(answer.status_code)
+    assert statuses == [500] * 10 + [200] * 5
+
+
+class OddScores(Returns):
+    values = (math.nan, math.inf, 10**400, {"score": 1, "prompt_tokens": None})
+
+    def forward(self, data: Any) -> Any:
+        return self.values[int(data[1])]
+
+
+async def test_scores_that_json_has_no_form_for_are_the_workers_fault() -> None:
+    server = Server()
+    server.append_worker(OddScores, route="/r")
+    server.add_protocol(OpenAI(rerank={"odd": "/r"}))
+    async with asked(server) as (_, plain):
+        statuses = []
+        for place in range(4):
+            answer = await plain.post("/v1/rerank", json={"model": "odd", "query": "q", "documents": [str(place)]})
+            statuses.append(answer.status_code)
+            assert "internal error" not in answer.text
+    assert statuses == [500, 500, 500, 200]
+
+
+class Pieces(Returns):
+    values = (["a", Delta("b", finish_reason="stop"), "dropped"],)
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_a_worker_may_return_all_of_its_pieces(stream: bool) -> None:
+    server = Server()
+    server.append_worker(Pieces, route="/c")
+    server.add_protocol(OpenAI(chat={"pieces": "/c"}))
+    async with asked(server) as (client, _):
+        if stream:
+            async with client.chat.completions.stream(model="pieces", messages=said("0")) as events:
+                answer = await events.get_final_completion()
+        else:
+            answer = await client.chat.completions.create(model="pieces", messages=said("0"))
+    [choice] = answer.choices
+    assert (choice.message.content, choice.finish_reason) == ("ab", "stop")
 
 
 @pytest.mark.parametrize("stream", [False, True])

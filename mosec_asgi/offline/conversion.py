@@ -48,8 +48,23 @@ def to_csv(records: Path, target: Path) -> None:
 
 def to_parquet(records: Path, target: Path) -> None:
     """Write Parquet, with the type that all values have together; as JSON where they have none."""
-    pyarrow, parquet = libraries.pyarrow("pyarrow"), libraries.pyarrow("pyarrow.parquet")
+    pyarrow = libraries.pyarrow("pyarrow")
     kind = _common_type(pyarrow, records)
+    if kind is not None:
+        try:
+            _write_parquet(records, target, kind)
+            return
+        # Not all values have a form in it: an integer beside fractions may be too large for one.
+        except (pyarrow.ArrowException, OverflowError) as error:
+            # Some of pyarrow's are errors of the system as well, such as a full disk.
+            if isinstance(error, OSError):
+                raise
+    _write_parquet(records, target, None)
+
+
+def _write_parquet(records: Path, target: Path, kind: Any) -> None:
+    """Write Parquet with a type of values; with None as JSON."""
+    pyarrow, parquet = libraries.pyarrow("pyarrow"), libraries.pyarrow("pyarrow.parquet")
     schema = pyarrow.schema([("line", pyarrow.int64()), ("output", pyarrow.string() if kind is None else kind)])
     with parquet.ParquetWriter(target, schema) as writer:
         for lines, values in _chunks(records):
@@ -77,8 +92,25 @@ def _chunks(records: Path) -> Iterator[tuple[list[int], list[Any]]]:
     with open(records, "rb") as file:
         while texts := file.readlines(BYTES):
             rows = iter(texts)
-            while chunk := [json.loads(text) for text in islice(rows, ROWS)]:
+            while chunk := [_loaded(text) for text in islice(rows, ROWS)]:
                 yield [row["line"] for row in chunk], [row["output"] for row in chunk]
+
+
+def _loaded(record: bytes) -> Any:
+    value = json.loads(record)
+    # Half of a surrogate pair, which JSON can write and no table can.
+    return _as_unicode(value) if b"\\ud" in record else value
+
+
+def _as_unicode(value: Any) -> Any:
+    """Return a value whose texts are Unicode: what is not stands there as JSON has written it."""
+    if isinstance(value, str):
+        return value.encode(errors="backslashreplace").decode()
+    if isinstance(value, list):
+        return [_as_unicode(each) for each in value]
+    if isinstance(value, dict):
+        return {_as_unicode(name): _as_unicode(each) for name, each in value.items()}
+    return value
 
 
 def _cell(value: Any) -> str:

@@ -25,6 +25,8 @@ FINGERPRINT_BYTES = 64 * 1024
 STDIN = "-"
 _MARK = b"\xef\xbb\xbf"
 _SKIP_BYTES = 1024 * 1024
+# A line behind the last one of CSV, which shows whether a quote is still open there; no text has such characters.
+_BEHIND_CSV = "\udfff"
 
 
 class Reader(Protocol):
@@ -104,19 +106,29 @@ class CsvRows:
     def lines(self) -> Iterator[Line]:
         """Yield the rows."""
         csv.field_size_limit(MOST_LINE_BYTES)
-        rows = csv.reader(self._decoded())
+        rows = csv.reader(itertools.chain(self._decoded(), [_BEHIND_CSV]))
         number = 0
         try:
-            names = next(rows, None)
+            names = next(rows)
+            if names == [_BEHIND_CSV]:
+                return
+            _check_names(names)
             for number, row in enumerate(rows, 1):
+                if row == [_BEHIND_CSV]:
+                    return
                 # A line with nothing on it.
                 if row:
-                    yield self._line(number, names or [], row)
+                    yield self._line(number, names, row)
         except csv.Error as error:
             raise Halted(f"the CSV cannot be read behind row {number}, about line {rows.line_num}: {error}") from error
 
     def _decoded(self) -> Iterator[str]:
-        for number, raw in enumerate(self._file):
+        for number in itertools.count():
+            raw = self._file.readline(MOST_LINE_BYTES + 1)
+            if not raw:
+                return
+            if len(raw) > MOST_LINE_BYTES and not raw.endswith(b"\n"):
+                raise csv.Error(f"the line has more than {MOST_LINE_BYTES} bytes")
             self._size += len(raw)
             text = raw.removeprefix(_MARK) if not number else raw
             try:
@@ -130,9 +142,22 @@ class CsvRows:
         is_text, self._is_text = self._is_text, True
         value: Any = dict(zip(names, row, strict=False))
         fault = "" if is_text else "the row is not UTF-8"
-        if len(row) != len(names):
+        if row[-1].endswith(_BEHIND_CSV):
+            fault, value = "a quote is not closed: the row goes on to the end of the file", row
+            row[-1] = row[-1].removesuffix(_BEHIND_CSV)
+        elif len(row) != len(names):
             fault, value = f"the row has {len(row)} values, and the first row {len(names)} names", row
         return Line(number, size, None, value, fault)
+
+
+def _check_names(names: list[str]) -> None:
+    """Refuse a first row that does not end, or has a name twice: a row would lose a value; raises `WrongUse`."""
+    if names and names[-1].endswith(_BEHIND_CSV):
+        raise WrongUse("a quote in the first row of the CSV is not closed")
+    # Programs write commas behind the last column, where nothing is.
+    twice = next((name for place, name in enumerate(names) if name and name in names[:place]), None)
+    if twice is not None:
+        raise WrongUse(f"the first row of the CSV names the column {twice[:100]!r} twice; give each a name of its own")
 
 
 class ParquetRows:
@@ -159,7 +184,15 @@ class ParquetRows:
     def lines(self) -> Iterator[Line]:
         """Yield the rows."""
         number = 0
-        for batch in self._file.iter_batches(batch_size=ROWS):
+        batches = self._file.iter_batches(batch_size=ROWS)
+        while True:
+            try:
+                batch = next(batches, None)
+            # Of pyarrow's own classes.
+            except Exception as error:
+                raise Halted(f"the Parquet cannot be read behind row {number}: {error}") from error
+            if batch is None:
+                return
             for row in batch.to_pylist():
                 number += 1
                 yield Line(number, 1, None, row)

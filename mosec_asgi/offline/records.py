@@ -159,7 +159,7 @@ class OpenAIBatch:
         """Return the record of a result."""
         return b'{"id":"batch_req_%d","custom_id":%b,"response":%b,"error":null}\n' % (
             line.number,
-            orjson.dumps(_custom_id(line)),
+            encoded(_custom_id(line)),
             b'{"status_code":%d,"request_id":"%b","body":%b}' % (status, request_id(line).encode(), encoded(value)),
         )
 
@@ -169,7 +169,7 @@ class OpenAIBatch:
         response = {"status_code": failed.code, "request_id": request_id(line), "body": {"error": error}}
         row = {
             "id": f"batch_req_{line.number}",
-            "custom_id": _custom_id(line),
+            "custom_id": orjson.Fragment(encoded(_custom_id(line))),
             "response": response if failed.asked else None,
             "error": None if failed.asked else error,
             "line": line.number,
@@ -186,8 +186,8 @@ class OpenAIBatch:
 def is_openai_batch(raw: bytes) -> bool:
     """Whether a file whose first line this is seems to be one of OpenAI's batches."""
     try:
-        row = orjson.loads(raw)
-    except orjson.JSONDecodeError:
+        row = formats.loads_json(raw)
+    except DecodingError:
         return False
     return isinstance(row, dict) and row.keys() == OPENAI_KEYS
 
@@ -272,8 +272,9 @@ def _encoded_loosely(value: Any) -> bytes:
 
 def _custom_id(line: Line) -> str | None:
     try:
-        row = orjson.loads(line.raw or b"")
-    except orjson.JSONDecodeError:
+        # As its item was read: a NaN in the body must not cost the line its name.
+        row = formats.loads_json(line.raw or b"")
+    except DecodingError:
         return None
     name = row.get("custom_id") if isinstance(row, dict) else None
     return name if isinstance(name, str) else None

@@ -15,6 +15,7 @@ long as a run writes, and gets a second line when all is done.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -73,8 +74,7 @@ class Run:
                 raise WrongUse(f"{path} exists: --resume goes on with what a run has left, --overwrite begins anew")
         for path in self._places.results():
             path.unlink(missing_ok=True)
-        self._file.truncate(0)
-        self._file.write(json.dumps({"version": VERSION, **state}).encode() + b"\n")
+        self._write(json.dumps({"version": VERSION, **state}).encode() + b"\n", 0)
 
     def go_on(self, state: Mapping[str, Any], number: Callable[[bytes], int | None], most: int) -> None:
         """Find what has been done; begin where nothing has.
@@ -116,7 +116,24 @@ class Run:
         Args:
             failed: how many of them are errors.
         """
-        self._file.write(json.dumps({"finished": True, "failed": failed}).encode())
+        self._write(json.dumps({"finished": True, "failed": failed}).encode(), self._file.seek(0, os.SEEK_END))
+
+    def _write(self, text: bytes, place: int) -> None:
+        """Write a line from a place on, or nothing.
+
+        Raises:
+            Halted: the disk is full, or cannot be written.
+        """
+        try:
+            self._file.truncate(place)
+            if self._file.write(text) == len(text):
+                return
+            problem: str | None = os.strerror(errno.ENOSPC)
+        except OSError as error:
+            problem = error.strerror
+        with contextlib.suppress(OSError):
+            self._file.truncate(place)
+        raise Halted(f"{self._places.state} cannot be written: {problem}")
 
 
 @contextlib.contextmanager

@@ -51,8 +51,7 @@ class Chat(Generation):
         told: dict[str, Any] = {"role": "assistant"} if first else {}
         told["content"] = str(delta)
         if delta.tool_calls:
-            # A call has its place among the calls; clients join the pieces by it.
-            told["tool_calls"] = [{"index": number, **call} for number, call in enumerate(delta.tool_calls)]
+            told["tool_calls"] = list(delta.tool_calls)
         return {"index": place, "delta": told, "logprobs": None, "finish_reason": None}
 
     def last_choice(self, place: int, finish_reason: str) -> dict[str, Any]:

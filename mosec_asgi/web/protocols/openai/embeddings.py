@@ -84,8 +84,10 @@ def _check_vector(vector: Any) -> None:
     """Refuse what is no vector; raises `ServerError`."""
     if isinstance(vector, (list, tuple)):
         if vector and not isinstance(vector[0], (list, tuple, str)):
+            _check_numbers(vector)
             return
     elif getattr(vector, "ndim", None) == 1 and len(vector):
+        _check_numbers(vector)
         return
     shape = getattr(vector, "shape", None)
     what = type(vector).__name__ if shape is None else f"an array of shape {tuple(shape)}"
@@ -93,6 +95,25 @@ def _check_vector(vector: Any) -> None:
         f"an embedder returned {what}; return a vector for each text, or a dictionary of `embedding` and "
         "`prompt_tokens`"
     )
+
+
+def _check_numbers(vector: Any) -> None:
+    """Refuse what is no number, and NaN and infinity, which have no form in JSON; raises `ServerError`."""
+    try:
+        if isinstance(vector, (list, tuple)):
+            # The quick way: neither gets lost in a sum. One of finite numbers may still be too large.
+            right = math.isfinite(sum(vector)) or all(map(math.isfinite, vector))
+        elif vector.dtype.kind in "fiub":
+            # NaN is the largest and the smallest.
+            right = math.isfinite(vector.max()) and math.isfinite(vector.min())
+        else:
+            raise TypeError(vector.dtype)
+        if right:
+            return
+        what = "NaN or infinity"
+    except (AttributeError, TypeError, ValueError, OverflowError):
+        what = "something that is no number; return a list of numbers or a numpy array of them"
+    raise ServerError(f"an embedder returned a vector that holds {what}")
 
 
 def _as_base64(vector: Any) -> str:

@@ -99,14 +99,14 @@ class Generation(ModelEndpoint):
         wanted: Wanted = ask.context
         if wanted.streamed:
             form = TextForm(self, ask)
-            pieces = [form.piece(result, place) for place, result in enumerate(results)]
+            pieces = [form.piece(each, place) for place, result in enumerate(results) for each in _events(result)]
             headers = ((b"content-type", form.content_type.encode()), *NO_CACHE)
             return Response(HTTPStatus.OK, headers, b"".join([*pieces, form.end()]))
         usage = Usage()
         choices = []
         for place, result in enumerate(results):
             written = Written()
-            for event in result if isinstance(result, list) else [result]:
+            for event in _events(result):
                 written.add(event)
             usage.add(place, written.usage)
             choices.append(self.whole_choice(place, written))
@@ -173,13 +173,21 @@ class Written:
 
 def _join(calls: list[dict[str, Any]], piece: Mapping[str, Any]) -> None:
     """Add a piece of a tool call to those that have come: pieces of one index are one call, and texts go on."""
-    index = piece.get("index", len(calls))
+    index = _index_of(piece, len(calls))
     known = next((call for call in calls if call["index"] == index), None)
     if known is None:
         calls.append({**piece, "index": index, "function": dict(piece.get("function") or {})})
         return
     for name, value in (piece.get("function") or {}).items():
-        known["function"][name] = known["function"].get(name, "") + value
+        # Pieces in OpenAI's form may say null for what is not in them.
+        if value is not None:
+            known["function"][name] = (known["function"].get(name) or "") + value
+
+
+def _index_of(call: Mapping[str, Any], following: int) -> Any:
+    """Return by which pieces of a tool call are joined; one that does not say it is a new call."""
+    index = call.get("index")
+    return following if index is None else index
 
 
 class Usage:
@@ -199,7 +207,7 @@ class Usage:
             return None
         several = list(self._counted.values())
         prompt, completion = (
-            sum(int(each.get(name, 0)) for each in several) for name in ("prompt_tokens", "completion_tokens")
+            sum(int(each.get(name) or 0) for each in several) for name in ("prompt_tokens", "completion_tokens")
         )
         more = dict(several[0]) if len(several) == 1 else {}
         own = {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
@@ -217,8 +225,8 @@ class TextForm(EventForm):
         self._usage = Usage()
         self._begun: set[int] = set()
         self._ended: set[int] = set()
-        # Those whose end would be "tool_calls".
-        self._calling: set[int] = set()
+        # The indices of the tool calls of each text. One that has some would end by "tool_calls".
+        self._calls: dict[int, list[Any]] = {}
         self._common = {
             "id": new_id(endpoint.shape.id),
             "object": endpoint.shape.chunk,
@@ -233,12 +241,12 @@ class TextForm(EventForm):
         self._usage.add(place, delta.usage)
         if place in self._ended:
             return b""
+        if delta.tool_calls:
+            delta = self._placed(delta, place)
         chunks = b""
         if delta or delta.tool_calls or place not in self._begun:
             chunks = self._chunk([self._endpoint.choice(place, delta, first=place not in self._begun)])
             self._begun.add(place)
-        if delta.tool_calls:
-            self._calling.add(place)
         return chunks + self._last(place, delta.finish_reason) if delta.finish_reason else chunks
 
     def end(self) -> bytes:
@@ -248,7 +256,7 @@ class TextForm(EventForm):
             if place not in self._begun:
                 chunks.append(self.piece("", place))
             if place not in self._ended:
-                chunks.append(self._last(place, "tool_calls" if place in self._calling else "stop"))
+                chunks.append(self._last(place, "tool_calls" if place in self._calls else "stop"))
         if self._with_usage and (usage := self._usage.total()) is not None:
             chunks.append(self._chunk([], usage))
         return b"".join([*chunks, DONE])
@@ -256,6 +264,17 @@ class TextForm(EventForm):
     def failure(self, problem: Problem) -> bytes | None:
         """Return what went wrong as an object, for which clients look in each chunk."""
         return _event(status_and_object(problem, self._endpoint.param)[1])
+
+    def _placed(self, delta: Delta, place: int) -> Delta:
+        """Return a piece whose tool calls have their index, by which clients join pieces; one without is a new call."""
+        known = self._calls.setdefault(place, [])
+        placed = []
+        for call in delta.tool_calls or ():
+            index = _index_of(call, len(known))
+            if index not in known:
+                known.append(index)
+            placed.append({**call, "index": index})
+        return Delta(str(delta), finish_reason=delta.finish_reason, usage=delta.usage, tool_calls=placed)
 
     def _last(self, place: int, reason: str) -> bytes:
         self._ended.add(place)
@@ -267,6 +286,11 @@ class TextForm(EventForm):
             # In every chunk, null in all but the last.
             chunk["usage"] = usage
         return _event(chunk)
+
+
+def _events(result: Any) -> list[Any]:
+    """Return the pieces of a result: those of a stream, or what a worker returns, be it one or a list of them."""
+    return result if isinstance(result, list) else [result]
 
 
 def delta_of(event: Any) -> Delta:

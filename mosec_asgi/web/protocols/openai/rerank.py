@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -96,11 +97,11 @@ def _documents(value: Any) -> list[str]:
 def _score(value: Any) -> float:
     try:
         score = float(value)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         kind = type(value).__name__
         raise ServerError(
             f"a reranker returned {kind}; return a number for each pair, or a dictionary of `score` and `prompt_tokens`"
         ) from error
-    if score != score:
-        raise ServerError("a reranker returned NaN for a pair")
+    if not math.isfinite(score):
+        raise ServerError(f"a reranker returned {score} for a pair, which has no form in JSON")
     return score

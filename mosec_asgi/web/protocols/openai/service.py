@@ -158,6 +158,5 @@ def parts_of(result: Any, name: str) -> tuple[Any, int]:
         name: of the value in such a dictionary.
     """
     if isinstance(result, Mapping) and name in result:
-        tokens = result.get("prompt_tokens", 0)
-        return result[name], int(tokens)
+        return result[name], int(result.get("prompt_tokens") or 0)
     return result, 0
