@@ -24,7 +24,9 @@ at most half of its timeout, unless most calls take longer: a few slow calls mus
 
 *Chance.* The allowance for chance depends on the load (`CAUTION`). Near its capacity a stage refuses only calls that
 have nearly no hope, and counts the call's usual time: a refused call might have been served. Under overload there are
-always other calls, so a call that is only likely to be in time gives way to one that is nearly certain to be.
+always other calls, so a call that is only likely to be in time gives way to one that is nearly certain to be. What is
+measured is wrong by chance, too: in the first seconds, and for long where times have a long tail. So a load counts as
+too great only by what chance does not explain (`DOUBTS`).
 
 *A short queue under overload.* If only the deadline limits the queue, every call is answered just before its deadline.
 If arrivals have exceeded what the stage can do by the factor `OVERLOAD` over two timeouts (`offered`), the queue need
