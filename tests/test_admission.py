@@ -205,6 +205,7 @@ def test_answers_that_nobody_waited_for_and_that_came_quickly_say_nothing() -> N
         door.stages[0].answered(1, door.now - 0.0001, door.now, units=1, wanted=False)
     door.ask()
     assert door.stages[0].times.mean == pytest.approx(0.05)
+    door.now += 3.0
     for _ in range(10):
         door.stages[0].answered(1, door.now - 2.0, door.now, units=1, wanted=False)
     door.ask()
@@ -507,6 +508,7 @@ def test_of_very_many_answers_some_are_noted_and_a_change_shows_all_the_same() -
     door.fresh()
     door.ask()
     # Few come in the next span, and so all of those after it are noted.
+    door.now += 1.0
     door.learn(0.05, times=10)
     door.fresh()
     door.ask()
@@ -563,3 +565,16 @@ def test_a_burst_after_a_silence_is_not_work_that_a_worker_has_been_silent_about
     load.queued, load.units, load.in_flight = 10, 32 + before, 32 + before
     door.stages[0].sent(32, door.now)
     assert door.ask() is (Reason.DEADLINE if before else None)
+
+
+@pytest.mark.parametrize(("slow", "refused"), [(1, None), (4, None), (40, Reason.OWN_TIME)])
+def test_slow_calls_of_others_do_not_shut_out_one_that_may_be_quick(slow: int, refused: Reason | None) -> None:
+    door = Door({"concurrency": 50})
+    for _ in range(4):
+        door.learn(1.2, times=slow * 10)
+        door.learn(0.02, times=10 if slow < 40 else 1)
+        door.now += 2.0
+    # Something runs, and a slot is free.
+    door.work(0, 2)
+    assert door.ask() is refused
+    assert door.is_late(0.9) is (refused is not None)

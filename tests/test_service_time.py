@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
 from random import Random
 
@@ -10,8 +11,17 @@ import pytest
 from mosec_asgi.batching.service_time import ServiceTimes
 
 
-def measured(seconds: Iterable[float]) -> ServiceTimes:
-    times = ServiceTimes()
+class InOrder(ServiceTimes):
+    """Units that are begun one after the other."""
+
+    numbers = itertools.count()
+
+    def add(self, items: int, seconds: float, began: float | None = None) -> None:
+        super().add(items, seconds, float(next(self.numbers)) if began is None else began)
+
+
+def measured(seconds: Iterable[float]) -> InOrder:
+    times = InOrder()
     for one in seconds:
         times.add(1, one)
     assert times.read()
@@ -24,7 +34,7 @@ def heavy_tailed(count: int, factor: float = 1.0, seed: int = 1) -> list[float]:
 
 
 def test_nothing_is_known_of_two_units() -> None:
-    times = ServiceTimes()
+    times = InOrder()
     times.add(1, 0.1)
     times.add(1, 0.1)
     assert not times.read()
@@ -86,7 +96,7 @@ def test_a_change_of_times_that_scatter_is_believed_after_sixteen() -> None:
 
 def test_times_that_scatter_are_no_change() -> None:
     for seed in range(20):
-        times = ServiceTimes()
+        times = InOrder()
         for one in heavy_tailed(400, seed=seed):
             times.add(1, one)
             times.read()
@@ -94,7 +104,7 @@ def test_times_that_scatter_are_no_change() -> None:
 
 
 def test_the_time_of_a_batch_is_a_line_over_its_size() -> None:
-    times = ServiceTimes(8)
+    times = InOrder(8)
     for items in (1, 3, 8, 2, 5, 8):
         times.add(items, 0.02 + 0.005 * items)
     times.read()
@@ -104,7 +114,7 @@ def test_the_time_of_a_batch_is_a_line_over_its_size() -> None:
 
 
 def test_batches_of_one_size_keep_the_shape_that_was_learned() -> None:
-    times = ServiceTimes(8)
+    times = InOrder(8)
     for items in (1, 3, 8, 2, 5, 8):
         times.add(items, 0.02 + 0.005 * items)
     times.read()
@@ -119,7 +129,7 @@ def test_units_that_take_no_time_are_not_infinitely_fast() -> None:
 
 
 def test_what_a_unit_still_takes_follows_from_how_long_it_has_taken() -> None:
-    times = ServiceTimes()
+    times = InOrder()
     for seconds in (0.02, 0.32) * 5 + (0.02,) * 10:
         times.add(1, seconds)
     times.read()
@@ -129,7 +139,7 @@ def test_what_a_unit_still_takes_follows_from_how_long_it_has_taken() -> None:
 
 
 def test_the_more_is_measured_the_less_it_is_in_doubt() -> None:
-    times = ServiceTimes()
+    times = InOrder()
     doubts = []
     for _ in range(2):
         for seconds in (0.02, 0.08) * 8:
@@ -140,7 +150,7 @@ def test_the_more_is_measured_the_less_it_is_in_doubt() -> None:
 
 
 def test_chance_in_times_with_a_long_tail_is_hardly_ever_a_change() -> None:
-    random, times = Random(1), ServiceTimes()
+    random, times = Random(1), InOrder()
     changes = before = 0
     for _ in range(7_000):
         for _ in range(3):
@@ -152,7 +162,7 @@ def test_chance_in_times_with_a_long_tail_is_hardly_ever_a_change() -> None:
 
 
 def test_of_times_with_a_long_tail_the_mean_does_not_follow_the_chance_of_the_latest() -> None:
-    times = ServiceTimes()
+    times = InOrder()
     means = []
     for seconds in heavy_tailed(20_000, seed=2):
         times.add(1, seconds)
@@ -164,7 +174,7 @@ def test_of_times_with_a_long_tail_the_mean_does_not_follow_the_chance_of_the_la
 
 
 def test_times_that_grow_slowly_are_followed() -> None:
-    times = ServiceTimes()
+    times = InOrder()
     for number in range(1000):
         seconds = 0.05 + 0.00005 * number
         times.add(1, seconds)
@@ -173,8 +183,27 @@ def test_times_that_grow_slowly_are_followed() -> None:
 
 
 def test_a_tail_that_becomes_heavier_is_believed_once_chance_does_not_explain_it() -> None:
-    random, times = Random(2), ServiceTimes()
+    random, times = Random(2), InOrder()
     for number in range(1200):
         times.add(1, 0.02 if random.random() < (0.9 if number < 1000 else 0.6) else 0.32)
         times.read()
     assert times.mean > 0.11
+
+
+def test_of_units_that_are_begun_together_the_quick_ones_are_done_first_and_are_no_change() -> None:
+    times = InOrder()
+    for began in range(4):
+        for seconds in [0.02] * 10 + [1.0] * 10:
+            times.add(1, seconds, float(began))
+        assert times.read()
+        assert times.least == 0.02
+        assert times.high == 1.0
+
+
+def test_a_change_among_units_that_are_begun_in_groups_is_noticed() -> None:
+    times = InOrder()
+    for began in range(8):
+        for _ in range(10):
+            times.add(1, 0.02 if began < 6 else 0.2, float(began))
+    assert times.read()
+    assert times.least == 0.2

@@ -25,6 +25,7 @@ from bisect import bisect_right
 from collections import deque
 from collections.abc import Sequence
 from itertools import accumulate
+from operator import itemgetter
 
 # The latest so many units count.
 MOST_SAMPLES = 128
@@ -108,7 +109,8 @@ class ServiceTimes:
     def __init__(self, batch_size: int = 1) -> None:
         """Begin without knowledge; `batch_size` is that of a full unit."""
         self._size = batch_size
-        self._samples: deque[tuple[int, float]] = deque(maxlen=MOST_SAMPLES)
+        # Of each unit: its items, its seconds, and when it was begun.
+        self._samples: deque[tuple[int, float, float]] = deque(maxlen=MOST_SAMPLES)
         self._memory = Memory()
         self.noted = 0
         # The part of a full batch's time that does not depend on its size.
@@ -118,9 +120,9 @@ class ServiceTimes:
         self._ordered: list[float] = []
         self._longer: list[float] = []
 
-    def add(self, items: int, seconds: float) -> None:
-        """Note that a unit of `items` tasks has taken so long."""
-        self._samples.append((items, seconds))
+    def add(self, items: int, seconds: float, began: float) -> None:
+        """Note that a unit of `items` tasks, begun at the time `began`, has taken so many seconds."""
+        self._samples.append((items, seconds, began))
         self.noted += 1
 
     def read(self) -> bool:
@@ -148,19 +150,20 @@ class ServiceTimes:
     def _estimate(self, noted: int) -> None:
         if self._size > 1:
             self._fit()
-        times = [seconds / self._scale(items) for items, seconds in self._samples]
-        since = _change(times, self._memory.variance if self._memory.count >= MOST_SAMPLES else None)
-        if since:
-            for _ in range(since):
-                self._samples.popleft()
-            times = times[since:]
+        times = [seconds / self._scale(items) for items, seconds, _ in self._samples]
+        latest = times[-noted:]
+        since = self._change(times)
+        if since > -math.inf:
+            kept = [sample for sample in self._samples if sample[2] >= since]
+            self._samples = deque(kept, MOST_SAMPLES)
+            times = [seconds / self._scale(items) for items, seconds, _ in kept]
         ordered = sorted(times)
         if len(ordered) >= LEAST_SAMPLES and ordered[-1] > ALONE * ordered[-2]:
             ordered[-1] = ordered[-2]
         count = len(ordered)
         recent = sum(ordered) / count
-        self._memory.add([min(time, ordered[-1]) for time in times[-noted:]])
-        if since or self._memory.is_outdated(recent, count):
+        self._memory.add([min(time, ordered[-1]) for time in latest])
+        if since > -math.inf or self._memory.is_outdated(recent, count):
             self._memory = Memory()
             self._memory.add(ordered)
         # Times of 0 would make a stage infinitely fast.
@@ -173,15 +176,27 @@ class ServiceTimes:
         self._ordered = ordered
         self._longer = list(accumulate(reversed(ordered)))[::-1]
 
+    def _change(self, times: Sequence[float]) -> float:
+        """Return since when the times are those of now: from before, they are of a stage that was quicker or slower.
+
+        The times are compared in the order in which their units were begun: of units that are begun together, the quick
+        ones are always done first, and say nothing of a change. Minus infinity for no change.
+        """
+        begun = sorted(zip((began for _, _, began in self._samples), times, strict=True), key=itemgetter(0))
+        variance = self._memory.variance if self._memory.count >= MOST_SAMPLES else None
+        place = _change([time for _, time in begun], variance)
+        # Units of before and after a change are not begun together.
+        return begun[place][0] if begun[0][0] < begun[place][0] else -math.inf
+
     def _fit(self) -> None:
         """Learn the shape of the line from batches of different sizes."""
         count = len(self._samples)
-        mean_items = sum(items for items, _ in self._samples) / count
-        mean_seconds = sum(seconds for _, seconds in self._samples) / count
-        spread = sum((items - mean_items) ** 2 for items, _ in self._samples)
+        mean_items = sum(items for items, _, _ in self._samples) / count
+        mean_seconds = sum(seconds for _, seconds, _ in self._samples) / count
+        spread = sum((items - mean_items) ** 2 for items, _, _ in self._samples)
         if spread < count * 0.05 * self._size:
             return
-        slope = sum((items - mean_items) * (seconds - mean_seconds) for items, seconds in self._samples) / spread
+        slope = sum((items - mean_items) * (seconds - mean_seconds) for items, seconds, _ in self._samples) / spread
         fixed = max(0.0, mean_seconds - max(0.0, slope) * mean_items)
         full = fixed + max(0.0, slope) * self._size
         if full > 0.0:
@@ -192,7 +207,7 @@ def _change(times: Sequence[float], variance: float | None) -> int:
     """Return how many of the earliest times are from before a change.
 
     Args:
-        times: in order.
+        times: in the order in which their units were begun.
         variance: as it has been for long; None where that is not known.
     """
     count = len(times)

@@ -190,7 +190,7 @@ class StageAdmission:
             seconds *= min(1.0, self.slots / (self.load.units + units))
         # Workers skip tasks of clients that have left: quick, but not because the work is.
         if wanted or seconds > self.times.mean:
-            self.times.add(items if self._firsts is None else self._batch_size, seconds)
+            self.times.add(items if self._firsts is None else self._batch_size, seconds, began)
 
     def worker_ready(self, seconds: float) -> None:
         """Note that there is one more worker, `seconds` after its launch."""
@@ -219,7 +219,7 @@ class StageAdmission:
     def first_event(self, began: float, now: float) -> None:
         """Note the first event of a stream, to which a worker turned at the time `began`."""
         if self._firsts is not None:
-            self._firsts.add(1, now - began)
+            self._firsts.add(1, now - began, began)
 
     # -- what follows ------------------------------------------------------------------------------------------------
 
@@ -306,8 +306,18 @@ class StageAdmission:
             limit: the call's timeout, in seconds.
             items: of the unit of work that it is likely to be a part of.
         """
+        usual = self._usual(limit)
+        high = min(self._own_times.high, limit / 2)
+        return self._with(items, usual + self.caution * max(0.0, high - usual))
+
+    def _usual(self, limit: float) -> float:
+        """Return how long a call with this timeout usually takes, once it is begun.
+
+        Other calls may take much longer, and run into their timeouts. A call that may be quick is not refused for them,
+        unless nearly all are like that.
+        """
         times = self._own_times
-        return self._with(items, times.usual + self.caution * max(0.0, min(times.high, limit / 2) - times.usual))
+        return min(times.usual, max(times.least, limit / 2))
 
     @property
     def _own_times(self) -> ServiceTimes:
@@ -340,7 +350,7 @@ class StageAdmission:
         else:
             starts = self._allowing(starts, queued, now)
             # What is allowed for chance in the work ahead is enough for that in its own.
-            own = self._with(items, self._own_times.usual)
+            own = self._with(items, self._usual(limit))
         return (max(at, starts) if waits else at + self._max_wait) + own
 
     def _allowing(self, wait: float, queued: float, now: float) -> float:
