@@ -60,3 +60,15 @@ def test_what_is_sustained_counts_over_twice_as_many_spans() -> None:
     brought(offered, [10] * 8 + [30] * 4)
     assert offered.per_second == pytest.approx(60.0)
     assert offered.sustained == pytest.approx(40.0)
+
+
+def test_where_the_timeout_is_long_a_span_holds_what_is_no_chance_and_is_no_longer_than_half_of_it() -> None:
+    offered = Offered(600.0)
+    spans = []
+    for able in (100.0, 0.05, 0.001):
+        offered.suit(able)
+        spans.append(offered.span)
+    assert spans == [LONGEST_SPAN, 200.0, 300.0]
+    hurried = Offered(1.0)
+    hurried.suit(0.05)
+    assert hurried.span == 0.5
