@@ -197,6 +197,49 @@ def test_a_few_slow_ones_do_not_shut_the_door() -> None:
     assert door.ask() is None
 
 
+def test_a_pause_that_holds_up_all_slots_does_not_shut_the_door() -> None:
+    door = Door({"concurrency": 5})
+    door.learn(0.1, times=40)
+    paused(door, 2.0)
+    assert door.ask() is None
+
+
+def test_a_stage_that_is_slow_in_the_next_round_of_its_slots_too_has_become_slow() -> None:
+    door = Door({"concurrency": 5})
+    door.learn(0.1, times=40)
+    paused(door, 2.0)
+    paused(door, 2.0)
+    assert door.ask() is Reason.OWN_TIME
+
+
+def test_of_a_later_pause_one_unit_is_noted_too() -> None:
+    door = Door({"concurrency": 5})
+    door.learn(0.1, times=40)
+    for _ in range(2):
+        paused(door, 2.0)
+        door.now += 5.0
+        door.learn(0.1, times=10)
+    assert door.ask() is None
+
+
+def paused(door: Door, seconds: float) -> None:
+    """Let five units that ran together be answered late, one after the other."""
+    door.ask()
+    began, door.now = door.now, door.now + seconds
+    for left in reversed(range(5)):
+        door.began([began] * left)
+        door.stages[0].answered(1, began, door.now, units=1, wanted=True)
+    door.stages[0].refresh(door.now)
+
+
+def test_answers_of_a_concurrent_worker_that_come_together_were_not_made_one_after_the_other() -> None:
+    door = Door({"concurrency": 8}, {})
+    door.learn(0.4, items=8)
+    door.learn(0.4, items=8, stage=1)
+    door.ask()
+    assert [stage.times.mean for stage in door.stages] == pytest.approx([0.4, 0.05])
+
+
 def test_answers_that_nobody_waited_for_and_that_came_quickly_say_nothing() -> None:
     door = Door({})
     door.learn(0.05)

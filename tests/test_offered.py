@@ -68,3 +68,15 @@ def test_the_more_calls_have_come_the_less_their_rate_is_in_doubt() -> None:
     brought(few, [25] * 8)
     brought(many, [2500] * 8)
     assert (few.doubt, many.doubt) == pytest.approx((1 / 200**0.5, 1 / 20_000**0.5))
+
+
+def test_where_the_timeout_is_long_a_span_holds_what_is_no_chance_and_is_no_longer_than_half_of_it() -> None:
+    offered = Offered(600.0)
+    spans = []
+    for able in (100.0, 0.05, 0.001):
+        offered.suit(able)
+        spans.append(offered.span)
+    assert spans == [LONGEST_SPAN, 200.0, 300.0]
+    hurried = Offered(1.0)
+    hurried.suit(0.05)
+    assert hurried.span == 0.5

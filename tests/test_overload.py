@@ -173,6 +173,22 @@ def test_one_slow_request_does_not_shut_the_door(load: float) -> None:
         assert codes(history, 7.5, 15.0).keys() == {200}
 
 
+@pytest.mark.parametrize("slots", [{"num": 4}, {"concurrency": 50}])
+def test_a_pause_of_all_slots_costs_no_more_than_the_pause(slots: dict[str, int]) -> None:
+    def seconds(random: Random, items: int, now: float) -> float:
+        return 12.1 - now if 9.9 <= now < 12.0 else 0.1
+
+    stages = [world.SimulatedStage(seconds, **slots)]
+    history = run(stages, cases.poisson(3.0 * sum(slots.values()), 20, 5))
+    assert codes(history, 13.0, 20.0).keys() == {200}
+
+
+def test_where_only_a_few_calls_come_in_ten_seconds_chance_is_no_overload() -> None:
+    stages = [world.SimulatedStage(cases.constant(20.0))]
+    history = run(stages, cases.poisson(0.9 / 20.0, 20_000, 3), timeout=600.0)
+    assert codes(history, 0.0, 20_000.0).keys() == {200}
+
+
 def test_a_first_request_that_is_compiled_for_two_seconds_does_not_either() -> None:
     first = iter([2.0])
     history = run([world.SimulatedStage(lambda random, items, now: next(first, 0.05))], cases.poisson(100, 12, 5))

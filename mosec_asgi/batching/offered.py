@@ -1,7 +1,8 @@
 """How many tasks are brought to a stage in a second, whether they are admitted or not, and how many it has done. Pure.
 
-Tasks are counted in spans of half a timeout, and judged over the latest `SPANS` whole ones, or `MANY_SPANS`. Counting
-is adding one; the spans end when somebody asks.
+Tasks are counted in spans of half a timeout, and judged over the latest `SPANS` whole ones, or `MANY_SPANS`. Where the
+timeout is long, less will do, but never a time in which a stage does only a few tasks: of these, twice as many come by
+chance. Counting is adding one; the spans end when somebody asks.
 """
 
 from __future__ import annotations
@@ -10,8 +11,9 @@ import math
 
 SPANS = 4
 MANY_SPANS = 8
-# Longer timeouts than twice this need not be waited for.
+# Longer timeouts than twice this need not be waited for, where the stage does so many tasks in it.
 LONGEST_SPAN = 5.0
+LEAST_TASKS = 10
 SHORTEST_SPAN = 0.05
 
 
@@ -22,15 +24,21 @@ class Offered:
         count: arrivals in the span that has not ended; whoever sees one adds to it.
     """
 
-    __slots__ = ("_began", "_rates", "count", "span")
+    __slots__ = ("_began", "_half", "_rates", "count", "span")
 
     def __init__(self, timeout: float) -> None:
         """Begin; `timeout` is that of the service, in seconds."""
-        self.span = min(max(timeout / 2, SHORTEST_SPAN), LONGEST_SPAN)
+        self._half = max(timeout / 2, SHORTEST_SPAN)
+        self.span = min(self._half, LONGEST_SPAN)
         self.count = 0
         self._began: float | None = None
         # Arrivals per second in the latest spans.
         self._rates = [0.0] * MANY_SPANS
+
+    def suit(self, able: float) -> None:
+        """Make the spans long enough for a stage that is able to do so many tasks per second."""
+        if self._half > LONGEST_SPAN:
+            self.span = max(LONGEST_SPAN, min(self._half, LEAST_TASKS / able))
 
     def roll(self, now: float) -> None:
         """End the span if it is over."""

@@ -94,9 +94,9 @@ class StageAdmission:
 
     __slots__ = (
         "_batch_size", "_before_next", "_concurrency", "_every", "_firsts", "_max_wait", "_no_worker_since",
-        "_progress", "_read_due", "_soon", "_soon_due", "_start", "careful", "caution", "coming", "direct", "done",
-        "down", "due", "easy", "known", "load", "margin", "offered", "on_change", "per_task", "pressure", "shared",
-        "short", "slots", "supply", "supply_scatter", "target", "times", "upstream",
+        "_progress", "_read_due", "_soon", "_soon_due", "_start", "_still_until", "careful", "caution", "coming",
+        "direct", "done", "down", "due", "easy", "known", "load", "margin", "offered", "on_change",
+        "per_task", "pressure", "shared", "short", "slots", "supply", "supply_scatter", "target", "times", "upstream",
     )  # fmt: skip
 
     def __init__(
@@ -146,6 +146,8 @@ class StageAdmission:
         # Since when there is no worker, if there is none; and the seconds that the latest took to start.
         self._no_worker_since: float | None = None
         self._start = 0.0
+        # When a pause was over that held up more than one unit.
+        self._still_until = -math.inf
         # Of so many units, the time of one is noted, and how many are still to come before the next of those.
         self._every = self._before_next = 1
         self.on_change: Sequence[Callable[[], None]] = ()
@@ -184,13 +186,32 @@ class StageAdmission:
         self._before_next = self._every
         seconds = now - began
         if self._batch_size == 1:
-            seconds, items = seconds / items, 1
+            # One after the other, where a worker runs one at a time.
+            seconds, items = (seconds / items if self._concurrency == 1 else seconds), 1
         elif self._concurrency > 1:
             # More batches than it runs at a time may have been sent to it: when each was begun is not known.
             seconds *= min(1.0, self.slots / (self.load.units + units))
+        # The units that ran together while all of them stood still have seen the same thing: one of them is enough.
+        if seconds > self.times.high and self._stood_still(began, seconds, now):
+            return
         # Workers skip tasks of clients that have left: quick, but not because the work is.
         if wanted or seconds > self.times.mean:
             self.times.add(items if self._firsts is None else self._batch_size, seconds, began)
+
+    def _stood_still(self, began: float, seconds: float, now: float) -> bool:
+        """Whether a unit is slow because the stage stood still, as one that was noted before says already.
+
+        A machine or a worker that pauses holds up all slots at once. Were each of their units to count, the stage would
+        be taken to have become slower, and calls be refused long after the pause. A stage that has become slower is
+        slow in the next round of its slots, too, of which all count.
+        """
+        if began < self._still_until:
+            return True
+        if self.times.mean and began > self._still_until + seconds:
+            running, overdue = self.load.begun_before(now), self.load.begun_before(now - self.times.high)
+            if overdue and 2 * overdue >= running:
+                self._still_until = now
+        return False
 
     def worker_ready(self, seconds: float) -> None:
         """Note that there is one more worker, `seconds` after its launch."""
@@ -246,6 +267,8 @@ class StageAdmission:
             return
         self.known = True
         rate = self.per_second
+        for counted in (self.offered, self.direct, self.done):
+            counted.suit(rate)
         self.per_task = 1.0 / rate
         self.pressure = min(self.offered.per_second, self.supply) / rate
         # What earlier stages hold up counts too: there is as much to choose from.
