@@ -440,7 +440,8 @@ class Server:
         """Return the engine for code that blocks: `with server.engine() as engine: engine.infer(item)`.
 
         It has `infer`, `stream` and `map`, which may be called in any thread. Where the server runs, in an app above
-        all, they call it there. Where it does not, the block starts the workers, and stops them at its end.
+        all, they call it there. Where it does not, the block starts the workers, and stops them at its end: the last
+        one to end, where several threads have blocks.
         """
         from mosec_asgi.calls.blocking import BlockingEngine
 
@@ -599,6 +600,14 @@ def _check_main_guard(what: str) -> None:
         raise RuntimeError(
             f"{what} while a worker process imported this module. "
             'Put the call under `if __name__ == "__main__":`, so that only the program itself runs it'
+        )
+    from mosec_asgi.pool.process import group
+
+    if group.is_worker():
+        raise RuntimeError(
+            f"{what} in a worker process, whose workers could start servers in turn. Let workers do one thing each: "
+            "append them as stages of one route, or have the program that runs the server call one after the other. "
+            "A worker with executor='thread' can call other routes of its server by `server.engine()`"
         )
 
 

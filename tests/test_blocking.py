@@ -72,6 +72,81 @@ def test_the_engine_that_blocks_runs_the_service_for_the_time_of_its_block() -> 
                 engine.infer(1, "/echo")
 
 
+def test_odd_arguments_are_refused_or_mean_what_they_say() -> None:
+    with server_of(echo=workers.Echo).engine() as engine:
+        with pytest.raises(CallError, match="request_id is a text, not 7"):
+            engine.infer(1, "/echo", request_id=7)  # type: ignore[arg-type]
+        for request_id in ("\ud800", "a\nb", "", "x" * 1000):
+            assert engine.infer(1, "/echo", request_id=request_id) == 1
+        for timeout in (10**400, float("inf")):
+            assert engine.infer(1, "/echo", timeout=timeout) == 1
+
+
+def test_the_last_of_several_blocks_stops_the_service() -> None:
+    server = server_of(echo=workers.Echo)
+    first, second = server.engine(), server.engine()
+    with contextlib.ExitStack() as exits:
+        first.__enter__()
+        exits.enter_context(second)
+        second.__enter__()
+        service = server._running
+        first.__exit__(None, None, None)
+        with pytest.raises(CallError, match="not running"):
+            first.infer(1, "/echo")
+        assert second.infer(1, "/echo") == 1
+        second.__exit__(None, None, None)
+        assert second.infer(2, "/echo") == 2
+        assert server._running is service
+    assert server._running is None
+    first.__exit__(None, None, None)
+    with server.engine() as again:
+        assert again.infer(3, "/echo") == 3
+    assert server._running is None
+
+
+def test_blocks_in_many_threads_do_not_end_each_others_calls() -> None:
+    server = server_of(echo=workers.Echo)
+
+    def job(item: int) -> Any:
+        with server.engine() as engine:
+            return engine.infer(item, "/echo")
+
+    with server.engine(), ThreadPoolExecutor(8) as threads:
+        assert list(threads.map(job, range(200))) == list(range(200))
+        assert server._running is not None
+    assert server._running is None
+
+
+def test_a_worker_process_is_refused_to_start_its_server_again(tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(
+        textwrap.dedent("""
+        from mosec_asgi import Server, Worker
+
+        class Calls(Worker):
+            def forward(self, data):
+                try:
+                    with server.engine() as engine:
+                        return engine.infer(data)
+                except RuntimeError as error:
+                    return str(error)
+
+        server = Server()
+        server.append_worker(Calls)
+        """)
+    )
+    body = f"""
+        import sys
+        sys.path.insert(0, {str(tmp_path)!r})
+        import own
+        with own.server.engine() as engine:
+            print(engine.infer(1), flush=True)
+    """
+    with program(tmp_path, body) as process:
+        assert process.stdout is not None
+        assert "in a worker process, whose workers could start servers in turn" in process.stdout.readline()
+        assert process.wait(PATIENCE) == 0
+
+
 def test_errors_are_those_of_infer() -> None:
     with server_of(awkward=workers.Awkward, spell=workers.Spell).engine() as engine:
         with pytest.raises(ValidationError, match="the details"):

@@ -208,6 +208,8 @@ def test_what_cannot_be_mapped_says_so_at_once() -> None:
             engine.map([1], "/x")
         with pytest.raises(DefinitionError, match="at least 1"):
             engine.map([1], in_flight=0)
+        with pytest.raises(DefinitionError, match="at least 1, not '2'"):
+            engine.map([1], in_flight="2")  # type: ignore[arg-type]
         with pytest.raises(CallError, match="milliseconds"):
             engine.map([1], timeout=0.1)
         later = engine.map([1, 2, 3])

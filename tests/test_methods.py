@@ -108,6 +108,14 @@ async def test_a_route_without_post_does_not_take_it() -> None:
         assert (wrong.status_code, wrong.headers["allow"]) == (405, "PUT")
 
 
+@pytest.mark.parametrize("kind", ["int", "float", "uuid"])
+async def test_a_parameter_that_cannot_be_read_is_no_route(kind: str) -> None:
+    async with client_of(workers.Plain, route=f"/a/{{b:{kind}}}") as (client, _):
+        for value in ("9" * 5000, "x"):
+            if (kind, value) != ("float", "9" * 5000):
+                assert (await client.post(f"/a/{value}", json=1)).status_code == 404
+
+
 def test_the_document_shows_methods_and_parameters() -> None:
     class Takes(Worker):
         takes_request = True

@@ -40,6 +40,8 @@ NOT_ENTERED = "the engine is not running: call it inside of `with server.engine(
 _END: Any = object()
 # Two threads that ask for an engine at the same time get one service.
 _entering = threading.Lock()
+# The threads in which blocks have started services, by their event loops.
+_threads: dict[asyncio.AbstractEventLoop, _LoopThread] = {}
 
 
 class BlockingEngine:
@@ -55,7 +57,8 @@ class BlockingEngine:
         self._server = server
         self._running = running
         self._service: Service | None = None
-        self._thread: _LoopThread | None = None
+        # For each block that has begun and not ended, the thread that it needs; None for a service that others run.
+        self._needed: list[_LoopThread | None] = []
 
     def __enter__(self) -> BlockingEngine:
         """Start the workers, unless the server runs already.
@@ -65,23 +68,42 @@ class BlockingEngine:
             CallError: this is the event loop on which the server runs.
         """
         with _entering:
-            running = self._running()
+            running, thread = self._running(), None
             if running is None or not running.loop.is_running():
-                self._thread = _LoopThread(self._server)
-                self._thread.start()
+                thread = _LoopThread(self._server)
+                thread.start()
                 running = self._running()
+                if running is not None:
+                    _threads[running.loop] = thread
             self._service = running
-            self._here()
+            try:
+                service = self._here()
+            except BaseException:
+                if thread is not None:
+                    thread.stop()
+                raise
+            needed = _threads.get(service.loop)
+            if needed is not None:
+                needed.blocks += 1
+            self._needed.append(needed)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
     ) -> None:
-        """Finish what was admitted and stop the workers, where this block has started them."""
-        self._service = None
-        thread, self._thread = self._thread, None
-        if thread is not None:
-            thread.stop()
+        """Finish what was admitted and stop the workers, where a block has started them and this is the last one."""
+        needed = None
+        with _entering:
+            if self._needed:
+                needed = self._needed.pop()
+            if not self._needed:
+                self._service = None
+            if needed is not None:
+                needed.blocks -= 1
+                if needed.blocks:
+                    return
+        if needed is not None:
+            needed.stop()
 
     def infer(
         self,
@@ -167,7 +189,7 @@ class BlockingEngine:
             CallError: the engine does not run.
         """
         service = self._here()
-        if in_flight is not None and in_flight < 1:
+        if in_flight is not None and (not isinstance(in_flight, int) or in_flight < 1):
             raise DefinitionError(f"in_flight is a number of items, at least 1, not {in_flight!r}")
         service.calls.check_timeout(timeout)
 
@@ -254,9 +276,14 @@ async def _close(stream: AsyncGenerator[Any, None]) -> None:
 
 
 class _LoopThread:
-    """Runs a server on an event loop of its own, in a thread."""
+    """Runs a server on an event loop of its own, in a thread.
+
+    Attributes:
+        blocks: how many need it, in whatever threads.
+    """
 
     def __init__(self, server: AbstractAsyncContextManager[Any]) -> None:
+        self.blocks = 0
         self._server = server
         self._started: concurrent.futures.Future[None] = concurrent.futures.Future()
         # A daemon, and ended at the exit: a program that forgets the end of its block ends, and its workers with it.
@@ -291,6 +318,8 @@ class _LoopThread:
             time.sleep(0.001)
         self._thread.join()
         atexit.unregister(self.stop)
+        if self._loop is not None:
+            _threads.pop(self._loop, None)
 
     def _main(self) -> None:
         try:

@@ -20,6 +20,8 @@ from mosec_asgi.web.exchange import RequestIds
 
 # Makes a `Call` of all its fields, in half the time of calling the class: see `web.protocols.plain`.
 _new = tuple.__new__
+# As good as no limit.
+_MOST_MILLISECONDS = 1e15
 NO_HEADERS: Mapping[bytes, bytes] = {}
 
 
@@ -131,11 +133,11 @@ class Inference:
         """Return the call for an item, which is to be submitted: its payload may be held.
 
         Raises:
-            CallError: `timeout` is no time.
+            CallError: `timeout` is no time, or `request_id` no text.
             EncodingError: the item cannot be pickled.
         """
         seconds = None if timeout is None else _seconds(timeout)
-        name = self._ids.of(NO_HEADERS if request_id is None else {b"x-request-id": request_id.encode()})
+        name = self._ids.of(NO_HEADERS if request_id is None else {b"x-request-id": _id_bytes(request_id)})
         payload = self._objects.payload(item, apart=where.apart)
         request = Request(name, where.path) if where.takes_request else None
         fields = (self._new_id(), where.place, payload, name, seconds, False, True, priority, key, request)
@@ -249,4 +251,12 @@ def _seconds(timeout: float | None) -> float | None:
         return None
     if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not timeout >= 1:
         raise CallError(f"timeout is a number of milliseconds, at least 1, not {timeout!r}; 3 seconds are 3000")
-    return timeout / 1000
+    # An integer may be larger than any float.
+    return min(timeout, _MOST_MILLISECONDS) / 1000
+
+
+def _id_bytes(request_id: str) -> bytes:
+    """Return a request's id as a client would send it; one that is no printable ASCII is not taken, as there."""
+    if not isinstance(request_id, str):
+        raise CallError(f"request_id is a text, not {request_id!r}; use str() for a number")
+    return request_id.encode(errors="surrogatepass")

@@ -8,6 +8,7 @@ from typing import Any
 from starlette.applications import Starlette
 from starlette.datastructures import MutableHeaders
 from starlette.middleware import Middleware
+from starlette.routing import Match
 from starlette.routing import Route as StarletteRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -118,7 +119,7 @@ class App:
                 StarletteRoute("/openapi/swagger/{file:path}", swagger.page),
                 # Of two that fit a request the first counts: one without parameters fits better than one with some.
                 *(
-                    StarletteRoute(route.path, ByMethod(endpoint, route.methods, shared), methods=taken(route.methods))
+                    _ModelRoute(route.path, ByMethod(endpoint, route.methods, shared), methods=taken(route.methods))
                     for route, endpoint in sorted(endpoints, key=lambda each: bool(parameters(each[0].path)))
                 ),
             ],
@@ -173,6 +174,18 @@ def _slash_is_added(scope: Scope) -> bool:
 def _is_plain(path: str) -> bool:
     """Whether a path stands unchanged in a request: it needs no encoding and has no special characters."""
     return path.isascii() and path.isprintable() and not set(path) & set(" %?#")
+
+
+class _ModelRoute(StarletteRoute):
+    """A model's route, whose path may have parameters."""
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        """Return whether a request is for this route. A parameter that cannot be read is no such parameter."""
+        try:
+            return super().matches(scope)
+        except ValueError:
+            # Python reads no integer of more than 4300 digits.
+            return Match.NONE, {}
 
 
 class _ServerHeader:

@@ -47,6 +47,7 @@ class _Children:
     def __init__(self) -> None:
         self.callbacks: list[Callable[[], None]] = []
         self.workers = False
+        self.of_worker = False
         self._hooked = False
         # The signals that were blocked before the fork, for each thread that forks.
         self._mask = threading.local()
@@ -136,10 +137,16 @@ def interrupt_held() -> Iterator[None]:
 def begin_worker() -> None:
     """Set up the group and the signals of a worker, in a process that may have been forked from a template."""
     _children.workers = False
+    _children.of_worker = True
     _children.callbacks.clear()
     lead()
     heed_no_signals()
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
+
+
+def is_worker() -> bool:
+    """Whether this process is a worker, or was forked from one."""
+    return _children.of_worker
 
 
 def end_members_at_exit() -> None:
