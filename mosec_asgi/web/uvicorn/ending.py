@@ -15,6 +15,7 @@ import select
 from collections.abc import Callable
 
 from mosec_asgi.web.limits import LINGER_SECONDS, LINGER_SILENCE_SECONDS
+from mosec_asgi.web.uvicorn.keep_alive import is_late
 
 # Seconds after which it is first looked for whether a client that has ended its sending is there at all, and the most
 # between two looks.
@@ -30,20 +31,31 @@ class Lingering:
         self._loop = loop
         self._end = end
         self._until = loop.time() + LINGER_SECONDS
-        self._timer = loop.call_later(LINGER_SILENCE_SECONDS, end)
+        self._timer = loop.call_later(LINGER_SILENCE_SECONDS, self._look)
+        # No more time is given.
+        self._last = False
 
     def heard(self) -> None:
         """Note that the client still sends."""
-        self.end_in(max(0.0, min(LINGER_SILENCE_SECONDS, self._until - self._loop.time())))
+        # At least the resolution of uvloop's timers, so that the sockets are read before it is over.
+        self.end_in(max(0.001, min(LINGER_SILENCE_SECONDS, self._until - self._loop.time())))
 
     def end_in(self, seconds: float) -> None:
         """End in so many seconds."""
         self._timer.cancel()
-        self._timer = self._loop.call_later(seconds, self._end)
+        self._timer = self._loop.call_later(seconds, self._look)
 
     def stop(self) -> None:
         """Wait no more."""
         self._timer.cancel()
+
+    def _look(self) -> None:
+        """End, unless the process was stopped: what the client has sent meanwhile has not been read yet."""
+        if is_late(self._timer, self._loop) and not self._last:
+            self._last = self._loop.time() >= self._until
+            self.heard()
+        else:
+            self._end()
 
 
 class HalfClosed:
