@@ -407,8 +407,9 @@ async def test_an_unknown_model_or_one_of_another_kind_is_404() -> None:
             assert (caught.value.code, caught.value.param) == ("model_not_found", "model")
 
 
-async def test_where_there_are_keys_a_client_needs_one_of_them() -> None:
-    server = serve(keys=["first", "second"])
+@pytest.mark.parametrize("kind", [list, iter])
+async def test_where_there_are_keys_a_client_needs_one_of_them(kind: Any) -> None:
+    server = serve(keys=kind(["first", "second"]), shortens=kind(["lengths"]))
     async with asked(server, key="second") as (client, plain):
         assert (await client.embeddings.create(model="lengths", input="a")).model == "lengths"
         wrong = client.with_options(api_key="third")
@@ -701,6 +702,9 @@ def test_the_openapi_document_and_swagger_show_the_endpoints(program: Program) -
         ({"chat": {"a": "/a"}, "aliases": {"b": "c"}}, "aliases: 'b'"),
         ({"chat": {"a": "/a"}, "shortens": ["a"]}, "shortens must be"),
         ({"chat": {"a": "/a"}, "keys": "secret"}, "keys must be a list"),
+        ({"chat": {"a": "/a"}, "keys": []}, "at least one; leave it out"),
+        ({"chat": {"a": "/a"}, "keys": iter(())}, "at least one; leave it out"),
+        ({"chat": {"a": "/a"}, "aliases": ["b"]}, "aliases must be a dictionary"),
         ({"chat": {"a": "/a"}, "prefix": "v1/"}, "prefix must begin"),
     ],
 )
