@@ -108,12 +108,10 @@ async def test_a_route_without_post_does_not_take_it() -> None:
         assert (wrong.status_code, wrong.headers["allow"]) == (405, "PUT")
 
 
-@pytest.mark.parametrize("kind", ["int", "float", "uuid"])
-async def test_a_parameter_that_cannot_be_read_is_no_route(kind: str) -> None:
-    async with client_of(workers.Plain, route=f"/a/{{b:{kind}}}") as (client, _):
-        for value in ("9" * 5000, "x"):
-            if (kind, value) != ("float", "9" * 5000):
-                assert (await client.post(f"/a/{value}", json=1)).status_code == 404
+async def test_a_number_of_too_many_digits_in_a_path_is_no_route() -> None:
+    async with client_of(workers.Tells, route="/a/{size:int}") as (client, _):
+        assert (await client.post("/a/7", json=1)).status_code == 200
+        assert (await client.post(f"/a/{'9' * 5000}", json=1)).status_code == 404
 
 
 def test_the_document_shows_methods_and_parameters() -> None:

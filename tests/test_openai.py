@@ -210,6 +210,14 @@ async def test_each_prompt_is_gone_on_with(stream: bool) -> None:
     assert (texts, sorted(ends)) == ({0: "one end", 1: "two end"}, [0, 1])
 
 
+async def test_a_request_of_more_lists_than_can_be_made_quickly_is_refused() -> None:
+    async with asked() as (_, plain):
+        for many, status in ((240_000, 200), (250_001, 400)):
+            body = b'{"model": "parrot", "messages": [{"role": "user", "content": "a"}], "more": "%b"}' % (b"[" * many)
+            answer = await plain.post(CHAT, content=body)
+            assert (answer.status_code, "opening brackets" in answer.text) == (status, status == 400)
+
+
 async def test_a_prompt_may_be_tokens() -> None:
     async with asked() as (client, _):
         for prompt, texts in (([1, 2], ["[1, 2] end"]), ([[1], [2]], ["[1] end", "[2] end"])):
@@ -400,8 +408,9 @@ async def test_an_unknown_model_or_one_of_another_kind_is_404() -> None:
             assert (caught.value.code, caught.value.param) == ("model_not_found", "model")
 
 
-async def test_where_there_are_keys_a_client_needs_one_of_them() -> None:
-    server = serve(keys=["first", "second"])
+@pytest.mark.parametrize("kind", [list, iter])
+async def test_where_there_are_keys_a_client_needs_one_of_them(kind: Any) -> None:
+    server = serve(keys=kind(["first", "second"]), shortens=kind(["lengths"]))
     async with asked(server, key="second") as (client, plain):
         assert (await client.embeddings.create(model="lengths", input="a")).model == "lengths"
         wrong = client.with_options(api_key="third")
@@ -719,6 +728,9 @@ def test_whatever_schemathesis_makes_up_is_answered_within_the_contract(program:
         ({"chat": {"a": "/a"}, "aliases": {"b": "c"}}, "aliases: 'b'"),
         ({"chat": {"a": "/a"}, "shortens": ["a"]}, "shortens must be"),
         ({"chat": {"a": "/a"}, "keys": "secret"}, "keys must be a list"),
+        ({"chat": {"a": "/a"}, "keys": []}, "at least one; leave it out"),
+        ({"chat": {"a": "/a"}, "keys": iter(())}, "at least one; leave it out"),
+        ({"chat": {"a": "/a"}, "aliases": ["b"]}, "aliases must be a dictionary"),
         ({"chat": {"a": "/a"}, "prefix": "v1/"}, "prefix must begin"),
     ],
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from mosec_asgi.errors import DefinitionError
@@ -35,8 +35,8 @@ class OpenAI(Protocol):
         embeddings: Mapping[str, str] | None = None,
         rerank: Mapping[str, str] | None = None,
         aliases: Mapping[str, str] | None = None,
-        shortens: Collection[str] = (),
-        keys: Collection[str] = (),
+        shortens: Iterable[str] = (),
+        keys: Iterable[str] | None = None,
         prefix: str = "/v1",
     ) -> None:
         """Name the models.
@@ -62,17 +62,24 @@ class OpenAI(Protocol):
             raise DefinitionError(
                 "OpenAI needs a model: OpenAI(chat={'name': '/route'}), embeddings=, completions=, ..."
             )
+        if aliases is not None and not isinstance(aliases, Mapping):
+            raise DefinitionError(f"aliases must be a dictionary such as {{'other name': 'name'}}, not {aliases!r}")
         for alias, name in (aliases or {}).items():
             if name not in names or alias in names:
                 there = ", ".join(map(repr, names))
                 raise DefinitionError(f"aliases: {alias!r} must be a new name for one of {there}, not for {name!r}")
+        # What can be read once is read once: keys that nobody finds any more would let everybody in.
+        shortens = shortens if isinstance(shortens, str) else list(shortens)
         if isinstance(shortens, str) or not set(shortens) <= set(models.get("embeddings", {})):
             raise DefinitionError(f"shortens must be a list of names of `embeddings`, not {shortens!r}")
-        if isinstance(keys, str) or not all(isinstance(key, str) and key for key in keys):
-            raise DefinitionError("keys must be a list of texts, none of them empty")
+        known = None if keys is None or isinstance(keys, (str, bytes)) else list(keys)
+        if keys is not None and not (known and all(isinstance(key, str) and key for key in known)):
+            raise DefinitionError(
+                "keys must be a list of texts, none of them empty, and at least one; leave it out to let everybody in"
+            )
         if prefix and (not prefix.startswith("/") or prefix.endswith("/") or "{" in prefix):
             raise DefinitionError(f"prefix must begin with a slash and not end with one, such as '/v1', not {prefix!r}")
-        common = Common(prefix, aliases or {}, keys)
+        common = Common(prefix, aliases or {}, known or ())
         makers: dict[str, Any] = {"chat": Chat, "completions": Completions, "rerank": Rerank}
         self._keyed = common.keyed
         self._endpoints: list[Endpoint] = [Models(common, names), OneModel(common, names)]
