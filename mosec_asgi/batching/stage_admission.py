@@ -91,8 +91,8 @@ class StageAdmission:
 
     __slots__ = (
         "_batch_size", "_before_next", "_concurrency", "_every", "_firsts", "_max_wait", "_no_worker_since",
-        "_progress", "_read_due", "_soon", "_soon_due", "_start", "_still_until", "careful", "caution", "coming",
-        "direct", "done", "down", "due", "easy", "known", "load", "margin", "offered", "on_change",
+        "_progress", "_read_due", "_soon", "_soon_due", "_start", "_still_for", "_still_until", "careful", "caution",
+        "coming", "direct", "done", "down", "due", "easy", "known", "load", "margin", "offered", "on_change",
         "per_task", "pressure", "shared", "short", "slots", "supply", "supply_scatter", "target", "times", "upstream",
     )  # fmt: skip
 
@@ -143,8 +143,8 @@ class StageAdmission:
         # Since when there is no worker, if there is none; and the seconds that the latest took to start.
         self._no_worker_since: float | None = None
         self._start = 0.0
-        # When a pause was over that held up more than one unit.
-        self._still_until = -math.inf
+        # When a pause was over that held up more than one unit, and the seconds of the first of these.
+        self._still_until, self._still_for = -math.inf, 0.0
         # Of so many units, the time of one is noted, and how many are still to come before the next of those.
         self._every = self._before_next = 1
         self.on_change: Sequence[Callable[[], None]] = ()
@@ -204,10 +204,11 @@ class StageAdmission:
         """
         if began < self._still_until:
             return True
-        if self.times.mean and began > self._still_until + seconds:
+        # Not where the pause before, of such a length, has only just ended.
+        if self.times.mean and (began > self._still_until + self._still_for or seconds > 2.0 * self._still_for):
             running, overdue = self.load.begun_before(now), self.load.begun_before(now - self.times.high)
             if overdue and 2 * overdue >= running:
-                self._still_until = now
+                self._still_until, self._still_for = now, seconds
         return False
 
     def worker_ready(self, seconds: float) -> None:
