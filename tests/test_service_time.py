@@ -149,3 +149,13 @@ def test_chance_in_times_with_a_long_tail_is_hardly_ever_a_change() -> None:
         changes += len(times._samples) < before
         before = len(times._samples)
     assert changes <= 3
+
+
+def test_tasks_that_were_answered_together_count_as_many_as_they_are() -> None:
+    # A busy server comes to one answer after 50 ms, and has then 99 more before it: a thousand a second and more.
+    times = ServiceTimes()
+    for _ in range(20):
+        times.add(1, 0.05)
+        times.add(99, 0.0001)
+    times.read()
+    assert times.mean == pytest.approx((0.05 + 99 * 0.0001) / 100)

@@ -104,12 +104,13 @@ class ServiceTimes:
             for _ in range(since):
                 self._samples.popleft()
             times = times[since:]
+        mean = self._mean_of(times)
         ordered = sorted(times)
         if len(ordered) >= LEAST_SAMPLES and ordered[-1] > ALONE * ordered[-2]:
             ordered[-1] = ordered[-2]
         count = len(ordered)
         # Times of 0 would make a stage infinitely fast.
-        self.mean = max(1e-7, sum(ordered) / count)
+        self.mean = max(1e-7, min(mean, sum(ordered) / count))
         self.least = ordered[count // 16]
         self.usual = ordered[min(count - 1, int(count * USUAL))]
         self.high = ordered[-2] if count >= 32 else ordered[-1]
@@ -117,6 +118,17 @@ class ServiceTimes:
         self.doubt = math.sqrt(self.scatter / count)
         self._ordered = ordered
         self._longer = list(accumulate(reversed(ordered)))[::-1]
+
+    def _mean_of(self, times: Sequence[float]) -> float:
+        """Return the mean time of a task that is a unit by itself, where some were answered together; else infinity.
+
+        They are one measurement, as many as they are. A server that is busy takes longer to come to an answer, and then
+        has more of them before it: else the few that came alone would make the stage seem many times slower than it is.
+        """
+        if self._size > 1:
+            return math.inf
+        tasks = sum(items for items, _ in self._samples)
+        return sum(items * seconds for (items, _), seconds in zip(self._samples, times, strict=True)) / tasks
 
     def _fit(self) -> None:
         """Learn the shape of the line from batches of different sizes."""

@@ -202,7 +202,10 @@ class StageAdmission:
         seconds = now - began
         if self._batch_size == 1:
             # One after the other, where a worker runs one at a time.
-            seconds, items = (seconds / items if self._concurrency == 1 else seconds), 1
+            if self._concurrency == 1:
+                seconds /= items
+            else:
+                items = 1
         elif self._concurrency > 1:
             # More batches than it runs at a time may have been sent to it: when each was begun is not known.
             seconds *= min(1.0, self.slots / (self.load.units + units))
