@@ -222,6 +222,14 @@ def test_of_a_later_pause_one_unit_is_noted_too() -> None:
     assert door.ask() is None
 
 
+def test_a_moment_before_a_pause_is_not_the_pause() -> None:
+    door = Door({"concurrency": 5})
+    door.learn(0.1, times=40)
+    paused(door, 0.15)
+    paused(door, 2.0)
+    assert door.ask() is None
+
+
 def paused(door: Door, seconds: float) -> None:
     """Let five units that ran together be answered late, one after the other."""
     door.ask()

@@ -183,6 +183,17 @@ def test_a_pause_of_all_slots_costs_no_more_than_the_pause(slots: dict[str, int]
     assert codes(history, 13.0, 20.0).keys() == {200}
 
 
+def test_a_pause_before_the_first_events_of_several_streams_does_not_either() -> None:
+    stages = [world.SimulatedStage(cases.constant(0.4), concurrency=8, first_event=0.05)]
+
+    def pause(running: Any) -> None:
+        running.loop._now += 1.5
+
+    calls = sorted(cases.poisson(8.0, 25, 5) + [world.Arrival(11.99)] * 5, key=lambda call: call.at)
+    history = run(stages, calls, events={12.0: pause})
+    assert codes(history, 14.0, 25.0).keys() == {200}
+
+
 def test_where_only_a_few_calls_come_in_ten_seconds_chance_is_no_overload() -> None:
     stages = [world.SimulatedStage(cases.constant(20.0))]
     history = run(stages, cases.poisson(0.9 / 20.0, 20_000, 3), timeout=600.0)

@@ -157,6 +157,7 @@ class ServiceTimes:
             kept = [sample for sample in self._samples if sample[2] >= since]
             self._samples = deque(kept, MOST_SAMPLES)
             times = [seconds / self._scale(items) for items, seconds, _ in kept]
+        together = self._mean_of(times)
         ordered = sorted(times)
         if len(ordered) >= LEAST_SAMPLES and ordered[-1] > ALONE * ordered[-2]:
             ordered[-1] = ordered[-2]
@@ -167,7 +168,7 @@ class ServiceTimes:
             self._memory = Memory()
             self._memory.add(ordered)
         # Times of 0 would make a stage infinitely fast.
-        self.mean = max(1e-7, self._memory.corrected(recent, count))
+        self.mean = max(1e-7, min(together, self._memory.corrected(recent, count)))
         self.least = ordered[count // 16]
         self.usual = ordered[min(count - 1, int(count * USUAL))]
         self.high = ordered[-2] if count >= 32 else ordered[-1]
@@ -187,6 +188,17 @@ class ServiceTimes:
         place = _change([time for _, time in begun], variance)
         # Units of before and after a change are not begun together.
         return begun[place][0] if begun[0][0] < begun[place][0] else -math.inf
+
+    def _mean_of(self, times: Sequence[float]) -> float:
+        """Return the mean time of a task that is a unit by itself, where some were answered together; else infinity.
+
+        They are one measurement, as many as they are. A server that is busy takes longer to come to an answer, and then
+        has more of them before it: else the few that came alone would make the stage seem many times slower than it is.
+        """
+        tasks = sum(items for items, _, _ in self._samples)
+        if self._size > 1 or tasks == len(times):
+            return math.inf
+        return sum(items * seconds for (items, _, _), seconds in zip(self._samples, times, strict=True)) / tasks
 
     def _fit(self) -> None:
         """Learn the shape of the line from batches of different sizes."""

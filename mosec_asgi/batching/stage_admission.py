@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from mosec_asgi.batching.offered import Offered
-from mosec_asgi.batching.service_time import MOST_SAMPLES, ServiceTimes
+from mosec_asgi.batching.service_time import ALONE, MOST_SAMPLES, ServiceTimes
 
 # The ratio of arrivals to what the stage can do from which its queue is kept short; LEAST must hold in every span.
 OVERLOAD = 1.75
@@ -63,6 +63,25 @@ class Load(Protocol):
         """Return how many of the tasks that workers run at this moment were begun before `time`."""
 
 
+class _Pause:
+    """The latest pause in which several units stood still.
+
+    Attributes:
+        until: when the first of these was answered.
+        seconds: of that unit.
+    """
+
+    __slots__ = ("seconds", "until")
+
+    def __init__(self) -> None:
+        self.until = -math.inf
+        self.seconds = 0.0
+
+    def is_over(self, began: float, seconds: float) -> bool:
+        """Whether a slow unit is of another pause: not if this one, of such a length, had only just ended."""
+        return began > self.until + self.seconds or seconds > 2.0 * self.seconds
+
+
 class StageAdmission:
     """What is known of one stage's speed, and what follows from it.
 
@@ -93,9 +112,9 @@ class StageAdmission:
     """
 
     __slots__ = (
-        "_batch_size", "_before_next", "_concurrency", "_every", "_firsts", "_max_wait", "_no_worker_since",
-        "_progress", "_read_due", "_soon", "_soon_due", "_start", "_still_until", "careful", "caution", "coming",
-        "direct", "done", "down", "due", "easy", "known", "load", "margin", "offered", "on_change",
+        "_batch_size", "_before_next", "_concurrency", "_every", "_first_pause", "_firsts", "_max_wait",
+        "_no_worker_since", "_pause", "_progress", "_read_due", "_soon", "_soon_due", "_start", "careful", "caution",
+        "coming", "direct", "done", "down", "due", "easy", "known", "load", "margin", "offered", "on_change",
         "per_task", "pressure", "shared", "short", "slots", "supply", "supply_scatter", "target", "times", "upstream",
     )  # fmt: skip
 
@@ -146,8 +165,7 @@ class StageAdmission:
         # Since when there is no worker, if there is none; and the seconds that the latest took to start.
         self._no_worker_since: float | None = None
         self._start = 0.0
-        # When a pause was over that held up more than one unit.
-        self._still_until = -math.inf
+        self._pause, self._first_pause = _Pause(), _Pause()
         # Of so many units, the time of one is noted, and how many are still to come before the next of those.
         self._every = self._before_next = 1
         self.on_change: Sequence[Callable[[], None]] = ()
@@ -187,7 +205,10 @@ class StageAdmission:
         seconds = now - began
         if self._batch_size == 1:
             # One after the other, where a worker runs one at a time.
-            seconds, items = (seconds / items if self._concurrency == 1 else seconds), 1
+            if self._concurrency == 1:
+                seconds /= items
+            else:
+                items = 1
         elif self._concurrency > 1:
             # More batches than it runs at a time may have been sent to it: when each was begun is not known.
             seconds *= min(1.0, self.slots / (self.load.units + units))
@@ -205,12 +226,13 @@ class StageAdmission:
         be taken to have become slower, and calls be refused long after the pause. A stage that has become slower is
         slow in the next round of its slots, too, of which all count.
         """
-        if began < self._still_until:
+        pause = self._pause
+        if began < pause.until:
             return True
-        if self.times.mean and began > self._still_until + seconds:
+        if self.times.mean and pause.is_over(began, seconds):
             running, overdue = self.load.begun_before(now), self.load.begun_before(now - self.times.high)
             if overdue and 2 * overdue >= running:
-                self._still_until = now
+                pause.until, pause.seconds = now, seconds
         return False
 
     def worker_ready(self, seconds: float) -> None:
@@ -239,8 +261,18 @@ class StageAdmission:
 
     def first_event(self, began: float, now: float) -> None:
         """Note the first event of a stream, to which a worker turned at the time `began`."""
-        if self._firsts is not None:
-            self._firsts.add(1, now - began, began)
+        firsts = self._firsts
+        if firsts is None:
+            return
+        seconds = now - began
+        # As for units; which streams wait for their first event is not counted, so it has to be far longer.
+        if seconds > ALONE * firsts.high and firsts.mean:
+            pause = self._first_pause
+            if began < pause.until:
+                return
+            if pause.is_over(began, seconds):
+                pause.until, pause.seconds = now, seconds
+        firsts.add(1, seconds, began)
 
     # -- what follows ------------------------------------------------------------------------------------------------
 

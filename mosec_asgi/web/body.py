@@ -170,7 +170,10 @@ class BodyReader:
     def _look(self) -> None:
         loop = asyncio.get_running_loop()
         now = loop.time()
+        # What has come while the process was stopped is still to be read, for which no client is to blame.
+        stopped = 0.0 if self._timer is None else max(0.0, now - self._timer.when())
         for holder, late in self._late.items():
+            late.patience.until += stopped
             if holder.held > late.seen:
                 late.patience.arrived(holder.held - late.seen, now)
                 late.seen = holder.held
