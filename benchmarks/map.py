@@ -180,15 +180,20 @@ def _look(pid: int, seen: Seen) -> None:
     members = processes.members(pid)
     if pid in members and len(members) > 1:
         seen.server = members[pid].own
-        seen.memory = _peak(pid)
+        seen.memory = max(seen.memory, _peak(pid))
         # They end before the command does.
         seen.workers = max(seen.workers, sum(stat.own for member, stat in members.items() if member != pid))
 
 
 def _peak(pid: int) -> int:
-    """Return the most bytes that a process has held."""
-    text = (processes.PROC / str(pid) / "status").read_text()
-    return 1024 * int(text.partition("VmHWM:")[2].split()[0])
+    """Return the most bytes that a process has held; 0 of one that has ended by now."""
+    try:
+        text = (processes.PROC / str(pid) / "status").read_text()
+    except OSError:
+        return 0
+    # One that has ended and was not waited for has no such line.
+    kilobytes = text.partition("VmHWM:")[2].split()
+    return 1024 * int(kilobytes[0]) if kilobytes else 0
 
 
 def _record(number: int) -> str:

@@ -44,7 +44,7 @@ async def test_a_future_cannot_take_a_stream() -> None:
 class Loopback:
     """A worker that marks what it is given with its stage's name."""
 
-    name = "the event loop"
+    name, pid = "the event loop", None
 
     def __init__(self, spec: WorkerSpec, events: WorkerEvents) -> None:
         self._mark, self._events, self._begun = spec.stage.encode() + b":", events, 0

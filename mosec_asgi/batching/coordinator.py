@@ -41,7 +41,7 @@ ANSWERS_TO_TOO_MANY = {
     Reason.OVERLOAD: errors.overloaded,
     Reason.LATENCY_TARGET: errors.over_target,
 }
-# Makes an `Outcome` from all its fields in half the time of calling the class.
+# Makes an `Outcome` or a `Chunk` from all its fields in half the time of calling the class.
 _new = tuple.__new__
 
 logger = log.internal_logger(__name__)
@@ -372,7 +372,7 @@ class Coordinator:
             told(task, since, now)
         self._allow(task, now)
         try:
-            task.caller.streamed(Chunk(task.id, chunk))
+            task.caller.streamed(_new(Chunk, (task.id, chunk)))
         except Exception:
             logger.exception("a piece of a stream was not passed on", extra={"request_id": task.request_id})
 

@@ -41,7 +41,7 @@ class Flow:
 
     def came(self, size: int, now: float) -> bool:
         """Note a piece; False where the worker was not free to send it."""
-        if self.full:
+        if self._outstanding >= self._limit:
             return False
         self.events += 1
         self.quiet = False

@@ -15,7 +15,7 @@ from time import perf_counter
 from typing import Any, Protocol
 
 from mosec_asgi.errors import CANCELLED, NO_ROOM, Failure
-from mosec_asgi.messages import OK
+from mosec_asgi.messages import OK, Outcome
 from mosec_asgi.web import access, compression
 from mosec_asgi.web.exchange import LARGE_BODY, Exchange, Route, Shared
 from mosec_asgi.web.known_heads import KnownHeads
@@ -195,6 +195,21 @@ class DirectExchange(Exchange):
                 return
             response = compression.packed_at_once(response, accept)
         self._send(response)
+
+    def settled(self, outcome: Outcome) -> None:
+        """Do the same as `Exchange.settled`; for the usual request without a function call for each step."""
+        if outcome.code == CANCELLED:
+            super().settled(outcome)
+            return
+        self._call_id = None
+        try:
+            response = self.route.respond(self, (outcome,))
+        except Exception as error:
+            response = self.route.refuse(self, self._fault(error))
+        if self.shared.compressed:
+            self.answer(response)
+        elif not self.response_complete:
+            self._send(response)
 
     async def _answer_packed(self, response: Response, accept: bytes | None) -> None:
         response = await compression.packed(response, accept)
