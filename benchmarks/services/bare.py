@@ -22,6 +22,7 @@ class Bare:
     """What `serving.run` needs of a server, and no more."""
 
     on_daemon_exit: Callable[[str, int], None] | None = None
+    direct_routes = None
 
     def close(self) -> None:
         """Do nothing."""
