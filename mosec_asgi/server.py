@@ -10,7 +10,7 @@ import contextlib
 import multiprocessing.process
 import sys
 import traceback
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from multiprocessing.process import BaseProcess
 from typing import TYPE_CHECKING, Any
 
@@ -357,7 +357,8 @@ class Server:
 
     # -- calls from the program itself -------------------------------------------------------------------------------
 
-    async def infer(
+    # Not a coroutine: it returns the one that does it, which saves each call to make another and to pass through it.
+    def infer(
         self,
         item: Any,
         route: str = DEFAULT_ROUTE,
@@ -366,7 +367,7 @@ class Server:
         priority: int = 0,
         key: str = "",
         request_id: str | None = None,
-    ) -> Any:
+    ) -> Coroutine[Any, Any, Any]:
         """Have an item run: `forward` of the first worker is given it, and what the last one returns for it comes back.
 
         There is no JSON on the way, nor any other format: neither `deserialize` of the first worker nor `serialize` of
@@ -396,7 +397,14 @@ class Server:
                 is a fault of the caller's: a route that there is not or that streams, a server that does not run, or
                 that runs on another event loop. An `EncodingError` says that the item or the result cannot be pickled.
         """
-        return await self._calls().infer(item, route, timeout, priority, key, request_id)
+        running = self._running
+        if running is None or not running.is_here():
+            return self._nowhere()
+        return running.calls.infer(item, route, timeout, priority, key, request_id)
+
+    async def _nowhere(self) -> Any:
+        """Fail when it is awaited, as a call does that can be made."""
+        self._calls()
 
     def stream(
         self,
