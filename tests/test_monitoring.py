@@ -62,7 +62,9 @@ class Traffic:
         self._expect(500, "/inference", [])
 
     def _late(self) -> None:
-        self._expect(408, "/gate", "/never/there", headers={"x-request-timeout": "50"})
+        response = self._client.post("/gate", json="/never/there", headers={"x-request-timeout": "50"})
+        # Refused at once where others that never end are before it.
+        assert response.status_code in (408, 429), response.text
 
     def _left(self) -> None:
         with pytest.raises(httpx.ReadTimeout):
