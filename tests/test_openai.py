@@ -34,6 +34,14 @@ def said(text: str) -> list[Any]:
     return [{"role": "user", "content": text}]
 
 
+async def whole(client: openai.AsyncOpenAI, model: str, messages: Any, *, stream: bool) -> Any:
+    """Return a whole completion; one that comes as a stream is put together by the client."""
+    if not stream:
+        return await client.chat.completions.create(model=model, messages=messages)
+    async with client.chat.completions.stream(model=model, messages=messages) as events:
+        return await events.get_final_completion()
+
+
 @contextlib.asynccontextmanager
 async def asked(server: Server | None = None, key: str = "none") -> AsyncIterator[tuple[Any, httpx.AsyncClient]]:
     """Serve in this process; yield OpenAI's client, and a plain one."""
@@ -256,11 +264,7 @@ async def test_the_worker_is_given_the_clients_fields_as_they_are_without_those_
 @pytest.mark.parametrize("stream", [True, False])
 async def test_tool_calls_without_an_index_stay_apart(stream: bool) -> None:
     async with asked() as (client, _):
-        if stream:
-            async with client.chat.completions.stream(model="parrot", messages=said("tools")) as events:
-                answer = await events.get_final_completion()
-        else:
-            answer = await client.chat.completions.create(model="parrot", messages=said("tools"))
+        answer = await whole(client, "parrot", said("tools"), stream=stream)
     calls = [(call.id, call.function.name, call.function.arguments) for call in answer.choices[0].message.tool_calls]
     assert calls == [("call_1", "add", "{}"), ("call_2", "stop", "{}")]
     assert stream or answer.usage.total_tokens == 3
@@ -329,11 +333,7 @@ async def test_a_worker_may_return_all_of_its_pieces(stream: bool) -> None:
     server.append_worker(Pieces, route="/c")
     server.add_protocol(OpenAI(chat={"pieces": "/c"}))
     async with asked(server) as (client, _):
-        if stream:
-            async with client.chat.completions.stream(model="pieces", messages=said("0")) as events:
-                answer = await events.get_final_completion()
-        else:
-            answer = await client.chat.completions.create(model="pieces", messages=said("0"))
+        answer = await whole(client, "pieces", said("0"), stream=stream)
     [choice] = answer.choices
     assert (choice.message.content, choice.finish_reason) == ("ab", "stop")
 
@@ -341,11 +341,7 @@ async def test_a_worker_may_return_all_of_its_pieces(stream: bool) -> None:
 @pytest.mark.parametrize("stream", [False, True])
 async def test_tool_calls_reach_the_client_and_are_joined_in_a_whole_answer(stream: bool) -> None:
     async with asked() as (client, _):
-        if stream:
-            async with client.chat.completions.stream(model="parrot", messages=said("tool")) as events:
-                answer = await events.get_final_completion()
-        else:
-            answer = await client.chat.completions.create(model="parrot", messages=said("tool"))
+        answer = await whole(client, "parrot", said("tool"), stream=stream)
     [choice] = answer.choices
     [call] = choice.message.tool_calls
     assert (call.id, call.function.name, call.function.arguments) == ("call_1", "add", "{}")
