@@ -152,8 +152,8 @@ class ServiceTimes:
             self._fit()
         times = [seconds / self._scale(items) for items, seconds, _ in self._samples]
         latest = times[-noted:]
-        since = self._change(times)
-        if since > -math.inf:
+        since = self._changed_since(times)
+        if since is not None:
             kept = [sample for sample in self._samples if sample[2] >= since]
             self._samples = deque(kept, MOST_SAMPLES)
             times = [seconds / self._scale(items) for items, seconds, _ in kept]
@@ -164,7 +164,7 @@ class ServiceTimes:
         count = len(ordered)
         recent = sum(ordered) / count
         self._memory.add([min(time, ordered[-1]) for time in latest])
-        if since > -math.inf or self._memory.is_outdated(recent, count):
+        if since is not None or self._memory.is_outdated(recent, count):
             self._memory = Memory()
             self._memory.add(ordered)
         # Times of 0 would make a stage infinitely fast.
@@ -177,17 +177,17 @@ class ServiceTimes:
         self._ordered = ordered
         self._longer = list(accumulate(reversed(ordered)))[::-1]
 
-    def _change(self, times: Sequence[float]) -> float:
+    def _changed_since(self, times: Sequence[float]) -> float | None:
         """Return since when the times are those of now: from before, they are of a stage that was quicker or slower.
 
         The times are compared in the order in which their units were begun: of units that are begun together, the quick
-        ones are always done first, and say nothing of a change. Minus infinity for no change.
+        ones are always done first, and say nothing of a change. None for no change.
         """
         begun = sorted(zip((began for _, _, began in self._samples), times, strict=True), key=itemgetter(0))
         variance = self._memory.variance if self._memory.count >= MOST_SAMPLES else None
         place = _change([time for _, time in begun], variance)
         # Units of before and after a change are not begun together.
-        return begun[place][0] if begun[0][0] < begun[place][0] else -math.inf
+        return begun[place][0] if begun[0][0] < begun[place][0] else None
 
     def _mean_of(self, times: Sequence[float]) -> float:
         """Return the mean time of a task that is a unit by itself, where some were answered together; else infinity.

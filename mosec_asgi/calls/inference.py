@@ -183,9 +183,7 @@ class Inference:
     def _count(self, code: int, where: CallRoute, began: float) -> None:
         """Count an answer, as the web counts its own."""
         if code != CANCELLED:
-            self._metrics.answered(where.path, code)
-            if code == OK:
-                self._metrics.duration.observe(perf_counter() - began)
+            self._metrics.answered(where.path, code, perf_counter() - began)
 
 
 class _ResultCaller(FutureOutcome):

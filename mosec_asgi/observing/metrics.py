@@ -10,6 +10,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Sequence
 
+from mosec_asgi.messages import OK
 from mosec_asgi.observing.observer import ObservedTask, StageObserver
 
 # mosec's bounds: powers of two, in seconds and in items.
@@ -165,7 +166,9 @@ class ServiceMetrics:
         self.throughput: dict[tuple[str, int], int] = {}
         self.duration = Histogram()
 
-    def answered(self, route: str, code: int) -> None:
-        """Count an answer."""
+    def answered(self, route: str, code: int, seconds: float | None = None) -> None:
+        """Count an answer, and measure it where it is 200 and took so many seconds."""
         key = (route, code)
         self.throughput[key] = self.throughput.get(key, 0) + 1
+        if seconds is not None and code == OK:
+            self.duration.observe(seconds)

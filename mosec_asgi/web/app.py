@@ -29,7 +29,7 @@ from mosec_asgi.web.health import Health
 from mosec_asgi.web.limits import DEFAULT, Limits
 from mosec_asgi.web.lingering import Lingering
 from mosec_asgi.web.methods import ByMethod, taken
-from mosec_asgi.web.missing import missing
+from mosec_asgi.web.missing import missing, path_below
 from mosec_asgi.web.openapi import OpenAPI
 from mosec_asgi.web.responses import Response
 from mosec_asgi.web.swagger import Swagger
@@ -139,7 +139,7 @@ class App:
         if scope["method"] == "POST":
             path = scope["path"]
             root = scope.get("root_path")
-            endpoint = self._models.get(_path_below(root, path) if root else path)
+            endpoint = self._models.get(path_below(root, path) if root else path)
             if endpoint is not None:
                 return endpoint(scope, receive, send)
         if _slash_is_added(scope):
@@ -155,13 +155,6 @@ def _as_coroutine(app: ASGIApp) -> ASGIApp:
         await app(scope, receive, send)
 
     return answer
-
-
-def _path_below(root: str, path: str) -> str:
-    """Return a path as the routes name it: without `root`, the prefix under which a parent app has mounted this one."""
-    if not path.startswith(root) or path[len(root) : len(root) + 1] not in ("", "/"):
-        return path
-    return path[len(root) :]
 
 
 def _slash_is_added(scope: Scope) -> bool:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from starlette.types import Receive, Scope, Send
 
 from mosec_asgi import log
-from mosec_asgi.errors import CANCELLED, Failure
+from mosec_asgi.errors import Failure
 from mosec_asgi.messages import OK, Chunk, Outcome
 from mosec_asgi.web.asgi import AsgiExchange, AsgiRoute
 from mosec_asgi.web.body import ClientLeft
@@ -43,14 +43,6 @@ class StreamExchange(AsgiExchange):
             super().streamed(chunk)
         else:
             self._stream.feed(chunk)
-
-    def settled(self, outcome: Outcome) -> None:
-        """Take what has become of a call."""
-        if self._stream is None or outcome.code == CANCELLED:
-            super().settled(outcome)
-        else:
-            self._call_id = None
-            self._stream.end((outcome,))
 
     def concluded(self, outcomes: Sequence[Outcome]) -> None:
         """Answer, or end the stream."""

@@ -225,10 +225,7 @@ class DirectExchange(Exchange):
         head = direct.head(response, self.request_id, own if self.keep_alive else [*own, CLOSE])
         connection.respond(head, response.body, close=not self.keep_alive)
         # Counted after it was sent, so that the client does not wait for it.
-        metrics, path = self.shared.metrics, self.route.path
-        metrics.answered(path, response.status)
-        if response.status == OK:
-            metrics.duration.observe(perf_counter() - self._began)
+        self.shared.metrics.answered(self.route.path, response.status, perf_counter() - self._began)
         if self.shared.logged:
             self._log(response.status)
 

@@ -239,13 +239,8 @@ class Exchange(abc.ABC):
         self._call_id = None
         if outcome.code == CANCELLED:
             self.abandoned()
-            return
-        # As `concluded` does, without a function call for it.
-        try:
-            response = self.route.respond(self, (outcome,))
-        except Exception as error:
-            response = self.route.refuse(self, self._fault(error))
-        self.answer(response)
+        else:
+            self.concluded((outcome,))
 
     def answered(self, outcomes: Sequence[Outcome]) -> None:
         """Take what has become of several calls; see `several.Asker`."""
@@ -257,7 +252,7 @@ class Exchange(abc.ABC):
         self.route.gather(self, chunk)
 
     def concluded(self, outcomes: Sequence[Outcome]) -> None:
-        """Answer: all of several calls have their outcomes, and none was cancelled."""
+        """Answer: all calls have their outcomes, and none was cancelled."""
         try:
             response = self.route.respond(self, outcomes)
         except Exception as error:

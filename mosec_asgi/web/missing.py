@@ -27,7 +27,7 @@ def missing(
     """
 
     def answer(request: Request, status: int, text: str, headers: Mapping[str, str] | None = None) -> Response:
-        path = request.scope["path"].removeprefix(request.scope.get("root_path", ""))
+        path = path_below(request.scope.get("root_path", ""), request.scope["path"])
         for prefix, form in (forms or {}).items():
             if path.startswith(prefix):
                 told = form(Failure(status, text))
@@ -53,3 +53,10 @@ def missing(
         return answer(request, HTTPStatus.METHOD_NOT_ALLOWED, text, headers)
 
     return {HTTPStatus.NOT_FOUND: not_found, HTTPStatus.METHOD_NOT_ALLOWED: wrong_method}
+
+
+def path_below(root: str, path: str) -> str:
+    """Return a path as the routes name it: without `root`, the prefix under which a parent app has mounted this one."""
+    if not path.startswith(root) or path[len(root) : len(root) + 1] not in ("", "/"):
+        return path
+    return path[len(root) :]
