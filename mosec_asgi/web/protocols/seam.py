@@ -162,7 +162,7 @@ class Protocol(abc.ABC):
 
     @abc.abstractmethod
     def endpoints(self) -> Sequence[Endpoint]:
-        """Return the endpoints; asked once."""
+        """Return the endpoints. It is asked several times: to check them, to describe them, and to serve them."""
 
     def schemas(self) -> Mapping[str, Any]:
         """Return the named schemas that the endpoints' descriptions refer to, for the OpenAPI document."""
