@@ -20,7 +20,7 @@ import orjson
 from mosec_asgi.web.responses import Header, Response
 
 if TYPE_CHECKING:
-    from mosec_asgi.web.exchange import Request
+    from mosec_asgi.web.exchange import Request, Route, Shared
     from mosec_asgi.worker import Worker
 
 # Calls that one request may make.
@@ -172,12 +172,42 @@ class Endpoint(abc.ABC):
         return {}
 
 
+class Listener(abc.ABC):
+    """A port of a protocol's own, for clients that do not come by HTTP as all others do. It serves one service, once.
+
+    Attributes:
+        endpoints: that it serves.
+    """
+
+    endpoints: Sequence[Endpoint]
+
+    @abc.abstractmethod
+    async def start(self, routes: Sequence[Route], shared: Shared) -> None:
+        """Listen; calls wait until there are workers.
+
+        Args:
+            routes: those of the endpoints.
+            shared: what all exchanges of the service have in common.
+
+        Raises:
+            StartupError: it cannot listen.
+        """
+
+    @abc.abstractmethod
+    async def stop(self, grace: float) -> None:
+        """Take no more requests, let those that run finish within so many seconds, and let go of the port."""
+
+
 class Protocol(abc.ABC):
     """How clients speak: endpoints that belong together; see `Server.add_protocol`."""
 
     @abc.abstractmethod
     def endpoints(self) -> Sequence[Endpoint]:
         """Return the endpoints. It is asked several times: to check them, to describe them, and to serve them."""
+
+    def listener(self) -> Listener | None:
+        """Return what listens on a port of the protocol's own, for one service; None where there is none."""
+        return None
 
     def schemas(self) -> Mapping[str, Any]:
         """Return the named schemas that the endpoints' descriptions refer to, for the OpenAPI document."""
