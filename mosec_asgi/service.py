@@ -41,8 +41,8 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp
 
     from mosec_asgi.web.direct import DirectRoutes
-    from mosec_asgi.web.protocols.adapter import ProtocolRoute
     from mosec_asgi.web.exchange import Shared
+    from mosec_asgi.web.protocols.adapter import ProtocolRoute
     from mosec_asgi.web.protocols.seam import Listener, Protocol
 
 DAEMON_CHECK_SECONDS = 0.2

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from http import HTTPStatus
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import Any, NoReturn, Protocol
 
 import grpc
 
@@ -21,9 +21,6 @@ from mosec_asgi.messages import OK, Chunk, Credit, Outcome
 from mosec_asgi.web import access
 from mosec_asgi.web.exchange import LARGE_BODY, Exchange, Route, Shared, StreamForm
 from mosec_asgi.web.responses import Headers, Response
-
-if TYPE_CHECKING:
-    Context = grpc.aio.ServicerContext[Any, Any]
 
 TIMEOUT = b"x-request-timeout"
 # Seconds of a deadline; beyond it there is none.
@@ -45,6 +42,28 @@ _CODES = {
     HTTPStatus.SERVICE_UNAVAILABLE: grpc.StatusCode.UNAVAILABLE,
     HTTPStatus.GATEWAY_TIMEOUT: grpc.StatusCode.DEADLINE_EXCEEDED,
 }
+
+
+class Context(Protocol):
+    """A call, as `grpc.aio` has it; see `grpc.aio.ServicerContext`."""
+
+    def invocation_metadata(self) -> Sequence[tuple[str, str | bytes]] | None:
+        """Return what came with the call."""
+
+    def set_trailing_metadata(self, metadata: Sequence[tuple[str, str]]) -> None:
+        """Set what goes out with the call's status."""
+
+    def time_remaining(self) -> float | None:
+        """Return the seconds until the deadline; None where there is none."""
+
+    async def read(self) -> Any:
+        """Return the next message, or `grpc.aio.EOF`."""
+
+    async def write(self, message: bytes) -> None:
+        """Send a message; return once there is room for the next."""
+
+    async def abort(self, code: grpc.StatusCode, details: str) -> NoReturn:
+        """End the call with a status, by an exception."""
 
 
 def code_of(status: int) -> grpc.StatusCode:
@@ -83,6 +102,7 @@ class GrpcExchange(Exchange):
         self._woken = asyncio.Event()
         self._form: StreamForm | None = None
         self._chunks: deque[Chunk] = deque()
+        self._failure: Failure | None = None
 
     async def respond(self, write: Callable[[bytes], Awaitable[None]] | None = None) -> Response | None:
         """Have the request run; return its whole answer, or None after a stream.
@@ -149,8 +169,6 @@ class GrpcExchange(Exchange):
 
     # -- as the caller of its calls ----------------------------------------------------------------------------------
 
-    _failure: Failure | None = None
-
     def streamed(self, chunk: Chunk) -> None:
         """Take a piece of a stream."""
         if self._form is None:
@@ -159,7 +177,7 @@ class GrpcExchange(Exchange):
             self._chunks.append(chunk)
             self._woken.set()
 
-    def concluded(self, outcomes: Any) -> None:
+    def concluded(self, outcomes: Sequence[Outcome]) -> None:
         """Answer, or end the stream."""
         if self._form is None:
             super().concluded(outcomes)

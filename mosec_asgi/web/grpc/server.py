@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import grpc
 
@@ -11,12 +11,9 @@ from mosec_asgi import log
 from mosec_asgi.errors import StartupError
 from mosec_asgi.messages import OK
 from mosec_asgi.web.exchange import Route, Shared
-from mosec_asgi.web.grpc.exchange import GrpcExchange, code_of, headers_of
+from mosec_asgi.web.grpc.exchange import Context, GrpcExchange, code_of, headers_of
 from mosec_asgi.web.grpc.streams import RequestStream
 from mosec_asgi.web.protocols.seam import Endpoint, Listener
-
-if TYPE_CHECKING:
-    Context = grpc.aio.ServicerContext[Any, Any]
 
 # Calls of one connection that run at one time, and all metadata of a call: what a client may hold.
 MOST_OF_A_CONNECTION = 256
@@ -68,7 +65,9 @@ class GrpcListener(Listener):
         try:
             self.port = server.add_insecure_port(f"{host}:{self.port}")
         except RuntimeError as error:
-            raise StartupError(f"gRPC cannot listen on {host}:{self.port}: the port is taken, or not allowed") from error
+            raise StartupError(
+                f"gRPC cannot listen on {host}:{self.port}: the port is taken, or not allowed; choose another grpc_port"
+            ) from error
         self._server = server
         await server.start()
         logger.info("gRPC listens on %s:%d", host, self.port)
@@ -82,19 +81,19 @@ class GrpcListener(Listener):
             stream.close()
         await server.stop(grace)
 
-    def _handler(self, route: Route) -> grpc.RpcMethodHandler[Any, Any]:
+    def _handler(self, route: Route) -> grpc.RpcMethodHandler:
         # Messages stay bytes: endpoints read and write them.
         if route.path in self._streams:
 
             async def stream(_: Any, context: Context) -> None:
                 await self._stream(route, context)
 
-            return grpc.stream_stream_rpc_method_handler(stream)  # type: ignore[arg-type]
+            return grpc.stream_stream_rpc_method_handler(stream)
 
         async def unary(body: bytes, context: Context) -> bytes:
             return await self._unary(route, body, context)
 
-        return grpc.unary_unary_rpc_method_handler(unary)  # type: ignore[arg-type]
+        return grpc.unary_unary_rpc_method_handler(unary)
 
     async def _unary(self, route: Route, body: bytes, context: Context) -> bytes:
         exchange = GrpcExchange(route, self._shared, headers_of(context), body)
@@ -102,7 +101,7 @@ class GrpcListener(Listener):
         assert response is not None
         told = [("x-request-id", exchange.request_id)]
         told += [(name.decode("latin-1"), value.decode("latin-1")) for name, value in response.headers]
-        context.set_trailing_metadata(tuple(told))
+        context.set_trailing_metadata(told)
         if response.status != OK:
             await context.abort(code_of(response.status), response.body.decode(errors="replace"))
         return response.body
@@ -123,9 +122,9 @@ class GrpcListener(Listener):
 class _Handlers(grpc.GenericRpcHandler):  # type: ignore[misc]
     """Finds what serves a call."""
 
-    def __init__(self, handlers: Mapping[str, grpc.RpcMethodHandler[Any, Any]]) -> None:
+    def __init__(self, handlers: Mapping[str, grpc.RpcMethodHandler]) -> None:
         self._handlers = handlers
 
-    def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[Any, Any] | None:
+    def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler | None:
         """Return it; None where there is none, which is answered UNIMPLEMENTED."""
         return self._handlers.get(details.method)

@@ -7,15 +7,12 @@ A client that sends faster than it is answered waits: only some of its requests 
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import grpc
 
 from mosec_asgi.web.exchange import Route, Shared
-from mosec_asgi.web.grpc.exchange import GrpcExchange, headers_of
-
-if TYPE_CHECKING:
-    Context = grpc.aio.ServicerContext[Any, Any]
+from mosec_asgi.web.grpc.exchange import Context, GrpcExchange, headers_of
 
 # Requests of one stream that run at one time.
 MOST_AT_ONCE = 64

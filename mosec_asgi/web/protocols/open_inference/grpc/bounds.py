@@ -1,7 +1,7 @@
-"""How many parts a message has, counted before it is read: each may cost two bytes there, and a hundred in memory. Pure.
+"""How many parts a message has, counted before it is read: each may take two bytes there, a hundred in memory. Pure.
 
-A message is a row of fields: a number and a kind (a varint), and then a value: a varint, 4 or 8 bytes, or a length and so
-many bytes, which may be a message again.
+A message is a row of fields: a number and a kind (a varint), and then a value: a varint, 4 or 8 bytes, or a length and
+so many bytes, which may be a message again.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from google.protobuf.message import Message
 
-from mosec_asgi.errors import MosecError, describe
+from mosec_asgi.errors import ClientError, MosecError, describe
 from mosec_asgi.version import __version__
 from mosec_asgi.web.protocols.open_inference.grpc import open_inference_pb2 as pb
 from mosec_asgi.web.protocols.open_inference.grpc.messages import infer_response, parsed, parsed_infer, read_infer
@@ -33,6 +33,11 @@ def endpoints_of(common: Common) -> list[Endpoint]:
     """Return all methods."""
     kinds = (ServerLive, ServerReady, ModelReady, ServerMetadata, ModelMetadata, ModelInfer, ModelStreamInfer, Health)
     return [kind(common) for kind in kinds]
+
+
+def streams_of(endpoints: Sequence[Endpoint]) -> list[str]:
+    """Return the paths of the methods that take many requests in one call."""
+    return [endpoint.path for endpoint in endpoints if isinstance(endpoint, ModelStreamInfer)]
 
 
 class Method(Endpoint):
@@ -162,6 +167,8 @@ class ModelStreamInfer(ModelInfer):
         message = parsed_infer(request.body)
         try:
             ask = self.read(message)
+            if len(ask.items) > 1 and ask.context.model.name in self.common.streaming:
+                raise ClientError(f"a model that streams takes one row with each request, not {len(ask.items)}")
         except MosecError as error:
             failure = describe(error)
             return _failed(Problem(failure.code, failure.text), message.id)
