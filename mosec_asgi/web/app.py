@@ -41,6 +41,7 @@ class App:
 
     Attributes:
         outermost: answers a request: the routes, behind the middleware and the access log.
+        shared: what the exchanges of all routes have in common.
         direct_routes: the routes that our HTTP protocols may call without ASGI, by path as it stands in a request; none
             where middleware must see each request.
     """
@@ -82,7 +83,7 @@ class App:
             forms: how requests are refused for which there is no route, by what their paths begin with.
         """
         health, swagger = Health(engine, metrics, custom), Swagger()
-        shared = Shared(
+        self.shared = shared = Shared(
             engine,
             metrics,
             RequestIds(),
