@@ -28,6 +28,7 @@ from mosec_asgi.ipc.shm import SharedMemory, shared_memory
 from mosec_asgi.messages import Call, Chunk, Credit
 from mosec_asgi.observing.custom import CustomMetrics
 from mosec_asgi.observing.metrics import ServiceMetrics, StageMetrics
+from mosec_asgi.observing.statistics import LOADING, SERVING, ServiceReport, report
 from mosec_asgi.pool.link import Launcher
 from mosec_asgi.pool.process.launcher import ProcessLauncher
 from mosec_asgi.pool.thread import ThreadLauncher
@@ -41,8 +42,9 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp
 
     from mosec_asgi.web.direct import DirectRoutes
+    from mosec_asgi.web.exchange import Shared
     from mosec_asgi.web.protocols.adapter import ProtocolRoute
-    from mosec_asgi.web.protocols.seam import Protocol
+    from mosec_asgi.web.protocols.seam import Listener, Protocol
 
 DAEMON_CHECK_SECONDS = 0.2
 
@@ -69,6 +71,7 @@ class Service:
         settings: Settings,
         *,
         import_main: bool,
+        own_http: bool = False,
         platform: Platform | None = None,
         document: Callable[[], dict[str, Any]] | None = None,
         middleware: Sequence[Middleware] = (),
@@ -80,6 +83,7 @@ class Service:
             routes: the stages by route.
             settings: of the service.
             import_main: let spawned workers import the program's main module in any case; see `ProcessLauncher`.
+            own_http: HTTP is spoken by the protocols of `run()`, unless the settings say otherwise.
             platform: what to run on; None for processes.
             document: makes the OpenAPI document; None for that of the routes.
             middleware: what each request goes through; the first is the outermost.
@@ -89,6 +93,7 @@ class Service:
         self._thread = get_ident()
         self._settings = settings
         self._import_main = import_main
+        self._own_http = own_http
         self._simulated = platform is not None
         self._routes = routes
         self._document = document or functools.partial(openapi_document, routes, settings, protocols)
@@ -104,16 +109,23 @@ class Service:
         )
         # Workers in this process use the process's own prometheus_client registry.
         self._custom = None if platform else CustomMetrics(prometheus_directory())
+        self._clock = platform.clock if platform else time.monotonic
+        self._began = self._clock()
+        self._state = LOADING
+        self._stage_names = {plan.path: [stages[place].name for place in plan.stages] for plan in pipelines}
         self._coordinator = Coordinator(
             stages,
             pipelines,
             platform.launcher if platform else self._launcher,
             limits,
             observers=[self._metrics.stages],
-            clock=platform.clock if platform else time.monotonic,
+            clock=self._clock,
             shared_memory=lambda: self._memory.in_use if self._memory is not None else 0,
         )
         self._daemon_watches: list[asyncio.Task[None]] = []
+        # The ports of protocols beside HTTP's, and what is asked there.
+        self._listeners: dict[Listener, Sequence[ProtocolRoute]] = {}
+        self._shared: Shared
         # The app, once the service has started; and the routes that `run()` can serve without the app, by path.
         self.app: ASGIApp
         self.direct_routes: DirectRoutes | None = None
@@ -136,10 +148,14 @@ class Service:
             # Its first step launches the workers.
             await asyncio.sleep(0)
             self.app = self._build_app(objects)
+            # What comes there waits for the workers.
+            for listener, routes in self._listeners.items():
+                await listener.start(routes, self._shared)
             await starting
+            self._began, self._state = self._clock(), SERVING
         except BaseException:
             starting.cancel()
-            await asyncio.wait([starting])
+            await asyncio.wait([starting, *self._stop_listeners(0)])
             self._let_go()
             raise
 
@@ -148,7 +164,8 @@ class Service:
         for watch in self._daemon_watches:
             watch.cancel()
         try:
-            await self._coordinator.stop(self._settings.grace_seconds)
+            grace = self._settings.grace_seconds
+            await asyncio.gather(self._coordinator.stop(grace), *self._stop_listeners(grace))
         finally:
             self._let_go()
 
@@ -159,6 +176,17 @@ class Service:
     def statistics(self) -> Statistics:
         """Return how things stand."""
         return self._coordinator.statistics()
+
+    def report(self) -> ServiceReport:
+        """Return how things stand, and what has been counted and measured so far."""
+        return report(
+            self._metrics,
+            self._coordinator.statistics(),
+            self._stage_names,
+            state=self._state,
+            uptime=self._clock() - self._began,
+            capacity=self._settings.capacity,
+        )
 
     def abandon(self) -> None:
         """End all workers at once: the event loop is closed and nothing can be waited for."""
@@ -226,11 +254,12 @@ class Service:
             limits=http_limits(self._settings, memory),
             access_log=self._settings.access_log,
             # The protocols of `run()` do it themselves.
-            lingers=not self._import_main or self._settings.http == "plain",
+            lingers=not self._own_http or self._settings.http == "plain",
             middleware=self._middleware,
             forms={route.below: route.unknown for route in spoken if route.below},
         )
         self.direct_routes = app.direct_routes
+        self._shared = app.shared
         return app.outermost
 
     def _protocol_routes(self, objects: Objects) -> list[ProtocolRoute]:
@@ -241,7 +270,14 @@ class Service:
 
         pipelines = Pipelines(self._call_routes, objects, value_of, self._coordinator)
         endpoints = [endpoint for protocol in self._protocols for endpoint in protocol.endpoints()]
+        for protocol in self._protocols:
+            if (listener := protocol.listener()) is not None:
+                self._listeners[listener] = [ProtocolRoute(endpoint, pipelines) for endpoint in listener.endpoints]
         return [ProtocolRoute(endpoint, pipelines) for endpoint in endpoints]
+
+    def _stop_listeners(self, grace: float) -> list[asyncio.Task[None]]:
+        """Have the protocols' own ports closed, once what came there is answered."""
+        return [self.loop.create_task(listener.stop(grace)) for listener in self._listeners]
 
     def _launcher(self, plan: StagePlan, loop: asyncio.AbstractEventLoop) -> Launcher:
         if callable(plan.executor):

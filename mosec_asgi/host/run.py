@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
+import functools
 import gc
 import importlib.util
 import math
 import signal
-import socket
-import sys
 import threading
 from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 import uvicorn
@@ -20,6 +19,9 @@ from starlette.types import Message, Receive, Scope, Send
 
 from mosec_asgi import log
 from mosec_asgi.config import Settings
+from mosec_asgi.host import listening, tls
+from mosec_asgi.host.draining import drain
+from mosec_asgi.host.handover import Handover
 from mosec_asgi.host.interrupts import told_of_signals
 from mosec_asgi.host.memory import memory_limit
 from mosec_asgi.web.limits import Limits, http_limits
@@ -59,31 +61,49 @@ class Server(Protocol):
         """Return why each request must be asked for through ASGI; None where it need not be."""
 
 
-def run(server: Server, settings: Settings) -> int:
+@dataclass(frozen=True)
+class Hosting:
+    """What a program has beside the service that it serves.
+
+    Attributes:
+        ready: called, on the event loop, with what it listens on, once all workers are ready.
+        handover: with the process before this one, and the one after it.
+    """
+
+    ready: Callable[[listening.Listener], object] | None = None
+    handover: Handover | None = None
+
+
+def run(server: Server, settings: Settings, hosting: Hosting = Hosting()) -> int:
     """Serve until a signal ends it.
+
+    Args:
+        server: the service.
+        settings: its settings.
+        hosting: what else there is.
 
     Returns:
         the exit code: 0 after SIGTERM or SIGINT, 130 where a second SIGINT has forced the end, else what went wrong.
+
+    Raises:
+        StartupError: it cannot listen where the settings say, or not with that certificate.
     """
-    sock = _listen(settings.address, settings.port)
-    program = _Program(server)
+    tls.check(settings)
+    listener = _listener(settings, hosting.handover)
+    program = _Program(server, lambda: _tell_ready(listener, hosting))
     protocol = _http_protocol(server, settings)
     runner = uvicorn.Server(_uvicorn_config(program, settings, protocol))
+    program.follow_parent = functools.partial(_follow_parent, hosting.handover, runner)
     server.on_daemon_exit = program.daemon_ended
-    address, port = sock.getsockname()[:2]
-    logger.info(
-        "serving on http://%s:%d once the workers are ready",
-        f"[{address}]" if ":" in address else address,
-        port,
-    )
+    logger.info("serving on %s once the workers are ready", listener.name)
     code = 0
     with _signals_recorded(program):
         try:
-            runner.run(sockets=[sock])
+            runner.run(sockets=[listener.sock])
         except SystemExit as stop:
             code = stop.code if isinstance(stop.code, int) else 1
         finally:
-            sock.close()
+            listener.close()
     if (shared := getattr(protocol, "shared", None)) is not None:
         shared.ration.say_all()
     if program.signalled:
@@ -92,19 +112,53 @@ def run(server: Server, settings: Settings) -> int:
     return program.failure or code
 
 
+def _listener(settings: Settings, handover: Handover | None) -> listening.Listener:
+    if handover is None:
+        return listening.listen(settings)
+    # The parent removes the file of a Unix socket.
+    sock = handover.listening or listening.listen(settings).sock
+    if handover.listening is None:
+        handover.tell_listening(sock)
+    return listening.Listener(sock, tls=bool(settings.ssl_certfile), owned=False)
+
+
+def _tell_ready(listener: listening.Listener, hosting: Hosting) -> None:
+    if hosting.ready is not None:
+        hosting.ready(listener)
+    if hosting.handover is not None:
+        hosting.handover.tell_ready()
+
+
+def _follow_parent(handover: Handover | None, runner: uvicorn.Server) -> None:
+    """Do what the parent says of a process that another follows."""
+    if handover is None:
+        return
+    draining: set[asyncio.Task[None]] = set()
+
+    def begin() -> None:
+        logger.info("another process has taken over; this one answers what it has, and ends")
+        draining.add(asyncio.get_running_loop().create_task(drain(runner)))
+
+    # To the handlers that are there for it, as for any other wish to end the program.
+    handover.follow(begin, lambda: signal.raise_signal(signal.SIGTERM))
+
+
 class _Program:
     """The service as the app that uvicorn runs: hears of signals and daemons, and lets the service know at once.
 
     Nothing else than the app's lifespan is needed for it, and nothing of uvicorn that is not public.
 
     Attributes:
+        follow_parent: called when the event loop runs.
         signalled: a signal has asked for the end.
         forced: a SIGINT has come after that.
         failure: the exit code, where something else than a signal has ended the program.
     """
 
-    def __init__(self, server: Server) -> None:
+    def __init__(self, server: Server, ready: Callable[[], object]) -> None:
         self._service = server
+        self._ready = ready
+        self.follow_parent: Callable[[], object] = lambda: None
         self.direct_routes = server.direct_routes
         self.signalled = self.forced = False
         self.failure = 0
@@ -117,10 +171,15 @@ class _Program:
 
     async def _follow(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def send_prepared(message: Message) -> None:
-            if message["type"] == "lifespan.startup.complete":
+            ready = message["type"] == "lifespan.startup.complete" and not self.signalled
+            if ready:
                 _settle_memory()
             await send(message)
+            if ready:
+                # uvicorn accepts connections in the same turn of the loop.
+                asyncio.get_running_loop().call_soon(self._ready)
 
+        self.follow_parent()
         if self.signalled:
             # Before anybody but this object could hear of it: nothing is started, and uvicorn is told.
             signal.raise_signal(signal.SIGTERM)
@@ -166,6 +225,8 @@ def _uvicorn_config(program: _Program, settings: Settings, http: type[asyncio.Pr
         program,
         http=http or "auto",
         interface="asgi3",
+        ssl_certfile=settings.ssl_certfile or None,
+        ssl_keyfile=settings.ssl_keyfile or None,
         loop="uvloop",
         lifespan="on",
         ws="none",
@@ -208,27 +269,6 @@ def _own_protocol(limits: Limits) -> type[asyncio.Protocol]:
     from mosec_asgi.web.uvicorn.http1 import Http1Protocol
 
     return gathering(Http1Protocol, limits)
-
-
-def _listen(address: str, port: int) -> socket.socket:
-    """Bind the port before anything else is started; end the program where that fails, with the reason."""
-    family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    sock = socket.socket(family, socket.SOCK_STREAM)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        sock.bind((address, port))
-        # Listening makes the port taken for good: two sockets can be bound to it, but only one can listen.
-        sock.listen(2048)
-    except OSError as error:
-        sock.close()
-        remedy = (
-            "Choose an address of this machine, such as 0.0.0.0 for all of them, with --address or MOSEC_ADDRESS"
-            if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL
-            else "Choose another port with --port or MOSEC_PORT, or end the program that uses this one; "
-            "--address or MOSEC_ADDRESS sets the address"
-        )
-        sys.exit(f"error: cannot listen on {address}:{port}: {error.strerror}. {remedy}")
-    return sock
 
 
 @contextlib.contextmanager

@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from mosec_asgi.errors import DefinitionError
-from mosec_asgi.web.protocols.seam import MAX_CALLS, Endpoint, Protocol
+from mosec_asgi.web.protocols.seam import MAX_CALLS, Endpoint, Listener, Protocol
 
 if TYPE_CHECKING:
+    from mosec_asgi.web.grpc.server import GrpcListener
     from mosec_asgi.worker import Worker
 
 
@@ -31,6 +32,8 @@ class OpenInference(Protocol):
         max_rows: int = MAX_CALLS,
         max_tensors: int = 64,
         max_values: int = 300_000,
+        grpc_port: int | None = None,
+        grpc_host: str = "0.0.0.0",
     ) -> None:
         """Name the models.
 
@@ -43,6 +46,9 @@ class OpenInference(Protocol):
             max_values: of one request that are read one by one: those in JSON, and those of BYTES. Nobody else is
                 served meanwhile; 300,000 numbers in JSON take a few hundredths of a second. Numbers that come as
                 binary data are not counted.
+            grpc_port: on which the models are served by gRPC as well; 0 for any that is free, which `grpc_port` says
+                once the server has started; None for none. It needs the extra `grpc`.
+            grpc_host: address to listen on there.
 
         Raises:
             DefinitionError: an argument does not fit, or numpy is missing; the text says what to change.
@@ -68,6 +74,13 @@ class OpenInference(Protocol):
         except ImportError as error:
             raise DefinitionError("OpenInference needs numpy: pip install 'mosec-asgi[open-inference]'") from error
         versions = {name: known.get(name, "1") for name, _ in pairs}
+        self._listener: GrpcListener | None = None
+        self._grpc = None if grpc_port is None else (_checked_host(grpc_host), _checked_port(grpc_port))
+        if self._grpc is not None:
+            try:
+                import grpc  # noqa: F401
+            except ImportError as error:
+                raise DefinitionError("grpc_port needs gRPC: pip install 'mosec-asgi[grpc]'") from error
         self._made = Made(prefix, dict(pairs), versions, (max_rows, max_tensors, max_values))
 
     def endpoints(self) -> Sequence[Endpoint]:
@@ -78,9 +91,39 @@ class OpenInference(Protocol):
         """Read what the workers say of their tensors."""
         self._made.common.learn(pipelines)
 
+    def listener(self) -> Listener | None:
+        """Return what serves the models by gRPC."""
+        if self._grpc is None:
+            return None
+        from mosec_asgi.web.grpc.server import GrpcListener
+        from mosec_asgi.web.protocols.open_inference.grpc.endpoints import endpoints_of, streams_of
+
+        endpoints = endpoints_of(self._made.common)
+        self._listener = GrpcListener(endpoints, streams_of(endpoints), *self._grpc)
+        return self._listener
+
+    @property
+    def grpc_port(self) -> int | None:
+        """The port of gRPC: that which was asked for, and once the server has started, that on which it listens."""
+        if self._listener is not None:
+            return self._listener.port
+        return None if self._grpc is None else self._grpc[1]
+
     def schemas(self) -> Mapping[str, Any]:
         """Return the schemas of requests and answers."""
         return self._made.schemas()
+
+
+def _checked_host(host: Any) -> str:
+    if not isinstance(host, str) or not host:
+        raise DefinitionError(f"grpc_host must be an address such as '127.0.0.1', not {host!r}")
+    return host
+
+
+def _checked_port(port: Any) -> int:
+    if type(port) is not int or not 0 <= port <= 65535:
+        raise DefinitionError(f"grpc_port must be a port, from 1 to 65535, or 0 for any that is free, not {port!r}")
+    return port
 
 
 def _check_part(what: str, value: Any) -> None:
