@@ -36,7 +36,7 @@ PURE = {
     "batching.admission", "batching.stage_admission", "batching.service_time", "batching.offered", "batching.busy_poll",
     "observing.observer",
     "web.budget", "calls.window", "offline.done", "offline.progress", "offline.faults",
-    "pool.lifecycle", "pool.watchdog", "inside.isolation",
+    "pool.lifecycle", "pool.watchdog", "pool.recycling", "inside.isolation",
     "ipc.frames", "ipc.arena", "ipc.reference", "ipc.ledger",
 }  # fmt: skip
 IMPURE = {"asyncio", "socket", "time", "threading", "multiprocessing", "signal", "subprocess", "os", "select"}

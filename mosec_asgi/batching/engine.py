@@ -26,6 +26,7 @@ class StageStatistics:
         restarts: workers started in place of dead ones so far.
         down: no worker is alive, and the last try to start one failed.
         expected_wait: seconds that a task which comes now is likely to wait; 0 while that is not known.
+        draining: workers that are being replaced, and answer what they have.
     """
 
     name: str
@@ -37,6 +38,7 @@ class StageStatistics:
     restarts: int
     down: bool
     expected_wait: float = 0.0
+    draining: int = 0
 
 
 @dataclass(frozen=True, slots=True)
