@@ -16,7 +16,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from mosec_asgi import errors, log
+from mosec_asgi.batching import changes
 from mosec_asgi.batching.admission import Admission, Reason, Refusal
+from mosec_asgi.batching.changes import StageValues
 from mosec_asgi.batching.engine import Caller, Statistics
 from mosec_asgi.batching.flow import Flow
 from mosec_asgi.batching.stage import Stage, StagePlan
@@ -26,11 +28,10 @@ from mosec_asgi.lazy_timer import LazyTimer
 from mosec_asgi.messages import OK, REPLY, Call, Chunk, Credit, LinkError, Outcome, Payload, drop_all
 from mosec_asgi.observing.observer import StageObserver
 from mosec_asgi.pool.link import Launcher
+from mosec_asgi.pool.supervisor import CLOSE_SECONDS, DRAIN_SECONDS
 from mosec_asgi.ration import Ration
 from mosec_asgi.reply import cut
 
-# Seconds that workers get to run `Worker.close` before they are killed.
-CLOSE_SECONDS = 5.0
 # The longest `Retry-After`, in seconds: after that, a client may ask again even if the service is further behind.
 MOST_RETRY_SECONDS = 60
 # The answer to a refused call, by the reason: always the same, or made with a measured `Retry-After`.
@@ -66,6 +67,7 @@ class Limits:
         stall_timeout: seconds that a stream may wait for its client to read.
         stream_buffer: bytes of a stream that may wait for its client.
         load_shedding: refuse at once, and never begin, what cannot be finished in time at the stages' measured speed.
+        drain_timeout: seconds that a worker which is replaced may take to answer what it has.
     """
 
     capacity: int
@@ -74,6 +76,7 @@ class Limits:
     stall_timeout: float
     stream_buffer: int
     load_shedding: bool = True
+    drain_timeout: float = DRAIN_SECONDS
 
 
 class Coordinator:
@@ -138,7 +141,18 @@ class Coordinator:
             launcher = self._make_launcher(plan, self._loop)
             self._launchers.append(launcher)
             observers = [stages[place] for stages in self._observers]
-            self._stages.append(Stage(plan, observers, self, launcher, self._clock, self._loop, self._limits.timeout))
+            self._stages.append(
+                Stage(
+                    plan,
+                    observers,
+                    self,
+                    launcher,
+                    self._clock,
+                    self._loop,
+                    self._limits.timeout,
+                    self._limits.drain_timeout,
+                )
+            )
         self._admission = Admission(
             [stage.admission for stage in self._stages],
             [route.stages for route in self._routes],
@@ -179,6 +193,8 @@ class Coordinator:
         pools = [stage.pool for stage in self._stages]
         for pool in pools:
             pool.ask_to_stop()
+        for stage in self._stages:
+            await stage.recycler.stop()
         stopped = asyncio.gather(*(pool.wait_stopped() for pool in pools))
         try:
             await asyncio.wait_for(asyncio.shield(stopped), CLOSE_SECONDS if grace > 0 else 0.5)
@@ -209,6 +225,24 @@ class Coordinator:
             self._admission.close()
         if not self._admitted:
             self._all_answered.set()
+
+    # -- changes while it serves; several of one stage take turns ----------------------------------------------------
+
+    async def scale(self, stage: int, num: int) -> None:
+        """Have `num` workers of a stage; see `batching.changes`."""
+        await changes.scale(self._stages[stage], num)
+
+    async def configure(self, stage: int, values: StageValues) -> None:
+        """Have a stage go by other values; see `batching.changes`."""
+        await changes.configure(self._stages[stage], values)
+
+    async def restart(self, stage: int) -> None:
+        """Replace the workers of a stage, one after the other; see `batching.changes`."""
+        await changes.restart(self._stages[stage])
+
+    def values(self, stage: int) -> StageValues:
+        """Return what a stage goes by."""
+        return self._stages[stage].values
 
     # -- asked by callers --------------------------------------------------------------------------------------------
 
