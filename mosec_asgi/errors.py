@@ -177,6 +177,9 @@ CLOSING = Failure(HTTPStatus.SERVICE_UNAVAILABLE, "the service is shutting down"
 STAGE_DOWN = Failure(
     HTTPStatus.SERVICE_UNAVAILABLE, "the model is not available: its workers do not start", retry_after=5
 )
+LOADING = Failure(
+    HTTPStatus.SERVICE_UNAVAILABLE, "the models are still being loaded; GET /readyz says which", retry_after=5
+)
 NOT_STARTED = Failure(HTTPStatus.SERVICE_UNAVAILABLE, "the service could not be started", retry_after=5)
 WRONG_LOOP = Failure(
     HTTPStatus.SERVICE_UNAVAILABLE, "the service could not be started: it needs an event loop of asyncio"

@@ -79,6 +79,9 @@ class Server:
         self._lifetime = Lifetime(self._start)
         # Called with the name and the exit code of a daemon process that has ended.
         self.on_daemon_exit: Callable[[str, int], None] | None = None
+        # Set by `run()`: called once requests are answered, those to models by 503, while the workers load. Where it is
+        # None, requests wait for the workers: the port of other ASGI servers is not open yet.
+        self.on_answering: Callable[[], None] | None = None
         # Set by `run()`; nothing else reads the command line.
         self._settings: config.Settings | None = None
         # Settings that win over the environment; set by tools of the command line.
@@ -344,7 +347,7 @@ class Server:
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
-            running = self._lifetime.running
+            running = self._lifetime.running or self._lifetime.loading
             if running is None or not running.is_here():
                 running = await self._start_late(scope, send)
                 if running is None:
@@ -457,7 +460,9 @@ class Server:
 
     def direct_routes(self) -> DirectRoutes | None:
         """Return the routes that `run()` need not ask through ASGI, if there are any; see `web.direct`."""
-        return self._running.direct_routes if self._running is not None and self.why_not_direct() is None else None
+        # While the workers load, too: the connection may live for long.
+        service = self._lifetime.running or self._lifetime.loading
+        return service.direct_routes if service is not None and self.why_not_direct() is None else None
 
     def why_not_direct(self) -> str | None:
         """Return why `run()` must ask through ASGI for each request; None where it need not."""
@@ -511,6 +516,10 @@ class Server:
         if self._lifetime.given_up:
             await _refuse(scope, send, CLOSING)
             return None
+        if self.on_answering is not None:
+            # The workers have not started, and the program is about to end.
+            await _refuse(scope, send, NOT_STARTED)
+            return None
         if not self._lifetime.is_starting and not self._told_of_loop:
             logger.warning(
                 "starting the workers at the first request, because the server's lifespan is not run; pass "
@@ -556,8 +565,14 @@ class Server:
             middleware=self._middleware,
             protocols=self._defined.protocols,
         )
+
+        def answering() -> None:
+            if self.on_answering is not None:
+                self._lifetime.loading = running
+                self.on_answering()
+
         with told_of_signals(self.close):
-            await running.start()
+            await running.start(answering)
         for name, process in self._daemons.items():
             running.watch_daemon(name, process, self._on_daemon_exit)
         return running

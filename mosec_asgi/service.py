@@ -120,8 +120,12 @@ class Service:
         # Takes calls of objects, from then on.
         self.calls: Inference
 
-    async def start(self) -> None:
-        """Start all workers and wait until the service can serve; raise `StartupError` where it never will."""
+    async def start(self, answering: Callable[[], object] = lambda: None) -> None:
+        """Start all workers and wait until the service can serve; raise `StartupError` where it never will.
+
+        Args:
+            answering: called once the app answers requests, those to models by 503, while the workers load.
+        """
         if self._custom is not None:
             self._custom.open()
         if not self._simulated:
@@ -136,6 +140,7 @@ class Service:
             # Its first step launches the workers.
             await asyncio.sleep(0)
             self.app = self._build_app(objects)
+            answering()
             await starting
         except BaseException:
             starting.cancel()

@@ -26,6 +26,7 @@ class StageStatistics:
         restarts: workers started in place of dead ones so far.
         down: no worker is alive, and the last try to start one failed.
         expected_wait: seconds that a task which comes now is likely to wait; 0 while that is not known.
+        loading: seconds since the first of those workers was launched that are still loading; None if none is.
     """
 
     name: str
@@ -37,6 +38,7 @@ class StageStatistics:
     restarts: int
     down: bool
     expected_wait: float = 0.0
+    loading: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,12 +50,14 @@ class Statistics:
         closing: the service is shutting down and admits no more.
         stages: in the order of the service's list.
         shared_memory: bytes of shared memory that payloads take.
+        loading: the workers are being started for the first time, and no call is admitted yet.
     """
 
     admitted: int
     closing: bool
     stages: tuple[StageStatistics, ...]
     shared_memory: int = 0
+    loading: bool = False
 
 
 class Caller(Protocol):

@@ -216,6 +216,13 @@ class Supervisor:
         """The number of workers that can be given tasks."""
         return sum(worker.state is State.READY for worker in self.workers)
 
+    @property
+    def loading_since(self) -> float | None:
+        """When the first of the workers was launched that are still loading; None if none is."""
+        # One that could not start has a reason for its end.
+        loading = (worker for worker in self.workers if worker.state is State.STARTING and not worker.reason)
+        return min((worker.launched_at for worker in loading), default=None)
+
     def start(self) -> None:
         """Launch all workers; `wait_started` tells what became of them."""
         for place in self._places:

@@ -186,8 +186,8 @@ def _state(*statuses: str) -> JSON:
 
 _NOT_READY = {
     "503": {
-        "description": "A stage has no worker, or the service is shutting down.",
-        "content": _state("not ready", "shutting down"),
+        "description": "A stage has no worker, its models are being loaded, or the service is shutting down.",
+        "content": _state("not ready", "loading", "shutting down"),
     }
 }
 SERVICE_PATHS = {
