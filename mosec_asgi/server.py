@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
     from mosec_asgi.calls.blocking import BlockingEngine
     from mosec_asgi.calls.inference import Inference
+    from mosec_asgi.observing.statistics import ServiceReport
     from mosec_asgi.service import Platform, Service
     from mosec_asgi.web.direct import DirectRoutes
     from mosec_asgi.web.protocols.seam import Protocol
@@ -88,6 +89,8 @@ class Server:
         self._overrides: dict[str, Any] = {}
         # The log already says that the server runs on the wrong kind of event loop.
         self._told_of_loop = False
+        # The service whose workers are loading.
+        self._loading: Service | None = None
         # Set by `testing.serving`: workers in this process instead of their own.
         self._platform: Platform | None = None
         if type(self).__call__ is Server.__call__:
@@ -347,7 +350,7 @@ class Server:
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
-            running = self._lifetime.running or self._lifetime.loading
+            running = self._lifetime.running or self._lifetime.answering
             if running is None or not running.is_here():
                 running = await self._start_late(scope, send)
                 if running is None:
@@ -458,10 +461,21 @@ class Server:
 
         return BlockingEngine(self, lambda: self._running)
 
+    def statistics(self) -> ServiceReport:
+        """Return how the service stands, and what it has done since it was started; in any state, from any thread.
+
+        `server.statistics().as_dict()` is the same in a form for JSON. What has happened in a time is the difference of
+        two reports; see `mosec_asgi.observing.statistics`.
+        """
+        from mosec_asgi.observing.statistics import ServiceReport
+
+        service = self._lifetime.running or self._loading
+        return service.report() if service is not None else ServiceReport()
+
     def direct_routes(self) -> DirectRoutes | None:
         """Return the routes that `run()` need not ask through ASGI, if there are any; see `web.direct`."""
         # While the workers load, too: the connection may live for long.
-        service = self._lifetime.running or self._lifetime.loading
+        service = self._lifetime.running or self._lifetime.answering
         return service.direct_routes if service is not None and self.why_not_direct() is None else None
 
     def why_not_direct(self) -> str | None:
@@ -568,11 +582,15 @@ class Server:
 
         def answering() -> None:
             if self.on_answering is not None:
-                self._lifetime.loading = running
+                self._lifetime.answering = running
                 self.on_answering()
 
-        with told_of_signals(self.close):
-            await running.start(answering)
+        self._loading = running
+        try:
+            with told_of_signals(self.close):
+                await running.start(answering)
+        finally:
+            self._loading = None
         for name, process in self._daemons.items():
             running.watch_daemon(name, process, self._on_daemon_exit)
         return running

@@ -1631,7 +1631,7 @@ async def test_calls_are_refused_until_every_stage_has_started() -> None:
     assert LOADING.retry_after is not None
     statistics = service.coordinator.statistics()
     assert statistics.loading
-    assert [each.loading for each in statistics.stages] == [None, 3.0]
+    assert [(place.state, place.seconds) for each in statistics.stages for place in each.places][1] == ("starting", 3.0)
     (last,) = service.launcher.of("B_2")
     last.ready()
     await start

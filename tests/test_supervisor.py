@@ -168,17 +168,6 @@ async def test_the_start_is_over_when_every_worker_has_said_so() -> None:
     assert pool.supervisor.ready == 2
 
 
-async def test_the_pool_knows_since_when_it_has_been_loading() -> None:
-    pool = Pool(num=2)
-    began = pool.supervisor.now
-    pool.clock.now += 5.0
-    assert pool.supervisor.loading_since == began
-    pool.launcher.launched[0].ready()
-    assert pool.supervisor.loading_since == began, "the other one still is"
-    pool.launcher.launched[1].fail_to_start("no weights")
-    assert pool.supervisor.loading_since is None, "it only ends"
-
-
 async def test_when_no_worker_can_start_the_traceback_is_raised() -> None:
     pool = Pool(num=2)
     for worker in pool.launcher.launched:

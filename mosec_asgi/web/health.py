@@ -52,4 +52,5 @@ class Health:
 def _progress(stage: StageStatistics) -> str:
     """Return how far a stage has come that starts for the first time."""
     ready = f"{stage.ready} of {stage.workers} workers are ready"
-    return ready if stage.loading is None else f"{ready}; loading for {stage.loading:.1f} s"
+    loading = [worker.seconds for worker in stage.places if worker.state == "starting"]
+    return f"{ready}; loading for {max(loading):.1f} s" if loading else ready
