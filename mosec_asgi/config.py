@@ -106,6 +106,11 @@ class Settings:
     )
     address: str = _setting("0.0.0.0", "address to listen on")
     port: int = _setting(8000, "port to listen on; 0 for any that is free", least=0, most=65535)
+    uds: str = _setting("", "path of a Unix socket to listen on, in the place of an address and a port")
+    ssl_certfile: str = _setting(
+        "", "file of a certificate (PEM), with those above it, to speak HTTPS with; empty for HTTP"
+    )
+    ssl_keyfile: str = _setting("", "file of the certificate's key (PEM), where it is not in `ssl_certfile`")
     http: str = _setting(
         "auto",
         "how HTTP is spoken: auto for the short ways of this package where the versions of uvicorn and its parsers are "

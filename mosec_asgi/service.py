@@ -70,6 +70,7 @@ class Service:
         settings: Settings,
         *,
         import_main: bool,
+        own_http: bool = False,
         platform: Platform | None = None,
         document: Callable[[], dict[str, Any]] | None = None,
         middleware: Sequence[Middleware] = (),
@@ -81,6 +82,7 @@ class Service:
             routes: the stages by route.
             settings: of the service.
             import_main: let spawned workers import the program's main module in any case; see `ProcessLauncher`.
+            own_http: HTTP is spoken by the protocols of `run()`, unless the settings say otherwise.
             platform: what to run on; None for processes.
             document: makes the OpenAPI document; None for that of the routes.
             middleware: what each request goes through; the first is the outermost.
@@ -90,6 +92,7 @@ class Service:
         self._thread = get_ident()
         self._settings = settings
         self._import_main = import_main
+        self._own_http = own_http
         self._simulated = platform is not None
         self._routes = routes
         self._document = document or functools.partial(openapi_document, routes, settings, protocols)
@@ -248,7 +251,7 @@ class Service:
             limits=http_limits(self._settings, memory),
             access_log=self._settings.access_log,
             # The protocols of `run()` do it themselves.
-            lingers=not self._import_main or self._settings.http == "plain",
+            lingers=not self._own_http or self._settings.http == "plain",
             middleware=self._middleware,
             forms={route.below: route.unknown for route in spoken if route.below},
         )

@@ -328,7 +328,15 @@ class Supervisor:
         worker.ready_at = self._clock()
         place.tried, place.failing = True, False
         self.down = False
-        logger.info("worker is ready, %s", worker.link.name, extra=_extra(worker))
+        seconds = worker.ready_at - worker.launched_at
+        logger.info(
+            "worker is ready after %.1f s (%d of %d), %s",
+            seconds,
+            self.ready,
+            self.size,
+            worker.link.name,
+            extra=_extra(worker),
+        )
         self.listener.worker_ready(worker)
         self._changed.set()
 
