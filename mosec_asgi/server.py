@@ -69,7 +69,8 @@ class Server:
                 (milliseconds), event_timeout (milliseconds), stall_timeout (milliseconds), stream_buffer (bytes),
                 load_shedding, address, port, uds, ssl_certfile, ssl_keyfile, namespace, log_level, debug, access_log,
                 dry_run, compression,
-                max_request_size (bytes), strict_json, title, version, path. The environment's `MOSEC_<NAME>` wins over
+                max_request_size (bytes), strict_json, api_keys (a list), api_key_file, public (a list), cors_origins (a
+                list), allowed_hosts (a list), title, version, path. The environment's `MOSEC_<NAME>` wins over
                 them, but for `title` and `version`, and `run()`'s command line over both.
 
         Raises:
@@ -520,6 +521,9 @@ class Server:
             return "the server has middleware"
         if type(self).__call__ is not Server.__call__:
             return f"{type(self).__name__} overrides __call__"
+        for name in ("cors_origins", "allowed_hosts"):
+            if self._settings is not None and getattr(self._settings, name):
+                return f"the setting {name} is set"
         return None
 
     @property
