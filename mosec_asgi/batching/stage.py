@@ -77,6 +77,7 @@ class StagePlan:
         executor: what the workers run on: "process", "thread", or what makes a launcher of the plan and the event loop.
         latency_target: seconds that a task should be at the stage at most; 0 for no such wish.
         takes_request: its workers are told of the requests.
+        times: note of each task what its time has gone into.
     """
 
     specs: list[WorkerSpec]
@@ -95,6 +96,7 @@ class StagePlan:
     executor: str | Callable[[StagePlan, asyncio.AbstractEventLoop], Launcher] = "process"
     latency_target: float = 0.0
     takes_request: bool = False
+    times: bool = False
 
     @property
     def name(self) -> str:
@@ -266,6 +268,9 @@ class Stage:
             units = units - self.scheduler.units if batched else len(tasks)
             # The next stage may begin the tasks at once and then overwrites `began`.
             began = tasks[0].began
+        if self.plan.times:
+            for task in tasks:
+                task.note_time(self.plan.name, now)
         wanted = 0
         answered = self._owner.answered
         for task, code, payload in zip(tasks, codes, payloads, strict=True):
