@@ -25,7 +25,7 @@ from mosec_asgi.batching.stage import Stage, StagePlan
 from mosec_asgi.batching.task import State, Task
 from mosec_asgi.errors import CLIENT_LEFT, CLOSING, LOADING, STAGE_DOWN, STALLED, TIMED_OUT, TOO_LONG, Failure
 from mosec_asgi.lazy_timer import LazyTimer
-from mosec_asgi.messages import OK, REPLY, Call, Chunk, Credit, LinkError, Outcome, Payload, drop_all
+from mosec_asgi.messages import OK, REPLY, Call, Chunk, Credit, LinkError, Outcome, Payload, StageTime, drop_all
 from mosec_asgi.observing.observer import StageObserver
 from mosec_asgi.pool.link import Launcher
 from mosec_asgi.pool.supervisor import CLOSE_SECONDS, DRAIN_SECONDS
@@ -358,7 +358,7 @@ class Coordinator:
         # The result of a call of objects is read by its caller, where it lies.
         if not (isinstance(payload, bytes) or (task.objects and task.flow is None)):
             code, payload = self._read(task, code, payload)
-        self._settle(task, _new(Outcome, (task.id, code, payload, None, head)))
+        self._settle(task, _new(Outcome, (task.id, code, payload, None, head, task.times)))
 
     @staticmethod
     def _reply(task: Task, payload: Payload) -> tuple[int, bytes, bytes]:
@@ -405,14 +405,22 @@ class Coordinator:
             told(task, since, now)
         self._allow(task, now)
         try:
-            task.caller.streamed(_new(Chunk, (task.id, chunk)))
+            task.caller.streamed(_new(Chunk, (task.id, chunk, self._times(task, now) if since is None else ())))
         except Exception:
             logger.exception("a piece of a stream was not passed on", extra={"request_id": task.request_id})
 
     def failed(self, task: Task, failure: Failure) -> None:
         """Answer a task in place of its stage, of which nothing more is expected."""
+        outcome = Outcome.of_failure(task.id, failure)
+        if self._plans[task.stage].times:
+            outcome = outcome._replace(times=self._times(task, self._clock()))
         self._stages[task.stage].drop(task)
-        self._settle(task, Outcome.of_failure(task.id, failure))
+        self._settle(task, outcome)
+
+    def _times(self, task: Task, now: float) -> Sequence[StageTime]:
+        """Return what the time of a task that is at a stage has gone into, where that is noted."""
+        plan = self._plans[task.stage]
+        return task.times_until(plan.name, now) if plan.times else ()
 
     def timed_out(self, task: Task, failure: Failure = TIMED_OUT) -> None:
         """Answer a task whose time is over: its own, or another that `failure` names."""

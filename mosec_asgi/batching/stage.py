@@ -83,6 +83,7 @@ class StagePlan:
         latency_target: seconds that a task should be at the stage at most; 0 for no such wish.
         takes_request: its workers are told of the requests.
         recycling: when a worker is replaced though it is well.
+        times: note of each task what its time has gone into.
     """
 
     specs: list[WorkerSpec]
@@ -102,6 +103,7 @@ class StagePlan:
     latency_target: float = 0.0
     takes_request: bool = False
     recycling: Recycling = NEVER
+    times: bool = False
 
     @property
     def name(self) -> str:
@@ -376,6 +378,9 @@ class Stage:
             units = units - self.scheduler.units if batched else len(tasks)
             # The next stage may begin the tasks at once and then overwrites `began`.
             began = tasks[0].began
+        if self.plan.times:
+            for task in tasks:
+                task.note_time(self.plan.name, now)
         wanted = 0
         answered = self._owner.answered
         for task, code, payload in zip(tasks, codes, payloads, strict=True):
