@@ -189,7 +189,8 @@ def _row(tensor: Tensor) -> JSON:
         schema = {"type": "array", "items": schema}
         if size >= 0:
             schema |= {"minItems": size, "maxItems": size}
-    return schema
+    # Where a row may have one value, the value itself will do.
+    return {"anyOf": [schema, value]} if schema is not value and {-1, 1}.issuperset(tensor.shape) else schema
 
 
 def _ref(name: str) -> JSON:

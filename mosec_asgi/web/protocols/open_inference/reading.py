@@ -133,12 +133,10 @@ def read_parameters(fields: Mapping[str, Any]) -> Parameters:
     own = dict(_parameters(fields, "the request"))
     binary = _flag(own.pop("binary_data_output", False), "binary_data_output")
     timeout = own.pop("timeout", None)
-    # Triton takes 0 for none.
-    if timeout in (None, 0):
-        return Parameters(own, binary, None)
-    if type(timeout) is not int or not 0 < timeout < _BIGGEST_TIMEOUT:
+    if timeout is not None and (type(timeout) is not int or not 0 <= timeout < _BIGGEST_TIMEOUT):
         raise ClientError(f"timeout: it must be a whole number of microseconds, not {shown(timeout)}")
-    return Parameters(own, binary, timeout / 1e6)
+    # Triton takes 0 for none.
+    return Parameters(own, binary, timeout / 1e6 if timeout else None)
 
 
 class _Inputs:
