@@ -267,7 +267,8 @@ HOSTILE: list[tuple[Any, bytes, str]] = [
     ({}, b"", "a request needs inputs"),
     ([], b"", "must be a JSON object"),
     (b"nothing", b"", "the body is not JSON"),
-    (b'{"inputs":' + b"[" * 100_000, b"", "the body is not JSON"),
+    (b'{"inputs":' + b"[" * 20_000, b"", "the body is not JSON"),
+    (b'{"inputs":' + b"[" * 100_000, b"", "100001 lists and objects"),
     (b'{"parameters":{"a":' + b"[" * 200 + b"]" * 200 + b"}}", b"", "nested deeper than"),
     ({"inputs": INPUTS, "outputs": [{"name": "none"}]}, b"", "the output 'none': the model 'sum' has only"),
     ({"inputs": INPUTS, "outputs": [{"name": "sum"}] * 2}, b"", "each may be asked for once"),
@@ -276,6 +277,10 @@ HOSTILE: list[tuple[Any, bytes, str]] = [
     ({"inputs": INPUTS, "outputs": [{}]}, b"", "the name of an output"),
     ({"inputs": INPUTS, "outputs": [{"name": "sum", "parameters": {"binary_data": 1}}]}, b"", "must be true or false"),
     ({"inputs": INPUTS, "outputs": [{"name": "sum", "parameters": {"classification": 1}}]}, b"", "no classification"),
+    ({"inputs": INPUTS, "parameters": {str(n): n for n in range(65)}}, b"", "there are 65"),
+    ({"inputs": INPUTS, "parameters": {"a": "x" * 20_000}}, b"", "20001 characters"),
+    ({"inputs": INPUTS, "parameters": {"a": []}}, b"", "the parameter 'a' must be a text, a number"),
+    ({"inputs": INPUTS, "parameters": {"a": None}}, b"", "the parameter 'a' must be a text, a number"),
     ({"inputs": INPUTS, "parameters": []}, b"", "parameters must be an object"),
     ({"inputs": INPUTS, "parameters": {"binary_data_output": "yes"}}, b"", "must be true or false"),
     ({"inputs": INPUTS, "parameters": {"timeout": False}}, b"", "whole number of microseconds"),
@@ -358,17 +363,27 @@ async def test_a_wrong_request_to_generate_is_refused(action: str, body: Any, to
 
 async def test_json_of_too_many_values_is_refused_before_it_is_read() -> None:
     async with asked(serve(max_values=1000)) as client:
-        for data in ([1] * 6000, [[1]] * 6000):
+        for data, told in (
+            ([1] * 6000, "values, and one request may have 5096"),
+            ([[]] * 26_000, "lists and objects, and one request may have 25000"),
+            (["a"] * 6000, "texts, and one request may have 4346"),
+        ):
             tensor = {"name": "x", "datatype": "FP32", "shape": [1, 6000], "data": data}
             answer = await client.post("/v2/models/echo/infer", json={"inputs": [tensor]})
             assert answer.status_code == 400
-            assert "the JSON has more than 1000 values" in answer.json()["error"]
+            assert told in answer.json()["error"]
+        # What stands in a text does not count.
+        body = {"text_input": '[{,"' * 10_000}
+        assert (await client.post("/v2/models/write/generate", json=body)).status_code == 200
         tensor = {"name": "x", "datatype": "FP32", "shape": [1, 1001], "data": [1] * 1001}
         answer = await client.post("/v2/models/echo/infer", json={"inputs": [tensor]})
         assert "1000 of a request may come one by one" in answer.json()["error"]
         # As bytes they are not read one by one.
         tensor = {"name": "x", "datatype": "FP32", "shape": [1, 6000], "parameters": {"binary_data_size": 24000}}
         answer = await infer(client, {"inputs": [tensor]}, bytes(24000), "/v2/models/echo/infer")
+        assert "6000 values, and may have 4000 there; ask for it as binary data" in answer.json()["error"]
+        wanted = {"inputs": [tensor], "parameters": {"binary_data_output": True}}
+        answer = await infer(client, wanted, bytes(24000), "/v2/models/echo/infer")
         assert answer.status_code == 200
 
 

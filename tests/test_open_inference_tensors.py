@@ -156,7 +156,14 @@ def test_inputs_have_different_names_as_many_rows_and_a_number_that_is_bounded()
     reader.declared("a", "FP32", [2, 3], raw=False)
     reader.declared("numbers as bytes", "FP32", [2, 300], raw=True)
     with pytest.raises(ClientError, match="10 of a request may come one by one"):
-        reader.declared("b", "BYTES", [2, 3], raw=True)
+        reader.declared("b", "BYTES", [2], raw=True)
+
+
+def test_what_has_too_many_values_for_json_may_be_had_as_bytes() -> None:
+    tensor = NamedArray("y", DATATYPES["INT8"], np.zeros((1, 41), np.int8))
+    with pytest.raises(ClientError, match="41 values, and may have 40 there; ask for it as binary data"):
+        tensor.values(Bounds(values=10))
+    assert len(tensor.raw()) == 41
 
 
 @pytest.mark.parametrize(
@@ -217,5 +224,5 @@ def test_what_json_cannot_say_is_refused_and_may_be_had_as_bytes(datatype: str, 
     kind = DATATYPES[datatype]
     tensor = NamedArray("y", kind, np.array(values, kind.numpy))
     with pytest.raises(ClientError, match="ask for it as binary data"):
-        tensor.values()
+        tensor.values(Bounds())
     assert len(tensor.raw())

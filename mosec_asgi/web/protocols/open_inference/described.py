@@ -292,6 +292,7 @@ def _schemas(common: Common) -> JSON:
                 "binary_data_output": {"type": "boolean"},
                 "timeout": {"type": ["integer", "null"], "minimum": 0, "description": "In microseconds."},
             },
+            "additionalProperties": {"type": ["string", "number", "boolean"]},
             "description": "What the protocol does not read itself is given to the worker.",
         },
         "InferRequest": _of(
