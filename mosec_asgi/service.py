@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from starlette.middleware import Middleware
     from starlette.types import ASGIApp
 
+    from mosec_asgi.web.dashboard import Dashboard
     from mosec_asgi.web.direct import DirectRoutes
     from mosec_asgi.web.protocols.adapter import ProtocolRoute
     from mosec_asgi.web.protocols.seam import Protocol
@@ -119,6 +120,7 @@ class Service:
             shared_memory=lambda: self._memory.in_use if self._memory is not None else 0,
         )
         self._daemon_watches: list[asyncio.Task[None]] = []
+        self._recording: asyncio.Task[None] | None = None
         # The app, once the service has started; and the routes that `run()` can serve without the app, by path.
         self.app: ASGIApp
         self.direct_routes: DirectRoutes | None = None
@@ -246,9 +248,21 @@ class Service:
             lingers=not self._import_main or self._settings.http == "plain",
             middleware=self._middleware,
             forms={route.below: route.unknown for route in spoken if route.below},
+            title=self._settings.title,
+            dashboard=self._open_dashboard() if self._settings.shows_dashboard else None,
         )
         self.direct_routes = app.direct_routes
         return app.outermost
+
+    def _open_dashboard(self) -> Dashboard:
+        """Return the dashboard, whose record begins now."""
+        from mosec_asgi.web.dashboard import Dashboard
+
+        dashboard = Dashboard(self.report, title=self._settings.title, stages=len(self._metrics.stages))
+        # On virtual time a timer that is always set would have the clock run on while all others wait.
+        if not self._simulated:
+            self._recording = self.loop.create_task(dashboard.record())
+        return dashboard
 
     def _protocol_routes(self, objects: Objects) -> list[ProtocolRoute]:
         """Return the routes of the protocols."""
@@ -281,7 +295,10 @@ class Service:
             self.loop.call_soon_threadsafe(memory.views.release)
 
     def _let_go(self) -> None:
-        """Let go of what was shared with the workers, once they have ended."""
+        """Let go of what was shared with the workers, once they have ended, and end the record."""
+        if self._recording is not None:
+            self._recording.cancel()
+            self._recording = None
         if self._custom is not None:
             self._custom.close()
         if self._memory is not None:
