@@ -428,7 +428,7 @@ def test_a_list_without_members_is_refused_rather_than_taken_for_none(given: Any
 
 
 def test_a_member_that_there_is_not_is_named() -> None:
-    with pytest.raises(DefinitionError, match="must be of root, metrics, docs, dashboard, .* not 'all'"):
+    with pytest.raises(DefinitionError, match=r"must be of root, metrics, docs, dashboard, .* not 'all'"):
         resolve({}, {"MOSEC_PUBLIC": "docs,all"})
 
 
