@@ -79,6 +79,10 @@ format: $(VENV)/test.stamp
 	$(BIN)/ruff format .
 
 # The reviewed contracts of the examples, made anew; `make test` checks that they are up to date.
+.PHONY: proto
+proto: $(VENV)/test.stamp
+	$(BIN)/python .ci/proto
+
 openapi: $(VENV)/test.stamp
 	$(BIN)/mosec-asgi openapi examples.compression.server:server --output openapi/compression.json
 	$(BIN)/mosec-asgi openapi examples.echo.server:server --output openapi/echo.json

@@ -36,6 +36,7 @@ from mosec_asgi.request import Request
 from mosec_asgi.runtime import Runtime
 from mosec_asgi.streaming import response_type, streams
 from mosec_asgi.version import SERVER
+from mosec_asgi.web.key_file import LOOK_SECONDS, key_ring
 
 if TYPE_CHECKING:
     from starlette.middleware import Middleware
@@ -43,8 +44,9 @@ if TYPE_CHECKING:
 
     from mosec_asgi.web.dashboard import Dashboard
     from mosec_asgi.web.direct import DirectRoutes
+    from mosec_asgi.web.exchange import Shared
     from mosec_asgi.web.protocols.adapter import ProtocolRoute
-    from mosec_asgi.web.protocols.seam import Protocol
+    from mosec_asgi.web.protocols.seam import Listener, Protocol
 
 DAEMON_CHECK_SECONDS = 0.2
 
@@ -71,6 +73,7 @@ class Service:
         settings: Settings,
         *,
         import_main: bool,
+        own_http: bool = False,
         platform: Platform | None = None,
         document: Callable[[], dict[str, Any]] | None = None,
         middleware: Sequence[Middleware] = (),
@@ -82,6 +85,7 @@ class Service:
             routes: the stages by route.
             settings: of the service.
             import_main: let spawned workers import the program's main module in any case; see `ProcessLauncher`.
+            own_http: HTTP is spoken by the protocols of `run()`, unless the settings say otherwise.
             platform: what to run on; None for processes.
             document: makes the OpenAPI document; None for that of the routes.
             middleware: what each request goes through; the first is the outermost.
@@ -91,6 +95,7 @@ class Service:
         self._thread = get_ident()
         self._settings = settings
         self._import_main = import_main
+        self._own_http = own_http
         self._simulated = platform is not None
         self._routes = routes
         self._document = document or functools.partial(openapi_document, routes, settings, protocols)
@@ -119,16 +124,25 @@ class Service:
             clock=self._clock,
             shared_memory=lambda: self._memory.in_use if self._memory is not None else 0,
         )
+        self._keys = key_ring(settings)
+        self._key_look: asyncio.TimerHandle | None = None
         self._daemon_watches: list[asyncio.Task[None]] = []
         self._recording: asyncio.Task[None] | None = None
+        # The ports of protocols beside HTTP's, and what is asked there.
+        self._listeners: dict[Listener, Sequence[ProtocolRoute]] = {}
+        self._shared: Shared
         # The app, once the service has started; and the routes that `run()` can serve without the app, by path.
         self.app: ASGIApp
         self.direct_routes: DirectRoutes | None = None
         # Takes calls of objects, from then on.
         self.calls: Inference
 
-    async def start(self) -> None:
-        """Start all workers and wait until the service can serve; raise `StartupError` where it never will."""
+    async def start(self, answering: Callable[[], object] = lambda: None) -> None:
+        """Start all workers and wait until the service can serve; raise `StartupError` where it never will.
+
+        Args:
+            answering: called once the app answers requests, those to models by 503, while the workers load.
+        """
         if self._custom is not None:
             self._custom.open()
         if not self._simulated:
@@ -143,11 +157,16 @@ class Service:
             # Its first step launches the workers.
             await asyncio.sleep(0)
             self.app = self._build_app(objects)
+            # What comes there waits for the workers.
+            for listener, routes in self._listeners.items():
+                await listener.start(routes, self._shared)
+            self._look_at_keys()
+            answering()
             await starting
             self._began, self._state = self._clock(), SERVING
         except BaseException:
             starting.cancel()
-            await asyncio.wait([starting])
+            await asyncio.wait([starting, *self._stop_listeners(0)])
             self._let_go()
             raise
 
@@ -156,7 +175,8 @@ class Service:
         for watch in self._daemon_watches:
             watch.cancel()
         try:
-            await self._coordinator.stop(self._settings.grace_seconds)
+            grace = self._settings.grace_seconds
+            await asyncio.gather(self._coordinator.stop(grace), *self._stop_listeners(grace))
         finally:
             self._let_go()
 
@@ -218,6 +238,7 @@ class Service:
         # Imported here, while the workers load: the web framework takes about as long to load as a small worker.
         from mosec_asgi.web.app import App
         from mosec_asgi.web.limits import http_limits
+        from mosec_asgi.web.origins import own_middleware
         from mosec_asgi.web.protocols import plain
 
         results = [
@@ -245,13 +266,15 @@ class Service:
             limits=http_limits(self._settings, memory),
             access_log=self._settings.access_log,
             # The protocols of `run()` do it themselves.
-            lingers=not self._import_main or self._settings.http == "plain",
-            middleware=self._middleware,
+            lingers=not self._own_http or self._settings.http == "plain",
+            middleware=[*own_middleware(self._settings), *self._middleware],
+            keys=None if self._keys is None else self._keys.keys,
             forms={route.below: route.unknown for route in spoken if route.below},
             title=self._settings.title,
             dashboard=self._open_dashboard() if self._settings.shows_dashboard else None,
         )
         self.direct_routes = app.direct_routes
+        self._shared = app.shared
         return app.outermost
 
     def _open_dashboard(self) -> Dashboard:
@@ -272,7 +295,14 @@ class Service:
 
         pipelines = Pipelines(self._call_routes, objects, value_of, self._coordinator)
         endpoints = [endpoint for protocol in self._protocols for endpoint in protocol.endpoints()]
+        for protocol in self._protocols:
+            if (listener := protocol.listener()) is not None:
+                self._listeners[listener] = [ProtocolRoute(endpoint, pipelines) for endpoint in listener.endpoints]
         return [ProtocolRoute(endpoint, pipelines) for endpoint in endpoints]
+
+    def _stop_listeners(self, grace: float) -> list[asyncio.Task[None]]:
+        """Have the protocols' own ports closed, once what came there is answered."""
+        return [self.loop.create_task(listener.stop(grace)) for listener in self._listeners]
 
     def _launcher(self, plan: StagePlan, loop: asyncio.AbstractEventLoop) -> Launcher:
         if callable(plan.executor):
@@ -288,6 +318,12 @@ class Service:
             counts=self._custom,
         )
 
+    def _look_at_keys(self) -> None:
+        """Look whether the file of API keys has changed, from time to time."""
+        if self._keys is not None and self._keys.file:
+            self._keys.look()
+            self._key_look = self.loop.call_later(LOOK_SECONDS, self._look_at_keys)
+
     def _release_soon(self, memory: SharedMemory) -> None:
         """Have memory given back whose last references have gone, in whichever thread that is."""
         # A closed loop has nobody left who would write there.
@@ -299,6 +335,8 @@ class Service:
         if self._recording is not None:
             self._recording.cancel()
             self._recording = None
+        if self._key_look is not None:
+            self._key_look.cancel()
         if self._custom is not None:
             self._custom.close()
         if self._memory is not None:

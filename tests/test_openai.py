@@ -219,14 +219,6 @@ async def test_each_prompt_is_gone_on_with(stream: bool) -> None:
     assert (texts, sorted(ends)) == ({0: "one end", 1: "two end"}, [0, 1])
 
 
-async def test_a_request_of_more_lists_than_can_be_made_quickly_is_refused() -> None:
-    async with asked() as (_, plain):
-        for many, status in ((240_000, 200), (250_001, 400)):
-            body = b'{"model": "parrot", "messages": [{"role": "user", "content": "a"}], "more": "%b"}' % (b"[" * many)
-            answer = await plain.post(CHAT, content=body)
-            assert (answer.status_code, "opening brackets" in answer.text) == (status, status == 400)
-
-
 async def test_a_prompt_may_be_tokens() -> None:
     async with asked() as (client, _):
         for prompt, texts in (([1, 2], ["[1, 2] end"]), ([[1], [2]], ["[1] end", "[2] end"])):
@@ -502,7 +494,7 @@ EMBEDDINGS, CHAT, COMPLETIONS, RERANK = "/v1/embeddings", "/v1/chat/completions"
         (mangled(EMBEDDINGS, input=[10**300]), "input"),
         (mangled(EMBEDDINGS, input={"a": 1}), "input"),
         (mangled(EMBEDDINGS, input=5), "input"),
-        (mangled(EMBEDDINGS, input=["a"] * 1_000_000), "input"),
+        (mangled(EMBEDDINGS, input=["a"] * 50_000), "input"),
         (mangled(EMBEDDINGS, input=[1] * 300_001), "input"),
         (mangled(EMBEDDINGS, input=[[1] * 1000] * 301), "input"),
         (mangled(EMBEDDINGS, **{"x" * 100_000: 1}), "x" * 40),

@@ -18,7 +18,7 @@ import click
 from mosec_asgi import log
 from mosec_asgi.cli.commands import commands
 from mosec_asgi.cli.faults import BrokenModule, CommandError, UsageError
-from mosec_asgi.errors import DefinitionError, MosecError
+from mosec_asgi.errors import DefinitionError, MosecError, StartupError
 from mosec_asgi.offline.faults import WrongUse
 
 PROGRAM = "mosec-asgi"
@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.write(error.trace)
         _say(str(error))
         return FAILED
-    except (CommandError, MosecError) as error:
+    except (CommandError, MosecError, StartupError) as error:
         _say(str(error))
         return FAILED
     except (click.Abort, KeyboardInterrupt):
