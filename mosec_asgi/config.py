@@ -246,14 +246,14 @@ class Settings:
         return self.timeout / 1000 or GRACE_SECONDS
 
     @property
-    def keyed(self) -> bool:
-        """Whether requests must bring a key."""
-        return bool(self.api_keys or self.api_key_file)
-
-    @property
     def shows_dashboard(self) -> bool:
         """Whether there is a dashboard: `dashboard`, or `debug`."""
         return self.dashboard or self.debug
+
+    @property
+    def keyed(self) -> bool:
+        """Whether requests must bring a key."""
+        return bool(self.api_keys or self.api_key_file)
 
     @property
     def effective_log_level(self) -> str:

@@ -127,10 +127,10 @@ class Service:
         self._keys = key_ring(settings)
         self._key_look: asyncio.TimerHandle | None = None
         self._daemon_watches: list[asyncio.Task[None]] = []
+        self._recording: asyncio.Task[None] | None = None
         # The ports of protocols beside HTTP's, and what is asked there.
         self._listeners: dict[Listener, Sequence[ProtocolRoute]] = {}
         self._shared: Shared
-        self._recording: asyncio.Task[None] | None = None
         # The app, once the service has started; and the routes that `run()` can serve without the app, by path.
         self.app: ASGIApp
         self.direct_routes: DirectRoutes | None = None
@@ -333,11 +333,11 @@ class Service:
 
     def _let_go(self) -> None:
         """Let go of what was shared with the workers, once they have ended, and end the record."""
-        if self._key_look is not None:
-            self._key_look.cancel()
         if self._recording is not None:
             self._recording.cancel()
             self._recording = None
+        if self._key_look is not None:
+            self._key_look.cancel()
         if self._custom is not None:
             self._custom.close()
         if self._memory is not None:

@@ -70,9 +70,9 @@ class App:
         lingers: bool = False,
         middleware: Sequence[Middleware] = (),
         forms: Mapping[str, Callable[[Failure], Response]] | None = None,
-        keys: Keys | None = None,
         title: str = "mosec-asgi service",
         dashboard: Dashboard | None = None,
+        keys: Keys | None = None,
     ) -> None:
         """Build the routes.
 
@@ -91,9 +91,9 @@ class App:
             lingers: an answer that is given early needs help to arrive; see `lingering`.
             middleware: what each request goes through, health and documents included; the first is the outermost.
             forms: how requests are refused for which there is no route, by what their paths begin with.
-            keys: of which a request must bring one; None lets everybody in.
             title: of the service.
             dashboard: the live page, if there is one.
+            keys: of which a request must bring one; None lets everybody in.
         """
         health = Health(engine, metrics, custom)
         names = [f"{', '.join(route.methods)} {route.path}" for route in routes]
@@ -170,17 +170,17 @@ class App:
         return self._rest(scope, receive, send)
 
 
-def _direct_kind(route: Route, keys: Keys | None) -> type[DirectRoute]:
-    kind = AdmittingRoute if route.admits else DirectRoute
-    return kind if keys is None else keyed(kind, keys)
-
-
 def _page_routes(
     path: str, page: Page, data: Callable[[Request], Awaitable[StarletteResponse]] | None = None
 ) -> list[StarletteRoute]:
     """Return the routes of a page, and of the data beneath it."""
     routes = [StarletteRoute(path, page.without_slash), StarletteRoute(f"{path}/{{file:path}}", page.file)]
     return routes if data is None else [StarletteRoute(f"{path}/data", data), *routes]
+
+
+def _direct_kind(route: Route, keys: Keys | None) -> type[DirectRoute]:
+    kind = AdmittingRoute if route.admits else DirectRoute
+    return kind if keys is None else keyed(kind, keys)
 
 
 def _as_coroutine(app: ASGIApp) -> ASGIApp:

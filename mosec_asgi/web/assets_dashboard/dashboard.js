@@ -430,6 +430,7 @@
         stage.max_batch_size > 1 && ["largest batch", number(stage.max_batch_size)],
         stage.streams_open > 0 && ["open streams", number(stage.streams_open)],
         stage.events > 0 && ["events per second", rate(last("events"))],
+        stage.draining > 0 && ["draining", number(stage.draining)],
         ["restarts", number(stage.restarts), stage.restarts ? "warn" : ""],
         reasons.length > 0 && ["refused", reasons.join(", "), "warn"],
         stage.timed_out > 0 && ["too late", number(stage.timed_out), "warn"],
