@@ -36,6 +36,7 @@ from mosec_asgi.request import Request
 from mosec_asgi.runtime import Runtime
 from mosec_asgi.streaming import response_type, streams
 from mosec_asgi.version import SERVER
+from mosec_asgi.web.key_file import LOOK_SECONDS, key_ring
 
 if TYPE_CHECKING:
     from starlette.middleware import Middleware
@@ -122,6 +123,8 @@ class Service:
             clock=self._clock,
             shared_memory=lambda: self._memory.in_use if self._memory is not None else 0,
         )
+        self._keys = key_ring(settings)
+        self._key_look: asyncio.TimerHandle | None = None
         self._daemon_watches: list[asyncio.Task[None]] = []
         # The ports of protocols beside HTTP's, and what is asked there.
         self._listeners: dict[Listener, Sequence[ProtocolRoute]] = {}
@@ -132,8 +135,12 @@ class Service:
         # Takes calls of objects, from then on.
         self.calls: Inference
 
-    async def start(self) -> None:
-        """Start all workers and wait until the service can serve; raise `StartupError` where it never will."""
+    async def start(self, answering: Callable[[], object] = lambda: None) -> None:
+        """Start all workers and wait until the service can serve; raise `StartupError` where it never will.
+
+        Args:
+            answering: called once the app answers requests, those to models by 503, while the workers load.
+        """
         if self._custom is not None:
             self._custom.open()
         if not self._simulated:
@@ -151,6 +158,8 @@ class Service:
             # What comes there waits for the workers.
             for listener, routes in self._listeners.items():
                 await listener.start(routes, self._shared)
+            self._look_at_keys()
+            answering()
             await starting
             self._began, self._state = self._clock(), SERVING
         except BaseException:
@@ -227,6 +236,7 @@ class Service:
         # Imported here, while the workers load: the web framework takes about as long to load as a small worker.
         from mosec_asgi.web.app import App
         from mosec_asgi.web.limits import http_limits
+        from mosec_asgi.web.origins import own_middleware
         from mosec_asgi.web.protocols import plain
 
         results = [
@@ -255,7 +265,8 @@ class Service:
             access_log=self._settings.access_log,
             # The protocols of `run()` do it themselves.
             lingers=not self._own_http or self._settings.http == "plain",
-            middleware=self._middleware,
+            middleware=[*own_middleware(self._settings), *self._middleware],
+            keys=None if self._keys is None else self._keys.keys,
             forms={route.below: route.unknown for route in spoken if route.below},
         )
         self.direct_routes = app.direct_routes
@@ -270,7 +281,8 @@ class Service:
 
         pipelines = Pipelines(self._call_routes, objects, value_of, self._coordinator)
         endpoints = [endpoint for protocol in self._protocols for endpoint in protocol.endpoints()]
-        for protocol in self._protocols:
+        # Tests without processes have no ports either.
+        for protocol in () if self._simulated else self._protocols:
             if (listener := protocol.listener()) is not None:
                 self._listeners[listener] = [ProtocolRoute(endpoint, pipelines) for endpoint in listener.endpoints]
         return [ProtocolRoute(endpoint, pipelines) for endpoint in endpoints]
@@ -293,6 +305,12 @@ class Service:
             counts=self._custom,
         )
 
+    def _look_at_keys(self) -> None:
+        """Look whether the file of API keys has changed, from time to time."""
+        if self._keys is not None and self._keys.file:
+            self._keys.look()
+            self._key_look = self.loop.call_later(LOOK_SECONDS, self._look_at_keys)
+
     def _release_soon(self, memory: SharedMemory) -> None:
         """Have memory given back whose last references have gone, in whichever thread that is."""
         # A closed loop has nobody left who would write there.
@@ -301,6 +319,8 @@ class Service:
 
     def _let_go(self) -> None:
         """Let go of what was shared with the workers, once they have ended."""
+        if self._key_look is not None:
+            self._key_look.cancel()
         if self._custom is not None:
             self._custom.close()
         if self._memory is not None:
