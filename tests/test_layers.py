@@ -29,7 +29,7 @@ FLOORS = {
     "config": 0, "log": 0, "log_output": 0, "ration": 0, "errors": 0, "protocol": 0, "lazy_timer": 0, "version": 0,
 }  # fmt: skip
 PURE = {
-    "messages", "errors", "request", "reply", "paths",
+    "messages", "errors", "request", "reply", "paths", "annotations",
     "batching.scheduler", "batching.queue", "batching.loads", "batching.average", "batching.arrivals",
     "batching.policy", "batching.policy.window", "batching.policy.batch", "batching.policy.quarantine",
     "batching.engine", "batching.task", "batching.flow",
