@@ -69,7 +69,8 @@ class Server:
                 (milliseconds), event_timeout (milliseconds), stall_timeout (milliseconds), stream_buffer (bytes),
                 load_shedding, address, port, uds, ssl_certfile, ssl_keyfile, namespace, log_level, debug, access_log,
                 dry_run, compression,
-                max_request_size (bytes), strict_json, title, version, path. The environment's `MOSEC_<NAME>` wins over
+                max_request_size (bytes), strict_json, api_keys (a list), api_key_file, public (a list), cors_origins (a
+                list), allowed_hosts (a list), title, version, path. The environment's `MOSEC_<NAME>` wins over
                 them, but for `title` and `version`, and `run()`'s command line over both.
 
         Raises:
@@ -82,6 +83,9 @@ class Server:
         self._lifetime = Lifetime(self._start)
         # Called with the name and the exit code of a daemon process that has ended.
         self.on_daemon_exit: Callable[[str, int], None] | None = None
+        # Set by `run()` and `serve`: called once requests are answered, those to models by 503, while the workers load.
+        # Where it is None, requests wait for the workers: the port of other ASGI servers is not open yet.
+        self.on_answering: Callable[[], None] | None = None
         # Set by `run()` and the command `serve`; nothing else reads a command line.
         self._settings: config.Settings | None = None
         # This program is the service's own, and its workers import its main module.
@@ -383,7 +387,7 @@ class Server:
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
-            running = self._lifetime.running
+            running = self._lifetime.running or self._lifetime.answering
             if running is None or not running.is_here():
                 running = await self._start_late(scope, send)
                 if running is None:
@@ -507,7 +511,9 @@ class Server:
 
     def direct_routes(self) -> DirectRoutes | None:
         """Return the routes that `run()` need not ask through ASGI, if there are any; see `web.direct`."""
-        return self._running.direct_routes if self._running is not None and self.why_not_direct() is None else None
+        # While the workers load, too: the connection may live for long.
+        service = self._lifetime.running or self._lifetime.answering
+        return service.direct_routes if service is not None and self.why_not_direct() is None else None
 
     def why_not_direct(self) -> str | None:
         """Return why `run()` must ask through ASGI for each request; None where it need not."""
@@ -515,6 +521,9 @@ class Server:
             return "the server has middleware"
         if type(self).__call__ is not Server.__call__:
             return f"{type(self).__name__} overrides __call__"
+        for name in ("cors_origins", "allowed_hosts"):
+            if self._settings is not None and getattr(self._settings, name):
+                return f"the setting {name} is set"
         return None
 
     @property
@@ -560,6 +569,10 @@ class Server:
         """Start at the first request, for an app whose lifespan nobody runs."""
         if self._lifetime.given_up:
             await _refuse(scope, send, CLOSING)
+            return None
+        if self.on_answering is not None:
+            # The workers have not started, and the program is about to end.
+            await _refuse(scope, send, NOT_STARTED)
             return None
         if not self._lifetime.is_starting and not self._told_of_loop:
             logger.warning(
@@ -607,10 +620,16 @@ class Server:
             middleware=self._middleware,
             protocols=self._defined.protocols,
         )
+
+        def answering() -> None:
+            if self.on_answering is not None:
+                self._lifetime.answering = running
+                self.on_answering()
+
         self._loading = running
         try:
             with told_of_signals(self.close):
-                await running.start()
+                await running.start(answering)
         finally:
             self._loading = None
         for name, process in self._daemons.items():

@@ -36,6 +36,7 @@ from mosec_asgi.request import Request
 from mosec_asgi.runtime import Runtime
 from mosec_asgi.streaming import response_type, streams
 from mosec_asgi.version import SERVER
+from mosec_asgi.web.key_file import LOOK_SECONDS, key_ring
 
 if TYPE_CHECKING:
     from starlette.middleware import Middleware
@@ -121,6 +122,8 @@ class Service:
             clock=self._clock,
             shared_memory=lambda: self._memory.in_use if self._memory is not None else 0,
         )
+        self._keys = key_ring(settings)
+        self._key_look: asyncio.TimerHandle | None = None
         self._daemon_watches: list[asyncio.Task[None]] = []
         # The app, once the service has started; and the routes that `run()` can serve without the app, by path.
         self.app: ASGIApp
@@ -128,8 +131,12 @@ class Service:
         # Takes calls of objects, from then on.
         self.calls: Inference
 
-    async def start(self) -> None:
-        """Start all workers and wait until the service can serve; raise `StartupError` where it never will."""
+    async def start(self, answering: Callable[[], object] = lambda: None) -> None:
+        """Start all workers and wait until the service can serve; raise `StartupError` where it never will.
+
+        Args:
+            answering: called once the app answers requests, those to models by 503, while the workers load.
+        """
         if self._custom is not None:
             self._custom.open()
         if not self._simulated:
@@ -144,6 +151,8 @@ class Service:
             # Its first step launches the workers.
             await asyncio.sleep(0)
             self.app = self._build_app(objects)
+            self._look_at_keys()
+            answering()
             await starting
             self._began, self._state = self._clock(), SERVING
         except BaseException:
@@ -219,6 +228,7 @@ class Service:
         # Imported here, while the workers load: the web framework takes about as long to load as a small worker.
         from mosec_asgi.web.app import App
         from mosec_asgi.web.limits import http_limits
+        from mosec_asgi.web.origins import own_middleware
         from mosec_asgi.web.protocols import plain
 
         results = [
@@ -247,7 +257,8 @@ class Service:
             access_log=self._settings.access_log,
             # The protocols of `run()` do it themselves.
             lingers=not self._own_http or self._settings.http == "plain",
-            middleware=self._middleware,
+            middleware=[*own_middleware(self._settings), *self._middleware],
+            keys=None if self._keys is None else self._keys.keys,
             forms={route.below: route.unknown for route in spoken if route.below},
         )
         self.direct_routes = app.direct_routes
@@ -277,6 +288,12 @@ class Service:
             counts=self._custom,
         )
 
+    def _look_at_keys(self) -> None:
+        """Look whether the file of API keys has changed, from time to time."""
+        if self._keys is not None and self._keys.file:
+            self._keys.look()
+            self._key_look = self.loop.call_later(LOOK_SECONDS, self._look_at_keys)
+
     def _release_soon(self, memory: SharedMemory) -> None:
         """Have memory given back whose last references have gone, in whichever thread that is."""
         # A closed loop has nobody left who would write there.
@@ -285,6 +302,8 @@ class Service:
 
     def _let_go(self) -> None:
         """Let go of what was shared with the workers, once they have ended."""
+        if self._key_look is not None:
+            self._key_look.cancel()
         if self._custom is not None:
             self._custom.close()
         if self._memory is not None:

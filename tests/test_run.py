@@ -20,6 +20,7 @@ class Idle:
     """A server that serves nothing."""
 
     on_daemon_exit: Callable[[str, int], None] | None = None
+    on_answering: Callable[[], None] | None = None
     asked = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

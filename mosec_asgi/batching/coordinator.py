@@ -21,7 +21,7 @@ from mosec_asgi.batching.engine import Caller, Statistics
 from mosec_asgi.batching.flow import Flow
 from mosec_asgi.batching.stage import Stage, StagePlan
 from mosec_asgi.batching.task import State, Task
-from mosec_asgi.errors import CLIENT_LEFT, CLOSING, STAGE_DOWN, STALLED, TIMED_OUT, TOO_LONG, Failure
+from mosec_asgi.errors import CLIENT_LEFT, CLOSING, LOADING, STAGE_DOWN, STALLED, TIMED_OUT, TOO_LONG, Failure
 from mosec_asgi.lazy_timer import LazyTimer
 from mosec_asgi.messages import OK, REPLY, Call, Chunk, Credit, LinkError, Outcome, Payload, drop_all
 from mosec_asgi.observing.observer import StageObserver
@@ -34,7 +34,12 @@ CLOSE_SECONDS = 5.0
 # The longest `Retry-After`, in seconds: after that, a client may ask again even if the service is further behind.
 MOST_RETRY_SECONDS = 60
 # The answer to a refused call, by the reason: always the same, or made with a measured `Retry-After`.
-FIXED_ANSWERS = {Reason.CLOSING: CLOSING, Reason.STAGE_DOWN: STAGE_DOWN, Reason.OWN_TIME: TOO_LONG}
+FIXED_ANSWERS = {
+    Reason.CLOSING: CLOSING,
+    Reason.LOADING: LOADING,
+    Reason.STAGE_DOWN: STAGE_DOWN,
+    Reason.OWN_TIME: TOO_LONG,
+}
 ANSWERS_TO_TOO_MANY = {
     Reason.CAPACITY: errors.at_capacity,
     Reason.DEADLINE: errors.too_late,
@@ -113,6 +118,7 @@ class Coordinator:
         self._admission: Admission
         self._admitted: dict[int, Task] = {}
         self._closing = False
+        self._loading = True
         # What a client can cause by itself: it may ask for a time of a millisecond.
         self._ration = Ration(logger, lambda seconds, say: self._loop.call_later(seconds, say), clock)
         self._all_answered = asyncio.Event()
@@ -127,7 +133,7 @@ class Coordinator:
     # -- its own life ------------------------------------------------------------------------------------------------
 
     async def start(self) -> None:
-        """Start all workers and wait until each stage can serve.
+        """Start all workers and wait until each stage can serve; calls are refused meanwhile.
 
         Raises:
             StartupError: no worker of some stage could be started; nothing is left running.
@@ -146,6 +152,7 @@ class Coordinator:
             capacity=self._limits.capacity,
             active=self._limits.load_shedding,
         )
+        self._admission.close()
         starts = [asyncio.ensure_future(stage.pool.wait_started()) for stage in self._stages]
         try:
             for stage in self._stages:
@@ -156,6 +163,9 @@ class Coordinator:
                 start.cancel()
             await self.stop(0.0)
             raise
+        self._loading = False
+        if not self._closing:
+            self._admission.open()
 
     def worker_processes(self, route: int) -> list[int | None]:
         """Return the process of the first worker of each stage of a route; None where that is no process of its own."""
@@ -257,11 +267,13 @@ class Coordinator:
         """Return how things stand."""
         now = self._clock()
         stages = tuple(stage.statistics(now) for stage in self._stages)
-        return Statistics(len(self._admitted), self._closing, stages, self._shared_memory())
+        return Statistics(len(self._admitted), self._closing, stages, self._shared_memory(), self._loading)
 
     def _refusal(self, stages: tuple[int, ...], timeout: float, now: float) -> Refusal | None:
         if self._closing:
             return Refusal(Reason.CLOSING, stages[0])
+        if self._loading:
+            return Refusal(Reason.LOADING, stages[0])
         if len(self._admitted) >= self._limits.capacity:
             self._admission.turned_away(stages)
             return Refusal(Reason.CAPACITY, stages[0])

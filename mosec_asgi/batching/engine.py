@@ -75,12 +75,14 @@ class Statistics:
         closing: the service is shutting down and admits no more.
         stages: in the order of the service's list.
         shared_memory: bytes of shared memory that payloads take.
+        loading: the workers are being started for the first time, and no call is admitted yet.
     """
 
     admitted: int
     closing: bool
     stages: tuple[StageStatistics, ...]
     shared_memory: int = 0
+    loading: bool = False
 
 
 class Caller(Protocol):

@@ -10,6 +10,7 @@ import importlib.util
 import math
 import signal
 import threading
+import time
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from mosec_asgi.web.direct import DirectRoutes
 
 DAEMON_DIED = 1
+# uvicorn's code for an app that has not started.
+START_FAILED = 3
 # Seconds after a signal in which requests are still admitted: those that had come before it, and were not yet read.
 LISTEN_SECONDS = 0.05
 # New objects between two collections of the youngest generation; Python's own is 700 to 2,000.
@@ -44,9 +47,11 @@ class Server(Protocol):
 
     Attributes:
         on_daemon_exit: called with the name and the exit code of a daemon process that has ended, and says so.
+        on_answering: called once requests are answered, though models still load.
     """
 
     on_daemon_exit: Callable[[str, int], None] | None
+    on_answering: Callable[[], None] | None
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         """Answer a request, or follow the life of the app."""
@@ -90,12 +95,15 @@ def run(server: Server, settings: Settings, hosting: Hosting = Hosting()) -> int
     """
     tls.check(settings)
     listener = _listener(settings, hosting.handover)
-    program = _Program(server, lambda: _tell_ready(listener, hosting))
+    # Where another process serves, this one takes no connections until it can answer them.
+    follows = hosting.handover is not None and hosting.handover.listening is not None
+    program = _Program(server, lambda: _tell_ready(listener, hosting), early=not follows)
     protocol = _http_protocol(server, settings)
     runner = uvicorn.Server(_uvicorn_config(program, settings, protocol))
+    program.end = lambda: setattr(runner, "should_exit", True)
     program.follow_parent = functools.partial(_follow_parent, hosting.handover, runner)
     server.on_daemon_exit = program.daemon_ended
-    logger.info("serving on %s once the workers are ready", listener.name)
+    logger.info("serving on %s; GET /readyz says when the workers are ready", listener.name)
     code = 0
     with _signals_recorded(program):
         try:
@@ -146,20 +154,31 @@ def _follow_parent(handover: Handover | None, runner: uvicorn.Server) -> None:
 class _Program:
     """The service as the app that uvicorn runs: hears of signals and daemons, and lets the service know at once.
 
-    Nothing else than the app's lifespan is needed for it, and nothing of uvicorn that is not public.
+    Nothing else than the app's lifespan is needed for it, and nothing of uvicorn that is not public. uvicorn opens the
+    port when the app has started; it is told so as soon as the app answers, while models load.
 
     Attributes:
+        end: ends uvicorn.
         follow_parent: called when the event loop runs.
         signalled: a signal has asked for the end.
         forced: a SIGINT has come after that.
         failure: the exit code, where something else than a signal has ended the program.
     """
 
-    def __init__(self, server: Server, ready: Callable[[], object]) -> None:
+    def __init__(self, server: Server, ready: Callable[[], object], *, early: bool) -> None:
+        """Prepare to follow the life of a service.
+
+        Args:
+            server: the service.
+            ready: called on the event loop, once all workers are ready and connections are taken.
+            early: take connections as soon as the app answers, while models load.
+        """
         self._service = server
+        self._early = early
         self._ready = ready
         self.follow_parent: Callable[[], object] = lambda: None
         self.direct_routes = server.direct_routes
+        self.end: Callable[[], object] = lambda: None
         self.signalled = self.forced = False
         self.failure = 0
 
@@ -170,15 +189,6 @@ class _Program:
         return self._service(scope, receive, send)
 
     async def _follow(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def send_prepared(message: Message) -> None:
-            ready = message["type"] == "lifespan.startup.complete" and not self.signalled
-            if ready:
-                _settle_memory()
-            await send(message)
-            if ready:
-                # uvicorn accepts connections in the same turn of the loop.
-                asyncio.get_running_loop().call_soon(self._ready)
-
         self.follow_parent()
         if self.signalled:
             # Before anybody but this object could hear of it: nothing is started, and uvicorn is told.
@@ -187,8 +197,11 @@ class _Program:
                 await receive()
                 await send({"type": f"lifespan.{step}.complete"})
             return
+        start = _Start(self, send, self._ready)
+        if self._early:
+            self._service.on_answering = start.answering
         with told_of_signals(self._close_soon, self.note):
-            await self._service(scope, receive, send_prepared)
+            await self._service(scope, receive, start.send)
 
     def note(self, number: int) -> None:
         """Take note of a signal."""
@@ -197,6 +210,12 @@ class _Program:
 
     def _close_soon(self) -> None:
         asyncio.get_running_loop().call_later(LISTEN_SECONDS, self._service.close)
+
+    def start_failed(self, why: str) -> None:
+        """Stop, and exit with a code that says why: a stage cannot start."""
+        logger.error("the service could not be started: %s", why)
+        self.failure = START_FAILED
+        self.end()
 
     def daemon_ended(self, name: str, code: int) -> None:
         """Stop, and exit with a code that says why, unless the end has been asked for.
@@ -211,6 +230,44 @@ class _Program:
         self._service.close()
         # To the handlers that are there for it, in the main thread.
         signal.raise_signal(signal.SIGTERM)
+
+
+class _Start:
+    """The start of a service, as uvicorn is told of it: it has succeeded as soon as the app answers."""
+
+    def __init__(self, program: _Program, send: Send, ready: Callable[[], object]) -> None:
+        self._program = program
+        self._send = send
+        self._ready = ready
+        self._began = time.monotonic()
+        # Tells uvicorn so.
+        self._telling: asyncio.Task[None] | None = None
+
+    def answering(self) -> None:
+        """Have uvicorn open the port."""
+        self._telling = asyncio.get_running_loop().create_task(self._tell())
+
+    async def _tell(self) -> None:
+        # Before there is a request that would have to wait for it; what comes until the models are loaded is little.
+        _settle_memory()
+        await self._send({"type": "lifespan.startup.complete"})
+
+    async def send(self, message: Message) -> None:
+        """Pass on what the app says of its life."""
+        kind = message["type"]
+        ready = kind == "lifespan.startup.complete" and not self._program.signalled
+        if ready:
+            _settle_memory()
+        if self._telling is None or not kind.startswith("lifespan.startup."):
+            await self._send(message)
+        else:
+            await self._telling
+            if kind == "lifespan.startup.failed":
+                self._program.start_failed(message["message"])
+        if ready:
+            logger.info("all workers are ready, %.1f s after the start", time.monotonic() - self._began)
+            # uvicorn accepts connections in the same turn of the loop.
+            asyncio.get_running_loop().call_soon(self._ready)
 
 
 def _settle_memory() -> None:

@@ -25,12 +25,14 @@ from mosec_asgi.web.budget import Budget
 from mosec_asgi.web.direct import DirectRoute, DirectRoutes
 from mosec_asgi.web.disconnect import DisconnectWatch
 from mosec_asgi.web.exchange import NO_BUDGET, RequestIds, Route, Shared
+from mosec_asgi.web.guard import Guard, keyed
 from mosec_asgi.web.heads import AdmittingRoute, HeadFirst
 from mosec_asgi.web.health import Health
+from mosec_asgi.web.keys import Keys
 from mosec_asgi.web.limits import DEFAULT, Limits
 from mosec_asgi.web.lingering import Lingering
 from mosec_asgi.web.methods import ByMethod, taken
-from mosec_asgi.web.missing import missing, path_below
+from mosec_asgi.web.missing import missing, path_below, slash_is_added
 from mosec_asgi.web.openapi import OpenAPI
 from mosec_asgi.web.responses import Response
 from mosec_asgi.web.swagger import Swagger
@@ -62,6 +64,7 @@ class App:
         lingers: bool = False,
         middleware: Sequence[Middleware] = (),
         forms: Mapping[str, Callable[[Failure], Response]] | None = None,
+        keys: Keys | None = None,
     ) -> None:
         """Build the routes.
 
@@ -80,6 +83,7 @@ class App:
             lingers: an answer that is given early needs help to arrive; see `lingering`.
             middleware: what each request goes through, health and documents included; the first is the outermost.
             forms: how requests are refused for which there is no route, by what their paths begin with.
+            keys: of which a request must bring one; None lets everybody in.
         """
         health, swagger = Health(engine, metrics, custom), Swagger()
         shared = Shared(
@@ -105,7 +109,7 @@ class App:
         posted = [each for each in endpoints if "POST" in each[0].methods and not parameters(each[0].path)]
         self._models = {route.path: endpoint for route, endpoint in posted}
         self.direct_routes = DirectRoutes(
-            (route.path.encode(), (AdmittingRoute if route.admits else DirectRoute)(route, shared))
+            (route.path.encode(), _direct_kind(route, keys)(route, shared))
             for route, _ in posted
             if not (route.streams or route.takes_request or middleware) and _is_plain(route.path)
         )
@@ -129,7 +133,13 @@ class App:
         )
         # As in mosec, a path with an extra slash is not a route; after a redirect, clients would send a POST twice.
         self._rest.router.redirect_slashes = False
-        answer: ASGIApp = _as_coroutine(self._answer) if middleware else self._answer
+        answer: ASGIApp = self._answer
+        if keys is not None:
+            # Behind the middleware: what that answers, such as a browser's question before a request, has no key.
+            answer = Guard(answer, keys, [route for route, _ in endpoints], shared, forms or {}, lingers=lingers)
+            keys.on_change = self.direct_routes.known.heads.clear
+        if middleware:
+            answer = _as_coroutine(answer)
         for each in reversed(middleware):
             answer = each.cls(answer, *each.args, **each.kwargs)
         self.outermost = AccessLog(answer) if access_log else answer
@@ -143,10 +153,15 @@ class App:
             endpoint = self._models.get(path_below(root, path) if root else path)
             if endpoint is not None:
                 return endpoint(scope, receive, send)
-        if _slash_is_added(scope):
+        if slash_is_added(scope):
             # No path of ours but `/` ends in a slash.
             return self._answer({**scope, "path": scope["path"][:-1]}, receive, send)
         return self._rest(scope, receive, send)
+
+
+def _direct_kind(route: Route, keys: Keys | None) -> type[DirectRoute]:
+    kind = AdmittingRoute if route.admits else DirectRoute
+    return kind if keys is None else keyed(kind, keys)
 
 
 def _as_coroutine(app: ASGIApp) -> ASGIApp:
@@ -156,13 +171,6 @@ def _as_coroutine(app: ASGIApp) -> ASGIApp:
         await app(scope, receive, send)
 
     return answer
-
-
-def _slash_is_added(scope: Scope) -> bool:
-    """Whether a framework has added a slash to the client's path, as Litestar does for apps that it mounts."""
-    path: str = scope["path"]
-    sent: bytes = scope.get("raw_path") or b""
-    return path.endswith("/") and len(path) > 1 and bool(sent) and not sent.partition(b"?")[0].endswith(b"/")
 
 
 def _is_plain(path: str) -> bool:

@@ -8,6 +8,7 @@ from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
+from starlette.types import Scope
 
 from mosec_asgi.errors import Failure
 from mosec_asgi.web.responses import Response as Answer
@@ -53,6 +54,13 @@ def missing(
         return answer(request, HTTPStatus.METHOD_NOT_ALLOWED, text, headers)
 
     return {HTTPStatus.NOT_FOUND: not_found, HTTPStatus.METHOD_NOT_ALLOWED: wrong_method}
+
+
+def slash_is_added(scope: Scope) -> bool:
+    """Whether a framework has added a slash to the client's path, as Litestar does for apps that it mounts."""
+    path: str = scope["path"]
+    sent: bytes = scope.get("raw_path") or b""
+    return path.endswith("/") and len(path) > 1 and bool(sent) and not sent.partition(b"?")[0].endswith(b"/")
 
 
 def path_below(root: str, path: str) -> str:
