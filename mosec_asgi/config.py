@@ -133,6 +133,11 @@ class Settings:
     access_log: bool = _setting(
         False, "log a line for each request: its method, path, status, duration and id; never what it holds"
     )
+    server_timing: bool = _setting(
+        False,
+        "answer with the header Server-Timing: how long a request has waited at each stage, and how long that has "
+        "worked on it, for a browser's network panel to show",
+    )
     dry_run: bool = _setting(
         False, "start one worker a stage, send each pipeline its first worker's example once, report and exit"
     )

@@ -111,6 +111,7 @@ def plan_stage(
         executor=runtime.executor,
         latency_target=runtime.latency_target / 1000,
         takes_request=runtime.worker.takes_request,
+        times=settings.server_timing,
     )
 
 

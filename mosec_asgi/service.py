@@ -43,8 +43,9 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp
 
     from mosec_asgi.web.direct import DirectRoutes
+    from mosec_asgi.web.exchange import Shared
     from mosec_asgi.web.protocols.adapter import ProtocolRoute
-    from mosec_asgi.web.protocols.seam import Protocol
+    from mosec_asgi.web.protocols.seam import Listener, Protocol
 
 DAEMON_CHECK_SECONDS = 0.2
 
@@ -125,6 +126,9 @@ class Service:
         self._keys = key_ring(settings)
         self._key_look: asyncio.TimerHandle | None = None
         self._daemon_watches: list[asyncio.Task[None]] = []
+        # The ports of protocols beside HTTP's, and what is asked there.
+        self._listeners: dict[Listener, Sequence[ProtocolRoute]] = {}
+        self._shared: Shared
         # The app, once the service has started; and the routes that `run()` can serve without the app, by path.
         self.app: ASGIApp
         self.direct_routes: DirectRoutes | None = None
@@ -151,13 +155,16 @@ class Service:
             # Its first step launches the workers.
             await asyncio.sleep(0)
             self.app = self._build_app(objects)
+            # What comes there waits for the workers.
+            for listener, routes in self._listeners.items():
+                await listener.start(routes, self._shared)
             self._look_at_keys()
             answering()
             await starting
             self._began, self._state = self._clock(), SERVING
         except BaseException:
             starting.cancel()
-            await asyncio.wait([starting])
+            await asyncio.wait([starting, *self._stop_listeners(0)])
             self._let_go()
             raise
 
@@ -166,7 +173,8 @@ class Service:
         for watch in self._daemon_watches:
             watch.cancel()
         try:
-            await self._coordinator.stop(self._settings.grace_seconds)
+            grace = self._settings.grace_seconds
+            await asyncio.gather(self._coordinator.stop(grace), *self._stop_listeners(grace))
         finally:
             self._let_go()
 
@@ -262,6 +270,7 @@ class Service:
             forms={route.below: route.unknown for route in spoken if route.below},
         )
         self.direct_routes = app.direct_routes
+        self._shared = app.shared
         return app.outermost
 
     def _protocol_routes(self, objects: Objects) -> list[ProtocolRoute]:
@@ -272,7 +281,15 @@ class Service:
 
         pipelines = Pipelines(self._call_routes, objects, value_of, self._coordinator)
         endpoints = [endpoint for protocol in self._protocols for endpoint in protocol.endpoints()]
+        # Tests without processes have no ports either.
+        for protocol in () if self._simulated else self._protocols:
+            if (listener := protocol.listener()) is not None:
+                self._listeners[listener] = [ProtocolRoute(endpoint, pipelines) for endpoint in listener.endpoints]
         return [ProtocolRoute(endpoint, pipelines) for endpoint in endpoints]
+
+    def _stop_listeners(self, grace: float) -> list[asyncio.Task[None]]:
+        """Have the protocols' own ports closed, once what came there is answered."""
+        return [self.loop.create_task(listener.stop(grace)) for listener in self._listeners]
 
     def _launcher(self, plan: StagePlan, loop: asyncio.AbstractEventLoop) -> Launcher:
         if callable(plan.executor):

@@ -36,9 +36,9 @@ PURE = {
     "batching.admission", "batching.stage_admission", "batching.service_time", "batching.offered", "batching.busy_poll",
     "observing.observer", "observing.metrics", "observing.distribution", "observing.statistics",
     "web.protocols.open_inference", "web.protocols.open_inference.datatypes", "web.protocols.open_inference.tensors",
-    "web.protocols.open_inference.description", "web.protocols.open_inference.inference",
+    "web.protocols.weight", "web.protocols.open_inference.description", "web.protocols.open_inference.inference",
     "web.budget", "calls.window", "offline.done", "offline.progress", "offline.faults",
-    "pool.lifecycle", "pool.watchdog", "inside.isolation",
+    "pool.lifecycle", "pool.watchdog", "pool.recycling", "inside.isolation",
     "ipc.frames", "ipc.arena", "ipc.reference", "ipc.ledger",
 }  # fmt: skip
 IMPURE = {"asyncio", "socket", "time", "threading", "multiprocessing", "signal", "subprocess", "os", "select"}

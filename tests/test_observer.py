@@ -27,7 +27,7 @@ def listener_to(*events: str) -> tuple[StageObserver, list[tuple[Any, ...]]]:
 
 def test_there_is_a_hook_for_each_event_and_no_other() -> None:
     assert sorted(StageEvents.__annotations__) == sorted(EVENTS)
-    assert len(EVENTS) == 9
+    assert len(EVENTS) == 10
 
 
 @pytest.mark.parametrize("event", EVENTS)

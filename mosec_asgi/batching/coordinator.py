@@ -16,21 +16,22 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from mosec_asgi import errors, log
+from mosec_asgi.batching import changes
 from mosec_asgi.batching.admission import Admission, Reason, Refusal
+from mosec_asgi.batching.changes import StageValues
 from mosec_asgi.batching.engine import Caller, Statistics
 from mosec_asgi.batching.flow import Flow
 from mosec_asgi.batching.stage import Stage, StagePlan
 from mosec_asgi.batching.task import State, Task
 from mosec_asgi.errors import CLIENT_LEFT, CLOSING, LOADING, STAGE_DOWN, STALLED, TIMED_OUT, TOO_LONG, Failure
 from mosec_asgi.lazy_timer import LazyTimer
-from mosec_asgi.messages import OK, REPLY, Call, Chunk, Credit, LinkError, Outcome, Payload, drop_all
+from mosec_asgi.messages import OK, REPLY, Call, Chunk, Credit, LinkError, Outcome, Payload, StageTime, drop_all
 from mosec_asgi.observing.observer import StageObserver
 from mosec_asgi.pool.link import Launcher
+from mosec_asgi.pool.supervisor import CLOSE_SECONDS, DRAIN_SECONDS
 from mosec_asgi.ration import Ration
 from mosec_asgi.reply import cut
 
-# Seconds that workers get to run `Worker.close` before they are killed.
-CLOSE_SECONDS = 5.0
 # The longest `Retry-After`, in seconds: after that, a client may ask again even if the service is further behind.
 MOST_RETRY_SECONDS = 60
 # The answer to a refused call, by the reason: always the same, or made with a measured `Retry-After`.
@@ -71,6 +72,7 @@ class Limits:
         stall_timeout: seconds that a stream may wait for its client to read.
         stream_buffer: bytes of a stream that may wait for its client.
         load_shedding: refuse at once, and never begin, what cannot be finished in time at the stages' measured speed.
+        drain_timeout: seconds that a worker which is replaced may take to answer what it has.
     """
 
     capacity: int
@@ -79,6 +81,7 @@ class Limits:
     stall_timeout: float
     stream_buffer: int
     load_shedding: bool = True
+    drain_timeout: float = DRAIN_SECONDS
 
 
 class Coordinator:
@@ -144,7 +147,18 @@ class Coordinator:
             launcher = self._make_launcher(plan, self._loop)
             self._launchers.append(launcher)
             observers = [stages[place] for stages in self._observers]
-            self._stages.append(Stage(plan, observers, self, launcher, self._clock, self._loop, self._limits.timeout))
+            self._stages.append(
+                Stage(
+                    plan,
+                    observers,
+                    self,
+                    launcher,
+                    self._clock,
+                    self._loop,
+                    self._limits.timeout,
+                    self._limits.drain_timeout,
+                )
+            )
         self._admission = Admission(
             [stage.admission for stage in self._stages],
             [route.stages for route in self._routes],
@@ -189,6 +203,8 @@ class Coordinator:
         pools = [stage.pool for stage in self._stages]
         for pool in pools:
             pool.ask_to_stop()
+        for stage in self._stages:
+            await stage.recycler.stop()
         stopped = asyncio.gather(*(pool.wait_stopped() for pool in pools))
         try:
             await asyncio.wait_for(asyncio.shield(stopped), CLOSE_SECONDS if grace > 0 else 0.5)
@@ -219,6 +235,24 @@ class Coordinator:
             self._admission.close()
         if not self._admitted:
             self._all_answered.set()
+
+    # -- changes while it serves; several of one stage take turns ----------------------------------------------------
+
+    async def scale(self, stage: int, num: int) -> None:
+        """Have `num` workers of a stage; see `batching.changes`."""
+        await changes.scale(self._stages[stage], num)
+
+    async def configure(self, stage: int, values: StageValues) -> None:
+        """Have a stage go by other values; see `batching.changes`."""
+        await changes.configure(self._stages[stage], values)
+
+    async def restart(self, stage: int) -> None:
+        """Replace the workers of a stage, one after the other; see `batching.changes`."""
+        await changes.restart(self._stages[stage])
+
+    def values(self, stage: int) -> StageValues:
+        """Return what a stage goes by."""
+        return self._stages[stage].values
 
     # -- asked by callers --------------------------------------------------------------------------------------------
 
@@ -324,7 +358,7 @@ class Coordinator:
         # The result of a call of objects is read by its caller, where it lies.
         if not (isinstance(payload, bytes) or (task.objects and task.flow is None)):
             code, payload = self._read(task, code, payload)
-        self._settle(task, _new(Outcome, (task.id, code, payload, None, head)))
+        self._settle(task, _new(Outcome, (task.id, code, payload, None, head, task.times)))
 
     @staticmethod
     def _reply(task: Task, payload: Payload) -> tuple[int, bytes, bytes]:
@@ -371,14 +405,22 @@ class Coordinator:
             told(task, since, now)
         self._allow(task, now)
         try:
-            task.caller.streamed(_new(Chunk, (task.id, chunk)))
+            task.caller.streamed(_new(Chunk, (task.id, chunk, self._times(task, now) if since is None else ())))
         except Exception:
             logger.exception("a piece of a stream was not passed on", extra={"request_id": task.request_id})
 
     def failed(self, task: Task, failure: Failure) -> None:
         """Answer a task in place of its stage, of which nothing more is expected."""
+        outcome = Outcome.of_failure(task.id, failure)
+        if self._plans[task.stage].times:
+            outcome = outcome._replace(times=self._times(task, self._clock()))
         self._stages[task.stage].drop(task)
-        self._settle(task, Outcome.of_failure(task.id, failure))
+        self._settle(task, outcome)
+
+    def _times(self, task: Task, now: float) -> Sequence[StageTime]:
+        """Return what the time of a task that is at a stage has gone into, where that is noted."""
+        plan = self._plans[task.stage]
+        return task.times_until(plan.name, now) if plan.times else ()
 
     def timed_out(self, task: Task, failure: Failure = TIMED_OUT) -> None:
         """Answer a task whose time is over: its own, or another that `failure` names."""

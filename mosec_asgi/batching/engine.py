@@ -50,6 +50,7 @@ class StageStatistics:
         batch_size: the most tasks in a batch; 1 where there is no batching.
         concurrency: tasks, or batches where there is batching, that a worker runs at a time.
         places: its workers.
+        draining: workers that are being replaced, and answer what they have.
     """
 
     name: str
@@ -64,6 +65,7 @@ class StageStatistics:
     batch_size: int = 1
     concurrency: int = 1
     places: tuple[WorkerStatistics, ...] = ()
+    draining: int = 0
 
 
 @dataclass(frozen=True, slots=True)

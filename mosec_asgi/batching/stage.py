@@ -15,11 +15,12 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from mosec_asgi import log
 from mosec_asgi.batching.busy_poll import BusyPoll
+from mosec_asgi.batching.changes import StageValues
 from mosec_asgi.batching.engine import StageStatistics, WorkerStatistics
 from mosec_asgi.batching.loads import AnswerError
 from mosec_asgi.batching.scheduler import Assignment, Scheduler
@@ -46,7 +47,9 @@ from mosec_asgi.messages import (
 from mosec_asgi.observing.observer import StageEvents, StageObserver
 from mosec_asgi.pool.lifecycle import State as WorkerState
 from mosec_asgi.pool.link import Launcher
-from mosec_asgi.pool.supervisor import Place, PoolWorker, Supervisor
+from mosec_asgi.pool.recycling import NEVER, Recycling
+from mosec_asgi.pool.rolling import Recycler
+from mosec_asgi.pool.supervisor import DRAIN_SECONDS, Place, PoolWorker, Supervisor
 from mosec_asgi.pool.watchdog import Watchdog
 from mosec_asgi.request import packed
 
@@ -79,6 +82,8 @@ class StagePlan:
         executor: what the workers run on: "process", "thread", or what makes a launcher of the plan and the event loop.
         latency_target: seconds that a task should be at the stage at most; 0 for no such wish.
         takes_request: its workers are told of the requests.
+        recycling: when a worker is replaced though it is well.
+        times: note of each task what its time has gone into.
     """
 
     specs: list[WorkerSpec]
@@ -97,6 +102,8 @@ class StagePlan:
     executor: str | Callable[[StagePlan, asyncio.AbstractEventLoop], Launcher] = "process"
     latency_target: float = 0.0
     takes_request: bool = False
+    recycling: Recycling = NEVER
+    times: bool = False
 
     @property
     def name(self) -> str:
@@ -107,6 +114,11 @@ class StagePlan:
     def timeout(self) -> float:
         """Seconds that a worker may take for one step of its work."""
         return self.specs[0].timeout
+
+    @property
+    def sure_wait(self) -> float:
+        """Seconds that an idle worker waits for a batch to fill, if it always does."""
+        return 0.0 if self.adaptive or self.batch_size == 1 else self.max_wait
 
 
 class Owner(Protocol):
@@ -147,6 +159,7 @@ class Stage:
         clock: Callable[[], float],
         loop: asyncio.AbstractEventLoop,
         timeout: float = math.inf,
+        drain_seconds: float = DRAIN_SECONDS,
     ) -> None:
         """Put the parts together; nothing is started.
 
@@ -158,6 +171,7 @@ class Stage:
             clock: seconds, monotonic.
             loop: for turns and timers.
             timeout: of the service, in seconds.
+            drain_seconds: seconds that a worker which is replaced may take to answer what it has.
         """
         self.plan = plan
         self.events = StageEvents(observers)
@@ -168,7 +182,19 @@ class Stage:
             concurrency=plan.concurrency,
             ordered=plan.ordered,
         )
-        self.pool = Supervisor(plan.specs, plan.variables, launcher, self, clock, loop, plan.start_timeout)
+        self.pool = Supervisor(
+            plan.specs,
+            plan.variables,
+            launcher,
+            self,
+            clock,
+            loop,
+            plan.start_timeout,
+            drain_seconds=drain_seconds,
+            recycling=plan.recycling,
+        )
+        self.recycler = Recycler(self.pool, clock)
+        self.pool.on_recycle = self.recycler.recycle
         self._owner = owner
         self._clock = clock
         self._loop = loop
@@ -177,11 +203,11 @@ class Stage:
             timeout,
             batch_size=plan.batch_size,
             concurrency=plan.concurrency,
-            max_wait=0.0 if plan.adaptive or plan.batch_size == 1 else plan.max_wait,
+            max_wait=plan.sure_wait,
             streams=plan.streams,
             latency_target=plan.latency_target,
         )
-        self._watchdog: Watchdog[PoolWorker] = Watchdog(plan.timeout + GRACE_SECONDS)
+        self._watchdog: Watchdog[PoolWorker] = Watchdog(lambda worker: worker.spec.timeout + GRACE_SECONDS)
         self._marked = False
         # That events have been dropped.
         self._told_of_events = False
@@ -219,6 +245,7 @@ class Stage:
             self.plan.batch_size,
             self.plan.concurrency,
             tuple(self._worker_statistics(place, now) for place in self.pool.places),
+            self.pool.draining,
         )
 
     def _worker_statistics(self, place: Place, now: float) -> WorkerStatistics:
@@ -231,6 +258,48 @@ class Stage:
         return WorkerStatistics(
             worker.worker_id, worker.state.value, now - since, worker.link.name, in_flight, place.fault
         )
+
+    # -- its values, which can be changed while it serves ------------------------------------------------------------
+
+    @property
+    def values(self) -> StageValues:
+        """What it goes by."""
+        plan = self.plan
+        spec = plan.specs[0]
+        return StageValues(
+            spec.max_batch_size,
+            spec.timeout,
+            plan.batch_size,
+            plan.concurrency,
+            plan.max_wait,
+            plan.adaptive,
+            plan.latency_target,
+        )
+
+    @property
+    def variables(self) -> list[dict[str, str]] | None:
+        """The environment of each worker, by its number; None for none."""
+        return self.plan.variables
+
+    def apply(self, values: StageValues) -> None:
+        """Go by other values from here on; workers that are there already keep to those that they were made with."""
+        self.plan = plan = replace(
+            self.plan,
+            specs=[values.for_worker(spec) for spec in self.plan.specs],
+            batch_size=values.batch_size,
+            concurrency=values.concurrency,
+            max_wait=values.max_wait,
+            adaptive=values.adaptive,
+            latency_target=values.latency_target,
+        )
+        self.scheduler.configure(plan.batch_size, plan.max_wait, adaptive=plan.adaptive, concurrency=plan.concurrency)
+        self.admission.configure(
+            batch_size=plan.batch_size,
+            concurrency=plan.concurrency,
+            max_wait=plan.sure_wait,
+            latency_target=plan.latency_target,
+        )
+        self._mark()
 
     # -- told by the owner -------------------------------------------------------------------------------------------
 
@@ -278,6 +347,19 @@ class Stage:
         self.admission.worker_ready(self._clock() - worker.launched_at)
         self._mark()
 
+    def worker_draining(self, worker: PoolWorker) -> None:
+        """Give a worker no more tasks; it answers those that it has."""
+        self.scheduler.drain_worker(worker)
+        now = self._clock()
+        self.admission.worker_gone(now)
+        if (told := self.events.retired) is not None:
+            told(worker.worker_id, now)
+        self._mark()
+
+    def has_tasks(self, worker: PoolWorker) -> bool:
+        """Whether a worker has tasks to answer, those that nobody waits for any more among them."""
+        return bool(self.scheduler.loads[worker].sent)
+
     def worker_results(self, worker: PoolWorker, results: Results) -> None:
         """Take in results."""
         now = self._clock()
@@ -296,6 +378,9 @@ class Stage:
             units = units - self.scheduler.units if batched else len(tasks)
             # The next stage may begin the tasks at once and then overwrites `began`.
             began = tasks[0].began
+        if self.plan.times:
+            for task in tasks:
+                task.note_time(self.plan.name, now)
         wanted = 0
         answered = self._owner.answered
         for task, code, payload in zip(tasks, codes, payloads, strict=True):
@@ -485,12 +570,13 @@ class Stage:
         now = self._clock()
         loads = self.scheduler.loads
         beats = {worker: worker.link.progress().beats for worker in loads.busy}
-        failure = describe(too_slow(self.plan.timeout, UNSEEN))
         for worker in self._watchdog.stuck(beats, now):
+            timeout = worker.spec.timeout
+            failure = describe(too_slow(timeout, UNSEEN))
             for task in loads.begun(worker, worker.link.progress().begun):
                 if task.state is not State.SETTLED:
                     self._owner.timed_out(task, failure)
-            self.pool.kill(worker, f"was stuck: it did nothing for {self.plan.timeout + GRACE_SECONDS:g} s")
+            self.pool.kill(worker, f"was stuck: it did nothing for {timeout + GRACE_SECONDS:g} s")
         if self.scheduler.in_flight:
             self._look_timer = self._loop.call_later(LOOK_SECONDS, self._look)
 

@@ -43,6 +43,7 @@ class App:
 
     Attributes:
         outermost: answers a request: the routes, behind the middleware and the access log.
+        shared: what the exchanges of all routes have in common.
         direct_routes: the routes that our HTTP protocols may call without ASGI, by path as it stands in a request; none
             where middleware must see each request.
     """
@@ -86,7 +87,7 @@ class App:
             keys: of which a request must bring one; None lets everybody in.
         """
         health, swagger = Health(engine, metrics, custom), Swagger()
-        shared = Shared(
+        self.shared = shared = Shared(
             engine,
             metrics,
             RequestIds(),

@@ -26,6 +26,7 @@ from mosec_asgi.batching.engine import Engine
 from mosec_asgi.errors import CANCELLED, Failure, describe
 from mosec_asgi.messages import Call, Chunk, Outcome
 from mosec_asgi.observing.metrics import ServiceMetrics
+from mosec_asgi.web import server_timing
 from mosec_asgi.web.budget import SMALL, Budget
 from mosec_asgi.web.responses import Header, Headers, Response
 from mosec_asgi.web.several import CallsInTurn, Several
@@ -269,6 +270,8 @@ class Exchange(abc.ABC):
             response = self.route.respond(self, outcomes)
         except Exception as error:
             response = self.route.refuse(self, self._fault(error))
+        if outcomes[0].times:
+            response = server_timing.added(response, outcomes)
         self.answer(response)
 
     def abandoned(self) -> None:

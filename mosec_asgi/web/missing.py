@@ -30,7 +30,7 @@ def missing(
     def answer(request: Request, status: int, text: str, headers: Mapping[str, str] | None = None) -> Response:
         path = path_below(request.scope.get("root_path", ""), request.scope["path"])
         for prefix, form in (forms or {}).items():
-            if path.startswith(prefix):
+            if path.startswith(prefix) or f"{path}/" == prefix:
                 told = form(Failure(status, text))
                 own = {name.decode("latin-1"): value.decode("latin-1") for name, value in told.headers}
                 return Response(told.body, told.status, {**own, **(headers or {})})

@@ -10,10 +10,11 @@ from random import Random
 from typing import Any
 
 from mosec_asgi import log
-from mosec_asgi.batching.coordinator import CLOSE_SECONDS, Coordinator
+from mosec_asgi.batching.coordinator import Coordinator
 from mosec_asgi.errors import StartupError
 from mosec_asgi.messages import Outcome
 from mosec_asgi.observing.metrics import StageMetrics
+from mosec_asgi.pool.supervisor import CLOSE_SECONDS
 from mosec_asgi.testing.loop import DeadlockError, VirtualTimeLoop
 from mosec_asgi.testing.simulation.agenda import Agenda
 from mosec_asgi.testing.simulation.client import SimulatedClient

@@ -20,6 +20,9 @@ from mosec_asgi.testing.simulation.surroundings import Surroundings
 
 # Seconds between two signs of life of a worker that waits for a client, or runs an event loop.
 BEAT_SECONDS = 0.1
+# Memory of a worker that has just started, and what it keeps of each task.
+BARE_BYTES = 1_000_000
+LEAKED_BYTES = 100_000
 
 
 class SimulatedLauncher:
@@ -89,6 +92,10 @@ class SimulatedWorker:
     def progress(self) -> Progress:
         """Return how far it has come."""
         return Progress(self._begun, self._beats)
+
+    def memory(self) -> int | None:
+        """Return the bytes of memory that it takes: it leaks with each task that it begins."""
+        return BARE_BYTES + LEAKED_BYTES * self._begun
 
     def take(self, message: Asked | None) -> None:
         """Take what it was sent, once it can; None where it is asked to stop."""

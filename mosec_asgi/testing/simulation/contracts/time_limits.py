@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from mosec_asgi.batching.coordinator import CLOSE_SECONDS
 from mosec_asgi.batching.stage import GRACE_SECONDS, LOOK_SECONDS
+from mosec_asgi.pool.supervisor import CLOSE_SECONDS
 from mosec_asgi.testing.simulation.contracts.checker import Checker
 from mosec_asgi.testing.simulation.contracts.contract import Contract
 from mosec_asgi.testing.simulation.contracts.dues import TOLERANCE, Dues
