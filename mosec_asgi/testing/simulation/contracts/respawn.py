@@ -39,7 +39,7 @@ class Respawn(Checker):
         elif place.life is None:
             place.life = life
         else:
-            self._journal.count("successors launched")
+            self._journal.count("successors launched" if stage.changes else "workers recycled")
             place.successor = life
         self._journal.note("%s: launched", life)
         self._journal.count("workers launched")
