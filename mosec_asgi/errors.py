@@ -177,10 +177,20 @@ CLOSING = Failure(HTTPStatus.SERVICE_UNAVAILABLE, "the service is shutting down"
 STAGE_DOWN = Failure(
     HTTPStatus.SERVICE_UNAVAILABLE, "the model is not available: its workers do not start", retry_after=5
 )
+LOADING = Failure(
+    HTTPStatus.SERVICE_UNAVAILABLE, "the models are still being loaded; GET /readyz says which", retry_after=5
+)
 NOT_STARTED = Failure(HTTPStatus.SERVICE_UNAVAILABLE, "the service could not be started", retry_after=5)
 WRONG_LOOP = Failure(
     HTTPStatus.SERVICE_UNAVAILABLE, "the service could not be started: it needs an event loop of asyncio"
 )
+
+# A request without an API key, where there are keys.
+NO_KEY = Failure(
+    HTTPStatus.UNAUTHORIZED, "no API key; send it as `authorization: Bearer <key>`, or as `x-api-key: <key>`"
+)
+WRONG_KEY = Failure(HTTPStatus.UNAUTHORIZED, "the API key is not one of this service")
+KEY_IS_FOR_OTHERS = Failure(HTTPStatus.FORBIDDEN, "the API key is not for this path")
 
 # What is wrong with a request before it is a call.
 NO_DATA = Failure(HTTPStatus.BAD_REQUEST, "no data provided")

@@ -50,6 +50,20 @@ class HeldPayload(Protocol):
 Payload: TypeAlias = bytes | HeldPayload
 
 
+class StageTime(NamedTuple):
+    """What the time of a call went into at one stage, in seconds.
+
+    Attributes:
+        stage: the stage's name.
+        queue: until a worker turned to it.
+        compute: from then until the worker had answered it, sent its first event, or had taken until the call's end.
+    """
+
+    stage: str
+    queue: float
+    compute: float
+
+
 class Call(NamedTuple):
     """A request, as the engine sees it.
 
@@ -90,6 +104,7 @@ class Outcome(NamedTuple):
             result of a call of objects may be one that a link holds, which is the caller's to drop.
         retry_after: seconds after which the client may try again, or None where trying again is no remedy.
         head: of a result that is a `Reply`, what it sets (`reply`); empty for any other.
+        times: of the stages that it has been at, where the service notes them; empty for a refusal.
     """
 
     call_id: int
@@ -97,6 +112,7 @@ class Outcome(NamedTuple):
     payload: Payload
     retry_after: int | None = None
     head: bytes = b""
+    times: Sequence[StageTime] = ()
 
     @classmethod
     def of_failure(cls, call_id: int, failure: Failure) -> Outcome:
@@ -114,10 +130,17 @@ class Outcome(NamedTuple):
 
 
 class Chunk(NamedTuple):
-    """A piece of the stream that answers a call."""
+    """A piece of the stream that answers a call.
+
+    Attributes:
+        call_id: the number of the call.
+        payload: bytes to pass on.
+        times: with the first piece, those of the stages until then, where the service notes them.
+    """
 
     call_id: int
     payload: bytes
+    times: Sequence[StageTime] = ()
 
 
 class Credit(NamedTuple):

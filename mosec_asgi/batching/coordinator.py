@@ -19,13 +19,13 @@ from mosec_asgi import errors, log
 from mosec_asgi.batching import changes
 from mosec_asgi.batching.admission import Admission, Reason, Refusal
 from mosec_asgi.batching.changes import StageValues
-from mosec_asgi.batching.engine import Caller, StageStatistics, Statistics
+from mosec_asgi.batching.engine import Caller, Statistics
 from mosec_asgi.batching.flow import Flow
 from mosec_asgi.batching.stage import Stage, StagePlan
 from mosec_asgi.batching.task import State, Task
-from mosec_asgi.errors import CLIENT_LEFT, CLOSING, STAGE_DOWN, STALLED, TIMED_OUT, TOO_LONG, Failure
+from mosec_asgi.errors import CLIENT_LEFT, CLOSING, LOADING, STAGE_DOWN, STALLED, TIMED_OUT, TOO_LONG, Failure
 from mosec_asgi.lazy_timer import LazyTimer
-from mosec_asgi.messages import OK, REPLY, Call, Chunk, Credit, LinkError, Outcome, Payload, drop_all
+from mosec_asgi.messages import OK, REPLY, Call, Chunk, Credit, LinkError, Outcome, Payload, StageTime, drop_all
 from mosec_asgi.observing.observer import StageObserver
 from mosec_asgi.pool.link import Launcher
 from mosec_asgi.pool.supervisor import CLOSE_SECONDS, DRAIN_SECONDS
@@ -35,7 +35,12 @@ from mosec_asgi.reply import cut
 # The longest `Retry-After`, in seconds: after that, a client may ask again even if the service is further behind.
 MOST_RETRY_SECONDS = 60
 # The answer to a refused call, by the reason: always the same, or made with a measured `Retry-After`.
-FIXED_ANSWERS = {Reason.CLOSING: CLOSING, Reason.STAGE_DOWN: STAGE_DOWN, Reason.OWN_TIME: TOO_LONG}
+FIXED_ANSWERS = {
+    Reason.CLOSING: CLOSING,
+    Reason.LOADING: LOADING,
+    Reason.STAGE_DOWN: STAGE_DOWN,
+    Reason.OWN_TIME: TOO_LONG,
+}
 ANSWERS_TO_TOO_MANY = {
     Reason.CAPACITY: errors.at_capacity,
     Reason.DEADLINE: errors.too_late,
@@ -116,6 +121,7 @@ class Coordinator:
         self._admission: Admission
         self._admitted: dict[int, Task] = {}
         self._closing = False
+        self._loading = True
         # What a client can cause by itself: it may ask for a time of a millisecond.
         self._ration = Ration(logger, lambda seconds, say: self._loop.call_later(seconds, say), clock)
         self._all_answered = asyncio.Event()
@@ -130,7 +136,7 @@ class Coordinator:
     # -- its own life ------------------------------------------------------------------------------------------------
 
     async def start(self) -> None:
-        """Start all workers and wait until each stage can serve.
+        """Start all workers and wait until each stage can serve; calls are refused meanwhile.
 
         Raises:
             StartupError: no worker of some stage could be started; nothing is left running.
@@ -160,6 +166,7 @@ class Coordinator:
             capacity=self._limits.capacity,
             active=self._limits.load_shedding,
         )
+        self._admission.close()
         starts = [asyncio.ensure_future(stage.pool.wait_started()) for stage in self._stages]
         try:
             for stage in self._stages:
@@ -170,6 +177,9 @@ class Coordinator:
                 start.cancel()
             await self.stop(0.0)
             raise
+        self._loading = False
+        if not self._closing:
+            self._admission.open()
 
     def worker_processes(self, route: int) -> list[int | None]:
         """Return the process of the first worker of each stage of a route; None where that is no process of its own."""
@@ -290,26 +300,14 @@ class Coordinator:
     def statistics(self) -> Statistics:
         """Return how things stand."""
         now = self._clock()
-        stages = tuple(
-            StageStatistics(
-                stage.plan.name,
-                stage.scheduler.queued,
-                stage.scheduler.in_flight,
-                stage.scheduler.loads.slots_in_use,
-                stage.pool.ready,
-                stage.pool.size,
-                stage.pool.restarts,
-                stage.pool.down,
-                stage.admission.expected_wait(now),
-                stage.pool.draining,
-            )
-            for stage in self._stages
-        )
-        return Statistics(len(self._admitted), self._closing, stages, self._shared_memory())
+        stages = tuple(stage.statistics(now) for stage in self._stages)
+        return Statistics(len(self._admitted), self._closing, stages, self._shared_memory(), self._loading)
 
     def _refusal(self, stages: tuple[int, ...], timeout: float, now: float) -> Refusal | None:
         if self._closing:
             return Refusal(Reason.CLOSING, stages[0])
+        if self._loading:
+            return Refusal(Reason.LOADING, stages[0])
         if len(self._admitted) >= self._limits.capacity:
             self._admission.turned_away(stages)
             return Refusal(Reason.CAPACITY, stages[0])
@@ -360,7 +358,7 @@ class Coordinator:
         # The result of a call of objects is read by its caller, where it lies.
         if not (isinstance(payload, bytes) or (task.objects and task.flow is None)):
             code, payload = self._read(task, code, payload)
-        self._settle(task, _new(Outcome, (task.id, code, payload, None, head)))
+        self._settle(task, _new(Outcome, (task.id, code, payload, None, head, task.times)))
 
     @staticmethod
     def _reply(task: Task, payload: Payload) -> tuple[int, bytes, bytes]:
@@ -407,14 +405,22 @@ class Coordinator:
             told(task, since, now)
         self._allow(task, now)
         try:
-            task.caller.streamed(_new(Chunk, (task.id, chunk)))
+            task.caller.streamed(_new(Chunk, (task.id, chunk, self._times(task, now) if since is None else ())))
         except Exception:
             logger.exception("a piece of a stream was not passed on", extra={"request_id": task.request_id})
 
     def failed(self, task: Task, failure: Failure) -> None:
         """Answer a task in place of its stage, of which nothing more is expected."""
+        outcome = Outcome.of_failure(task.id, failure)
+        if self._plans[task.stage].times:
+            outcome = outcome._replace(times=self._times(task, self._clock()))
         self._stages[task.stage].drop(task)
-        self._settle(task, Outcome.of_failure(task.id, failure))
+        self._settle(task, outcome)
+
+    def _times(self, task: Task, now: float) -> Sequence[StageTime]:
+        """Return what the time of a task that is at a stage has gone into, where that is noted."""
+        plan = self._plans[task.stage]
+        return task.times_until(plan.name, now) if plan.times else ()
 
     def timed_out(self, task: Task, failure: Failure = TIMED_OUT) -> None:
         """Answer a task whose time is over: its own, or another that `failure` names."""

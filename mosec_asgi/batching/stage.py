@@ -21,6 +21,7 @@ from typing import Protocol
 from mosec_asgi import log
 from mosec_asgi.batching.busy_poll import BusyPoll
 from mosec_asgi.batching.changes import StageValues
+from mosec_asgi.batching.engine import StageStatistics, WorkerStatistics
 from mosec_asgi.batching.loads import AnswerError
 from mosec_asgi.batching.scheduler import Assignment, Scheduler
 from mosec_asgi.batching.stage_admission import StageAdmission
@@ -44,10 +45,11 @@ from mosec_asgi.messages import (
     drop_all,
 )
 from mosec_asgi.observing.observer import StageEvents, StageObserver
+from mosec_asgi.pool.lifecycle import State as WorkerState
 from mosec_asgi.pool.link import Launcher
 from mosec_asgi.pool.recycling import NEVER, Recycling
 from mosec_asgi.pool.rolling import Recycler
-from mosec_asgi.pool.supervisor import DRAIN_SECONDS, PoolWorker, Supervisor
+from mosec_asgi.pool.supervisor import DRAIN_SECONDS, Place, PoolWorker, Supervisor
 from mosec_asgi.pool.watchdog import Watchdog
 from mosec_asgi.request import packed
 
@@ -81,6 +83,7 @@ class StagePlan:
         latency_target: seconds that a task should be at the stage at most; 0 for no such wish.
         takes_request: its workers are told of the requests.
         recycling: when a worker is replaced though it is well.
+        times: note of each task what its time has gone into.
     """
 
     specs: list[WorkerSpec]
@@ -100,6 +103,7 @@ class StagePlan:
     latency_target: float = 0.0
     takes_request: bool = False
     recycling: Recycling = NEVER
+    times: bool = False
 
     @property
     def name(self) -> str:
@@ -242,6 +246,35 @@ class Stage:
             self._look_timer.cancel()
             self._look_timer = None
 
+    def statistics(self, now: float) -> StageStatistics:
+        """Return how things stand."""
+        return StageStatistics(
+            self.plan.name,
+            self.scheduler.queued,
+            self.scheduler.in_flight,
+            self.scheduler.loads.slots_in_use,
+            self.pool.ready,
+            self.pool.size,
+            self.pool.restarts,
+            self.pool.down,
+            self.admission.expected_wait(now),
+            self.plan.batch_size,
+            self.plan.concurrency,
+            tuple(self._worker_statistics(place, now) for place in self.pool.places),
+            self.pool.draining,
+        )
+
+    def _worker_statistics(self, place: Place, now: float) -> WorkerStatistics:
+        worker = place.worker
+        if worker is None:
+            return WorkerStatistics(place.spec.worker_id, WorkerState.DEAD.value, error=place.fault)
+        since = worker.launched_at if worker.ready_at is None else worker.ready_at
+        load = self.scheduler.loads.get(worker)
+        in_flight = 0 if load is None else len(load.sent)
+        return WorkerStatistics(
+            worker.worker_id, worker.state.value, now - since, worker.link.name, in_flight, place.fault
+        )
+
     # -- its values, which can be changed while it serves ------------------------------------------------------------
 
     @property
@@ -360,6 +393,9 @@ class Stage:
             units = units - self.scheduler.units if batched else len(tasks)
             # The next stage may begin the tasks at once and then overwrites `began`.
             began = tasks[0].began
+        if self.plan.times:
+            for task in tasks:
+                task.note_time(self.plan.name, now)
         wanted = 0
         answered = self._owner.answered
         for task, code, payload in zip(tasks, codes, payloads, strict=True):

@@ -23,7 +23,7 @@ import enum
 
 from mosec_asgi.batching.engine import Caller
 from mosec_asgi.batching.flow import Flow
-from mosec_asgi.messages import Call, Payload
+from mosec_asgi.messages import Call, Payload, StageTime
 
 
 # IntEnum, not Enum: a plain enum's hash is a Python function, and each request looks up the table four times.
@@ -82,13 +82,14 @@ class Task:
         example: a dry run: the first worker's own example takes the place of the payload.
         objects: its call is one of objects: see `Call`.
         request: what workers are told of its request, where they ask for it.
+        times: of the stages that have answered it, where the service notes them.
         state: see the table.
     """
 
     __slots__ = (
         "alone", "arrived", "at_last_stage", "attempts", "batch", "began", "caller", "deadline", "example", "flow",
         "id", "number", "objects", "payload", "place", "position", "queued", "request", "request_id", "route", "stages",
-        "state",
+        "state", "times",
     )  # fmt: skip
 
     def __init__(
@@ -111,6 +112,7 @@ class Task:
         self.alone = False
         self.flow = flow
         self.number = self.place = self.batch = 0
+        self.times: tuple[StageTime, ...] = ()
         self.state = State.QUEUED
 
     def __repr__(self) -> str:
@@ -120,6 +122,16 @@ class Task:
     def stage(self) -> int:
         """The stage that it is at, by its place in the service's list."""
         return self.stages[self.position]
+
+    def note_time(self, stage: str, now: float) -> tuple[StageTime, ...]:
+        """Note what its time has gone into at this stage, which it leaves now; return that of all so far."""
+        self.times = self.times_until(stage, now)
+        return self.times
+
+    def times_until(self, stage: str, now: float) -> tuple[StageTime, ...]:
+        """Return what its time has gone into at all stages; `stage` is the name of the one that it is at."""
+        began = now if self.state is State.QUEUED else self.began
+        return (*self.times, StageTime(stage, max(0.0, began - self.queued), max(0.0, now - began)))
 
     def step(self, event: Event) -> None:
         """Go to the state after `event`.

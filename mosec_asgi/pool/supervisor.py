@@ -35,6 +35,9 @@ CLOSE_SECONDS = 5.0
 # Seconds in which a worker that is leaving has to answer what it has, where nobody has said how many.
 DRAIN_SECONDS = 30.0
 
+# Characters of an error's line that are shown where there is no room for all of it.
+MOST_OF_ERROR = 200
+
 # What may have sent SIGKILL, where the server has not.
 NOT_BY_US = (
     "not by this server: perhaps by the system for lack of memory (dmesg says so), by another program, or by the "
@@ -189,6 +192,11 @@ class Place:
     # Whether, and why, the last try here ended before the worker was ready.
     failing: bool = False
     error: str = ""
+
+    @property
+    def fault(self) -> str:
+        """The last line of `error`, as far as it is still so; a traceback says there what was raised."""
+        return self.error.rstrip().rpartition("\n")[2][:MOST_OF_ERROR] if self.failing else ""
 
 
 class Supervisor:
@@ -527,7 +535,15 @@ class Supervisor:
         place.spec = worker.spec
         place.tried, place.failing = True, False
         self.down = False
-        logger.info("worker is ready, %s", worker.link.name, extra=_extra(worker))
+        seconds = worker.ready_at - worker.launched_at
+        logger.info(
+            "worker is ready after %.1f s (%d of %d), %s",
+            seconds,
+            self.ready,
+            self.size,
+            worker.link.name,
+            extra=_extra(worker),
+        )
         self.listener.worker_ready(worker)
         if before is not None:
             self.retire(before)

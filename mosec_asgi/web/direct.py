@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 from mosec_asgi.errors import CANCELLED, NO_ROOM, Failure
 from mosec_asgi.messages import OK, Outcome
-from mosec_asgi.web import access, compression
+from mosec_asgi.web import access, compression, server_timing
 from mosec_asgi.web.exchange import LARGE_BODY, Exchange, Route, Shared
 from mosec_asgi.web.known_heads import KnownHeads
 from mosec_asgi.web.responses import Header, Headers, Response, head_of, headers_of
@@ -206,6 +206,8 @@ class DirectExchange(Exchange):
             response = self.route.respond(self, (outcome,))
         except Exception as error:
             response = self.route.refuse(self, self._fault(error))
+        if outcome.times:
+            response = server_timing.added(response, (outcome,))
         if self.shared.compressed:
             self.answer(response)
         elif not self.response_complete:

@@ -26,6 +26,7 @@ from mosec_asgi.batching.engine import Engine
 from mosec_asgi.errors import CANCELLED, Failure, describe
 from mosec_asgi.messages import Call, Chunk, Outcome
 from mosec_asgi.observing.metrics import ServiceMetrics
+from mosec_asgi.web import server_timing
 from mosec_asgi.web.budget import SMALL, Budget
 from mosec_asgi.web.responses import Header, Headers, Response
 from mosec_asgi.web.several import CallsInTurn, Several
@@ -109,12 +110,17 @@ class Route(Protocol):
         streams: an answer may be a stream.
         methods: of HTTP, that it takes, HEAD and OPTIONS not among them.
         takes_request: it reads more of a request than its headers and its body.
+        admits: it may answer a head, so that the body is not read.
     """
 
     path: str
     streams: bool
     methods: Sequence[str]
     takes_request: bool
+    admits: bool
+
+    def admit(self, request: Request) -> Response | None:
+        """Return the answer to a request whose head has come; None to read on. Asked where `admits` says so."""
 
     def calls(self, request: Request) -> Sequence[Call] | CallsInTurn | Response | Failure:
         """Return the calls to submit, at least one; or what is wrong with the request, or an answer without any call.
@@ -214,6 +220,13 @@ class Exchange(abc.ABC):
         """Begin with no request."""
         self.shared = shared
 
+    def admit(self) -> Response | None:
+        """Return the answer to a request of which only the head has come; None to read its body."""
+        try:
+            return self.route.admit(self)
+        except Exception as error:
+            return self.route.refuse(self, self._fault(error))
+
     def submit(self) -> None:
         """Have the request run: its body is complete."""
         try:
@@ -257,6 +270,8 @@ class Exchange(abc.ABC):
             response = self.route.respond(self, outcomes)
         except Exception as error:
             response = self.route.refuse(self, self._fault(error))
+        if outcomes[0].times:
+            response = server_timing.added(response, outcomes)
         self.answer(response)
 
     def abandoned(self) -> None:

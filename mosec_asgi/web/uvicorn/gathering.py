@@ -124,6 +124,15 @@ class GatheringTransport(asyncio.Transport):
 
         self.write, self.write_response = write, write_response  # type: ignore[method-assign]
 
+    def lost(self) -> None:
+        """Let go of what refers back to this transport, whose connection has ended.
+
+        Nothing of a connection must wait for the garbage collector, which runs rarely in a server.
+        """
+        self.on_close = None
+        for name in ("write", "write_response"):
+            self.__dict__.pop(name, None)
+
     def abort(self) -> None:
         """Close at once, and drop what was not sent."""
         self._held = b""

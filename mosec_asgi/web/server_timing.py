@@ -1,0 +1,47 @@
+"""The header Server-Timing: what a request's time went into, for a browser's network panel and its Performance API.
+
+    Server-Timing: Preprocess_1.queue;dur=0.212, Preprocess_1.compute;dur=3.480, Inference_2.queue;dur=...
+
+Times are milliseconds (W3C Server Timing). A request of several calls shows the longest of them at each stage, as they
+run beside each other.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Iterable, Sequence
+
+from mosec_asgi.messages import Outcome, StageTime
+from mosec_asgi.web.responses import Header, Response
+
+# What is no character of a token (RFC 9110, section 5.6.2).
+_NO_TOKEN = re.compile(r"[^A-Za-z0-9!#$%&'*+.^_`|~-]")
+
+
+def added(response: Response, outcomes: Sequence[Outcome]) -> Response:
+    """Return an answer with the header; as it is where no times were noted."""
+    times = [outcome.times for outcome in outcomes if outcome.times]
+    if not times:
+        return response
+    return response._replace(headers=(*response.headers, header(times)))
+
+
+def header(calls: Iterable[Sequence[StageTime]]) -> Header:
+    """Return the header that says the times of a request's calls."""
+    longest: dict[str, tuple[float, float]] = {}
+    for times in calls:
+        for stage, queue, compute in times:
+            queued, computed = longest.get(stage, (0.0, 0.0))
+            longest[stage] = (max(queued, queue), max(computed, compute))
+    entries = [
+        f"{_token(stage)}.queue;dur={queue * 1000:.3f}, {_token(stage)}.compute;dur={compute * 1000:.3f}"
+        for stage, (queue, compute) in longest.items()
+    ]
+    return b"server-timing", ", ".join(entries).encode()
+
+
+@functools.lru_cache(maxsize=256)
+def _token(stage: str) -> str:
+    """Return a stage's name as a token: that of a class may have letters that are not ASCII."""
+    return _NO_TOKEN.sub("_", stage)
