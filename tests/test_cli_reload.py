@@ -1,4 +1,4 @@
-"""`mosec-asgi serve --reload`: an edit takes over without a lost call, a broken one leaves the old service answering."""
+"""`mosec-asgi serve --reload`: an edit takes over without a lost call; a broken one leaves the old service there."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ class Numbers(Checker):
         for stage, told in zip(self._service.stages, statistics.stages, strict=True):
             wait = told.expected_wait
             require(0.0 <= wait < math.inf, Contract.BOUNDED, "stage %d expects a wait of %s", stage.index, wait)
-            # While it is changed it goes by one or the other. How many of each worker there are is compared; which these
+            # While it is changed it goes by one or the other. How many of each worker there are counts; which these
             # are is told beside, for whoever looks on.
             there = [_statistics_of(stage, plan) for plan in stage.views]
             if replace(told, expected_wait=0.0, places=()) not in there:
