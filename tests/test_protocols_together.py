@@ -1,4 +1,4 @@
-"""One service and one worker class, reached by the plain route, OpenAI's API and open inference at once."""
+"""One service, one worker class, reached by the plain route, OpenAI's API and the open inference protocol at once."""
 
 from __future__ import annotations
 
