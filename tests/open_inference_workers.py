@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from mosec_asgi import ClientError, Server, SSEWorker, ValidationError, Worker
-from mosec_asgi.protocols import OpenInference, Tensor
+from mosec_asgi.protocols import OpenAI, OpenInference, Tensor
 
 
 class Echo(Worker):
@@ -87,6 +87,7 @@ def serve(**more: Any) -> Server:
     server.append_worker(Half, max_batch_size=32, route="/half", executor="thread")
     models = {"half": "/half", "echo": "/echo", "sum": "/sum", "embed": "/embed", "write": "/write", "count": "/count"}
     server.add_protocol(OpenInference(models, **{"versions": {"sum": "3"}, **more}))
+    server.add_protocol(OpenAI(embeddings={"lengths": "/embed"}))
     return server
 
 
