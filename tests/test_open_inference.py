@@ -640,15 +640,21 @@ def test_curl_infers_and_reads_a_stream_event_by_event(program: Program) -> None
     assert [json.loads(line.removeprefix("data: "))["text_output"] for line in events] == ["one ", "two "]
 
 
-def test_plain_requests_and_those_of_the_protocol_share_batches(program: Program) -> None:
-    def ask(number: int) -> float:
-        if number % 2:
-            x = {"name": "x", "datatype": "FP32", "shape": [1, 3], "data": [number, 0, 0]}
-            name = {"name": "name", "datatype": "BYTES", "shape": [1], "data": ["a"]}
-            return float(outputs(program.client.post(SUM, json={"inputs": [x, name]}))["sum"][0])
-        return float(program.client.post("/sum", json={"x": [number, 0, 0], "name": "a"}).json()["sum"])
+def test_plain_requests_and_those_of_openai_and_of_this_protocol_share_batches(program: Program) -> None:
+    """One worker class, one `forward`, three ways to speak."""
 
-    assert program.ask_together("Sum_2", ask, list(range(1, 33))) == list(range(1, 33))
+    def ask(number: int) -> float:
+        text, client = "x" * number, program.client
+        if number % 3 == 0:
+            return float(client.post("/embed", json=text).json()[0])
+        if number % 3 == 1:
+            answer = client.post("/v1/embeddings", json={"model": "lengths", "input": text})
+            return float(answer.json()["data"][0]["embedding"][0])
+        tensor = {"name": "text", "datatype": "BYTES", "shape": [1], "data": [text]}
+        answer = client.post("/v2/models/embed/infer", json={"inputs": [tensor]})
+        return float(outputs(answer)["vector"][0])
+
+    assert program.ask_together("Embed_3", ask, list(range(1, 37))) == list(range(1, 37))
 
 
 def test_large_tensors_pass_as_bytes(program: Program) -> None:
