@@ -106,6 +106,7 @@ class App:
             compressed=compressed,
             logged=access_log,
             budget=Budget(max(body_memory, max_request_size)),
+            keys=keys,
         )
         watch: DisconnectWatch[AsgiExchange] = DisconnectWatch(AsgiExchange.leave)
         bodies = BodyReader(shared.limit, limits, shared.budget)

@@ -28,6 +28,7 @@ from mosec_asgi.messages import Call, Chunk, Outcome
 from mosec_asgi.observing.metrics import ServiceMetrics
 from mosec_asgi.web import server_timing
 from mosec_asgi.web.budget import SMALL, Budget
+from mosec_asgi.web.keys import Keys
 from mosec_asgi.web.responses import Header, Headers, Response
 from mosec_asgi.web.several import CallsInTurn, Several
 
@@ -177,6 +178,7 @@ class Shared:
         compressed: read compressed bodies, and compress results for clients that accept it.
         logged: log a line for each request.
         budget: bytes of all bodies that are large or slow to arrive, together, until their answers.
+        keys: of which a request must bring one that does not come through the app; None lets everybody in.
     """
 
     engine: Engine
@@ -187,6 +189,7 @@ class Shared:
     compressed: bool = False
     logged: bool = False
     budget: Budget = field(default_factory=lambda: Budget(NO_BUDGET))
+    keys: Keys | None = None
 
 
 class Exchange(abc.ABC):
