@@ -118,6 +118,11 @@ class Settings:
     access_log: bool = _setting(
         False, "log a line for each request: its method, path, status, duration and id; never what it holds"
     )
+    tracing: bool = _setting(
+        False,
+        "make spans of OpenTelemetry of requests, stages and `forward`; where they go, and how many, say the OTEL_* "
+        "variables, or the program's own tracer provider; needs the extra otel",
+    )
     server_timing: bool = _setting(
         False,
         "answer with the header Server-Timing: how long a request has waited at each stage, and how long that has "
@@ -357,6 +362,11 @@ def logging_wishes() -> tuple[str, bool]:
 
 
 log.before_start(logging_wishes)
+
+
+def telemetry_variables() -> Mapping[str, str]:
+    """Return the variables that OpenTelemetry is set up by."""
+    return {name: value for name, value in os.environ.items() if name.startswith("OTEL_")}
 
 
 def prometheus_directory() -> str | None:

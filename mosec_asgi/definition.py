@@ -89,6 +89,7 @@ def plan_stage(
             ),
             log_level=settings.effective_log_level,
             log_text=settings.debug,
+            times=settings.tracing,
         )
         for worker_id in range(1, runtime.num + 1)
     ]

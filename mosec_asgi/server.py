@@ -65,9 +65,9 @@ class Server:
                 takes longer.
             **settings: see `config.Settings`: capacity, timeout (milliseconds), wait (milliseconds), start_timeout
                 (milliseconds), event_timeout (milliseconds), stall_timeout (milliseconds), stream_buffer (bytes),
-                load_shedding, address, port, namespace, log_level, debug, access_log, server_timing, tracing, dry_run, compression,
-                max_request_size (bytes), strict_json, title, version, path. The environment's `MOSEC_<NAME>` wins over
-                them, but for `title` and `version`, and `run()`'s command line over both.
+                load_shedding, address, port, namespace, log_level, debug, access_log, tracing, server_timing, dry_run,
+                compression, max_request_size (bytes), strict_json, title, version, path. The environment's
+                `MOSEC_<NAME>` wins over them, but for `title` and `version`, and `run()`'s command line over both.
 
         Raises:
             DefinitionError: a name is not a setting, or a value does not fit.

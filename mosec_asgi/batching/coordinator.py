@@ -89,6 +89,7 @@ class Coordinator:
         observers: Sequence[Sequence[StageObserver]] = (),
         clock: Callable[[], float] = time.monotonic,
         shared_memory: Callable[[], int] = lambda: 0,
+        traceparent: Callable[[int], str] | None = None,
     ) -> None:
         """Describe the service; nothing is started.
 
@@ -100,6 +101,8 @@ class Coordinator:
             observers: each an observer for every stage, in the order of `stages`.
             clock: seconds, monotonic.
             shared_memory: returns the bytes of shared memory that payloads take.
+            traceparent: returns that of the span of a traced call at its stage, for the stage's workers; None where no
+                calls are traced.
         """
         self._plans = stages
         self._routes = routes
@@ -108,6 +111,7 @@ class Coordinator:
         self._limits = limits
         self._clock = clock
         self._shared_memory = shared_memory
+        self._traceparent = traceparent
         self._stages: list[Stage] = []
         self._launchers: list[Launcher] = []
         self._admission: Admission
@@ -138,7 +142,17 @@ class Coordinator:
             launcher = self._make_launcher(plan, self._loop)
             self._launchers.append(launcher)
             observers = [stages[place] for stages in self._observers]
-            self._stages.append(Stage(plan, observers, self, launcher, self._clock, self._loop, self._limits.timeout))
+            stage = Stage(
+                plan,
+                observers,
+                self,
+                launcher,
+                self._clock,
+                self._loop,
+                self._limits.timeout,
+                self._traceparent,
+            )
+            self._stages.append(stage)
         self._admission = Admission(
             [stage.admission for stage in self._stages],
             [route.stages for route in self._routes],

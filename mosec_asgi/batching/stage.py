@@ -13,6 +13,7 @@ where `BusyPoll` says that it pays.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -46,7 +47,7 @@ from mosec_asgi.observing.observer import StageEvents, StageObserver
 from mosec_asgi.pool.link import Launcher
 from mosec_asgi.pool.supervisor import PoolWorker, Supervisor
 from mosec_asgi.pool.watchdog import Watchdog
-from mosec_asgi.request import packed
+from mosec_asgi.request import Request, packed
 
 # Seconds beyond its timeout that a worker gets to come back by itself, before it is taken for stuck.
 GRACE_SECONDS = 1.0
@@ -147,6 +148,7 @@ class Stage:
         clock: Callable[[], float],
         loop: asyncio.AbstractEventLoop,
         timeout: float = math.inf,
+        traceparent: Callable[[int], str] | None = None,
     ) -> None:
         """Put the parts together; nothing is started.
 
@@ -158,6 +160,7 @@ class Stage:
             clock: seconds, monotonic.
             loop: for turns and timers.
             timeout: of the service, in seconds.
+            traceparent: returns that of the span of a traced call, by its number; None where no calls are traced.
         """
         self.plan = plan
         self.events = StageEvents(observers)
@@ -170,6 +173,7 @@ class Stage:
         )
         self.pool = Supervisor(plan.specs, plan.variables, launcher, self, clock, loop, plan.start_timeout)
         self._owner = owner
+        self._traceparent = traceparent
         self._clock = clock
         self._loop = loop
         self.admission = StageAdmission(
@@ -253,7 +257,7 @@ class Stage:
     def worker_results(self, worker: PoolWorker, results: Results) -> None:
         """Take in results."""
         now = self._clock()
-        ids, codes, payloads, seconds = results
+        ids, codes, payloads, seconds, _ = results
         if not len(ids) == len(codes) == len(payloads):
             drop_all(payloads)
             raise LinkError(f"sent {len(ids)} results with {len(codes)} codes and {len(payloads)} payloads")
@@ -271,6 +275,8 @@ class Stage:
         if self.plan.times:
             for task in tasks:
                 task.note_time(self.plan.name, now)
+        if (came := self.events.came) is not None:
+            came(worker.worker_id, tasks, results, now)
         wanted = 0
         answered = self._owner.answered
         for task, code, payload in zip(tasks, codes, payloads, strict=True):
@@ -330,9 +336,13 @@ class Stage:
         self._cancelled.pop(worker, None)
         self._credits.pop(worker, None)
         again: list[Task] = []
-        for task in self.scheduler.remove_worker(worker):
+        tasks = self.scheduler.remove_worker(worker)
+        for task in tasks:
             if task.place <= begun:
                 task.attempts += 1
+        if tasks and (told := self.events.lost) is not None:
+            told(worker.worker_id, tasks, self._clock())
+        for task in tasks:
             if task.state is State.SETTLED:
                 continue
             begun_stream = task.flow is not None and task.flow.events
@@ -431,8 +441,8 @@ class Stage:
         worker = assignment.worker
         try:
             message = Tasks(ids, flags, request_ids, payloads)
-            if self.plan.takes_request:
-                message = message._replace(requests=[packed(task.request) for task in tasks])
+            if self.plan.takes_request or self._traceparent is not None:
+                message = message._replace(requests=self._requests(tasks))
             worker.link.send(message)
         except Exception as error:
             # A fault of ours. It is handled in the next turn, because the caller is in the middle of a change.
@@ -441,6 +451,18 @@ class Stage:
             told(worker.worker_id, tasks, now)
         if self._look_timer is None:
             self._look_timer = self._loop.call_later(LOOK_SECONDS, self._look)
+
+    def _requests(self, tasks: Sequence[Task]) -> Sequence[bytes]:
+        """Return what a worker is told of the requests: one that does not ask for it, the traces of traced ones."""
+        asks = self.plan.takes_request
+        traceparent = self._traceparent
+        requests = []
+        for task in tasks:
+            request = task.request if asks else None
+            if task.trace and traceparent is not None:
+                request = dataclasses.replace(request or Request(), traceparent=traceparent(task.id))
+            requests.append(packed(request))
+        return requests if asks or any(requests) else ()
 
     def _send_failed(self, worker: PoolWorker, tasks: Sequence[Task], error: Exception) -> None:
         """Answer tasks that could not be sent, and replace the worker, which may have been sent a part of them."""

@@ -83,13 +83,14 @@ class Task:
         objects: its call is one of objects: see `Call`.
         request: what workers are told of its request, where they ask for it.
         times: of the stages that have answered it, where the service notes them.
+        trace: of its request's span; see `Call`.
         state: see the table.
     """
 
     __slots__ = (
         "alone", "arrived", "at_last_stage", "attempts", "batch", "began", "caller", "deadline", "example", "flow",
         "id", "number", "objects", "payload", "place", "position", "queued", "request", "request_id", "route", "stages",
-        "state", "times",
+        "state", "times", "trace",
     )  # fmt: skip
 
     def __init__(
@@ -101,7 +102,19 @@ class Task:
         deadline: float,
         flow: Flow | None = None,
     ) -> None:
-        self.id, self.route, self.payload, self.request_id, _, self.example, self.objects, _, _, self.request = call
+        (
+            self.id,
+            self.route,
+            self.payload,
+            self.request_id,
+            _,
+            self.example,
+            self.objects,
+            _,
+            _,
+            self.request,
+            self.trace,
+        ) = call
         self.caller = caller
         self.stages = stages
         self.position = 0

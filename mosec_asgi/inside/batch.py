@@ -127,6 +127,14 @@ class Unit:
         names = dict(zip(tasks.ids, tasks.request_ids, strict=True))
         return [names[task_id] for task_id in inside if task_id in names]
 
+    def trace_ids_inside(self) -> list[str]:
+        """Return the ids of the traces of those requests that `forward` has now, as far as they are traced."""
+        inside, tasks = self.inside, self.tasks
+        if not tasks.requests:
+            return []
+        told = dict(zip(tasks.ids, tasks.requests, strict=True))
+        return [trace for task_id in inside if (trace := unpacked(told.get(task_id, b"")).trace_id)]
+
     def request(self, index: int) -> Request:
         """Return what is known of the request of an item: `Worker.request`.
 
@@ -290,7 +298,12 @@ class BatchAlgorithm:
         if self._outlet is not None:
             return (yield from self._stream(unit, items, self._outlet, whole=whole))
         self._port.progress.beat()
+        watch = self._port.stopwatch
+        if watch is not None:
+            watch.begin(unit.inside)
         got = yield Forward(items if self._batches else items[0])
+        if watch is not None:
+            watch.end(unit.inside)
         if not isinstance(got, Raised):
             if not self._batches:
                 return [got]
@@ -314,6 +327,9 @@ class BatchAlgorithm:
             return ended
         unit.inside = [unit.inside[place] for place in live]
         self._port.progress.beat()
+        if self._port.stopwatch is not None:
+            # Until the stream is answered.
+            self._port.stopwatch.begin(unit.inside)
         got = yield Forward([items[place] for place in live] if self._batches else items[0])
         if not isinstance(got, Raised):
             got = yield from self._send(unit.inside, outlet, got)

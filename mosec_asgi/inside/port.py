@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import abc
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
+from mosec_asgi.inside.stopwatch import Stopwatch
 from mosec_asgi.ipc.mapped import Mapped
 from mosec_asgi.messages import Cancels, Chunks, Credits, Results, Tasks
 
@@ -47,7 +49,10 @@ class Port(abc.ABC):
         tasks: messages of tasks that have come and have not been begun.
         cancelled: tasks that the worker has and nobody waits for.
         ended: the server has ended the stream, or is gone: no more tasks come.
+        stopwatch: measures when `forward` has a task, where the server asks for it.
     """
+
+    stopwatch: Stopwatch | None = None
 
     def __init__(self, progress: ProgressNotes) -> None:
         self.progress = progress
@@ -148,9 +153,18 @@ class Port(abc.ABC):
     def failed(self, text: str) -> None:
         """Say why the worker could not start."""
 
+    def measure(self) -> None:
+        """Say with each answer from now on when `forward` had the task."""
+        self.stopwatch = Stopwatch(self._now)
+
+    # Of another clock, where the worker has one.
+    _now: Callable[[], float] = staticmethod(time.perf_counter)
+
     def answer(self, results: Results) -> None:
         """Send results, and forget their tasks."""
         self.progress.beat()
+        if self.stopwatch is not None:
+            results = results._replace(forwards=self.stopwatch.take(results.ids))
         with self._lock:
             self._held.difference_update(results.ids)
             if self.cancelled:

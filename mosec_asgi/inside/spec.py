@@ -31,6 +31,7 @@ class WorkerSpec:
             all stages that read them use the default `deserialize_ipc`.
         log_level: the least level to log.
         log_text: log text instead of JSON lines even if standard error is not a terminal.
+        times: say with each answer when `forward` had the task, and name the traces of requests in log lines.
         metrics_directory: the server's private directory of custom metrics; empty if there is none.
     """
 
@@ -50,4 +51,5 @@ class WorkerSpec:
     buffers_apart: bool = False
     log_level: str = "info"
     log_text: bool = False
+    times: bool = False
     metrics_directory: str = ""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from starlette.applications import Starlette
 from starlette.datastructures import MutableHeaders
@@ -34,6 +34,9 @@ from mosec_asgi.web.openapi import OpenAPI
 from mosec_asgi.web.responses import Response
 from mosec_asgi.web.swagger import Swagger
 
+if TYPE_CHECKING:
+    from mosec_asgi.observing.tracing import Tracing
+
 
 class App:
     """The ASGI app of a running service.
@@ -60,6 +63,7 @@ class App:
         access_log: bool = False,
         lingers: bool = False,
         middleware: Sequence[Middleware] = (),
+        tracing: Tracing | None = None,
         forms: Mapping[str, Callable[[Failure], Response]] | None = None,
     ) -> None:
         """Build the routes.
@@ -78,6 +82,7 @@ class App:
             access_log: log a line for each request.
             lingers: an answer that is given early needs help to arrive; see `lingering`.
             middleware: what each request goes through, health and documents included; the first is the outermost.
+            tracing: makes the spans of requests.
             forms: how requests are refused for which there is no route, by what their paths begin with.
         """
         health, swagger = Health(engine, metrics, custom), Swagger()
@@ -90,6 +95,7 @@ class App:
             compressed=compressed,
             logged=access_log,
             budget=Budget(max(body_memory, max_request_size)),
+            tracing=tracing,
         )
         watch: DisconnectWatch[AsgiExchange] = DisconnectWatch(AsgiExchange.leave)
         bodies = BodyReader(shared.limit, limits, shared.budget)

@@ -19,16 +19,21 @@ from mosec_asgi.web.responses import Header, Response
 _NO_TOKEN = re.compile(r"[^A-Za-z0-9!#$%&'*+.^_`|~-]")
 
 
-def added(response: Response, outcomes: Sequence[Outcome]) -> Response:
-    """Return an answer with the header; as it is where no times were noted."""
+def added(response: Response, outcomes: Sequence[Outcome], traceparent: str = "") -> Response:
+    """Return an answer with the header; as it is where no times were noted. See `header`."""
     times = [outcome.times for outcome in outcomes if outcome.times]
     if not times:
         return response
-    return response._replace(headers=(*response.headers, header(times)))
+    return response._replace(headers=(*response.headers, header(times, traceparent)))
 
 
-def header(calls: Iterable[Sequence[StageTime]]) -> Header:
-    """Return the header that says the times of a request's calls."""
+def header(calls: Iterable[Sequence[StageTime]], traceparent: str = "") -> Header:
+    """Return the header that says the times of a request's calls.
+
+    Args:
+        calls: the times of each.
+        traceparent: of the request's span, where it is traced: a page's own tracing reads it there.
+    """
     longest: dict[str, tuple[float, float]] = {}
     for times in calls:
         for stage, queue, compute in times:
@@ -38,6 +43,8 @@ def header(calls: Iterable[Sequence[StageTime]]) -> Header:
         f"{_token(stage)}.queue;dur={queue * 1000:.3f}, {_token(stage)}.compute;dur={compute * 1000:.3f}"
         for stage, (queue, compute) in longest.items()
     ]
+    if traceparent:
+        entries.append(f'traceparent;desc="{traceparent}"')
     return b"server-timing", ", ".join(entries).encode()
 
 
