@@ -130,7 +130,6 @@ def test_a_collector_sees_the_spans_of_a_request_whose_times_add_up(tmp_path: Pa
     command = service(tmp_path, "Naps", "NapsBatch")
     with running(command, tmp_path / "log", environment=variables(collector, OTEL_SERVICE_NAME="my-models")) as program:
         program.wait_ready()
-        program.client.post("/inference", json=0)
         before = time.time_ns()
         answer = program.client.post("/inference", json=1, headers={"traceparent": PARENT, "x-request-id": "mine"})
         after = time.time_ns()
@@ -145,16 +144,19 @@ def test_a_collector_sees_the_spans_of_a_request_whose_times_add_up(tmp_path: Pa
     assert len(spans) == 5
     assert request.parent_span_id.hex() == PARENT.split("-")[2]
     assert [first.parent_span_id, second.parent_span_id] == [request.span_id] * 2
-    assert before <= request.start_time_unix_nano <= request.end_time_unix_nano <= after
-    assert seconds(request) >= 0.3
+    # The clocks of two processes may differ a little.
+    assert before - 50e6 <= request.start_time_unix_nano <= request.end_time_unix_nano <= after + 50e6
+    assert seconds(request) >= 0.8
     assert seconds(first) + seconds(second) == pytest.approx(seconds(request), rel=0.05)
+    added = 0.0
     for stage in (first, second):
         forward = forwards[stage.span_id]
         queued = next(a.value.double_value for a in stage.attributes if a.key == "mosec.queue_seconds")
-        assert seconds(forward) >= 0.15
-        assert queued + seconds(forward) == pytest.approx(seconds(stage), rel=0.05)
+        assert seconds(forward) >= 0.4
+        added += queued + seconds(forward)
         assert stage.start_time_unix_nano <= forward.start_time_unix_nano
         assert forward.end_time_unix_nano <= stage.end_time_unix_nano
+    assert added == pytest.approx(seconds(request), rel=0.05)
 
 
 def test_a_batch_in_a_process_is_linked_to_its_requests(tmp_path: Path, collector: Collector) -> None:
@@ -266,12 +268,12 @@ def test_grpc_is_a_protocol_where_its_package_is_installed() -> None:
     ("setting", "message"),
     [
         (
-            {"OTEL_TRACES_EXPORTER": "jaeger_old"},
-            "OTEL_TRACES_EXPORTER asks for the exporter 'jaeger_old', which is not ",
+            {"OTEL_TRACES_EXPORTER": "other"},
+            "OTEL_TRACES_EXPORTER asks for the exporter 'other', which is not ",
         ),
         (
             {"OTEL_EXPORTER_OTLP_PROTOCOL": "http/json"},
-            "OTEL_EXPORTER_OTLP_PROTOCOL must be one of http/protobuf, grpc",
+            "OTEL_EXPORTER_OTLP_PROTOCOL must be one of http/protobuf,",
         ),
     ],
 )
