@@ -42,7 +42,7 @@ PURE = {
 IMPURE = {"asyncio", "socket", "time", "threading", "multiprocessing", "signal", "subprocess", "os", "select"}
 HEAVY = {
     "starlette", "uvicorn", "pydantic", "prometheus_client", "msgpack", "msgspec", "numbin", "numpy", "redis",
-    "asyncio", "ssl", "argparse", "tempfile",
+    "asyncio", "ssl", "argparse", "tempfile", "opentelemetry",
 }  # fmt: skip
 
 MODULES = {
