@@ -170,12 +170,16 @@ OBJECT_IN = 16
 OBJECT_OUT = 32
 
 
+# Beside these: the server makes a span of its `forward`, and wants to know its time.
+TRACED = 64
+
+
 class Tasks(NamedTuple):
     """Work for a worker: columns of equal length, a task at each place.
 
     Attributes:
         ids: the tasks' numbers.
-        flags: the sum of `INGRESS`, `EGRESS`, `EXAMPLE`, `OBJECT_IN` and `OBJECT_OUT` for each.
+        flags: the sum of `INGRESS`, `EGRESS`, `EXAMPLE`, `OBJECT_IN`, `OBJECT_OUT` and `TRACED` for each.
         request_ids: what the logs call the requests.
         payloads: the encoded inputs.
         requests: what the worker is told of the requests (`request.packed`); empty where it does not ask for it, and
@@ -212,7 +216,7 @@ class Results(NamedTuple):
             `REPLY`.
         payloads: the encoded results, or texts.
         seconds: time from decoding the first to encoding the last, waiting not included.
-        forwards: when `forward` had each of them, where the worker is asked for it; else empty.
+        forwards: when `forward` had each of them, where one of them is traced; else empty.
     """
 
     ids: Sequence[int]

@@ -97,7 +97,9 @@ class Service:
         self._document = document or functools.partial(openapi_document, routes, settings, protocols)
         self._middleware = middleware
         self._protocols = protocols
-        stages, pipelines, limits = plan_service(routes, settings)
+        clock = platform.clock if platform else time.monotonic
+        self._tracing = _tracing(settings, clock) if settings.tracing else None
+        stages, pipelines, limits = plan_service(routes, settings, traces=self._tracing is not None)
         self._workers = sum(len(plan.specs) for plan in stages)
         self._call_routes = call_routes(stages, pipelines, limits)
         self._memory: SharedMemory | None = None
@@ -105,8 +107,6 @@ class Service:
             settings.namespace,
             [StageMetrics(plan.name, batched=plan.batch_size > 1, streams=plan.streams) for plan in stages],
         )
-        clock = platform.clock if platform else time.monotonic
-        self._tracing = _tracing(settings, clock) if settings.tracing else None
         # Workers in this process use the process's own prometheus_client registry.
         self._custom = None if platform else CustomMetrics(prometheus_directory())
         self._coordinator = Coordinator(

@@ -17,7 +17,9 @@ def clock() -> FakeClock:
 
 @pytest.fixture
 def watch(clock: FakeClock) -> Stopwatch:
-    return Stopwatch(clock)
+    made = Stopwatch(clock)
+    made.wanted.update([1, 2, 7])
+    return made
 
 
 def test_the_time_of_a_task_is_that_of_its_call_and_how_long_ago_it_began(watch: Stopwatch, clock: FakeClock) -> None:
@@ -54,6 +56,17 @@ def test_a_task_that_forward_never_had_and_one_that_was_answered_have_no_time(
     watch.take([1])
     watch.end([1])
     assert watch.take([1, 2]) == [NEVER, NEVER]
+
+
+def test_of_tasks_that_are_not_traced_nothing_is_kept(watch: Stopwatch, clock: FakeClock) -> None:
+    watch.begin([3, 4])
+    clock.advance(1.0)
+    watch.end([3, 4])
+    assert watch.take([3, 4]) == ()
+    watch.begin([1, 3])
+    clock.advance(1.0)
+    assert watch.take([3, 1]) == [NEVER, ForwardTime(1.0, 1.0, 1)]
+    assert watch.wanted == {2, 7}
 
 
 def test_around_a_call_it_measures_and_the_timer_bounds(watch: Stopwatch, clock: FakeClock) -> None:

@@ -34,6 +34,7 @@ from mosec_asgi.messages import (
     INGRESS,
     OBJECT_IN,
     OBJECT_OUT,
+    TRACED,
     Cancels,
     Chunks,
     Credits,
@@ -435,14 +436,14 @@ class Stage:
         for task in tasks:
             task.began = now
             ids.append(task.id)
-            flags.append(_flags(task))
+            flags.append(_flags(task) | TRACED if task.trace else _flags(task))
             request_ids.append(task.request_id)
             payloads.append(task.payload)
         worker = assignment.worker
         try:
             message = Tasks(ids, flags, request_ids, payloads)
-            if self.plan.takes_request or self._traceparent is not None:
-                message = message._replace(requests=self._requests(tasks))
+            if self.plan.takes_request or (self._traceparent is not None and any(task.trace for task in tasks)):
+                message = message._replace(requests=[packed(self._told(task)) for task in tasks])
             worker.link.send(message)
         except Exception as error:
             # A fault of ours. It is handled in the next turn, because the caller is in the middle of a change.
@@ -452,17 +453,12 @@ class Stage:
         if self._look_timer is None:
             self._look_timer = self._loop.call_later(LOOK_SECONDS, self._look)
 
-    def _requests(self, tasks: Sequence[Task]) -> Sequence[bytes]:
-        """Return what a worker is told of the requests: one that does not ask for it, the traces of traced ones."""
-        asks = self.plan.takes_request
-        traceparent = self._traceparent
-        requests = []
-        for task in tasks:
-            request = task.request if asks else None
-            if task.trace and traceparent is not None:
-                request = dataclasses.replace(request or Request(), traceparent=traceparent(task.id))
-            requests.append(packed(request))
-        return requests if asks or any(requests) else ()
+    def _told(self, task: Task) -> Request | None:
+        """Return what a worker is told of a request: one that does not ask for it, only its trace."""
+        request = task.request if self.plan.takes_request else None
+        if not task.trace or self._traceparent is None:
+            return request
+        return dataclasses.replace(request or Request(), traceparent=self._traceparent(task.id))
 
     def _send_failed(self, worker: PoolWorker, tasks: Sequence[Task], error: Exception) -> None:
         """Answer tasks that could not be sent, and replace the worker, which may have been sent a part of them."""

@@ -101,7 +101,7 @@ class AsyncRunner:
         self._spec = spec
         self._port = port
         self._kernel = kernel
-        if spec.times:
+        if spec.traces:
             port.measure()
         self._codec = Codec(worker, spec, port.memory, timer, self._show_life)
         self._batches = spec.max_batch_size > 1

@@ -29,7 +29,7 @@ from mosec_asgi.inside.port import Port, inputs
 from mosec_asgi.inside.returned import check_sent, events_of
 from mosec_asgi.inside.shape import checked
 from mosec_asgi.inside.spec import WorkerSpec
-from mosec_asgi.messages import Results, Tasks
+from mosec_asgi.messages import TRACED, Results, Tasks
 from mosec_asgi.request import Request, unpacked
 
 logger = log.internal_logger(__name__)
@@ -130,10 +130,9 @@ class Unit:
     def trace_ids_inside(self) -> list[str]:
         """Return the ids of the traces of those requests that `forward` has now, as far as they are traced."""
         inside, tasks = self.inside, self.tasks
-        if not tasks.requests:
-            return []
-        told = dict(zip(tasks.ids, tasks.requests, strict=True))
-        return [trace for task_id in inside if (trace := unpacked(told.get(task_id, b"")).trace_id)]
+        rows = zip(tasks.ids, tasks.flags, tasks.requests, strict=False)
+        told = {task_id: request for task_id, flags, request in rows if flags & TRACED}
+        return [unpacked(told[task_id]).trace_id for task_id in inside if task_id in told]
 
     def request(self, index: int) -> Request:
         """Return what is known of the request of an item: `Worker.request`.
@@ -299,10 +298,10 @@ class BatchAlgorithm:
             return (yield from self._stream(unit, items, self._outlet, whole=whole))
         self._port.progress.beat()
         watch = self._port.stopwatch
-        if watch is not None:
+        if watch is not None and watch.wanted:
             watch.begin(unit.inside)
         got = yield Forward(items if self._batches else items[0])
-        if watch is not None:
+        if watch is not None and watch.wanted:
             watch.end(unit.inside)
         if not isinstance(got, Raised):
             if not self._batches:

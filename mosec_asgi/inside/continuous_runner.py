@@ -40,7 +40,7 @@ class ContinuousRunner:
         self._worker = worker
         self._port = port
         self._slots = spec.max_batch_size
-        if spec.times:
+        if spec.traces:
             port.measure()
         self._codec = Codec(worker, spec, port.memory, timer, port.progress.beat)
         self._outlet = Outlet(worker, spec, self._codec, port)
@@ -142,10 +142,9 @@ class ContinuousRunner:
             self._answer(tasks, place, LEFT)
             return
         self._at = request_ids
-        if (watch := self._port.stopwatch) is not None:
+        if (watch := self._port.stopwatch) is not None and task_id in watch.wanted:
             watch.begin((task_id,))
-            if tasks.requests and (trace := unpacked(tasks.requests[place]).trace_id):
-                self._traces[request_ids[0]] = trace
+            self._traces[request_ids[0]] = unpacked(tasks.requests[place]).trace_id
         self._request = tasks.requests[place] if tasks.requests else None
         try:
             item = self._codec.decode(tasks.flags[place], inputs(tasks)[place])

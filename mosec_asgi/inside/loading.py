@@ -78,7 +78,7 @@ def speaker_for(runner: Runner, spec: WorkerSpec) -> log.Speaker:
         # Each once: the requests of a batch may belong to one trace.
         return {**speaker(), "trace_id": " ".join(dict.fromkeys(runner.trace_ids()))}
 
-    return speaker_of_traces if spec.times else speaker
+    return speaker_of_traces if spec.traces else speaker
 
 
 def load(spec: WorkerSpec) -> Worker:

@@ -45,9 +45,10 @@ class PlainRunner:
         self._batches = spec.max_batch_size > 1
         # Stands around a call of `forward`.
         self._around: Timer | NoTimer | Watched = timer
-        if spec.times:
+        self._watched: Watched | None = None
+        if spec.traces:
             port.measure()
-            self._around = Watched(timer, port, self._inside)
+            self._watched = Watched(timer, port, self._inside)
         self._codec = Codec(worker, spec, port.memory, timer, port.progress.beat)
         self._algorithm = BatchAlgorithm(spec, self._codec, port, time.perf_counter)
         # The unit that runs now.
@@ -101,6 +102,8 @@ class PlainRunner:
         """Run tasks one by one; results go out together while the worker is quick and at once when it is slow."""
         # One object for all units.
         self._unit.tasks = tasks
+        if self._watched is not None:
+            self._around = self._watched if self._watched.wanted else self._timer
         clock = time.perf_counter
         begin = self._port.progress.begin
         ids = tasks.ids

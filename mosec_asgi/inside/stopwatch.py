@@ -12,10 +12,15 @@ NEVER = ForwardTime(0.0, 0.0, 0)
 
 
 class Stopwatch:
-    """The times of the tasks that a worker has."""
+    """The times of the traced tasks that a worker has; of others there are none.
+
+    Attributes:
+        wanted: the traced tasks that have come and are not answered.
+    """
 
     def __init__(self, clock: Callable[[], float]) -> None:
-        """Begin with none; `clock` gives seconds."""
+        """Begin with no tasks; `clock` gives seconds."""
+        self.wanted: set[int] = set()
         self._clock = clock
         # By task: the beginning of the first call, the end of the last, and their number.
         self._began: dict[int, float] = {}
@@ -25,7 +30,7 @@ class Stopwatch:
     def begin(self, ids: Sequence[int]) -> None:
         """Note that a call of `forward` with these tasks begins."""
         now = self._clock()
-        for task_id in ids:
+        for task_id in self.wanted.intersection(ids):
             self._began.setdefault(task_id, now)
             self._ended.pop(task_id, None)
             self._calls[task_id] = self._calls.get(task_id, 0) + 1
@@ -37,9 +42,12 @@ class Stopwatch:
             if task_id in self._began:
                 self._ended[task_id] = now
 
-    def take(self, ids: Sequence[int]) -> list[ForwardTime]:
-        """Return the times of tasks that are answered now, and forget them."""
+    def take(self, ids: Sequence[int]) -> Sequence[ForwardTime]:
+        """Return the times of tasks that are answered now, and forget them; nothing where none of them is traced."""
+        if self.wanted.isdisjoint(ids):
+            return ()
         now = self._clock()
+        self.wanted.difference_update(ids)
         return [self._taken(task_id, now) for task_id in ids]
 
     def _taken(self, task_id: int, now: float) -> ForwardTime:
@@ -70,6 +78,11 @@ class Watched:
         self._timer = timer
         self._stopwatch = port.stopwatch
         self._inside = inside
+
+    @property
+    def wanted(self) -> bool:
+        """Whether there are traced tasks."""
+        return bool(self._stopwatch.wanted)
 
     def __enter__(self) -> None:
         self._stopwatch.begin(self._inside())

@@ -38,6 +38,7 @@ COMPARE_SECONDS = 60.0
 # Characters of a failure's text that a span shows.
 MOST_TEXT = 256
 LEFT = "client_left"
+_ERROR = Status(StatusCode.ERROR)
 
 
 class Tracing:
@@ -80,16 +81,21 @@ class Tracing:
         request's headers say. A request with neither begins a trace, and its span must be begun next.
         """
         current = trace.get_current_span()
-        around = current.get_span_context()
-        context = Context()
-        if around.is_valid:
-            context = trace.set_span_in_context(current, context)
-        elif any(name in headers for name, _ in self._fields):
+        if current is not trace.INVALID_SPAN:
+            context = trace.set_span_in_context(current, Context())
+        else:
+            for key, _ in self._fields:
+                if key in headers:
+                    break
+            else:
+                # The usual case, and nearly always that of a request that is not sampled.
+                return None if self._foretold.drops_root() else Context()
             said = {name: headers[key].decode("latin-1") for key, name in self._fields if key in headers}
-            context = propagate.extract(said, context)
-            around = trace.get_current_span(context).get_span_context()
-        dropped = self._foretold.follows and not around.trace_flags.sampled if around.is_valid else None
-        if dropped is None:
+            context = propagate.extract(said, Context())
+        around = trace.get_current_span(context).get_span_context()
+        if around.is_valid:
+            dropped = self._foretold.follows and not around.trace_flags.sampled
+        else:
             dropped = self._foretold.drops_root()
         return None if dropped else context
 
@@ -189,14 +195,18 @@ class RequestSpan:
             attribute: that names the status.
         """
         span, status = self._span, self.status
+        said: dict[str, str | int] = {}
         if self.events:
-            span.set_attribute("mosec.stream.events", self.events)
+            said["mosec.stream.events"] = self.events
         if not status or status == CANCELLED:
-            _fail(span, LEFT, "the client left before it was answered")
+            said["error.type"] = LEFT
+            span.set_status(Status(StatusCode.ERROR, "the client left before it was answered"))
         else:
-            span.set_attribute(attribute, status)
+            said[attribute] = status
             if status >= least_error:
-                _fail(span, str(status))
+                said["error.type"] = str(status)
+                span.set_status(_ERROR)
+        span.set_attributes(said)
         span.end(self._tracing.nanoseconds(self._tracing.clock()))
 
 
@@ -319,17 +329,22 @@ class StageTracing(StageObserver):
     def _end(self, visit: _Visit, task: ObservedTask, code: int, text: bytes, now: float) -> None:
         span = visit.span
         began = task.began if visit.batch is not None else now
-        span.set_attribute("mosec.queue_seconds", max(0.0, began - task.queued))
-        span.set_attribute("mosec.attempts", visit.attempts)
+        said: dict[str, str | int | float] = {
+            "mosec.queue_seconds": began - task.queued,
+            "mosec.attempts": visit.attempts,
+        }
         if visit.batch is not None:
-            span.set_attribute("mosec.batch.size", visit.batch.size)
-            span.set_attribute("mosec.worker", visit.worker_id)
+            said |= {"mosec.batch.size": visit.batch.size, "mosec.worker": visit.worker_id}
         if visit.events:
-            span.set_attribute("mosec.stream.events", visit.events)
+            said["mosec.stream.events"] = visit.events
         if code == CANCELLED:
-            _fail(span, LEFT, "nobody waits for it any more")
+            said["error.type"] = LEFT
+            span.set_status(Status(StatusCode.ERROR, "nobody waits for it any more"))
         elif code not in (OK, REPLY):
-            _fail(span, str(code), text[:MOST_TEXT].decode(errors="replace"))
+            said["error.type"] = str(code)
+            span.set_status(Status(StatusCode.ERROR, text[:MOST_TEXT].decode(errors="replace") or None))
+        # At once: the SDK takes a lock for each.
+        span.set_attributes(said)
         span.end(self._tracing.nanoseconds(now))
 
     def _forward(self, visit: _Visit, task: ObservedTask, measured: ForwardTime, now: float) -> None:
@@ -361,11 +376,6 @@ class StageTracing(StageObserver):
         if batch.forward is None:
             batch.forward = span.get_span_context()
         span.end(self._tracing.nanoseconds(ended))
-
-
-def _fail(span: Span, kind: str, text: str | None = None) -> None:
-    span.set_attribute("error.type", kind)
-    span.set_status(Status(StatusCode.ERROR, text or None))
 
 
 def _is_local(context: Context) -> bool:

@@ -132,6 +132,8 @@ class DirectExchange(Exchange):
         self._more: list[bytes] = []
         self._size = 0
         self._began = 0.0
+        # The header Server-Timing of the answer, and the end of the head.
+        self._timing = b""
 
     @property
     def about(self) -> About:
@@ -226,11 +228,18 @@ class DirectExchange(Exchange):
         except Exception as error:
             response = self.route.refuse(self, self._fault(error))
         if outcome.times:
-            response = server_timing.added(response, (outcome,), self.traceparent)
+            response = self.timed(response, (outcome,))
         if self.shared.compressed:
             self.answer(response)
         elif not self.response_complete:
             self._send(response)
+
+    def timed(self, response: Response, outcomes: Sequence[Outcome]) -> Response:
+        """Keep the header for `_send`: a response with headers of its own needs a head of its own, 8 µs more."""
+        times = [outcome.times for outcome in outcomes if outcome.times]
+        name, value = server_timing.header(times, self.traceparent)
+        self._timing = b"%b: %b\r\n\r\n" % (name, value)
+        return response
 
     async def _answer_packed(self, response: Response, accept: bytes | None) -> None:
         response = await compression.packed(response, accept)
@@ -244,6 +253,10 @@ class DirectExchange(Exchange):
         connection, direct = self._connection, self._direct
         own = connection.own_headers()
         head = direct.head(response, self.request_id, own if self.keep_alive else [*own, CLOSE])
+        if self._timing:
+            # In the place of the empty line at the head's end.
+            head = head[:-2] + self._timing
+            self._timing = b""
         connection.respond(head, response.body, close=not self.keep_alive)
         # Counted after it was sent, so that the client does not wait for it.
         self.shared.metrics.answered(self.route.path, response.status, perf_counter() - self._began)
