@@ -334,6 +334,14 @@ def test_a_stream_that_the_program_reads_is_a_child_of_its_span() -> None:
     assert attribute(call, "mosec.stream.events") == 3
 
 
+def test_a_call_from_a_thread_that_blocks_is_a_child_of_its_span_too() -> None:
+    server = Server(timeout=20_000, tracing=True)
+    server.append_worker(workers.First, executor="thread")
+    with server.engine() as engine, trace.get_tracer("test").start_as_current_span("mine"):
+        assert engine.infer(1) == 1
+    assert parent_id(the("infer /inference")) == own_id(the("mine"))
+
+
 def test_the_items_of_one_request_are_stages_below_its_span() -> None:
     from mosec_asgi.protocols import OpenAI
 

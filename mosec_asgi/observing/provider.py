@@ -9,10 +9,10 @@ spans are gathered. It is not set as the program's own.
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import entry_points
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mosec_asgi import log
 from mosec_asgi.errors import DefinitionError
@@ -20,6 +20,7 @@ from mosec_asgi.version import __version__
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import SpanExporter
     from opentelemetry.trace import Tracer
     from opentelemetry.trace import TracerProvider as AnyProvider
 
@@ -72,7 +73,6 @@ def opened(variables: Mapping[str, str], name: str, provider: AnyProvider | None
     """
     try:
         from opentelemetry import trace
-        from opentelemetry.sdk.trace import TracerProvider
     except ImportError as error:
         raise DefinitionError(MISSING) from error
     if variables.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
@@ -88,7 +88,13 @@ def opened(variables: Mapping[str, str], name: str, provider: AnyProvider | None
     if not exporters:
         logger.info("no requests are traced: OTEL_TRACES_EXPORTER names no exporter")
         return None
+    return _own(exporters, name)
+
+
+def _own(exporters: Sequence[SpanExporter], name: str) -> Opened:
+    """Return a tracer whose spans go to these exporters."""
     from opentelemetry.sdk.resources import SERVICE_NAME, Resource
+    from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
     resource = Resource.create()
@@ -100,13 +106,13 @@ def opened(variables: Mapping[str, str], name: str, provider: AnyProvider | None
     return Opened(own.get_tracer(SCOPE, __version__), own)
 
 
-def _exporters(variables: Mapping[str, str]) -> list[Any]:
+def _exporters(variables: Mapping[str, str]) -> list[SpanExporter]:
     """Return the exporters that `OTEL_TRACES_EXPORTER` names; that of OTLP where it is not set."""
     names = [name.strip() for name in variables.get("OTEL_TRACES_EXPORTER", "").split(",") if name.strip()] or ["otlp"]
     return [_exporter(name, variables) for name in dict.fromkeys(names) if name != "none"]
 
 
-def _exporter(name: str, variables: Mapping[str, str]) -> Any:
+def _exporter(name: str, variables: Mapping[str, str]) -> SpanExporter:
     if name == "otlp":
         variable = "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL"
         if not variables.get(variable):
@@ -120,4 +126,8 @@ def _exporter(name: str, variables: Mapping[str, str]) -> Any:
         package = _PACKAGES.get(name)
         remedy = f"pip install {package}" if package else "install its package, or choose otlp, console or none"
         raise DefinitionError(f"OTEL_TRACES_EXPORTER asks for the exporter {name!r}, which is not installed; {remedy}")
-    return found[0].load()()
+    try:
+        made: SpanExporter = found[0].load()()
+    except ImportError as error:
+        raise DefinitionError(MISSING) from error
+    return made
