@@ -29,6 +29,10 @@ GRACE_SECONDS = 30.0
 LOG_LEVELS = ("debug", "info", "warning", "error")
 # Settings that only the program makes: as flags and variables these names belong to too many programs.
 KEYWORD_ONLY = frozenset({"title", "version"})
+# Settings that are no flags: all users of a machine see the command lines of its programs.
+NO_FLAG = frozenset({"api_keys"})
+# Settings of which an empty variable is refused: it would let everybody in, where keys were meant.
+NEVER_EMPTY = frozenset({"api_keys", "api_key_file"})
 # mosec's own flags, which its parser lets be abbreviated.
 _MOSECS = (
     "path", "capacity", "timeout", "wait", "address", "port", "namespace", "debug", "log-level", "dry-run",
@@ -66,8 +70,14 @@ def _setting(
     least: int | None = None,
     most: int | None = None,
     choices: tuple[str, ...] | None = None,
+    is_list: bool = False,
+    members: tuple[str, ...] | None = None,
+    secret: bool = False,
 ) -> Any:
-    return field(default=default, metadata={"help": text, "least": least, "most": most, "choices": choices})
+    metadata = {
+        "help": text, "least": least, "most": most, "choices": choices, "is_list": is_list, "members": members,
+    }  # fmt: skip
+    return field(default=default, metadata=metadata, repr=not secret)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +116,11 @@ class Settings:
     )
     address: str = _setting("0.0.0.0", "address to listen on")
     port: int = _setting(8000, "port to listen on; 0 for any that is free", least=0, most=65535)
+    uds: str = _setting("", "path of a Unix socket to listen on, in the place of an address and a port")
+    ssl_certfile: str = _setting(
+        "", "file of a certificate (PEM), with those above it, to speak HTTPS with; empty for HTTP"
+    )
+    ssl_keyfile: str = _setting("", "file of the certificate's key (PEM), where it is not in `ssl_certfile`")
     http: str = _setting(
         "auto",
         "how HTTP is spoken: auto for the short ways of this package where the versions of uvicorn and its parsers are "
@@ -114,7 +129,12 @@ class Settings:
     )
     namespace: str = _setting("mosec_service", "prefix of the metrics' names")
     log_level: str = _setting("info", "least level to log", choices=LOG_LEVELS)
-    debug: bool = _setting(False, "log at level debug, as text instead of JSON lines; coloured on a terminal")
+    debug: bool = _setting(
+        False, "log at level debug, as text instead of JSON lines, coloured on a terminal; show the dashboard"
+    )
+    dashboard: bool = _setting(
+        False, "show how the service does at /dashboard/, to everybody who can reach it; `debug` shows it as well"
+    )
     access_log: bool = _setting(
         False, "log a line for each request: its method, path, status, duration and id; never what it holds"
     )
@@ -184,6 +204,33 @@ class Settings:
         "refuse bodies that are no strict JSON (RFC 8259): NaN, Infinity, a byte order mark, UTF-16, lone surrogates, "
         "which are otherwise read as Python's json reads them",
     )
+    api_keys: str = _setting(
+        "",
+        "keys of which each request must bring one, as `authorization: Bearer <key>` or `x-api-key`, with commas "
+        "between them; a key may be followed by the paths that it is for: `key /inference /v1/*`",
+        is_list=True,
+        secret=True,
+    )
+    api_key_file: str = _setting("", "file of such keys, one a line, which is read again when it changes")
+    public: str = _setting(
+        "",
+        "what is answered without a key where there are keys, beside /livez and /readyz: root, metrics, docs, "
+        "dashboard, with commas between them",
+        is_list=True,
+        members=("root", "metrics", "docs", "dashboard"),
+    )
+    cors_origins: str = _setting(
+        "",
+        "origins of the pages whose scripts may ask this service (CORS), such as https://app.example.com, with commas "
+        "between them; * for all. Requests then go through ASGI, which takes longer",
+        is_list=True,
+    )
+    allowed_hosts: str = _setting(
+        "",
+        "host names by which requests may ask, such as api.example.com or *.example.com, with commas between them; "
+        "others are answered 400, but for health. Requests then go through ASGI, which takes longer",
+        is_list=True,
+    )
     title: str = _setting("mosec-asgi service", "title of the OpenAPI document")
     version: str = _setting("", "version of the service in the OpenAPI document; that of mosec-asgi where it is empty")
     path: str = _setting("", "accepted for mosec's sake and not used: workers are reached over unnamed socket pairs")
@@ -204,13 +251,24 @@ class Settings:
         return self.timeout / 1000 or GRACE_SECONDS
 
     @property
+    def shows_dashboard(self) -> bool:
+        """Whether there is a dashboard: `dashboard`, or `debug`."""
+        return self.dashboard or self.debug
+
+    @property
+    def keyed(self) -> bool:
+        """Whether requests must bring a key."""
+        return bool(self.api_keys or self.api_key_file)
+
+    @property
     def effective_log_level(self) -> str:
         """`log_level`, or debug where `debug` is set."""
         return "debug" if self.debug else self.log_level
 
 
 FIELDS = {f.name: f for f in dataclasses.fields(Settings)}
-FLAGS = {name: "--" + name.replace("_", "-") for name in FIELDS if name not in KEYWORD_ONLY}
+FLAGS = {name: "--" + name.replace("_", "-") for name in FIELDS if name not in KEYWORD_ONLY | NO_FLAG}
+VARIABLES = {name: ENV_PREFIX + name.upper() for name in FIELDS if name not in KEYWORD_ONLY}
 # The unit stands first in each setting's text.
 _UNITS = {name: f.metadata["help"].partition(" ")[0] for name, f in FIELDS.items()}
 # Said once here rather than guessed from annotations, which are text under `from __future__ import annotations`.
@@ -220,11 +278,13 @@ _TYPES: dict[str, type] = {name: type(f.default) for name, f in FIELDS.items()}
 def _checked(name: str, value: Any, source: str) -> Any:
     """Return `value` as the type of setting `name`; raise `DefinitionError` naming `source` and the remedy."""
     wanted = _TYPES[name]
+    meta = FIELDS[name].metadata
+    if meta["is_list"]:
+        return _checked_list(name, value, source)
     if isinstance(value, str) and wanted is not str:
         value = _parsed(name, value, wanted, source)
     if isinstance(value, bool) != (wanted is bool) or not isinstance(value, wanted):
         raise DefinitionError(f"{source} must be {_kind(name)}, not {value!r} ({type(value).__name__})")
-    meta = FIELDS[name].metadata
     if meta["least"] is not None and value < meta["least"]:
         raise DefinitionError(f"{source} must be at least {meta['least']}, not {value}")
     if meta["most"] is not None and value > meta["most"]:
@@ -232,6 +292,31 @@ def _checked(name: str, value: Any, source: str) -> Any:
     if meta["choices"] is not None and value not in meta["choices"]:
         raise DefinitionError(f"{source} must be one of {', '.join(meta['choices'])}, not {value!r}")
     return value
+
+
+def listed(text: str) -> tuple[str, ...]:
+    """Return the members of a setting that is a list."""
+    return tuple(each for part in text.split(",") if (each := part.strip()))
+
+
+def _checked_list(name: str, value: Any, source: str) -> str:
+    """Return a list as text with commas. No message holds a member: it may be a secret."""
+    if not isinstance(value, str):
+        try:
+            members = list(value)
+        except TypeError:
+            members = [None]
+        if not all(isinstance(each, str) and each.strip() and "," not in each for each in members):
+            raise DefinitionError(f"{source} must be a list of texts, none of them empty or with a comma in it")
+        value = ",".join(members)
+    text = str(value)
+    if not listed(text):
+        raise DefinitionError(f"{source} must have a member; leave it out for none")
+    known = FIELDS[name].metadata["members"]
+    for each in listed(text):
+        if known is not None and each not in known:
+            raise DefinitionError(f"{source} must be of {', '.join(known)}, with commas between them, not {each!r}")
+    return text
 
 
 def _parsed(name: str, text: str, wanted: type, source: str) -> Any:
@@ -304,10 +389,12 @@ def resolve(
     """
     environment = os.environ if environment is None else environment
     values = check_keywords(keywords)
-    for name in FLAGS:
-        variable = ENV_PREFIX + name.upper()
+    for name, variable in VARIABLES.items():
+        text = environment.get(variable)
+        if text is not None and not text.strip() and name in NEVER_EMPTY:
+            raise DefinitionError(f"the environment variable {variable} is empty; unset it to let everybody in")
         # An empty variable counts as none, as in mosec.
-        if text := environment.get(variable):
+        if text:
             if name == "port" and _KUBERNETES.match(text):
                 _warn_of_kubernetes(variable, text)
             elif name == "http" and text not in FIELDS[name].metadata["choices"]:

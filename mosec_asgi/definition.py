@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from mosec_asgi.batching.coordinator import Limits, RoutePlan
 from mosec_asgi.batching.stage import StagePlan
-from mosec_asgi.config import Settings
+from mosec_asgi.config import Settings, listed
 from mosec_asgi.inside.spec import WorkerSpec
 from mosec_asgi.runtime import Runtime, stage_names
 from mosec_asgi.streaming import ContinuousWorker, is_async, response_type, streams
@@ -141,6 +141,7 @@ def openapi_document(
 ) -> dict[str, Any]:
     """Return the OpenAPI document of a service, which need not run."""
     from mosec_asgi.web import compression
+    from mosec_asgi.web.keys import Keys
     from mosec_asgi.web.openapi import build_document
 
     encodings = compression.supported() if settings.compression else ()
@@ -151,4 +152,5 @@ def openapi_document(
         title=settings.title,
         version=settings.version,
         protocols=protocols,
+        keys=Keys((), listed(settings.public)) if settings.keyed else None,
     )

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
     from mosec_asgi.calls.blocking import BlockingEngine
     from mosec_asgi.calls.inference import Inference
+    from mosec_asgi.host.run import Hosting
+    from mosec_asgi.observing.statistics import ServiceReport
     from mosec_asgi.service import Platform, Service
     from mosec_asgi.web.direct import DirectRoutes
     from mosec_asgi.web.protocols.seam import Protocol
@@ -65,9 +67,11 @@ class Server:
                 takes longer.
             **settings: see `config.Settings`: capacity, timeout (milliseconds), wait (milliseconds), start_timeout
                 (milliseconds), event_timeout (milliseconds), stall_timeout (milliseconds), stream_buffer (bytes),
-                load_shedding, address, port, namespace, log_level, debug, access_log, tracing, server_timing, dry_run,
-                compression, max_request_size (bytes), strict_json, title, version, path. The environment's
-                `MOSEC_<NAME>` wins over them, but for `title` and `version`, and `run()`'s command line over both.
+                load_shedding, address, port, uds, ssl_certfile, ssl_keyfile, namespace, log_level, debug,
+                dashboard, access_log, server_timing, tracing, dry_run, compression,
+                max_request_size (bytes), strict_json, api_keys (a list), api_key_file, public (a list), cors_origins (a
+                list), allowed_hosts (a list), title, version, path. The environment's `MOSEC_<NAME>` wins over
+                them, but for `title` and `version`, and `run()`'s command line over both.
 
         Raises:
             DefinitionError: a name is not a setting, or a value does not fit.
@@ -79,12 +83,19 @@ class Server:
         self._lifetime = Lifetime(self._start)
         # Called with the name and the exit code of a daemon process that has ended.
         self.on_daemon_exit: Callable[[str, int], None] | None = None
-        # Set by `run()`; nothing else reads the command line.
+        # Set by `run()` and `serve`: called once requests are answered, those to models by 503, while the workers load.
+        # Where it is None, requests wait for the workers: the port of other ASGI servers is not open yet.
+        self.on_answering: Callable[[], None] | None = None
+        # Set by `run()` and the command `serve`; nothing else reads a command line.
         self._settings: config.Settings | None = None
+        # This program is the service's own, and its workers import its main module.
+        self._is_main = False
         # Settings that win over the environment; set by tools of the command line.
         self._overrides: dict[str, Any] = {}
         # The log already says that the server runs on the wrong kind of event loop.
         self._told_of_loop = False
+        # The service whose workers are loading.
+        self._loading: Service | None = None
         # Set by `testing.serving`: workers in this process instead of their own.
         self._platform: Platform | None = None
         if type(self).__call__ is Server.__call__:
@@ -255,23 +266,55 @@ class Server:
             self._defined.check()
             check_importable(self._defined.routes)
             _check_no_loop()
-            code = self._run()
+            self._is_main = True
+            code = self._run(lambda: config.from_command_line(self._keywords))
+        except StartupError as error:
+            sys.exit(f"error: {error}")
         except KeyboardInterrupt:
             # While something is imported, or in a dry run: there is nothing to tell.
             code = INTERRUPTED
         if code:
             sys.exit(code)
 
-    def _run(self) -> int:
-        """Serve, or run dry, and return the exit code."""
+    def _run(self, settings_of: Callable[[], config.Settings], hosting: Hosting | None = None) -> int:
+        """Serve, or run dry, and return the exit code.
+
+        Args:
+            settings_of: returns the settings.
+            hosting: what the program has beside the service.
+        """
         from mosec_asgi.host import dry_run, run, standard_streams
 
         standard_streams.open_missing()
-        self._settings = settings = config.from_command_line(self._keywords)
+        self._settings = settings = settings_of()
         log.configure(settings.effective_log_level, text=settings.debug, others=("uvicorn", "asyncio"))
         config.advise(settings)
         check_timeouts(self._defined.routes, settings.timeout_seconds)
-        return dry_run.run(self._defined.routes, settings) if settings.dry_run else run.run(self, settings)
+        if settings.dry_run:
+            return dry_run.run(self._defined.routes, settings, import_main=self._is_main)
+        return run.run(self, settings, hosting or run.Hosting())
+
+    def serve(self, settings: config.Settings, hosting: Hosting | None = None) -> int:
+        """Serve as `run()` does, for a program that has imported the service, as the command `serve` has.
+
+        Args:
+            settings: of the service; see `settings_with`.
+            hosting: what the program has beside the service.
+
+        Returns:
+            the exit code.
+
+        Raises:
+            DefinitionError: there is no stage to serve, or worker processes cannot import one.
+            StartupError: it cannot listen where the settings say.
+        """
+        self._defined.check()
+        check_importable(self._defined.routes)
+        return self._run(lambda: settings, hosting)
+
+    def settings_with(self, command_line: Mapping[str, Any]) -> config.Settings:
+        """Return the settings of the service with those of a command line, by name, which win."""
+        return config.resolve(self._keywords, None, command_line)
 
     def close(self) -> None:
         """Admit no more requests: `/readyz` and new requests answer 503 from here on, and admitted ones finish."""
@@ -344,7 +387,7 @@ class Server:
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
-            running = self._lifetime.running
+            running = self._lifetime.running or self._lifetime.answering
             if running is None or not running.is_here():
                 running = await self._start_late(scope, send)
                 if running is None:
@@ -455,9 +498,22 @@ class Server:
 
         return BlockingEngine(self, lambda: self._running)
 
+    def statistics(self) -> ServiceReport:
+        """Return how the service stands, and what it has done since it was started; in any state, from any thread.
+
+        `server.statistics().as_dict()` is the same in a form for JSON. What has happened in a time is the difference of
+        two reports; see `mosec_asgi.observing.statistics`.
+        """
+        from mosec_asgi.observing.statistics import ServiceReport
+
+        service = self._lifetime.running or self._loading
+        return service.report() if service is not None else ServiceReport()
+
     def direct_routes(self) -> DirectRoutes | None:
         """Return the routes that `run()` need not ask through ASGI, if there are any; see `web.direct`."""
-        return self._running.direct_routes if self._running is not None and self.why_not_direct() is None else None
+        # While the workers load, too: the connection may live for long.
+        service = self._lifetime.running or self._lifetime.answering
+        return service.direct_routes if service is not None and self.why_not_direct() is None else None
 
     def why_not_direct(self) -> str | None:
         """Return why `run()` must ask through ASGI for each request; None where it need not."""
@@ -465,6 +521,9 @@ class Server:
             return "the server has middleware"
         if type(self).__call__ is not Server.__call__:
             return f"{type(self).__name__} overrides __call__"
+        for name in ("cors_origins", "allowed_hosts"):
+            if self._settings is not None and getattr(self._settings, name):
+                return f"the setting {name} is set"
         return None
 
     @property
@@ -511,6 +570,10 @@ class Server:
         if self._lifetime.given_up:
             await _refuse(scope, send, CLOSING)
             return None
+        if self.on_answering is not None:
+            # The workers have not started, and the program is about to end.
+            await _refuse(scope, send, NOT_STARTED)
+            return None
         if not self._lifetime.is_starting and not self._told_of_loop:
             logger.warning(
                 "starting the workers at the first request, because the server's lifespan is not run; pass "
@@ -550,14 +613,25 @@ class Server:
         running = Service(
             self._defined.routes,
             settings,
-            import_main=self._settings is not None,
+            import_main=self._is_main,
+            own_http=self._settings is not None,
             platform=self._platform,
             document=self.openapi,
             middleware=self._middleware,
             protocols=self._defined.protocols,
         )
-        with told_of_signals(self.close):
-            await running.start()
+
+        def answering() -> None:
+            if self.on_answering is not None:
+                self._lifetime.answering = running
+                self.on_answering()
+
+        self._loading = running
+        try:
+            with told_of_signals(self.close):
+                await running.start(answering)
+        finally:
+            self._loading = None
         for name, process in self._daemons.items():
             running.watch_daemon(name, process, self._on_daemon_exit)
         return running

@@ -30,6 +30,7 @@ from mosec_asgi.messages import Call, Chunk, Credit
 from mosec_asgi.observing.custom import CustomMetrics
 from mosec_asgi.observing.metrics import ServiceMetrics, StageMetrics
 from mosec_asgi.observing.observer import StageObserver
+from mosec_asgi.observing.statistics import LOADING, SERVING, ServiceReport, report
 from mosec_asgi.pool.link import Launcher
 from mosec_asgi.pool.process.launcher import ProcessLauncher
 from mosec_asgi.pool.thread import ThreadLauncher
@@ -37,15 +38,18 @@ from mosec_asgi.request import Request
 from mosec_asgi.runtime import Runtime
 from mosec_asgi.streaming import response_type, streams
 from mosec_asgi.version import SERVER
+from mosec_asgi.web.key_file import LOOK_SECONDS, key_ring
 
 if TYPE_CHECKING:
     from starlette.middleware import Middleware
     from starlette.types import ASGIApp
 
     from mosec_asgi.observing.tracing import Tracing
+    from mosec_asgi.web.dashboard import Dashboard
     from mosec_asgi.web.direct import DirectRoutes
+    from mosec_asgi.web.exchange import Shared
     from mosec_asgi.web.protocols.adapter import ProtocolRoute
-    from mosec_asgi.web.protocols.seam import Protocol
+    from mosec_asgi.web.protocols.seam import Listener, Protocol
 
 DAEMON_CHECK_SECONDS = 0.2
 
@@ -72,6 +76,7 @@ class Service:
         settings: Settings,
         *,
         import_main: bool,
+        own_http: bool = False,
         platform: Platform | None = None,
         document: Callable[[], dict[str, Any]] | None = None,
         middleware: Sequence[Middleware] = (),
@@ -83,6 +88,7 @@ class Service:
             routes: the stages by route.
             settings: of the service.
             import_main: let spawned workers import the program's main module in any case; see `ProcessLauncher`.
+            own_http: HTTP is spoken by the protocols of `run()`, unless the settings say otherwise.
             platform: what to run on; None for processes.
             document: makes the OpenAPI document; None for that of the routes.
             middleware: what each request goes through; the first is the outermost.
@@ -92,13 +98,14 @@ class Service:
         self._thread = get_ident()
         self._settings = settings
         self._import_main = import_main
+        self._own_http = own_http
         self._simulated = platform is not None
         self._routes = routes
         self._document = document or functools.partial(openapi_document, routes, settings, protocols)
         self._middleware = middleware
         self._protocols = protocols
-        clock = platform.clock if platform else time.monotonic
-        self._tracing = _tracing(settings, clock) if settings.tracing else None
+        self._clock = platform.clock if platform else time.monotonic
+        self._tracing = _tracing(settings, self._clock) if settings.tracing else None
         stages, pipelines, limits = plan_service(routes, settings, traces=self._tracing is not None)
         self._workers = sum(len(plan.specs) for plan in stages)
         self._call_routes = call_routes(stages, pipelines, limits)
@@ -109,25 +116,38 @@ class Service:
         )
         # Workers in this process use the process's own prometheus_client registry.
         self._custom = None if platform else CustomMetrics(prometheus_directory())
+        self._began = self._clock()
+        self._state = LOADING
+        self._stage_names = {plan.path: [stages[place].name for place in plan.stages] for plan in pipelines}
         self._coordinator = Coordinator(
             stages,
             pipelines,
             platform.launcher if platform else self._launcher,
             limits,
             observers=[self._metrics.stages, *self._tracing_observers(stages)],
-            clock=clock,
+            clock=self._clock,
             traceparent=self._tracing.traceparent if self._tracing is not None else None,
             shared_memory=lambda: self._memory.in_use if self._memory is not None else 0,
         )
+        self._keys = key_ring(settings)
+        self._key_look: asyncio.TimerHandle | None = None
         self._daemon_watches: list[asyncio.Task[None]] = []
+        self._recording: asyncio.Task[None] | None = None
+        # The ports of protocols beside HTTP's, and what is asked there.
+        self._listeners: dict[Listener, Sequence[ProtocolRoute]] = {}
+        self._shared: Shared
         # The app, once the service has started; and the routes that `run()` can serve without the app, by path.
         self.app: ASGIApp
         self.direct_routes: DirectRoutes | None = None
         # Takes calls of objects, from then on.
         self.calls: Inference
 
-    async def start(self) -> None:
-        """Start all workers and wait until the service can serve; raise `StartupError` where it never will."""
+    async def start(self, answering: Callable[[], object] = lambda: None) -> None:
+        """Start all workers and wait until the service can serve; raise `StartupError` where it never will.
+
+        Args:
+            answering: called once the app answers requests, those to models by 503, while the workers load.
+        """
         if self._custom is not None:
             self._custom.open()
         if self._tracing is not None:
@@ -144,10 +164,16 @@ class Service:
             # Its first step launches the workers.
             await asyncio.sleep(0)
             self.app = self._build_app(objects)
+            # What comes there waits for the workers.
+            for listener, routes in self._listeners.items():
+                await listener.start(routes, self._shared)
+            self._look_at_keys()
+            answering()
             await starting
+            self._began, self._state = self._clock(), SERVING
         except BaseException:
             starting.cancel()
-            await asyncio.wait([starting])
+            await asyncio.wait([starting, *self._stop_listeners(0)])
             await self._close_tracing()
             self._let_go()
             raise
@@ -157,7 +183,8 @@ class Service:
         for watch in self._daemon_watches:
             watch.cancel()
         try:
-            await self._coordinator.stop(self._settings.grace_seconds)
+            grace = self._settings.grace_seconds
+            await asyncio.gather(self._coordinator.stop(grace), *self._stop_listeners(grace))
         finally:
             await self._close_tracing()
             self._let_go()
@@ -169,6 +196,17 @@ class Service:
     def statistics(self) -> Statistics:
         """Return how things stand."""
         return self._coordinator.statistics()
+
+    def report(self) -> ServiceReport:
+        """Return how things stand, and what has been counted and measured so far."""
+        return report(
+            self._metrics,
+            self._coordinator.statistics(),
+            self._stage_names,
+            state=self._state,
+            uptime=self._clock() - self._began,
+            capacity=self._settings.capacity,
+        )
 
     def abandon(self) -> None:
         """End all workers at once: the event loop is closed and nothing can be waited for."""
@@ -209,6 +247,7 @@ class Service:
         # Imported here, while the workers load: the web framework takes about as long to load as a small worker.
         from mosec_asgi.web.app import App
         from mosec_asgi.web.limits import http_limits
+        from mosec_asgi.web.origins import own_middleware
         from mosec_asgi.web.protocols import plain
 
         results = [
@@ -236,13 +275,27 @@ class Service:
             limits=http_limits(self._settings, memory),
             access_log=self._settings.access_log,
             # The protocols of `run()` do it themselves.
-            lingers=not self._import_main or self._settings.http == "plain",
-            middleware=self._middleware,
+            lingers=not self._own_http or self._settings.http == "plain",
+            middleware=[*own_middleware(self._settings), *self._middleware],
             tracing=self._tracing,
+            keys=None if self._keys is None else self._keys.keys,
             forms={route.below: route.unknown for route in spoken if route.below},
+            title=self._settings.title,
+            dashboard=self._open_dashboard() if self._settings.shows_dashboard else None,
         )
         self.direct_routes = app.direct_routes
+        self._shared = app.shared
         return app.outermost
+
+    def _open_dashboard(self) -> Dashboard:
+        """Return the dashboard, whose record begins now."""
+        from mosec_asgi.web.dashboard import Dashboard
+
+        dashboard = Dashboard(self.report, title=self._settings.title, stages=len(self._metrics.stages))
+        # On virtual time a timer that is always set would have the clock run on while all others wait.
+        if not self._simulated:
+            self._recording = self.loop.create_task(dashboard.record())
+        return dashboard
 
     def _protocol_routes(self, objects: Objects) -> list[ProtocolRoute]:
         """Return the routes of the protocols."""
@@ -252,7 +305,15 @@ class Service:
 
         pipelines = Pipelines(self._call_routes, objects, value_of, self._coordinator)
         endpoints = [endpoint for protocol in self._protocols for endpoint in protocol.endpoints()]
+        # Tests without processes have no ports either.
+        for protocol in () if self._simulated else self._protocols:
+            if (listener := protocol.listener()) is not None:
+                self._listeners[listener] = [ProtocolRoute(endpoint, pipelines) for endpoint in listener.endpoints]
         return [ProtocolRoute(endpoint, pipelines) for endpoint in endpoints]
+
+    def _stop_listeners(self, grace: float) -> list[asyncio.Task[None]]:
+        """Have the protocols' own ports closed, once what came there is answered."""
+        return [self.loop.create_task(listener.stop(grace)) for listener in self._listeners]
 
     def _launcher(self, plan: StagePlan, loop: asyncio.AbstractEventLoop) -> Launcher:
         if callable(plan.executor):
@@ -267,6 +328,12 @@ class Service:
             memory=self._memory,
             counts=self._custom,
         )
+
+    def _look_at_keys(self) -> None:
+        """Look whether the file of API keys has changed, from time to time."""
+        if self._keys is not None and self._keys.file:
+            self._keys.look()
+            self._key_look = self.loop.call_later(LOOK_SECONDS, self._look_at_keys)
 
     def _release_soon(self, memory: SharedMemory) -> None:
         """Have memory given back whose last references have gone, in whichever thread that is."""
@@ -286,9 +353,14 @@ class Service:
             await asyncio.to_thread(self._tracing.close)
 
     def _let_go(self) -> None:
-        """Let go of what was shared with the workers, once they have ended."""
+        """Let go of what was shared with the workers, once they have ended, and end the record."""
         if self._tracing is not None:
             log.forget_traces(self._tracing.trace_of)
+        if self._recording is not None:
+            self._recording.cancel()
+            self._recording = None
+        if self._key_look is not None:
+            self._key_look.cancel()
         if self._custom is not None:
             self._custom.close()
         if self._memory is not None:

@@ -16,25 +16,31 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from mosec_asgi import errors, log
+from mosec_asgi.batching import changes
 from mosec_asgi.batching.admission import Admission, Reason, Refusal
-from mosec_asgi.batching.engine import Caller, StageStatistics, Statistics
+from mosec_asgi.batching.changes import StageValues
+from mosec_asgi.batching.engine import Caller, Statistics
 from mosec_asgi.batching.flow import Flow
 from mosec_asgi.batching.stage import Stage, StagePlan
 from mosec_asgi.batching.task import State, Task
-from mosec_asgi.errors import CLIENT_LEFT, CLOSING, STAGE_DOWN, STALLED, TIMED_OUT, TOO_LONG, Failure
+from mosec_asgi.errors import CLIENT_LEFT, CLOSING, LOADING, STAGE_DOWN, STALLED, TIMED_OUT, TOO_LONG, Failure
 from mosec_asgi.lazy_timer import LazyTimer
 from mosec_asgi.messages import OK, REPLY, Call, Chunk, Credit, LinkError, Outcome, Payload, StageTime, drop_all
 from mosec_asgi.observing.observer import StageObserver
 from mosec_asgi.pool.link import Launcher
+from mosec_asgi.pool.supervisor import CLOSE_SECONDS, DRAIN_SECONDS
 from mosec_asgi.ration import Ration
 from mosec_asgi.reply import cut
 
-# Seconds that workers get to run `Worker.close` before they are killed.
-CLOSE_SECONDS = 5.0
 # The longest `Retry-After`, in seconds: after that, a client may ask again even if the service is further behind.
 MOST_RETRY_SECONDS = 60
 # The answer to a refused call, by the reason: always the same, or made with a measured `Retry-After`.
-FIXED_ANSWERS = {Reason.CLOSING: CLOSING, Reason.STAGE_DOWN: STAGE_DOWN, Reason.OWN_TIME: TOO_LONG}
+FIXED_ANSWERS = {
+    Reason.CLOSING: CLOSING,
+    Reason.LOADING: LOADING,
+    Reason.STAGE_DOWN: STAGE_DOWN,
+    Reason.OWN_TIME: TOO_LONG,
+}
 ANSWERS_TO_TOO_MANY = {
     Reason.CAPACITY: errors.at_capacity,
     Reason.DEADLINE: errors.too_late,
@@ -66,6 +72,7 @@ class Limits:
         stall_timeout: seconds that a stream may wait for its client to read.
         stream_buffer: bytes of a stream that may wait for its client.
         load_shedding: refuse at once, and never begin, what cannot be finished in time at the stages' measured speed.
+        drain_timeout: seconds that a worker which is replaced may take to answer what it has.
     """
 
     capacity: int
@@ -74,6 +81,7 @@ class Limits:
     stall_timeout: float
     stream_buffer: int
     load_shedding: bool = True
+    drain_timeout: float = DRAIN_SECONDS
 
 
 class Coordinator:
@@ -117,6 +125,7 @@ class Coordinator:
         self._admission: Admission
         self._admitted: dict[int, Task] = {}
         self._closing = False
+        self._loading = True
         # What a client can cause by itself: it may ask for a time of a millisecond.
         self._ration = Ration(logger, lambda seconds, say: self._loop.call_later(seconds, say), clock)
         self._all_answered = asyncio.Event()
@@ -131,7 +140,7 @@ class Coordinator:
     # -- its own life ------------------------------------------------------------------------------------------------
 
     async def start(self) -> None:
-        """Start all workers and wait until each stage can serve.
+        """Start all workers and wait until each stage can serve; calls are refused meanwhile.
 
         Raises:
             StartupError: no worker of some stage could be started; nothing is left running.
@@ -142,17 +151,19 @@ class Coordinator:
             launcher = self._make_launcher(plan, self._loop)
             self._launchers.append(launcher)
             observers = [stages[place] for stages in self._observers]
-            stage = Stage(
-                plan,
-                observers,
-                self,
-                launcher,
-                self._clock,
-                self._loop,
-                self._limits.timeout,
-                self._traceparent,
+            self._stages.append(
+                Stage(
+                    plan,
+                    observers,
+                    self,
+                    launcher,
+                    self._clock,
+                    self._loop,
+                    self._limits.timeout,
+                    self._limits.drain_timeout,
+                    self._traceparent,
+                )
             )
-            self._stages.append(stage)
         self._admission = Admission(
             [stage.admission for stage in self._stages],
             [route.stages for route in self._routes],
@@ -160,6 +171,7 @@ class Coordinator:
             capacity=self._limits.capacity,
             active=self._limits.load_shedding,
         )
+        self._admission.close()
         starts = [asyncio.ensure_future(stage.pool.wait_started()) for stage in self._stages]
         try:
             for stage in self._stages:
@@ -170,6 +182,9 @@ class Coordinator:
                 start.cancel()
             await self.stop(0.0)
             raise
+        self._loading = False
+        if not self._closing:
+            self._admission.open()
 
     def worker_processes(self, route: int) -> list[int | None]:
         """Return the process of the first worker of each stage of a route; None where that is no process of its own."""
@@ -193,6 +208,8 @@ class Coordinator:
         pools = [stage.pool for stage in self._stages]
         for pool in pools:
             pool.ask_to_stop()
+        for stage in self._stages:
+            await stage.recycler.stop()
         stopped = asyncio.gather(*(pool.wait_stopped() for pool in pools))
         try:
             await asyncio.wait_for(asyncio.shield(stopped), CLOSE_SECONDS if grace > 0 else 0.5)
@@ -223,6 +240,24 @@ class Coordinator:
             self._admission.close()
         if not self._admitted:
             self._all_answered.set()
+
+    # -- changes while it serves; several of one stage take turns ----------------------------------------------------
+
+    async def scale(self, stage: int, num: int) -> None:
+        """Have `num` workers of a stage; see `batching.changes`."""
+        await changes.scale(self._stages[stage], num)
+
+    async def configure(self, stage: int, change: Callable[[StageValues], StageValues]) -> None:
+        """Have a stage go by other values; see `batching.changes`."""
+        await changes.configure(self._stages[stage], change)
+
+    async def restart(self, stage: int) -> None:
+        """Replace the workers of a stage, one after the other; see `batching.changes`."""
+        await changes.restart(self._stages[stage])
+
+    def values(self, stage: int) -> StageValues:
+        """Return what a stage goes by."""
+        return self._stages[stage].values
 
     # -- asked by callers --------------------------------------------------------------------------------------------
 
@@ -270,25 +305,14 @@ class Coordinator:
     def statistics(self) -> Statistics:
         """Return how things stand."""
         now = self._clock()
-        stages = tuple(
-            StageStatistics(
-                stage.plan.name,
-                stage.scheduler.queued,
-                stage.scheduler.in_flight,
-                stage.scheduler.loads.slots_in_use,
-                stage.pool.ready,
-                stage.pool.size,
-                stage.pool.restarts,
-                stage.pool.down,
-                stage.admission.expected_wait(now),
-            )
-            for stage in self._stages
-        )
-        return Statistics(len(self._admitted), self._closing, stages, self._shared_memory())
+        stages = tuple(stage.statistics(now) for stage in self._stages)
+        return Statistics(len(self._admitted), self._closing, stages, self._shared_memory(), self._loading)
 
     def _refusal(self, stages: tuple[int, ...], timeout: float, now: float) -> Refusal | None:
         if self._closing:
             return Refusal(Reason.CLOSING, stages[0])
+        if self._loading:
+            return Refusal(Reason.LOADING, stages[0])
         if len(self._admitted) >= self._limits.capacity:
             self._admission.turned_away(stages)
             return Refusal(Reason.CAPACITY, stages[0])

@@ -13,14 +13,15 @@ where `BusyPoll` says that it pays.
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from mosec_asgi import log
 from mosec_asgi.batching.busy_poll import BusyPoll
+from mosec_asgi.batching.changes import StageValues
+from mosec_asgi.batching.engine import StageStatistics, WorkerStatistics
 from mosec_asgi.batching.loads import AnswerError
 from mosec_asgi.batching.scheduler import Assignment, Scheduler
 from mosec_asgi.batching.stage_admission import StageAdmission
@@ -45,8 +46,11 @@ from mosec_asgi.messages import (
     drop_all,
 )
 from mosec_asgi.observing.observer import StageEvents, StageObserver
+from mosec_asgi.pool.lifecycle import State as WorkerState
 from mosec_asgi.pool.link import Launcher
-from mosec_asgi.pool.supervisor import PoolWorker, Supervisor
+from mosec_asgi.pool.recycling import NEVER, Recycling
+from mosec_asgi.pool.rolling import Recycler
+from mosec_asgi.pool.supervisor import DRAIN_SECONDS, Place, PoolWorker, Supervisor
 from mosec_asgi.pool.watchdog import Watchdog
 from mosec_asgi.request import Request, packed
 
@@ -79,6 +83,7 @@ class StagePlan:
         executor: what the workers run on: "process", "thread", or what makes a launcher of the plan and the event loop.
         latency_target: seconds that a task should be at the stage at most; 0 for no such wish.
         takes_request: its workers are told of the requests.
+        recycling: when a worker is replaced though it is well.
         times: note of each task what its time has gone into.
     """
 
@@ -98,6 +103,7 @@ class StagePlan:
     executor: str | Callable[[StagePlan, asyncio.AbstractEventLoop], Launcher] = "process"
     latency_target: float = 0.0
     takes_request: bool = False
+    recycling: Recycling = NEVER
     times: bool = False
 
     @property
@@ -109,6 +115,25 @@ class StagePlan:
     def timeout(self) -> float:
         """Seconds that a worker may take for one step of its work."""
         return self.specs[0].timeout
+
+    @property
+    def sure_wait(self) -> float:
+        """Seconds that an idle worker waits for a batch to fill, if it always does."""
+        return 0.0 if self.adaptive or self.batch_size == 1 else self.max_wait
+
+
+def values_of(plan: StagePlan) -> StageValues:
+    """Return the values of a stage that can be changed while it serves."""
+    spec = plan.specs[0]
+    return StageValues(
+        spec.max_batch_size,
+        spec.timeout,
+        plan.batch_size,
+        plan.concurrency,
+        plan.max_wait,
+        plan.adaptive,
+        plan.latency_target,
+    )
 
 
 class Owner(Protocol):
@@ -149,6 +174,7 @@ class Stage:
         clock: Callable[[], float],
         loop: asyncio.AbstractEventLoop,
         timeout: float = math.inf,
+        drain_seconds: float = DRAIN_SECONDS,
         traceparent: Callable[[int], str] | None = None,
     ) -> None:
         """Put the parts together; nothing is started.
@@ -161,6 +187,7 @@ class Stage:
             clock: seconds, monotonic.
             loop: for turns and timers.
             timeout: of the service, in seconds.
+            drain_seconds: seconds that a worker which is replaced may take to answer what it has.
             traceparent: returns that of the span of a traced call, by its number; None where no calls are traced.
         """
         self.plan = plan
@@ -172,7 +199,21 @@ class Stage:
             concurrency=plan.concurrency,
             ordered=plan.ordered,
         )
-        self.pool = Supervisor(plan.specs, plan.variables, launcher, self, clock, loop, plan.start_timeout)
+        self.pool = Supervisor(
+            plan.specs,
+            plan.variables,
+            launcher,
+            self,
+            clock,
+            loop,
+            plan.start_timeout,
+            drain_seconds=drain_seconds,
+            recycling=plan.recycling,
+        )
+        # What it goes by, and the same for the workers that are there.
+        self.values = self._fitted = values_of(plan)
+        self.recycler = Recycler(self.pool, clock)
+        self.pool.on_recycle = self.recycler.recycle
         self._owner = owner
         self._traceparent = traceparent
         self._clock = clock
@@ -182,11 +223,11 @@ class Stage:
             timeout,
             batch_size=plan.batch_size,
             concurrency=plan.concurrency,
-            max_wait=0.0 if plan.adaptive or plan.batch_size == 1 else plan.max_wait,
+            max_wait=plan.sure_wait,
             streams=plan.streams,
             latency_target=plan.latency_target,
         )
-        self._watchdog: Watchdog[PoolWorker] = Watchdog(plan.timeout + GRACE_SECONDS)
+        self._watchdog: Watchdog[PoolWorker] = Watchdog(lambda worker: worker.spec.timeout + GRACE_SECONDS)
         self._marked = False
         # That events have been dropped.
         self._told_of_events = False
@@ -208,6 +249,72 @@ class Stage:
         if self._look_timer is not None:
             self._look_timer.cancel()
             self._look_timer = None
+
+    def statistics(self, now: float) -> StageStatistics:
+        """Return how things stand."""
+        return StageStatistics(
+            self.plan.name,
+            self.scheduler.queued,
+            self.scheduler.in_flight,
+            self.scheduler.loads.slots_in_use,
+            self.pool.ready,
+            self.pool.size,
+            self.pool.restarts,
+            self.pool.down,
+            self.admission.expected_wait(now),
+            self.plan.batch_size,
+            self.plan.concurrency,
+            tuple(self._worker_statistics(place, now) for place in self.pool.places),
+            self.pool.draining,
+        )
+
+    def _worker_statistics(self, place: Place, now: float) -> WorkerStatistics:
+        worker = place.worker
+        if worker is None:
+            return WorkerStatistics(place.spec.worker_id, WorkerState.DEAD.value, error=place.fault)
+        since = worker.launched_at if worker.ready_at is None else worker.ready_at
+        load = self.scheduler.loads.get(worker)
+        in_flight = 0 if load is None else len(load.sent)
+        return WorkerStatistics(
+            worker.worker_id, worker.state.value, now - since, worker.link.name, in_flight, place.fault
+        )
+
+    # -- its values, which can be changed while it serves ------------------------------------------------------------
+
+    @property
+    def variables(self) -> list[dict[str, str]] | None:
+        """The environment of each worker, by its number; None for none."""
+        return self.plan.variables
+
+    def apply(self, values: StageValues) -> None:
+        """Go by other values from here on; workers that are there already keep to those that they were made with."""
+        self.values = values
+        self._fit()
+        self._mark()
+
+    def _fit(self) -> None:
+        """Give no worker more at a time than it was made for."""
+        sizes = [worker.spec.max_batch_size for worker, _ in self.scheduler.loads]
+        values = self.values.for_workers_of(min(sizes, default=self.values.worker_batch_size))
+        if values == self._fitted:
+            return
+        self._fitted = values
+        self.plan = plan = replace(
+            self.plan,
+            specs=[self.values.for_worker(spec) for spec in self.plan.specs],
+            batch_size=values.batch_size,
+            concurrency=values.concurrency,
+            max_wait=values.max_wait,
+            adaptive=values.adaptive,
+            latency_target=values.latency_target,
+        )
+        self.scheduler.configure(plan.batch_size, plan.max_wait, adaptive=plan.adaptive, concurrency=plan.concurrency)
+        self.admission.configure(
+            batch_size=plan.batch_size,
+            concurrency=plan.concurrency,
+            max_wait=plan.sure_wait,
+            latency_target=plan.latency_target,
+        )
 
     # -- told by the owner -------------------------------------------------------------------------------------------
 
@@ -252,8 +359,25 @@ class Stage:
     def worker_ready(self, worker: PoolWorker) -> None:
         """Take a worker into use."""
         self.scheduler.add_worker(worker)
+        self._fit()
         self.admission.worker_ready(self._clock() - worker.launched_at)
         self._mark()
+
+    def worker_draining(self, worker: PoolWorker) -> None:
+        """Give a worker no more tasks; it answers those that it has."""
+        self.scheduler.drain_worker(worker)
+        self._fit()
+        self.admission.worker_gone(self._clock())
+        self._mark()
+
+    def resized(self, num: int) -> None:
+        """Note that there are to be so many workers."""
+        if (told := self.events.resized) is not None:
+            told(num, self._clock())
+
+    def has_tasks(self, worker: PoolWorker) -> bool:
+        """Whether a worker has tasks to answer, those that nobody waits for any more among them."""
+        return bool(self.scheduler.loads[worker].sent)
 
     def worker_results(self, worker: PoolWorker, results: Results) -> None:
         """Take in results."""
@@ -354,6 +478,7 @@ class Stage:
                 logger.error("answered 500: workers died %s", why, extra=self._extra(worker, task))
                 self._owner.failed(task, WORKER_DIED)
         self.scheduler.requeue(again)
+        self._fit()
         self.admission.worker_gone(self._clock())
         self._mark()
 
@@ -458,7 +583,7 @@ class Stage:
         request = task.request if self.plan.takes_request else None
         if not task.trace or self._traceparent is None:
             return request
-        return dataclasses.replace(request or Request(), traceparent=self._traceparent(task.id))
+        return replace(request or Request(), traceparent=self._traceparent(task.id))
 
     def _send_failed(self, worker: PoolWorker, tasks: Sequence[Task], error: Exception) -> None:
         """Answer tasks that could not be sent, and replace the worker, which may have been sent a part of them."""
@@ -478,12 +603,13 @@ class Stage:
         now = self._clock()
         loads = self.scheduler.loads
         beats = {worker: worker.link.progress().beats for worker in loads.busy}
-        failure = describe(too_slow(self.plan.timeout, UNSEEN))
         for worker in self._watchdog.stuck(beats, now):
+            timeout = worker.spec.timeout
+            failure = describe(too_slow(timeout, UNSEEN))
             for task in loads.begun(worker, worker.link.progress().begun):
                 if task.state is not State.SETTLED:
                     self._owner.timed_out(task, failure)
-            self.pool.kill(worker, f"was stuck: it did nothing for {self.plan.timeout + GRACE_SECONDS:g} s")
+            self.pool.kill(worker, f"was stuck: it did nothing for {timeout + GRACE_SECONDS:g} s")
         if self.scheduler.in_flight:
             self._look_timer = self._loop.call_later(LOOK_SECONDS, self._look)
 

@@ -28,6 +28,7 @@ class CallRoute:
         in_flight: calls in flight with which each of them has another batch behind that.
         timeout: seconds that a call may take.
         takes_request: a stage of it wants to know of the request.
+        stages: the names of its stages.
     """
 
     path: str
@@ -39,6 +40,7 @@ class CallRoute:
     in_flight: int
     timeout: float
     takes_request: bool = False
+    stages: tuple[str, ...] = ()
 
 
 def call_routes(stages: Sequence[StagePlan], routes: Sequence[RoutePlan], limits: Limits) -> dict[str, CallRoute]:
@@ -57,6 +59,7 @@ def call_routes(stages: Sequence[StagePlan], routes: Sequence[RoutePlan], limits
             in_flight=min(max(LEAST_IN_FLIGHT, 2 * at_once), max(1, limits.capacity)),
             timeout=limits.timeout,
             takes_request=any(plan.takes_request for plan in plans),
+            stages=tuple(plan.name for plan in plans),
         )
     return found
 

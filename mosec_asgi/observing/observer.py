@@ -106,6 +106,9 @@ class StageObserver:
     def settled(self, task: ObservedTask, code: int, now: float) -> None:
         """Note that a task has got its outcome while it was here."""
 
+    def resized(self, num: int, now: float) -> None:
+        """Note that the stage is to have `num` workers from here on: it has been scaled, or is about to be."""
+
 
 class StageEvents:
     """The events of one stage: for each, the function that calls its listeners, or None without listeners."""
@@ -121,6 +124,7 @@ class StageEvents:
     timed_out: Callable[[ObservedTask, float], None] | None
     cancelled: Callable[[ObservedTask, float], None] | None
     settled: Callable[[ObservedTask, int, float], None] | None
+    resized: Callable[[int, float], None] | None
 
     def __init__(self, observers: Sequence[StageObserver] = ()) -> None:
         """Find out which observers listen to which events."""

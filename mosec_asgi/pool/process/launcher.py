@@ -126,7 +126,7 @@ class ProcessLauncher:
             memory,
             events,
             self._loop,
-            busy_polls=_usable_cores() > 1,
+            busy_polls=usable_cores() > 1,
             on_gone=self._gone,
         )
 
@@ -158,7 +158,7 @@ class ProcessLauncher:
         return process
 
 
-def _usable_cores() -> int:
+def usable_cores() -> int:
     """Return on how many processors this process and its children may run."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))

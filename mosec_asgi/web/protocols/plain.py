@@ -14,7 +14,7 @@ from uuid import UUID
 
 from mosec_asgi import request as requests
 from mosec_asgi.errors import BAD_TIMEOUT, NO_DATA, Failure
-from mosec_asgi.messages import OK, Call, Chunk, Outcome
+from mosec_asgi.messages import FIELDS, OK, Call, Chunk, Outcome
 from mosec_asgi.reply import unpacked_head
 from mosec_asgi.runtime import BODYLESS
 from mosec_asgi.streaming import Event, encode_event, is_event_stream
@@ -56,6 +56,7 @@ class PlainRoute:
     """A route as mosec has them; see `web.exchange.Route`."""
 
     takes_request = False
+    admits = False
 
     def __init__(
         self,
@@ -86,6 +87,9 @@ class PlainRoute:
         self._headers: Sequence[Header] = ((b"content-type", content_type.encode("latin-1")),)
         kind = PlainEvents if is_event_stream(content_type) else PlainChunks
         self._form = kind((*self._headers, *UNBUFFERED)) if streams else None
+
+    def admit(self, request: Request) -> None:
+        """Never called: all bodies are read."""
 
     def calls(self, request: Request) -> tuple[Call] | Failure:
         """Return the one call of a request."""
@@ -235,7 +239,8 @@ def failed(failure: Failure) -> Response:
     return _failed(int(failure.code), failure.text.encode(errors="backslashreplace"), failure.retry_after)
 
 
-def _failed(code: int, text: bytes, retry_after: int | None) -> Response:
+def _failed(code: int, payload: bytes, retry_after: int | None) -> Response:
+    text = payload.partition(FIELDS)[0]
     if retry_after is None:
         return Response(code, (TEXT,), text)
     return Response(code, (TEXT, (b"retry-after", b"%d" % retry_after)), text)
