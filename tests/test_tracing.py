@@ -13,10 +13,14 @@ import pytest
 import tracing_workers as workers
 from common import until
 from direct_side import post, serving
+from fake_engine import FakeEngine
 from harness import skip_module_without
 
 from mosec_asgi import Server, Worker, log, testing
 from mosec_asgi.log import JSONFormatter, TextFormatter
+from mosec_asgi.observing.metrics import ServiceMetrics
+from mosec_asgi.web.exchange import RequestIds, Shared
+from mosec_asgi.web.protocols import plain
 
 skip_module_without("opentelemetry.sdk")
 
@@ -634,3 +638,19 @@ def test_times_follow_the_clock_of_the_world_when_that_is_set() -> None:
     assert tracing.nanoseconds(101.0) == 6_000_000_000
     now[0] = 200.0
     assert tracing.nanoseconds(200.0) == 90_000_000_000
+
+
+async def test_a_request_by_grpc_has_the_same_span() -> None:
+    exchanges = pytest.importorskip("mosec_asgi.web.grpc.exchange")
+    engine = FakeEngine()
+    (route,) = plain.routes([("/json", "application/json", False)], engine.new_id)
+    tracing = tracing_of(ParentBased(TraceIdRatioBased(1.0)), clock=time.monotonic)
+    shared = Shared(engine, ServiceMetrics("test", []), RequestIds(), (b"server", b"test"), 1000, tracing=tracing)
+    exchange = exchanges.GrpcExchange(route, shared, {b"traceparent": PARENT.encode()}, b"[1]")
+    asked = asyncio.ensure_future(exchange.respond())
+    await until(lambda: engine.tasks)
+    engine.tasks[0].answer(b"[2]")
+    assert (await asked).body == b"[2]"
+    request = the("POST /json")
+    assert parent_id(request) == PARENT.split("-")[2]
+    assert attribute(request, "http.response.status_code") == 200

@@ -307,9 +307,9 @@ class Exchange(abc.ABC):
         """Send the only answer to the request, or nothing if the client has left."""
 
     @property
+    @abc.abstractmethod
     def about(self) -> About:
         """What the request's span says of it, and how long it has been here."""
-        raise NotImplementedError
 
     @property
     def traceparent(self) -> str:
