@@ -137,7 +137,7 @@ def test_the_spans_of_a_request_lie_in_each_other_and_add_up_to_its_time() -> No
         *[own_id(request), own_id(first)],
         *[own_id(request), own_id(second)],
     ]
-    assert seconds(request) == pytest.approx(1.5 + 2.0 + 1.0 + 3.0, rel=0.01)
+    assert seconds(request) == pytest.approx(1.5 + 2.0 + 1.0 + 3.0, rel=0.03)
     assert seconds(first) + seconds(second) == pytest.approx(seconds(request), rel=0.05)
     for stage, forward, took in [(first, first_forward, 2.0), (second, second_forward, 3.0)]:
         assert seconds(forward) == pytest.approx(took, rel=0.01)
@@ -176,14 +176,14 @@ def test_a_request_says_what_the_conventions_ask_for() -> None:
 def test_each_kind_of_worker_measures_its_forward(stage: type[Worker]) -> None:
     async def check() -> None:
         async with testing.serving(a_server(stage)) as service:
-            service.worker(stage).slow(0.25)
+            service.worker(stage).slow(5.0)
             assert (await service.client.post("/inference", json="hey")).status_code == 200
 
     run(check())
     request, visit, forward = the("POST /inference"), the(f"{stage.__name__}_1"), the("forward")
     assert parent_id(forward) == own_id(visit)
     assert parent_id(visit) == own_id(request)
-    assert seconds(forward) >= 0.25
+    assert seconds(forward) >= 5.0
     assert seconds(forward) == pytest.approx(seconds(request), rel=0.05)
 
 
