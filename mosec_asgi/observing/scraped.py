@@ -139,4 +139,5 @@ def _stage(samples: _Samples, name: str) -> StageReport:
         cancelled=samples.number("tasks_cancelled_total", name),
         streams_open=samples.number("streams_open", name),
         events=samples.number("events_sent_total", name),
+        first_event=samples.histogram("first_event_second", name),
     )

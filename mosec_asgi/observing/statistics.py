@@ -319,7 +319,7 @@ def _stage(measured: StageMetrics, now: StageNow, routes: tuple[str, ...]) -> St
         cancelled=measured.cancellations,
         streams_open=measured.streams_open,
         events=measured.events,
-        first_event=_distribution(measured.first_event),
+        first_event=_distribution(measured.first_event) if measured.streams else EMPTY,
     )
 
 
