@@ -83,25 +83,14 @@ format: $(VENV)/test.stamp
 proto: $(VENV)/test.stamp
 	$(BIN)/python .ci/proto
 
-openapi: $(VENV)/test.stamp
-	$(BIN)/mosec-asgi openapi examples.compression.server:server --output openapi/compression.json
-	$(BIN)/mosec-asgi openapi examples.echo.server:server --output openapi/echo.json
-	$(BIN)/mosec-asgi openapi examples.embedding.server:server --output openapi/embedding.json
-	$(BIN)/mosec-asgi openapi examples.environment.server:server --output openapi/environment.json
-	$(BIN)/mosec-asgi openapi examples.fastapi_app.server:server --output openapi/fastapi_app.json
-	$(BIN)/mosec-asgi openapi examples.filetype.server:server --output openapi/filetype.json
-	$(BIN)/mosec-asgi openapi examples.generate.server:server --output openapi/generate.json
-	$(BIN)/mosec-asgi openapi examples.ipc.server:server --output openapi/ipc.json
-	$(BIN)/mosec-asgi openapi examples.jax_single_layer.server:server --output openapi/jax_single_layer.json
-	$(BIN)/mosec-asgi openapi examples.metrics.server:server --output openapi/metrics.json
-	$(BIN)/mosec-asgi openapi examples.ocr.server:server --output openapi/ocr.json
-	$(BIN)/mosec-asgi openapi examples.rerank.server:server --output openapi/rerank.json
-	$(BIN)/mosec-asgi openapi examples.routes.server:server --output openapi/routes.json
-	$(BIN)/mosec-asgi openapi examples.segment_anything.server:server --output openapi/segment_anything.json
-	$(BIN)/mosec-asgi openapi examples.sentiment.server:server --output openapi/sentiment.json
-	$(BIN)/mosec-asgi openapi examples.sse.server:server --output openapi/sse.json
-	$(BIN)/mosec-asgi openapi examples.stable_diffusion.server:server --output openapi/stable_diffusion.json
-	$(BIN)/mosec-asgi openapi examples.typed.server:server --output openapi/typed.json
+# The document of each example.
+openapi: $(patsubst examples/%/server.py,openapi/%.json,$(wildcard examples/*/server.py))
+
+openapi/%.json: $(VENV)/test.stamp FORCE
+	$(BIN)/mosec-asgi openapi examples.$*.server:server --output $@
+
+.PHONY: FORCE
+FORCE:
 
 bench: $(VENV)/bench.stamp
 	$(BIN)/python benchmarks/run.py

@@ -295,7 +295,8 @@ class Service:
 
         pipelines = Pipelines(self._call_routes, objects, value_of, self._coordinator)
         endpoints = [endpoint for protocol in self._protocols for endpoint in protocol.endpoints()]
-        for protocol in self._protocols:
+        # Tests without processes have no ports either.
+        for protocol in () if self._simulated else self._protocols:
             if (listener := protocol.listener()) is not None:
                 self._listeners[listener] = [ProtocolRoute(endpoint, pipelines) for endpoint in listener.endpoints]
         return [ProtocolRoute(endpoint, pipelines) for endpoint in endpoints]

@@ -18,6 +18,12 @@ class Echo(Worker):
         return [{name: value for name, value in item.items() if name != "parameters"} for item in data]
 
 
+class Half(Echo):
+    """The same for BF16, whose values are float32 to a worker."""
+
+    inputs = outputs = [Tensor("bf16", "BF16", [-1, -1])]
+
+
 class Sum(Worker):
     """Adds up three numbers, `times` what the parameters say; one of them may be an order."""
 
@@ -71,13 +77,14 @@ class Count(SSEWorker):
 
 def serve(**more: Any) -> Server:
     """Return a server of all of them."""
-    server = Server(timeout=20_000)
+    server = Server(timeout=20_000, compression=True)
     server.append_worker(Echo, max_batch_size=32, route="/echo")
     server.append_worker(Sum, max_batch_size=32, route="/sum")
     server.append_worker(Embed, max_batch_size=32, route="/embed")
     server.append_worker(Write, route="/write")
     server.append_worker(Count, route="/count")
-    models = {"echo": "/echo", "sum": "/sum", "embed": "/embed", "write": "/write", "count": "/count"}
+    server.append_worker(Half, max_batch_size=32, route="/half")
+    models = {"half": "/half", "echo": "/echo", "sum": "/sum", "embed": "/embed", "write": "/write", "count": "/count"}
     server.add_protocol(OpenInference(models, **{"versions": {"sum": "3"}, **more}))
     return server
 

@@ -57,7 +57,7 @@ def test_another_file_in_its_place_is_noticed_though_it_is_as_long_and_as_old(tm
     assert let_in(ring) == [NEW]
 
 
-def test_a_file_that_has_not_changed_is_not_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_has_not_changed_is_not_read_again(tmp_path: Path) -> None:
     file = tmp_path / "keys"
     file.write_text(OLD)
     ring = KeyRing(Settings(api_key_file=str(file)))
