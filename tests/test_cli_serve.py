@@ -186,6 +186,7 @@ def test_what_cannot_be_served_is_one_line(folder: Path) -> None:
             (["app"], 2, "must be MODULE:SERVER"),
             ([], 2, "Missing argument"),
             (["app:server", "--prot=1"], 2, "Did you mean '--port'"),
+            (["app:server", "--host=::1"], 2, "Did you mean '--address'"),
             (["app:server", "--port=80x"], 2, "--port must be a whole number, not '80x'"),
             (["app:server", "--timeout=5s"], 2, "write 5000"),
             (["app:server", "--log-level=loud"], 2, "'loud' is not one of"),
