@@ -14,7 +14,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from harness import DEADLINE, Program, environment_of_programs, free_port, running, wait_until, written
+from harness import Program, environment_of_programs, free_port, running, written
 
 from mosec_asgi.config import FLAGS
 
@@ -214,15 +214,9 @@ def test_run_listens_with_the_same_settings(folder: Path) -> None:
     path = folder / "service.sock"
     file = written(folder, SERVICE + '\nif __name__ == "__main__":\n    server.run()\n', "app.py")
     with running([sys.executable, str(file), "--uds", str(path)], folder / "output.log") as program:
+        program.wait_for_output("all workers are ready")
         with httpx.Client(transport=httpx.HTTPTransport(uds=str(path)), base_url="http://localhost") as client:
-
-            def answers() -> bool:
-                try:
-                    return client.post("/inference", json=4).text == "8"
-                except httpx.TransportError:
-                    return False
-
-            wait_until(answers, "it does not answer", DEADLINE)
+            assert client.post("/inference", json=4).text == "8"
         assert program.stop() == 0
     assert not path.exists()
 
