@@ -129,7 +129,12 @@ class Settings:
     )
     namespace: str = _setting("mosec_service", "prefix of the metrics' names")
     log_level: str = _setting("info", "least level to log", choices=LOG_LEVELS)
-    debug: bool = _setting(False, "log at level debug, as text instead of JSON lines; coloured on a terminal")
+    debug: bool = _setting(
+        False, "log at level debug, as text instead of JSON lines, coloured on a terminal; show the dashboard"
+    )
+    dashboard: bool = _setting(
+        False, "show how the service does at /dashboard/, to everybody who can reach it; `debug` shows it as well"
+    )
     access_log: bool = _setting(
         False, "log a line for each request: its method, path, status, duration and id; never what it holds"
     )
@@ -239,6 +244,11 @@ class Settings:
     def grace_seconds(self) -> float:
         """The seconds that admitted requests get when the service stops: the timeout, and a bound where it is none."""
         return self.timeout / 1000 or GRACE_SECONDS
+
+    @property
+    def shows_dashboard(self) -> bool:
+        """Whether there is a dashboard: `dashboard`, or `debug`."""
+        return self.dashboard or self.debug
 
     @property
     def keyed(self) -> bool:

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from starlette.middleware import Middleware
     from starlette.types import ASGIApp
 
+    from mosec_asgi.web.dashboard import Dashboard
     from mosec_asgi.web.direct import DirectRoutes
     from mosec_asgi.web.exchange import Shared
     from mosec_asgi.web.protocols.adapter import ProtocolRoute
@@ -126,6 +127,7 @@ class Service:
         self._keys = key_ring(settings)
         self._key_look: asyncio.TimerHandle | None = None
         self._daemon_watches: list[asyncio.Task[None]] = []
+        self._recording: asyncio.Task[None] | None = None
         # The ports of protocols beside HTTP's, and what is asked there.
         self._listeners: dict[Listener, Sequence[ProtocolRoute]] = {}
         self._shared: Shared
@@ -268,10 +270,22 @@ class Service:
             middleware=[*own_middleware(self._settings), *self._middleware],
             keys=None if self._keys is None else self._keys.keys,
             forms={route.below: route.unknown for route in spoken if route.below},
+            title=self._settings.title,
+            dashboard=self._open_dashboard() if self._settings.shows_dashboard else None,
         )
         self.direct_routes = app.direct_routes
         self._shared = app.shared
         return app.outermost
+
+    def _open_dashboard(self) -> Dashboard:
+        """Return the dashboard, whose record begins now."""
+        from mosec_asgi.web.dashboard import Dashboard
+
+        dashboard = Dashboard(self.report, title=self._settings.title, stages=len(self._metrics.stages))
+        # On virtual time a timer that is always set would have the clock run on while all others wait.
+        if not self._simulated:
+            self._recording = self.loop.create_task(dashboard.record())
+        return dashboard
 
     def _protocol_routes(self, objects: Objects) -> list[ProtocolRoute]:
         """Return the routes of the protocols."""
@@ -318,7 +332,10 @@ class Service:
             self.loop.call_soon_threadsafe(memory.views.release)
 
     def _let_go(self) -> None:
-        """Let go of what was shared with the workers, once they have ended."""
+        """Let go of what was shared with the workers, once they have ended, and end the record."""
+        if self._recording is not None:
+            self._recording.cancel()
+            self._recording = None
         if self._key_look is not None:
             self._key_look.cancel()
         if self._custom is not None:

@@ -96,6 +96,14 @@ def test_text_that_is_no_unicode_harms_no_outcome() -> None:
     assert Outcome.of_failure(1, Failure(500, "\udcff!")).payload == b"\\udcff!"
 
 
+def test_the_fields_of_a_failure_pass_with_it_and_its_text_cannot_be_taken_for_them() -> None:
+    failure = Failure(400, "a\0b", fields={"code": "too_long", "left": 3, "more": None})
+    outcome = Outcome.of_failure(1, failure)
+    assert outcome.failure == Failure(400, "a b", fields=failure.fields)
+    assert Outcome(1, 500, b"text\0no JSON").failure == Failure(500, "text")
+    assert Outcome(1, 500, b"text\0[1]").failure == Failure(500, "text")
+
+
 def test_flags_can_be_told_apart_in_their_sum() -> None:
     flags = (INGRESS, EGRESS, EXAMPLE)
     assert len({sum(flag for place, flag in enumerate(flags) if number >> place & 1) for number in range(8)}) == 8

@@ -242,9 +242,9 @@ class Coordinator:
         """Have `num` workers of a stage; see `batching.changes`."""
         await changes.scale(self._stages[stage], num)
 
-    async def configure(self, stage: int, values: StageValues) -> None:
+    async def configure(self, stage: int, change: Callable[[StageValues], StageValues]) -> None:
         """Have a stage go by other values; see `batching.changes`."""
-        await changes.configure(self._stages[stage], values)
+        await changes.configure(self._stages[stage], change)
 
     async def restart(self, stage: int) -> None:
         """Replace the workers of a stage, one after the other; see `batching.changes`."""

@@ -121,6 +121,20 @@ class StagePlan:
         return 0.0 if self.adaptive or self.batch_size == 1 else self.max_wait
 
 
+def values_of(plan: StagePlan) -> StageValues:
+    """Return the values of a stage that can be changed while it serves."""
+    spec = plan.specs[0]
+    return StageValues(
+        spec.max_batch_size,
+        spec.timeout,
+        plan.batch_size,
+        plan.concurrency,
+        plan.max_wait,
+        plan.adaptive,
+        plan.latency_target,
+    )
+
+
 class Owner(Protocol):
     """Hears what becomes of the tasks of a stage."""
 
@@ -193,6 +207,8 @@ class Stage:
             drain_seconds=drain_seconds,
             recycling=plan.recycling,
         )
+        # What it goes by, and the same for the workers that are there.
+        self.values = self._fitted = values_of(plan)
         self.recycler = Recycler(self.pool, clock)
         self.pool.on_recycle = self.recycler.recycle
         self._owner = owner
@@ -262,30 +278,26 @@ class Stage:
     # -- its values, which can be changed while it serves ------------------------------------------------------------
 
     @property
-    def values(self) -> StageValues:
-        """What it goes by."""
-        plan = self.plan
-        spec = plan.specs[0]
-        return StageValues(
-            spec.max_batch_size,
-            spec.timeout,
-            plan.batch_size,
-            plan.concurrency,
-            plan.max_wait,
-            plan.adaptive,
-            plan.latency_target,
-        )
-
-    @property
     def variables(self) -> list[dict[str, str]] | None:
         """The environment of each worker, by its number; None for none."""
         return self.plan.variables
 
     def apply(self, values: StageValues) -> None:
         """Go by other values from here on; workers that are there already keep to those that they were made with."""
+        self.values = values
+        self._fit()
+        self._mark()
+
+    def _fit(self) -> None:
+        """Give no worker more at a time than it was made for."""
+        sizes = [worker.spec.max_batch_size for worker, _ in self.scheduler.loads]
+        values = self.values.for_workers_of(min(sizes, default=self.values.worker_batch_size))
+        if values == self._fitted:
+            return
+        self._fitted = values
         self.plan = plan = replace(
             self.plan,
-            specs=[values.for_worker(spec) for spec in self.plan.specs],
+            specs=[self.values.for_worker(spec) for spec in self.plan.specs],
             batch_size=values.batch_size,
             concurrency=values.concurrency,
             max_wait=values.max_wait,
@@ -299,7 +311,6 @@ class Stage:
             max_wait=plan.sure_wait,
             latency_target=plan.latency_target,
         )
-        self._mark()
 
     # -- told by the owner -------------------------------------------------------------------------------------------
 
@@ -344,17 +355,21 @@ class Stage:
     def worker_ready(self, worker: PoolWorker) -> None:
         """Take a worker into use."""
         self.scheduler.add_worker(worker)
+        self._fit()
         self.admission.worker_ready(self._clock() - worker.launched_at)
         self._mark()
 
     def worker_draining(self, worker: PoolWorker) -> None:
         """Give a worker no more tasks; it answers those that it has."""
         self.scheduler.drain_worker(worker)
-        now = self._clock()
-        self.admission.worker_gone(now)
-        if (told := self.events.retired) is not None:
-            told(worker.worker_id, now)
+        self._fit()
+        self.admission.worker_gone(self._clock())
         self._mark()
+
+    def resized(self, num: int) -> None:
+        """Note that there are to be so many workers."""
+        if (told := self.events.resized) is not None:
+            told(num, self._clock())
 
     def has_tasks(self, worker: PoolWorker) -> bool:
         """Whether a worker has tasks to answer, those that nobody waits for any more among them."""
@@ -453,6 +468,7 @@ class Stage:
                 logger.error("answered 500: workers died %s", why, extra=self._extra(worker, task))
                 self._owner.failed(task, WORKER_DIED)
         self.scheduler.requeue(again)
+        self._fit()
         self.admission.worker_gone(self._clock())
         self._mark()
 

@@ -98,7 +98,7 @@ def _stages(routes: Mapping[str, Sequence[Runtime]], settings: Settings) -> Iter
             str(runtime.num),
             str(runtime.max_batch_size),
             f"{runtime.max_wait_time or settings.wait:g}",
-            f"{runtime.timeout or settings.timeout / 1000:g}",
+            f"{runtime.timeout or settings.timeout / 1000:g}" if runtime.timeout or settings.timeout else "none",
             f"{executor}, {runtime.start_method}" if executor == "process" else executor,
         )
 
@@ -156,4 +156,6 @@ def _short(schema: Any, document: Mapping[str, Any], depth: int) -> str:
             for name, each in schema["properties"].items()
         ]
         return "{" + ", ".join(parts) + "}"
+    if kind == "object" and isinstance(schema.get("additionalProperties"), Mapping):
+        return f"{{...: {_short(schema['additionalProperties'], document, depth + 1)}}}"
     return " | ".join(kind) if isinstance(kind, list) else str(kind)

@@ -83,8 +83,8 @@ class StageObserver:
     def settled(self, task: ObservedTask, code: int, now: float) -> None:
         """Note that a task has got its outcome while it was here."""
 
-    def retired(self, worker_id: int, now: float) -> None:
-        """Note that a worker is given no more tasks, because another has taken its place, or there are to be fewer."""
+    def resized(self, num: int, now: float) -> None:
+        """Note that the stage is to have `num` workers from here on: it has been scaled, or is about to be."""
 
 
 class StageEvents:
@@ -99,7 +99,7 @@ class StageEvents:
     timed_out: Callable[[ObservedTask, float], None] | None
     cancelled: Callable[[ObservedTask, float], None] | None
     settled: Callable[[ObservedTask, int, float], None] | None
-    retired: Callable[[int, float], None] | None
+    resized: Callable[[int, float], None] | None
 
     def __init__(self, observers: Sequence[StageObserver] = ()) -> None:
         """Find out which observers listen to which events."""

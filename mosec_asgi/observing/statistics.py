@@ -52,6 +52,7 @@ class StageReport:
         workers: its workers, by their numbers.
         ready: workers that can be given tasks.
         down: no worker is alive, and the last try to start one failed.
+        draining: workers that are being replaced, or taken away, and answer what they still have.
         restarts: workers started in place of dead ones.
         queued: tasks that wait.
         in_flight: tasks that workers have and have not answered.
@@ -77,6 +78,7 @@ class StageReport:
     workers: tuple[WorkerReport, ...] = ()
     ready: int = 0
     down: bool = False
+    draining: int = 0
     restarts: int = 0
     queued: int = 0
     in_flight: int = 0
@@ -203,6 +205,10 @@ class StageNow(Protocol):
         """No worker is alive, and the last try to start one failed."""
 
     @property
+    def draining(self) -> int:
+        """Workers that answer what they have, and are given nothing more."""
+
+    @property
     def expected_wait(self) -> float:
         """Seconds that a task which comes now is likely to wait."""
 
@@ -288,6 +294,7 @@ def _stage(measured: StageMetrics, now: StageNow, routes: tuple[str, ...]) -> St
         ),
         ready=now.ready,
         down=now.down,
+        draining=now.draining,
         restarts=now.restarts,
         queued=now.queued,
         in_flight=now.in_flight,
