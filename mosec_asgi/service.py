@@ -164,7 +164,7 @@ class Service:
             # Its first step launches the workers.
             await asyncio.sleep(0)
             self.app = self._build_app(objects)
-            # What comes there waits for the workers.
+            # From the first second on, as HTTP's.
             for listener, routes in self._listeners.items():
                 await listener.start(routes, self._shared)
             self._look_at_keys()
