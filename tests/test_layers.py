@@ -38,14 +38,14 @@ PURE = {
     "observing.changes", "observing.history",
     "web.protocols.open_inference", "web.protocols.open_inference.datatypes", "web.protocols.open_inference.tensors",
     "web.protocols.weight", "web.protocols.open_inference.description", "web.protocols.open_inference.inference",
-    "web.budget", "calls.window", "offline.done", "offline.progress", "offline.faults",
+    "web.budget", "calls.window", "offline.done", "offline.progress", "offline.faults", "cli.top.watch",
     "pool.lifecycle", "pool.watchdog", "pool.recycling", "inside.isolation",
     "ipc.frames", "ipc.arena", "ipc.reference", "ipc.ledger",
 }  # fmt: skip
 IMPURE = {"asyncio", "socket", "time", "threading", "multiprocessing", "signal", "subprocess", "os", "select"}
 HEAVY = {
     "starlette", "uvicorn", "pydantic", "prometheus_client", "msgpack", "msgspec", "numbin", "numpy", "redis",
-    "asyncio", "ssl", "argparse", "tempfile", "click", "rich", "watchfiles",
+    "asyncio", "ssl", "argparse", "tempfile", "click", "rich", "watchfiles", "opentelemetry",
 }  # fmt: skip
 
 MODULES = {

@@ -148,6 +148,25 @@ async def test_generate_takes_and_returns_plain_fields() -> None:
         assert answer.json() == {"model_name": "echo", "model_version": "1", **body}
 
 
+async def test_an_array_may_lie_in_memory_as_it_likes() -> None:
+    class Turned(Worker):
+        def forward(self, data: Any) -> Any:
+            return {"y": np.asfortranarray([[1, 2], [3, 4]], ">i4"), "t": np.array([["a", "b"], ["c", "d"]]).T}
+
+    server = Server()
+    server.append_worker(Turned, route="/turned")
+    server.add_protocol(OpenInference({"turned": "/turned"}))
+    async with asked(server) as client:
+        answer = (await client.post("/v2/models/turned/generate", json={"x": 1})).json()
+        assert (answer["y"], answer["t"]) == ([[1, 2], [3, 4]], [["a", "c"], ["b", "d"]])
+        inputs = [{"name": "x", "datatype": "INT8", "shape": [1], "data": [1]}]
+        answer = await client.post("/v2/models/turned/infer", json={"inputs": inputs})
+        assert outputs(answer) == {"y": [1, 2, 3, 4], "t": ["a", "c", "b", "d"]}
+        wanted = [{"name": "y", "parameters": {"binary_data": True}}]
+        answer = await client.post("/v2/models/turned/infer", json={"inputs": inputs, "outputs": wanted})
+        assert answer.content.endswith(np.array([1, 2, 3, 4], "<i4").tobytes())
+
+
 async def test_generate_stream_sends_an_object_for_each_event_and_what_goes_wrong_as_the_last() -> None:
     async with asked() as client:
         for body, told in (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from typing import Any
 
@@ -62,8 +63,6 @@ def test_bytes_that_are_no_message_are_left_to_the_parser(data: bytes) -> None:
 def test_ten_megabytes_of_the_smallest_parts_take_no_longer_than_the_first_of_them(piece: bytes) -> None:
     message = piece * (10_000_000 // len(piece))
     began = time.process_time()
-    try:
+    with contextlib.suppress(ClientError):
         check_fields(message)
-    except ClientError:
-        pass
     assert time.process_time() - began < 0.2
