@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from mosec_asgi.batching.coordinator import Limits, RoutePlan
 from mosec_asgi.batching.stage import StagePlan
 from mosec_asgi.config import Settings, listed
+from mosec_asgi.host.placement import Placement
 from mosec_asgi.inside.spec import WorkerSpec
 from mosec_asgi.runtime import Runtime, stage_names
 from mosec_asgi.streaming import ContinuousWorker, is_async, response_type, streams
@@ -19,10 +20,19 @@ if TYPE_CHECKING:
 
 
 def plan_service(
-    routes: Mapping[str, Sequence[Runtime]], settings: Settings
+    routes: Mapping[str, Sequence[Runtime]],
+    settings: Settings,
+    place: Callable[[Mapping[Runtime, str]], Mapping[Runtime, Placement]] | None = None,
 ) -> tuple[list[StagePlan], list[RoutePlan], Limits]:
-    """Return a service as it is to be run: its stages, its routes, and what it allows."""
+    """Return a service as it is to be run: its stages, its routes, and what it allows.
+
+    Args:
+        routes: what was defined.
+        settings: of the service.
+        place: says where the workers of the stages run, given the stages' names; None for anywhere.
+    """
     names = stage_names([runtime for pipeline in routes.values() for runtime in pipeline])
+    placements = place(names) if place is not None else {}
     # Each stage once, even where several routes share it, in the order of the numbers in the stages' names.
     runtimes = list(names)
     stages = []
@@ -30,7 +40,9 @@ def plan_service(
         followers = _followers(runtime, routes.values())
         after = tuple(dict.fromkeys(names[follower] for follower in followers))
         event_type = _event_type(runtime, routes.values())
-        stages.append(plan_stage(runtime, names[runtime], settings, followers, after, event_type))
+        stages.append(
+            plan_stage(runtime, names[runtime], settings, followers, after, event_type, placements.get(runtime))
+        )
     pipelines = [RoutePlan(path, tuple(map(runtimes.index, pipeline))) for path, pipeline in routes.items()]
     return stages, pipelines, _limits(settings)
 
@@ -54,6 +66,7 @@ def plan_stage(
     followers: Sequence[Runtime] = (),
     next_stages: tuple[str, ...] = (),
     event_type: str = "",
+    placement: Placement | None = None,
 ) -> StagePlan:
     """Return a stage as it is to be run: the user's values, and the service's settings where the user has given none.
 
@@ -64,7 +77,10 @@ def plan_stage(
         followers: the stages that read what it passes on.
         next_stages: the names of their stages.
         event_type: of the events that it may send before the last stage; see `WorkerSpec`.
+        placement: where its workers run; None for anywhere.
     """
+    if placement is None:
+        placement = Placement(runtime.num, runtime.env, {})
     # Only the last stage of a route streams; a stage before it passes its results on whole.
     streaming = streams(runtime.worker) and not next_stages
     specs = [
@@ -90,13 +106,13 @@ def plan_stage(
             log_level=settings.effective_log_level,
             log_text=settings.debug,
         )
-        for worker_id in range(1, runtime.num + 1)
+        for worker_id in range(1, placement.num + 1)
     ]
     # A continuous worker forms its batch itself: a request joins the batch as soon as a slot is free.
     continuous = issubclass(runtime.worker, ContinuousWorker)
     return StagePlan(
         specs,
-        runtime.env,
+        placement.env,
         batch_size=1 if continuous else runtime.max_batch_size,
         concurrency=runtime.max_batch_size if continuous else runtime.concurrency,
         ordered=not (is_async(runtime.worker) or streaming),
@@ -111,6 +127,7 @@ def plan_stage(
         executor=runtime.executor,
         latency_target=runtime.latency_target / 1000,
         takes_request=runtime.worker.takes_request,
+        defaults=placement.defaults,
         times=settings.server_timing,
     )
 

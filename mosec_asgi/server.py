@@ -127,6 +127,8 @@ class Server:
         executor: str | Callable[..., Any] = "process",
         latency_target: float = 0,
         methods: Sequence[str] | None = None,
+        devices: str | Sequence[str | int] | None = None,
+        workers_per_device: int = 1,
     ) -> None:
         """Append a stage to the pipeline of one route, or of several that then share its workers.
 
@@ -154,6 +156,9 @@ class Server:
                 there for longer are refused with 429. 0 for no such wish.
             methods: of HTTP, that the route takes; the first stage says them, for POST alone leave it out. See
                 `Runtime`.
+            devices: GPUs, one for each worker: "auto" for all that are found, or a list such as ["0", "1"]; see
+                `Runtime`. In the place of `num`.
+            workers_per_device: workers that share each of the devices.
 
         Raises:
             DefinitionError: an argument does not fit, or the workers have been started; the text says what to change.
@@ -176,6 +181,8 @@ class Server:
             executor=executor,
             latency_target=latency_target,
             methods=methods,
+            devices=devices,
+            workers_per_device=workers_per_device,
         )
         self._defined.append(runtime, route)
 

@@ -24,6 +24,7 @@ from mosec_asgi.config import Settings, prometheus_directory
 from mosec_asgi.definition import openapi_document, plan_service
 from mosec_asgi.errors import Failure
 from mosec_asgi.host.memory import memory_limit
+from mosec_asgi.host.placement import place
 from mosec_asgi.ipc.shm import SharedMemory, shared_memory
 from mosec_asgi.messages import Call, Chunk, Credit
 from mosec_asgi.observing.custom import CustomMetrics
@@ -100,7 +101,7 @@ class Service:
         self._document = document or functools.partial(openapi_document, routes, settings, protocols)
         self._middleware = middleware
         self._protocols = protocols
-        stages, pipelines, limits = plan_service(routes, settings)
+        stages, pipelines, limits = plan_service(routes, settings, None if self._simulated else place)
         self._workers = sum(len(plan.specs) for plan in stages)
         self._call_routes = call_routes(stages, pipelines, limits)
         self._memory: SharedMemory | None = None
@@ -302,6 +303,7 @@ class Service:
             preload=plan.preload,
             memory=self._memory,
             counts=self._custom,
+            defaults=plan.defaults,
         )
 
     def _look_at_keys(self) -> None:
