@@ -22,13 +22,16 @@ if TYPE_CHECKING:
 def plan_service(
     routes: Mapping[str, Sequence[Runtime]],
     settings: Settings,
+    *,
+    traces: bool = False,
     place: Callable[[Mapping[Runtime, str]], Mapping[Runtime, Placement]] | None = None,
 ) -> tuple[list[StagePlan], list[RoutePlan], Limits]:
     """Return a service as it is to be run: its stages, its routes, and what it allows.
 
     Args:
-        routes: what was defined.
+        routes: the stages by route.
         settings: of the service.
+        traces: calls may be traced.
         place: says where the workers of the stages run, given the stages' names; None for anywhere.
     """
     names = stage_names([runtime for pipeline in routes.values() for runtime in pipeline])
@@ -40,8 +43,9 @@ def plan_service(
         followers = _followers(runtime, routes.values())
         after = tuple(dict.fromkeys(names[follower] for follower in followers))
         event_type = _event_type(runtime, routes.values())
+        placed = placements.get(runtime)
         stages.append(
-            plan_stage(runtime, names[runtime], settings, followers, after, event_type, placements.get(runtime))
+            plan_stage(runtime, names[runtime], settings, followers, after, event_type, traces=traces, placement=placed)
         )
     pipelines = [RoutePlan(path, tuple(map(runtimes.index, pipeline))) for path, pipeline in routes.items()]
     return stages, pipelines, _limits(settings)
@@ -66,6 +70,8 @@ def plan_stage(
     followers: Sequence[Runtime] = (),
     next_stages: tuple[str, ...] = (),
     event_type: str = "",
+    *,
+    traces: bool = False,
     placement: Placement | None = None,
 ) -> StagePlan:
     """Return a stage as it is to be run: the user's values, and the service's settings where the user has given none.
@@ -77,6 +83,7 @@ def plan_stage(
         followers: the stages that read what it passes on.
         next_stages: the names of their stages.
         event_type: of the events that it may send before the last stage; see `WorkerSpec`.
+        traces: calls may be traced.
         placement: where its workers run; None for anywhere.
     """
     if placement is None:
@@ -105,6 +112,7 @@ def plan_stage(
             ),
             log_level=settings.effective_log_level,
             log_text=settings.debug,
+            traces=traces,
         )
         for worker_id in range(1, placement.num + 1)
     ]

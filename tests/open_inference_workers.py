@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from mosec_asgi import ClientError, Server, SSEWorker, ValidationError, Worker
-from mosec_asgi.protocols import OpenInference, Tensor
+from mosec_asgi.protocols import OpenAI, OpenInference, Tensor
 
 
 class Echo(Worker):
@@ -16,6 +16,12 @@ class Echo(Worker):
 
     def forward(self, data: list[dict[str, Any]]) -> list[Any]:
         return [{name: value for name, value in item.items() if name != "parameters"} for item in data]
+
+
+class Half(Echo):
+    """The same for BF16, whose values are float32 to a worker."""
+
+    inputs = outputs = [Tensor("bf16", "BF16", [-1, -1])]
 
 
 class Sum(Worker):
@@ -71,14 +77,17 @@ class Count(SSEWorker):
 
 def serve(**more: Any) -> Server:
     """Return a server of all of them."""
-    server = Server(timeout=20_000)
+    server = Server(timeout=20_000, compression=True)
     server.append_worker(Echo, max_batch_size=32, route="/echo")
     server.append_worker(Sum, max_batch_size=32, route="/sum")
-    server.append_worker(Embed, max_batch_size=32, route="/embed")
-    server.append_worker(Write, route="/write")
-    server.append_worker(Count, route="/count")
-    models = {"echo": "/echo", "sum": "/sum", "embed": "/embed", "write": "/write", "count": "/count"}
+    # In threads, beside the processes of those above: a process for each takes long to start.
+    server.append_worker(Embed, max_batch_size=32, route="/embed", executor="thread")
+    server.append_worker(Write, route="/write", executor="thread")
+    server.append_worker(Count, route="/count", executor="thread")
+    server.append_worker(Half, max_batch_size=32, route="/half", executor="thread")
+    models = {"half": "/half", "echo": "/echo", "sum": "/sum", "embed": "/embed", "write": "/write", "count": "/count"}
     server.add_protocol(OpenInference(models, **{"versions": {"sum": "3"}, **more}))
+    server.add_protocol(OpenAI(embeddings={"lengths": "/embed"}))
     return server
 
 

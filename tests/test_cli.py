@@ -139,7 +139,7 @@ def test_the_document_of_an_example_is_up_to_date(document: Path) -> None:
 
 
 def test_make_openapi_writes_every_document() -> None:
-    makefile = (ROOT / "Makefile").read_text()
+    told = subprocess.run(["make", "-n", "openapi"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     for document in (ROOT / "openapi").glob("*.json"):
         line = f"mosec-asgi openapi examples.{document.stem}.server:server --output openapi/{document.name}"
-        assert line in makefile
+        assert line in told

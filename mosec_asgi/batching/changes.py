@@ -2,13 +2,14 @@
 
 Values are of two kinds. Those of the scheduler and of the admission hold from the moment at which they are set. What
 workers themselves go by (`WorkerSpec`: the batch size for which they were made, the time of a step) holds for workers
-that are made with it, so all are replaced (`pool.rolling`); meanwhile no worker is given more than any of them can
-take. If a replacement cannot be started, all values are again what they were.
+that are made with it, so all are replaced (`pool.rolling`). As long as a worker is there that was made for fewer tasks
+at a time, batches have no more than it can take. If a replacement cannot be started, all values are again what they
+were; workers that have been replaced by then stay until they are replaced for another reason.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -32,6 +33,14 @@ class StageValues:
     def for_worker(self, spec: WorkerSpec) -> WorkerSpec:
         """Return what a worker is to run."""
         return replace(spec, max_batch_size=self.worker_batch_size, timeout=self.timeout)
+
+    def for_workers_of(self, size: int) -> StageValues:
+        """Return the values that go for workers which were made for `size` tasks at a time, where that is less."""
+        if size >= self.worker_batch_size:
+            return self
+        if self.batch_size == 1:
+            return replace(self, concurrency=min(self.concurrency, size))
+        return replace(self, batch_size=size)
 
 
 class Stage(Protocol):
@@ -73,27 +82,24 @@ async def restart(stage: Stage) -> None:
         await rolling.renew(stage.pool)
 
 
-async def configure(stage: Stage, values: StageValues) -> None:
+async def configure(stage: Stage, change: Callable[[StageValues], StageValues]) -> None:
     """Go on with other values.
+
+    Args:
+        stage: which.
+        change: returns the new values for those that hold when it is the change's turn.
 
     Raises:
         StartupError: a worker could not be started with them; all values are what they were.
     """
     async with stage.pool.changing:
         before = stage.values
-        stage.apply(
-            replace(
-                values,
-                batch_size=min(values.batch_size, before.batch_size),
-                concurrency=min(values.concurrency, before.concurrency),
-            )
-        )
-        if (values.worker_batch_size, values.timeout) != (before.worker_batch_size, before.timeout):
-            try:
-                await rolling.renew(stage.pool, values.for_worker)
-            except BaseException:
-                for place in stage.pool.places:
-                    place.spec = before.for_worker(place.spec)
-                stage.apply(before)
-                raise
+        values = change(before)
         stage.apply(values)
+        try:
+            await rolling.renew(stage.pool, values.for_worker)
+        except BaseException:
+            for place in stage.pool.places:
+                place.spec = before.for_worker(place.spec)
+            stage.apply(before)
+            raise

@@ -97,6 +97,7 @@ class Coordinator:
         observers: Sequence[Sequence[StageObserver]] = (),
         clock: Callable[[], float] = time.monotonic,
         shared_memory: Callable[[], int] = lambda: 0,
+        traceparent: Callable[[int], str] | None = None,
     ) -> None:
         """Describe the service; nothing is started.
 
@@ -108,6 +109,8 @@ class Coordinator:
             observers: each an observer for every stage, in the order of `stages`.
             clock: seconds, monotonic.
             shared_memory: returns the bytes of shared memory that payloads take.
+            traceparent: returns that of the span of a traced call at its stage, for the stage's workers; None where no
+                calls are traced.
         """
         self._plans = stages
         self._routes = routes
@@ -116,6 +119,7 @@ class Coordinator:
         self._limits = limits
         self._clock = clock
         self._shared_memory = shared_memory
+        self._traceparent = traceparent
         self._stages: list[Stage] = []
         self._launchers: list[Launcher] = []
         self._admission: Admission
@@ -157,6 +161,7 @@ class Coordinator:
                     self._loop,
                     self._limits.timeout,
                     self._limits.drain_timeout,
+                    self._traceparent,
                 )
             )
         self._admission = Admission(
@@ -242,9 +247,9 @@ class Coordinator:
         """Have `num` workers of a stage; see `batching.changes`."""
         await changes.scale(self._stages[stage], num)
 
-    async def configure(self, stage: int, values: StageValues) -> None:
+    async def configure(self, stage: int, change: Callable[[StageValues], StageValues]) -> None:
         """Have a stage go by other values; see `batching.changes`."""
-        await changes.configure(self._stages[stage], values)
+        await changes.configure(self._stages[stage], change)
 
     async def restart(self, stage: int) -> None:
         """Replace the workers of a stage, one after the other; see `batching.changes`."""

@@ -35,6 +35,7 @@ from mosec_asgi.messages import (
     INGRESS,
     OBJECT_IN,
     OBJECT_OUT,
+    TRACED,
     Cancels,
     Chunks,
     Credits,
@@ -51,7 +52,7 @@ from mosec_asgi.pool.recycling import NEVER, Recycling
 from mosec_asgi.pool.rolling import Recycler
 from mosec_asgi.pool.supervisor import DRAIN_SECONDS, Place, PoolWorker, Supervisor
 from mosec_asgi.pool.watchdog import Watchdog
-from mosec_asgi.request import packed
+from mosec_asgi.request import Request, packed
 
 # Seconds beyond its timeout that a worker gets to come back by itself, before it is taken for stuck.
 GRACE_SECONDS = 1.0
@@ -123,6 +124,20 @@ class StagePlan:
         return 0.0 if self.adaptive or self.batch_size == 1 else self.max_wait
 
 
+def values_of(plan: StagePlan) -> StageValues:
+    """Return the values of a stage that can be changed while it serves."""
+    spec = plan.specs[0]
+    return StageValues(
+        spec.max_batch_size,
+        spec.timeout,
+        plan.batch_size,
+        plan.concurrency,
+        plan.max_wait,
+        plan.adaptive,
+        plan.latency_target,
+    )
+
+
 class Owner(Protocol):
     """Hears what becomes of the tasks of a stage."""
 
@@ -162,6 +177,7 @@ class Stage:
         loop: asyncio.AbstractEventLoop,
         timeout: float = math.inf,
         drain_seconds: float = DRAIN_SECONDS,
+        traceparent: Callable[[int], str] | None = None,
     ) -> None:
         """Put the parts together; nothing is started.
 
@@ -174,6 +190,7 @@ class Stage:
             loop: for turns and timers.
             timeout: of the service, in seconds.
             drain_seconds: seconds that a worker which is replaced may take to answer what it has.
+            traceparent: returns that of the span of a traced call, by its number; None where no calls are traced.
         """
         self.plan = plan
         self.events = StageEvents(observers)
@@ -195,9 +212,12 @@ class Stage:
             drain_seconds=drain_seconds,
             recycling=plan.recycling,
         )
+        # What it goes by, and the same for the workers that are there.
+        self.values = self._fitted = values_of(plan)
         self.recycler = Recycler(self.pool, clock)
         self.pool.on_recycle = self.recycler.recycle
         self._owner = owner
+        self._traceparent = traceparent
         self._clock = clock
         self._loop = loop
         self.admission = StageAdmission(
@@ -264,30 +284,26 @@ class Stage:
     # -- its values, which can be changed while it serves ------------------------------------------------------------
 
     @property
-    def values(self) -> StageValues:
-        """What it goes by."""
-        plan = self.plan
-        spec = plan.specs[0]
-        return StageValues(
-            spec.max_batch_size,
-            spec.timeout,
-            plan.batch_size,
-            plan.concurrency,
-            plan.max_wait,
-            plan.adaptive,
-            plan.latency_target,
-        )
-
-    @property
     def variables(self) -> list[dict[str, str]] | None:
         """The environment of each worker, by its number; None for none."""
         return self.plan.variables
 
     def apply(self, values: StageValues) -> None:
         """Go by other values from here on; workers that are there already keep to those that they were made with."""
+        self.values = values
+        self._fit()
+        self._mark()
+
+    def _fit(self) -> None:
+        """Give no worker more at a time than it was made for."""
+        sizes = [worker.spec.max_batch_size for worker, _ in self.scheduler.loads]
+        values = self.values.for_workers_of(min(sizes, default=self.values.worker_batch_size))
+        if values == self._fitted:
+            return
+        self._fitted = values
         self.plan = plan = replace(
             self.plan,
-            specs=[values.for_worker(spec) for spec in self.plan.specs],
+            specs=[self.values.for_worker(spec) for spec in self.plan.specs],
             batch_size=values.batch_size,
             concurrency=values.concurrency,
             max_wait=values.max_wait,
@@ -301,7 +317,6 @@ class Stage:
             max_wait=plan.sure_wait,
             latency_target=plan.latency_target,
         )
-        self._mark()
 
     # -- told by the owner -------------------------------------------------------------------------------------------
 
@@ -346,17 +361,21 @@ class Stage:
     def worker_ready(self, worker: PoolWorker) -> None:
         """Take a worker into use."""
         self.scheduler.add_worker(worker)
+        self._fit()
         self.admission.worker_ready(self._clock() - worker.launched_at)
         self._mark()
 
     def worker_draining(self, worker: PoolWorker) -> None:
         """Give a worker no more tasks; it answers those that it has."""
         self.scheduler.drain_worker(worker)
-        now = self._clock()
-        self.admission.worker_gone(now)
-        if (told := self.events.retired) is not None:
-            told(worker.worker_id, now)
+        self._fit()
+        self.admission.worker_gone(self._clock())
         self._mark()
+
+    def resized(self, num: int) -> None:
+        """Note that there are to be so many workers."""
+        if (told := self.events.resized) is not None:
+            told(num, self._clock())
 
     def has_tasks(self, worker: PoolWorker) -> bool:
         """Whether a worker has tasks to answer, those that nobody waits for any more among them."""
@@ -365,7 +384,7 @@ class Stage:
     def worker_results(self, worker: PoolWorker, results: Results) -> None:
         """Take in results."""
         now = self._clock()
-        ids, codes, payloads, seconds = results
+        ids, codes, payloads, seconds, _ = results
         if not len(ids) == len(codes) == len(payloads):
             drop_all(payloads)
             raise LinkError(f"sent {len(ids)} results with {len(codes)} codes and {len(payloads)} payloads")
@@ -383,6 +402,8 @@ class Stage:
         if self.plan.times:
             for task in tasks:
                 task.note_time(self.plan.name, now)
+        if (came := self.events.came) is not None:
+            came(worker.worker_id, tasks, results, now)
         wanted = 0
         answered = self._owner.answered
         for task, code, payload in zip(tasks, codes, payloads, strict=True):
@@ -442,9 +463,13 @@ class Stage:
         self._cancelled.pop(worker, None)
         self._credits.pop(worker, None)
         again: list[Task] = []
-        for task in self.scheduler.remove_worker(worker):
+        tasks = self.scheduler.remove_worker(worker)
+        for task in tasks:
             if task.place <= begun:
                 task.attempts += 1
+        if tasks and (told := self.events.lost) is not None:
+            told(worker.worker_id, tasks, self._clock())
+        for task in tasks:
             if task.state is State.SETTLED:
                 continue
             begun_stream = task.flow is not None and task.flow.events
@@ -455,6 +480,7 @@ class Stage:
                 logger.error("answered 500: workers died %s", why, extra=self._extra(worker, task))
                 self._owner.failed(task, WORKER_DIED)
         self.scheduler.requeue(again)
+        self._fit()
         self.admission.worker_gone(self._clock())
         self._mark()
 
@@ -537,14 +563,14 @@ class Stage:
         for task in tasks:
             task.began = now
             ids.append(task.id)
-            flags.append(_flags(task))
+            flags.append(_flags(task) | TRACED if task.trace else _flags(task))
             request_ids.append(task.request_id)
             payloads.append(task.payload)
         worker = assignment.worker
         try:
             message = Tasks(ids, flags, request_ids, payloads)
-            if self.plan.takes_request:
-                message = message._replace(requests=[packed(task.request) for task in tasks])
+            if self.plan.takes_request or (self._traceparent is not None and any(task.trace for task in tasks)):
+                message = message._replace(requests=[packed(self._told(task)) for task in tasks])
             worker.link.send(message)
         except Exception as error:
             # A fault of ours. It is handled in the next turn, because the caller is in the middle of a change.
@@ -553,6 +579,13 @@ class Stage:
             told(worker.worker_id, tasks, now)
         if self._look_timer is None:
             self._look_timer = self._loop.call_later(LOOK_SECONDS, self._look)
+
+    def _told(self, task: Task) -> Request | None:
+        """Return what a worker is told of a request: one that does not ask for it, only its trace."""
+        request = task.request if self.plan.takes_request else None
+        if not task.trace or self._traceparent is None:
+            return request
+        return replace(request or Request(), traceparent=self._traceparent(task.id))
 
     def _send_failed(self, worker: PoolWorker, tasks: Sequence[Task], error: Exception) -> None:
         """Answer tasks that could not be sent, and replace the worker, which may have been sent a part of them."""

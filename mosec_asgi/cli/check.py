@@ -14,7 +14,7 @@ from mosec_asgi.cli.advice import advice
 from mosec_asgi.cli.faults import CommandError
 from mosec_asgi.cli.loading import load_server, server_arguments
 from mosec_asgi.cli.output import GOOD, WARN, output
-from mosec_asgi.config import FIELDS, Settings
+from mosec_asgi.config import FIELDS, SECRETS, Settings
 from mosec_asgi.errors import DefinitionError
 from mosec_asgi.pool.process.launcher import usable_cores
 from mosec_asgi.runtime import Runtime, check_importable, check_timeouts, stage_names
@@ -98,7 +98,7 @@ def _stages(routes: Mapping[str, Sequence[Runtime]], settings: Settings) -> Iter
             str(runtime.num),
             str(runtime.max_batch_size),
             f"{runtime.max_wait_time or settings.wait:g}",
-            f"{runtime.timeout or settings.timeout / 1000:g}",
+            f"{runtime.timeout or settings.timeout / 1000:g}" if runtime.timeout or settings.timeout else "none",
             f"{executor}, {runtime.start_method}" if executor == "process" else executor,
         )
 
@@ -127,7 +127,11 @@ def _changed(settings: Settings) -> Iterator[tuple[str, str, str]]:
     for name, field in FIELDS.items():
         value = getattr(settings, name)
         if value != field.default:
-            yield name, repr(value), repr(field.default)
+            yield name, _shown(name, value), repr(field.default)
+
+
+def _shown(name: str, value: object) -> str:
+    return "(not shown)" if name in SECRETS else repr(value)
 
 
 def _formats(content: Mapping[str, Any], document: Mapping[str, Any]) -> str:
@@ -156,4 +160,6 @@ def _short(schema: Any, document: Mapping[str, Any], depth: int) -> str:
             for name, each in schema["properties"].items()
         ]
         return "{" + ", ".join(parts) + "}"
+    if kind == "object" and isinstance(schema.get("additionalProperties"), Mapping):
+        return f"{{...: {_short(schema['additionalProperties'], document, depth + 1)}}}"
     return " | ".join(kind) if isinstance(kind, list) else str(kind)

@@ -47,6 +47,7 @@ async def scale(pool: Supervisor, num: int, variables: Sequence[Mapping[str, str
 
 async def _add(pool: Supervisor, places: Sequence[Place]) -> None:
     begun: list[PoolWorker] = []
+    before = pool.size
     try:
         for place in places:
             begun.append(pool.begin(place, place.spec))
@@ -55,23 +56,28 @@ async def _add(pool: Supervisor, places: Sequence[Place]) -> None:
     except BaseException:
         for worker in begun:
             pool.drop(worker)
-        pool.remove([place for place in places if place in pool.places])
+        # Not those that were added, if others are of less use by now.
+        pool.remove_places(pool.size - before)
         raise
 
 
-async def renew(pool: Supervisor, change: Callable[[WorkerSpec], WorkerSpec] = lambda spec: spec) -> None:
-    """Replace all workers, one after the other.
+async def renew(pool: Supervisor, change: Callable[[WorkerSpec], WorkerSpec] | None = None) -> None:
+    """Replace workers, one after the other.
 
     Args:
         pool: of the stage.
-        change: returns what a worker is to run in the place of one that runs its argument.
+        change: returns what a worker is to run in the place of one that runs its argument; where that is the same, the
+            worker stays. None to replace all.
 
     Raises:
         StartupError: a replacement could not be started; the worker whose place it was to take serves on, and so do
             those that have not had their turn.
     """
     for place in pool.places:
-        await _replace(pool, place, change(place.spec))
+        now = place.spec if place.worker is None else place.worker.spec
+        wanted = place.spec if change is None else change(place.spec)
+        if change is None or wanted != now:
+            await _replace(pool, place, wanted)
 
 
 async def _replace(pool: Supervisor, place: Place, spec: WorkerSpec) -> None:

@@ -61,6 +61,9 @@ class Listener(Protocol):
     def has_tasks(self, worker: PoolWorker) -> bool:
         """Whether `worker` has tasks that it has not answered."""
 
+    def resized(self, num: int) -> None:
+        """Note that there are to be `num` workers, as there is one more, or before some are told to leave."""
+
     def worker_results(self, worker: PoolWorker, results: Results) -> None:
         """Take in results; raise `LinkError` if `worker` was never given those tasks."""
 
@@ -432,13 +435,12 @@ class Supervisor:
         Returns:
             the workers that were there, which are leaving.
         """
-        return self.remove(sorted(self._places, key=_usefulness)[:count])
-
-    def remove(self, places: Iterable[Place]) -> list[PoolWorker]:
-        """Take these places away; return the workers that were there, which are leaving."""
-        leaving = []
-        for place in places:
+        removed, leaving = sorted(self._places, key=_usefulness)[:count], []
+        for place in removed:
             self._places.remove(place)
+        if removed:
+            self.listener.resized(self.size)
+        for place in removed:
             self._cancel_relaunch(place)
             if place.worker is not None:
                 worker, place.worker = place.worker, None
@@ -553,6 +555,7 @@ class Supervisor:
         if place not in self._places:
             self._places.append(place)
             self._places.sort(key=lambda each: each.spec.worker_id)
+            self.listener.resized(self.size)
         before, place.worker = place.worker, worker
         place.backoff = Backoff()
         return before

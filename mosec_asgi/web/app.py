@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from starlette.applications import Starlette
 from starlette.datastructures import MutableHeaders
 from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import Response as StarletteResponse
 from starlette.routing import Match
 from starlette.routing import Route as StarletteRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -22,6 +24,7 @@ from mosec_asgi.web.asgi import AsgiExchange, AsgiRoute
 from mosec_asgi.web.asgi_streams import StreamRoute
 from mosec_asgi.web.body import BodyReader
 from mosec_asgi.web.budget import Budget
+from mosec_asgi.web.dashboard import Dashboard
 from mosec_asgi.web.direct import DirectRoute, DirectRoutes
 from mosec_asgi.web.disconnect import DisconnectWatch
 from mosec_asgi.web.exchange import NO_BUDGET, RequestIds, Route, Shared
@@ -34,8 +37,13 @@ from mosec_asgi.web.lingering import Lingering
 from mosec_asgi.web.methods import ByMethod, taken
 from mosec_asgi.web.missing import missing, path_below, slash_is_added
 from mosec_asgi.web.openapi import OpenAPI
+from mosec_asgi.web.page import Page
 from mosec_asgi.web.responses import Response
-from mosec_asgi.web.swagger import Swagger
+from mosec_asgi.web.root import Root
+from mosec_asgi.web.swagger import swagger
+
+if TYPE_CHECKING:
+    from mosec_asgi.observing.tracing import Tracing
 
 
 class App:
@@ -64,7 +72,10 @@ class App:
         access_log: bool = False,
         lingers: bool = False,
         middleware: Sequence[Middleware] = (),
+        tracing: Tracing | None = None,
         forms: Mapping[str, Callable[[Failure], Response]] | None = None,
+        title: str = "mosec-asgi service",
+        dashboard: Dashboard | None = None,
         keys: Keys | None = None,
     ) -> None:
         """Build the routes.
@@ -83,10 +94,14 @@ class App:
             access_log: log a line for each request.
             lingers: an answer that is given early needs help to arrive; see `lingering`.
             middleware: what each request goes through, health and documents included; the first is the outermost.
+            tracing: makes the spans of requests.
             forms: how requests are refused for which there is no route, by what their paths begin with.
+            title: of the service.
+            dashboard: the live page, if there is one.
             keys: of which a request must bring one; None lets everybody in.
         """
-        health, swagger = Health(engine, metrics, custom), Swagger()
+        health = Health(engine, metrics, custom)
+        names = [f"{', '.join(route.methods)} {route.path}" for route in routes]
         self.shared = shared = Shared(
             engine,
             metrics,
@@ -96,6 +111,7 @@ class App:
             compressed=compressed,
             logged=access_log,
             budget=Budget(max(body_memory, max_request_size)),
+            tracing=tracing,
         )
         watch: DisconnectWatch[AsgiExchange] = DisconnectWatch(AsgiExchange.leave)
         bodies = BodyReader(shared.limit, limits, shared.budget)
@@ -116,13 +132,13 @@ class App:
         )
         self._rest = Starlette(
             routes=[
-                StarletteRoute("/", health.root),
+                StarletteRoute("/", Root(title, names, dashboard=dashboard is not None).answer),
                 StarletteRoute("/livez", health.livez),
                 StarletteRoute("/readyz", health.readyz),
                 StarletteRoute("/metrics", health.metrics),
                 StarletteRoute("/openapi/metadata.json", OpenAPI(document).metadata),
-                StarletteRoute("/openapi/swagger", swagger.without_slash),
-                StarletteRoute("/openapi/swagger/{file:path}", swagger.page),
+                *_page_routes("/openapi/swagger", swagger(dashboard=dashboard is not None)),
+                *([] if dashboard is None else _page_routes("/dashboard", dashboard, dashboard.data)),
                 # Of two that fit a request the first counts: one without parameters fits better than one with some.
                 *(
                     _ModelRoute(route.path, ByMethod(endpoint, route.methods, shared), methods=taken(route.methods))
@@ -130,7 +146,7 @@ class App:
                 ),
             ],
             middleware=[*([Middleware(Lingering)] if lingers else []), Middleware(_ServerHeader, server=server)],
-            exception_handlers=missing([f"{', '.join(route.methods)} {route.path}" for route in routes], forms or {}),
+            exception_handlers=missing(names, forms or {}),
         )
         # As in mosec, a path with an extra slash is not a route; after a redirect, clients would send a POST twice.
         self._rest.router.redirect_slashes = False
@@ -158,6 +174,14 @@ class App:
             # No path of ours but `/` ends in a slash.
             return self._answer({**scope, "path": scope["path"][:-1]}, receive, send)
         return self._rest(scope, receive, send)
+
+
+def _page_routes(
+    path: str, page: Page, data: Callable[[Request], Awaitable[StarletteResponse]] | None = None
+) -> list[StarletteRoute]:
+    """Return the routes of a page, and of the data beneath it."""
+    routes = [StarletteRoute(path, page.without_slash), StarletteRoute(f"{path}/{{file:path}}", page.file)]
+    return routes if data is None else [StarletteRoute(f"{path}/data", data), *routes]
 
 
 def _direct_kind(route: Route, keys: Keys | None) -> type[DirectRoute]:

@@ -1,4 +1,4 @@
-"""The endpoints for health and metrics: `/`, `/livez`, `/readyz`, `/metrics`."""
+"""The endpoints for health and metrics: `/livez`, `/readyz`, `/metrics`."""
 
 from __future__ import annotations
 
@@ -17,10 +17,6 @@ class Health:
     def __init__(self, engine: Engine, metrics: ServiceMetrics, custom: CustomMetrics | None = None) -> None:
         self._engine = engine
         self._exposition = Exposition(metrics, engine.statistics, custom)
-
-    async def root(self, request: Request) -> Response:
-        """Answer that the service is there, as mosec does."""
-        return PlainTextResponse("mosec-asgi service")
 
     async def livez(self, request: Request) -> Response:
         """Answer 200 as long as the event loop runs."""

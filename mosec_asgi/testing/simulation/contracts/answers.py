@@ -82,7 +82,7 @@ class Answers(Checker):
         require, now = self._journal.require, self._journal.now
         if failure in (TIMED_OUT, STALLED):
             self._check_timeout(case, failure)
-        elif failure == describe(too_slow(self._service.stages[case.stage].plan.timeout, UNSEEN)):
+        elif failure == self._stuck_failure(case):
             self._journal.count("answered 408 by the service")
             require(self._is_stuck(case), Contract.TIME, "%s: 408 of a stage that is not stuck", case)
         elif failure.text.startswith(self._dropped_by(case)):
@@ -99,6 +99,11 @@ class Answers(Checker):
             require(case.left, Contract.CANCELLATION, "%s: its client has not left", case)
         else:
             raise self._out_of_nowhere(case, Contract.CRASH if failure == WORKER_DIED else Contract.RIGHT_ANSWER)
+
+    @staticmethod
+    def _stuck_failure(case: Case) -> Failure | None:
+        """Return the failure of a task whose worker makes no progress, which depends on what that was told."""
+        return None if case.life is None else describe(too_slow(case.life.spec.timeout, UNSEEN))
 
     def _check_timeout(self, case: Case, failure: Failure) -> None:
         require = self._journal.require

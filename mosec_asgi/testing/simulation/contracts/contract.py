@@ -20,6 +20,7 @@ class Contract(enum.Enum):
     CANCELLATION = "8 cancellation"
     SHUTDOWN = "9 shutdown"
     ORDER = "10 order"
+    CHANGE = "12 change without loss"
     PROGRESS = "no task waits beside a worker that could run it"
     PROTOCOL = "workers are spoken to as they can understand"
     MESSAGES = "messages are the same after any way"

@@ -189,7 +189,8 @@ def _row(tensor: Tensor) -> JSON:
         schema = {"type": "array", "items": schema}
         if size >= 0:
             schema |= {"minItems": size, "maxItems": size}
-    return schema
+    # Where a row may have one value, the value itself will do.
+    return {"anyOf": [schema, value]} if schema is not value and {-1, 1}.issuperset(tensor.shape) else schema
 
 
 def _ref(name: str) -> JSON:
@@ -291,6 +292,7 @@ def _schemas(common: Common) -> JSON:
                 "binary_data_output": {"type": "boolean"},
                 "timeout": {"type": ["integer", "null"], "minimum": 0, "description": "In microseconds."},
             },
+            "additionalProperties": {"type": ["string", "number", "boolean"]},
             "description": "What the protocol does not read itself is given to the worker.",
         },
         "InferRequest": _of(

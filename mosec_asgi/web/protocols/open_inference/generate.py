@@ -19,7 +19,7 @@ from mosec_asgi.web.protocols.open_inference.inference import InferRequest, Mode
 from mosec_asgi.web.protocols.open_inference.pieces import piece_of
 from mosec_asgi.web.protocols.open_inference.reading import Wanted, read_id, read_object, read_parameters
 from mosec_asgi.web.protocols.open_inference.service import Asked, ModelEndpoint, error_object
-from mosec_asgi.web.protocols.open_inference.tensors import MAX_RANK, NamedArray, Reader, shown
+from mosec_asgi.web.protocols.open_inference.tensors import MAX_RANK, Bounds, NamedArray, Reader, shown
 from mosec_asgi.web.protocols.seam import JSON, NO_CACHE, Ask, EventForm, Problem
 from mosec_asgi.web.responses import Response
 
@@ -53,7 +53,7 @@ class Generate(ModelEndpoint):
     def answer(self, ask: Ask, results: Sequence[Any]) -> Response:
         """Return the row."""
         model, wanted = ask.context
-        told = row_of(model, wanted.request, self.wholes(model, results)[0])
+        told = row_of(model, wanted.request, self.wholes(model, results)[0], self.common.bounds)
         return Response(HTTPStatus.OK, (JSON,), told)
 
     def describe(self) -> dict[str, Any]:
@@ -68,11 +68,11 @@ class GenerateStream(Generate):
 
     def stream(self, ask: Ask) -> EventForm | None:
         """Return the form of the stream."""
-        return RowForm(ask)
+        return RowForm(ask, self.common.bounds)
 
     def answer(self, ask: Ask, results: Sequence[Any]) -> Response:
         """Return the only row of a worker that does not stream, as a stream."""
-        form = RowForm(ask)
+        form = RowForm(ask, self.common.bounds)
         headers = ((b"content-type", form.content_type.encode()), *NO_CACHE)
         return Response(HTTPStatus.OK, headers, form.piece(results[0], 0))
 
@@ -84,15 +84,16 @@ class GenerateStream(Generate):
 class RowForm(EventForm):
     """A stream of rows, each of them an object."""
 
-    def __init__(self, ask: Ask) -> None:
+    def __init__(self, ask: Ask, bounds: Bounds) -> None:
         """Begin with nothing sent."""
+        self._bounds = bounds
         self._model, wanted = ask.context
         self._request = wanted.request
 
     def piece(self, event: Any, place: int) -> bytes:
         """Return an event as a row."""
         try:
-            return _event(row_of(self._model, self._request, piece_of(event)))
+            return _event(row_of(self._model, self._request, piece_of(event), self._bounds))
         # What JSON cannot say would be the client's to ask for in another way: here there is none.
         except ClientError as error:
             return _event(orjson.dumps({"error": str(error)}))
@@ -102,7 +103,7 @@ class RowForm(EventForm):
         return _event(orjson.dumps(error_object(problem)))
 
 
-def row_of(model: Model, request: InferRequest, result: Any) -> bytes:
+def row_of(model: Model, request: InferRequest, result: Any, bounds: Bounds) -> bytes:
     """Return a result as a JSON object: the outputs are its fields; one of a single value is that value.
 
     Raises:
@@ -112,12 +113,12 @@ def row_of(model: Model, request: InferRequest, result: Any) -> bytes:
     if request.id:
         told["id"] = request.id
     for output in model.outputs_of(request, [result]):
-        told[output.name] = _value(output)
+        told[output.name] = _value(output, bounds)
     return orjson.dumps(told, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
-def _value(output: NamedArray) -> Any:
-    values = output.values()
+def _value(output: NamedArray, bounds: Bounds) -> Any:
+    values = output.values(bounds)
     if len(values) == 1:
         return values[0]
     if isinstance(values, list):
@@ -125,7 +126,8 @@ def _value(output: NamedArray) -> Any:
         array = output.array.copy()
         array.reshape(-1)[:] = values
         return array[0].tolist()
-    return output.array[0]
+    # Contiguous, which a worker's array need not be.
+    return values.reshape(output.array.shape[1:])
 
 
 def _read_row(reader: Reader, name: str, value: Any, tensor: Tensor | None) -> NamedArray:

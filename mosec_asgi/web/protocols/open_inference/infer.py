@@ -12,7 +12,7 @@ from mosec_asgi.web.protocols.open_inference import described
 from mosec_asgi.web.protocols.open_inference.inference import Model
 from mosec_asgi.web.protocols.open_inference.reading import Wanted, read_infer
 from mosec_asgi.web.protocols.open_inference.service import Asked, ModelEndpoint
-from mosec_asgi.web.protocols.open_inference.tensors import NamedArray
+from mosec_asgi.web.protocols.open_inference.tensors import Bounds, NamedArray
 from mosec_asgi.web.protocols.seam import JSON, Ask
 from mosec_asgi.web.responses import Response
 
@@ -36,14 +36,15 @@ class Infer(ModelEndpoint):
     def answer(self, ask: Ask, results: Sequence[Any]) -> Response:
         """Return the outputs, of all rows in their order."""
         model, wanted = ask.context
-        return infer_response(model, wanted, model.outputs_of(wanted.request, self.wholes(model, results)))
+        outputs = model.outputs_of(wanted.request, self.wholes(model, results))
+        return infer_response(model, wanted, outputs, self.common.bounds)
 
     def describe(self) -> dict[str, Any]:
         """Describe the endpoint, for each model whose name stands in the path."""
         return described.infer(self)
 
 
-def infer_response(model: Model, wanted: Wanted, outputs: Sequence[NamedArray]) -> Response:
+def infer_response(model: Model, wanted: Wanted, outputs: Sequence[NamedArray], bounds: Bounds) -> Response:
     """Return the answer with these outputs: those in JSON, and behind it those that are wanted as bytes.
 
     Raises:
@@ -57,7 +58,7 @@ def infer_response(model: Model, wanted: Wanted, outputs: Sequence[NamedArray]) 
             behind.append(raw)
             fields["parameters"] = {"binary_data_size": len(raw)}
         else:
-            fields["data"] = output.values()
+            fields["data"] = output.values(bounds)
         told.append(fields)
     answer: dict[str, Any] = {"model_name": model.name, "model_version": model.version, "outputs": told}
     if wanted.request.id:

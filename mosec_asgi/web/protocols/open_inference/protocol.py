@@ -43,9 +43,9 @@ class OpenInference(Protocol):
             versions: of models, by their names; "1" for those that are left out.
             max_rows: of one request.
             max_tensors: inputs of one request, or outputs that it asks for.
-            max_values: of one request that are read one by one: those in JSON, and those of BYTES. Nobody else is
-                served meanwhile; 300,000 numbers in JSON take a few hundredths of a second. Numbers that come as
-                binary data are not counted.
+            max_values: of one request that are read one by one: those in JSON, and those of BYTES, each of which counts
+                for four. Nobody else is served meanwhile; 300,000 numbers in JSON take a few hundredths of a second.
+                Numbers that come as binary data are not counted. An answer in JSON may have four times as many.
             grpc_port: on which the models are served by gRPC as well; 0 for any that is free, which `grpc_port` says
                 once the server has started; None for none. It needs the extra `grpc`.
             grpc_host: address to listen on there.

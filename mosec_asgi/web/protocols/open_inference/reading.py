@@ -14,14 +14,27 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from mosec_asgi.errors import ClientError, DecodingError
 from mosec_asgi.formats import loads_json
 from mosec_asgi.web.protocols.open_inference.inference import InferRequest
-from mosec_asgi.web.protocols.open_inference.tensors import Bounds, NamedArray, Reader, shown, wrong_input
+from mosec_asgi.web.protocols.open_inference.tensors import (
+    TEXT_WEIGHT,
+    Bounds,
+    NamedArray,
+    Reader,
+    shown,
+    wrong_input,
+)
+from mosec_asgi.web.protocols.weight import Weight, rough_weight, weight_of
 
 if TYPE_CHECKING:
     from mosec_asgi.web.responses import Headers
 
 HEADER_LENGTH = b"inference-header-content-length"
-# What a request has in JSON beside the values of its tensors, in commas and in brackets.
+# What a request has in JSON beside the values of its tensors, in texts, brackets and commas.
 _BESIDE = 4096
+# Lists and objects of a request: the innermost lists of nested data are most of them.
+MOST_BRACKETS = 25_000
+# Parameters of a request, and the characters of their texts and names: each of its rows brings them to its worker.
+MOST_PARAMETERS = 64
+MOST_IN_PARAMETERS = 16_384
 # What shared memory and Triton's classification would need; nobody would read them.
 _UNKNOWN = ("shared_memory_region", "classification")
 _BIGGEST_TIMEOUT = 2**63
@@ -95,13 +108,7 @@ def read_object(data: bytes, bounds: Bounds) -> dict[str, Any]:
     """
     if not data:
         raise ClientError("the body is empty; it must be a JSON object")
-    most = bounds.values + _BESIDE
-    # Before anything is made. Texts may hold commas and brackets, too, but hardly so many.
-    if len(data) > most and (data.count(b",") > most or data.count(b"[") + data.count(b"{") > most):
-        raise ClientError(
-            f"the JSON has more than {bounds.values} values, by its commas and brackets; send numbers as binary data, "
-            "or several requests"
-        )
+    _check_weight(data, bounds)
     try:
         value = loads_json(data, strict=True)
     except DecodingError as error:
@@ -110,6 +117,22 @@ def read_object(data: bytes, bounds: Bounds) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ClientError(f"the body must be a JSON object, not {shown(value)}")
     return {name: field for name, field in value.items() if field is not None}
+
+
+def _check_weight(data: bytes, bounds: Bounds) -> None:
+    """Refuse JSON of more values than the bounds allow, before it is read."""
+    values = bounds.values + _BESIDE
+    most = Weight(bounds.values // TEXT_WEIGHT + _BESIDE, MOST_BRACKETS, values)
+    # So few bytes hold not so many.
+    if len(data) <= min(most) or not rough_weight(data).exceeds(most):
+        return
+    found = weight_of(data)
+    for count, allowed, what in zip(found, most, ("texts", "lists and objects", "values"), strict=True):
+        if count > allowed:
+            raise ClientError(
+                f"the JSON has {count} {what}, and one request may have {allowed}; send the data flat, numbers as "
+                "binary data, or several requests"
+            )
 
 
 def read_id(fields: Mapping[str, Any]) -> str:
@@ -131,14 +154,28 @@ def read_parameters(fields: Mapping[str, Any]) -> Parameters:
         ClientError: those that the protocol reads are wrong.
     """
     own = dict(_parameters(fields, "the request"))
+    _check_parameters(own)
     binary = _flag(own.pop("binary_data_output", False), "binary_data_output")
     timeout = own.pop("timeout", None)
-    # Triton takes 0 for none.
-    if timeout in (None, 0):
-        return Parameters(own, binary, None)
-    if type(timeout) is not int or not 0 < timeout < _BIGGEST_TIMEOUT:
+    if timeout is not None and (type(timeout) is not int or not 0 <= timeout < _BIGGEST_TIMEOUT):
         raise ClientError(f"timeout: it must be a whole number of microseconds, not {shown(timeout)}")
-    return Parameters(own, binary, timeout / 1e6)
+    # Triton takes 0 for none.
+    return Parameters(own, binary, timeout / 1e6 if timeout else None)
+
+
+def _check_parameters(own: Mapping[str, Any]) -> None:
+    if len(own) > MOST_PARAMETERS:
+        raise ClientError(f"parameters: there are {len(own)}, and a request may have {MOST_PARAMETERS}")
+    size = 0
+    for name, value in own.items():
+        if not isinstance(value, (str, int, float)):
+            raise ClientError(
+                f"the parameter {shown(name)} must be a text, a number, or true or false, not {shown(value)}; send "
+                "what is more as a text of JSON"
+            )
+        size += len(name) + (len(value) if isinstance(value, str) else 0)
+    if size > MOST_IN_PARAMETERS:
+        raise ClientError(f"parameters: their texts have {size} characters, and may have {MOST_IN_PARAMETERS}")
 
 
 class _Inputs:
