@@ -7,7 +7,7 @@ import contextlib
 import functools
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from threading import get_ident
@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     from mosec_asgi.web.direct import DirectRoutes
     from mosec_asgi.web.exchange import Shared
     from mosec_asgi.web.protocols.adapter import ProtocolRoute
-    from mosec_asgi.web.protocols.seam import Listener, Protocol
+    from mosec_asgi.web.protocols.seam import Endpoint, Listener, Protocol
 
 DAEMON_CHECK_SECONDS = 0.2
 
@@ -307,11 +307,19 @@ class Service:
 
         pipelines = Pipelines(self._call_routes, objects, value_of, self._coordinator)
         endpoints = [endpoint for protocol in self._protocols for endpoint in protocol.endpoints()]
+        self._open_health(endpoints)
         # Tests without processes have no ports either.
         for protocol in () if self._simulated else self._protocols:
             if (listener := protocol.listener()) is not None:
+                self._open_health(listener.endpoints)
                 self._listeners[listener] = [ProtocolRoute(endpoint, pipelines) for endpoint in listener.endpoints]
         return [ProtocolRoute(endpoint, pipelines) for endpoint in endpoints]
+
+    def _open_health(self, endpoints: Iterable[Endpoint]) -> None:
+        """Have probes answered without a key."""
+        for endpoint in endpoints:
+            if endpoint.is_health and self._keys is not None:
+                self._keys.keys.open_health(endpoint.path)
 
     def _stop_listeners(self, grace: float) -> list[asyncio.Task[None]]:
         """Have the protocols' own ports closed, once what came there is answered."""
@@ -334,7 +342,8 @@ class Service:
 
     def _look_at_keys(self) -> None:
         """Look whether the file of API keys has changed, from time to time."""
-        if self._keys is not None and self._keys.file:
+        # On virtual time a timer that is always set would have the clock run on while all others wait.
+        if self._keys is not None and self._keys.file and not self._simulated:
             self._keys.look()
             self._key_look = self.loop.call_later(LOOK_SECONDS, self._look_at_keys)
 

@@ -74,13 +74,17 @@ class Keys:
         self._keys = tuple(keys)
         self._compare = compare
         paths = [path for name in public for path in PUBLIC_PATHS[name]]
-        self._open = HEALTH.union(path for path in paths if path == "/" or not path.endswith("/"))
+        self._open = {*HEALTH, *(path for path in paths if path == "/" or not path.endswith("/"))}
         self._open_below = tuple(path for path in paths if path != "/" and path.endswith("/"))
 
     def change(self, keys: Sequence[Key]) -> None:
         """Let these be the keys from here on."""
         self._keys = tuple(keys)
         self.on_change()
+
+    def open_health(self, path: str) -> None:
+        """Have a path answered without a key that says no more than whether the service works."""
+        self._open.add(path)
 
     def is_open(self, path: str) -> bool:
         """Whether a path is answered without a key."""

@@ -8,11 +8,12 @@ from typing import Any
 import grpc
 
 from mosec_asgi import log
-from mosec_asgi.errors import StartupError
+from mosec_asgi.errors import Failure, StartupError
 from mosec_asgi.messages import OK
 from mosec_asgi.web.exchange import Route, Shared
-from mosec_asgi.web.grpc.exchange import Context, GrpcExchange, code_of, headers_of
+from mosec_asgi.web.grpc.exchange import Context, GrpcExchange, code_of, headers_in, headers_of
 from mosec_asgi.web.grpc.streams import RequestStream
+from mosec_asgi.web.keys import Keys
 from mosec_asgi.web.protocols.seam import Endpoint, Listener
 
 # Calls of one connection that run at one time, and all metadata of a call: what a client may hold.
@@ -51,7 +52,7 @@ class GrpcListener(Listener):
         """Listen; see `Listener.start`."""
         self._shared = shared
         server = grpc.aio.server(
-            handlers=[_Handlers({route.path: self._handler(route) for route in routes})],
+            handlers=[_Handlers({route.path: self._handler(route) for route in routes}, shared.keys)],
             options=[
                 # Else a second service would share the port, and each get a part of the calls.
                 ("grpc.so_reuseport", 0),
@@ -122,9 +123,25 @@ class GrpcListener(Listener):
 class _Handlers(grpc.GenericRpcHandler):  # type: ignore[misc]
     """Finds what serves a call."""
 
-    def __init__(self, handlers: Mapping[str, grpc.RpcMethodHandler]) -> None:
+    def __init__(self, handlers: Mapping[str, grpc.RpcMethodHandler], keys: Keys | None) -> None:
         self._handlers = handlers
+        self._keys = keys
 
     def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler | None:
-        """Return it; None where there is none, which is answered UNIMPLEMENTED."""
+        """Return it; None where there is none, which is answered UNIMPLEMENTED.
+
+        A call without an API key, where there are keys, is answered before any of its messages is read.
+        """
+        if self._keys is not None:
+            failure = self._keys.refusal(headers_in(details.invocation_metadata), details.method)
+            if failure is not None:
+                return _refusing(failure)
         return self._handlers.get(details.method)
+
+
+def _refusing(failure: Failure) -> grpc.RpcMethodHandler:
+    async def refuse(_: Any, context: Context) -> None:
+        await context.abort(code_of(failure.code), failure.text)
+
+    # That of streams, for whatever kind of call: it asks for no message.
+    return grpc.stream_stream_rpc_method_handler(refuse)
