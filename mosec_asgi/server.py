@@ -12,7 +12,7 @@ import sys
 import traceback
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from multiprocessing.process import BaseProcess
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from mosec_asgi import config, log
 from mosec_asgi.defined import DEFAULT_ROUTE, Defined
@@ -57,6 +57,9 @@ class Server:
 
     Constructing one has no side effect, so a module that defines one can be imported anywhere.
     """
+
+    # Set while a command imports the module of a service, which must not begin to serve by that.
+    _only_imported: ClassVar[bool] = False
 
     def __init__(self, *, middleware: Sequence[Middleware] = (), **settings: Any) -> None:
         """Begin with no stages.
@@ -262,6 +265,11 @@ class Server:
                 comes from within a running event loop.
         """
         _check_main_guard("server.run() was called")
+        if Server._only_imported:
+            raise DefinitionError(
+                "server.run() was called while the module was imported. Put the call under "
+                '`if __name__ == "__main__":`, so that only the program itself runs it'
+            )
         try:
             self._defined.check()
             check_importable(self._defined.routes)
