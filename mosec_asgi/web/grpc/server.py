@@ -18,6 +18,9 @@ from mosec_asgi.web.protocols.seam import Endpoint, Listener
 # Calls of one connection that run at one time, and all metadata of a call: what a client may hold.
 MOST_OF_A_CONNECTION = 256
 MOST_METADATA = 64 * 1024
+# Milliseconds: between two looks at whether a silent client is still there, for its answer, and of a connection on
+# which nothing runs. Clients connect again by themselves.
+LOOK_AFTER, ANSWER_WITHIN, IDLE = 60_000, 20_000, 600_000
 
 logger = log.internal_logger(__name__)
 
@@ -59,6 +62,9 @@ class GrpcListener(Listener):
                 ("grpc.max_send_message_length", -1),
                 ("grpc.max_concurrent_streams", MOST_OF_A_CONNECTION),
                 ("grpc.max_metadata_size", MOST_METADATA),
+                ("grpc.keepalive_time_ms", LOOK_AFTER),
+                ("grpc.keepalive_timeout_ms", ANSWER_WITHIN),
+                ("grpc.max_connection_idle_ms", IDLE),
             ],
         )
         host = f"[{self._host}]" if ":" in self._host else self._host
