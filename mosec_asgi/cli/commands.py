@@ -28,6 +28,7 @@ COMMANDS = {
     "dry-run": Entry("dry_run", "start one worker a stage, and send each pipeline its example once"),
     "new": Entry("new", "make a folder with a small service and its test, to start from"),
     "openapi": Entry("openapi", "print a service's OpenAPI document, or check a file that holds it"),
+    "ctl": Entry("ctl", "see a running service, and change it: status, scale, configure, restart"),
     "map": Entry("map", "run a model over a file"),
 }
 

@@ -124,6 +124,7 @@ class Exposition:
         yield self._gauge("queue_length", "tasks that wait at a stage", shown, [stage.queued for stage in now])
         yield self._gauge("slots_in_use", "tasks, or batches, that workers run at this moment", shown, running)
         yield self._gauge("workers_ready", "workers that can be given tasks", shown, [stage.ready for stage in now])
+        yield self._gauge("workers_wanted", "workers that there should be", shown, [stage.workers for stage in now])
         yield self._counter("worker_restarts", "workers started in place of dead ones", shown, restarts)
         yield self._counter("tasks_rejected", "requests refused at a stage", stages, [s.rejected for s in stages])
         yield self._counter_by(

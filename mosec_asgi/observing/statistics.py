@@ -58,6 +58,8 @@ class StageReport:
         slots_in_use: tasks, or batches where there is batching, that workers run.
         slots: how many of them its ready workers can run at a time.
         max_batch_size: the most tasks in a batch; 1 where there is no batching.
+        wanted: workers that there should be.
+        draining: workers that are being replaced, and answer what they have.
         expected_wait: how long a task which comes now is likely to wait; 0 while that is not known.
         batch_size: how large batches were; empty where there is no batching.
         queue_wait: how long tasks have waited here.
@@ -83,6 +85,8 @@ class StageReport:
     slots_in_use: int = 0
     slots: int = 0
     max_batch_size: int = 1
+    wanted: int = 0
+    draining: int = 0
     expected_wait: float = 0.0
     batch_size: Distribution = EMPTY
     queue_wait: Distribution = EMPTY
@@ -207,6 +211,14 @@ class StageNow(Protocol):
         """Seconds that a task which comes now is likely to wait."""
 
     @property
+    def workers(self) -> int:
+        """Workers that there should be."""
+
+    @property
+    def draining(self) -> int:
+        """Workers that are being replaced, and answer what they have."""
+
+    @property
     def batch_size(self) -> int:
         """The most tasks in a batch."""
 
@@ -294,6 +306,8 @@ def _stage(measured: StageMetrics, now: StageNow, routes: tuple[str, ...]) -> St
         slots_in_use=now.slots_in_use,
         slots=now.ready * now.concurrency,
         max_batch_size=now.batch_size,
+        wanted=now.workers,
+        draining=now.draining,
         expected_wait=now.expected_wait,
         batch_size=_together([worker.batch_size for worker in workers]) if measured.batched else EMPTY,
         queue_wait=_distribution(measured.queue_wait),
