@@ -36,7 +36,7 @@ class Hangup:
 
     @contextlib.contextmanager
     def heard(self) -> Iterator[None]:
-        """Hear of the signal as long as this is entered; nothing changes where it is ignored, or the user handles it."""
+        """Hear of the signal as long as this is entered, unless it is ignored or the user handles it."""
         main = threading.current_thread() is threading.main_thread()
         if not main or signal.getsignal(signal.SIGHUP) is not signal.SIG_DFL:
             yield
