@@ -20,6 +20,7 @@ help:
 	@echo "make bench   compare with mosec (needs wrk); make bench-busy: beside a busy program"
 	@echo "make versus REF=main    compare a commit of this repository with the working tree (needs wrk)"
 	@echo "make without    measure what each of the shorter ways of a request brings, alone (needs wrk)"
+	@echo "make tracing  what tracing and Server-Timing cost a small request (needs wrk)"
 	@echo "make policies    batching policies of four servers, simulated; tables and plots"
 	@echo "make overload    offer more than a model can do, and see what is answered in time, beside mosec"
 	@echo "make calls   compare server.infer with the same calls over HTTP (needs wrk)"
@@ -110,6 +111,12 @@ versus: $(VENV)/test.stamp
 .PHONY: without
 without: $(VENV)/test.stamp
 	$(BIN)/python benchmarks/without.py $(if $(BUSY),--busy) $(OPTIONS)
+
+# What tracing and Server-Timing cost an echo, in processor time; the exit status is 1 where tracing that nobody is told
+# of costs more than 3 %.
+.PHONY: tracing
+tracing: $(VENV)/test.stamp
+	$(BIN)/python benchmarks/tracing.py $(OPTIONS)
 
 # How long a service takes to start, and what it holds then, beside mosec.
 footprint: $(VENV)/test.stamp

@@ -31,6 +31,8 @@ LOG_LEVELS = ("debug", "info", "warning", "error")
 KEYWORD_ONLY = frozenset({"title", "version"})
 # Settings that are no flags: all users of a machine see the command lines of its programs.
 NO_FLAG = frozenset({"api_keys"})
+# Settings whose values are never shown.
+SECRETS = frozenset({"api_keys"})
 # Settings of which an empty variable is refused: it would let everybody in, where keys were meant.
 NEVER_EMPTY = frozenset({"api_keys", "api_key_file"})
 # mosec's own flags, which its parser lets be abbreviated.
@@ -152,6 +154,11 @@ class Settings:
     access_log: bool = _setting(
         False, "log a line for each request: its method, path, status, duration and id; never what it holds"
     )
+    tracing: bool = _setting(
+        False,
+        "make spans of OpenTelemetry of requests, stages and `forward`; where they go, and how many, say the OTEL_* "
+        "variables, or the program's own tracer provider; needs the extra otel",
+    )
     server_timing: bool = _setting(
         False,
         "answer with the header Server-Timing: how long a request has waited at each stage, and how long that has "
@@ -265,14 +272,14 @@ class Settings:
         return self.timeout / 1000 or GRACE_SECONDS
 
     @property
-    def keyed(self) -> bool:
-        """Whether requests must bring a key."""
-        return bool(self.api_keys or self.api_key_file)
-
-    @property
     def shows_dashboard(self) -> bool:
         """Whether there is a dashboard: `dashboard`, or `debug`."""
         return self.dashboard or self.debug
+
+    @property
+    def keyed(self) -> bool:
+        """Whether requests must bring a key."""
+        return bool(self.api_keys or self.api_key_file)
 
     @property
     def effective_log_level(self) -> str:
@@ -465,6 +472,11 @@ def logging_wishes() -> tuple[str, bool]:
 log.before_start(logging_wishes)
 
 
+def telemetry_variables() -> Mapping[str, str]:
+    """Return the variables that OpenTelemetry is set up by."""
+    return {name: value for name, value in os.environ.items() if name.startswith("OTEL_")}
+
+
 def prometheus_directory() -> str | None:
     """Return the directory that the user has set up for prometheus_client's multiprocess mode, or None."""
     return os.environ.get("PROMETHEUS_MULTIPROC_DIR") or None
@@ -513,7 +525,7 @@ def parse_command_line(settings: Settings, arguments: Sequence[str] | None = Non
     written = _as_written(sys.argv[1:] if arguments is None else list(arguments))
     known, others = build_parser(settings).parse_known_args(written)
     for argument in others:
-        if meant := _meant_by(argument):
+        if meant := meant_by(argument):
             raise DefinitionError(f"unknown argument {argument.partition('=')[0]}; did you mean --{meant}?")
     return {name: _checked(name, value, f"the argument {FLAGS[name]}") for name, value in vars(known).items()}
 
@@ -560,7 +572,7 @@ def _expanded(flag: str, value: str) -> str:
     return candidates[0]
 
 
-def _meant_by(argument: str) -> str | None:
+def meant_by(argument: str) -> str | None:
     """Return the flag of ours, without its dashes, that an argument is a slip of; None for one of the user's own."""
     if not argument.startswith("--"):
         return None

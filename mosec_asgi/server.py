@@ -68,8 +68,8 @@ class Server:
                 takes longer.
             **settings: see `config.Settings`: capacity, timeout (milliseconds), wait (milliseconds), start_timeout
                 (milliseconds), event_timeout (milliseconds), stall_timeout (milliseconds), stream_buffer (bytes),
-                load_shedding, address, port, uds, ssl_certfile, ssl_keyfile, namespace, log_level, debug, access_log,
-                server_timing, tracing, dry_run, compression,
+                load_shedding, address, port, uds, ssl_certfile, ssl_keyfile, namespace, log_level, debug,
+                dashboard, access_log, server_timing, tracing, dry_run, compression,
                 max_request_size (bytes), strict_json, api_keys (a list), api_key_file, public (a list), cors_origins (a
                 list), allowed_hosts (a list), title, version, path. The environment's `MOSEC_<NAME>` wins over
                 them, but for `title` and `version`, and `run()`'s command line over both.

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from harness import DEADLINE, Program, environment_of_programs, free_port, running, wait_until, written
+from harness import Program, environment_of_programs, free_port, running, written
 
 from mosec_asgi.config import FLAGS
 
@@ -186,6 +186,7 @@ def test_what_cannot_be_served_is_one_line(folder: Path) -> None:
             (["app"], 2, "must be MODULE:SERVER"),
             ([], 2, "Missing argument"),
             (["app:server", "--prot=1"], 2, "Did you mean '--port'"),
+            (["app:server", "--host=::1"], 2, "Did you mean '--address'"),
             (["app:server", "--port=80x"], 2, "--port must be a whole number, not '80x'"),
             (["app:server", "--timeout=5s"], 2, "write 5000"),
             (["app:server", "--log-level=loud"], 2, "'loud' is not one of"),
@@ -213,15 +214,9 @@ def test_run_listens_with_the_same_settings(folder: Path) -> None:
     path = folder / "service.sock"
     file = written(folder, SERVICE + '\nif __name__ == "__main__":\n    server.run()\n', "app.py")
     with running([sys.executable, str(file), "--uds", str(path)], folder / "output.log") as program:
+        program.wait_for_output("all workers are ready")
         with httpx.Client(transport=httpx.HTTPTransport(uds=str(path)), base_url="http://localhost") as client:
-
-            def answers() -> bool:
-                try:
-                    return client.post("/inference", json=4).text == "8"
-                except httpx.TransportError:
-                    return False
-
-            wait_until(answers, "it does not answer", DEADLINE)
+            assert client.post("/inference", json=4).text == "8"
         assert program.stop() == 0
     assert not path.exists()
 

@@ -41,7 +41,9 @@ OTHER: dict[str, tuple[Any, str, list[str] | None]] = {
     "namespace": ("other", "other", ["--namespace", "other"]),
     "log_level": ("error", "error", ["--log-level", "error"]),
     "debug": (True, "true", ["--debug"]),
+    "dashboard": (True, "on", ["--dashboard"]),
     "access_log": (True, "true", ["--access-log"]),
+    "tracing": (True, "1", ["--tracing"]),
     "server_timing": (True, "1", ["--server-timing"]),
     "dry_run": (True, "1", ["--dry-run"]),
     "compression": (True, "yes", ["--compression"]),
@@ -65,6 +67,12 @@ OTHER: dict[str, tuple[Any, str, list[str] | None]] = {
 }
 
 
+def test_debug_shows_the_dashboard_as_well() -> None:
+    assert not Settings().shows_dashboard
+    assert Settings(debug=True).shows_dashboard
+    assert Settings(dashboard=True).shows_dashboard
+
+
 def test_the_defaults_are_those_of_the_design() -> None:
     assert dataclasses.asdict(resolve({}, {})) == {
         "capacity": 1024,
@@ -84,7 +92,9 @@ def test_the_defaults_are_those_of_the_design() -> None:
         "namespace": "mosec_service",
         "log_level": "info",
         "debug": False,
+        "dashboard": False,
         "access_log": False,
+        "tracing": False,
         "server_timing": False,
         "dry_run": False,
         "compression": False,

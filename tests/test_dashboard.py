@@ -145,8 +145,7 @@ def test_it_shows_a_stage_that_dies_and_a_service_that_goes_and_comes_back(brows
     command = [sys.executable, str(file), "--port", port]
     url = f"http://127.0.0.1:{port}"
 
-    with running(command, tmp_path / "first.log", cwd=tmp_path):
-        client = httpx.Client(base_url=url)
+    with running(command, tmp_path / "first.log", cwd=tmp_path), httpx.Client(base_url=url) as client:
 
         def ready() -> bool:
             try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib.util
 import json
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-from harness import TESTS, Program, running, written
+from harness import TESTS, Program, environment_of_programs, running, written
 from open_inference_workers import Sum, serve
 
 from mosec_asgi import Server, Worker, testing
@@ -145,6 +146,25 @@ async def test_generate_takes_and_returns_plain_fields() -> None:
         body = {"flag": True, "number": 1.5, "rows": [[1, 2], [3, 4]], "texts": ["a", "b"]}
         answer = await client.post("/v2/models/echo/generate", json=body)
         assert answer.json() == {"model_name": "echo", "model_version": "1", **body}
+
+
+async def test_an_array_may_lie_in_memory_as_it_likes() -> None:
+    class Turned(Worker):
+        def forward(self, data: Any) -> Any:
+            return {"y": np.asfortranarray([[1, 2], [3, 4]], ">i4"), "t": np.array([["a", "b"], ["c", "d"]]).T}
+
+    server = Server()
+    server.append_worker(Turned, route="/turned")
+    server.add_protocol(OpenInference({"turned": "/turned"}))
+    async with asked(server) as client:
+        answer = (await client.post("/v2/models/turned/generate", json={"x": 1})).json()
+        assert (answer["y"], answer["t"]) == ([[1, 2], [3, 4]], [["a", "c"], ["b", "d"]])
+        inputs = [{"name": "x", "datatype": "INT8", "shape": [1], "data": [1]}]
+        answer = await client.post("/v2/models/turned/infer", json={"inputs": inputs})
+        assert outputs(answer) == {"y": [1, 2, 3, 4], "t": ["a", "c", "b", "d"]}
+        wanted = [{"name": "y", "parameters": {"binary_data": True}}]
+        answer = await client.post("/v2/models/turned/infer", json={"inputs": inputs, "outputs": wanted})
+        assert answer.content.endswith(np.array([1, 2, 3, 4], "<i4").tobytes())
 
 
 async def test_generate_stream_sends_an_object_for_each_event_and_what_goes_wrong_as_the_last() -> None:
@@ -511,7 +531,7 @@ EVERY = (
 @pytest.fixture
 def triton(program: Program) -> Iterator[Any]:
     module = pytest.importorskip("tritonclient.http")
-    with module.InferenceServerClient(f"127.0.0.1:{program.port}") as client:
+    with module.InferenceServerClient(f"127.0.0.1:{program.port}", network_timeout=60.0) as client:
         yield client
 
 
@@ -594,26 +614,38 @@ async def test_tritons_asynchronous_client_gets_its_rows_back(program: Program) 
             assert all((answer == number).all() and len(answer) == number for number, answer in enumerate(answers, 1))
 
 
-async def test_kserves_client_infers_with_and_without_bytes(program: Program) -> None:
-    kserve = pytest.importorskip("kserve")
-    from kserve.inference_client import RESTConfig
+KSERVE = """
+import asyncio, sys
+import numpy as np
+import kserve
+from kserve.inference_client import RESTConfig
 
+async def main(url):
     client = kserve.InferenceRESTClient(RESTConfig(protocol="v2"))
-    try:
-        assert await client.is_server_live(program.url)
-        assert await client.is_server_ready(program.url)
-        assert await client.is_model_ready(program.url, "sum")
-        for binary in (True, False):
-            x = kserve.InferInput("x", [2, 3], "FP32")
-            x.set_data_from_numpy(np.ones((2, 3), np.float32), binary_data=binary)
-            name = kserve.InferInput("name", [2], "BYTES")
-            name.set_data_from_numpy(np.array([b"a", b"b"], object), binary_data=binary)
-            request = kserve.InferRequest(model_name="sum", infer_inputs=[x, name], parameters={"times": 2})
-            answer = await client.infer(program.url, request, model_name="sum")
-            assert answer.outputs[0].as_numpy().tolist() == [6, 6]
-            assert [each.name for each in answer.outputs] == ["sum", "who", "batch"]
-    finally:
-        await client.close()
+    assert await client.is_server_live(url) and await client.is_server_ready(url)
+    assert await client.is_model_ready(url, "sum")
+    for binary in (True, False):
+        x = kserve.InferInput("x", [2, 3], "FP32")
+        x.set_data_from_numpy(np.ones((2, 3), np.float32), binary_data=binary)
+        name = kserve.InferInput("name", [2], "BYTES")
+        name.set_data_from_numpy(np.array([b"a", b"b"], object), binary_data=binary)
+        request = kserve.InferRequest(model_name="sum", infer_inputs=[x, name], parameters={"times": 2})
+        answer = await client.infer(url, request, model_name="sum")
+        assert answer.outputs[0].as_numpy().tolist() == [6, 6]
+        assert [each.name for each in answer.outputs] == ["sum", "who", "batch"]
+    await client.close()
+    print("well")
+
+asyncio.run(main(sys.argv[1]))
+"""
+
+
+@pytest.mark.skipif(importlib.util.find_spec("kserve") is None, reason="kserve is not installed")
+def test_kserves_client_infers_with_and_without_bytes(program: Program) -> None:
+    """In a program of its own: its messages of gRPC have the names of Triton's."""
+    command = [sys.executable, "-W", "ignore", "-c", KSERVE, program.url]
+    ran = subprocess.run(command, capture_output=True, text=True, env=environment_of_programs(), timeout=120)
+    assert ran.stdout.strip().endswith("well"), ran.stderr
 
 
 def test_curl_infers_and_reads_a_stream_event_by_event(program: Program) -> None:
@@ -627,15 +659,21 @@ def test_curl_infers_and_reads_a_stream_event_by_event(program: Program) -> None
     assert [json.loads(line.removeprefix("data: "))["text_output"] for line in events] == ["one ", "two "]
 
 
-def test_plain_requests_and_those_of_the_protocol_share_batches(program: Program) -> None:
-    def ask(number: int) -> float:
-        if number % 2:
-            x = {"name": "x", "datatype": "FP32", "shape": [1, 3], "data": [number, 0, 0]}
-            name = {"name": "name", "datatype": "BYTES", "shape": [1], "data": ["a"]}
-            return float(outputs(program.client.post(SUM, json={"inputs": [x, name]}))["sum"][0])
-        return float(program.client.post("/sum", json={"x": [number, 0, 0], "name": "a"}).json()["sum"])
+def test_plain_requests_and_those_of_openai_and_of_this_protocol_share_batches(program: Program) -> None:
+    """One worker class, one `forward`, three ways to speak."""
 
-    assert program.ask_together("Sum_2", ask, list(range(1, 33))) == list(range(1, 33))
+    def ask(number: int) -> float:
+        text, client = "x" * number, program.client
+        if number % 3 == 0:
+            return float(client.post("/embed", json=text).json()[0])
+        if number % 3 == 1:
+            answer = client.post("/v1/embeddings", json={"model": "lengths", "input": text})
+            return float(answer.json()["data"][0]["embedding"][0])
+        tensor = {"name": "text", "datatype": "BYTES", "shape": [1], "data": [text]}
+        answer = client.post("/v2/models/embed/infer", json={"inputs": [tensor]})
+        return float(outputs(answer)["vector"][0])
+
+    assert program.ask_together("Embed_3", ask, list(range(1, 37))) == list(range(1, 37))
 
 
 def test_large_tensors_pass_as_bytes(program: Program) -> None:

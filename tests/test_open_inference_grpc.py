@@ -420,6 +420,25 @@ async def test_a_service_without_room_or_time_says_so() -> None:
         assert caught.value.status() == "StatusCode.DEADLINE_EXCEEDED"
 
 
+async def test_where_the_service_has_keys_a_call_needs_one_but_not_to_ask_whether_it_works() -> None:
+    async with asked(api_keys=["a-key-of-sixteen-letters"]) as (_, client):
+        key = {"authorization": "Bearer a-key-of-sixteen-letters"}
+        assert (await slept(client, 0, headers=key)).as_numpy("slept").tolist() == [0]
+        for headers in ({}, {"x-api-key": "another"}):
+            with pytest.raises(InferenceServerException) as caught:
+                await slept(client, 0, headers=headers)
+            assert caught.value.status() == "StatusCode.UNAUTHENTICATED"
+
+        async def requests() -> AsyncIterator[Any]:
+            yield {"model_name": "sleep", "inputs": [given("seconds", np.array([0], np.float32))]}
+
+        with pytest.raises(grpc.RpcError) as refused:
+            await anext(client.stream_infer(requests()))
+        assert refused.value.code() is Code.UNAUTHENTICATED
+        health = client._channel.unary_unary("/grpc.health.v1.Health/Check")
+        assert await health(b"") == b"\x08\x01"
+
+
 # -- beginning and end -------------------------------------------------------------------------------------------------
 
 

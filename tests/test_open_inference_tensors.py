@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import orjson
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
@@ -16,6 +16,9 @@ from mosec_asgi.errors import ClientError
 from mosec_asgi.web.protocols.open_inference import datatypes
 from mosec_asgi.web.protocols.open_inference.datatypes import BF16, BYTES, DATATYPES, Datatype, from_raw, from_values
 from mosec_asgi.web.protocols.open_inference.tensors import Bounds, NamedArray, Reader
+
+# On a busy machine numpy's first array alone may take a second.
+SLOWLY = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 shapes = arrays.array_shapes(min_dims=1, max_dims=4, max_side=4)
 
@@ -39,6 +42,7 @@ def finite(datatype: Datatype) -> st.SearchStrategy[Any]:
 of_any = st.sampled_from(list(DATATYPES.values())).flatmap(lambda kind: st.tuples(st.just(kind), finite(kind)))
 
 
+@SLOWLY
 @given(of_any)
 def test_an_array_comes_back_from_its_bytes(case: tuple[Datatype, Any]) -> None:
     datatype, array = case
@@ -50,6 +54,7 @@ def test_an_array_comes_back_from_its_bytes(case: tuple[Datatype, Any]) -> None:
         assert len(raw) == array.size * datatype.size
 
 
+@SLOWLY
 @given(of_any, st.booleans())
 def test_an_array_comes_back_from_json_flat_or_nested(case: tuple[Datatype, Any], nested: bool) -> None:
     datatype, array = case
@@ -64,6 +69,7 @@ def test_an_array_comes_back_from_json_flat_or_nested(case: tuple[Datatype, Any]
     np.testing.assert_array_equal(back, array)
 
 
+@SLOWLY
 @given(st.binary(max_size=64), st.sampled_from(list(DATATYPES.values())), st.lists(st.integers(0, 2**62), max_size=4))
 def test_any_bytes_are_an_array_of_that_shape_or_refused(raw: bytes, datatype: Datatype, shape: list[int]) -> None:
     try:
@@ -85,6 +91,7 @@ JSON = st.recursive(
 )
 
 
+@SLOWLY
 @given(JSON, st.sampled_from(list(DATATYPES)), st.lists(JSON | st.integers(0, 4), max_size=4))
 def test_any_json_is_an_array_of_that_shape_or_refused(data: Any, datatype: str, shape: list[Any]) -> None:
     try:
@@ -95,6 +102,7 @@ def test_any_json_is_an_array_of_that_shape_or_refused(data: Any, datatype: str,
     assert made.array.dtype == DATATYPES[datatype].numpy
 
 
+@SLOWLY
 @given(arrays.arrays(np.float32, 8, elements=st.floats(width=32)))
 def test_bf16_is_rounded_to_the_nearest_value_and_nan_stays_nan(array: Any) -> None:
     ml_dtypes = pytest.importorskip("ml_dtypes")

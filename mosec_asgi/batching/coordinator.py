@@ -107,6 +107,7 @@ class Coordinator:
         observers: Sequence[Sequence[StageObserver]] = (),
         clock: Callable[[], float] = time.monotonic,
         shared_memory: Callable[[], int] = lambda: 0,
+        traceparent: Callable[[int], str] | None = None,
     ) -> None:
         """Describe the service; nothing is started.
 
@@ -118,6 +119,8 @@ class Coordinator:
             observers: each an observer for every stage, in the order of `stages`.
             clock: seconds, monotonic.
             shared_memory: returns the bytes of shared memory that payloads take.
+            traceparent: returns that of the span of a traced call at its stage, for the stage's workers; None where no
+                calls are traced.
         """
         self._plans = stages
         self._routes = routes
@@ -126,6 +129,7 @@ class Coordinator:
         self._limits = limits
         self._clock = clock
         self._shared_memory = shared_memory
+        self._traceparent = traceparent
         self._stages: list[Stage] = []
         self._launchers: list[Launcher] = []
         self._admission: Admission
@@ -167,6 +171,7 @@ class Coordinator:
                     self._loop,
                     self._limits.timeout,
                     self._limits.drain_timeout,
+                    self._traceparent,
                 )
             )
         self._admission = Admission(

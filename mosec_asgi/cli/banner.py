@@ -30,6 +30,8 @@ def show(out: Output, listener: Listener, settings: Settings, document: Mapping[
     for name, text in _places(url, settings, document):
         out.line(f"  {name:<10} {text}", GOOD if name == "route" else "")
     if (command := curl(listener, document)) is not None:
+        if settings.keyed:
+            command += ' -H "authorization: Bearer $KEY"'
         out.line(f"  try        {command}")
     out.line("  stop       ctrl-c", FAINT)
 

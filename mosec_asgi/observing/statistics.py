@@ -50,16 +50,16 @@ class StageReport:
         name: the stage's name.
         routes: the paths whose pipelines it is in.
         workers: its workers, by their numbers.
+        wanted: workers that there should be.
         ready: workers that can be given tasks.
         down: no worker is alive, and the last try to start one failed.
+        draining: workers that are being replaced, or taken away, and answer what they still have.
         restarts: workers started in place of dead ones.
         queued: tasks that wait.
         in_flight: tasks that workers have and have not answered.
         slots_in_use: tasks, or batches where there is batching, that workers run.
         slots: how many of them its ready workers can run at a time.
         max_batch_size: the most tasks in a batch; 1 where there is no batching.
-        wanted: workers that there should be.
-        draining: workers that are being replaced, and answer what they have.
         expected_wait: how long a task which comes now is likely to wait; 0 while that is not known.
         batch_size: how large batches were; empty where there is no batching.
         queue_wait: how long tasks have waited here.
@@ -77,16 +77,16 @@ class StageReport:
     name: str
     routes: tuple[str, ...] = ()
     workers: tuple[WorkerReport, ...] = ()
+    wanted: int = 0
     ready: int = 0
     down: bool = False
+    draining: int = 0
     restarts: int = 0
     queued: int = 0
     in_flight: int = 0
     slots_in_use: int = 0
     slots: int = 0
     max_batch_size: int = 1
-    wanted: int = 0
-    draining: int = 0
     expected_wait: float = 0.0
     batch_size: Distribution = EMPTY
     queue_wait: Distribution = EMPTY
@@ -199,6 +199,10 @@ class StageNow(Protocol):
         """Workers that can be given tasks."""
 
     @property
+    def workers(self) -> int:
+        """Workers that there should be."""
+
+    @property
     def restarts(self) -> int:
         """Workers started in place of dead ones so far."""
 
@@ -207,16 +211,12 @@ class StageNow(Protocol):
         """No worker is alive, and the last try to start one failed."""
 
     @property
+    def draining(self) -> int:
+        """Workers that answer what they have, and are given nothing more."""
+
+    @property
     def expected_wait(self) -> float:
         """Seconds that a task which comes now is likely to wait."""
-
-    @property
-    def workers(self) -> int:
-        """Workers that there should be."""
-
-    @property
-    def draining(self) -> int:
-        """Workers that are being replaced, and answer what they have."""
 
     @property
     def batch_size(self) -> int:
@@ -298,16 +298,16 @@ def _stage(measured: StageMetrics, now: StageNow, routes: tuple[str, ...]) -> St
             WorkerReport(each.worker_id, each.state, each.seconds, each.name, each.in_flight, each.error)
             for each in now.places
         ),
+        wanted=now.workers,
         ready=now.ready,
         down=now.down,
+        draining=now.draining,
         restarts=now.restarts,
         queued=now.queued,
         in_flight=now.in_flight,
         slots_in_use=now.slots_in_use,
         slots=now.ready * now.concurrency,
         max_batch_size=now.batch_size,
-        wanted=now.workers,
-        draining=now.draining,
         expected_wait=now.expected_wait,
         batch_size=_together([worker.batch_size for worker in workers]) if measured.batched else EMPTY,
         queue_wait=_distribution(measured.queue_wait),
@@ -319,7 +319,7 @@ def _stage(measured: StageMetrics, now: StageNow, routes: tuple[str, ...]) -> St
         cancelled=measured.cancellations,
         streams_open=measured.streams_open,
         events=measured.events,
-        first_event=_distribution(measured.first_event),
+        first_event=_distribution(measured.first_event) if measured.streams else EMPTY,
     )
 
 

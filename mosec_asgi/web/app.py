@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from starlette.applications import Starlette
 from starlette.datastructures import MutableHeaders
@@ -42,6 +42,9 @@ from mosec_asgi.web.responses import Response
 from mosec_asgi.web.root import Root
 from mosec_asgi.web.swagger import swagger
 
+if TYPE_CHECKING:
+    from mosec_asgi.observing.tracing import Tracing
+
 
 class App:
     """The ASGI app of a running service.
@@ -69,10 +72,11 @@ class App:
         access_log: bool = False,
         lingers: bool = False,
         middleware: Sequence[Middleware] = (),
+        tracing: Tracing | None = None,
         forms: Mapping[str, Callable[[Failure], Response]] | None = None,
-        keys: Keys | None = None,
         title: str = "mosec-asgi service",
         dashboard: Dashboard | None = None,
+        keys: Keys | None = None,
     ) -> None:
         """Build the routes.
 
@@ -90,10 +94,11 @@ class App:
             access_log: log a line for each request.
             lingers: an answer that is given early needs help to arrive; see `lingering`.
             middleware: what each request goes through, health and documents included; the first is the outermost.
+            tracing: makes the spans of requests.
             forms: how requests are refused for which there is no route, by what their paths begin with.
-            keys: of which a request must bring one; None lets everybody in.
             title: of the service.
             dashboard: the live page, if there is one.
+            keys: of which a request must bring one; None lets everybody in.
         """
         health = Health(engine, metrics, custom)
         names = [f"{', '.join(route.methods)} {route.path}" for route in routes]
@@ -106,6 +111,8 @@ class App:
             compressed=compressed,
             logged=access_log,
             budget=Budget(max(body_memory, max_request_size)),
+            tracing=tracing,
+            keys=keys,
         )
         watch: DisconnectWatch[AsgiExchange] = DisconnectWatch(AsgiExchange.leave)
         bodies = BodyReader(shared.limit, limits, shared.budget)
@@ -170,17 +177,17 @@ class App:
         return self._rest(scope, receive, send)
 
 
-def _direct_kind(route: Route, keys: Keys | None) -> type[DirectRoute]:
-    kind = AdmittingRoute if route.admits else DirectRoute
-    return kind if keys is None else keyed(kind, keys)
-
-
 def _page_routes(
     path: str, page: Page, data: Callable[[Request], Awaitable[StarletteResponse]] | None = None
 ) -> list[StarletteRoute]:
     """Return the routes of a page, and of the data beneath it."""
     routes = [StarletteRoute(path, page.without_slash), StarletteRoute(f"{path}/{{file:path}}", page.file)]
     return routes if data is None else [StarletteRoute(f"{path}/data", data), *routes]
+
+
+def _direct_kind(route: Route, keys: Keys | None) -> type[DirectRoute]:
+    kind = AdmittingRoute if route.admits else DirectRoute
+    return kind if keys is None else keyed(kind, keys)
 
 
 def _as_coroutine(app: ASGIApp) -> ASGIApp:

@@ -95,7 +95,16 @@ class GrpcListener(Listener):
 
         return grpc.unary_unary_rpc_method_handler(unary)
 
+    async def _check_key(self, route: Route, context: Context) -> None:
+        """End a call that has not brought a key, where the service has some."""
+        keys = self._shared.keys
+        failure = None if keys is None else keys.refusal(headers_of(context), route.path)
+        if failure is not None:
+            self._shared.metrics.answered(route.path, failure.code)
+            await context.abort(code_of(failure.code), failure.text)
+
     async def _unary(self, route: Route, body: bytes, context: Context) -> bytes:
+        await self._check_key(route, context)
         exchange = GrpcExchange(route, self._shared, headers_of(context), body)
         response = await exchange.respond()
         assert response is not None
@@ -107,6 +116,7 @@ class GrpcListener(Listener):
         return response.body
 
     async def _stream(self, route: Route, context: Context) -> None:
+        await self._check_key(route, context)
         stream = RequestStream(route, self._shared, context)
         if self._server is None:
             stream.close()

@@ -351,4 +351,5 @@ class _Form:
 
 
 def _problem(failure: Failure, asked: _Asked | None, place: int | None) -> Problem:
-    return Problem(failure.code, failure.text, failure.retry_after, None if asked is None else asked.ask, place)
+    ask = None if asked is None else asked.ask
+    return Problem(failure.code, failure.text, failure.retry_after, ask, place, failure.fields)

@@ -14,7 +14,7 @@ from uuid import UUID
 
 from mosec_asgi import request as requests
 from mosec_asgi.errors import BAD_TIMEOUT, NO_DATA, Failure
-from mosec_asgi.messages import OK, Call, Chunk, Outcome
+from mosec_asgi.messages import FIELDS, OK, Call, Chunk, Outcome
 from mosec_asgi.reply import unpacked_head
 from mosec_asgi.runtime import BODYLESS
 from mosec_asgi.streaming import Event, encode_event, is_event_stream
@@ -100,7 +100,7 @@ class PlainRoute:
             timeout = timeout_of(request.headers)
             if isinstance(timeout, Failure):
                 return timeout
-        fields = (self._new_id(), self._place, request.body, request.request_id, timeout, False, False, 0, "", None)
+        fields = (self._new_id(), self._place, request.body, request.request_id, timeout, False, False, 0, "", None, "")
         return (_new(Call, fields),)
 
     def respond(self, request: Request, outcomes: Sequence[Outcome]) -> Response:
@@ -239,7 +239,8 @@ def failed(failure: Failure) -> Response:
     return _failed(int(failure.code), failure.text.encode(errors="backslashreplace"), failure.retry_after)
 
 
-def _failed(code: int, text: bytes, retry_after: int | None) -> Response:
+def _failed(code: int, payload: bytes, retry_after: int | None) -> Response:
+    text = payload.partition(FIELDS)[0]
     if retry_after is None:
         return Response(code, (TEXT,), text)
     return Response(code, (TEXT, (b"retry-after", b"%d" % retry_after)), text)

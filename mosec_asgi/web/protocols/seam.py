@@ -67,6 +67,7 @@ class Problem(NamedTuple):
         retry_after: seconds after which the client may try again, or None where trying again is no remedy.
         ask: what was asked for; None where nothing was yet.
         place: of the item that has failed; None where it is no single one.
+        fields: what a worker has said for the form of its error: the `fields` of what it raised.
     """
 
     code: int
@@ -74,6 +75,7 @@ class Problem(NamedTuple):
     retry_after: int | None = None
     ask: Ask | None = None
     place: int | None = None
+    fields: Mapping[str, Any] | None = None
 
 
 class EventForm:
@@ -200,7 +202,7 @@ class Listener(abc.ABC):
 
     @abc.abstractmethod
     async def start(self, routes: Sequence[Route], shared: Shared) -> None:
-        """Listen; calls wait until there are workers.
+        """Listen; while models load, calls are refused.
 
         Args:
             routes: those of the endpoints.

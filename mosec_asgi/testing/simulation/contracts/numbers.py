@@ -23,8 +23,8 @@ class Numbers(Checker):
         for stage, told in zip(self._service.stages, statistics.stages, strict=True):
             wait = told.expected_wait
             require(0.0 <= wait < math.inf, Contract.BOUNDED, "stage %d expects a wait of %s", stage.index, wait)
-            # While it is changed it goes by one or the other. How many workers there are is compared; which these are
-            # is told beside, for whoever looks on.
+            # While it is changed it goes by one or the other. How many of each worker there are counts; which these
+            # are is told beside, for whoever looks on.
             there = [_statistics_of(stage, plan) for plan in stage.views]
             if replace(told, expected_wait=0.0, places=()) not in there:
                 text = f"stage {stage.index} counts {told}, not {there[0]}"
