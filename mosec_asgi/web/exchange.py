@@ -28,6 +28,7 @@ from mosec_asgi.messages import Call, Chunk, Outcome
 from mosec_asgi.observing.metrics import ServiceMetrics
 from mosec_asgi.web import server_timing, spans
 from mosec_asgi.web.budget import SMALL, Budget
+from mosec_asgi.web.keys import Keys
 from mosec_asgi.web.responses import Header, Headers, Response
 from mosec_asgi.web.several import CallsInTurn, Several
 from mosec_asgi.web.spans import About

@@ -13,12 +13,14 @@ from mosec_asgi.messages import OK
 from mosec_asgi.web.exchange import Route, Shared
 from mosec_asgi.web.grpc.exchange import Context, GrpcExchange, code_of, headers_in, headers_of
 from mosec_asgi.web.grpc.streams import RequestStream
-from mosec_asgi.web.keys import Keys
 from mosec_asgi.web.protocols.seam import Endpoint, Listener
 
 # Calls of one connection that run at one time, and all metadata of a call: what a client may hold.
 MOST_OF_A_CONNECTION = 256
 MOST_METADATA = 64 * 1024
+# Milliseconds: between two looks at whether a silent client is still there, for its answer, and of a connection on
+# which nothing runs. Clients connect again by themselves.
+LOOK_AFTER, ANSWER_WITHIN, IDLE = 60_000, 20_000, 600_000
 
 logger = log.internal_logger(__name__)
 
@@ -52,7 +54,7 @@ class GrpcListener(Listener):
         """Listen; see `Listener.start`."""
         self._shared = shared
         server = grpc.aio.server(
-            handlers=[_Handlers({route.path: self._handler(route) for route in routes}, shared.keys)],
+            handlers=[_Handlers({route.path: self._handler(route) for route in routes}, shared)],
             options=[
                 # Else a second service would share the port, and each get a part of the calls.
                 ("grpc.so_reuseport", 0),
@@ -60,6 +62,9 @@ class GrpcListener(Listener):
                 ("grpc.max_send_message_length", -1),
                 ("grpc.max_concurrent_streams", MOST_OF_A_CONNECTION),
                 ("grpc.max_metadata_size", MOST_METADATA),
+                ("grpc.keepalive_time_ms", LOOK_AFTER),
+                ("grpc.keepalive_timeout_ms", ANSWER_WITHIN),
+                ("grpc.max_connection_idle_ms", IDLE),
             ],
         )
         host = f"[{self._host}]" if ":" in self._host else self._host
@@ -123,9 +128,10 @@ class GrpcListener(Listener):
 class _Handlers(grpc.GenericRpcHandler):  # type: ignore[misc]
     """Finds what serves a call."""
 
-    def __init__(self, handlers: Mapping[str, grpc.RpcMethodHandler], keys: Keys | None) -> None:
+    def __init__(self, handlers: Mapping[str, grpc.RpcMethodHandler], shared: Shared) -> None:
         self._handlers = handlers
-        self._keys = keys
+        self._keys = shared.keys
+        self._metrics = shared.metrics
 
     def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler | None:
         """Return it; None where there is none, which is answered UNIMPLEMENTED.
@@ -135,6 +141,8 @@ class _Handlers(grpc.GenericRpcHandler):  # type: ignore[misc]
         if self._keys is not None:
             failure = self._keys.refusal(headers_in(details.invocation_metadata), details.method)
             if failure is not None:
+                if details.method in self._handlers:
+                    self._metrics.answered(details.method, failure.code)
                 return _refusing(failure)
         return self._handlers.get(details.method)
 
