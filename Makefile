@@ -122,6 +122,16 @@ tracing: $(VENV)/test.stamp
 footprint: $(VENV)/test.stamp
 	$(BIN)/python benchmarks/footprint.py
 
+# How long /readyz takes to answer while a model loads for eight seconds.
+.PHONY: loading
+loading: $(VENV)/test.stamp
+	$(BIN)/python benchmarks/loading.py
+
+# Whether the time of a refusal tells how much of an API key was right.
+.PHONY: keys
+keys: $(VENV)/test.stamp
+	$(BIN)/python benchmarks/keys.py
+
 # What clients of streams feel: time to the first event, gaps, slow readers.
 streams: $(VENV)/test.stamp
 	$(BIN)/python benchmarks/streams.py
