@@ -10,6 +10,7 @@ from mosec_asgi.batching.coordinator import Limits, RoutePlan
 from mosec_asgi.batching.stage import StagePlan
 from mosec_asgi.config import Settings, listed
 from mosec_asgi.inside.spec import WorkerSpec
+from mosec_asgi.pool.recycling import Recycling
 from mosec_asgi.runtime import Runtime, stage_names
 from mosec_asgi.streaming import ContinuousWorker, is_async, response_type, streams
 from mosec_asgi.worker import Worker
@@ -120,6 +121,7 @@ def plan_stage(
         preload=runtime.preload,
         executor=runtime.executor,
         latency_target=runtime.latency_target / 1000,
+        recycling=Recycling(runtime.max_calls, runtime.max_memory),
         takes_request=runtime.worker.takes_request,
         times=settings.server_timing,
     )
@@ -133,6 +135,7 @@ def _limits(settings: Settings) -> Limits:
         stall_timeout=settings.stall_timeout / 1000,
         stream_buffer=settings.stream_buffer,
         load_shedding=settings.load_shedding,
+        drain_timeout=settings.drain_seconds,
     )
 
 

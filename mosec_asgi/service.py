@@ -14,6 +14,7 @@ from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
 from mosec_asgi import log
+from mosec_asgi.admin import AdminSocket
 from mosec_asgi.batching.coordinator import Coordinator
 from mosec_asgi.batching.engine import Engine, Statistics
 from mosec_asgi.batching.future import FutureOutcome
@@ -36,6 +37,7 @@ from mosec_asgi.pool.process.launcher import ProcessLauncher
 from mosec_asgi.pool.thread import ThreadLauncher
 from mosec_asgi.request import Request
 from mosec_asgi.runtime import Runtime
+from mosec_asgi.steering import Steering
 from mosec_asgi.streaming import response_type, streams
 from mosec_asgi.version import SERVER
 from mosec_asgi.web.key_file import LOOK_SECONDS, key_ring
@@ -48,10 +50,13 @@ if TYPE_CHECKING:
     from mosec_asgi.web.dashboard import Dashboard
     from mosec_asgi.web.direct import DirectRoutes
     from mosec_asgi.web.exchange import Shared
-    from mosec_asgi.web.protocols.adapter import ProtocolRoute
+    from mosec_asgi.web.protocols.adapter import Pipelines, ProtocolRoute
     from mosec_asgi.web.protocols.seam import Listener, Protocol
 
 DAEMON_CHECK_SECONDS = 0.2
+# Workers, beside those that were defined, for which there is room in shared memory: replacements, and what is scaled up
+# to. The payloads of still others pass through their pipes.
+FURTHER_WORKERS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +114,9 @@ class Service:
         stages, pipelines, limits = plan_service(routes, settings, traces=self._tracing is not None)
         self._workers = sum(len(plan.specs) for plan in stages)
         self._call_routes = call_routes(stages, pipelines, limits)
+        self._route_plans, self._limits = pipelines, limits
+        # What endpoints of protocols ask, if there are any.
+        self._pipelines: Pipelines | None = None
         self._memory: SharedMemory | None = None
         self._metrics = ServiceMetrics(
             settings.namespace,
@@ -129,6 +137,8 @@ class Service:
             traceparent=self._tracing.traceparent if self._tracing is not None else None,
             shared_memory=lambda: self._memory.in_use if self._memory is not None else 0,
         )
+        self.steering = Steering(routes, settings, stages, self._coordinator, self._stages_changed)
+        self._admin = AdminSocket(settings.admin_socket, self.steering, self.report) if settings.admin_socket else None
         self._keys = key_ring(settings)
         self._key_look: asyncio.TimerHandle | None = None
         self._daemon_watches: list[asyncio.Task[None]] = []
@@ -153,18 +163,25 @@ class Service:
         if self._tracing is not None:
             log.name_traces(self._tracing.trace_of)
         if not self._simulated:
-            self._memory = shared_memory(self._settings.shared_memory, self._workers)
+            self._memory = shared_memory(self._settings.shared_memory, self._workers + FURTHER_WORKERS)
         objects = Objects()
         if self._memory is not None:
             self._memory.views.tell = functools.partial(self._release_soon, self._memory)
             objects = Objects(self._memory.own_blocks())
         self.calls = Inference(self._coordinator, self._call_routes, objects, self._metrics, self.loop, self._tracing)
+        try:
+            if self._admin is not None:
+                await self._admin.start()
+        except BaseException:
+            await self._close_tracing()
+            self._let_go()
+            raise
         starting = self.loop.create_task(self._coordinator.start())
         try:
             # Its first step launches the workers.
             await asyncio.sleep(0)
             self.app = self._build_app(objects)
-            # What comes there waits for the workers.
+            # From the first second on, as HTTP's.
             for listener, routes in self._listeners.items():
                 await listener.start(routes, self._shared)
             self._look_at_keys()
@@ -182,9 +199,13 @@ class Service:
         """Finish what was admitted, within the service's timeout, and end all workers."""
         for watch in self._daemon_watches:
             watch.cancel()
+        if self._admin is not None:
+            self._admin.close()
         try:
             grace = self._settings.grace_seconds
             await asyncio.gather(self._coordinator.stop(grace), *self._stop_listeners(grace))
+            if self._admin is not None:
+                await self._admin.finish()
         finally:
             await self._close_tracing()
             self._let_go()
@@ -303,13 +324,19 @@ class Service:
             return []
         from mosec_asgi.web.protocols.adapter import Pipelines, ProtocolRoute
 
-        pipelines = Pipelines(self._call_routes, objects, value_of, self._coordinator)
+        pipelines = self._pipelines = Pipelines(self._call_routes, objects, value_of, self._coordinator)
         endpoints = [endpoint for protocol in self._protocols for endpoint in protocol.endpoints()]
         # Tests without processes have no ports either.
         for protocol in () if self._simulated else self._protocols:
             if (listener := protocol.listener()) is not None:
                 self._listeners[listener] = [ProtocolRoute(endpoint, pipelines) for endpoint in listener.endpoints]
         return [ProtocolRoute(endpoint, pipelines) for endpoint in endpoints]
+
+    def _stages_changed(self, plans: Sequence[StagePlan]) -> None:
+        """Let callers know how many calls are worth having in flight."""
+        self._call_routes.update(call_routes(plans, self._route_plans, self._limits))
+        if self._pipelines is not None:
+            self._pipelines.now(self._call_routes)
 
     def _stop_listeners(self, grace: float) -> list[asyncio.Task[None]]:
         """Have the protocols' own ports closed, once what came there is answered."""
@@ -354,13 +381,15 @@ class Service:
 
     def _let_go(self) -> None:
         """Let go of what was shared with the workers, once they have ended, and end the record."""
+        if self._admin is not None:
+            self._admin.close()
+        if self._key_look is not None:
+            self._key_look.cancel()
         if self._tracing is not None:
             log.forget_traces(self._tracing.trace_of)
         if self._recording is not None:
             self._recording.cancel()
             self._recording = None
-        if self._key_look is not None:
-            self._key_look.cancel()
         if self._custom is not None:
             self._custom.close()
         if self._memory is not None:

@@ -112,6 +112,7 @@ class App:
             logged=access_log,
             budget=Budget(max(body_memory, max_request_size)),
             tracing=tracing,
+            keys=keys,
         )
         watch: DisconnectWatch[AsgiExchange] = DisconnectWatch(AsgiExchange.leave)
         bodies = BodyReader(shared.limit, limits, shared.budget)

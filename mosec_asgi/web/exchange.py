@@ -28,6 +28,7 @@ from mosec_asgi.messages import Call, Chunk, Outcome
 from mosec_asgi.observing.metrics import ServiceMetrics
 from mosec_asgi.web import server_timing, spans
 from mosec_asgi.web.budget import SMALL, Budget
+from mosec_asgi.web.keys import Keys
 from mosec_asgi.web.responses import Header, Headers, Response
 from mosec_asgi.web.several import CallsInTurn, Several
 from mosec_asgi.web.spans import About
@@ -182,6 +183,7 @@ class Shared:
         logged: log a line for each request.
         budget: bytes of all bodies that are large or slow to arrive, together, until their answers.
         tracing: makes the spans of requests; None where none are traced.
+        keys: of which a request must bring one that does not come through the app; None lets everybody in.
     """
 
     engine: Engine
@@ -193,6 +195,7 @@ class Shared:
     logged: bool = False
     budget: Budget = field(default_factory=lambda: Budget(NO_BUDGET))
     tracing: Tracing | None = None
+    keys: Keys | None = None
 
 
 class Exchange(abc.ABC):
