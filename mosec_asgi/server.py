@@ -133,6 +133,8 @@ class Server:
         methods: Sequence[str] | None = None,
         max_calls: int = 0,
         max_memory: int = 0,
+        devices: str | Sequence[str | int] | None = None,
+        workers_per_device: int = 1,
     ) -> None:
         """Append a stage to the pipeline of one route, or of several that then share its workers.
 
@@ -162,6 +164,9 @@ class Server:
                 `Runtime`.
             max_calls: calls that a worker answers before another takes its place, without a call lost; 0 for no limit.
             max_memory: bytes of resident memory above which a worker is replaced in the same way; 0 for no limit.
+            devices: GPUs, one for each worker: "auto" for all that are found, or a list such as ["0", "1"]; see
+                `Runtime`. In the place of `num`.
+            workers_per_device: workers that share each of the devices.
 
         Raises:
             DefinitionError: an argument does not fit, or the workers have been started; the text says what to change.
@@ -186,6 +191,8 @@ class Server:
             methods=methods,
             max_calls=max_calls,
             max_memory=max_memory,
+            devices=devices,
+            workers_per_device=workers_per_device,
         )
         self._defined.append(runtime, route)
 

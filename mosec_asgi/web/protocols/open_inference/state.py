@@ -48,6 +48,8 @@ class ServerMetadata(_State):
 class Live(_State):
     """`GET /v2/health/live`: it answers."""
 
+    is_health = True
+
     def __init__(self, common: Common) -> None:
         """Bind."""
         super().__init__(common, "/health/live")
@@ -63,6 +65,8 @@ class Live(_State):
 
 class Ready(_State):
     """`GET /v2/health/ready`: 200 when each stage of each model of this protocol has a worker, else 503."""
+
+    is_health = True
 
     def __init__(self, common: Common) -> None:
         """Bind."""
