@@ -50,6 +50,7 @@ class StageReport:
         name: the stage's name.
         routes: the paths whose pipelines it is in.
         workers: its workers, by their numbers.
+        wanted: workers that there should be.
         ready: workers that can be given tasks.
         down: no worker is alive, and the last try to start one failed.
         draining: workers that are being replaced, or taken away, and answer what they still have.
@@ -76,6 +77,7 @@ class StageReport:
     name: str
     routes: tuple[str, ...] = ()
     workers: tuple[WorkerReport, ...] = ()
+    wanted: int = 0
     ready: int = 0
     down: bool = False
     draining: int = 0
@@ -197,6 +199,10 @@ class StageNow(Protocol):
         """Workers that can be given tasks."""
 
     @property
+    def workers(self) -> int:
+        """Workers that there should be."""
+
+    @property
     def restarts(self) -> int:
         """Workers started in place of dead ones so far."""
 
@@ -231,6 +237,10 @@ class ServiceNow(Protocol):
     @property
     def admitted(self) -> int:
         """Calls admitted and not yet answered."""
+
+    @property
+    def loading(self) -> bool:
+        """Whether the workers are being started for the first time."""
 
     @property
     def closing(self) -> bool:
@@ -292,6 +302,7 @@ def _stage(measured: StageMetrics, now: StageNow, routes: tuple[str, ...]) -> St
             WorkerReport(each.worker_id, each.state, each.seconds, each.name, each.in_flight, each.error)
             for each in now.places
         ),
+        wanted=now.workers,
         ready=now.ready,
         down=now.down,
         draining=now.draining,
@@ -312,7 +323,7 @@ def _stage(measured: StageMetrics, now: StageNow, routes: tuple[str, ...]) -> St
         cancelled=measured.cancellations,
         streams_open=measured.streams_open,
         events=measured.events,
-        first_event=_distribution(measured.first_event),
+        first_event=_distribution(measured.first_event) if measured.streams else EMPTY,
     )
 
 

@@ -317,7 +317,7 @@
     const full = report.admitted >= 0.9 * report.capacity;
     tile("admitted", "In the service", number(report.admitted), "", `of at most ${number(report.capacity)}`, full ? "warn" : "");
     const ready = report.stages.reduce((count, stage) => count + stage.ready, 0);
-    const wanted = report.stages.reduce((count, stage) => count + stage.workers.length, 0);
+    const wanted = report.stages.reduce((count, stage) => count + stage.wanted, 0);
     const restarts = report.stages.reduce((count, stage) => count + stage.restarts, 0);
     const missing = report.stages.some((stage) => !stage.ready) ? "bad" : ready < wanted ? "warn" : "";
     tile("workers", "Workers ready", `${ready}`, `of ${wanted}`, restarts ? `${number(restarts)} restarted so far` : "none restarted", missing);
@@ -395,7 +395,7 @@
       this.report = stage;
       if (!this.plots.length) this.draw(stage);
       show(this.name, stage.name);
-      const wanted = stage.workers.length;
+      const { wanted } = stage;
       const loads = stage.workers.some((worker) => worker.state === "starting");
       const tone = stage.ready === wanted ? "good" : stage.ready ? "warn" : stage.down || !loads ? "bad" : "warn";
       this.badge.className = `state ${tone}`;
