@@ -34,7 +34,7 @@ from mosec_asgi.cli.ctl import Client
 STAGE = "Model_1"
 BATCH = 4
 # What a worker can do in a second: full batches of the service's model.
-PER_WORKER = BATCH / 0.02
+PER_WORKER = BATCH / 0.05
 SHARE = 0.8
 TIMES = 20
 CALM_SECONDS = 20.0

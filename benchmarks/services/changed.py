@@ -1,4 +1,4 @@
-"""What `benchmarks/changes.py` changes while it is under load: batches of a model that takes 20 ms each.
+"""What `benchmarks/changes.py` changes while it is under load: batches of a model that takes 50 ms each.
 
 The worker sleeps, as one does that waits for a GPU: what is measured is the service, not the machine.
 """
@@ -10,7 +10,7 @@ from typing import Any
 
 from mosec_asgi import Server, Worker
 
-SECONDS_PER_BATCH = 0.02
+SECONDS_PER_BATCH = 0.05
 
 
 class Model(Worker):

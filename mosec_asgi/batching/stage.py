@@ -556,6 +556,7 @@ class Stage:
 
     def _send(self, assignment: Assignment[PoolWorker], now: float) -> None:
         tasks = assignment.tasks
+        traced = False
         ids: list[int] = []
         flags: list[int] = []
         request_ids: list[str] = []
@@ -563,13 +564,17 @@ class Stage:
         for task in tasks:
             task.began = now
             ids.append(task.id)
-            flags.append(_flags(task) | TRACED if task.trace else _flags(task))
+            if task.trace:
+                traced = True
+                flags.append(_flags(task) | TRACED)
+            else:
+                flags.append(_flags(task))
             request_ids.append(task.request_id)
             payloads.append(task.payload)
         worker = assignment.worker
         try:
             message = Tasks(ids, flags, request_ids, payloads)
-            if self.plan.takes_request or (self._traceparent is not None and any(task.trace for task in tasks)):
+            if self.plan.takes_request or traced:
                 message = message._replace(requests=[packed(self._told(task)) for task in tasks])
             worker.link.send(message)
         except Exception as error:
