@@ -203,9 +203,10 @@ def test_the_socket_of_another_user_is_one_line(tmp_path: Path) -> None:
         os.chmod(path, 0o600)
         other.listen()
         probe = (
-            "import os, sys; os.setgid(65534); os.setuid(65534)\n"
+            "import os, sys\n"
             "from mosec_asgi.cli.ctl import Client\n"
             "from mosec_asgi.cli.faults import CommandError\n"
+            "os.setgid(65534); os.setuid(65534)\n"
             "try: Client(sys.argv[1]).ask('GET', '/status')\n"
             "except CommandError as error: print(error)"
         )
