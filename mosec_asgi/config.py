@@ -111,6 +111,20 @@ class Settings:
     stream_buffer: int = _setting(
         256 * 1024, "bytes of a stream that may wait for its client; beyond it the stream is paused", least=1024
     )
+    drain_timeout: int = _setting(
+        0,
+        "milliseconds that a worker which is replaced may take to answer what it has, streams included; 0 for as many "
+        "as `timeout`, or 30 s where that is none",
+        least=0,
+    )
+    max_workers: int = _setting(
+        64, "workers that a stage may be scaled to while it serves; a stage may be defined with more", least=1
+    )
+    admin_socket: str = _setting(
+        "",
+        "path of a Unix socket by which the service is seen and changed while it serves (`mosec-asgi ctl`); only for "
+        "the user that it runs as, and root; empty for none",
+    )
     load_shedding: bool = _setting(
         True,
         "answer 429 at once to requests that cannot be finished in time at the measured speed of the workers, and "
@@ -246,6 +260,11 @@ class Settings:
     def event_timeout_seconds(self) -> float:
         """The longest gap between two events of a stream, in seconds."""
         return (self.event_timeout or self.timeout) / 1000 or NO_LIMIT
+
+    @property
+    def drain_seconds(self) -> float:
+        """The seconds that a worker which is replaced has to answer what it has."""
+        return self.drain_timeout / 1000 or self.grace_seconds
 
     @property
     def grace_seconds(self) -> float:
@@ -461,6 +480,11 @@ def telemetry_variables() -> Mapping[str, str]:
 def prometheus_directory() -> str | None:
     """Return the directory that the user has set up for prometheus_client's multiprocess mode, or None."""
     return os.environ.get("PROMETHEUS_MULTIPROC_DIR") or None
+
+
+def variables_of(names: Sequence[str]) -> dict[str, str]:
+    """Return those of some variables of the environment that are set: others' than ours, such as those of a library."""
+    return {name: os.environ[name] for name in names if name in os.environ}
 
 
 def build_parser(settings: Settings, program: str | None = None) -> argparse.ArgumentParser:

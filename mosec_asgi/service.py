@@ -7,13 +7,14 @@ import contextlib
 import functools
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
 from mosec_asgi import log
+from mosec_asgi.admin import AdminSocket
 from mosec_asgi.batching.coordinator import Coordinator
 from mosec_asgi.batching.engine import Engine, Statistics
 from mosec_asgi.batching.future import FutureOutcome
@@ -25,6 +26,7 @@ from mosec_asgi.config import Settings, prometheus_directory, telemetry_variable
 from mosec_asgi.definition import openapi_document, plan_service
 from mosec_asgi.errors import Failure
 from mosec_asgi.host.memory import memory_limit
+from mosec_asgi.host.placement import place
 from mosec_asgi.ipc.shm import SharedMemory, shared_memory
 from mosec_asgi.messages import Call, Chunk, Credit
 from mosec_asgi.observing.custom import CustomMetrics
@@ -36,6 +38,7 @@ from mosec_asgi.pool.process.launcher import ProcessLauncher
 from mosec_asgi.pool.thread import ThreadLauncher
 from mosec_asgi.request import Request
 from mosec_asgi.runtime import Runtime
+from mosec_asgi.steering import Steering
 from mosec_asgi.streaming import response_type, streams
 from mosec_asgi.version import SERVER
 from mosec_asgi.web.key_file import LOOK_SECONDS, key_ring
@@ -48,10 +51,13 @@ if TYPE_CHECKING:
     from mosec_asgi.web.dashboard import Dashboard
     from mosec_asgi.web.direct import DirectRoutes
     from mosec_asgi.web.exchange import Shared
-    from mosec_asgi.web.protocols.adapter import ProtocolRoute
-    from mosec_asgi.web.protocols.seam import Listener, Protocol
+    from mosec_asgi.web.protocols.adapter import Pipelines, ProtocolRoute
+    from mosec_asgi.web.protocols.seam import Endpoint, Listener, Protocol
 
 DAEMON_CHECK_SECONDS = 0.2
+# Workers, beside those that were defined, for which there is room in shared memory: replacements, and what is scaled up
+# to. The payloads of still others pass through their pipes.
+FURTHER_WORKERS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,9 +112,13 @@ class Service:
         self._protocols = protocols
         self._clock = platform.clock if platform else time.monotonic
         self._tracing = _tracing(settings, self._clock) if settings.tracing else None
-        stages, pipelines, limits = plan_service(routes, settings, traces=self._tracing is not None)
+        placing = None if platform else place
+        stages, pipelines, limits = plan_service(routes, settings, traces=self._tracing is not None, place=placing)
         self._workers = sum(len(plan.specs) for plan in stages)
         self._call_routes = call_routes(stages, pipelines, limits)
+        self._route_plans, self._limits = pipelines, limits
+        # What endpoints of protocols ask, if there are any.
+        self._pipelines: Pipelines | None = None
         self._memory: SharedMemory | None = None
         self._metrics = ServiceMetrics(
             settings.namespace,
@@ -129,6 +139,8 @@ class Service:
             traceparent=self._tracing.traceparent if self._tracing is not None else None,
             shared_memory=lambda: self._memory.in_use if self._memory is not None else 0,
         )
+        self.steering = Steering(routes, settings, stages, self._coordinator, self._stages_changed)
+        self._admin = AdminSocket(settings.admin_socket, self.steering, self.report) if settings.admin_socket else None
         self._keys = key_ring(settings)
         self._key_look: asyncio.TimerHandle | None = None
         self._daemon_watches: list[asyncio.Task[None]] = []
@@ -153,12 +165,19 @@ class Service:
         if self._tracing is not None:
             log.name_traces(self._tracing.trace_of)
         if not self._simulated:
-            self._memory = shared_memory(self._settings.shared_memory, self._workers)
+            self._memory = shared_memory(self._settings.shared_memory, self._workers + FURTHER_WORKERS)
         objects = Objects()
         if self._memory is not None:
             self._memory.views.tell = functools.partial(self._release_soon, self._memory)
             objects = Objects(self._memory.own_blocks())
         self.calls = Inference(self._coordinator, self._call_routes, objects, self._metrics, self.loop, self._tracing)
+        try:
+            if self._admin is not None:
+                await self._admin.start()
+        except BaseException:
+            await self._close_tracing()
+            self._let_go()
+            raise
         starting = self.loop.create_task(self._coordinator.start())
         try:
             # Its first step launches the workers.
@@ -182,9 +201,13 @@ class Service:
         """Finish what was admitted, within the service's timeout, and end all workers."""
         for watch in self._daemon_watches:
             watch.cancel()
+        if self._admin is not None:
+            self._admin.close()
         try:
             grace = self._settings.grace_seconds
             await asyncio.gather(self._coordinator.stop(grace), *self._stop_listeners(grace))
+            if self._admin is not None:
+                await self._admin.finish()
         finally:
             await self._close_tracing()
             self._let_go()
@@ -303,13 +326,27 @@ class Service:
             return []
         from mosec_asgi.web.protocols.adapter import Pipelines, ProtocolRoute
 
-        pipelines = Pipelines(self._call_routes, objects, value_of, self._coordinator)
+        pipelines = self._pipelines = Pipelines(self._call_routes, objects, value_of, self._coordinator)
         endpoints = [endpoint for protocol in self._protocols for endpoint in protocol.endpoints()]
+        self._open_health(endpoints)
         # Tests without processes have no ports either.
         for protocol in () if self._simulated else self._protocols:
             if (listener := protocol.listener()) is not None:
+                self._open_health(listener.endpoints)
                 self._listeners[listener] = [ProtocolRoute(endpoint, pipelines) for endpoint in listener.endpoints]
         return [ProtocolRoute(endpoint, pipelines) for endpoint in endpoints]
+
+    def _open_health(self, endpoints: Iterable[Endpoint]) -> None:
+        """Have probes answered without a key."""
+        for endpoint in endpoints:
+            if endpoint.is_health and self._keys is not None:
+                self._keys.keys.open_health(endpoint.path)
+
+    def _stages_changed(self, plans: Sequence[StagePlan]) -> None:
+        """Let callers know how many calls are worth having in flight."""
+        self._call_routes.update(call_routes(plans, self._route_plans, self._limits))
+        if self._pipelines is not None:
+            self._pipelines.now(self._call_routes)
 
     def _stop_listeners(self, grace: float) -> list[asyncio.Task[None]]:
         """Have the protocols' own ports closed, once what came there is answered."""
@@ -327,11 +364,13 @@ class Service:
             preload=plan.preload,
             memory=self._memory,
             counts=self._custom,
+            defaults=plan.defaults,
         )
 
     def _look_at_keys(self) -> None:
         """Look whether the file of API keys has changed, from time to time."""
-        if self._keys is not None and self._keys.file:
+        # On virtual time a timer that is always set would have the clock run on while all others wait.
+        if self._keys is not None and self._keys.file and not self._simulated:
             self._keys.look()
             self._key_look = self.loop.call_later(LOOK_SECONDS, self._look_at_keys)
 
@@ -354,13 +393,15 @@ class Service:
 
     def _let_go(self) -> None:
         """Let go of what was shared with the workers, once they have ended, and end the record."""
+        if self._admin is not None:
+            self._admin.close()
+        if self._key_look is not None:
+            self._key_look.cancel()
         if self._tracing is not None:
             log.forget_traces(self._tracing.trace_of)
         if self._recording is not None:
             self._recording.cancel()
             self._recording = None
-        if self._key_look is not None:
-            self._key_look.cancel()
         if self._custom is not None:
             self._custom.close()
         if self._memory is not None:

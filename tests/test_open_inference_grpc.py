@@ -581,3 +581,29 @@ def test_our_messages_have_the_fields_of_tritons() -> None:
 def test_what_is_made_of_the_proto_file_is_up_to_date() -> None:
     ran = subprocess.run([sys.executable, ROOT / ".ci/proto", "--check"], capture_output=True, text=True, timeout=60)
     assert ran.returncode == 0, ran.stderr
+
+
+# -- API keys ----------------------------------------------------------------------------------------------------------
+
+
+async def test_a_call_without_an_api_key_is_refused_and_health_is_open() -> None:
+    key = "key-of-the-service-0123"
+    server, protocol = grpc_workers.serve(api_keys=[key, "key-of-another-path-0123 /v1/*"])
+    async with server.lifespan(), grpc.aio.insecure_channel(f"127.0.0.1:{protocol.grpc_port}") as channel:
+
+        async def ask(path: str, *metadata: tuple[str, str], stream: bool = False) -> Any:
+            try:
+                if stream:
+                    return [each async for each in channel.stream_stream(path)(iter([b""]), metadata=metadata)]
+                return await channel.unary_unary(path)(b"", timeout=20, metadata=metadata)
+            except grpc.aio.AioRpcError as error:
+                return error.code()
+
+        for name in ("ServerMetadata", "ModelReady", "ModelInfer", "Unknown"):
+            assert await ask(METHOD + name) == Code.UNAUTHENTICATED, name
+            assert await ask(METHOD + name, ("x-api-key", "wrong")) == Code.UNAUTHENTICATED
+            assert await ask(METHOD + name, ("x-api-key", "key-of-another-path-0123")) == Code.PERMISSION_DENIED
+        assert await ask(METHOD + "ModelStreamInfer", stream=True) == Code.UNAUTHENTICATED
+        for path in (f"{METHOD}ServerLive", f"{METHOD}ServerReady", "/grpc.health.v1.Health/Check"):
+            assert isinstance(await ask(path), bytes), path
+        assert isinstance(await ask(f"{METHOD}ServerMetadata", ("authorization", f"Bearer {key}")), bytes)

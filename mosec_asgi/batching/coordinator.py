@@ -23,12 +23,22 @@ from mosec_asgi.batching.engine import Caller, Statistics
 from mosec_asgi.batching.flow import Flow
 from mosec_asgi.batching.stage import Stage, StagePlan
 from mosec_asgi.batching.task import State, Task
-from mosec_asgi.errors import CLIENT_LEFT, CLOSING, LOADING, STAGE_DOWN, STALLED, TIMED_OUT, TOO_LONG, Failure
+from mosec_asgi.errors import (
+    CLIENT_LEFT,
+    CLOSING,
+    LOADING,
+    STAGE_DOWN,
+    STALLED,
+    TIMED_OUT,
+    TOO_LONG,
+    Failure,
+    StartupError,
+)
 from mosec_asgi.lazy_timer import LazyTimer
 from mosec_asgi.messages import OK, REPLY, Call, Chunk, Credit, LinkError, Outcome, Payload, StageTime, drop_all
 from mosec_asgi.observing.observer import StageObserver
 from mosec_asgi.pool.link import Launcher
-from mosec_asgi.pool.supervisor import CLOSE_SECONDS, DRAIN_SECONDS
+from mosec_asgi.pool.supervisor import CLOSE_SECONDS, DRAIN_SECONDS, STOPPING
 from mosec_asgi.ration import Ration
 from mosec_asgi.reply import cut
 
@@ -245,15 +255,22 @@ class Coordinator:
 
     async def scale(self, stage: int, num: int) -> None:
         """Have `num` workers of a stage; see `batching.changes`."""
-        await changes.scale(self._stages[stage], num)
+        await changes.scale(self._changeable(stage), num)
 
     async def configure(self, stage: int, change: Callable[[StageValues], StageValues]) -> None:
         """Have a stage go by other values; see `batching.changes`."""
-        await changes.configure(self._stages[stage], change)
+        await changes.configure(self._changeable(stage), change)
 
     async def restart(self, stage: int) -> None:
         """Replace the workers of a stage, one after the other; see `batching.changes`."""
-        await changes.restart(self._stages[stage])
+        await changes.restart(self._changeable(stage))
+
+    def _changeable(self, stage: int) -> Stage:
+        if self._loading:
+            raise StartupError("the workers are loading; a stage can be changed once the service is ready")
+        if self._closing:
+            raise StartupError(STOPPING)
+        return self._stages[stage]
 
     def values(self, stage: int) -> StageValues:
         """Return what a stage goes by."""

@@ -67,6 +67,11 @@ class Turns:
         self._idle: list[Several] = []
         self._scheduled = False
 
+    def resize(self, limit: int) -> None:
+        """Let them have so many calls in the engine together from here on."""
+        self._limit = limit
+        self.pass_on()
+
     def join(self, request: Several) -> None:
         """Give a request turns until it says that it wants none."""
         self._waiting.append(request)
