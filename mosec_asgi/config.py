@@ -31,6 +31,8 @@ LOG_LEVELS = ("debug", "info", "warning", "error")
 KEYWORD_ONLY = frozenset({"title", "version"})
 # Settings that are no flags: all users of a machine see the command lines of its programs.
 NO_FLAG = frozenset({"api_keys"})
+# Settings whose values are never shown.
+SECRETS = frozenset({"api_keys"})
 # Settings of which an empty variable is refused: it would let everybody in, where keys were meant.
 NEVER_EMPTY = frozenset({"api_keys", "api_key_file"})
 # mosec's own flags, which its parser lets be abbreviated.
@@ -109,6 +111,20 @@ class Settings:
     stream_buffer: int = _setting(
         256 * 1024, "bytes of a stream that may wait for its client; beyond it the stream is paused", least=1024
     )
+    drain_timeout: int = _setting(
+        0,
+        "milliseconds that a worker which is replaced may take to answer what it has, streams included; 0 for as many "
+        "as `timeout`, or 30 s where that is none",
+        least=0,
+    )
+    max_workers: int = _setting(
+        64, "workers that a stage may be scaled to while it serves; a stage may be defined with more", least=1
+    )
+    admin_socket: str = _setting(
+        "",
+        "path of a Unix socket by which the service is seen and changed while it serves (`mosec-asgi ctl`); only for "
+        "the user that it runs as, and root; empty for none",
+    )
     load_shedding: bool = _setting(
         True,
         "answer 429 at once to requests that cannot be finished in time at the measured speed of the workers, and "
@@ -137,6 +153,11 @@ class Settings:
     )
     access_log: bool = _setting(
         False, "log a line for each request: its method, path, status, duration and id; never what it holds"
+    )
+    tracing: bool = _setting(
+        False,
+        "make spans of OpenTelemetry of requests, stages and `forward`; where they go, and how many, say the OTEL_* "
+        "variables, or the program's own tracer provider; needs the extra otel",
     )
     server_timing: bool = _setting(
         False,
@@ -239,6 +260,11 @@ class Settings:
     def event_timeout_seconds(self) -> float:
         """The longest gap between two events of a stream, in seconds."""
         return (self.event_timeout or self.timeout) / 1000 or NO_LIMIT
+
+    @property
+    def drain_seconds(self) -> float:
+        """The seconds that a worker which is replaced has to answer what it has."""
+        return self.drain_timeout / 1000 or self.grace_seconds
 
     @property
     def grace_seconds(self) -> float:
@@ -446,6 +472,11 @@ def logging_wishes() -> tuple[str, bool]:
 log.before_start(logging_wishes)
 
 
+def telemetry_variables() -> Mapping[str, str]:
+    """Return the variables that OpenTelemetry is set up by."""
+    return {name: value for name, value in os.environ.items() if name.startswith("OTEL_")}
+
+
 def prometheus_directory() -> str | None:
     """Return the directory that the user has set up for prometheus_client's multiprocess mode, or None."""
     return os.environ.get("PROMETHEUS_MULTIPROC_DIR") or None
@@ -494,7 +525,7 @@ def parse_command_line(settings: Settings, arguments: Sequence[str] | None = Non
     written = _as_written(sys.argv[1:] if arguments is None else list(arguments))
     known, others = build_parser(settings).parse_known_args(written)
     for argument in others:
-        if meant := _meant_by(argument):
+        if meant := meant_by(argument):
             raise DefinitionError(f"unknown argument {argument.partition('=')[0]}; did you mean --{meant}?")
     return {name: _checked(name, value, f"the argument {FLAGS[name]}") for name, value in vars(known).items()}
 
@@ -541,7 +572,7 @@ def _expanded(flag: str, value: str) -> str:
     return candidates[0]
 
 
-def _meant_by(argument: str) -> str | None:
+def meant_by(argument: str) -> str | None:
     """Return the flag of ours, without its dashes, that an argument is a slip of; None for one of the user's own."""
     if not argument.startswith("--"):
         return None

@@ -10,6 +10,7 @@ from mosec_asgi.batching.coordinator import Limits, RoutePlan
 from mosec_asgi.batching.stage import StagePlan
 from mosec_asgi.config import Settings, listed
 from mosec_asgi.inside.spec import WorkerSpec
+from mosec_asgi.pool.recycling import Recycling
 from mosec_asgi.runtime import Runtime, stage_names
 from mosec_asgi.streaming import ContinuousWorker, is_async, response_type, streams
 from mosec_asgi.worker import Worker
@@ -19,9 +20,15 @@ if TYPE_CHECKING:
 
 
 def plan_service(
-    routes: Mapping[str, Sequence[Runtime]], settings: Settings
+    routes: Mapping[str, Sequence[Runtime]], settings: Settings, *, traces: bool = False
 ) -> tuple[list[StagePlan], list[RoutePlan], Limits]:
-    """Return a service as it is to be run: its stages, its routes, and what it allows."""
+    """Return a service as it is to be run: its stages, its routes, and what it allows.
+
+    Args:
+        routes: the stages by route.
+        settings: of the service.
+        traces: calls may be traced.
+    """
     names = stage_names([runtime for pipeline in routes.values() for runtime in pipeline])
     # Each stage once, even where several routes share it, in the order of the numbers in the stages' names.
     runtimes = list(names)
@@ -30,7 +37,7 @@ def plan_service(
         followers = _followers(runtime, routes.values())
         after = tuple(dict.fromkeys(names[follower] for follower in followers))
         event_type = _event_type(runtime, routes.values())
-        stages.append(plan_stage(runtime, names[runtime], settings, followers, after, event_type))
+        stages.append(plan_stage(runtime, names[runtime], settings, followers, after, event_type, traces=traces))
     pipelines = [RoutePlan(path, tuple(map(runtimes.index, pipeline))) for path, pipeline in routes.items()]
     return stages, pipelines, _limits(settings)
 
@@ -54,6 +61,8 @@ def plan_stage(
     followers: Sequence[Runtime] = (),
     next_stages: tuple[str, ...] = (),
     event_type: str = "",
+    *,
+    traces: bool = False,
 ) -> StagePlan:
     """Return a stage as it is to be run: the user's values, and the service's settings where the user has given none.
 
@@ -64,6 +73,7 @@ def plan_stage(
         followers: the stages that read what it passes on.
         next_stages: the names of their stages.
         event_type: of the events that it may send before the last stage; see `WorkerSpec`.
+        traces: calls may be traced.
     """
     # Only the last stage of a route streams; a stage before it passes its results on whole.
     streaming = streams(runtime.worker) and not next_stages
@@ -89,6 +99,7 @@ def plan_stage(
             ),
             log_level=settings.effective_log_level,
             log_text=settings.debug,
+            traces=traces,
         )
         for worker_id in range(1, runtime.num + 1)
     ]
@@ -110,6 +121,7 @@ def plan_stage(
         preload=runtime.preload,
         executor=runtime.executor,
         latency_target=runtime.latency_target / 1000,
+        recycling=Recycling(runtime.max_calls, runtime.max_memory),
         takes_request=runtime.worker.takes_request,
         times=settings.server_timing,
     )
@@ -123,6 +135,7 @@ def _limits(settings: Settings) -> Limits:
         stall_timeout=settings.stall_timeout / 1000,
         stream_buffer=settings.stream_buffer,
         load_shedding=settings.load_shedding,
+        drain_timeout=settings.drain_seconds,
     )
 
 

@@ -103,6 +103,8 @@ class Call(NamedTuple):
         priority: what comes first where there is a choice: the higher number.
         key: what it may share a batch with: calls of the same key.
         request: what workers are told of its request; None where no stage of the route asks for it.
+        trace: the `traceparent` (W3C Trace Context) of the span that its stages' spans are children of, and behind a
+            blank its `tracestate`, where it has one; empty where the call is not traced.
     """
 
     id: int
@@ -115,6 +117,7 @@ class Call(NamedTuple):
     priority: int = 0
     key: str = ""
     request: Request | None = None
+    trace: str = ""
 
 
 class Outcome(NamedTuple):
@@ -190,15 +193,20 @@ OBJECT_IN = 16
 OBJECT_OUT = 32
 
 
+# Beside these: the server makes a span of its `forward`, and wants to know its time.
+TRACED = 64
+
+
 class Tasks(NamedTuple):
     """Work for a worker: columns of equal length, a task at each place.
 
     Attributes:
         ids: the tasks' numbers.
-        flags: the sum of `INGRESS`, `EGRESS`, `EXAMPLE`, `OBJECT_IN` and `OBJECT_OUT` for each.
+        flags: the sum of `INGRESS`, `EGRESS`, `EXAMPLE`, `OBJECT_IN`, `OBJECT_OUT` and `TRACED` for each.
         request_ids: what the logs call the requests.
         payloads: the encoded inputs.
-        requests: what the worker is told of the requests (`request.packed`); empty where it does not ask for it.
+        requests: what the worker is told of the requests (`request.packed`); empty where it does not ask for it, and
+            none of them is traced.
     """
 
     ids: Sequence[int]
@@ -206,6 +214,20 @@ class Tasks(NamedTuple):
     request_ids: Sequence[str]
     payloads: Sequence[Payload]
     requests: Sequence[bytes] = ()
+
+
+class ForwardTime(NamedTuple):
+    """When `forward` had a task, by the worker's own clock: of two machines' clocks nobody knows the difference.
+
+    Attributes:
+        ago: seconds from the beginning of its first call with the task to the answer; 0 where there was none.
+        seconds: from that beginning to the end of its last call.
+        calls: of `forward` with the task.
+    """
+
+    ago: float
+    seconds: float
+    calls: int
 
 
 class Results(NamedTuple):
@@ -217,12 +239,14 @@ class Results(NamedTuple):
             `REPLY`.
         payloads: the encoded results, or texts.
         seconds: time from decoding the first to encoding the last, waiting not included.
+        forwards: when `forward` had each of them, where one of them is traced; else empty.
     """
 
     ids: Sequence[int]
     codes: Sequence[int]
     payloads: Sequence[Payload]
     seconds: float
+    forwards: Sequence[ForwardTime] = ()
 
 
 class Chunks(NamedTuple):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import itertools
 import os
@@ -58,6 +59,8 @@ class Runtime:
         executor: str | Callable[..., Any] = "process",
         latency_target: float = 0,
         methods: Sequence[str] | None = None,
+        max_calls: int = 0,
+        max_memory: int = 0,
     ) -> None:
         """Describe a stage; nothing is started.
 
@@ -91,6 +94,11 @@ class Runtime:
             methods: of HTTP, that the routes take of which this is the first stage: of GET, POST, PUT, PATCH and
                 DELETE; None for POST. HEAD comes with GET, and OPTIONS is always answered. A GET or DELETE without a
                 body gives `forward` None: the worker says `takes_request`, and reads the query there.
+            max_calls: calls that a worker answers before another takes its place, for code that leaks; 0 for no limit.
+                The other is ready before the worker leaves, and no call is lost.
+            max_memory: bytes of resident memory (`ps` shows them as RSS, in KiB) above which a worker is replaced in
+                the same way; 0 for no limit. Needs processes, and Linux. With `preload` the pages that workers share
+                count for each.
 
         Raises:
             DefinitionError: an argument does not fit; the text says what to change.
@@ -116,6 +124,8 @@ class Runtime:
         self.methods = _checked_methods(self.worker, methods)
         self.preload = _checked_preload(preload, start_method, self.env)
         self.executor = _checked_executor(executor, start_method, self.env, self.preload)
+        self.max_calls = _at_least(max_calls, "max_calls", 0)
+        self.max_memory = _checked_memory(max_memory, self.executor)
         # What stays in this process need not be pickled.
         crosses = self.executor == "process" and start_method == "spawn"
         self.args, self.kwargs = _checked_arguments(self.worker, args, kwargs, crosses=crosses)
@@ -139,6 +149,39 @@ class Runtime:
 
     def __repr__(self) -> str:
         return f"<Runtime {self.worker.__name__} num={self.num} max_batch_size={self.max_batch_size}>"
+
+
+def changed(
+    runtime: Runtime,
+    max_batch_size: int | None = None,
+    max_wait_time: int | None = None,
+    timeout: float | None = None,
+    latency_target: float | None = None,
+) -> Runtime:
+    """Return a stage as it is with other values, those that can be changed while it serves; None leaves one as it is.
+
+    Raises:
+        DefinitionError: a value does not fit; the text says what to change.
+    """
+    other = copy.copy(runtime)
+    if max_batch_size is not None:
+        other.max_batch_size = _at_least(max_batch_size, "max_batch_size", 1)
+        batches = not issubclass(runtime.worker, ContinuousWorker)
+        if batches and (other.max_batch_size > 1) != (runtime.max_batch_size > 1):
+            item, items = "one item", "a list of items"
+            before, after = (items, item) if runtime.max_batch_size > 1 else (item, items)
+            raise DefinitionError(
+                f"max_batch_size={max_batch_size} for {runtime.name}, which was defined with {runtime.max_batch_size}: "
+                f"its forward is given {before}, and would be given {after}. While it serves choose "
+                f"{'2 or more' if runtime.max_batch_size > 1 else '1'}, or define the stage anew"
+            )
+    if max_wait_time is not None:
+        other.max_wait_time = _at_least(max_wait_time, "max_wait_time", 0)
+    if timeout is not None:
+        other.timeout = _checked_timeout(timeout)
+    if latency_target is not None:
+        other.latency_target = _checked_target(latency_target)
+    return other
 
 
 def stage_names(runtimes: Sequence[Runtime]) -> dict[Runtime, str]:
@@ -288,6 +331,18 @@ def _at_least(value: Any, name: str, least: int) -> int:
     if value < least:
         raise DefinitionError(f"{name} must be at least {least}, not {value}")
     return value
+
+
+def _checked_memory(max_memory: Any, executor: Any) -> int:
+    checked = _at_least(max_memory, "max_memory", 0)
+    if checked and executor == "thread":
+        raise DefinitionError(
+            "max_memory is for workers that are processes, and executor='thread' runs them in the server's own; leave "
+            "max_memory out, or use executor='process'"
+        )
+    if checked and not sys.platform.startswith("linux"):
+        raise DefinitionError("max_memory needs Linux, whose /proc tells what a process takes; leave it out here")
+    return checked
 
 
 def _checked_timeout(timeout: Any) -> float:

@@ -12,7 +12,7 @@ import sys
 import traceback
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from multiprocessing.process import BaseProcess
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from mosec_asgi import config, log
 from mosec_asgi.defined import DEFAULT_ROUTE, Defined
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from mosec_asgi.host.run import Hosting
     from mosec_asgi.observing.statistics import ServiceReport
     from mosec_asgi.service import Platform, Service
+    from mosec_asgi.steering import Steering
     from mosec_asgi.web.direct import DirectRoutes
     from mosec_asgi.web.protocols.seam import Protocol
 
@@ -57,6 +58,9 @@ class Server:
 
     Constructing one has no side effect, so a module that defines one can be imported anywhere.
     """
+
+    # Set while a command imports the module of a service, which must not begin to serve by that.
+    _only_imported: ClassVar[bool] = False
 
     def __init__(self, *, middleware: Sequence[Middleware] = (), **settings: Any) -> None:
         """Begin with no stages.
@@ -127,6 +131,8 @@ class Server:
         executor: str | Callable[..., Any] = "process",
         latency_target: float = 0,
         methods: Sequence[str] | None = None,
+        max_calls: int = 0,
+        max_memory: int = 0,
     ) -> None:
         """Append a stage to the pipeline of one route, or of several that then share its workers.
 
@@ -154,6 +160,8 @@ class Server:
                 there for longer are refused with 429. 0 for no such wish.
             methods: of HTTP, that the route takes; the first stage says them, for POST alone leave it out. See
                 `Runtime`.
+            max_calls: calls that a worker answers before another takes its place, without a call lost; 0 for no limit.
+            max_memory: bytes of resident memory above which a worker is replaced in the same way; 0 for no limit.
 
         Raises:
             DefinitionError: an argument does not fit, or the workers have been started; the text says what to change.
@@ -176,6 +184,8 @@ class Server:
             executor=executor,
             latency_target=latency_target,
             methods=methods,
+            max_calls=max_calls,
+            max_memory=max_memory,
         )
         self._defined.append(runtime, route)
 
@@ -262,6 +272,11 @@ class Server:
                 comes from within a running event loop.
         """
         _check_main_guard("server.run() was called")
+        if Server._only_imported:
+            raise DefinitionError(
+                "server.run() was called while the module was imported. Put the call under "
+                '`if __name__ == "__main__":`, so that only the program itself runs it'
+            )
         try:
             self._defined.check()
             check_importable(self._defined.routes)
@@ -497,6 +512,88 @@ class Server:
         from mosec_asgi.calls.blocking import BlockingEngine
 
         return BlockingEngine(self, lambda: self._running)
+
+    # -- changes while it serves -------------------------------------------------------------------------------------
+
+    async def scale(self, stage: str | int, num: int) -> None:
+        """Have `num` workers of a stage, while it serves; no call is lost.
+
+        Returns when the further workers are ready, or when those that were too many have answered what they had and
+        ended. Changes of one stage take turns, these and `configure` and `restart`; they hold until the service stops.
+
+        Args:
+            stage: its name, such as "Inference_2", as `/metrics` and the logs call it; or its number there, from 1.
+            num: workers, at least 1, and at most the setting `max_workers`. A stage whose workers have environments of
+                their own (`env`) can have as many as there are of these.
+
+        Raises:
+            DefinitionError: there is no such stage, or `num` does not fit; nothing is changed.
+            StartupError: a further worker could not be started, or the service stops; there are as many as before.
+            CallError: the service does not run on this event loop.
+        """
+        await self._steering().scale(stage, num)
+
+    async def configure(
+        self,
+        stage: str | int,
+        *,
+        max_batch_size: int | None = None,
+        max_wait_time: int | None = None,
+        timeout: float | None = None,
+        latency_target: float | None = None,
+    ) -> None:
+        """Give a stage other values while it serves, in the units of `append_worker`; no call is lost.
+
+        `max_wait_time` (milliseconds) and `latency_target` (milliseconds) hold at once. For another `max_batch_size` or
+        `timeout` (seconds) the workers are replaced as by `restart`, since models may have been made for these.
+
+        Args:
+            stage: see `scale`.
+            max_batch_size: the most items in a batch. Between 1 and more it cannot be changed, because `forward` is
+                given lists or single items.
+            max_wait_time: milliseconds that a task may wait for its batch; 0 leaves it to the scheduler.
+            timeout: seconds that one call of `forward` may take; 0 means the setting `timeout`.
+            latency_target: milliseconds that a task should spend there; 0 for no such wish.
+
+        Raises:
+            DefinitionError: there is no such stage, or a value does not fit; nothing is changed.
+            StartupError: a worker could not be started with these values, or the service stops; the stage goes by what
+                it went by before.
+            CallError: see `scale`.
+        """
+        await self._steering().configure(
+            stage,
+            max_batch_size=max_batch_size,
+            max_wait_time=max_wait_time,
+            timeout=timeout,
+            latency_target=latency_target,
+        )
+
+    async def restart(self, stage: str | int | None = None) -> None:
+        """Replace the workers of a stage, or of all stages, one after the other; no call is lost.
+
+        The replacement is ready before the worker whose place it takes is given no more calls: for a while there is
+        one worker, and one model in memory, more. A replacement imports the worker's module anew, and so finds edited
+        code and other weights; with `preload` it is forked from what was loaded at the start.
+
+        Args:
+            stage: see `scale`; None for all.
+
+        Raises:
+            DefinitionError: there is no such stage.
+            StartupError: a replacement could not be started, or the service stops; the worker that it was to replace
+                serves on, and so do those whose turn had not come.
+            CallError: see `scale`.
+        """
+        await self._steering().restart(stage)
+
+    def _steering(self) -> Steering:
+        running = self._running
+        if running is None or not running.is_here():
+            from mosec_asgi.calls.running import not_here
+
+            raise not_here(running)
+        return running.steering
 
     def statistics(self) -> ServiceReport:
         """Return how the service stands, and what it has done since it was started; in any state, from any thread.

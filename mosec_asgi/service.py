@@ -13,6 +13,8 @@ from multiprocessing.process import BaseProcess
 from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
+from mosec_asgi import log
+from mosec_asgi.admin import AdminSocket
 from mosec_asgi.batching.coordinator import Coordinator
 from mosec_asgi.batching.engine import Engine, Statistics
 from mosec_asgi.batching.future import FutureOutcome
@@ -20,7 +22,7 @@ from mosec_asgi.batching.stage import StagePlan
 from mosec_asgi.calls.inference import Inference
 from mosec_asgi.calls.objects import Objects, value_of
 from mosec_asgi.calls.routes import call_routes
-from mosec_asgi.config import Settings, prometheus_directory
+from mosec_asgi.config import Settings, prometheus_directory, telemetry_variables
 from mosec_asgi.definition import openapi_document, plan_service
 from mosec_asgi.errors import Failure
 from mosec_asgi.host.memory import memory_limit
@@ -28,12 +30,14 @@ from mosec_asgi.ipc.shm import SharedMemory, shared_memory
 from mosec_asgi.messages import Call, Chunk, Credit
 from mosec_asgi.observing.custom import CustomMetrics
 from mosec_asgi.observing.metrics import ServiceMetrics, StageMetrics
+from mosec_asgi.observing.observer import StageObserver
 from mosec_asgi.observing.statistics import LOADING, SERVING, ServiceReport, report
 from mosec_asgi.pool.link import Launcher
 from mosec_asgi.pool.process.launcher import ProcessLauncher
 from mosec_asgi.pool.thread import ThreadLauncher
 from mosec_asgi.request import Request
 from mosec_asgi.runtime import Runtime
+from mosec_asgi.steering import Steering
 from mosec_asgi.streaming import response_type, streams
 from mosec_asgi.version import SERVER
 from mosec_asgi.web.key_file import LOOK_SECONDS, key_ring
@@ -42,13 +46,17 @@ if TYPE_CHECKING:
     from starlette.middleware import Middleware
     from starlette.types import ASGIApp
 
+    from mosec_asgi.observing.tracing import Tracing
     from mosec_asgi.web.dashboard import Dashboard
     from mosec_asgi.web.direct import DirectRoutes
     from mosec_asgi.web.exchange import Shared
-    from mosec_asgi.web.protocols.adapter import ProtocolRoute
+    from mosec_asgi.web.protocols.adapter import Pipelines, ProtocolRoute
     from mosec_asgi.web.protocols.seam import Listener, Protocol
 
 DAEMON_CHECK_SECONDS = 0.2
+# Workers, beside those that were defined, for which there is room in shared memory: replacements, and what is scaled up
+# to. The payloads of still others pass through their pipes.
+FURTHER_WORKERS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,9 +109,14 @@ class Service:
         self._document = document or functools.partial(openapi_document, routes, settings, protocols)
         self._middleware = middleware
         self._protocols = protocols
-        stages, pipelines, limits = plan_service(routes, settings)
+        self._clock = platform.clock if platform else time.monotonic
+        self._tracing = _tracing(settings, self._clock) if settings.tracing else None
+        stages, pipelines, limits = plan_service(routes, settings, traces=self._tracing is not None)
         self._workers = sum(len(plan.specs) for plan in stages)
         self._call_routes = call_routes(stages, pipelines, limits)
+        self._route_plans, self._limits = pipelines, limits
+        # What endpoints of protocols ask, if there are any.
+        self._pipelines: Pipelines | None = None
         self._memory: SharedMemory | None = None
         self._metrics = ServiceMetrics(
             settings.namespace,
@@ -111,7 +124,6 @@ class Service:
         )
         # Workers in this process use the process's own prometheus_client registry.
         self._custom = None if platform else CustomMetrics(prometheus_directory())
-        self._clock = platform.clock if platform else time.monotonic
         self._began = self._clock()
         self._state = LOADING
         self._stage_names = {plan.path: [stages[place].name for place in plan.stages] for plan in pipelines}
@@ -120,10 +132,13 @@ class Service:
             pipelines,
             platform.launcher if platform else self._launcher,
             limits,
-            observers=[self._metrics.stages],
+            observers=[self._metrics.stages, *self._tracing_observers(stages)],
             clock=self._clock,
+            traceparent=self._tracing.traceparent if self._tracing is not None else None,
             shared_memory=lambda: self._memory.in_use if self._memory is not None else 0,
         )
+        self.steering = Steering(routes, settings, stages, self._coordinator, self._stages_changed)
+        self._admin = AdminSocket(settings.admin_socket, self.steering, self.report) if settings.admin_socket else None
         self._keys = key_ring(settings)
         self._key_look: asyncio.TimerHandle | None = None
         self._daemon_watches: list[asyncio.Task[None]] = []
@@ -145,19 +160,28 @@ class Service:
         """
         if self._custom is not None:
             self._custom.open()
+        if self._tracing is not None:
+            log.name_traces(self._tracing.trace_of)
         if not self._simulated:
-            self._memory = shared_memory(self._settings.shared_memory, self._workers)
+            self._memory = shared_memory(self._settings.shared_memory, self._workers + FURTHER_WORKERS)
         objects = Objects()
         if self._memory is not None:
             self._memory.views.tell = functools.partial(self._release_soon, self._memory)
             objects = Objects(self._memory.own_blocks())
-        self.calls = Inference(self._coordinator, self._call_routes, objects, self._metrics, self.loop)
+        self.calls = Inference(self._coordinator, self._call_routes, objects, self._metrics, self.loop, self._tracing)
+        try:
+            if self._admin is not None:
+                await self._admin.start()
+        except BaseException:
+            await self._close_tracing()
+            self._let_go()
+            raise
         starting = self.loop.create_task(self._coordinator.start())
         try:
             # Its first step launches the workers.
             await asyncio.sleep(0)
             self.app = self._build_app(objects)
-            # What comes there waits for the workers.
+            # From the first second on, as HTTP's.
             for listener, routes in self._listeners.items():
                 await listener.start(routes, self._shared)
             self._look_at_keys()
@@ -167,6 +191,7 @@ class Service:
         except BaseException:
             starting.cancel()
             await asyncio.wait([starting, *self._stop_listeners(0)])
+            await self._close_tracing()
             self._let_go()
             raise
 
@@ -174,10 +199,15 @@ class Service:
         """Finish what was admitted, within the service's timeout, and end all workers."""
         for watch in self._daemon_watches:
             watch.cancel()
+        if self._admin is not None:
+            self._admin.close()
         try:
             grace = self._settings.grace_seconds
             await asyncio.gather(self._coordinator.stop(grace), *self._stop_listeners(grace))
+            if self._admin is not None:
+                await self._admin.finish()
         finally:
+            await self._close_tracing()
             self._let_go()
 
     def close(self) -> None:
@@ -268,6 +298,7 @@ class Service:
             # The protocols of `run()` do it themselves.
             lingers=not self._own_http or self._settings.http == "plain",
             middleware=[*own_middleware(self._settings), *self._middleware],
+            tracing=self._tracing,
             keys=None if self._keys is None else self._keys.keys,
             forms={route.below: route.unknown for route in spoken if route.below},
             title=self._settings.title,
@@ -293,13 +324,19 @@ class Service:
             return []
         from mosec_asgi.web.protocols.adapter import Pipelines, ProtocolRoute
 
-        pipelines = Pipelines(self._call_routes, objects, value_of, self._coordinator)
+        pipelines = self._pipelines = Pipelines(self._call_routes, objects, value_of, self._coordinator)
         endpoints = [endpoint for protocol in self._protocols for endpoint in protocol.endpoints()]
         # Tests without processes have no ports either.
         for protocol in () if self._simulated else self._protocols:
             if (listener := protocol.listener()) is not None:
                 self._listeners[listener] = [ProtocolRoute(endpoint, pipelines) for endpoint in listener.endpoints]
         return [ProtocolRoute(endpoint, pipelines) for endpoint in endpoints]
+
+    def _stages_changed(self, plans: Sequence[StagePlan]) -> None:
+        """Let callers know how many calls are worth having in flight."""
+        self._call_routes.update(call_routes(plans, self._route_plans, self._limits))
+        if self._pipelines is not None:
+            self._pipelines.now(self._call_routes)
 
     def _stop_listeners(self, grace: float) -> list[asyncio.Task[None]]:
         """Have the protocols' own ports closed, once what came there is answered."""
@@ -331,18 +368,45 @@ class Service:
         with contextlib.suppress(RuntimeError):
             self.loop.call_soon_threadsafe(memory.views.release)
 
+    def _tracing_observers(self, stages: Sequence[StagePlan]) -> list[Sequence[StageObserver]]:
+        tracing = self._tracing
+        if tracing is None:
+            return []
+        return [[tracing.stage(plan.name, batched=plan.batch_size > 1) for plan in stages]]
+
+    async def _close_tracing(self) -> None:
+        """Send the spans that are left."""
+        if self._tracing is not None:
+            await asyncio.to_thread(self._tracing.close)
+
     def _let_go(self) -> None:
         """Let go of what was shared with the workers, once they have ended, and end the record."""
+        if self._admin is not None:
+            self._admin.close()
+        if self._key_look is not None:
+            self._key_look.cancel()
+        if self._tracing is not None:
+            log.forget_traces(self._tracing.trace_of)
         if self._recording is not None:
             self._recording.cancel()
             self._recording = None
-        if self._key_look is not None:
-            self._key_look.cancel()
         if self._custom is not None:
             self._custom.close()
         if self._memory is not None:
             self._memory.close()
             self._memory = None
+
+
+def _tracing(settings: Settings, clock: Callable[[], float]) -> Tracing | None:
+    """Return what makes spans; None where nobody is told of them."""
+    from mosec_asgi.observing import provider
+
+    opened = provider.opened(telemetry_variables(), settings.namespace)
+    if opened is None:
+        return None
+    from mosec_asgi.observing.tracing import Tracing
+
+    return Tracing(opened, clock)
 
 
 class _SizeCaller(FutureOutcome):

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from mosec_asgi import ClientError, Server, SSEWorker, ValidationError, Worker
-from mosec_asgi.protocols import OpenInference, Tensor
+from mosec_asgi.protocols import OpenAI, OpenInference, Tensor
 
 
 class Echo(Worker):
@@ -80,12 +80,14 @@ def serve(**more: Any) -> Server:
     server = Server(timeout=20_000, compression=True)
     server.append_worker(Echo, max_batch_size=32, route="/echo")
     server.append_worker(Sum, max_batch_size=32, route="/sum")
-    server.append_worker(Embed, max_batch_size=32, route="/embed")
-    server.append_worker(Write, route="/write")
-    server.append_worker(Count, route="/count")
-    server.append_worker(Half, max_batch_size=32, route="/half")
+    # In threads, beside the processes of those above: a process for each takes long to start.
+    server.append_worker(Embed, max_batch_size=32, route="/embed", executor="thread")
+    server.append_worker(Write, route="/write", executor="thread")
+    server.append_worker(Count, route="/count", executor="thread")
+    server.append_worker(Half, max_batch_size=32, route="/half", executor="thread")
     models = {"half": "/half", "echo": "/echo", "sum": "/sum", "embed": "/embed", "write": "/write", "count": "/count"}
     server.add_protocol(OpenInference(models, **{"versions": {"sum": "3"}, **more}))
+    server.add_protocol(OpenAI(embeddings={"lengths": "/embed"}))
     return server
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from harness import DEADLINE, Program, environment_of_programs, free_port, running, wait_until, written
+from harness import Program, environment_of_programs, free_port, running, written
 
 from mosec_asgi.config import FLAGS
 
@@ -78,15 +78,16 @@ def certificate(folder: Path, name: str) -> tuple[str, str]:
 needs_openssl = pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl makes the certificates")
 
 
-def test_the_banner_has_the_routes_and_a_curl_line_that_works(folder: Path) -> None:
-    with serving(folder, "--port={port}", "--address=127.0.0.1") as program:
+def test_the_banner_has_the_routes_pages_that_are_there_and_a_curl_line_that_works(folder: Path) -> None:
+    with serving(folder, "--port={port}", "--address=127.0.0.1", "--dashboard") as program:
         program.wait_for_output("  stop ")
         assert f"serves doubles on {program.url}" in program.output
         assert f"route      POST {program.url}/inference" in program.output
         assert f"route      POST {program.url}/again" in program.output
         assert "/openapi/metadata.json\n" not in program.output, "only models are routes"
-        [page] = re.findall(r"docs +(\S+)", program.output)
-        assert program.client.get(page).status_code == 200
+        for name in ("docs", "dashboard", "metrics"):
+            [page] = re.findall(rf"{name} +(\S+)", program.output)
+            assert program.client.get(page).status_code == 200
         [line] = re.findall(r"try +(curl .*)", program.output)
         done = subprocess.run([*shlex.split(line), "-s"], capture_output=True, text=True, check=True, timeout=60)
         assert done.stdout == "42"
@@ -186,6 +187,7 @@ def test_what_cannot_be_served_is_one_line(folder: Path) -> None:
             (["app"], 2, "must be MODULE:SERVER"),
             ([], 2, "Missing argument"),
             (["app:server", "--prot=1"], 2, "Did you mean '--port'"),
+            (["app:server", "--host=::1"], 2, "Did you mean '--address'"),
             (["app:server", "--port=80x"], 2, "--port must be a whole number, not '80x'"),
             (["app:server", "--timeout=5s"], 2, "write 5000"),
             (["app:server", "--log-level=loud"], 2, "'loud' is not one of"),
@@ -213,15 +215,9 @@ def test_run_listens_with_the_same_settings(folder: Path) -> None:
     path = folder / "service.sock"
     file = written(folder, SERVICE + '\nif __name__ == "__main__":\n    server.run()\n', "app.py")
     with running([sys.executable, str(file), "--uds", str(path)], folder / "output.log") as program:
+        program.wait_for_output("all workers are ready")
         with httpx.Client(transport=httpx.HTTPTransport(uds=str(path)), base_url="http://localhost") as client:
-
-            def answers() -> bool:
-                try:
-                    return client.post("/inference", json=4).text == "8"
-                except httpx.TransportError:
-                    return False
-
-            wait_until(answers, "it does not answer", DEADLINE)
+            assert client.post("/inference", json=4).text == "8"
         assert program.stop() == 0
     assert not path.exists()
 

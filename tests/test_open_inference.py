@@ -148,6 +148,25 @@ async def test_generate_takes_and_returns_plain_fields() -> None:
         assert answer.json() == {"model_name": "echo", "model_version": "1", **body}
 
 
+async def test_an_array_may_lie_in_memory_as_it_likes() -> None:
+    class Turned(Worker):
+        def forward(self, data: Any) -> Any:
+            return {"y": np.asfortranarray([[1, 2], [3, 4]], ">i4"), "t": np.array([["a", "b"], ["c", "d"]]).T}
+
+    server = Server()
+    server.append_worker(Turned, route="/turned")
+    server.add_protocol(OpenInference({"turned": "/turned"}))
+    async with asked(server) as client:
+        answer = (await client.post("/v2/models/turned/generate", json={"x": 1})).json()
+        assert (answer["y"], answer["t"]) == ([[1, 2], [3, 4]], [["a", "c"], ["b", "d"]])
+        inputs = [{"name": "x", "datatype": "INT8", "shape": [1], "data": [1]}]
+        answer = await client.post("/v2/models/turned/infer", json={"inputs": inputs})
+        assert outputs(answer) == {"y": [1, 2, 3, 4], "t": ["a", "c", "b", "d"]}
+        wanted = [{"name": "y", "parameters": {"binary_data": True}}]
+        answer = await client.post("/v2/models/turned/infer", json={"inputs": inputs, "outputs": wanted})
+        assert answer.content.endswith(np.array([1, 2, 3, 4], "<i4").tobytes())
+
+
 async def test_generate_stream_sends_an_object_for_each_event_and_what_goes_wrong_as_the_last() -> None:
     async with asked() as client:
         for body, told in (
@@ -640,15 +659,21 @@ def test_curl_infers_and_reads_a_stream_event_by_event(program: Program) -> None
     assert [json.loads(line.removeprefix("data: "))["text_output"] for line in events] == ["one ", "two "]
 
 
-def test_plain_requests_and_those_of_the_protocol_share_batches(program: Program) -> None:
-    def ask(number: int) -> float:
-        if number % 2:
-            x = {"name": "x", "datatype": "FP32", "shape": [1, 3], "data": [number, 0, 0]}
-            name = {"name": "name", "datatype": "BYTES", "shape": [1], "data": ["a"]}
-            return float(outputs(program.client.post(SUM, json={"inputs": [x, name]}))["sum"][0])
-        return float(program.client.post("/sum", json={"x": [number, 0, 0], "name": "a"}).json()["sum"])
+def test_plain_requests_and_those_of_openai_and_of_this_protocol_share_batches(program: Program) -> None:
+    """One worker class, one `forward`, three ways to speak."""
 
-    assert program.ask_together("Sum_2", ask, list(range(1, 33))) == list(range(1, 33))
+    def ask(number: int) -> float:
+        text, client = "x" * number, program.client
+        if number % 3 == 0:
+            return float(client.post("/embed", json=text).json()[0])
+        if number % 3 == 1:
+            answer = client.post("/v1/embeddings", json={"model": "lengths", "input": text})
+            return float(answer.json()["data"][0]["embedding"][0])
+        tensor = {"name": "text", "datatype": "BYTES", "shape": [1], "data": [text]}
+        answer = client.post("/v2/models/embed/infer", json={"inputs": [tensor]})
+        return float(outputs(answer)["vector"][0])
+
+    assert program.ask_together("Embed_3", ask, list(range(1, 37))) == list(range(1, 37))
 
 
 def test_large_tensors_pass_as_bytes(program: Program) -> None:

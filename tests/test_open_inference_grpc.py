@@ -26,6 +26,7 @@ from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 from mosec_asgi import Server
 from mosec_asgi.errors import DefinitionError, StartupError
 from mosec_asgi.protocols import OpenInference
+from mosec_asgi.web.grpc.streams import MOST_AT_ONCE
 
 ROOT = TESTS.parent
 METHOD = "/inference.GRPCInferenceService/"
@@ -104,6 +105,12 @@ async def until(condition: Callable[[], Any]) -> None:
             return
         await asyncio.sleep(0.01)
     raise TimeoutError
+
+
+async def slept_turns(count: int) -> None:
+    """Let the event loop go on, in which the server runs as well."""
+    for _ in range(count):
+        await asyncio.sleep(0.001)
 
 
 def admitted(server: Server) -> int:
@@ -243,6 +250,23 @@ async def test_the_asynchronous_client_streams_more_than_are_taken_at_one_time()
             assert error is None
             values.append(int(result.as_numpy("x")[0]))
     assert values == list(range(300))
+
+
+async def test_a_stream_has_so_many_requests_taken_at_one_time_and_all_of_them_end_with_it() -> None:
+    async def requests() -> AsyncIterator[Any]:
+        for _ in range(100):
+            yield {"model_name": "sleep", "inputs": [given("seconds", np.array([30], np.float32))]}
+
+    async with asked() as (server, client):
+        answers = client.stream_infer(requests())
+        asking = asyncio.ensure_future(anext(answers))
+        await until(lambda: admitted(server) == MOST_AT_ONCE)
+        await slept_turns(100)
+        assert admitted(server) == MOST_AT_ONCE
+        answers.cancel()
+        await until(lambda: admitted(server) == 0)
+        with contextlib.suppress(asyncio.CancelledError, InferenceServerException, grpc.RpcError):
+            await asking
 
 
 async def test_events_of_a_stream_wait_for_a_client_that_does_not_read() -> None:
@@ -418,6 +442,25 @@ async def test_a_service_without_room_or_time_says_so() -> None:
         with pytest.raises(InferenceServerException, match="not done within") as caught:
             await asking
         assert caught.value.status() == "StatusCode.DEADLINE_EXCEEDED"
+
+
+async def test_where_the_service_has_keys_a_call_needs_one_but_not_to_ask_whether_it_works() -> None:
+    async with asked(api_keys=["a-key-of-sixteen-letters"]) as (_, client):
+        key = {"authorization": "Bearer a-key-of-sixteen-letters"}
+        assert (await slept(client, 0, headers=key)).as_numpy("slept").tolist() == [0]
+        for headers in ({}, {"x-api-key": "another"}):
+            with pytest.raises(InferenceServerException) as caught:
+                await slept(client, 0, headers=headers)
+            assert caught.value.status() == "StatusCode.UNAUTHENTICATED"
+
+        async def requests() -> AsyncIterator[Any]:
+            yield {"model_name": "sleep", "inputs": [given("seconds", np.array([0], np.float32))]}
+
+        with pytest.raises(grpc.RpcError) as refused:
+            await anext(client.stream_infer(requests()))
+        assert refused.value.code() is Code.UNAUTHENTICATED
+        health = client._channel.unary_unary("/grpc.health.v1.Health/Check")
+        assert await health(b"") == b"\x08\x01"
 
 
 # -- beginning and end -------------------------------------------------------------------------------------------------

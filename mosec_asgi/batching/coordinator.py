@@ -23,12 +23,22 @@ from mosec_asgi.batching.engine import Caller, Statistics
 from mosec_asgi.batching.flow import Flow
 from mosec_asgi.batching.stage import Stage, StagePlan
 from mosec_asgi.batching.task import State, Task
-from mosec_asgi.errors import CLIENT_LEFT, CLOSING, LOADING, STAGE_DOWN, STALLED, TIMED_OUT, TOO_LONG, Failure
+from mosec_asgi.errors import (
+    CLIENT_LEFT,
+    CLOSING,
+    LOADING,
+    STAGE_DOWN,
+    STALLED,
+    TIMED_OUT,
+    TOO_LONG,
+    Failure,
+    StartupError,
+)
 from mosec_asgi.lazy_timer import LazyTimer
 from mosec_asgi.messages import OK, REPLY, Call, Chunk, Credit, LinkError, Outcome, Payload, StageTime, drop_all
 from mosec_asgi.observing.observer import StageObserver
 from mosec_asgi.pool.link import Launcher
-from mosec_asgi.pool.supervisor import CLOSE_SECONDS, DRAIN_SECONDS
+from mosec_asgi.pool.supervisor import CLOSE_SECONDS, DRAIN_SECONDS, STOPPING
 from mosec_asgi.ration import Ration
 from mosec_asgi.reply import cut
 
@@ -97,6 +107,7 @@ class Coordinator:
         observers: Sequence[Sequence[StageObserver]] = (),
         clock: Callable[[], float] = time.monotonic,
         shared_memory: Callable[[], int] = lambda: 0,
+        traceparent: Callable[[int], str] | None = None,
     ) -> None:
         """Describe the service; nothing is started.
 
@@ -108,6 +119,8 @@ class Coordinator:
             observers: each an observer for every stage, in the order of `stages`.
             clock: seconds, monotonic.
             shared_memory: returns the bytes of shared memory that payloads take.
+            traceparent: returns that of the span of a traced call at its stage, for the stage's workers; None where no
+                calls are traced.
         """
         self._plans = stages
         self._routes = routes
@@ -116,6 +129,7 @@ class Coordinator:
         self._limits = limits
         self._clock = clock
         self._shared_memory = shared_memory
+        self._traceparent = traceparent
         self._stages: list[Stage] = []
         self._launchers: list[Launcher] = []
         self._admission: Admission
@@ -157,6 +171,7 @@ class Coordinator:
                     self._loop,
                     self._limits.timeout,
                     self._limits.drain_timeout,
+                    self._traceparent,
                 )
             )
         self._admission = Admission(
@@ -240,15 +255,22 @@ class Coordinator:
 
     async def scale(self, stage: int, num: int) -> None:
         """Have `num` workers of a stage; see `batching.changes`."""
-        await changes.scale(self._stages[stage], num)
+        await changes.scale(self._changeable(stage), num)
 
     async def configure(self, stage: int, change: Callable[[StageValues], StageValues]) -> None:
         """Have a stage go by other values; see `batching.changes`."""
-        await changes.configure(self._stages[stage], change)
+        await changes.configure(self._changeable(stage), change)
 
     async def restart(self, stage: int) -> None:
         """Replace the workers of a stage, one after the other; see `batching.changes`."""
-        await changes.restart(self._stages[stage])
+        await changes.restart(self._changeable(stage))
+
+    def _changeable(self, stage: int) -> Stage:
+        if self._loading:
+            raise StartupError("the workers are loading; a stage can be changed once the service is ready")
+        if self._closing:
+            raise StartupError(STOPPING)
+        return self._stages[stage]
 
     def values(self, stage: int) -> StageValues:
         """Return what a stage goes by."""

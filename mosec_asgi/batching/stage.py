@@ -35,6 +35,7 @@ from mosec_asgi.messages import (
     INGRESS,
     OBJECT_IN,
     OBJECT_OUT,
+    TRACED,
     Cancels,
     Chunks,
     Credits,
@@ -51,7 +52,7 @@ from mosec_asgi.pool.recycling import NEVER, Recycling
 from mosec_asgi.pool.rolling import Recycler
 from mosec_asgi.pool.supervisor import DRAIN_SECONDS, Place, PoolWorker, Supervisor
 from mosec_asgi.pool.watchdog import Watchdog
-from mosec_asgi.request import packed
+from mosec_asgi.request import Request, packed
 
 # Seconds beyond its timeout that a worker gets to come back by itself, before it is taken for stuck.
 GRACE_SECONDS = 1.0
@@ -174,6 +175,7 @@ class Stage:
         loop: asyncio.AbstractEventLoop,
         timeout: float = math.inf,
         drain_seconds: float = DRAIN_SECONDS,
+        traceparent: Callable[[int], str] | None = None,
     ) -> None:
         """Put the parts together; nothing is started.
 
@@ -186,6 +188,7 @@ class Stage:
             loop: for turns and timers.
             timeout: of the service, in seconds.
             drain_seconds: seconds that a worker which is replaced may take to answer what it has.
+            traceparent: returns that of the span of a traced call, by its number; None where no calls are traced.
         """
         self.plan = plan
         self.events = StageEvents(observers)
@@ -212,6 +215,7 @@ class Stage:
         self.recycler = Recycler(self.pool, clock)
         self.pool.on_recycle = self.recycler.recycle
         self._owner = owner
+        self._traceparent = traceparent
         self._clock = clock
         self._loop = loop
         self.admission = StageAdmission(
@@ -378,7 +382,7 @@ class Stage:
     def worker_results(self, worker: PoolWorker, results: Results) -> None:
         """Take in results."""
         now = self._clock()
-        ids, codes, payloads, seconds = results
+        ids, codes, payloads, seconds, _ = results
         if not len(ids) == len(codes) == len(payloads):
             drop_all(payloads)
             raise LinkError(f"sent {len(ids)} results with {len(codes)} codes and {len(payloads)} payloads")
@@ -396,6 +400,8 @@ class Stage:
         if self.plan.times:
             for task in tasks:
                 task.note_time(self.plan.name, now)
+        if (came := self.events.came) is not None:
+            came(worker.worker_id, tasks, results, now)
         wanted = 0
         answered = self._owner.answered
         for task, code, payload in zip(tasks, codes, payloads, strict=True):
@@ -455,9 +461,13 @@ class Stage:
         self._cancelled.pop(worker, None)
         self._credits.pop(worker, None)
         again: list[Task] = []
-        for task in self.scheduler.remove_worker(worker):
+        tasks = self.scheduler.remove_worker(worker)
+        for task in tasks:
             if task.place <= begun:
                 task.attempts += 1
+        if tasks and (told := self.events.lost) is not None:
+            told(worker.worker_id, tasks, self._clock())
+        for task in tasks:
             if task.state is State.SETTLED:
                 continue
             begun_stream = task.flow is not None and task.flow.events
@@ -551,14 +561,14 @@ class Stage:
         for task in tasks:
             task.began = now
             ids.append(task.id)
-            flags.append(_flags(task))
+            flags.append(_flags(task) | TRACED if task.trace else _flags(task))
             request_ids.append(task.request_id)
             payloads.append(task.payload)
         worker = assignment.worker
         try:
             message = Tasks(ids, flags, request_ids, payloads)
-            if self.plan.takes_request:
-                message = message._replace(requests=[packed(task.request) for task in tasks])
+            if self.plan.takes_request or (self._traceparent is not None and any(task.trace for task in tasks)):
+                message = message._replace(requests=[packed(self._told(task)) for task in tasks])
             worker.link.send(message)
         except Exception as error:
             # A fault of ours. It is handled in the next turn, because the caller is in the middle of a change.
@@ -567,6 +577,13 @@ class Stage:
             told(worker.worker_id, tasks, now)
         if self._look_timer is None:
             self._look_timer = self._loop.call_later(LOOK_SECONDS, self._look)
+
+    def _told(self, task: Task) -> Request | None:
+        """Return what a worker is told of a request: one that does not ask for it, only its trace."""
+        request = task.request if self.plan.takes_request else None
+        if not task.trace or self._traceparent is None:
+            return request
+        return replace(request or Request(), traceparent=self._traceparent(task.id))
 
     def _send_failed(self, worker: PoolWorker, tasks: Sequence[Task], error: Exception) -> None:
         """Answer tasks that could not be sent, and replace the worker, which may have been sent a part of them."""

@@ -30,6 +30,8 @@ def show(out: Output, listener: Listener, settings: Settings, document: Mapping[
     for name, text in _places(url, settings, document):
         out.line(f"  {name:<10} {text}", GOOD if name == "route" else "")
     if (command := curl(listener, document)) is not None:
+        if settings.keyed:
+            command += ' -H "authorization: Bearer $KEY"'
         out.line(f"  try        {command}")
     out.line("  stop       ctrl-c", FAINT)
 
@@ -41,8 +43,8 @@ def _places(url: str, settings: Settings, document: Mapping[str, Any]) -> list[t
         if not _is_services_own(item)
     ]
     places = [*models, ("docs", f"{url}/openapi/swagger/"), ("metrics", f"{url}/metrics")]
-    if getattr(settings, "dashboard", False):
-        places.append(("dashboard", f"{url}/dashboard"))
+    if settings.shows_dashboard:
+        places.append(("dashboard", f"{url}/dashboard/"))
     return places
 
 

@@ -14,7 +14,7 @@ from mosec_asgi.cli.advice import advice
 from mosec_asgi.cli.faults import CommandError
 from mosec_asgi.cli.loading import load_server, server_arguments
 from mosec_asgi.cli.output import GOOD, WARN, output
-from mosec_asgi.config import FIELDS, Settings
+from mosec_asgi.config import FIELDS, SECRETS, Settings
 from mosec_asgi.errors import DefinitionError
 from mosec_asgi.pool.process.launcher import usable_cores
 from mosec_asgi.runtime import Runtime, check_importable, check_timeouts, stage_names
@@ -127,7 +127,11 @@ def _changed(settings: Settings) -> Iterator[tuple[str, str, str]]:
     for name, field in FIELDS.items():
         value = getattr(settings, name)
         if value != field.default:
-            yield name, repr(value), repr(field.default)
+            yield name, _shown(name, value), repr(field.default)
+
+
+def _shown(name: str, value: object) -> str:
+    return "(not shown)" if name in SECRETS else repr(value)
 
 
 def _formats(content: Mapping[str, Any], document: Mapping[str, Any]) -> str:

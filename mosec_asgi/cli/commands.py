@@ -29,6 +29,7 @@ COMMANDS = {
     "top": Entry("top", "watch a service that runs: throughput, latency, queues, batches, workers"),
     "new": Entry("new", "make a folder with a small service and its test, to start from"),
     "openapi": Entry("openapi", "print a service's OpenAPI document, or check a file that holds it"),
+    "ctl": Entry("ctl", "see a running service, and change it: status, scale, configure, restart"),
     "map": Entry("map", "run a model over a file"),
 }
 

@@ -19,7 +19,7 @@ from mosec_asgi.web.direct import CLOSE
 
 # Seconds in which a silent connection's next request is waited for. Who comes later finds the connection closed, as
 # after the time of `keep_alive`.
-SILENCE_SECONDS = 2.0
+SILENCE_SECONDS = 0.5
 _POLL_SECONDS = 0.02
 
 

@@ -23,6 +23,7 @@ from mosec_asgi.config import Settings
 from mosec_asgi.host import listening, tls
 from mosec_asgi.host.draining import drain
 from mosec_asgi.host.handover import Handover
+from mosec_asgi.host.hangup import Hangup
 from mosec_asgi.host.interrupts import told_of_signals
 from mosec_asgi.host.memory import memory_limit
 from mosec_asgi.web.limits import Limits, http_limits
@@ -61,6 +62,9 @@ class Server(Protocol):
 
     def direct_routes(self) -> DirectRoutes | None:
         """Return the routes that need not be asked for through ASGI."""
+
+    async def restart(self) -> None:
+        """Replace all workers, one after the other."""
 
     def why_not_direct(self) -> str | None:
         """Return why each request must be asked for through ASGI; None where it need not be."""
@@ -200,7 +204,7 @@ class _Program:
         start = _Start(self, send, self._ready)
         if self._early:
             self._service.on_answering = start.answering
-        with told_of_signals(self._close_soon, self.note):
+        with told_of_signals(self._close_soon, self.note), Hangup(self._service.restart).heard():
             await self._service(scope, receive, start.send)
 
     def note(self, number: int) -> None:

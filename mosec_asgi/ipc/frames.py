@@ -8,6 +8,7 @@ read for many tasks. All numbers are little-endian.
     TASKS    = count x (task u64, payload length u64, flags u16, request id length u16), request ids, payloads
     ASKED    = as TASKS, and behind it count x (length u32), what the worker is told of the requests, if it asks for it
     RESULTS  = count x (task u64, payload length u64, status u16), payloads; seconds = the worker's time on them
+    TIMED    = as RESULTS, and behind it count x (ago f64, seconds f64, calls u32): when `forward` had the task
     CHUNKS   = count x (task u64, payload length u64), payloads: pieces of streams, several of one task in order
     CANCELS  = count x (task u64): nobody waits for these any more
     CREDITS  = count x (task u64, bytes u64): what clients have taken of their streams
@@ -39,7 +40,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 
-from mosec_asgi.messages import REPLY, Cancels, Chunks, Credits, LinkError, Results, Tasks
+from mosec_asgi.messages import REPLY, Cancels, Chunks, Credits, ForwardTime, LinkError, Results, Tasks
 
 MAGIC = 0x6D61
 MAX_BODY = 1 << 34
@@ -52,9 +53,10 @@ CANCEL_ENTRY = "Q"
 BLOCK_ENTRY = "Q"
 CREDIT_ENTRY = "QQ"
 REQUEST_ENTRY = "I"
+FORWARD_ENTRY = "ddI"
 _ENTRY_SIZES = {
     entry: struct.calcsize("<" + entry)
-    for entry in (TASK_ENTRY, RESULT_ENTRY, CHUNK_ENTRY, CANCEL_ENTRY, CREDIT_ENTRY, REQUEST_ENTRY)
+    for entry in (TASK_ENTRY, RESULT_ENTRY, CHUNK_ENTRY, CANCEL_ENTRY, CREDIT_ENTRY, REQUEST_ENTRY, FORWARD_ENTRY)
 }
 # A frame's header and its only row.
 _ONE_TASK = struct.Struct(HEADER.format + TASK_ENTRY)
@@ -84,6 +86,7 @@ class Kind(enum.IntEnum):
     RELEASED = 9
     FREED = 10
     ASKED = 11
+    TIMED = 12
 
 
 # A flag of a task: its payload is a reference to shared memory.
@@ -190,6 +193,10 @@ def encode_results(results: Results) -> bytes:
     """Return `results`, whose payloads are bytes, as a frame."""
     payloads: Sequence[bytes] = results.payloads  # type: ignore[assignment]  # what is held stands there as a reference
     count = len(results.ids)
+    if results.forwards:
+        table = _pack_table(RESULT_ENTRY, (results.ids, map(len, payloads), results.codes), count)
+        times = _pack_table(FORWARD_ENTRY, list(zip(*results.forwards, strict=True)), count)
+        return _frame(Kind.TIMED, count, results.seconds, [b"", table, *payloads, times])
     if count == 1:
         (task_id,), (code,), (payload,) = results.ids, results.codes, payloads
         size = len(payload)
@@ -290,6 +297,8 @@ class Decoder:
                 buffer, start, end = bytes(view[start:end]), 0, length
         if kind == Kind.RESULTS:
             return _decode_results(buffer, start, end, count, seconds)
+        if kind == Kind.TIMED:
+            return _decode_timed(buffer, start, end, count, seconds)
         if kind == Kind.TASKS:
             return _decode_tasks(buffer, start, end, count)
         if kind == Kind.ASKED:
@@ -335,6 +344,19 @@ def _decode_results(data: bytes, start: int, end: int, count: int, seconds: floa
     if position + sum(lengths) != end:
         raise FrameError(f"no frame: {count} results do not add up to a body of {end - start} bytes")
     return Results(ids, codes, _cut(data, position, lengths), seconds)
+
+
+def _decode_timed(data: bytes, start: int, end: int, count: int, seconds: float) -> Results:
+    results_end = end - _ENTRY_SIZES[FORWARD_ENTRY] * count
+    if results_end < start:
+        raise FrameError(f"no frame: {count} times in a body of {end - start} bytes")
+    results = _decode_results(data, start, results_end, count, seconds)
+    columns, _ = _unpack_table(FORWARD_ENTRY, data, results_end, end, count)
+    forwards = list(map(ForwardTime, *columns))
+    for ago, took, _ in forwards:
+        if not 0.0 <= took <= ago < math.inf:
+            raise FrameError(f"no frame: `forward` took {took} of the last {ago} seconds")
+    return results._replace(forwards=forwards)
 
 
 def _decode_chunks(data: bytes, start: int, end: int, count: int) -> Chunks:

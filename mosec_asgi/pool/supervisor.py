@@ -454,7 +454,11 @@ class Supervisor:
         if worker.state is State.READY:
             worker.state = transition(worker.state, Event.DRAIN)
             worker.timer = self._loop.call_later(self._drain_seconds, self._drain_timed_out, worker)
-            logger.info("worker is replaced, %s: it is given no more tasks", worker.link.name, extra=_extra(worker))
+            logger.info(
+                "worker leaves, %s: it is given no more tasks, and answers those that it has",
+                worker.link.name,
+                extra=_extra(worker),
+            )
             self.listener.worker_draining(worker)
             self.look_at_draining(worker)
         elif worker.state is State.STARTING:

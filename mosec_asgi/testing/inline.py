@@ -118,6 +118,7 @@ class ScriptedPort(QueuePort):
     ) -> None:
         super().__init__(progress, post)
         self._loop = loop
+        self._now = loop.time
         self._script = script
 
     def _send_results(self, results: Results) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from starlette.applications import Starlette
 from starlette.datastructures import MutableHeaders
@@ -42,6 +42,9 @@ from mosec_asgi.web.responses import Response
 from mosec_asgi.web.root import Root
 from mosec_asgi.web.swagger import swagger
 
+if TYPE_CHECKING:
+    from mosec_asgi.observing.tracing import Tracing
+
 
 class App:
     """The ASGI app of a running service.
@@ -69,6 +72,7 @@ class App:
         access_log: bool = False,
         lingers: bool = False,
         middleware: Sequence[Middleware] = (),
+        tracing: Tracing | None = None,
         forms: Mapping[str, Callable[[Failure], Response]] | None = None,
         title: str = "mosec-asgi service",
         dashboard: Dashboard | None = None,
@@ -90,6 +94,7 @@ class App:
             access_log: log a line for each request.
             lingers: an answer that is given early needs help to arrive; see `lingering`.
             middleware: what each request goes through, health and documents included; the first is the outermost.
+            tracing: makes the spans of requests.
             forms: how requests are refused for which there is no route, by what their paths begin with.
             title: of the service.
             dashboard: the live page, if there is one.
@@ -106,6 +111,8 @@ class App:
             compressed=compressed,
             logged=access_log,
             budget=Budget(max(body_memory, max_request_size)),
+            tracing=tracing,
+            keys=keys,
         )
         watch: DisconnectWatch[AsgiExchange] = DisconnectWatch(AsgiExchange.leave)
         bodies = BodyReader(shared.limit, limits, shared.budget)

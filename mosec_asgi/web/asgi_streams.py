@@ -47,6 +47,8 @@ class StreamExchange(AsgiExchange):
         else:
             if chunk.times and not self._times:
                 self._times = chunk.times
+            if self.span is not None:
+                self.span.events += 1
             self._stream.feed(chunk)
 
     def concluded(self, outcomes: Sequence[Outcome]) -> None:
@@ -93,7 +95,7 @@ class StreamExchange(AsgiExchange):
                 self.count(int(failure.code))
                 await stream.write(last, more_body=False)
             elif not stream.begun:
-                self.response = server_timing.added(self.route.refuse(self, failure), outcomes)
+                self.response = server_timing.added(self.route.refuse(self, failure), outcomes, self.traceparent)
             else:
                 self.count(int(failure.code))
                 logger.warning(
@@ -112,7 +114,7 @@ class StreamExchange(AsgiExchange):
             assert self._form is not None
             headers = [*self._form.headers, *self._common]
             if self._times:
-                headers.append(server_timing.header([self._times]))
+                headers.append(server_timing.header([self._times], self.traceparent))
             await self._send({"type": "http.response.start", "status": OK, "headers": headers})
         await self._send({"type": "http.response.body", "body": piece, "more_body": more})
 
@@ -145,6 +147,8 @@ class StreamRoute(AsgiRoute):
         finally:
             if exchange.held:
                 exchange.release()
+            if exchange.span is not None:
+                exchange.end_span(exchange.span.status)
 
     async def _follow(self, exchange: StreamExchange, receive: Receive) -> None:
         """Send a stream, or wait for a whole answer."""

@@ -22,7 +22,7 @@ MOST_LENGTH = 512
 # Characters of a key below which a guess may find it; 32 hex digits are a usual form.
 FEW = 16
 # Answered to anybody: probes have no keys, and learn nothing but whether the service works.
-HEALTH = frozenset({"/livez", "/readyz"})
+HEALTH = frozenset({"/livez", "/readyz", "/grpc.health.v1.Health/Check"})
 # The files of the dashboard, which are those of any service: the page asks for a key to get at the numbers of this one.
 DASHBOARD_FILES = frozenset(
     f"/dashboard{file}"

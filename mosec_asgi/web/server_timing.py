@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from mosec_asgi.messages import Outcome, StageTime
 from mosec_asgi.web.responses import Header, Response
@@ -19,29 +19,40 @@ from mosec_asgi.web.responses import Header, Response
 _NO_TOKEN = re.compile(r"[^A-Za-z0-9!#$%&'*+.^_`|~-]")
 
 
-def added(response: Response, outcomes: Sequence[Outcome]) -> Response:
-    """Return an answer with the header; as it is where no times were noted."""
+def added(response: Response, outcomes: Sequence[Outcome], traceparent: str = "") -> Response:
+    """Return an answer with the header; as it is where no times were noted. See `header`."""
     times = [outcome.times for outcome in outcomes if outcome.times]
     if not times:
         return response
-    return response._replace(headers=(*response.headers, header(times)))
+    return response._replace(headers=(*response.headers, header(times, traceparent)))
 
 
-def header(calls: Iterable[Sequence[StageTime]]) -> Header:
-    """Return the header that says the times of a request's calls."""
-    longest: dict[str, tuple[float, float]] = {}
-    for times in calls:
-        for stage, queue, compute in times:
-            queued, computed = longest.get(stage, (0.0, 0.0))
-            longest[stage] = (max(queued, queue), max(computed, compute))
-    entries = [
-        f"{_token(stage)}.queue;dur={queue * 1000:.3f}, {_token(stage)}.compute;dur={compute * 1000:.3f}"
-        for stage, (queue, compute) in longest.items()
-    ]
+def header(calls: Sequence[Sequence[StageTime]], traceparent: str = "") -> Header:
+    """Return the header that says the times of a request's calls.
+
+    Args:
+        calls: the times of each.
+        traceparent: of the request's span, where it is traced: a page's own tracing reads it there.
+    """
+    times = calls[0] if len(calls) == 1 else _longest(calls)
+    entries = [_entry(stage) % (queue * 1000, compute * 1000) for stage, queue, compute in times]
+    if traceparent:
+        entries.append(f'traceparent;desc="{traceparent}"')
     return b"server-timing", ", ".join(entries).encode()
 
 
+def _longest(calls: Sequence[Sequence[StageTime]]) -> list[StageTime]:
+    longest: dict[str, StageTime] = {}
+    for times in calls:
+        for stage, queue, compute in times:
+            other = longest.get(stage, StageTime(stage, 0.0, 0.0))
+            longest[stage] = StageTime(stage, max(queue, other.queue), max(compute, other.compute))
+    return list(longest.values())
+
+
 @functools.lru_cache(maxsize=256)
-def _token(stage: str) -> str:
-    """Return a stage's name as a token: that of a class may have letters that are not ASCII."""
-    return _NO_TOKEN.sub("_", stage)
+def _entry(stage: str) -> str:
+    """Return what stands there for a stage, with places for its times."""
+    # The name of a class may have letters that are not ASCII.
+    token = _NO_TOKEN.sub("_", stage).replace("%", "%%")
+    return f"{token}.queue;dur=%.3f, {token}.compute;dur=%.3f"

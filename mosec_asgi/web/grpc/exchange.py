@@ -21,6 +21,7 @@ from mosec_asgi.messages import OK, Chunk, Credit, Outcome
 from mosec_asgi.web import access
 from mosec_asgi.web.exchange import LARGE_BODY, Exchange, Route, Shared, StreamForm
 from mosec_asgi.web.responses import Headers, Response
+from mosec_asgi.web.spans import About
 
 TIMEOUT = b"x-request-timeout"
 # Seconds of a deadline; beyond it there is none.
@@ -161,9 +162,16 @@ class GrpcExchange(Exchange):
             await write(last)
         return OK if failure is None else failure.code
 
+    @property
+    def about(self) -> About:
+        """What the request's span says of it."""
+        return About(self.route.path, "http", "", perf_counter() - self._began)
+
     def _count(self, status: int) -> None:
         seconds = perf_counter() - self._began
         self.shared.metrics.answered(self.route.path, status, seconds)
+        if self.span is not None:
+            self.end_span(status)
         if self.shared.logged:
             access.log_end("POST", self.route.path, status, self.request_id, seconds)
 
@@ -176,6 +184,8 @@ class GrpcExchange(Exchange):
         else:
             self._chunks.append(chunk)
             self._woken.set()
+            if self.span is not None:
+                self.span.events += 1
 
     def concluded(self, outcomes: Sequence[Outcome]) -> None:
         """Answer, or end the stream."""

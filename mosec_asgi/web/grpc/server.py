@@ -18,6 +18,9 @@ from mosec_asgi.web.protocols.seam import Endpoint, Listener
 # Calls of one connection that run at one time, and all metadata of a call: what a client may hold.
 MOST_OF_A_CONNECTION = 256
 MOST_METADATA = 64 * 1024
+# Milliseconds: between two looks at whether a silent client is still there, for its answer, and of a connection on
+# which nothing runs. Clients connect again by themselves.
+LOOK_AFTER, ANSWER_WITHIN, IDLE = 60_000, 20_000, 600_000
 
 logger = log.internal_logger(__name__)
 
@@ -59,6 +62,9 @@ class GrpcListener(Listener):
                 ("grpc.max_send_message_length", -1),
                 ("grpc.max_concurrent_streams", MOST_OF_A_CONNECTION),
                 ("grpc.max_metadata_size", MOST_METADATA),
+                ("grpc.keepalive_time_ms", LOOK_AFTER),
+                ("grpc.keepalive_timeout_ms", ANSWER_WITHIN),
+                ("grpc.max_connection_idle_ms", IDLE),
             ],
         )
         host = f"[{self._host}]" if ":" in self._host else self._host
@@ -95,7 +101,16 @@ class GrpcListener(Listener):
 
         return grpc.unary_unary_rpc_method_handler(unary)
 
+    async def _check_key(self, route: Route, context: Context) -> None:
+        """End a call that has not brought a key, where the service has some."""
+        keys = self._shared.keys
+        failure = None if keys is None else keys.refusal(headers_of(context), route.path)
+        if failure is not None:
+            self._shared.metrics.answered(route.path, failure.code)
+            await context.abort(code_of(failure.code), failure.text)
+
     async def _unary(self, route: Route, body: bytes, context: Context) -> bytes:
+        await self._check_key(route, context)
         exchange = GrpcExchange(route, self._shared, headers_of(context), body)
         response = await exchange.respond()
         assert response is not None
@@ -107,6 +122,7 @@ class GrpcListener(Listener):
         return response.body
 
     async def _stream(self, route: Route, context: Context) -> None:
+        await self._check_key(route, context)
         stream = RequestStream(route, self._shared, context)
         if self._server is None:
             stream.close()

@@ -81,6 +81,11 @@ class Pipeline:
         self.target = target
         self.turns = Turns(max(LEAST_AT_ONCE, target.at_once))
 
+    def now(self, target: Target) -> None:
+        """Note what the target is like from here on: it has more workers, or fewer."""
+        self.target = target
+        self.turns.resize(max(LEAST_AT_ONCE, target.at_once))
+
 
 class Pipelines:
     """All that endpoints need to have something run."""
@@ -104,6 +109,11 @@ class Pipelines:
         self.objects = objects
         self.value_of = value_of
         self.engine = engine
+
+    def now(self, targets: Mapping[str, Target]) -> None:
+        """Note what the pipelines are like from here on."""
+        for path, target in targets.items():
+            self.by_route[path].now(target)
 
     def ready(self, route: str | None = None) -> bool:
         """Return whether a route, or each of them, can answer; see `seam.Standing`."""

@@ -100,7 +100,7 @@ class PlainRoute:
             timeout = timeout_of(request.headers)
             if isinstance(timeout, Failure):
                 return timeout
-        fields = (self._new_id(), self._place, request.body, request.request_id, timeout, False, False, 0, "", None)
+        fields = (self._new_id(), self._place, request.body, request.request_id, timeout, False, False, 0, "", None, "")
         return (_new(Call, fields),)
 
     def respond(self, request: Request, outcomes: Sequence[Outcome]) -> Response:

@@ -202,7 +202,7 @@ class Listener(abc.ABC):
 
     @abc.abstractmethod
     async def start(self, routes: Sequence[Route], shared: Shared) -> None:
-        """Listen; calls wait until there are workers.
+        """Listen; while models load, calls are refused.
 
         Args:
             routes: those of the endpoints.

@@ -126,7 +126,8 @@ def _value(output: NamedArray, bounds: Bounds) -> Any:
         array = output.array.copy()
         array.reshape(-1)[:] = values
         return array[0].tolist()
-    return output.array[0]
+    # Contiguous, which a worker's array need not be.
+    return values.reshape(output.array.shape[1:])
 
 
 def _read_row(reader: Reader, name: str, value: Any, tensor: Tensor | None) -> NamedArray:

@@ -192,7 +192,8 @@ class Model:
             if len({array.shape for array in arrays}) > 1:
                 shapes = sorted({str(list(array.shape)) for array in arrays})[:2]
                 raise ValueError(f"its rows differ in their shape ({' and '.join(shapes)})")
-            joined = np.stack(arrays)
+            # That of one row is not copied.
+            joined = np.stack(arrays) if len(arrays) > 1 else arrays[0][np.newaxis]
             datatype = datatypes.datatype_of(joined) if tensor is None else DATATYPES[tensor.datatype]
             if datatype is None:
                 raise ValueError(f"there is no datatype for values of {joined.dtype}")

@@ -136,7 +136,9 @@ def status_of(problem: Problem) -> int:
 def error_object(problem: Problem) -> dict[str, Any]:
     """Return what stands in the body of an error; the row that a worker has refused is named."""
     text = str(raised(Failure(problem.code, problem.text))).removeprefix(f"{NotFound.msg}: ")
-    if problem.ask is not None and problem.place is not None and len(problem.ask.items) > 1:
+    # What is no fault of a request is none of a row's either.
+    of_row = problem.code in (HTTPStatus.BAD_REQUEST, HTTPStatus.UNPROCESSABLE_ENTITY) and problem.place is not None
+    if of_row and problem.ask is not None and len(problem.ask.items) > 1:
         text = f"row {problem.place}: {text}"
     # A text may hold what is no Unicode, such as a lone surrogate out of a request.
     return {"error": text.encode(errors="backslashreplace").decode()}
