@@ -482,6 +482,11 @@ def prometheus_directory() -> str | None:
     return os.environ.get("PROMETHEUS_MULTIPROC_DIR") or None
 
 
+def variables_of(names: Sequence[str]) -> dict[str, str]:
+    """Return those of some variables of the environment that are set: others' than ours, such as those of a library."""
+    return {name: os.environ[name] for name in names if name in os.environ}
+
+
 def build_parser(settings: Settings, program: str | None = None) -> argparse.ArgumentParser:
     """Build the parser of a service's command line; `settings` are the defaults that `--help` shows."""
     # Only here: workers load this module, and have no command line.

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from mosec_asgi.batching.coordinator import Limits, RoutePlan
 from mosec_asgi.batching.stage import StagePlan
 from mosec_asgi.config import Settings, listed
+from mosec_asgi.host.placement import Placement
 from mosec_asgi.inside.spec import WorkerSpec
 from mosec_asgi.pool.recycling import Recycling
 from mosec_asgi.runtime import Runtime, stage_names
@@ -20,7 +21,11 @@ if TYPE_CHECKING:
 
 
 def plan_service(
-    routes: Mapping[str, Sequence[Runtime]], settings: Settings, *, traces: bool = False
+    routes: Mapping[str, Sequence[Runtime]],
+    settings: Settings,
+    *,
+    traces: bool = False,
+    place: Callable[[Mapping[Runtime, str]], Mapping[Runtime, Placement]] | None = None,
 ) -> tuple[list[StagePlan], list[RoutePlan], Limits]:
     """Return a service as it is to be run: its stages, its routes, and what it allows.
 
@@ -28,8 +33,10 @@ def plan_service(
         routes: the stages by route.
         settings: of the service.
         traces: calls may be traced.
+        place: says where the workers of the stages run, given the stages' names; None for anywhere.
     """
     names = stage_names([runtime for pipeline in routes.values() for runtime in pipeline])
+    placements = place(names) if place is not None else {}
     # Each stage once, even where several routes share it, in the order of the numbers in the stages' names.
     runtimes = list(names)
     stages = []
@@ -37,7 +44,10 @@ def plan_service(
         followers = _followers(runtime, routes.values())
         after = tuple(dict.fromkeys(names[follower] for follower in followers))
         event_type = _event_type(runtime, routes.values())
-        stages.append(plan_stage(runtime, names[runtime], settings, followers, after, event_type, traces=traces))
+        placed = placements.get(runtime)
+        stages.append(
+            plan_stage(runtime, names[runtime], settings, followers, after, event_type, traces=traces, placement=placed)
+        )
     pipelines = [RoutePlan(path, tuple(map(runtimes.index, pipeline))) for path, pipeline in routes.items()]
     return stages, pipelines, _limits(settings)
 
@@ -63,6 +73,7 @@ def plan_stage(
     event_type: str = "",
     *,
     traces: bool = False,
+    placement: Placement | None = None,
 ) -> StagePlan:
     """Return a stage as it is to be run: the user's values, and the service's settings where the user has given none.
 
@@ -74,7 +85,10 @@ def plan_stage(
         next_stages: the names of their stages.
         event_type: of the events that it may send before the last stage; see `WorkerSpec`.
         traces: calls may be traced.
+        placement: where its workers run; None for anywhere.
     """
+    if placement is None:
+        placement = Placement(runtime.num, runtime.env, {})
     # Only the last stage of a route streams; a stage before it passes its results on whole.
     streaming = streams(runtime.worker) and not next_stages
     specs = [
@@ -101,13 +115,13 @@ def plan_stage(
             log_text=settings.debug,
             traces=traces,
         )
-        for worker_id in range(1, runtime.num + 1)
+        for worker_id in range(1, placement.num + 1)
     ]
     # A continuous worker forms its batch itself: a request joins the batch as soon as a slot is free.
     continuous = issubclass(runtime.worker, ContinuousWorker)
     return StagePlan(
         specs,
-        runtime.env,
+        placement.env,
         batch_size=1 if continuous else runtime.max_batch_size,
         concurrency=runtime.max_batch_size if continuous else runtime.concurrency,
         ordered=not (is_async(runtime.worker) or streaming),
@@ -123,6 +137,7 @@ def plan_stage(
         latency_target=runtime.latency_target / 1000,
         recycling=Recycling(runtime.max_calls, runtime.max_memory),
         takes_request=runtime.worker.takes_request,
+        defaults=placement.defaults,
         times=settings.server_timing,
     )
 

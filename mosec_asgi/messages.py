@@ -193,7 +193,7 @@ OBJECT_IN = 16
 OBJECT_OUT = 32
 
 
-# Beside these: the server makes a span of its `forward`, and wants to know its time.
+# Beside these, and the highest of all: the server makes a span of its `forward`, and wants to know its time.
 TRACED = 64
 
 

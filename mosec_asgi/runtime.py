@@ -7,6 +7,7 @@ import inspect
 import itertools
 import os
 import pickle
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -18,6 +19,8 @@ from mosec_asgi.streaming import ContinuousWorker, is_async, is_generator, strea
 from mosec_asgi.worker import Worker
 
 START_METHODS = ("spawn", "fork")
+# For `devices`: those that are found.
+AUTO = "auto"
 METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 # Those whose requests have no body, as a rule.
 BODYLESS = frozenset(("GET", "HEAD", "DELETE"))
@@ -28,6 +31,9 @@ _GUARDS = ("__name__ == '__main__'", "'__main__' == __name__")
 
 logger = log.internal_logger(__name__)
 _created = itertools.count(1)
+# A number, or the UUID of a GPU or of a part of one.
+_DEVICE = re.compile(r"\d+|(GPU|MIG)-[^\s,]+")
+_DEVICE_VARIABLES = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES")
 
 
 class Runtime:
@@ -61,6 +67,8 @@ class Runtime:
         methods: Sequence[str] | None = None,
         max_calls: int = 0,
         max_memory: int = 0,
+        devices: str | Sequence[str | int] | None = None,
+        workers_per_device: int = 1,
     ) -> None:
         """Describe a stage; nothing is started.
 
@@ -99,19 +107,33 @@ class Runtime:
             max_memory: bytes of resident memory (`ps` shows them as RSS, in KiB) above which a worker is replaced in
                 the same way; 0 for no limit. Needs processes, and Linux. With `preload` the pages that workers share
                 count for each.
+            devices: GPUs, one for each worker, which alone it sees: "auto" for all that are found when the service
+                starts, or a list of numbers and UUIDs. Numbers count within an outer `CUDA_VISIBLE_DEVICES`. The stage
+                has as many workers as these, and `num` is left out. Where "auto" finds none it has one, on the CPU.
+            workers_per_device: workers that share each of the devices.
 
         Raises:
             DefinitionError: an argument does not fit; the text says what to change.
         """
         self.worker = _checked_worker(worker)
         self.num = _at_least(num, "num", 1)
+        self.devices = _checked_devices(devices)
+        self.workers_per_device = _at_least(workers_per_device, "workers_per_device", 1)
+        # Of those that the devices make; a dry run has one.
+        self.most_workers: int | None = None
+        if self.devices is not None:
+            _check_beside_devices(self.num, executor, preload, env)
+            if self.devices != AUTO:
+                self.num = len(self.devices) * self.workers_per_device
+        elif self.workers_per_device > 1:
+            raise DefinitionError("workers_per_device is for `devices`; for so many processes set num")
         self.max_batch_size = _at_least(max_batch_size, "max_batch_size", 1)
         self.max_wait_time = _at_least(max_wait_time, "max_wait_time", 0)
         self.timeout = _checked_timeout(timeout)
         if start_method not in START_METHODS:
             raise DefinitionError(f"start_method must be one of {', '.join(START_METHODS)}, not {start_method!r}")
         self.start_method = start_method
-        self.env = _checked_env(env, self.num)
+        self.env = _checked_env(env, 1 if self.devices is not None and len(env or ()) == 1 else self.num)
         self.max_attempts = _at_least(max_attempts, "max_attempts", 1)
         self.isolation_calls = None if isolation_calls is None else _at_least(isolation_calls, "isolation_calls", 0)
         self.concurrency = _at_least(concurrency, "concurrency", 1)
@@ -516,6 +538,38 @@ def _checked_executor(
                     f"leave {name} out, or use executor='process'"
                 )
     return executor  # type: ignore[no-any-return]  # one of the two by now
+
+
+def _checked_devices(devices: Any) -> str | tuple[str, ...] | None:
+    if devices is None or devices == AUTO:
+        return devices  # type: ignore[no-any-return]  # one of the two
+    remedy = 'write devices="auto", or a list of numbers or UUIDs, such as ["0", "1"]'
+    if isinstance(devices, (str, bytes)) or not isinstance(devices, Sequence) or not devices:
+        raise DefinitionError(f"devices is {devices!r}; {remedy}")
+    for each in devices:
+        number = isinstance(each, int) and not isinstance(each, bool) and each >= 0
+        if not number and not (isinstance(each, str) and _DEVICE.fullmatch(each)):
+            raise DefinitionError(f"devices holds {each!r}; {remedy}")
+    names = tuple(str(each) for each in devices)
+    if len(set(names)) < len(names):
+        raise DefinitionError("devices names one of them twice; for several workers on each set workers_per_device")
+    return names
+
+
+def _check_beside_devices(num: int, executor: Any, preload: Any, env: Any) -> None:
+    """Check that what is set beside `devices` fits to it."""
+    if num != 1:
+        raise DefinitionError("num follows from devices; leave it out, or set workers_per_device for several on each")
+    if executor != "process":
+        raise DefinitionError("devices is for workers that are processes; leave out executor, or devices")
+    if preload:
+        raise DefinitionError(
+            "with preload all workers are forked from one process, which has one environment; leave out preload, or "
+            "devices"
+        )
+    taken = [name for variables in env or () if isinstance(variables, dict) for name in variables]
+    if conflict := next((name for name in taken if name in _DEVICE_VARIABLES), None):
+        raise DefinitionError(f"env sets {conflict}, which is what devices does; leave out one of the two")
 
 
 def _checked_preload(preload: Any, start_method: str, env: list[dict[str, str]] | None) -> bool:

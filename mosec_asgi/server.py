@@ -12,7 +12,7 @@ import sys
 import traceback
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from multiprocessing.process import BaseProcess
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from mosec_asgi import config, log
 from mosec_asgi.defined import DEFAULT_ROUTE, Defined
@@ -58,6 +58,9 @@ class Server:
 
     Constructing one has no side effect, so a module that defines one can be imported anywhere.
     """
+
+    # Set while a command imports the module of a service, which must not begin to serve by that.
+    _only_imported: ClassVar[bool] = False
 
     def __init__(self, *, middleware: Sequence[Middleware] = (), **settings: Any) -> None:
         """Begin with no stages.
@@ -130,6 +133,8 @@ class Server:
         methods: Sequence[str] | None = None,
         max_calls: int = 0,
         max_memory: int = 0,
+        devices: str | Sequence[str | int] | None = None,
+        workers_per_device: int = 1,
     ) -> None:
         """Append a stage to the pipeline of one route, or of several that then share its workers.
 
@@ -159,6 +164,9 @@ class Server:
                 `Runtime`.
             max_calls: calls that a worker answers before another takes its place, without a call lost; 0 for no limit.
             max_memory: bytes of resident memory above which a worker is replaced in the same way; 0 for no limit.
+            devices: GPUs, one for each worker: "auto" for all that are found, or a list such as ["0", "1"]; see
+                `Runtime`. In the place of `num`.
+            workers_per_device: workers that share each of the devices.
 
         Raises:
             DefinitionError: an argument does not fit, or the workers have been started; the text says what to change.
@@ -183,6 +191,8 @@ class Server:
             methods=methods,
             max_calls=max_calls,
             max_memory=max_memory,
+            devices=devices,
+            workers_per_device=workers_per_device,
         )
         self._defined.append(runtime, route)
 
@@ -269,6 +279,11 @@ class Server:
                 comes from within a running event loop.
         """
         _check_main_guard("server.run() was called")
+        if Server._only_imported:
+            raise DefinitionError(
+                "server.run() was called while the module was imported. Put the call under "
+                '`if __name__ == "__main__":`, so that only the program itself runs it'
+            )
         try:
             self._defined.check()
             check_importable(self._defined.routes)

@@ -7,7 +7,7 @@ import contextlib
 import functools
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from threading import get_ident
@@ -26,6 +26,7 @@ from mosec_asgi.config import Settings, prometheus_directory, telemetry_variable
 from mosec_asgi.definition import openapi_document, plan_service
 from mosec_asgi.errors import Failure
 from mosec_asgi.host.memory import memory_limit
+from mosec_asgi.host.placement import place
 from mosec_asgi.ipc.shm import SharedMemory, shared_memory
 from mosec_asgi.messages import Call, Chunk, Credit
 from mosec_asgi.observing.custom import CustomMetrics
@@ -51,7 +52,7 @@ if TYPE_CHECKING:
     from mosec_asgi.web.direct import DirectRoutes
     from mosec_asgi.web.exchange import Shared
     from mosec_asgi.web.protocols.adapter import Pipelines, ProtocolRoute
-    from mosec_asgi.web.protocols.seam import Listener, Protocol
+    from mosec_asgi.web.protocols.seam import Endpoint, Listener, Protocol
 
 DAEMON_CHECK_SECONDS = 0.2
 # Workers, beside those that were defined, for which there is room in shared memory: replacements, and what is scaled up
@@ -111,7 +112,8 @@ class Service:
         self._protocols = protocols
         self._clock = platform.clock if platform else time.monotonic
         self._tracing = _tracing(settings, self._clock) if settings.tracing else None
-        stages, pipelines, limits = plan_service(routes, settings, traces=self._tracing is not None)
+        placing = None if platform else place
+        stages, pipelines, limits = plan_service(routes, settings, traces=self._tracing is not None, place=placing)
         self._workers = sum(len(plan.specs) for plan in stages)
         self._call_routes = call_routes(stages, pipelines, limits)
         self._route_plans, self._limits = pipelines, limits
@@ -326,11 +328,19 @@ class Service:
 
         pipelines = self._pipelines = Pipelines(self._call_routes, objects, value_of, self._coordinator)
         endpoints = [endpoint for protocol in self._protocols for endpoint in protocol.endpoints()]
+        self._open_health(endpoints)
         # Tests without processes have no ports either.
         for protocol in () if self._simulated else self._protocols:
             if (listener := protocol.listener()) is not None:
+                self._open_health(listener.endpoints)
                 self._listeners[listener] = [ProtocolRoute(endpoint, pipelines) for endpoint in listener.endpoints]
         return [ProtocolRoute(endpoint, pipelines) for endpoint in endpoints]
+
+    def _open_health(self, endpoints: Iterable[Endpoint]) -> None:
+        """Have probes answered without a key."""
+        for endpoint in endpoints:
+            if endpoint.is_health and self._keys is not None:
+                self._keys.keys.open_health(endpoint.path)
 
     def _stages_changed(self, plans: Sequence[StagePlan]) -> None:
         """Let callers know how many calls are worth having in flight."""
@@ -354,11 +364,13 @@ class Service:
             preload=plan.preload,
             memory=self._memory,
             counts=self._custom,
+            defaults=plan.defaults,
         )
 
     def _look_at_keys(self) -> None:
         """Look whether the file of API keys has changed, from time to time."""
-        if self._keys is not None and self._keys.file:
+        # On virtual time a timer that is always set would have the clock run on while all others wait.
+        if self._keys is not None and self._keys.file and not self._simulated:
             self._keys.look()
             self._key_look = self.loop.call_later(LOOK_SECONDS, self._look_at_keys)
 

@@ -16,10 +16,15 @@ import pytest
 from harness import Program, running, wait_until, written
 
 SERVICE = """
+import time
 from mosec_asgi import Server, Worker
 
 
 class Times(Worker):
+    def __init__(self):
+        # A model takes a while to load; whoever took calls meanwhile could not answer them.
+        time.sleep(0.5)
+
     def forward(self, data: int) -> int:
         return FACTOR * data
 
@@ -109,7 +114,7 @@ def test_edits_take_over_without_a_lost_call_and_broken_ones_change_nothing(fold
             assert "importlib" not in program.output, "only the user's own lines are shown"
             load.wait_for("30")
             # One that can be imported, and whose model cannot be loaded.
-            broken = SERVICE.replace("class Times(Worker):", "class Times(Worker):\n    def __init__(self): 1 / 0\n")
+            broken = SERVICE.replace("time.sleep(0.5)", "1 / 0")
             written(folder, broken.replace("FACTOR", "9"), "app.py")
             wait_until(lambda: program.output.count("the edit does not start") == 2, "it is not said")
             assert "ZeroDivisionError" in program.output

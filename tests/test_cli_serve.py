@@ -78,15 +78,16 @@ def certificate(folder: Path, name: str) -> tuple[str, str]:
 needs_openssl = pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl makes the certificates")
 
 
-def test_the_banner_has_the_routes_and_a_curl_line_that_works(folder: Path) -> None:
-    with serving(folder, "--port={port}", "--address=127.0.0.1") as program:
+def test_the_banner_has_the_routes_pages_that_are_there_and_a_curl_line_that_works(folder: Path) -> None:
+    with serving(folder, "--port={port}", "--address=127.0.0.1", "--dashboard") as program:
         program.wait_for_output("  stop ")
         assert f"serves doubles on {program.url}" in program.output
         assert f"route      POST {program.url}/inference" in program.output
         assert f"route      POST {program.url}/again" in program.output
         assert "/openapi/metadata.json\n" not in program.output, "only models are routes"
-        [page] = re.findall(r"docs +(\S+)", program.output)
-        assert program.client.get(page).status_code == 200
+        for name in ("docs", "dashboard", "metrics"):
+            [page] = re.findall(rf"{name} +(\S+)", program.output)
+            assert program.client.get(page).status_code == 200
         [line] = re.findall(r"try +(curl .*)", program.output)
         done = subprocess.run([*shlex.split(line), "-s"], capture_output=True, text=True, check=True, timeout=60)
         assert done.stdout == "42"

@@ -21,7 +21,7 @@ from workers import Echo
 
 from mosec_asgi import Server, Worker, testing
 from mosec_asgi.errors import KEY_IS_FOR_OTHERS, NO_KEY, WRONG_KEY
-from mosec_asgi.protocols import OpenAI
+from mosec_asgi.protocols import OpenAI, OpenInference
 
 KEY, EMBEDS = "key-for-everything-0123", "key-for-embeddings-0123"
 GOOD = {"authorization": f"Bearer {KEY}"}
@@ -182,6 +182,18 @@ async def test_with_openais_own_keys_a_request_needs_both() -> None:
         assert (await client.get("/v1/models", headers=both)).status_code == 200
         for name in both:
             assert (await client.get("/v1/models", headers={name: both[name]})).status_code == 401, name
+
+
+async def test_the_health_of_a_protocol_is_open_and_the_rest_of_it_is_closed() -> None:
+    server = Server(api_keys=[KEY])
+    server.append_worker(Embed, max_batch_size=4, route="/embed")
+    server.add_protocol(OpenInference({"embed": "/embed"}))
+    async with asked(server) as client:
+        for path in ("/v2/health/live", "/v2/health/ready"):
+            assert (await client.get(path)).status_code == 200
+        for path in ("/v2", "/v2/models/embed", "/v2/models/embed/ready", "/v2/models/embed/infer"):
+            refused = await client.get(path)
+            assert (refused.status_code, refused.json()) == (401, {"error": NO_KEY.text}), path
 
 
 # -- real connections --------------------------------------------------------------------------------------------------

@@ -580,6 +580,14 @@ def test_tritons_client_reads_health_metadata_and_the_index_and_names_outputs(tr
     assert triton.get_server_metadata()["name"] == "mosec_asgi"
     assert triton.get_model_metadata("sum")["outputs"][0] == {"name": "sum", "datatype": "FP32", "shape": [-1]}
     assert {"name": "sum", "version": "3", "state": "READY", "reason": ""} in triton.get_model_repository_index()
+    config = triton.get_model_config("sum", "3")
+    assert (config["name"], config["max_batch_size"]) == ("sum", 2048)
+    assert config["input"] == [
+        {"name": "x", "data_type": "TYPE_FP32", "dims": [3]},
+        {"name": "name", "data_type": "TYPE_STRING", "dims": []},
+    ]
+    assert config["output"][1] == {"name": "who", "data_type": "TYPE_STRING", "dims": [1]}
+    assert triton.get_model_config("write")["model_transaction_policy"] == {"decoupled": True}
     x, name = np.ones((2, 3), np.float32), np.array([b"a", b"b"], object)
     inputs = triton_inputs(module, {"x": ("FP32", x), "name": ("BYTES", name)}, binary=True)
     answer = triton.infer("sum", inputs, request_id="r1", parameters={"times": 3}, timeout=10**7)

@@ -26,6 +26,7 @@ from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 from mosec_asgi import Server
 from mosec_asgi.errors import DefinitionError, StartupError
 from mosec_asgi.protocols import OpenInference
+from mosec_asgi.web.grpc.streams import MOST_AT_ONCE
 
 ROOT = TESTS.parent
 METHOD = "/inference.GRPCInferenceService/"
@@ -104,6 +105,12 @@ async def until(condition: Callable[[], Any]) -> None:
             return
         await asyncio.sleep(0.01)
     raise TimeoutError
+
+
+async def slept_turns(count: int) -> None:
+    """Let the event loop go on, in which the server runs as well."""
+    for _ in range(count):
+        await asyncio.sleep(0.001)
 
 
 def admitted(server: Server) -> int:
@@ -243,6 +250,23 @@ async def test_the_asynchronous_client_streams_more_than_are_taken_at_one_time()
             assert error is None
             values.append(int(result.as_numpy("x")[0]))
     assert values == list(range(300))
+
+
+async def test_a_stream_has_so_many_requests_taken_at_one_time_and_all_of_them_end_with_it() -> None:
+    async def requests() -> AsyncIterator[Any]:
+        for _ in range(100):
+            yield {"model_name": "sleep", "inputs": [given("seconds", np.array([30], np.float32))]}
+
+    async with asked() as (server, client):
+        answers = client.stream_infer(requests())
+        asking = asyncio.ensure_future(anext(answers))
+        await until(lambda: admitted(server) == MOST_AT_ONCE)
+        await slept_turns(100)
+        assert admitted(server) == MOST_AT_ONCE
+        answers.cancel()
+        await until(lambda: admitted(server) == 0)
+        with contextlib.suppress(asyncio.CancelledError, InferenceServerException, grpc.RpcError):
+            await asking
 
 
 async def test_events_of_a_stream_wait_for_a_client_that_does_not_read() -> None:
@@ -559,3 +583,29 @@ def test_our_messages_have_the_fields_of_tritons() -> None:
 def test_what_is_made_of_the_proto_file_is_up_to_date() -> None:
     ran = subprocess.run([sys.executable, ROOT / ".ci/proto", "--check"], capture_output=True, text=True, timeout=60)
     assert ran.returncode == 0, ran.stderr
+
+
+# -- API keys ----------------------------------------------------------------------------------------------------------
+
+
+async def test_a_call_without_an_api_key_is_refused_and_health_is_open() -> None:
+    key = "key-of-the-service-0123"
+    server, protocol = grpc_workers.serve(api_keys=[key, "key-of-another-path-0123 /v1/*"])
+    async with server.lifespan(), grpc.aio.insecure_channel(f"127.0.0.1:{protocol.grpc_port}") as channel:
+
+        async def ask(path: str, *metadata: tuple[str, str], stream: bool = False) -> Any:
+            try:
+                if stream:
+                    return [each async for each in channel.stream_stream(path)(iter([b""]), metadata=metadata)]
+                return await channel.unary_unary(path)(b"", timeout=20, metadata=metadata)
+            except grpc.aio.AioRpcError as error:
+                return error.code()
+
+        for name in ("ServerMetadata", "ModelReady", "ModelInfer", "Unknown"):
+            assert await ask(METHOD + name) == Code.UNAUTHENTICATED, name
+            assert await ask(METHOD + name, ("x-api-key", "wrong")) == Code.UNAUTHENTICATED
+            assert await ask(METHOD + name, ("x-api-key", "key-of-another-path-0123")) == Code.PERMISSION_DENIED
+        assert await ask(METHOD + "ModelStreamInfer", stream=True) == Code.UNAUTHENTICATED
+        for path in (f"{METHOD}ServerLive", f"{METHOD}ServerReady", "/grpc.health.v1.Health/Check"):
+            assert isinstance(await ask(path), bytes), path
+        assert isinstance(await ask(f"{METHOD}ServerMetadata", ("authorization", f"Bearer {key}")), bytes)

@@ -14,10 +14,12 @@ import tracing_workers as workers
 from common import until
 from direct_side import post, serving
 from fake_engine import FakeEngine
+from fakes import new_task
 from harness import skip_module_without
 
 from mosec_asgi import Server, Worker, log, testing
 from mosec_asgi.log import JSONFormatter, TextFormatter
+from mosec_asgi.messages import ForwardTime, Results
 from mosec_asgi.observing.metrics import ServiceMetrics
 from mosec_asgi.web.exchange import RequestIds, Shared
 from mosec_asgi.web.protocols import plain
@@ -25,7 +27,7 @@ from mosec_asgi.web.protocols import plain
 skip_module_without("opentelemetry.sdk")
 
 from opentelemetry import trace  # noqa: E402
-from opentelemetry.sdk.trace import ReadableSpan, TracerProvider  # noqa: E402
+from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider  # noqa: E402
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor  # noqa: E402
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter  # noqa: E402
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ParentBased, Sampler, TraceIdRatioBased  # noqa: E402
@@ -470,6 +472,43 @@ def test_a_request_that_is_deadly_is_an_error_after_its_last_attempt() -> None:
     run(check())
     assert statuses("Batched_1") == (StatusCode.ERROR, None, "500")
     assert attribute(the("Batched_1"), "mosec.attempts") == 2
+
+
+class Raises(SpanProcessor):
+    """A fault of the program's own."""
+
+    def __init__(self, method: str) -> None:
+        self.method = method
+
+    def on_start(self, *_: Any, **__: Any) -> None:
+        if self.method == "on_start":
+            raise ArithmeticError("a fault of on_start")
+
+    def on_end(self, *_: Any) -> None:
+        if self.method == "on_end":
+            raise ArithmeticError("a fault of on_end")
+
+
+@pytest.mark.parametrize("method", ["on_start", "on_end"])
+async def test_no_request_fails_of_what_was_given_to_opentelemetry(
+    logged: pytest.LogCaptureFixture, method: str
+) -> None:
+    provider = TracerProvider()
+    provider.add_span_processor(Raises(method))
+    tracing = Tracing(Opened(provider.get_tracer("test"), provider), time.monotonic)
+    async with serving(app={"tracing": tracing}) as side, side.client() as client:
+        for number in (1, 2):
+            client.send(post(b"[1]"))
+            (await side.task(number)).answer(b"[1]")
+            assert (await client.response()).status == 200
+    stage = tracing.stage("A_1", batched=False)
+    task = new_task(7, 0.0)
+    task.trace = PARENT
+    stage.arrived(task, 0.0)
+    stage.sent(1, [task], 0.0)
+    stage.came(1, [task], Results([7], [200], [b""], 0.0, [ForwardTime(1.0, 1.0, 1)]), 1.0)
+    assert tracing.visits == {}
+    assert logged.text.count("what OpenTelemetry was given has raised (told once)") == 1
 
 
 # -- what it costs -----------------------------------------------------------------------------------------------------

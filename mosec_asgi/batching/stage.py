@@ -14,8 +14,8 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from mosec_asgi import log
@@ -69,6 +69,7 @@ class StagePlan:
     Attributes:
         specs: what each of its workers is to run.
         variables: the environment of each worker, or None.
+        defaults: what all workers have in their environment where nothing else sets it.
         batch_size: the most tasks in a batch that the scheduler forms; 1 where workers take tasks one by one.
         concurrency: batches, or tasks where none are formed, that a worker runs at a time.
         ordered: workers answer in the order in which they are sent tasks.
@@ -103,6 +104,7 @@ class StagePlan:
     executor: str | Callable[[StagePlan, asyncio.AbstractEventLoop], Launcher] = "process"
     latency_target: float = 0.0
     takes_request: bool = False
+    defaults: Mapping[str, str] = field(default_factory=dict)
     recycling: Recycling = NEVER
     times: bool = False
 
@@ -554,6 +556,7 @@ class Stage:
 
     def _send(self, assignment: Assignment[PoolWorker], now: float) -> None:
         tasks = assignment.tasks
+        traced = False
         ids: list[int] = []
         flags: list[int] = []
         request_ids: list[str] = []
@@ -561,13 +564,17 @@ class Stage:
         for task in tasks:
             task.began = now
             ids.append(task.id)
-            flags.append(_flags(task) | TRACED if task.trace else _flags(task))
+            if task.trace:
+                traced = True
+                flags.append(_flags(task) | TRACED)
+            else:
+                flags.append(_flags(task))
             request_ids.append(task.request_id)
             payloads.append(task.payload)
         worker = assignment.worker
         try:
             message = Tasks(ids, flags, request_ids, payloads)
-            if self.plan.takes_request or (self._traceparent is not None and any(task.trace for task in tasks)):
+            if self.plan.takes_request or traced:
                 message = message._replace(requests=[packed(self._told(task)) for task in tasks])
             worker.link.send(message)
         except Exception as error:

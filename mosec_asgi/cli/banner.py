@@ -43,8 +43,8 @@ def _places(url: str, settings: Settings, document: Mapping[str, Any]) -> list[t
         if not _is_services_own(item)
     ]
     places = [*models, ("docs", f"{url}/openapi/swagger/"), ("metrics", f"{url}/metrics")]
-    if getattr(settings, "dashboard", False):
-        places.append(("dashboard", f"{url}/dashboard"))
+    if settings.shows_dashboard:
+        places.append(("dashboard", f"{url}/dashboard/"))
     return places
 
 

@@ -42,7 +42,9 @@ def _one_worker_each(routes: Mapping[str, Sequence[Runtime]]) -> dict[str, list[
     single: dict[Runtime, Runtime] = {}
     for runtime in [runtime for pipeline in routes.values() for runtime in pipeline]:
         one = single.setdefault(runtime, copy.copy(runtime))
-        one.num = 1
+        one.num = one.most_workers = 1
+        if isinstance(one.devices, tuple):
+            one.devices = one.devices[:1]
         one.env = runtime.env[:1] if runtime.env else None
     return {path: [single[runtime] for runtime in pipeline] for path, pipeline in routes.items()}
 

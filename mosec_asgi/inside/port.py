@@ -126,7 +126,8 @@ class Port(abc.ABC):
         """Do the same with the lock held."""
         if isinstance(message, Tasks):
             self.tasks.append(message)
-            if self.stopwatch is not None:
+            # It is the highest of the flags.
+            if self.stopwatch is not None and max(message.flags, default=0) >= TRACED:
                 flags = message.flags
                 self.stopwatch.wanted.update(
                     [one for one, flag in zip(message.ids, flags, strict=True) if flag & TRACED]

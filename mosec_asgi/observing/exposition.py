@@ -69,6 +69,11 @@ class Exposition:
             value=now.admitted,
         )
         yield GaugeMetricFamily(
+            f"{self._service.namespace}_loading",
+            "1 while the workers load for the first time, and requests are answered 503; 0 from then on",
+            value=float(now.loading),
+        )
+        yield GaugeMetricFamily(
             f"{self._service.namespace}_shared_memory_bytes",
             "shared memory that payloads on their way take",
             value=now.shared_memory,

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from mosec_asgi.observing.distribution import EMPTY, Distribution
-from mosec_asgi.observing.statistics import SERVING, ServiceReport, StageReport
+from mosec_asgi.observing.statistics import LOADING, SERVING, ServiceReport, StageReport
 
 # Which service it is: the metric that each has, behind its namespace.
 _MARK = "_remaining_task"
@@ -104,7 +104,7 @@ def _report(samples: _Samples) -> ServiceReport:
     for labels, value in samples.of("throughput_total"):
         answered.setdefault(labels.get("endpoint", ""), {})[int(labels.get("code", 0))] = int(value)
     return ServiceReport(
-        state=SERVING,
+        state=LOADING if samples.number("loading") else SERVING,
         admitted=samples.number("remaining_task"),
         answered=answered,
         latency=samples.histogram("request_duration_second"),

@@ -239,6 +239,10 @@ class ServiceNow(Protocol):
         """Calls admitted and not yet answered."""
 
     @property
+    def loading(self) -> bool:
+        """Whether the workers are being started for the first time."""
+
+    @property
     def closing(self) -> bool:
         """Whether the service is shutting down."""
 

@@ -25,11 +25,14 @@ from opentelemetry.context import Context
 from opentelemetry.trace import Link, NonRecordingSpan, Span, SpanContext, SpanKind, Status, StatusCode, TraceFlags
 from opentelemetry.trace.span import TraceState
 
+from mosec_asgi import log
 from mosec_asgi.errors import CANCELLED
 from mosec_asgi.messages import OK, REPLY, ForwardTime, Results
 from mosec_asgi.observing.observer import ObservedTask, StageObserver
 from mosec_asgi.observing.provider import Opened
 from mosec_asgi.observing.sampling import Foretold
+
+logger = log.internal_logger(__name__)
 
 # Requests whose traces log lines can still name, at most.
 MOST_REMEMBERED = 4096
@@ -53,7 +56,8 @@ class Tracing:
             wall: of the world, in nanoseconds since 1970.
         """
         self._opened = opened
-        self.tracer = opened.tracer
+        self._tracer = opened.tracer
+        self._told = False
         self.clock = clock
         self._wall = wall
         self._foretold = Foretold(opened.tracer)
@@ -80,6 +84,13 @@ class Tracing:
         It is the span that is current here, if there is one: the program's, or an instrumentation's. Else what the
         request's headers say. A request with neither begins a trace, and its span must be begun next.
         """
+        try:
+            return self._parent(headers)
+        except Exception:
+            self._fault()
+            return None
+
+    def _parent(self, headers: Mapping[bytes, bytes]) -> Context | None:
         current = trace.get_current_span()
         if current is not trace.INVALID_SPAN:
             context = trace.set_span_in_context(current, Context())
@@ -120,18 +131,44 @@ class Tracing:
             seconds: that it has been here.
         """
         serves = serves and not _is_local(parent)
-        span = self.tracer.start_span(
-            name,
-            parent,
-            SpanKind.SERVER if serves else SpanKind.INTERNAL,
-            attributes,
-            start_time=self.nanoseconds(self.clock() - seconds),
-        )
+        kind = SpanKind.SERVER if serves else SpanKind.INTERNAL
+        span = self.start(name, parent, kind, attributes, self.clock() - seconds)
         if not span.is_recording():
             return None
         context = span.get_span_context()
         self._remember(request_id, f"{context.trace_id:032x}")
         return RequestSpan(self, span)
+
+    # What the program has added to OpenTelemetry (samplers, processors, propagators) may raise. No request is to fail
+    # of it, nor is the engine, in the middle of whose work spans are made.
+
+    def start(
+        self,
+        name: str,
+        parent: Context,
+        kind: SpanKind,
+        attributes: Mapping[str, Any],
+        at: float,
+        links: Sequence[Link] = (),
+    ) -> Span:
+        """Begin a span at a time of the service's clock; where that fails, return one that records nothing."""
+        try:
+            return self._tracer.start_span(name, parent, kind, attributes, links, start_time=self.nanoseconds(at))
+        except Exception:
+            self._fault()
+            return trace.INVALID_SPAN
+
+    def end(self, span: Span, at: float) -> None:
+        """End a span at a time of the service's clock."""
+        try:
+            span.end(self.nanoseconds(at))
+        except Exception:
+            self._fault()
+
+    def _fault(self) -> None:
+        if not self._told:
+            self._told = True
+            logger.exception("a span was lost, and others may be: what OpenTelemetry was given has raised (told once)")
 
     def traceparent(self, call_id: int) -> str:
         """Return that of a call's stage; empty where it is not traced."""
@@ -207,14 +244,14 @@ class RequestSpan:
                 said["error.type"] = str(status)
                 span.set_status(_ERROR)
         span.set_attributes(said)
-        span.end(self._tracing.nanoseconds(self._tracing.clock()))
+        self._tracing.end(span, self._tracing.clock())
 
 
 class _Batch:
-    """Tasks that a worker was sent together, as one batch.
+    """Tasks that a worker was sent together.
 
     Attributes:
-        size: of all, traced or not.
+        size: of the batch that they are, traced or not; 1 where there are no batches.
         spans: of the traced ones at this stage.
         forward: the span that stands for the batch, once it is there.
     """
@@ -268,13 +305,8 @@ class StageTracing(StageObserver):
     def arrived(self, task: ObservedTask, now: float) -> None:
         """Begin the span of a traced task."""
         if task.trace:
-            span = self._tracing.tracer.start_span(
-                self._stage,
-                _context_of(task.trace),
-                SpanKind.INTERNAL,
-                {"mosec.stage": self._stage, "mosec.request_id": task.request_id},
-                start_time=self._tracing.nanoseconds(now),
-            )
+            attributes = {"mosec.stage": self._stage, "mosec.request_id": task.request_id}
+            span = self._tracing.start(self._stage, _context_of(task.trace), SpanKind.INTERNAL, attributes, now)
             self._visits[task.id] = _Visit(span)
 
     def sent(self, worker_id: int, tasks: Sequence[ObservedTask], now: float) -> None:
@@ -286,7 +318,7 @@ class StageTracing(StageObserver):
         for task in tasks:
             visit = visits.get(task.id)
             if visit is not None:
-                if batch is None or not self._batched:
+                if batch is None:
                     batch = _Batch(len(tasks) if self._batched else 1)
                 visit.worker_id, visit.batch = worker_id, batch
                 visit.attempts += 1
@@ -345,7 +377,7 @@ class StageTracing(StageObserver):
             span.set_status(Status(StatusCode.ERROR, text[:MOST_TEXT].decode(errors="replace") or None))
         # At once: the SDK takes a lock for each.
         span.set_attributes(said)
-        span.end(self._tracing.nanoseconds(now))
+        self._tracing.end(span, now)
 
     def _forward(self, visit: _Visit, task: ObservedTask, measured: ForwardTime, now: float) -> None:
         """Make the span of `forward`, which is over."""
@@ -365,17 +397,11 @@ class StageTracing(StageObserver):
         links: list[Link] = []
         if batch.size > 1:
             links = [Link(each) for each in (batch.spans if batch.forward is None else [batch.forward])]
-        span = self._tracing.tracer.start_span(
-            "forward",
-            trace.set_span_in_context(visit.span, Context()),
-            SpanKind.INTERNAL,
-            attributes,
-            links,
-            start_time=self._tracing.nanoseconds(began),
-        )
+        parent = trace.set_span_in_context(visit.span, Context())
+        span = self._tracing.start("forward", parent, SpanKind.INTERNAL, attributes, began, links)
         if batch.forward is None:
             batch.forward = span.get_span_context()
-        span.end(self._tracing.nanoseconds(ended))
+        self._tracing.end(span, ended)
 
 
 def _is_local(context: Context) -> bool:

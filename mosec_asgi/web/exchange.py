@@ -35,6 +35,7 @@ from mosec_asgi.web.spans import About
 
 if TYPE_CHECKING:
     from mosec_asgi.observing.tracing import RequestSpan, Tracing
+    from mosec_asgi.web.keys import Keys
 
 MAX_REQUEST_ID = 128
 NO_BUDGET = 1 << 62
@@ -183,7 +184,7 @@ class Shared:
         logged: log a line for each request.
         budget: bytes of all bodies that are large or slow to arrive, together, until their answers.
         tracing: makes the spans of requests; None where none are traced.
-        keys: of which a request must bring one that does not come through the app; None lets everybody in.
+        keys: API keys, of which a request must bring one; None where everybody may ask.
     """
 
     engine: Engine

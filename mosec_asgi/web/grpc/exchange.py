@@ -73,11 +73,17 @@ def code_of(status: int) -> grpc.StatusCode:
     return _CODES.get(status, rest)
 
 
+def headers_in(metadata: Sequence[tuple[str, str | bytes]] | None) -> dict[bytes, bytes]:
+    """Return metadata as headers."""
+    return {
+        name.encode("latin-1"): value.encode("latin-1") if isinstance(value, str) else value
+        for name, value in metadata or ()
+    }
+
+
 def headers_of(context: Context) -> Headers:
     """Return the metadata of a call as headers; its deadline as that by which a request gives its timeout."""
-    headers: dict[bytes, bytes] = {}
-    for name, value in context.invocation_metadata() or ():
-        headers[name.encode("latin-1")] = value.encode("latin-1") if isinstance(value, str) else value
+    headers = headers_in(context.invocation_metadata())
     left = context.time_remaining()
     if left is not None and left < _LONGEST:
         milliseconds = max(1, int(left * 1000))

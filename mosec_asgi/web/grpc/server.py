@@ -8,16 +8,19 @@ from typing import Any
 import grpc
 
 from mosec_asgi import log
-from mosec_asgi.errors import StartupError
+from mosec_asgi.errors import Failure, StartupError
 from mosec_asgi.messages import OK
 from mosec_asgi.web.exchange import Route, Shared
-from mosec_asgi.web.grpc.exchange import Context, GrpcExchange, code_of, headers_of
+from mosec_asgi.web.grpc.exchange import Context, GrpcExchange, code_of, headers_in, headers_of
 from mosec_asgi.web.grpc.streams import RequestStream
 from mosec_asgi.web.protocols.seam import Endpoint, Listener
 
 # Calls of one connection that run at one time, and all metadata of a call: what a client may hold.
 MOST_OF_A_CONNECTION = 256
 MOST_METADATA = 64 * 1024
+# Milliseconds: between two looks at whether a silent client is still there, for its answer, and of a connection on
+# which nothing runs. Clients connect again by themselves.
+LOOK_AFTER, ANSWER_WITHIN, IDLE = 60_000, 20_000, 600_000
 
 logger = log.internal_logger(__name__)
 
@@ -51,7 +54,7 @@ class GrpcListener(Listener):
         """Listen; see `Listener.start`."""
         self._shared = shared
         server = grpc.aio.server(
-            handlers=[_Handlers({route.path: self._handler(route) for route in routes})],
+            handlers=[_Handlers({route.path: self._handler(route) for route in routes}, shared)],
             options=[
                 # Else a second service would share the port, and each get a part of the calls.
                 ("grpc.so_reuseport", 0),
@@ -59,6 +62,9 @@ class GrpcListener(Listener):
                 ("grpc.max_send_message_length", -1),
                 ("grpc.max_concurrent_streams", MOST_OF_A_CONNECTION),
                 ("grpc.max_metadata_size", MOST_METADATA),
+                ("grpc.keepalive_time_ms", LOOK_AFTER),
+                ("grpc.keepalive_timeout_ms", ANSWER_WITHIN),
+                ("grpc.max_connection_idle_ms", IDLE),
             ],
         )
         host = f"[{self._host}]" if ":" in self._host else self._host
@@ -95,16 +101,7 @@ class GrpcListener(Listener):
 
         return grpc.unary_unary_rpc_method_handler(unary)
 
-    async def _check_key(self, route: Route, context: Context) -> None:
-        """End a call that has not brought a key, where the service has some."""
-        keys = self._shared.keys
-        failure = None if keys is None else keys.refusal(headers_of(context), route.path)
-        if failure is not None:
-            self._shared.metrics.answered(route.path, failure.code)
-            await context.abort(code_of(failure.code), failure.text)
-
     async def _unary(self, route: Route, body: bytes, context: Context) -> bytes:
-        await self._check_key(route, context)
         exchange = GrpcExchange(route, self._shared, headers_of(context), body)
         response = await exchange.respond()
         assert response is not None
@@ -116,7 +113,6 @@ class GrpcListener(Listener):
         return response.body
 
     async def _stream(self, route: Route, context: Context) -> None:
-        await self._check_key(route, context)
         stream = RequestStream(route, self._shared, context)
         if self._server is None:
             stream.close()
@@ -132,9 +128,28 @@ class GrpcListener(Listener):
 class _Handlers(grpc.GenericRpcHandler):  # type: ignore[misc]
     """Finds what serves a call."""
 
-    def __init__(self, handlers: Mapping[str, grpc.RpcMethodHandler]) -> None:
+    def __init__(self, handlers: Mapping[str, grpc.RpcMethodHandler], shared: Shared) -> None:
         self._handlers = handlers
+        self._keys = shared.keys
+        self._metrics = shared.metrics
 
     def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler | None:
-        """Return it; None where there is none, which is answered UNIMPLEMENTED."""
+        """Return it; None where there is none, which is answered UNIMPLEMENTED.
+
+        A call without an API key, where there are keys, is answered before any of its messages is read.
+        """
+        if self._keys is not None:
+            failure = self._keys.refusal(headers_in(details.invocation_metadata), details.method)
+            if failure is not None:
+                if details.method in self._handlers:
+                    self._metrics.answered(details.method, failure.code)
+                return _refusing(failure)
         return self._handlers.get(details.method)
+
+
+def _refusing(failure: Failure) -> grpc.RpcMethodHandler:
+    async def refuse(_: Any, context: Context) -> None:
+        await context.abort(code_of(failure.code), failure.text)
+
+    # That of streams, for whatever kind of call: it asks for no message.
+    return grpc.stream_stream_rpc_method_handler(refuse)

@@ -163,6 +163,7 @@ class ProtocolRoute:
         asked = [pipelines.by_route[path].target for path in endpoint.routes]
         self.streams = any(target.streams for target in asked)
         self.takes_request = any(target.takes_request for target in asked)
+        self.is_health = endpoint.is_health
         self.admits = endpoint.admits and type(endpoint).admit is not Endpoint.admit
         endpoint.standing = pipelines
         self._endpoint = endpoint

@@ -117,6 +117,7 @@ class Endpoint(abc.ABC):
         below: requests to paths that begin so, and have no route, are refused in this form; one endpoint of a
             protocol says it. Empty for none.
         max_calls: items that one request may have; more are refused with 400.
+        is_health: it says no more than whether models can answer: probes ask it without the API key of the service.
         admits: False where `admit` is overridden, and is known to let everybody in: that spares requests the call.
         standing: how the service stands, once it serves; None before that.
     """
@@ -127,6 +128,7 @@ class Endpoint(abc.ABC):
     below: str = ""
     max_calls: int = MAX_CALLS
     admits: bool = True
+    is_health: bool = False
     standing: Standing | None = None
 
     def admit(self, request: Request) -> Response | None:

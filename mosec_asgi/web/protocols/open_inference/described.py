@@ -243,6 +243,7 @@ def _schemas(common: Common) -> JSON:
     datatype: JSON = {"enum": list(NAMES)}
     shape = _list({"type": "integer"})
     tensor = _of({"name": _TEXT, "datatype": datatype, "shape": shape})
+    configured = _of({"name": _TEXT, "data_type": _TEXT, "dims": shape})
     data: JSON = {"description": "The values in row-major order: a flat list, or one nested as the shape is."}
     size: JSON = {"type": "integer", "minimum": 0, "description": "Bytes of the tensor behind the JSON."}
     given = _of(
@@ -281,6 +282,17 @@ def _schemas(common: Common) -> JSON:
                 "platform": _TEXT,
                 "inputs": _list(tensor),
                 "outputs": _list(tensor),
+            }
+        ),
+        "ModelConfig": _of(
+            {
+                "name": _TEXT,
+                "platform": _TEXT,
+                "backend": _TEXT,
+                "max_batch_size": {"type": "integer"},
+                "input": _list(configured),
+                "output": _list(configured),
+                "model_transaction_policy": _of({"decoupled": {"type": "boolean"}}),
             }
         ),
         "RepositoryIndex": _list(

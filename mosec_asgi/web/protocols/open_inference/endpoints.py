@@ -11,6 +11,7 @@ from mosec_asgi.web.protocols.open_inference.infer import Infer
 from mosec_asgi.web.protocols.open_inference.service import Common
 from mosec_asgi.web.protocols.open_inference.state import (
     Live,
+    ModelConfig,
     ModelMetadata,
     ModelReady,
     Ready,
@@ -20,6 +21,7 @@ from mosec_asgi.web.protocols.open_inference.state import (
 from mosec_asgi.web.protocols.open_inference.tensors import Bounds
 from mosec_asgi.web.protocols.seam import Endpoint
 
+_TELLING = (ModelMetadata, ModelReady, ModelConfig)
 _ASKING = (Infer, Generate, GenerateStream)
 
 
@@ -41,7 +43,7 @@ class Made:
             Live(common),
             Ready(common),
             RepositoryIndex(common),
-            *(each(common, versioned=versioned) for versioned in (False, True) for each in (ModelMetadata, ModelReady)),
+            *(each(common, versioned=versioned) for versioned in (False, True) for each in _TELLING),
             # A path of its own for each model, and with parameters for versions, and for models that are not there.
             *(each(common, name) for name in routes for each in _ASKING),
             *(each(common, None, versioned=versioned) for versioned in (False, True) for each in _ASKING),

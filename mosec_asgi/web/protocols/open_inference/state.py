@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from mosec_asgi.version import __version__
 from mosec_asgi.web.protocols.open_inference import described
+from mosec_asgi.web.protocols.open_inference.description import Tensor
 from mosec_asgi.web.protocols.open_inference.inference import PLATFORM, Model
 from mosec_asgi.web.protocols.open_inference.service import Common, OpenEndpoint
 from mosec_asgi.web.protocols.seam import Ask, json_response
@@ -15,7 +16,7 @@ from mosec_asgi.web.responses import Response
 if TYPE_CHECKING:
     from mosec_asgi.web.exchange import Request
 
-EXTENSIONS = ("binary_tensor_data", "generate", "model_repository", "parameters")
+EXTENSIONS = ("binary_tensor_data", "generate", "model_configuration", "model_repository", "parameters")
 
 
 class _State(OpenEndpoint):
@@ -48,6 +49,8 @@ class ServerMetadata(_State):
 class Live(_State):
     """`GET /v2/health/live`: it answers."""
 
+    is_health = True
+
     def __init__(self, common: Common) -> None:
         """Bind."""
         super().__init__(common, "/health/live")
@@ -63,6 +66,8 @@ class Live(_State):
 
 class Ready(_State):
     """`GET /v2/health/ready`: 200 when each stage of each model of this protocol has a worker, else 503."""
+
+    is_health = True
 
     def __init__(self, common: Common) -> None:
         """Bind."""
@@ -138,6 +143,37 @@ class ModelReady(_OfModel):
     def describe(self) -> dict[str, Any]:
         """Describe it."""
         return self.item("Whether a model can answer", "ModelReady", unready=True)
+
+
+class ModelConfig(_OfModel):
+    """`GET /v2/models/{model}/config`: its metadata in the words of Triton, as its load testers ask for it."""
+
+    name = "model_config"
+    rest = "/config"
+
+    def told(self, model: Model) -> Response:
+        """Return its configuration; a request may have as many rows as a batch of Triton's."""
+        return json_response(
+            {
+                "name": model.name,
+                "platform": PLATFORM,
+                "backend": PLATFORM,
+                "max_batch_size": self.common.bounds.rows,
+                "input": [_configured(tensor) for tensor in model.inputs.tensors.values()],
+                "output": [_configured(tensor) for tensor in model.outputs.tensors.values()],
+                "model_transaction_policy": {"decoupled": model.name in self.common.streaming},
+            }
+        )
+
+    def describe(self) -> dict[str, Any]:
+        """Describe it."""
+        return self.item("What a model takes and returns, in Triton's words", "ModelConfig")
+
+
+def _configured(tensor: Tensor) -> dict[str, Any]:
+    kind = "STRING" if tensor.datatype == "BYTES" else tensor.datatype
+    # Without the rows.
+    return {"name": tensor.name, "data_type": f"TYPE_{kind}", "dims": list(tensor.shape[1:])}
 
 
 class RepositoryIndex(_State):

@@ -68,6 +68,8 @@ class Method(Endpoint):
 class ServerLive(Method):
     """The server answers."""
 
+    is_health = True
+
     def ask(self, request: Request) -> Ask | Response:
         """Answer at once."""
         return _answer(pb.ServerLiveResponse(live=True))
@@ -75,6 +77,8 @@ class ServerLive(Method):
 
 class ServerReady(Method):
     """All models can answer."""
+
+    is_health = True
 
     def ask(self, request: Request) -> Ask | Response:
         """Answer at once."""
@@ -112,6 +116,7 @@ class ModelMetadata(Method):
 class Health(Method):
     """gRPC's own health check, as Kubernetes and load balancers ask it: of the server, or of the protocol's service."""
 
+    is_health = True
     path = HEALTH
 
     def ask(self, request: Request) -> Ask | Response:
