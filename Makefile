@@ -26,6 +26,7 @@ help:
 	@echo "make calls   compare server.infer with the same calls over HTTP (needs wrk)"
 	@echo "make spoken  OpenAI's API beside a plain route, and a request of many texts beside those of one (needs wrk)"
 	@echo "make map     run a model over 200,000 lines by \`mosec-asgi map\`, also through three SIGKILLs"
+	@echo "make dashboard   take pictures of the dashboard under load (needs chromium)"
 	@echo "make footprint   compare start and memory with mosec"
 	@echo "make faults  kill and stop workers under load, a minute for each promise"
 	@echo "make changes scale, configure and restart a service under load, twenty times each"
@@ -161,6 +162,11 @@ spoken: $(VENV)/test.stamp
 .PHONY: map
 map: $(VENV)/test.stamp
 	$(BIN)/python benchmarks/map.py
+
+# Pictures of the dashboard under load, in Chromium; the one of README among them; three minutes.
+.PHONY: dashboard
+dashboard: $(VENV)/bench.stamp
+	$(BIN)/python benchmarks/dashboard.py
 
 # `make profile SCENARIO=echo`: where the time goes.
 profile: $(VENV)/bench.stamp

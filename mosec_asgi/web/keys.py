@@ -23,6 +23,13 @@ MOST_LENGTH = 512
 FEW = 16
 # Answered to anybody: probes have no keys, and learn nothing but whether the service works.
 HEALTH = frozenset({"/livez", "/readyz"})
+# The files of the dashboard, which are those of any service: the page asks for a key to get at the numbers of this one.
+DASHBOARD_FILES = frozenset(
+    f"/dashboard{file}"
+    for file in (
+        "", "/", "/dashboard.css", "/dashboard.js", "/icon.svg", "/uplot/uPlot.min.css", "/uplot/uPlot.iife.min.js"
+    )
+)  # fmt: skip
 # What else may be answered without a key, by its name in the setting `public`; a slash at the end stands for all below.
 PUBLIC_PATHS = {
     "root": ("/",),
@@ -74,7 +81,7 @@ class Keys:
         self._keys = tuple(keys)
         self._compare = compare
         paths = [path for name in public for path in PUBLIC_PATHS[name]]
-        self._open = {*HEALTH, *(path for path in paths if path == "/" or not path.endswith("/"))}
+        self._open = {*HEALTH, *DASHBOARD_FILES, *(path for path in paths if path == "/" or not path.endswith("/"))}
         self._open_below = tuple(path for path in paths if path != "/" and path.endswith("/"))
 
     def change(self, keys: Sequence[Key]) -> None:
