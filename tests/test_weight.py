@@ -42,7 +42,7 @@ def test_texts_brackets_and_commas_are_counted_outside_of_texts(value: Any) -> N
 
 
 @pytest.mark.parametrize("piece", [b'""', b'"\\\\"', b"[", b",", b'"\\"', b"\\"])
-def test_ten_megabytes_of_anything_are_counted_in_less_time_than_a_tenth_of_it_is_read(piece: bytes) -> None:
+def test_ten_megabytes_of_anything_are_counted_in_the_time_in_which_one_of_objects_is_read(piece: bytes) -> None:
     body = piece * (10_000_000 // len(piece))
     began = time.process_time()
     orjson.loads(b"[" + b",".join([b'{"a":{}}'] * 110_000) + b"]")
