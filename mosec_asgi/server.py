@@ -94,6 +94,8 @@ class Server:
         self._settings: config.Settings | None = None
         # This program is the service's own, and its workers import its main module.
         self._is_main = False
+        # Another process of the service serves until this one can: `mosec-asgi serve --reload`.
+        self._follows = False
         # Settings that win over the environment; set by tools of the command line.
         self._overrides: dict[str, Any] = {}
         # The log already says that the server runs on the wrong kind of event loop.
@@ -314,6 +316,7 @@ class Server:
         check_timeouts(self._defined.routes, settings.timeout_seconds)
         if settings.dry_run:
             return dry_run.run(self._defined.routes, settings, import_main=self._is_main)
+        self._follows = hosting is not None and hosting.follows
         return run.run(self, settings, hosting or run.Hosting())
 
     def serve(self, settings: config.Settings, hosting: Hosting | None = None) -> int:
@@ -719,6 +722,7 @@ class Server:
             settings,
             import_main=self._is_main,
             own_http=self._settings is not None,
+            follows=self._follows,
             platform=self._platform,
             document=self.openapi,
             middleware=self._middleware,

@@ -83,6 +83,7 @@ class Service:
         *,
         import_main: bool,
         own_http: bool = False,
+        follows: bool = False,
         platform: Platform | None = None,
         document: Callable[[], dict[str, Any]] | None = None,
         middleware: Sequence[Middleware] = (),
@@ -95,6 +96,7 @@ class Service:
             settings: of the service.
             import_main: let spawned workers import the program's main module in any case; see `ProcessLauncher`.
             own_http: HTTP is spoken by the protocols of `run()`, unless the settings say otherwise.
+            follows: another process serves until this one can; see `host.handover`.
             platform: what to run on; None for processes.
             document: makes the OpenAPI document; None for that of the routes.
             middleware: what each request goes through; the first is the outermost.
@@ -105,6 +107,7 @@ class Service:
         self._settings = settings
         self._import_main = import_main
         self._own_http = own_http
+        self._follows = follows
         self._simulated = platform is not None
         self._routes = routes
         self._document = document or functools.partial(openapi_document, routes, settings, protocols)
@@ -140,7 +143,9 @@ class Service:
             shared_memory=lambda: self._memory.in_use if self._memory is not None else 0,
         )
         self.steering = Steering(routes, settings, stages, self._coordinator, self._stages_changed)
-        self._admin = AdminSocket(settings.admin_socket, self.steering, self.report) if settings.admin_socket else None
+        self._admin: AdminSocket | None = None
+        if settings.admin_socket:
+            self._admin = AdminSocket(settings.admin_socket, self.steering, self.report, takes_over=follows)
         self._keys = key_ring(settings)
         self._key_look: asyncio.TimerHandle | None = None
         self._daemon_watches: list[asyncio.Task[None]] = []
@@ -172,7 +177,7 @@ class Service:
             objects = Objects(self._memory.own_blocks())
         self.calls = Inference(self._coordinator, self._call_routes, objects, self._metrics, self.loop, self._tracing)
         try:
-            if self._admin is not None:
+            if self._admin is not None and not self._follows:
                 await self._admin.start()
         except BaseException:
             await self._close_tracing()
@@ -189,6 +194,8 @@ class Service:
             self._look_at_keys()
             answering()
             await starting
+            if self._admin is not None and self._follows:
+                await self._admin.start()
             self._began, self._state = self._clock(), SERVING
         except BaseException:
             starting.cancel()
