@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from mosec_asgi.batching.coordinator import Limits, RoutePlan
+from mosec_asgi.batching.policy.rules import Rules
 from mosec_asgi.batching.stage import StagePlan
 from mosec_asgi.config import Settings
 from mosec_asgi.inside.spec import WorkerSpec
@@ -16,6 +17,9 @@ from mosec_asgi.worker import Worker
 
 if TYPE_CHECKING:
     from mosec_asgi.web.protocols.seam import Protocol
+
+# What a step of priority is worth: so many seconds of waiting, or a quarter of the service's timeout.
+AGEING_SECONDS = 1.0
 
 
 def plan_service(
@@ -89,6 +93,7 @@ def plan_stage(
             ),
             log_level=settings.effective_log_level,
             log_text=settings.debug,
+            labels=followers[0].labels if followers else None,
         )
         for worker_id in range(1, runtime.num + 1)
     ]
@@ -111,6 +116,18 @@ def plan_stage(
         executor=runtime.executor,
         latency_target=runtime.latency_target / 1000,
         takes_request=runtime.worker.takes_request,
+        rules=_rules(runtime, settings),
+        labels=runtime.labels,
+    )
+
+
+def _rules(runtime: Runtime, settings: Settings) -> Rules:
+    """Return which task of a stage is next, and which share a batch."""
+    return Rules(
+        max_cost=runtime.max_batch_cost,
+        keyed=runtime.labels is not None and runtime.labels.groups,
+        by_cost=runtime.sort_by_cost,
+        ageing=min(AGEING_SECONDS, settings.timeout_seconds / 4),
     )
 
 

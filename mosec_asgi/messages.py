@@ -66,6 +66,8 @@ class Call(NamedTuple):
         priority: what comes first where there is a choice: the higher number.
         key: what it may share a batch with: calls of the same key.
         request: what workers are told of its request; None where no stage of the route asks for it.
+        cost: of its input, for the first stage (`labels.Label`).
+        tenant: on whose behalf it comes, where tenants are to have their turns; empty for nobody's.
     """
 
     id: int
@@ -78,6 +80,8 @@ class Call(NamedTuple):
     priority: int = 0
     key: str = ""
     request: Request | None = None
+    cost: int = 1
+    tenant: str = ""
 
 
 class Outcome(NamedTuple):
@@ -163,7 +167,7 @@ class Tasks(NamedTuple):
 
 
 class Results(NamedTuple):
-    """Answers of a worker: three columns of equal length, and the time it was at work on them.
+    """Answers of a worker: columns of equal length, and the time it was at work on them.
 
     Attributes:
         ids: the tasks' numbers.
@@ -171,12 +175,14 @@ class Results(NamedTuple):
             `REPLY`.
         payloads: the encoded results, or texts.
         seconds: time from decoding the first to encoding the last, waiting not included.
+        labels: the cost and the key of each for the next stage (`labels.Label`); empty where that does not ask.
     """
 
     ids: Sequence[int]
     codes: Sequence[int]
     payloads: Sequence[Payload]
     seconds: float
+    labels: Sequence[tuple[int, str]] = ()
 
 
 class Chunks(NamedTuple):

@@ -208,6 +208,7 @@ class Service:
                 streams=streams(pipeline[-1].worker),
                 takes_request=self._call_routes[path].takes_request,
                 methods=pipeline[0].methods or plain.POST,
+                labels=pipeline[0].labels,
             )
             for path, pipeline in self._routes.items()
         ]

@@ -34,7 +34,9 @@ def tasks(draw: st.DrawFn) -> Tasks:
 def results(draw: st.DrawFn) -> Results:
     rows = draw(st.lists(st.tuples(NUMBERS, CODES, PAYLOADS), max_size=6))
     ids, codes, payloads = zip(*rows, strict=True) if rows else ((), (), ())
-    return Results(ids, codes, payloads, draw(SECONDS))
+    label = st.tuples(NUMBERS, st.text(max_size=12))
+    labels = draw(st.just(()) | st.lists(label, min_size=len(rows), max_size=len(rows)).map(tuple))
+    return Results(ids, codes, payloads, draw(SECONDS), labels)
 
 
 @st.composite
@@ -111,8 +113,8 @@ def header(
 
 
 def assert_well_formed(frame: frames.Frame) -> None:
-    # That of the requests may be left out.
-    optional = {"requests": ()}
+    # These may be left out.
+    optional = {"requests": (), "labels": ()}
     columns = [
         value
         for name, value in fields(frame).items()

@@ -15,17 +15,19 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from mosec_asgi import log
 from mosec_asgi.batching.busy_poll import BusyPoll
 from mosec_asgi.batching.loads import AnswerError
+from mosec_asgi.batching.policy.rules import Rules
 from mosec_asgi.batching.scheduler import Assignment, Scheduler
 from mosec_asgi.batching.stage_admission import StageAdmission
 from mosec_asgi.batching.task import State, Task
 from mosec_asgi.errors import INTERNAL_ERROR, STAGE_DOWN, TIMED_OUT, UNSEEN, WORKER_DIED, Failure, describe, too_slow
 from mosec_asgi.inside.spec import WorkerSpec
+from mosec_asgi.labels import Labels
 from mosec_asgi.lazy_timer import LazyTimer
 from mosec_asgi.messages import (
     EGRESS,
@@ -77,6 +79,8 @@ class StagePlan:
         executor: what the workers run on: "process", "thread", or what makes a launcher of the plan and the event loop.
         latency_target: seconds that a task should be at the stage at most; 0 for no such wish.
         takes_request: its workers are told of the requests.
+        rules: which task is next, and which share a batch.
+        labels: what is to be known of an item before it comes here, for `rules`; None for nothing.
     """
 
     specs: list[WorkerSpec]
@@ -95,6 +99,8 @@ class StagePlan:
     executor: str | Callable[[StagePlan, asyncio.AbstractEventLoop], Launcher] = "process"
     latency_target: float = 0.0
     takes_request: bool = False
+    rules: Rules = field(default_factory=Rules)
+    labels: Labels | None = None
 
     @property
     def name(self) -> str:
@@ -165,6 +171,7 @@ class Stage:
             adaptive=plan.adaptive,
             concurrency=plan.concurrency,
             ordered=plan.ordered,
+            rules=plan.rules,
         )
         self.pool = Supervisor(plan.specs, plan.variables, launcher, self, clock, loop, plan.start_timeout)
         self._owner = owner
@@ -251,8 +258,8 @@ class Stage:
     def worker_results(self, worker: PoolWorker, results: Results) -> None:
         """Take in results."""
         now = self._clock()
-        ids, codes, payloads, seconds = results
-        if not len(ids) == len(codes) == len(payloads):
+        ids, codes, payloads, seconds, labels = results
+        if not len(ids) == len(codes) == len(payloads) or (labels and len(labels) != len(ids)):
             drop_all(payloads)
             raise LinkError(f"sent {len(ids)} results with {len(codes)} codes and {len(payloads)} payloads")
         batched = self.plan.batch_size > 1
@@ -262,6 +269,9 @@ class Stage:
         except AnswerError as error:
             drop_all(payloads)
             raise LinkError(str(error)) from error
+        for task, label in zip(tasks, labels, strict=False):
+            # Of what goes to the next stage; there are none where that does not ask.
+            task.cost, task.key = label
         if tasks:
             units = units - self.scheduler.units if batched else len(tasks)
             # The next stage may begin the tasks at once and then overwrites `began`.

@@ -82,13 +82,17 @@ class Task:
         example: a dry run: the first worker's own example takes the place of the payload.
         objects: its call is one of objects: see `Call`.
         request: what workers are told of its request, where they ask for it.
+        priority: what comes first where there is a choice: the higher number.
+        key: of its input at the stage that it is at; inputs of different keys share no batch there.
+        cost: of that input.
+        tenant: on whose behalf it came.
         state: see the table.
     """
 
     __slots__ = (
-        "alone", "arrived", "at_last_stage", "attempts", "batch", "began", "caller", "deadline", "example", "flow",
-        "id", "number", "objects", "payload", "place", "position", "queued", "request", "request_id", "route", "stages",
-        "state",
+        "alone", "arrived", "at_last_stage", "attempts", "batch", "began", "caller", "cost", "deadline", "example",
+        "flow", "id", "key", "number", "objects", "payload", "place", "position", "priority", "queued", "request",
+        "request_id", "route", "stages", "state", "tenant",
     )  # fmt: skip
 
     def __init__(
@@ -100,7 +104,10 @@ class Task:
         deadline: float,
         flow: Flow | None = None,
     ) -> None:
-        self.id, self.route, self.payload, self.request_id, _, self.example, self.objects, _, _, self.request = call
+        (
+            self.id, self.route, self.payload, self.request_id, _, self.example, self.objects, self.priority, self.key,
+            self.request, self.cost, self.tenant,
+        ) = call  # fmt: skip
         self.caller = caller
         self.stages = stages
         self.position = 0

@@ -9,6 +9,7 @@ from http import HTTPStatus
 from mosec_asgi.batching.coordinator import Limits, RoutePlan
 from mosec_asgi.batching.stage import StagePlan
 from mosec_asgi.errors import CallError
+from mosec_asgi.labels import Labels
 
 # Calls in flight with which `map` keeps a stage of one quick worker, which takes its tasks one by one, at work.
 LEAST_IN_FLIGHT = 32
@@ -28,6 +29,7 @@ class CallRoute:
         in_flight: calls in flight with which each of them has another batch behind that.
         timeout: seconds that a call may take.
         takes_request: a stage of it wants to know of the request.
+        labels: what its first stage wants to know of an item; None for nothing.
     """
 
     path: str
@@ -39,6 +41,7 @@ class CallRoute:
     in_flight: int
     timeout: float
     takes_request: bool = False
+    labels: Labels | None = None
 
 
 def call_routes(stages: Sequence[StagePlan], routes: Sequence[RoutePlan], limits: Limits) -> dict[str, CallRoute]:
@@ -57,6 +60,7 @@ def call_routes(stages: Sequence[StagePlan], routes: Sequence[RoutePlan], limits
             in_flight=min(max(LEAST_IN_FLIGHT, 2 * at_once), max(1, limits.capacity)),
             timeout=limits.timeout,
             takes_request=any(plan.takes_request for plan in plans),
+            labels=plans[0].labels,
         )
     return found
 

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from mosec_asgi.ipc.mapped import Mapped
+from mosec_asgi.labels import UNLABELLED
 from mosec_asgi.messages import Cancels, Chunks, Credits, Results, Tasks
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ class Port(abc.ABC):
         tasks: messages of tasks that have come and have not been begun.
         cancelled: tasks that the worker has and nobody waits for.
         ended: the server has ended the stream, or is gone: no more tasks come.
+        labelled: results are sent with what the next stage asks to know of them (`codec.Labelled`).
     """
 
     def __init__(self, progress: ProgressNotes) -> None:
@@ -55,6 +57,7 @@ class Port(abc.ABC):
         self.tasks: deque[Tasks] = deque()
         self.cancelled: set[int] = set()
         self.ended = False
+        self.labelled = False
         # The first is held while something is received, the second while something is sent or changed.
         self._receiving = threading.Lock()
         self._lock = threading.RLock()
@@ -151,6 +154,10 @@ class Port(abc.ABC):
     def answer(self, results: Results) -> None:
         """Send results, and forget their tasks."""
         self.progress.beat()
+        if self.labelled:
+            # A failure has none, and needs none.
+            labels = [getattr(payload, "label", UNLABELLED) for payload in results.payloads]
+            results = results._replace(labels=labels)
         with self._lock:
             self._held.difference_update(results.ids)
             if self.cancelled:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from mosec_asgi.labels import Labels
 from mosec_asgi.worker import Worker
 
 
@@ -32,6 +33,7 @@ class WorkerSpec:
         log_level: the least level to log.
         log_text: log text instead of JSON lines even if standard error is not a terminal.
         metrics_directory: the server's private directory of custom metrics; empty if there is none.
+        labels: what the next stage wants to know of what it passes on; None where it asks for nothing.
     """
 
     worker: type[Worker]
@@ -51,3 +53,4 @@ class WorkerSpec:
     log_level: str = "info"
     log_text: bool = False
     metrics_directory: str = ""
+    labels: Labels | None = None

@@ -8,6 +8,7 @@ read for many tasks. All numbers are little-endian.
     TASKS    = count x (task u64, payload length u64, flags u16, request id length u16), request ids, payloads
     ASKED    = as TASKS, and behind it count x (length u32), what the worker is told of the requests, if it asks for it
     RESULTS  = count x (task u64, payload length u64, status u16), payloads; seconds = the worker's time on them
+    LABELLED = as RESULTS, and behind it count x (cost u64, key length u16), keys: what the next stage asks for
     CHUNKS   = count x (task u64, payload length u64), payloads: pieces of streams, several of one task in order
     CANCELS  = count x (task u64): nobody waits for these any more
     CREDITS  = count x (task u64, bytes u64): what clients have taken of their streams
@@ -52,9 +53,10 @@ CANCEL_ENTRY = "Q"
 BLOCK_ENTRY = "Q"
 CREDIT_ENTRY = "QQ"
 REQUEST_ENTRY = "I"
+LABEL_ENTRY = "QH"
 _ENTRY_SIZES = {
     entry: struct.calcsize("<" + entry)
-    for entry in (TASK_ENTRY, RESULT_ENTRY, CHUNK_ENTRY, CANCEL_ENTRY, CREDIT_ENTRY, REQUEST_ENTRY)
+    for entry in (TASK_ENTRY, RESULT_ENTRY, CHUNK_ENTRY, CANCEL_ENTRY, CREDIT_ENTRY, REQUEST_ENTRY, LABEL_ENTRY)
 }
 # A frame's header and its only row.
 _ONE_TASK = struct.Struct(HEADER.format + TASK_ENTRY)
@@ -83,6 +85,7 @@ class Kind(enum.IntEnum):
     RELEASED = 9
     FREED = 10
     ASKED = 11
+    LABELLED = 12
 
 
 # A flag of a task: its payload is a reference to shared memory.
@@ -188,6 +191,8 @@ def encode_results(results: Results) -> bytes:
     """Return `results`, whose payloads are bytes, as a frame."""
     payloads: Sequence[bytes] = results.payloads  # type: ignore[assignment]  # what is held stands there as a reference
     count = len(results.ids)
+    if results.labels:
+        return _encode_labelled(results, payloads)
     if count == 1:
         (task_id,), (code,), (payload,) = results.ids, results.codes, payloads
         size = len(payload)
@@ -195,6 +200,15 @@ def encode_results(results: Results) -> bytes:
         return _ONE_RESULT.pack(MAGIC, Kind.RESULTS, 1, body, results.seconds, *row) + payload
     table = _pack_table(RESULT_ENTRY, (results.ids, map(len, payloads), results.codes), count)
     return _frame(Kind.RESULTS, count, results.seconds, [b"", table, *payloads])
+
+
+def _encode_labelled(results: Results, payloads: Sequence[bytes]) -> bytes:
+    count = len(results.ids)
+    table = _pack_table(RESULT_ENTRY, (results.ids, map(len, payloads), results.codes), count)
+    costs, texts = zip(*results.labels, strict=True)
+    keys = [key.encode() for key in texts]
+    labels = _pack_table(LABEL_ENTRY, (costs, map(len, keys)), count)
+    return _frame(Kind.LABELLED, count, results.seconds, [b"", table, *payloads, labels, *keys])
 
 
 def encode_chunks(chunks: Chunks) -> bytes:
@@ -284,6 +298,8 @@ class Decoder:
                 buffer, start, end = bytes(view[start:end]), 0, length
         if kind == Kind.RESULTS:
             return _decode_results(buffer, start, end, count, seconds)
+        if kind == Kind.LABELLED:
+            return _decode_labelled(buffer, start, end, count, seconds)
         if kind == Kind.TASKS:
             return _decode_tasks(buffer, start, end, count)
         if kind == Kind.ASKED:
@@ -329,6 +345,23 @@ def _decode_results(data: bytes, start: int, end: int, count: int, seconds: floa
     if position + sum(lengths) != end:
         raise FrameError(f"no frame: {count} results do not add up to a body of {end - start} bytes")
     return Results(ids, codes, _cut(data, position, lengths), seconds)
+
+
+def _decode_labelled(data: bytes, start: int, end: int, count: int, seconds: float) -> Results:
+    (_, lengths, _), position = _unpack_table(RESULT_ENTRY, data, start, end, count)
+    results_end = position + sum(lengths)
+    # Checked here, as the table behind the results is read first where they are cut short.
+    if results_end > end:
+        raise FrameError(f"no frame: {count} results do not add up to a body of {end - start} bytes")
+    (costs, sizes), position = _unpack_table(LABEL_ENTRY, data, results_end, end, count)
+    if position + sum(sizes) != end:
+        raise FrameError(f"no frame: {count} keys do not add up to a body of {end - start} bytes")
+    try:
+        keys = [key.decode() for key in _cut(data, position, sizes)]
+    except UnicodeDecodeError as error:
+        raise FrameError("no frame: a key is not UTF-8") from error
+    results = _decode_results(data, start, results_end, count, seconds)
+    return results._replace(labels=list(zip(costs, keys, strict=True)))
 
 
 def _decode_chunks(data: bytes, start: int, end: int, count: int) -> Chunks:

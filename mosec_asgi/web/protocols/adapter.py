@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from mosec_asgi import log
 from mosec_asgi.batching.engine import Engine
 from mosec_asgi.errors import ClientError, Failure, ServerError, describe
+from mosec_asgi.labels import UNLABELLED, Labels
 from mosec_asgi.messages import Call, Chunk, Credit, Outcome, Payload, drop_all
 from mosec_asgi.reply import Reply
 from mosec_asgi.request import Request as ToldRequest
@@ -61,6 +62,10 @@ class Target(Protocol):
     @property
     def takes_request(self) -> bool:
         """A stage of it wants to know of the request."""
+
+    @property
+    def labels(self) -> Labels | None:
+        """What its first stage wants to know of an item."""
 
 
 class Objects(Protocol):
@@ -176,10 +181,14 @@ class ProtocolRoute:
     ) -> Call:
         """Return the call for an item."""
         pipelines, target = self._pipelines, asked.pipeline.target
-        payload = pipelines.objects.payload(asked.ask.items[place], apart=target.apart)
+        item = asked.ask.items[place]
+        cost, key = UNLABELLED if target.labels is None else target.labels.of(item)
+        payload = pipelines.objects.payload(item, apart=target.apart)
         call_id = pipelines.engine.new_id()
         asked.places[call_id] = place
-        return Call(call_id, target.place, payload, request_id, timeout, objects=True, request=about)
+        return Call(
+            call_id, target.place, payload, request_id, timeout, objects=True, key=key, request=about, cost=cost
+        )
 
     # -- outcomes to response ----------------------------------------------------------------------------------------
 
