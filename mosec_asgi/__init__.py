@@ -2,7 +2,7 @@
 
 General layout; each floor imports only from those below it:
 
-    cli.py, __main__.py     F8  the command `mosec-asgi`
+    cli/, __main__.py       F8  the command `mosec-asgi`: one module a command
     testing/                F8  a service on virtual time with scripted workers; the simulation of random histories
     server.py               F7  Server: stages and routes -> the ASGI app, its lifespan, run()
     offline/                F7  the command `map`: a model over a file

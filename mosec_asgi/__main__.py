@@ -4,4 +4,6 @@ import sys
 
 from mosec_asgi.cli import main
 
-sys.exit(main())
+# A worker that is spawned imports the main module, and must not become a command line.
+if __name__ == "__main__":
+    sys.exit(main())

@@ -8,8 +8,20 @@ docs/protocols.md says all of it. `Delta` is for workers: a piece of text with m
 """
 
 from mosec_asgi.events import Delta
+from mosec_asgi.web.protocols.open_inference.description import Tensor
 from mosec_asgi.web.protocols.openai.protocol import OpenAI
 from mosec_asgi.web.protocols.seam import Ask, Endpoint, EventForm, Problem, Protocol, json_response
 from mosec_asgi.web.responses import Response
 
-__all__ = ["Ask", "Delta", "Endpoint", "EventForm", "OpenAI", "Problem", "Protocol", "Response", "json_response"]
+__all__ = [
+    "Ask",
+    "Delta",
+    "Endpoint",
+    "EventForm",
+    "OpenAI",
+    "Problem",
+    "Protocol",
+    "Response",
+    "Tensor",
+    "json_response",
+]

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
     from mosec_asgi.calls.blocking import BlockingEngine
     from mosec_asgi.calls.inference import Inference
+    from mosec_asgi.observing.statistics import ServiceReport
     from mosec_asgi.service import Platform, Service
     from mosec_asgi.web.direct import DirectRoutes
     from mosec_asgi.web.protocols.seam import Protocol
@@ -85,6 +86,8 @@ class Server:
         self._overrides: dict[str, Any] = {}
         # The log already says that the server runs on the wrong kind of event loop.
         self._told_of_loop = False
+        # The service whose workers are loading.
+        self._loading: Service | None = None
         # Set by `testing.serving`: workers in this process instead of their own.
         self._platform: Platform | None = None
         if type(self).__call__ is Server.__call__:
@@ -471,6 +474,17 @@ class Server:
 
         return BlockingEngine(self, lambda: self._running)
 
+    def statistics(self) -> ServiceReport:
+        """Return how the service stands, and what it has done since it was started; in any state, from any thread.
+
+        `server.statistics().as_dict()` is the same in a form for JSON. What has happened in a time is the difference of
+        two reports; see `mosec_asgi.observing.statistics`.
+        """
+        from mosec_asgi.observing.statistics import ServiceReport
+
+        service = self._lifetime.running or self._loading
+        return service.report() if service is not None else ServiceReport()
+
     def direct_routes(self) -> DirectRoutes | None:
         """Return the routes that `run()` need not ask through ASGI, if there are any; see `web.direct`."""
         return self._running.direct_routes if self._running is not None and self.why_not_direct() is None else None
@@ -572,8 +586,12 @@ class Server:
             middleware=self._middleware,
             protocols=self._defined.protocols,
         )
-        with told_of_signals(self.close):
-            await running.start()
+        self._loading = running
+        try:
+            with told_of_signals(self.close):
+                await running.start()
+        finally:
+            self._loading = None
         for name, process in self._daemons.items():
             running.watch_daemon(name, process, self._on_daemon_exit)
         return running

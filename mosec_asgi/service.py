@@ -28,6 +28,7 @@ from mosec_asgi.ipc.shm import SharedMemory, shared_memory
 from mosec_asgi.messages import Call, Chunk, Credit
 from mosec_asgi.observing.custom import CustomMetrics
 from mosec_asgi.observing.metrics import ServiceMetrics, StageMetrics
+from mosec_asgi.observing.statistics import LOADING, SERVING, ServiceReport, report
 from mosec_asgi.pool.link import Launcher
 from mosec_asgi.pool.process.launcher import ProcessLauncher
 from mosec_asgi.pool.thread import ThreadLauncher
@@ -104,13 +105,17 @@ class Service:
         )
         # Workers in this process use the process's own prometheus_client registry.
         self._custom = None if platform else CustomMetrics(prometheus_directory())
+        self._clock = platform.clock if platform else time.monotonic
+        self._began = self._clock()
+        self._state = LOADING
+        self._stage_names = {plan.path: [stages[place].name for place in plan.stages] for plan in pipelines}
         self._coordinator = Coordinator(
             stages,
             pipelines,
             platform.launcher if platform else self._launcher,
             limits,
             observers=[self._metrics.stages],
-            clock=platform.clock if platform else time.monotonic,
+            clock=self._clock,
             shared_memory=lambda: self._memory.in_use if self._memory is not None else 0,
         )
         self._daemon_watches: list[asyncio.Task[None]] = []
@@ -137,6 +142,7 @@ class Service:
             await asyncio.sleep(0)
             self.app = self._build_app(objects)
             await starting
+            self._began, self._state = self._clock(), SERVING
         except BaseException:
             starting.cancel()
             await asyncio.wait([starting])
@@ -159,6 +165,17 @@ class Service:
     def statistics(self) -> Statistics:
         """Return how things stand."""
         return self._coordinator.statistics()
+
+    def report(self) -> ServiceReport:
+        """Return how things stand, and what has been counted and measured so far."""
+        return report(
+            self._metrics,
+            self._coordinator.statistics(),
+            self._stage_names,
+            state=self._state,
+            uptime=self._clock() - self._began,
+            capacity=self._settings.capacity,
+        )
 
     def abandon(self) -> None:
         """End all workers at once: the event loop is closed and nothing can be waited for."""

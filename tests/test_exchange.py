@@ -44,6 +44,7 @@ class ListRoute:
 
     methods: Sequence[str] = ("POST",)
     takes_request = False
+    admits = False
 
     def __init__(self, path: str, new_id: Any, *, streams: bool) -> None:
         self.path = path

@@ -7,7 +7,7 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 
 from mosec_asgi.batching.engine import StageStatistics, Statistics
 from mosec_asgi.observing.exposition import Exposition
-from mosec_asgi.observing.metrics import DURATION_BUCKETS, SIZE_BUCKETS, ServiceMetrics, StageMetrics
+from mosec_asgi.observing.metrics import DURATION_BUCKETS, LATENCY_BUCKETS, SIZE_BUCKETS, ServiceMetrics, StageMetrics
 
 OPENMETRICS = "application/openmetrics-text; version=1.0.0"
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
@@ -117,7 +117,7 @@ def test_bounds_are_written_without_the_noise_of_binary_fractions() -> None:
     body, _ = Exposition(service(), lambda: NOW).render("")
     bounds = {line.split('le="')[1].split('"')[0] for line in body.decode().splitlines() if 'le="' in line}
     assert {"0.001", "0.002", "0.008", "0.064", "4.096", "1.0", "512.0", "+Inf"} <= bounds
-    assert all(len(bound) <= 5 for bound in bounds)
+    assert all(len(bound) <= 9 for bound in bounds)
 
 
 def test_batch_metrics_are_shown_only_for_stages_with_batching() -> None:
@@ -241,3 +241,21 @@ def test_whole_numbers_are_written_as_such(accept: str) -> None:
     assert [value for value in values if b"." in value], "others keep their fraction"
     assert b'1.0 }"' in text
     assert b'le="1.0"' in text
+
+
+def test_the_time_of_requests_is_shown_in_mosecs_steps_and_in_finer_ones() -> None:
+    metrics = service()
+    metrics.duration.observe(30.0)
+    found = samples(metrics)
+    mosecs = {
+        dict(labels)["le"]: value
+        for (name, labels), value in found.items()
+        if name == "mosec_service_process_duration_second_bucket" and ("stage", "total") in labels
+    }
+    assert len(mosecs) == len(DURATION_BUCKETS) + 1
+    assert (mosecs["0.002"], mosecs["0.004"], mosecs["4.096"], mosecs["+Inf"]) == (0, 1, 1, 2)
+    name = "mosec_service_request_duration_second"
+    finer = [found[key(f"{name}_bucket", le=le)] for le in ("0.002", "0.002828", "0.004", "32.77", "+Inf")]
+    assert finer == [0, 0, 1, 2, 2]
+    assert (found[key(f"{name}_count")], found[key(f"{name}_sum")]) == (2, 30.003)
+    assert set(DURATION_BUCKETS) < set(LATENCY_BUCKETS)

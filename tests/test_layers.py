@@ -35,7 +35,9 @@ PURE = {
     "batching.policy.rules", "batching.policy.ordered", "batching.ordered_queue", "batching.tenants",
     "batching.engine", "batching.task", "batching.flow",
     "batching.admission", "batching.stage_admission", "batching.service_time", "batching.offered", "batching.busy_poll",
-    "observing.observer",
+    "observing.observer", "observing.metrics", "observing.distribution", "observing.statistics",
+    "web.protocols.open_inference", "web.protocols.open_inference.datatypes", "web.protocols.open_inference.tensors",
+    "web.protocols.open_inference.description", "web.protocols.open_inference.inference",
     "web.budget", "calls.window", "offline.done", "offline.progress", "offline.faults",
     "pool.lifecycle", "pool.watchdog", "inside.isolation",
     "ipc.frames", "ipc.arena", "ipc.reference", "ipc.ledger",
@@ -43,7 +45,7 @@ PURE = {
 IMPURE = {"asyncio", "socket", "time", "threading", "multiprocessing", "signal", "subprocess", "os", "select"}
 HEAVY = {
     "starlette", "uvicorn", "pydantic", "prometheus_client", "msgpack", "msgspec", "numbin", "numpy", "redis",
-    "asyncio", "ssl", "argparse", "tempfile",
+    "asyncio", "ssl", "argparse", "tempfile", "click", "rich", "watchfiles",
 }  # fmt: skip
 
 MODULES = {

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import argparse
 import csv
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -13,9 +13,12 @@ import offline_workers as workers
 import pytest
 
 from mosec_asgi import Server
+from mosec_asgi.cli import map as map_
 from mosec_asgi.errors import DefinitionError
 from mosec_asgi.offline import command
 from mosec_asgi.offline.faults import WrongUse
+
+OPTIONS = [field.name for field in dataclasses.fields(command.Options)]
 
 
 def server_of(**settings: Any) -> Server:
@@ -27,11 +30,10 @@ def server_of(**settings: Any) -> Server:
 
 
 def run(folder: Path, *arguments: str, server: Server | None = None, output: str = "out.jsonl") -> int:
-    parser = argparse.ArgumentParser()
-    command.add_arguments(parser)
     places = ["--input", str(folder / "in.jsonl"), "--output", str(folder / output)]
     # The later one of two counts.
-    return command.run(parser.parse_args([*places, *arguments]), server or server_of())
+    given = map_.command.make_context("map", ["app:server", *places, *arguments]).params
+    return command.run(command.Options(**{name: given[name] for name in OPTIONS}), server or server_of())
 
 
 def written(folder: Path, *values: Any, name: str = "in.jsonl") -> None:

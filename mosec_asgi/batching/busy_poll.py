@@ -7,26 +7,29 @@ else:
 
 - It is done for a task that is alone at its stage, and `Channel.busy_poll` ends it as soon as anything else has come.
 - The worker's measured time for a task is at most `QUICK_SECONDS`.
-- It is done only while it pays. Each look in vain, of `POLL_SECONDS`, doubles the number of lone tasks until the next
-  look, so that a machine whose processors are all busy hardly polls.
+- It is done only while it pays. A look in vain costs `POLL_SECONDS` of a processor, many times what one that finds an
+  answer saves. So each look in vain doubles the number of lone tasks until the next look, and `FINDS` answers found in
+  a row halve it again: a machine whose processors are all busy, where many looks are in vain, hardly polls.
 """
 
 from __future__ import annotations
 
 QUICK_SECONDS = 100e-6
 POLL_SECONDS = 200e-6
-# The longest pause after looks in vain, as a power of two of tasks.
-MOST_DOUBLINGS = 12
+# The longest pause after looks in vain, as a power of two of tasks: it costs less than a microsecond a task then.
+MOST_DOUBLINGS = 8
+FINDS = 16
 
 
 class BusyPoll:
     """Decides when to look for answers at a stage, by what earlier looks have found."""
 
-    __slots__ = ("_skip", "_vain")
+    __slots__ = ("_doublings", "_found", "_skip")
 
     def __init__(self) -> None:
-        # Looks in vain since the last one that found an answer, and lone tasks until the next look.
-        self._vain = 0
+        # Of the pause; answers found since it was last changed; lone tasks until the next look.
+        self._doublings = 0
+        self._found = 0
         self._skip = 0
 
     def seconds(self, seconds_per_item: float | None) -> float:
@@ -44,5 +47,12 @@ class BusyPoll:
 
     def looked(self, *, found: bool) -> None:
         """Note whether there was an answer; a look that ended because something else had come is not counted."""
-        self._vain = 0 if found else min(self._vain + 1, MOST_DOUBLINGS)
-        self._skip = (1 << self._vain) - 1
+        if not found:
+            self._doublings = min(self._doublings + 1, MOST_DOUBLINGS)
+            self._found = 0
+        elif self._doublings:
+            self._found += 1
+            if self._found == FINDS:
+                self._doublings -= 1
+                self._found = 0
+        self._skip = (1 << self._doublings) - 1

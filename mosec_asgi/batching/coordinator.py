@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from mosec_asgi import errors, log
 from mosec_asgi.batching.admission import Admission, Reason, Refusal
-from mosec_asgi.batching.engine import Caller, StageStatistics, Statistics
+from mosec_asgi.batching.engine import Caller, Statistics
 from mosec_asgi.batching.flow import Flow
 from mosec_asgi.batching.stage import Stage, StagePlan
 from mosec_asgi.batching.task import State, Task
@@ -256,20 +256,7 @@ class Coordinator:
     def statistics(self) -> Statistics:
         """Return how things stand."""
         now = self._clock()
-        stages = tuple(
-            StageStatistics(
-                stage.plan.name,
-                stage.scheduler.queued,
-                stage.scheduler.in_flight,
-                stage.scheduler.loads.slots_in_use,
-                stage.pool.ready,
-                stage.pool.size,
-                stage.pool.restarts,
-                stage.pool.down,
-                stage.admission.expected_wait(now),
-            )
-            for stage in self._stages
-        )
+        stages = tuple(stage.statistics(now) for stage in self._stages)
         return Statistics(len(self._admitted), self._closing, stages, self._shared_memory())
 
     def _refusal(self, stages: tuple[int, ...], timeout: float, now: float) -> Refusal | None:

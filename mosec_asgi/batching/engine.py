@@ -13,6 +13,27 @@ from mosec_asgi.messages import Call, Chunk, Credit, Outcome
 
 
 @dataclass(frozen=True, slots=True)
+class WorkerStatistics:
+    """A worker of a stage at one moment, or its place while there is none.
+
+    Attributes:
+        worker_id: its number in the stage.
+        state: one of `pool.lifecycle.State`, by its value; "dead" where another is to be started in its place.
+        seconds: since it was ready, or, before that, since it was started; 0 where it is dead.
+        name: what it runs on, such as "process 1234"; empty where it is dead.
+        in_flight: tasks that it has and has not answered.
+        error: the last line of what the last try to start a worker here has failed with; empty if it has not.
+    """
+
+    worker_id: int
+    state: str
+    seconds: float = 0.0
+    name: str = ""
+    in_flight: int = 0
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class StageStatistics:
     """A stage at one moment.
 
@@ -26,6 +47,9 @@ class StageStatistics:
         restarts: workers started in place of dead ones so far.
         down: no worker is alive, and the last try to start one failed.
         expected_wait: seconds that a task which comes now is likely to wait; 0 while that is not known.
+        batch_size: the most tasks in a batch; 1 where there is no batching.
+        concurrency: tasks, or batches where there is batching, that a worker runs at a time.
+        places: its workers.
     """
 
     name: str
@@ -37,6 +61,9 @@ class StageStatistics:
     restarts: int
     down: bool
     expected_wait: float = 0.0
+    batch_size: int = 1
+    concurrency: int = 1
+    places: tuple[WorkerStatistics, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,9 +5,9 @@ The `Scheduler` of a stage holds its queue (`queue`), what is known of its worke
 the scheduler what has happened (`enqueue`, `answered`, `add_worker`, ...) and asks `assign(now)` what to do: a list of
 assignments to send, and the time at which to ask again if nothing happens before.
 
-Tasks start in order of arrival, unless the stage has rules of cost or key, or a task has brought a priority or a tenant:
-only then is there another queue and another policy (`ordered_queue`, `policy.ordered`). One central queue: a worker is
-chosen when the task leaves it, not when it comes.
+Tasks start in order of arrival, unless the stage has rules of cost or key, or a task has brought a priority or a
+tenant: only then is there another queue and another policy (`ordered_queue`, `policy.ordered`). One central queue: a
+worker is chosen when the task leaves it, not when it comes.
 
 *Concurrent workers* (`concurrency` above 1: an event loop, or the slots of a continuous batch) run several tasks, or
 several batches, at a time. They answer in any order, and are sent a quarter more tasks than they run, so that the next

@@ -20,6 +20,7 @@ from typing import Protocol
 
 from mosec_asgi import log
 from mosec_asgi.batching.busy_poll import BusyPoll
+from mosec_asgi.batching.engine import StageStatistics, WorkerStatistics
 from mosec_asgi.batching.loads import AnswerError
 from mosec_asgi.batching.policy.rules import Rules
 from mosec_asgi.batching.scheduler import Assignment, Scheduler
@@ -45,8 +46,9 @@ from mosec_asgi.messages import (
     drop_all,
 )
 from mosec_asgi.observing.observer import StageEvents, StageObserver
+from mosec_asgi.pool.lifecycle import State as WorkerState
 from mosec_asgi.pool.link import Launcher
-from mosec_asgi.pool.supervisor import PoolWorker, Supervisor
+from mosec_asgi.pool.supervisor import Place, PoolWorker, Supervisor
 from mosec_asgi.pool.watchdog import Watchdog
 from mosec_asgi.request import packed
 
@@ -208,6 +210,34 @@ class Stage:
         if self._look_timer is not None:
             self._look_timer.cancel()
             self._look_timer = None
+
+    def statistics(self, now: float) -> StageStatistics:
+        """Return how things stand."""
+        return StageStatistics(
+            self.plan.name,
+            self.scheduler.queued,
+            self.scheduler.in_flight,
+            self.scheduler.loads.slots_in_use,
+            self.pool.ready,
+            self.pool.size,
+            self.pool.restarts,
+            self.pool.down,
+            self.admission.expected_wait(now),
+            self.plan.batch_size,
+            self.plan.concurrency,
+            tuple(self._worker_statistics(place, now) for place in self.pool.places),
+        )
+
+    def _worker_statistics(self, place: Place, now: float) -> WorkerStatistics:
+        worker = place.worker
+        if worker is None:
+            return WorkerStatistics(place.spec.worker_id, WorkerState.DEAD.value, error=place.fault)
+        since = worker.launched_at if worker.ready_at is None else worker.ready_at
+        load = self.scheduler.loads.get(worker)
+        in_flight = 0 if load is None else len(load.sent)
+        return WorkerStatistics(
+            worker.worker_id, worker.state.value, now - since, worker.link.name, in_flight, place.fault
+        )
 
     # -- told by the owner -------------------------------------------------------------------------------------------
 

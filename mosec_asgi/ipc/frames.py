@@ -61,6 +61,7 @@ _ENTRY_SIZES = {
 # A frame's header and its only row.
 _ONE_TASK = struct.Struct(HEADER.format + TASK_ENTRY)
 _ONE_RESULT = struct.Struct(HEADER.format + RESULT_ENTRY)
+_ONE_CHUNK = struct.Struct(HEADER.format + CHUNK_ENTRY)
 # The statuses of a result: a result, a result in shared memory, a reply, an error, or 499 (nginx's number) where nobody
 # waits for it.
 IN_MEMORY = 1200
@@ -145,6 +146,7 @@ def _table(entry: str, count: int) -> struct.Struct:
 
 _TASK_ROW = _table(TASK_ENTRY, 1)
 _RESULT_ROW = _table(RESULT_ENTRY, 1)
+_CHUNK_ROW = _table(CHUNK_ENTRY, 1)
 
 
 def _pack_table(entry: str, columns: Sequence[Iterable[int]], count: int) -> bytes:
@@ -214,6 +216,10 @@ def _encode_labelled(results: Results, payloads: Sequence[bytes]) -> bytes:
 def encode_chunks(chunks: Chunks) -> bytes:
     """Return `chunks` as a frame."""
     count = len(chunks.ids)
+    if count == 1:
+        (task_id,), (payload,) = chunks
+        size = len(payload)
+        return _ONE_CHUNK.pack(MAGIC, Kind.CHUNKS, 1, _CHUNK_ROW.size + size, 0.0, task_id, size) + payload
     table = _pack_table(CHUNK_ENTRY, (chunks.ids, map(len, chunks.payloads)), count)
     return _frame(Kind.CHUNKS, count, 0.0, [b"", table, *chunks.payloads])
 
@@ -365,6 +371,12 @@ def _decode_labelled(data: bytes, start: int, end: int, count: int, seconds: flo
 
 
 def _decode_chunks(data: bytes, start: int, end: int, count: int) -> Chunks:
+    if count == 1 and end - start >= _CHUNK_ROW.size:
+        task_id, length = _CHUNK_ROW.unpack_from(data, start)
+        position = start + _CHUNK_ROW.size
+        if position + length == end:
+            return Chunks((task_id,), (data[position:end],))
+        # Not valid: the code below finds out why.
     (ids, lengths), position = _unpack_table(CHUNK_ENTRY, data, start, end, count)
     if position + sum(lengths) != end:
         raise FrameError(f"no frame: {count} chunks do not add up to a body of {end - start} bytes")

@@ -8,55 +8,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Protocol
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.exposition import choose_encoder
 
 from mosec_asgi.observing.custom import CustomMetrics
-from mosec_asgi.observing.metrics import Histogram, ServiceMetrics, StageMetrics
-
-
-class StageNow(Protocol):
-    """What is shown of a stage as it is now; see `batching.engine.StageStatistics`."""
-
-    @property
-    def queued(self) -> int:
-        """Tasks that wait."""
-
-    @property
-    def slots_in_use(self) -> int:
-        """Tasks, or batches, that workers run."""
-
-    @property
-    def ready(self) -> int:
-        """Workers that can be given tasks."""
-
-    @property
-    def restarts(self) -> int:
-        """Workers started in place of dead ones so far."""
-
-    @property
-    def expected_wait(self) -> float:
-        """Seconds that a task which comes now is likely to wait."""
-
-
-class ServiceNow(Protocol):
-    """What is shown of a service as it is now; see `batching.engine.Statistics`."""
-
-    @property
-    def admitted(self) -> int:
-        """Calls admitted and not yet answered."""
-
-    @property
-    def shared_memory(self) -> int:
-        """Bytes of shared memory that payloads take."""
-
-    @property
-    def stages(self) -> Sequence[StageNow]:
-        """In the order of the service's list; empty while it starts."""
-
+from mosec_asgi.observing.metrics import DURATION_BUCKETS, Histogram, ServiceMetrics, StageMetrics
+from mosec_asgi.observing.statistics import ServiceNow, StageNow
 
 # A sample: its name, its labels, and its value; a timestamp or an exemplar may follow.
 _SAMPLE = re.compile(
@@ -132,7 +91,8 @@ class Exposition:
         batches = self._histogram(
             "batch_duration_second", "dynamic batching duration for each connection in each stage"
         )
-        process.add_metric(("total", "total"), self._service.duration.buckets(), self._service.duration.total)
+        duration = self._service.duration
+        process.add_metric(("total", "total"), duration.buckets(DURATION_BUCKETS), duration.total)
         for stage in self._service.stages:
             for worker_id, worker in sorted(stage.workers.items()):
                 labels = (stage.stage, str(worker_id))
@@ -141,6 +101,12 @@ class Exposition:
                     sizes.add_metric(labels, worker.batch_size.buckets(), worker.batch_size.total)
                     batches.add_metric(labels, worker.batch_duration.buckets(), worker.batch_duration.total)
         yield from (process, sizes, batches)
+        yield HistogramMetricFamily(
+            f"{self._service.namespace}_request_duration_second",
+            "time from a request's arrival to its answer, of those answered 200",
+            buckets=duration.buckets(),
+            sum_value=duration.total,
+        )
 
     def _histogram(self, name: str, text: str) -> HistogramMetricFamily:
         return HistogramMetricFamily(f"{self._service.namespace}_{name}", text, labels=("stage", "connection"))

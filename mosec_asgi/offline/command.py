@@ -1,13 +1,13 @@
-"""`mosec-asgi map`: its arguments, and a run from its beginning to its exit code."""
+"""`mosec-asgi map`: a run from its options to its exit code."""
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import os
 import shlex
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,88 +33,33 @@ SOME_FAILED = 3
 FORMATS = ("jsonl", "csv", "parquet", OpenAIBatch.name)
 TABLES = ("csv", "parquet")
 _ENDINGS = {".csv": "csv", ".parquet": "parquet", ".pq": "parquet"}
-_DESCRIPTION = """\
-Run a model over a file: each line is an item for the route's workers, as in `engine.map`, and each result a line of the
-output. Whole batches run in each worker, and only what is in hand lies in memory. The service's workers are started for
-the time of the run; nothing listens on a port.
-"""
-_EPILOG = """\
-records: {"line": 17, "output": ...}, where `line` counts from 1. Lines that fail stand in OUTPUT.errors.jsonl, each
-with its number, code, text and input. OUTPUT.run.json says which run these files are of; it may be deleted at the end.
-
-stopping: ctrl-c takes no more lines and finishes those in hand. However a run has ended, the same command with --resume
-does the lines that have no record yet, and only those.
-
-exit codes: 0 all lines are done; 3 all are done, and some have failed; 1 not finished; 2 wrong use, nothing was done;
-130 or 143 stopped by ctrl-c or SIGTERM.
-
-examples:
-  mosec-asgi map app:server --input in.jsonl --output out.jsonl
-  mosec-asgi map app:server --input in.csv --column text --output out.parquet --resume
-  mosec-asgi map app:server --input batch.jsonl --output answers.jsonl --format openai-batch
-  zcat in.jsonl.gz | mosec-asgi map app:server --input - --output out.jsonl
-"""
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the command's arguments to its parser, but for those that name the server."""
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.description = _DESCRIPTION
-    parser.epilog = _EPILOG
-    parser.add_argument("--input", required=True, metavar="FILE", help="what to read; - for standard input")
-    parser.add_argument(
-        "--output", required=True, metavar="FILE", help="what to write; - for standard output, with --errors"
-    )
-    parser.add_argument(
-        "--errors", metavar="FILE", help="where lines that fail are written (default: OUTPUT.errors.jsonl)"
-    )
-    parser.add_argument(
-        "--route",
-        metavar="PATH",
-        help=f"whose workers run the items (default: the only route, or {DEFAULT_ROUTE}; with openai-batch, each "
-        "line's `url`)",
-    )
-    parser.add_argument(
-        "--format",
-        choices=FORMATS,
-        help="of the input (default: by its ending, csv or parquet; else openai-batch where the first line is a "
-        "request of a batch, and jsonl where it is not)",
-    )
-    parser.add_argument(
-        "--output-format",
-        choices=("jsonl", *TABLES),
-        help="of the output (default: by its ending). CSV and Parquet are made at the end, with the columns line and "
-        "output; until then the records are in OUTPUT.records.jsonl",
-    )
-    parser.add_argument(
-        "--column", metavar="NAME", help="what of a line is the item (default: all of it, a dictionary by its columns)"
-    )
-    parser.add_argument(
-        "--unordered",
-        action="store_true",
-        help="write results as they come, so that a slow item holds up none (default: in the order of the lines)",
-    )
-    parser.add_argument(
-        "--timeout",
-        type=int,
-        metavar="MS",
-        help="milliseconds that an item may take, in the place of the service's setting `timeout`; 0 for no limit",
-    )
-    parser.add_argument(
-        "--in-flight",
-        type=int,
-        metavar="N",
-        help="the most items that are called at a time (default: for each worker a full batch and one more behind it)",
-    )
-    there = parser.add_mutually_exclusive_group()
-    there.add_argument(
-        "--resume", action="store_true", help="go on with what an earlier run has written; begin where there is nothing"
-    )
-    there.add_argument("--overwrite", action="store_true", help="remove what an earlier run has written, and begin")
-    parser.add_argument("--quiet", action="store_true", help="show no progress, only what goes wrong")
+@dataclass(frozen=True)
+class Options:
+    """What the command line asks for; `cli.map` says what each is.
+
+    Attributes:
+        timeout: milliseconds; None for the service's own.
+        in_flight: items.
+    """
+
+    input: str
+    output: str
+    errors: str | None
+    route: str | None
+    format: str | None
+    output_format: str | None
+    column: str | None
+    unordered: bool
+    timeout: int | None
+    in_flight: int | None
+    resume: bool
+    overwrite: bool
+    quiet: bool
 
 
-def run(options: argparse.Namespace, server: Server) -> int:
+def run(options: Options, server: Server) -> int:
     """Do what the command line asks for; return the exit code.
 
     Raises:
@@ -137,7 +82,7 @@ def run(options: argparse.Namespace, server: Server) -> int:
 class _Command:
     """One run."""
 
-    def __init__(self, options: argparse.Namespace, server: Server, stopping: Stopping) -> None:
+    def __init__(self, options: Options, server: Server, stopping: Stopping) -> None:
         self._options = options
         self._server = server
         self._stopping = stopping
@@ -200,7 +145,8 @@ class _Command:
             )
 
     def _map_to_stdout(self, reader: readers.Reader, form: Form) -> int:
-        errors = Path(self._options.errors)
+        # Standard output goes with --errors: `_check_places` has seen to it.
+        errors = Path(self._options.errors or "")
         if errors.exists() and not self._options.overwrite:
             raise WrongUse(f"{errors} exists: --overwrite begins anew")
         errors.unlink(missing_ok=True)
@@ -267,7 +213,7 @@ class _Command:
         return SOME_FAILED if self._failed else 0
 
 
-def _check_places(options: argparse.Namespace) -> None:
+def _check_places(options: Options) -> None:
     """Refuse places that do not go together."""
     if options.resume and options.output == STDOUT:
         raise WrongUse("--resume needs a file for --output: what went to standard output cannot be looked at")
@@ -304,7 +250,7 @@ def _stopped_by(stopping: Stopping) -> int:
     return 128 + (stopping.number or 0)
 
 
-def _remedy(options: argparse.Namespace) -> str:
+def _remedy(options: Options) -> str:
     """Return how to go on, as the end of a message."""
     if STDIN in (options.input, options.output):
         return ""

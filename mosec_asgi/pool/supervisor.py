@@ -8,7 +8,7 @@ is launched, that it is gone.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Protocol
@@ -22,6 +22,9 @@ from mosec_asgi.pool.link import Launcher, WorkerLink
 
 # Seconds in which a worker that has closed its link, or could not start, exits by itself; then it is killed.
 EXIT_SECONDS = 1.0
+
+# Characters of an error's line that are shown where there is no room for all of it.
+MOST_OF_ERROR = 200
 
 # What may have sent SIGKILL, where the server has not.
 NOT_BY_US = (
@@ -153,6 +156,11 @@ class Place:
     failing: bool = False
     error: str = ""
 
+    @property
+    def fault(self) -> str:
+        """The last line of `error`, as far as it is still so; a traceback says there what was raised."""
+        return self.error.rstrip().rpartition("\n")[2][:MOST_OF_ERROR] if self.failing else ""
+
 
 class Supervisor:
     """Keeps the workers of one stage alive."""
@@ -205,6 +213,11 @@ class Supervisor:
     def size(self) -> int:
         """The number of workers that there should be."""
         return len(self._places)
+
+    @property
+    def places(self) -> Sequence[Place]:
+        """The places of the workers that there should be."""
+        return self._places
 
     @property
     def workers(self) -> list[PoolWorker]:

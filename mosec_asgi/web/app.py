@@ -25,6 +25,7 @@ from mosec_asgi.web.budget import Budget
 from mosec_asgi.web.direct import DirectRoute, DirectRoutes
 from mosec_asgi.web.disconnect import DisconnectWatch
 from mosec_asgi.web.exchange import NO_BUDGET, RequestIds, Route, Shared
+from mosec_asgi.web.heads import AdmittingRoute, HeadFirst
 from mosec_asgi.web.health import Health
 from mosec_asgi.web.limits import DEFAULT, Limits
 from mosec_asgi.web.lingering import Lingering
@@ -93,20 +94,20 @@ class App:
         )
         watch: DisconnectWatch[AsgiExchange] = DisconnectWatch(AsgiExchange.leave)
         bodies = BodyReader(shared.limit, limits, shared.budget)
-        endpoints = [
-            (route, (StreamRoute if route.streams else AsgiRoute)(route, shared, watch, bodies, lingers=lingers))
-            for route in routes
-        ]
+        endpoints: list[tuple[Route, ASGIApp]] = []
+        for route in routes:
+            kind = StreamRoute if route.streams else AsgiRoute
+            endpoint: ASGIApp = kind(route, shared, watch, bodies, lingers=lingers)
+            if route.admits:
+                endpoint = HeadFirst(endpoint, route, shared, lingers=lingers)
+            endpoints.append((route, endpoint))
         # By POST to a path without parameters; all else goes through Starlette.
-        self._models = {
-            route.path: endpoint
-            for route, endpoint in endpoints
-            if "POST" in route.methods and not parameters(route.path)
-        }
+        posted = [each for each in endpoints if "POST" in each[0].methods and not parameters(each[0].path)]
+        self._models = {route.path: endpoint for route, endpoint in posted}
         self.direct_routes = DirectRoutes(
-            (path.encode(), DirectRoute(endpoint.route, shared))
-            for path, endpoint in self._models.items()
-            if not (endpoint.route.streams or endpoint.route.takes_request or middleware) and _is_plain(path)
+            (route.path.encode(), (AdmittingRoute if route.admits else DirectRoute)(route, shared))
+            for route, _ in posted
+            if not (route.streams or route.takes_request or middleware) and _is_plain(route.path)
         )
         self._rest = Starlette(
             routes=[

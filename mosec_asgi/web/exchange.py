@@ -109,12 +109,17 @@ class Route(Protocol):
         streams: an answer may be a stream.
         methods: of HTTP, that it takes, HEAD and OPTIONS not among them.
         takes_request: it reads more of a request than its headers and its body.
+        admits: it may answer a head, so that the body is not read.
     """
 
     path: str
     streams: bool
     methods: Sequence[str]
     takes_request: bool
+    admits: bool
+
+    def admit(self, request: Request) -> Response | None:
+        """Return the answer to a request whose head has come; None to read on. Asked where `admits` says so."""
 
     def calls(self, request: Request) -> Sequence[Call] | CallsInTurn | Response | Failure:
         """Return the calls to submit, at least one; or what is wrong with the request, or an answer without any call.
@@ -213,6 +218,13 @@ class Exchange(abc.ABC):
     def __init__(self, shared: Shared) -> None:
         """Begin with no request."""
         self.shared = shared
+
+    def admit(self) -> Response | None:
+        """Return the answer to a request of which only the head has come; None to read its body."""
+        try:
+            return self.route.admit(self)
+        except Exception as error:
+            return self.route.refuse(self, self._fault(error))
 
     def submit(self) -> None:
         """Have the request run: its body is complete."""

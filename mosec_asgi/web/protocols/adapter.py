@@ -146,8 +146,14 @@ class ProtocolRoute:
         asked = [pipelines.by_route[path].target for path in endpoint.routes]
         self.streams = any(target.streams for target in asked)
         self.takes_request = any(target.takes_request for target in asked)
+        self.admits = endpoint.admits and type(endpoint).admit is not Endpoint.admit
         self._endpoint = endpoint
         self._pipelines = pipelines
+
+    def admit(self, request: Request) -> Response | None:
+        """Return the endpoint's answer to a head."""
+        request.state = None
+        return self._endpoint.admit(request)
 
     # -- request to calls --------------------------------------------------------------------------------------------
 

@@ -61,6 +61,7 @@ class PlainRoute:
     """A route as mosec has them; see `web.exchange.Route`."""
 
     takes_request = False
+    admits = False
 
     def __init__(
         self,
@@ -91,6 +92,9 @@ class PlainRoute:
         self._headers: Sequence[Header] = ((b"content-type", content_type.encode("latin-1")),)
         kind = PlainEvents if is_event_stream(content_type) else PlainChunks
         self._form = kind((*self._headers, *UNBUFFERED)) if streams else None
+
+    def admit(self, request: Request) -> None:
+        """Never called: all bodies are read."""
 
     def calls(self, request: Request) -> tuple[Call] | Failure:
         """Return the one call of a request."""

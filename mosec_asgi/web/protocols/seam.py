@@ -100,6 +100,7 @@ class Endpoint(abc.ABC):
         below: requests to paths that begin so, and have no route, are refused in this form; one endpoint of a
             protocol says it. Empty for none.
         max_calls: items that one request may have; more are refused with 400.
+        admits: False where `admit` is overridden, and is known to let everybody in: that spares requests the call.
     """
 
     path: str
@@ -107,6 +108,20 @@ class Endpoint(abc.ABC):
     routes: Sequence[str] = ()
     below: str = ""
     max_calls: int = MAX_CALLS
+    admits: bool = True
+
+    def admit(self, request: Request) -> Response | None:
+        """Return an answer to a request of which only the head has come, so that its body is not read; None to read it.
+
+        For what the head alone decides, such as who may ask. It may be asked more than once for a request.
+
+        Args:
+            request: without its body.
+
+        Raises:
+            MosecError: as in `ask`.
+        """
+        return None
 
     @abc.abstractmethod
     def ask(self, request: Request) -> Ask | Response:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import pickle
 from typing import Any
 
 from mosec_asgi.events import Delta
 from mosec_asgi.web.protocols.openai import described
+from mosec_asgi.web.protocols.openai.errors import Refused
 from mosec_asgi.web.protocols.openai.fields import checked, flag, inputs, required, text, whole
 from mosec_asgi.web.protocols.openai.generation import Generation, Shape, Written
 from mosec_asgi.web.protocols.seam import Ask
 
 # Prompts of a request.
 MOST_PROMPTS = 128
+# Bytes of the other fields, where there are several prompts.
+MOST_BESIDE = 65_536
 _CHECKS = {"echo": flag, "suffix": text, "best_of": whole(1, 1), "logprobs": whole(0, 5)}
 _PROMPTS = inputs(MOST_PROMPTS)
 
@@ -29,6 +33,14 @@ class Completions(Generation):
         prompts = required(fields, "prompt", _PROMPTS)
         checked(fields, _CHECKS)
         wanted = self.wanted(name, fields)
+        if len(prompts) > 1:
+            # Each prompt's call has them.
+            size = len(pickle.dumps({**fields, "prompt": None}, pickle.HIGHEST_PROTOCOL))
+            if size > MOST_BESIDE:
+                raise Refused(
+                    f"the fields beside prompt take {size} bytes, and may take {MOST_BESIDE} where there are several "
+                    "prompts; send several requests"
+                )
         return Ask(route, [{**fields, "prompt": prompt} for prompt in prompts], wanted)
 
     def whole_choice(self, place: int, written: Written) -> dict[str, Any]:

@@ -8,16 +8,13 @@ from typing import Any
 from mosec_asgi.errors import DecodingError
 from mosec_asgi.formats import loads_json
 from mosec_asgi.web.protocols.openai.errors import Refused
+from mosec_asgi.web.protocols.openai.weight import check_weight
 
 # Tokens of a request, where it has tokens in the place of texts: OpenAI's own bound. Each is looked at, and nobody else
 # is served meanwhile.
 MOST_TOKENS = 300_000
 # Messages of a conversation, and tools.
 MOST_OBJECTS = 4096
-# Lists and objects of a request, all in all, counted by the brackets in its body, those of texts too. To make them
-# takes the longest, about a microsecond for each, and nobody else is served meanwhile. Texts of a million tokens have
-# fewer.
-MOST_BRACKETS = 250_000
 _MOST_WHOLE = 2**31 - 1
 # Characters of a name that are repeated in an error.
 _MOST_SHOWN = 40
@@ -29,12 +26,11 @@ def read_object(body: bytes) -> dict[str, Any]:
     """Return the fields of a request's body, without those that are null: clients send null for what is not set.
 
     Raises:
-        Refused: it is no JSON object.
+        Refused: it is no JSON object, or one of too many values.
     """
     if not body:
         raise Refused("the body is empty; it must be a JSON object")
-    if len(body) > MOST_BRACKETS and body.count(b"[") + body.count(b"{") > MOST_BRACKETS:
-        raise Refused(f"the body has more than {MOST_BRACKETS} opening brackets, [ and {{; send several requests")
+    check_weight(body)
     try:
         value = loads_json(body, strict=True)
     except DecodingError as error:

@@ -24,13 +24,17 @@ class Models(Endpoint):
         """List models by their names."""
         self.common = common
         self.names = names
+        self.admits = common.keyed
         self.path = f"{common.prefix}/models"
         self.below = f"{common.prefix}/" if common.prefix else ""
+
+    def admit(self, request: Request) -> Response | None:
+        """Refuse a client without a key."""
+        return self.common.admit(request)
 
     def ask(self, request: Request) -> Ask | Response:
         """Answer at once."""
         try:
-            self.common.check_key(request)
             return json_response(self.told(request))
         except Refused as refused:
             return refused.response()

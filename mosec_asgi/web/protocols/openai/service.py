@@ -41,20 +41,17 @@ class Common:
         self.keyed = bool(keys)
         self._keys = [key.encode() for key in keys]
 
-    def check_key(self, request: Request) -> None:
-        """Refuse a client without a key, where there are keys.
-
-        Raises:
-            Refused: with 401.
-        """
+    def admit(self, request: Request) -> Response | None:
+        """Return the answer to a client without a key, where there are keys; see `Endpoint.admit`."""
         if not self._keys:
-            return
+            return None
         kind, _, key = request.headers.get(b"authorization", b"").strip().partition(b" ")
         if kind.lower() != b"bearer" or not key:
-            raise Refused("no API key; send it as `authorization: Bearer <key>`", None, None, HTTPStatus.UNAUTHORIZED)
+            return _unauthorized("no API key; send it as `authorization: Bearer <key>`")
         # All are compared, so that the time says nothing of how near a wrong one was.
         if not sum([hmac.compare_digest(key.strip(), each) for each in self._keys]):
-            raise Refused("the API key is not one of this service", None, None, HTTPStatus.UNAUTHORIZED)
+            return _unauthorized("the API key is not one of this service")
+        return None
 
     def name_of(self, asked: str, models: Collection[str]) -> str:
         """Return the name of the model that a client has named.
@@ -90,6 +87,7 @@ class ModelEndpoint(Endpoint):
         """Bind to models: their routes by their names."""
         self.common = common
         self.models = dict(models)
+        self.admits = common.keyed
         self.path = common.prefix + self.name
         self.routes: Sequence[str] = tuple(dict.fromkeys(self.models.values()))
 
@@ -102,10 +100,13 @@ class ModelEndpoint(Endpoint):
                     f"route {route} streams; derive it from Worker"
                 )
 
+    def admit(self, request: Request) -> Response | None:
+        """Refuse a client without a key."""
+        return self.common.admit(request)
+
     def ask(self, request: Request) -> Ask | Response:
         """Read a request; see `Endpoint.ask`."""
         try:
-            self.common.check_key(request)
             fields = read_object(request.body)
             fields["model"] = name = self.common.name_of(required(fields, "model", text), self.models)
             return self.read(name, self.models[name], fields)
@@ -143,6 +144,10 @@ class ModelEndpoint(Endpoint):
     def error(self, problem: Problem) -> Response:
         """Return what is wrong as OpenAI's object."""
         return problem_response(problem, self.param)
+
+
+def _unauthorized(message: str) -> Response:
+    return Refused(message, None, None, HTTPStatus.UNAUTHORIZED).response()
 
 
 def new_id(prefix: str) -> str:
