@@ -7,11 +7,13 @@ what it heard from them. The checkers in `contracts` keep it, and compare with i
 from __future__ import annotations
 
 import enum
+import math
 from bisect import insort
-from collections import deque
+from collections import Counter, deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from mosec_asgi.batching.policy.rules import Rules
 from mosec_asgi.batching.stage import StagePlan
 from mosec_asgi.errors import Failure
 from mosec_asgi.messages import Outcome
@@ -108,10 +110,20 @@ class Case:
         """Whether that is its pipeline's last."""
         return self.position + 1 == len(self.stages)
 
-    def overtakes(self, other: Case) -> bool:
-        """Whether it must not start while `other` waits at the same stage."""
+    def overtakes(self, other: Case, rules: Rules) -> bool:
+        """Whether it must not start while `other` waits at the same stage, whose rules these are."""
         if self.alone != other.alone:
             return other.alone
+        ours, theirs = self.arrival, other.arrival
+        # Batches of like costs leave others behind. Keys have lanes of their own, and tenants have turns.
+        if not self.alone and (rules.by_cost or (rules.keyed and ours.key != theirs.key)):
+            return False
+        if not self.alone and ours.tenant != theirs.tenant:
+            return False
+        if not self.alone and ours.priority != theirs.priority:
+            # Whose turn it is in one priority says nothing of another.
+            behind = (other.queued_at - self.queued_at) - (theirs.priority - ours.priority) * rules.ageing
+            return not ours.tenant and behind < -CLOCK_ERROR
         # Of what comes at one moment, the order of admission is as good as that of arrival.
         later = self.id > other.id or self.queued_at > other.queued_at + CLOCK_ERROR
         return later and self.sequence > other.sequence
@@ -270,6 +282,20 @@ class StageModel:
         ready, batched = self.ready, self.plan.batch_size > 1
         units = sum(life.batches if batched else len(life.unheard) for life in ready)
         return units + len(self.live()) // self.plan.batch_size >= len(ready) * self.plan.concurrency
+
+    @property
+    def holds_a_batch(self) -> bool:
+        """Whether what waits, and need not be alone, fills a batch."""
+        rules = self.plan.rules
+        count: Counter[str] = Counter()
+        cost: Counter[str] = Counter()
+        for case in self.live():
+            if not case.alone:
+                lane = case.arrival.key if rules.keyed else ""
+                count[lane] += 1
+                cost[lane] += case.arrival.cost
+        most_cost = rules.max_cost or math.inf
+        return any(count[lane] >= self.plan.batch_size or cost[lane] >= most_cost for lane in count)
 
     def arrive(self, case: Case, now: float) -> None:
         """Let a request that has come to this stage wait."""

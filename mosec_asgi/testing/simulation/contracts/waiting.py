@@ -15,7 +15,7 @@ class Waiting(Checker):
         """A task that waited is sent to a worker; `before` is the one before it in the same message."""
         self._take(stage, case)
         if before is not None:
-            right = not before.overtakes(case)
+            right = not before.overtakes(case, stage.plan.rules)
             self._journal.require(right, Contract.ORDER, "%s was sent behind %s", case, before)
 
     def settle(self, dues: Dues) -> None:
@@ -38,7 +38,9 @@ class Waiting(Checker):
         # several tasks at a time, and may do so for long, those that must be alone are not waited for.
         one_by_one = stage.plan.concurrency == 1
         stage.overtaken.update(
-            other for other in waiting if case.overtakes(other) and (one_by_one or case.alone == other.alone)
+            other
+            for other in waiting
+            if case.overtakes(other, stage.plan.rules) and (one_by_one or case.alone == other.alone)
         )
         stage.overtaken.discard(case)
         del waiting[place]
@@ -59,6 +61,6 @@ class Waiting(Checker):
         for life in ready:
             # Left to the scheduler, a worker that was busy may wait as long for those whom it has just answered.
             since = max(first.queued_at, life.heard_at) if plan.adaptive else first.queued_at
-            due = since + plan.max_wait if len(others) < plan.batch_size else dues.now - 2 * TOLERANCE
+            due = since + plan.max_wait if not stage.holds_a_batch else dues.now - 2 * TOLERANCE
             if life.running < plan.concurrency and not life.runs_alone:
                 dues.require_by(due, Contract.PROGRESS, "%s waits beside %s", first, life)
