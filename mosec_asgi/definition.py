@@ -10,6 +10,7 @@ from mosec_asgi.batching.coordinator import Limits, RoutePlan
 from mosec_asgi.batching.policy.rules import Rules
 from mosec_asgi.batching.stage import StagePlan
 from mosec_asgi.config import Settings
+from mosec_asgi.errors import DefinitionError
 from mosec_asgi.inside.spec import WorkerSpec
 from mosec_asgi.runtime import Runtime, stage_names
 from mosec_asgi.streaming import ContinuousWorker, is_async, response_type, streams
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 # What a step of priority is worth: so many seconds of waiting, or a quarter of the service's timeout.
 AGEING_SECONDS = 1.0
+LEAST_WEIGHT = 0.001
 
 
 def plan_service(
@@ -128,7 +130,30 @@ def _rules(runtime: Runtime, settings: Settings) -> Rules:
         keyed=runtime.labels is not None and runtime.labels.groups,
         by_cost=runtime.sort_by_cost,
         ageing=min(AGEING_SECONDS, settings.timeout_seconds / 4),
+        weights=weights_of(settings.tenant_weights),
     )
+
+
+def weights_of(text: str) -> dict[str, float]:
+    """Return the weights of tenants that the setting `tenant_weights` says.
+
+    Raises:
+        DefinitionError: it is none; the text says what to write.
+    """
+    weights = {}
+    for part in filter(None, map(str.strip, text.split(","))):
+        name, equals, number = map(str.strip, part.rpartition("="))
+        try:
+            weight = float(number)
+        except ValueError:
+            weight = 0.0
+        if not (equals and name and LEAST_WEIGHT <= weight <= 1 / LEAST_WEIGHT):
+            raise DefinitionError(
+                f"the setting tenant_weights is a list of names and numbers from {LEAST_WEIGHT:g} to "
+                f"{1 / LEAST_WEIGHT:g}, as `gold=3, free=0.5`; not {part!r}"
+            )
+        weights[name] = weight
+    return weights
 
 
 def _limits(settings: Settings) -> Limits:

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 
     from mosec_asgi.web.direct import DirectRoutes
     from mosec_asgi.web.protocols.adapter import ProtocolRoute
+    from mosec_asgi.web.protocols.ordering import Ordering
     from mosec_asgi.web.protocols.seam import Protocol
 
 DAEMON_CHECK_SECONDS = 0.2
@@ -232,7 +233,7 @@ class Service:
         memory = memory_limit()
         spoken = self._protocol_routes(objects)
         app = App(
-            [*plain.routes(results, self._coordinator.new_id), *spoken],
+            [*plain.routes(results, self._coordinator.new_id, self._ordering()), *spoken],
             self._coordinator,
             self._metrics,
             self._document,
@@ -251,13 +252,20 @@ class Service:
         self.direct_routes = app.direct_routes
         return app.outermost
 
+    def _ordering(self) -> Ordering:
+        """Return what is read of a request for its place among others."""
+        from mosec_asgi.web.protocols.ordering import Ordering
+
+        name = self._settings.tenant_header.strip().lower()
+        return Ordering(self._settings.priority_header, name.encode("latin-1", "replace"))
+
     def _protocol_routes(self, objects: Objects) -> list[ProtocolRoute]:
         """Return the routes of the protocols."""
         if not self._protocols:
             return []
         from mosec_asgi.web.protocols.adapter import Pipelines, ProtocolRoute
 
-        pipelines = Pipelines(self._call_routes, objects, value_of, self._coordinator)
+        pipelines = Pipelines(self._call_routes, objects, value_of, self._coordinator, self._ordering())
         endpoints = [endpoint for protocol in self._protocols for endpoint in protocol.endpoints()]
         return [ProtocolRoute(endpoint, pipelines) for endpoint in endpoints]
 

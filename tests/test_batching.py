@@ -171,3 +171,66 @@ def test_a_stage_cannot_tell_two_others_different_things() -> None:
     first = Runtime(Plain)
     with pytest.raises(DefinitionError, match="make two Runtime objects of Plain, one for each"):
         Server().register_runtime({"/a": [first, Runtime(Costs, max_batch_size=4)], "/b": [first, Runtime(Plain)]})
+
+
+# -- what clients may say ----------------------------------------------------------------------------------------------
+
+
+class Places(Worker):
+    """Answers with how many it has answered before; the first waits for the others to come."""
+
+    def __init__(self) -> None:
+        self.answered = 0
+
+    def forward(self, data: Any) -> int:
+        import time
+
+        if not self.answered:
+            time.sleep(0.3)
+        self.answered += 1
+        return self.answered
+
+
+async def places(server: Server, *headers: dict[str, str]) -> list[int]:
+    """Send requests, in order, while a first one runs; return in which order they are run."""
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(server), base_url="http://test") as client:
+        first = asyncio.ensure_future(client.post("/inference", content=b"0"))
+        await asyncio.sleep(0.1)
+        answers = await asyncio.gather(*(client.post("/inference", content=b"0", headers=each) for each in headers))
+        await first
+    return [answer.json() - 2 for answer in answers]
+
+
+@pytest.mark.parametrize("reads", [True, False])
+def test_priorities_and_tenants_of_clients_are_read_where_the_service_says_so(reads: bool) -> None:
+    async def scenario() -> None:
+        settings = {"priority_header": True, "tenant_header": "X-Fairness-Key"} if reads else {}
+        server = Server(timeout=20_000, load_shedding=False, **settings)
+        server.append_worker(Places, executor="thread")
+        async with server:
+            sent = [{"x-fairness-key": "a"}] * 3 + [{"x-fairness-key": "b"}, {"x-priority": "2"}]
+            assert await places(server, *sent) == ([1, 3, 4, 2, 0] if reads else [0, 1, 2, 3, 4])
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("value", ["11", "-11", "1.5", "", "9" * 30])
+def test_a_priority_that_is_none_is_refused(value: str) -> None:
+    async def scenario() -> None:
+        server = Server(timeout=20_000, priority_header=True)
+        server.append_worker(Plain, executor="thread")
+        async with server:
+            [refused] = await ask(server, item("a"), x_priority=value)
+            assert refused.status_code == 400
+            assert refused.text == "bad request: the header x-priority must be a whole number from -10 to 10"
+
+    asyncio.run(scenario())
+
+
+def test_weights_are_written_as_a_list() -> None:
+    from mosec_asgi.definition import weights_of
+
+    assert weights_of(" gold=3, free = 0.5,") == {"gold": 3.0, "free": 0.5}
+    for wrong in ("gold", "gold=much", "gold=0", "=1", "gold=nan"):
+        with pytest.raises(DefinitionError, match=r"tenant_weights is a list of names and numbers from 0.001 to 1000"):
+            weights_of(wrong)

@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from fakes import new_task
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
@@ -253,5 +253,7 @@ class Queues(RuleBasedStateMachine):
         assert self.queue.keys == len(by_key)
 
 
-Queues.TestCase.settings = settings(max_examples=40, stateful_step_count=30)
+Queues.TestCase.settings = settings(
+    max_examples=40, stateful_step_count=30, suppress_health_check=[HealthCheck.too_slow]
+)
 TestQueues = Queues.TestCase

@@ -180,3 +180,48 @@ def test_all_start_and_no_worker_idles_beside_them(
         answer(stage, *ids, worker=worker, now=now)
         now += 0.01
     assert sorted(started) == sorted(made)
+
+
+# -- none starves ------------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=200)
+@given(
+    tasks=st.lists(st.tuples(st.sampled_from("xyz"), st.integers(0, 12)), min_size=1, max_size=40),
+    size=st.integers(2, 4),
+    by_cost=st.booleans(),
+)
+def test_what_has_waited_max_wait_is_in_the_next_batch_whatever_its_key_or_cost(
+    tasks: list[tuple[str, int]], size: int, by_cost: bool
+) -> None:
+    """The bound of waiting where there are no priorities and tenants: one batch for each task that came before."""
+    stage = scheduler(Rules(keyed=True, by_cost=by_cost), size=size, max_wait=0.1)
+    waiting = list(enumerate(tasks))
+    now = 0.0
+    for n, (key, cost) in waiting:
+        stage.enqueue(task(n, now, key=key, cost=cost), now)
+        now += 0.01
+        for assignment in stage.assign(now)[0]:
+            answer(stage, *(each.id for each in assignment.tasks), now=now)
+        oldest = stage.queue.head()
+        if oldest is not None and now >= oldest.queued + 0.1:
+            [batch, *_] = [assignment.tasks for assignment in stage.assign(now)[0]]
+            assert oldest in batch
+
+
+@settings(max_examples=100)
+@given(priorities=st.lists(st.integers(-3, 3), min_size=1, max_size=40), gap=st.sampled_from((0.01, 0.3, 1.0)))
+def test_a_task_waits_behind_none_that_came_later_than_its_priority_is_worth(priorities: list[int], gap: float) -> None:
+    stage = scheduler(Rules(ageing=1.0), size=1)
+    made = [task(n, n * gap, priority=priority) for n, priority in enumerate(priorities)]
+    for each in made:
+        stage.enqueue(each, each.queued)
+    place = {}
+    for turn in range(len(made)):
+        [[first]] = batches(stage, now=len(made) * gap)
+        place[first] = turn
+        answer(stage, first)
+    for one in made:
+        for other in made:
+            if other.queued > one.queued + max(0, other.priority - one.priority) * 1.0 + 1e-9:
+                assert place[one.id] < place[other.id]

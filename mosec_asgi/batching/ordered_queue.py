@@ -133,9 +133,14 @@ class Entry(NamedTuple):
 
 
 class OrderedQueue(TaskQueue):
-    """The queue of a stage with rules."""
+    """The queue of a stage with rules.
 
-    __slots__ = ("_all", "_deadlines", "_entries", "_full", "_lanes", "_rules", "_size", "tenants")
+    Attributes:
+        tenants: their turns.
+        contested: a task has brought a priority or a tenant: what comes next may come first.
+    """
+
+    __slots__ = ("_all", "_deadlines", "_entries", "_full", "_lanes", "_rules", "_size", "contested", "tenants")
 
     def __init__(self, rules: Rules, size: int) -> None:
         """Begin empty.
@@ -147,6 +152,7 @@ class OrderedQueue(TaskQueue):
         super().__init__()
         self._rules = rules
         self._size = size
+        self.contested = False
         self.tenants = Tenants(rules.weights)
         # In order of arrival; all of them; the best of each full lane; by deadline.
         self._entries: OrderedDict[int, Entry] = OrderedDict()
@@ -217,24 +223,35 @@ class OrderedQueue(TaskQueue):
         """
         if not self._entries:
             return None
-        rows = self._all.of(self._all.worst())
-        entries, demand = self._entries, self.tenants.demand
-        return max((row[2] for row in rows), key=lambda task: (demand(entries[task.id].tenant), task.number))
+        demand, greediest = self.tenants.demand, self.tenants.greediest()
+        found, most = None, -1.0
+        # From the end: what stands there of a tenant is its last.
+        for _, _, task in reversed(self._all.of(self._all.worst())):
+            tenant = self._entries[task.id].tenant
+            if demand(tenant) > most:
+                found, most = task, demand(tenant)
+                if tenant == greediest:
+                    break
+        return found
 
-    def gives_way(self, waiting: Task, priority: int, tenant: str, cost: int) -> bool:
-        """Whether a task that waits gives its place to one that comes.
+    def yields_to(self, priority: int, tenant: str, cost: int) -> Task | None:
+        """Return the task that gives its place to one that comes and would be refused; None where none does.
 
         Args:
-            waiting: the one that waits.
             priority: of the one that comes.
             tenant: whose it is.
             cost: of it.
         """
-        if waiting.priority != priority:
-            return waiting.priority < priority
-        ours, theirs = self.tenants.name(tenant), self._entries[waiting.id].tenant
-        after = self.tenants.demand(ours) + self._cost(cost) / self.tenants.weight(ours)
-        return ours != theirs and after < self.tenants.demand(theirs)
+        waiting = self.greediest()
+        if waiting is None:
+            return None
+        if waiting.priority == priority:
+            ours, theirs = self.tenants.name(tenant), self._entries[waiting.id].tenant
+            after = self.tenants.demand(ours) + self._cost(cost) / self.tenants.weight(ours)
+            gives = ours != theirs and after < self.tenants.demand(theirs)
+        else:
+            gives = waiting.priority < priority
+        return waiting if gives else None
 
     # -- changed -----------------------------------------------------------------------------------------------------
 
@@ -292,6 +309,8 @@ class OrderedQueue(TaskQueue):
 
     def _add(self, task: Task, turn: tuple[str, int]) -> None:
         name, number = turn
+        if task.priority or task.tenant:
+            self.contested = True
         row = (number, task.number, task)
         key = task.key if self._rules.keyed else ""
         lane = self._lanes.get(key)

@@ -141,11 +141,25 @@ class Scheduler(Generic[WorkerKey]):
         if self._arrivals is not None:
             self._arrivals.arrived(now, self.queue.live + self.loads.in_flight)
 
+    def yields_to(self, priority: int, tenant: str, cost: int) -> Task | None:
+        """Return the task that gives its place to one that comes and would be refused; None where none does.
+
+        Under overload the lowest priority goes first, and of that the tenant that has most waiting.
+        """
+        if self._in_order_of_arrival:
+            if not (priority or tenant):
+                return None
+            self._put_in_order()
+        assert isinstance(self.queue, OrderedQueue)
+        return self.queue.yields_to(priority, tenant, cost)
+
     def _put_in_order(self) -> None:
         """Have another order than that of arrival from here on: a task, or a rule, asks for it."""
         self._in_order_of_arrival = False
         self.queue = OrderedQueue.of(self.queue, self.rules, self._size)
-        if self.batched:
+        if not self.batched:
+            self._policy = WindowPolicy(ahead=False)
+        else:
             self._policy = OrderedBatchPolicy(self._size, self._max_wait, self._arrivals, self.rules)
 
     def requeue(self, tasks: Iterable[Task]) -> None:

@@ -108,6 +108,10 @@ class Tenants:
         tenant = self._tenants.get(name)
         return tenant.demand if tenant is not None else 0.0
 
+    def greediest(self) -> str:
+        """Return the tenant that has most waiting in relation to its weight; there must be one."""
+        return max(self._tenants, key=self.demand)
+
     def weight(self, name: str) -> float:
         """Return the weight of a tenant."""
         return self._weights.get(name, 1.0)

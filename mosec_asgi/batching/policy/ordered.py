@@ -9,6 +9,9 @@ its key has filled a batch or not. Before that, it begins with the next full lan
 tenant, the next task in order is the one that has waited longest: a rare key waits `max_wait` and for those that came
 before it, never for keys that come more often.
 
+Where there are priorities or tenants, no batch is sent ahead to a busy worker: what comes later and has more right to
+the worker would wait for it.
+
 *Like costs.* With `by_cost` a batch grows from its first task to both sides in order of cost, to the nearer side first:
 what is padded to the longest then costs little. The batch's cost is its number of tasks times the largest. Its first
 task is the next in order, as ever, so that none is left behind for being unlike the others.
@@ -55,7 +58,8 @@ class OrderedBatchPolicy(BatchPolicy[WorkerKey]):
         first = queue.full()
         worker = idle(loads)
         if worker is None:
-            worker = first_to_be_free(loads) if first is not None else None
+            # What is sent ahead cannot be overtaken, so that nothing is where somebody's turn may come.
+            worker = first_to_be_free(loads) if first is not None and not queue.contested else None
             if worker is None:
                 return None
         else:

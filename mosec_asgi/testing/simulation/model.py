@@ -58,6 +58,7 @@ class Case:
         life: the worker that has it, or had it last.
         expected: its answer, where there is only one left that is right.
         left: its client has left.
+        arrived_at: when it was submitted.
         soonest, latest: between these times it is answered 408.
         events: pieces of its stream that have come from its worker.
         chunks: those that must reach its client now.
@@ -66,9 +67,9 @@ class Case:
     """
 
     __slots__ = (
-        "admitted", "alone", "arrival", "chunks", "deaths", "events", "expected", "id", "latest", "left", "life",
-        "name", "number", "objects", "outcome", "payload", "position", "queued_at", "read", "refusals", "reported",
-        "sequence", "soonest", "stages", "streams", "submitted", "unread",
+        "admitted", "alone", "arrival", "arrived_at", "chunks", "deaths", "events", "expected", "id", "latest", "left",
+        "life", "name", "number", "objects", "outcome", "payload", "position", "queued_at", "read", "refusals",
+        "reported", "sequence", "soonest", "stages", "streams", "submitted", "unread",
     )  # fmt: skip
 
     def __init__(self, number: int, call_id: int, arrival: Arrival, stages: tuple[int, ...], *, streams: bool) -> None:
@@ -92,7 +93,7 @@ class Case:
         self.life: Life | None = None
         self.expected: Outcome | None = None
         self.left = False
-        self.soonest = self.latest = 0.0
+        self.soonest = self.latest = self.arrived_at = 0.0
         self.events = 0
         self.chunks: deque[tuple[bytes, bool]] = deque()
         self.read = self.unread = self.reported = 0

@@ -52,6 +52,9 @@ class Ordering:
         return priority, tenant
 
 
+NO_ORDERING = Ordering()
+
+
 def ordered(call: Call, request: Request, ordering: Ordering, labels: Labels | None) -> Call | Failure:
     """Return the call of a request whose body is the input, with what is to be known of its order; or what is wrong.
 

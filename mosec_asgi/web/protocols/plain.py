@@ -20,7 +20,7 @@ from mosec_asgi.reply import unpacked_head
 from mosec_asgi.runtime import BODYLESS
 from mosec_asgi.streaming import Event, encode_event, is_event_stream
 from mosec_asgi.web.exchange import Request
-from mosec_asgi.web.protocols.ordering import Ordering, ordered
+from mosec_asgi.web.protocols.ordering import NO_ORDERING, Ordering, ordered
 from mosec_asgi.web.responses import Header, Headers, Response, reason
 
 TIMEOUT = b"x-request-timeout"
@@ -33,7 +33,6 @@ _new = tuple.__new__
 # Statuses whose answers have no body (RFC 9110, section 15).
 BODYLESS_STATUSES = frozenset((204, 205, 304))
 POST = ("POST",)
-NO_ORDERING = Ordering()
 UNBUFFERED = ((b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no"))
 
 
