@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
+import statistics
+from collections import deque
+from itertools import islice
+from random import Random
 from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_ordered_queue import task
 
-from mosec_asgi.batching.policy.ordered import alike, fitting
+from mosec_asgi.batching.policy.ordered import MOST_PADDING, alike, fitting
 from mosec_asgi.batching.policy.rules import Rules
 from mosec_asgi.batching.scheduler import Scheduler
 from mosec_asgi.batching.task import Task
@@ -86,12 +90,57 @@ def test_batches_of_like_cost_hold_their_first_task_and_their_budget(
     assert len(batch) == 1 or len(batch) * max(each.cost for each in batch) <= budget
     places = [by_cost.index((each.cost, each.id, each)) for each in batch]
     assert places == list(range(places[0], places[0] + len(places))), "neighbours"
+    padded = len(batch) * max(each.cost for each in batch)
+    assert sum(each.cost for each in batch) >= padded * (1 - MOST_PADDING) - 1e-6
 
 
 def test_tasks_of_like_cost_share_a_batch_and_the_oldest_is_in_it() -> None:
     stage = scheduler(Rules(by_cost=True), size=3)
     come(stage, *(task(n, cost=cost) for n, cost in enumerate((100, 5, 90, 6, 110, 7))))
     assert batches(stage) == [[2, 0, 4], [1, 3, 5]]
+
+
+def test_a_task_that_is_unlike_the_others_runs_alone() -> None:
+    stage = scheduler(Rules(by_cost=True), size=4, max_wait=0.0)
+    come(stage, *(task(n, cost=cost) for n, cost in enumerate((5, 240, 250, 245))))
+    assert batches(stage) == [[0]]
+    answer(stage, 0)
+    assert batches(stage) == [[1, 3, 2]]
+
+
+def test_sorting_makes_the_most_of_a_model_that_pads() -> None:
+    """With 128 clients that come back and texts of 5 to 250 tokens, on a model that takes its time for each of them."""
+    random = Random(3)
+    lengths = [min(250, 5 + int(random.expovariate(1 / 60))) for _ in range(800)]
+    plain, plain_p99 = padded_run(Rules(), 32, lengths)
+    alike_, alike_p99 = padded_run(Rules(max_cost=32 * 256, by_cost=True), 256, lengths)
+    assert alike_ >= 1.5 * plain
+    assert alike_p99 <= plain_p99
+
+
+def padded_run(rules: Rules, size: int, lengths: list[int]) -> tuple[float, float]:
+    """Return the tokens in a second and the 99th percentile of one worker that takes 0.3 ms for each padded token."""
+    stage = scheduler(rules, size=size, max_wait=0.01)
+    waiting = iter(enumerate(lengths))
+    latencies: list[float] = []
+    now = 0.0
+    for n, length in islice(waiting, 128):
+        stage.enqueue(task(n, now, cost=length), now)
+    # What the worker has: the batch that it runs, and one that was sent ahead.
+    sent: deque[list[Task]] = deque()
+    while stage.queued or sent:
+        sent += [assignment.tasks for assignment in stage.assign(now)[0]]
+        if not sent:
+            # The last few wait for their batch to fill.
+            now += 0.01
+            continue
+        batch = sent.popleft()
+        now += 0.005 + 0.0003 * len(batch) * max(each.cost for each in batch)
+        latencies += [now - each.queued for each in batch]
+        answer(stage, *(each.id for each in batch), now=now)
+        for n, length in islice(waiting, len(batch)):
+            stage.enqueue(task(n, now, cost=length), now)
+    return sum(lengths) / now, statistics.quantiles(latencies, n=100)[98]
 
 
 # -- keys --------------------------------------------------------------------------------------------------------------

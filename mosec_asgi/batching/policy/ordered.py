@@ -12,9 +12,9 @@ before it, never for keys that come more often.
 Where there are priorities or tenants, no batch is sent ahead to a busy worker: what comes later and has more right to
 the worker would wait for it.
 
-*Like costs.* With `by_cost` a batch grows from its first task to both sides in order of cost, to the nearer side first:
-what is padded to the longest then costs little. The batch's cost is its number of tasks times the largest. Its first
-task is the next in order, as ever, so that none is left behind for being unlike the others.
+*Like costs.* With `by_cost` a batch grows from its first task to both sides in order of cost, to where it pads least,
+and no further once more than `MOST_PADDING` of it would be padding. The batch's cost is its number of tasks times the
+largest. Its first task is the next in order, as ever, so that none is left behind for being unlike the others.
 """
 
 from __future__ import annotations
@@ -31,6 +31,9 @@ from mosec_asgi.batching.policy.batch import BatchPolicy, first_to_be_free, idle
 from mosec_asgi.batching.policy.rules import Rules
 from mosec_asgi.batching.queue import TaskQueue
 from mosec_asgi.batching.task import Task
+
+# Of a batch of like costs: a larger one takes more time than two of them.
+MOST_PADDING = 0.15
 
 
 class OrderedBatchPolicy(BatchPolicy[WorkerKey]):
@@ -110,17 +113,26 @@ def alike(first: Task, by_cost: Sequence[tuple[int, int, Task]], size: int, budg
         budget: the most that the largest may cost, times their number.
     """
     low = high = bisect_left(by_cost, (first.cost, first.number))
-    while high - low + 1 < size:
+    cost = first.cost
+    while (count := high - low + 2) <= size:
         most = by_cost[high][0]
-        # From the largest cost to the one below the batch's smallest, and to the one above its largest.
-        below = most - by_cost[low - 1][0] if low and (high - low + 2) * most <= budget else math.inf
-        above = math.inf
-        if high + 1 < len(by_cost) and (high - low + 2) * by_cost[high + 1][0] <= budget:
-            above = (high - low + 1) * (by_cost[high + 1][0] - most)
+        # What is padded if the batch grows by the one below its smallest, or by the one above its largest.
+        below = above = math.inf
+        if low and _may_be(count * most, cost + by_cost[low - 1][0], budget):
+            below = most - by_cost[low - 1][0]
+        if high + 1 < len(by_cost) and _may_be(count * (more := by_cost[high + 1][0]), cost + more, budget):
+            above = (count - 1) * (more - most)
         if below == above == math.inf:
             break
         if below <= above:
             low -= 1
+            cost += by_cost[low][0]
         else:
             high += 1
+            cost += by_cost[high][0]
     return [task for _, _, task in by_cost[low : high + 1]]
+
+
+def _may_be(padded: int, cost: int, budget: float) -> bool:
+    """Whether a batch is within its budget, and is not mostly padding."""
+    return padded <= budget and padded * (1.0 - MOST_PADDING) <= cost

@@ -94,7 +94,7 @@ class Dispatch(Checker):
             require(count <= plan.batch_size, Contract.BOUNDED, "a batch of %d for %s", count, life)
             if batches >= plan.concurrency:
                 # One that costs enough is full as well, whatever of it fits.
-                full = count == plan.batch_size or plan.rules.max_cost > 0
+                full = count == plan.batch_size or plan.rules.max_cost > 0 or plan.rules.by_cost
                 ahead = batches == plan.concurrency and full
                 require(ahead, Contract.BOUNDED, "%d tasks ahead for %s with %d batches", count, life, batches)
             return
