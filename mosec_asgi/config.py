@@ -29,6 +29,12 @@ GRACE_SECONDS = 30.0
 LOG_LEVELS = ("debug", "info", "warning", "error")
 # Settings that only the program makes: as flags and variables these names belong to too many programs.
 KEYWORD_ONLY = frozenset({"title", "version"})
+# Settings that are no flags: all users of a machine see the command lines of its programs.
+NO_FLAG = frozenset({"api_keys"})
+# Settings whose values are never shown.
+SECRETS = frozenset({"api_keys"})
+# Settings of which an empty variable is refused: it would let everybody in, where keys were meant.
+NEVER_EMPTY = frozenset({"api_keys", "api_key_file"})
 # mosec's own flags, which its parser lets be abbreviated.
 _MOSECS = (
     "path", "capacity", "timeout", "wait", "address", "port", "namespace", "debug", "log-level", "dry-run",
@@ -66,8 +72,14 @@ def _setting(
     least: int | None = None,
     most: int | None = None,
     choices: tuple[str, ...] | None = None,
+    is_list: bool = False,
+    members: tuple[str, ...] | None = None,
+    secret: bool = False,
 ) -> Any:
-    return field(default=default, metadata={"help": text, "least": least, "most": most, "choices": choices})
+    metadata = {
+        "help": text, "least": least, "most": most, "choices": choices, "is_list": is_list, "members": members,
+    }  # fmt: skip
+    return field(default=default, metadata=metadata, repr=not secret)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +111,20 @@ class Settings:
     stream_buffer: int = _setting(
         256 * 1024, "bytes of a stream that may wait for its client; beyond it the stream is paused", least=1024
     )
+    drain_timeout: int = _setting(
+        0,
+        "milliseconds that a worker which is replaced may take to answer what it has, streams included; 0 for as many "
+        "as `timeout`, or 30 s where that is none",
+        least=0,
+    )
+    max_workers: int = _setting(
+        64, "workers that a stage may be scaled to while it serves; a stage may be defined with more", least=1
+    )
+    admin_socket: str = _setting(
+        "",
+        "path of a Unix socket by which the service is seen and changed while it serves (`mosec-asgi ctl`); only for "
+        "the user that it runs as, and root; empty for none",
+    )
     load_shedding: bool = _setting(
         True,
         "answer 429 at once to requests that cannot be finished in time at the measured speed of the workers, and "
@@ -117,6 +143,11 @@ class Settings:
     )
     address: str = _setting("0.0.0.0", "address to listen on")
     port: int = _setting(8000, "port to listen on; 0 for any that is free", least=0, most=65535)
+    uds: str = _setting("", "path of a Unix socket to listen on, in the place of an address and a port")
+    ssl_certfile: str = _setting(
+        "", "file of a certificate (PEM), with those above it, to speak HTTPS with; empty for HTTP"
+    )
+    ssl_keyfile: str = _setting("", "file of the certificate's key (PEM), where it is not in `ssl_certfile`")
     http: str = _setting(
         "auto",
         "how HTTP is spoken: auto for the short ways of this package where the versions of uvicorn and its parsers are "
@@ -125,9 +156,24 @@ class Settings:
     )
     namespace: str = _setting("mosec_service", "prefix of the metrics' names")
     log_level: str = _setting("info", "least level to log", choices=LOG_LEVELS)
-    debug: bool = _setting(False, "log at level debug, as text instead of JSON lines; coloured on a terminal")
+    debug: bool = _setting(
+        False, "log at level debug, as text instead of JSON lines, coloured on a terminal; show the dashboard"
+    )
+    dashboard: bool = _setting(
+        False, "show how the service does at /dashboard/, to everybody who can reach it; `debug` shows it as well"
+    )
     access_log: bool = _setting(
         False, "log a line for each request: its method, path, status, duration and id; never what it holds"
+    )
+    tracing: bool = _setting(
+        False,
+        "make spans of OpenTelemetry of requests, stages and `forward`; where they go, and how many, say the OTEL_* "
+        "variables, or the program's own tracer provider; needs the extra otel",
+    )
+    server_timing: bool = _setting(
+        False,
+        "answer with the header Server-Timing: how long a request has waited at each stage, and how long that has "
+        "worked on it, for a browser's network panel to show",
     )
     dry_run: bool = _setting(
         False, "start one worker a stage, send each pipeline its first worker's example once, report and exit"
@@ -185,6 +231,33 @@ class Settings:
         "refuse bodies that are no strict JSON (RFC 8259): NaN, Infinity, a byte order mark, UTF-16, lone surrogates, "
         "which are otherwise read as Python's json reads them",
     )
+    api_keys: str = _setting(
+        "",
+        "keys of which each request must bring one, as `authorization: Bearer <key>` or `x-api-key`, with commas "
+        "between them; a key may be followed by the paths that it is for: `key /inference /v1/*`",
+        is_list=True,
+        secret=True,
+    )
+    api_key_file: str = _setting("", "file of such keys, one a line, which is read again when it changes")
+    public: str = _setting(
+        "",
+        "what is answered without a key where there are keys, beside /livez and /readyz: root, metrics, docs, "
+        "dashboard, with commas between them",
+        is_list=True,
+        members=("root", "metrics", "docs", "dashboard"),
+    )
+    cors_origins: str = _setting(
+        "",
+        "origins of the pages whose scripts may ask this service (CORS), such as https://app.example.com, with commas "
+        "between them; * for all. Requests then go through ASGI, which takes longer",
+        is_list=True,
+    )
+    allowed_hosts: str = _setting(
+        "",
+        "host names by which requests may ask, such as api.example.com or *.example.com, with commas between them; "
+        "others are answered 400, but for health. Requests then go through ASGI, which takes longer",
+        is_list=True,
+    )
     title: str = _setting("mosec-asgi service", "title of the OpenAPI document")
     version: str = _setting("", "version of the service in the OpenAPI document; that of mosec-asgi where it is empty")
     path: str = _setting("", "accepted for mosec's sake and not used: workers are reached over unnamed socket pairs")
@@ -200,9 +273,24 @@ class Settings:
         return (self.event_timeout or self.timeout) / 1000 or NO_LIMIT
 
     @property
+    def drain_seconds(self) -> float:
+        """The seconds that a worker which is replaced has to answer what it has."""
+        return self.drain_timeout / 1000 or self.grace_seconds
+
+    @property
     def grace_seconds(self) -> float:
         """The seconds that admitted requests get when the service stops: the timeout, and a bound where it is none."""
         return self.timeout / 1000 or GRACE_SECONDS
+
+    @property
+    def shows_dashboard(self) -> bool:
+        """Whether there is a dashboard: `dashboard`, or `debug`."""
+        return self.dashboard or self.debug
+
+    @property
+    def keyed(self) -> bool:
+        """Whether requests must bring a key."""
+        return bool(self.api_keys or self.api_key_file)
 
     @property
     def effective_log_level(self) -> str:
@@ -211,7 +299,8 @@ class Settings:
 
 
 FIELDS = {f.name: f for f in dataclasses.fields(Settings)}
-FLAGS = {name: "--" + name.replace("_", "-") for name in FIELDS if name not in KEYWORD_ONLY}
+FLAGS = {name: "--" + name.replace("_", "-") for name in FIELDS if name not in KEYWORD_ONLY | NO_FLAG}
+VARIABLES = {name: ENV_PREFIX + name.upper() for name in FIELDS if name not in KEYWORD_ONLY}
 # The unit stands first in each setting's text.
 _UNITS = {name: f.metadata["help"].partition(" ")[0] for name, f in FIELDS.items()}
 # Said once here rather than guessed from annotations, which are text under `from __future__ import annotations`.
@@ -221,11 +310,13 @@ _TYPES: dict[str, type] = {name: type(f.default) for name, f in FIELDS.items()}
 def _checked(name: str, value: Any, source: str) -> Any:
     """Return `value` as the type of setting `name`; raise `DefinitionError` naming `source` and the remedy."""
     wanted = _TYPES[name]
+    meta = FIELDS[name].metadata
+    if meta["is_list"]:
+        return _checked_list(name, value, source)
     if isinstance(value, str) and wanted is not str:
         value = _parsed(name, value, wanted, source)
     if isinstance(value, bool) != (wanted is bool) or not isinstance(value, wanted):
         raise DefinitionError(f"{source} must be {_kind(name)}, not {value!r} ({type(value).__name__})")
-    meta = FIELDS[name].metadata
     if meta["least"] is not None and value < meta["least"]:
         raise DefinitionError(f"{source} must be at least {meta['least']}, not {value}")
     if meta["most"] is not None and value > meta["most"]:
@@ -233,6 +324,31 @@ def _checked(name: str, value: Any, source: str) -> Any:
     if meta["choices"] is not None and value not in meta["choices"]:
         raise DefinitionError(f"{source} must be one of {', '.join(meta['choices'])}, not {value!r}")
     return value
+
+
+def listed(text: str) -> tuple[str, ...]:
+    """Return the members of a setting that is a list."""
+    return tuple(each for part in text.split(",") if (each := part.strip()))
+
+
+def _checked_list(name: str, value: Any, source: str) -> str:
+    """Return a list as text with commas. No message holds a member: it may be a secret."""
+    if not isinstance(value, str):
+        try:
+            members = list(value)
+        except TypeError:
+            members = [None]
+        if not all(isinstance(each, str) and each.strip() and "," not in each for each in members):
+            raise DefinitionError(f"{source} must be a list of texts, none of them empty or with a comma in it")
+        value = ",".join(members)
+    text = str(value)
+    if not listed(text):
+        raise DefinitionError(f"{source} must have a member; leave it out for none")
+    known = FIELDS[name].metadata["members"]
+    for each in listed(text):
+        if known is not None and each not in known:
+            raise DefinitionError(f"{source} must be of {', '.join(known)}, with commas between them, not {each!r}")
+    return text
 
 
 def _parsed(name: str, text: str, wanted: type, source: str) -> Any:
@@ -305,10 +421,12 @@ def resolve(
     """
     environment = os.environ if environment is None else environment
     values = check_keywords(keywords)
-    for name in FLAGS:
-        variable = ENV_PREFIX + name.upper()
+    for name, variable in VARIABLES.items():
+        text = environment.get(variable)
+        if text is not None and not text.strip() and name in NEVER_EMPTY:
+            raise DefinitionError(f"the environment variable {variable} is empty; unset it to let everybody in")
         # An empty variable counts as none, as in mosec.
-        if text := environment.get(variable):
+        if text:
             if name == "port" and _KUBERNETES.match(text):
                 _warn_of_kubernetes(variable, text)
             elif name == "http" and text not in FIELDS[name].metadata["choices"]:
@@ -365,9 +483,19 @@ def logging_wishes() -> tuple[str, bool]:
 log.before_start(logging_wishes)
 
 
+def telemetry_variables() -> Mapping[str, str]:
+    """Return the variables that OpenTelemetry is set up by."""
+    return {name: value for name, value in os.environ.items() if name.startswith("OTEL_")}
+
+
 def prometheus_directory() -> str | None:
     """Return the directory that the user has set up for prometheus_client's multiprocess mode, or None."""
     return os.environ.get("PROMETHEUS_MULTIPROC_DIR") or None
+
+
+def variables_of(names: Sequence[str]) -> dict[str, str]:
+    """Return those of some variables of the environment that are set: others' than ours, such as those of a library."""
+    return {name: os.environ[name] for name in names if name in os.environ}
 
 
 def build_parser(settings: Settings, program: str | None = None) -> argparse.ArgumentParser:
@@ -413,7 +541,7 @@ def parse_command_line(settings: Settings, arguments: Sequence[str] | None = Non
     written = _as_written(sys.argv[1:] if arguments is None else list(arguments))
     known, others = build_parser(settings).parse_known_args(written)
     for argument in others:
-        if meant := _meant_by(argument):
+        if meant := meant_by(argument):
             raise DefinitionError(f"unknown argument {argument.partition('=')[0]}; did you mean --{meant}?")
     return {name: _checked(name, value, f"the argument {FLAGS[name]}") for name, value in vars(known).items()}
 
@@ -460,7 +588,7 @@ def _expanded(flag: str, value: str) -> str:
     return candidates[0]
 
 
-def _meant_by(argument: str) -> str | None:
+def meant_by(argument: str) -> str | None:
     """Return the flag of ours, without its dashes, that an argument is a slip of; None for one of the user's own."""
     if not argument.startswith("--"):
         return None

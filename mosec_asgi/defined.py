@@ -21,6 +21,9 @@ RESERVED_ROUTES = frozenset(
         "/livez",
         "/readyz",
         "/metrics",
+        "/dashboard",
+        "/dashboard/",
+        "/dashboard/data",
         "/openapi",
         "/openapi/metadata.json",
         "/openapi/swagger",
@@ -111,7 +114,9 @@ class Defined:
 
     def _check_protocols(self) -> None:
         """Check that the routes which protocols ask are there."""
+        pipelines = {path: [runtime.worker for runtime in pipeline] for path, pipeline in self.routes.items()}
         for protocol in self.protocols:
+            protocol.learn(pipelines)
             for endpoint in protocol.endpoints():
                 for route in endpoint.routes:
                     if route not in self.routes:
@@ -119,7 +124,7 @@ class Defined:
                             f"{type(protocol).__name__} asks the route {route!r} for {endpoint.path}, and there are "
                             f"only {', '.join(self.routes)}; name one of these, or append a worker with that route"
                         )
-                endpoint.check({route: self.routes[route][-1].worker for route in endpoint.routes})
+                endpoint.check({route: pipelines[route][-1] for route in endpoint.routes})
 
     def _define(self, routes: dict[str, list[Runtime]]) -> None:
         check_routes(routes)

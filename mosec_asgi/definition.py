@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from mosec_asgi.batching.coordinator import Limits, RoutePlan
 from mosec_asgi.batching.policy.rules import Rules
 from mosec_asgi.batching.stage import StagePlan
-from mosec_asgi.config import Settings
+from mosec_asgi.config import Settings, listed
 from mosec_asgi.errors import DefinitionError
+from mosec_asgi.host.placement import Placement
 from mosec_asgi.inside.spec import WorkerSpec
+from mosec_asgi.pool.recycling import Recycling
 from mosec_asgi.runtime import Runtime, stage_names
 from mosec_asgi.streaming import ContinuousWorker, is_async, response_type, streams
 from mosec_asgi.worker import Worker
@@ -25,10 +27,22 @@ LEAST_WEIGHT = 0.001
 
 
 def plan_service(
-    routes: Mapping[str, Sequence[Runtime]], settings: Settings
+    routes: Mapping[str, Sequence[Runtime]],
+    settings: Settings,
+    *,
+    traces: bool = False,
+    place: Callable[[Mapping[Runtime, str]], Mapping[Runtime, Placement]] | None = None,
 ) -> tuple[list[StagePlan], list[RoutePlan], Limits]:
-    """Return a service as it is to be run: its stages, its routes, and what it allows."""
+    """Return a service as it is to be run: its stages, its routes, and what it allows.
+
+    Args:
+        routes: the stages by route.
+        settings: of the service.
+        traces: calls may be traced.
+        place: says where the workers of the stages run, given the stages' names; None for anywhere.
+    """
     names = stage_names([runtime for pipeline in routes.values() for runtime in pipeline])
+    placements = place(names) if place is not None else {}
     # Each stage once, even where several routes share it, in the order of the numbers in the stages' names.
     runtimes = list(names)
     stages = []
@@ -36,7 +50,10 @@ def plan_service(
         followers = _followers(runtime, routes.values())
         after = tuple(dict.fromkeys(names[follower] for follower in followers))
         event_type = _event_type(runtime, routes.values())
-        stages.append(plan_stage(runtime, names[runtime], settings, followers, after, event_type))
+        placed = placements.get(runtime)
+        stages.append(
+            plan_stage(runtime, names[runtime], settings, followers, after, event_type, traces=traces, placement=placed)
+        )
     pipelines = [RoutePlan(path, tuple(map(runtimes.index, pipeline))) for path, pipeline in routes.items()]
     return stages, pipelines, _limits(settings)
 
@@ -60,6 +77,9 @@ def plan_stage(
     followers: Sequence[Runtime] = (),
     next_stages: tuple[str, ...] = (),
     event_type: str = "",
+    *,
+    traces: bool = False,
+    placement: Placement | None = None,
 ) -> StagePlan:
     """Return a stage as it is to be run: the user's values, and the service's settings where the user has given none.
 
@@ -70,7 +90,11 @@ def plan_stage(
         followers: the stages that read what it passes on.
         next_stages: the names of their stages.
         event_type: of the events that it may send before the last stage; see `WorkerSpec`.
+        traces: calls may be traced.
+        placement: where its workers run; None for anywhere.
     """
+    if placement is None:
+        placement = Placement(runtime.num, runtime.env, {})
     # Only the last stage of a route streams; a stage before it passes its results on whole.
     streaming = streams(runtime.worker) and not next_stages
     specs = [
@@ -95,15 +119,16 @@ def plan_stage(
             ),
             log_level=settings.effective_log_level,
             log_text=settings.debug,
+            traces=traces,
             labels=followers[0].labels if followers else None,
         )
-        for worker_id in range(1, runtime.num + 1)
+        for worker_id in range(1, placement.num + 1)
     ]
     # A continuous worker forms its batch itself: a request joins the batch as soon as a slot is free.
     continuous = issubclass(runtime.worker, ContinuousWorker)
     return StagePlan(
         specs,
-        runtime.env,
+        placement.env,
         batch_size=1 if continuous else runtime.max_batch_size,
         concurrency=runtime.max_batch_size if continuous else runtime.concurrency,
         ordered=not (is_async(runtime.worker) or streaming),
@@ -117,7 +142,10 @@ def plan_stage(
         preload=runtime.preload,
         executor=runtime.executor,
         latency_target=runtime.latency_target / 1000,
+        recycling=Recycling(runtime.max_calls, runtime.max_memory),
         takes_request=runtime.worker.takes_request,
+        defaults=placement.defaults,
+        times=settings.server_timing,
         rules=_rules(runtime, settings),
         labels=runtime.labels,
     )
@@ -164,6 +192,7 @@ def _limits(settings: Settings) -> Limits:
         stall_timeout=settings.stall_timeout / 1000,
         stream_buffer=settings.stream_buffer,
         load_shedding=settings.load_shedding,
+        drain_timeout=settings.drain_seconds,
     )
 
 
@@ -172,6 +201,7 @@ def openapi_document(
 ) -> dict[str, Any]:
     """Return the OpenAPI document of a service, which need not run."""
     from mosec_asgi.web import compression
+    from mosec_asgi.web.keys import Keys
     from mosec_asgi.web.openapi import build_document
 
     encodings = compression.supported() if settings.compression else ()
@@ -182,4 +212,5 @@ def openapi_document(
         title=settings.title,
         version=settings.version,
         protocols=protocols,
+        keys=Keys((), listed(settings.public)) if settings.keyed else None,
     )

@@ -23,8 +23,10 @@ Inside the house an error travels as data, as a `Failure`: nothing is raised acr
 from __future__ import annotations
 
 import enum
+from collections.abc import Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
+from typing import Any
 
 INTERNAL_ERROR_TEXT = "inference internal error"
 
@@ -46,11 +48,30 @@ class MosecError(Exception):
         code: the HTTP status that the client receives. A subclass may set its own.
         msg: what stands before the details in the response's text.
         retry_after: of an error that `infer` or `stream` raises: seconds after which trying again may help, or None.
+        fields: what a protocol puts into its form of the error, by its own names; None for nothing.
     """
 
     code: int = HTTPStatus.INTERNAL_SERVER_ERROR
     msg: str = "mosec error"
     retry_after: int | None = None
+    fields: Mapping[str, Any] | None = None
+
+    def __init__(self, *args: object, fields: Mapping[str, Any] | None = None) -> None:
+        """Make an error.
+
+            raise ClientError("12000 tokens; there is room for 8192", fields={"code": "context_length_exceeded"})
+
+        Args:
+            args: of any exception: most often a text, the details.
+            fields: see the attributes; texts, numbers, booleans and None by their names. OpenAI's are `type`, `code`
+                and `param`. Plain routes and other protocols leave them out.
+
+        Raises:
+            TypeError: `fields` is something else.
+        """
+        super().__init__(*args)
+        if fields is not None:
+            self.fields = _checked_fields(fields)
 
 
 class ClientError(MosecError):
@@ -129,6 +150,15 @@ class EventLoopError(StartupError):
     """The program runs another event loop than asyncio's, so that no worker can be started."""
 
 
+def _checked_fields(fields: Any) -> Mapping[str, Any]:
+    kinds = (str, int, float, bool, type(None))
+    if isinstance(fields, Mapping) and all(
+        type(name) is str and type(value) in kinds for name, value in fields.items()
+    ):
+        return dict(fields)
+    raise TypeError(f"the fields of an error are texts, numbers, booleans or None by their names, not {fields!r}")
+
+
 @dataclass(frozen=True, slots=True)
 class Failure:
     """An error on its way to the client, as data.
@@ -137,11 +167,13 @@ class Failure:
         code: the HTTP status.
         text: the response's text.
         retry_after: seconds after which the client may try again, or None where trying again is no remedy.
+        fields: what a protocol puts into its form of the error; see `MosecError`.
     """
 
     code: int
     text: str
     retry_after: int | None = None
+    fields: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         """Make a plain number of the status: `str` of an `HTTPStatus` is its name before Python 3.11."""
@@ -177,10 +209,20 @@ CLOSING = Failure(HTTPStatus.SERVICE_UNAVAILABLE, "the service is shutting down"
 STAGE_DOWN = Failure(
     HTTPStatus.SERVICE_UNAVAILABLE, "the model is not available: its workers do not start", retry_after=5
 )
+LOADING = Failure(
+    HTTPStatus.SERVICE_UNAVAILABLE, "the models are still being loaded; GET /readyz says which", retry_after=5
+)
 NOT_STARTED = Failure(HTTPStatus.SERVICE_UNAVAILABLE, "the service could not be started", retry_after=5)
 WRONG_LOOP = Failure(
     HTTPStatus.SERVICE_UNAVAILABLE, "the service could not be started: it needs an event loop of asyncio"
 )
+
+# A request without an API key, where there are keys.
+NO_KEY = Failure(
+    HTTPStatus.UNAUTHORIZED, "no API key; send it as `authorization: Bearer <key>`, or as `x-api-key: <key>`"
+)
+WRONG_KEY = Failure(HTTPStatus.UNAUTHORIZED, "the API key is not one of this service")
+KEY_IS_FOR_OTHERS = Failure(HTTPStatus.FORBIDDEN, "the API key is not for this path")
 
 # What is wrong with a request before it is a call.
 NO_DATA = Failure(HTTPStatus.BAD_REQUEST, "no data provided")
@@ -313,6 +355,7 @@ def raised(failure: Failure) -> MosecError:
     error = kind(text)
     error.code = failure.code
     error.retry_after = failure.retry_after
+    error.fields = failure.fields
     return error
 
 
@@ -335,4 +378,4 @@ def describe(error: BaseException) -> Failure:
     # A subclass may set any code; one that says success, or nothing, or that nobody waits, would hide the error.
     valid = isinstance(error.code, int) and 400 <= error.code < 600 and error.code != CANCELLED
     code = int(error.code) if valid else HTTPStatus.INTERNAL_SERVER_ERROR
-    return Failure(code, f"{error.msg}: {details}")
+    return Failure(code, f"{error.msg}: {details}", fields=getattr(error, "fields", None))

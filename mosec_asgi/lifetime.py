@@ -34,12 +34,14 @@ class Lifetime:
 
     Attributes:
         running: the service, once it serves.
+        answering: the service, while its workers load and its app answers already; for whom that is of use sets it.
         given_up: the end was asked for while the workers were loading, so that there is nothing to serve.
     """
 
     def __init__(self, start: Callable[[], Coroutine[Any, Any, Service]]) -> None:
         """Begin with nothing that runs; `start` returns a service that serves."""
         self.running: Service | None = None
+        self.answering: Service | None = None
         self.given_up = False
         self._start = start
         self._starting: asyncio.Task[Service] | None = None
@@ -91,6 +93,8 @@ class Lifetime:
             # Once: a second time would interrupt the end of the workers that load.
             self.given_up = True
             self._starting.cancel()
+        if self.answering is not None:
+            self.answering.close()
         if self.running is not None:
             self.running.close()
 
@@ -171,7 +175,10 @@ class Lifetime:
         return loop
 
     async def _run_start(self) -> Service:
-        self.running = await self._start()
+        try:
+            self.running = await self._start()
+        finally:
+            self.answering = None
         return self.running
 
     async def _drop(self, starting: asyncio.Task[Service]) -> None:

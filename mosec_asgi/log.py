@@ -24,7 +24,7 @@ from mosec_asgi.log_output import handler_for_stderr
 ROOT = "mosec_asgi"
 USER = "mosec_asgi.user"
 # Attributes that our own calls pass as `extra`, and that speakers tell, in the order in which they are printed.
-EXTRA = ("stage", "worker", "request_id")
+EXTRA = ("stage", "worker", "request_id", "trace_id")
 # Those of an access line, whose message says them as well; for machines.
 ACCESS = ("method", "path", "status", "duration_ms")
 
@@ -67,6 +67,22 @@ def speak_as(speaker: Speaker, *, context: bool = False) -> None:
 _CONTROL = re.compile("[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029]")
 
 
+# Return the id of a request's trace, or of the current one where no request is named; for each service that traces.
+TraceOf: TypeAlias = Callable[[str], str]
+_traces: list[TraceOf] = []
+
+
+def name_traces(trace_of: TraceOf) -> None:
+    """Have lines that name a request say its trace as well, until `forget_traces`."""
+    _traces.append(trace_of)
+
+
+def forget_traces(trace_of: TraceOf) -> None:
+    """Ask no longer for traces there."""
+    if trace_of in _traces:
+        _traces.remove(trace_of)
+
+
 class SpeakerFilter(logging.Filter):
     """Lets every record pass, and adds what its speaker says, where the record does not say it itself."""
 
@@ -77,6 +93,10 @@ class SpeakerFilter(logging.Filter):
         for name in EXTRA:
             if not hasattr(record, name):
                 setattr(record, name, said.get(name, ""))
+        if _traces and not record.trace_id:  # type: ignore[attr-defined]  # set above
+            names: str = record.request_id  # type: ignore[attr-defined]
+            found = (trace for name in names.split(" ") for of in _traces if (trace := of(name)))
+            record.trace_id = " ".join(dict.fromkeys(found))
         return True
 
 

@@ -13,7 +13,8 @@ The messages stand on the lowest floor because all other floors use them; frames
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
 from mosec_asgi.errors import Failure
@@ -22,6 +23,28 @@ from mosec_asgi.request import Request
 OK = 200
 # The code of a result that is a `Reply`: what it sets, and the encoded result behind it (`reply`). No status of HTTP.
 REPLY = 1201
+
+
+# What stands between the text of a failure and its fields.
+FIELDS = b"\0"
+
+
+def packed_failure(failure: Failure) -> bytes:
+    """Return a failure as a payload: its text in UTF-8, and where there are some, its fields as JSON behind a NUL."""
+    # A text may contain what is not Unicode, such as the name of a file; that is escaped. NUL it never needs.
+    text = failure.text.replace("\0", " ").encode(errors="backslashreplace")
+    if not failure.fields:
+        return text
+    return text + FIELDS + json.dumps(failure.fields).encode()
+
+
+def _unpacked_fields(packed: bytes) -> Mapping[str, Any] | None:
+    """Return the fields of a failure; None where there are none, or what a worker has sent is none."""
+    try:
+        fields = json.loads(packed) if packed else None
+    except ValueError:
+        return None
+    return fields if isinstance(fields, dict) else None
 
 
 class LinkError(Exception):
@@ -50,6 +73,20 @@ class HeldPayload(Protocol):
 Payload: TypeAlias = bytes | HeldPayload
 
 
+class StageTime(NamedTuple):
+    """What the time of a call went into at one stage, in seconds.
+
+    Attributes:
+        stage: the stage's name.
+        queue: until a worker turned to it.
+        compute: from then until the worker had answered it, sent its first event, or had taken until the call's end.
+    """
+
+    stage: str
+    queue: float
+    compute: float
+
+
 class Call(NamedTuple):
     """A request, as the engine sees it.
 
@@ -66,6 +103,8 @@ class Call(NamedTuple):
         priority: what comes first where there is a choice: the higher number.
         key: what it may share a batch with: calls of the same key.
         request: what workers are told of its request; None where no stage of the route asks for it.
+        trace: the `traceparent` (W3C Trace Context) of the span that its stages' spans are children of, and behind a
+            blank its `tracestate`, where it has one; empty where the call is not traced.
         cost: of its input, for the first stage (`labels.Label`).
         tenant: on whose behalf it comes, where tenants are to have their turns; empty for nobody's.
     """
@@ -80,6 +119,7 @@ class Call(NamedTuple):
     priority: int = 0
     key: str = ""
     request: Request | None = None
+    trace: str = ""
     cost: int = 1
     tenant: str = ""
 
@@ -90,10 +130,11 @@ class Outcome(NamedTuple):
     Attributes:
         call_id: the number of the call.
         code: an HTTP status; 200 for a result.
-        payload: the encoded result; empty for a stream that has ended well; the text of a failure in UTF-8. Only the
+        payload: the encoded result; empty for a stream that has ended well; a failure as `packed_failure`. Only the
             result of a call of objects may be one that a link holds, which is the caller's to drop.
         retry_after: seconds after which the client may try again, or None where trying again is no remedy.
         head: of a result that is a `Reply`, what it sets (`reply`); empty for any other.
+        times: of the stages that it has been at, where the service notes them; empty for a refusal.
     """
 
     call_id: int
@@ -101,11 +142,12 @@ class Outcome(NamedTuple):
     payload: Payload
     retry_after: int | None = None
     head: bytes = b""
+    times: Sequence[StageTime] = ()
 
     @classmethod
     def of_failure(cls, call_id: int, failure: Failure) -> Outcome:
         """Return the outcome of a call that has failed."""
-        return cls(call_id, int(failure.code), failure.text.encode(errors="backslashreplace"), failure.retry_after)
+        return cls(call_id, int(failure.code), packed_failure(failure), failure.retry_after)
 
     @property
     def failure(self) -> Failure | None:
@@ -113,15 +155,22 @@ class Outcome(NamedTuple):
         if self.code == OK:
             return None
         payload = self.payload
-        text = payload if isinstance(payload, bytes) else payload.read()
-        return Failure(self.code, text.decode(errors="replace"), self.retry_after)
+        text, _, fields = (payload if isinstance(payload, bytes) else payload.read()).partition(FIELDS)
+        return Failure(self.code, text.decode(errors="replace"), self.retry_after, _unpacked_fields(fields))
 
 
 class Chunk(NamedTuple):
-    """A piece of the stream that answers a call."""
+    """A piece of the stream that answers a call.
+
+    Attributes:
+        call_id: the number of the call.
+        payload: bytes to pass on.
+        times: with the first piece, those of the stages until then, where the service notes them.
+    """
 
     call_id: int
     payload: bytes
+    times: Sequence[StageTime] = ()
 
 
 class Credit(NamedTuple):
@@ -148,15 +197,20 @@ OBJECT_IN = 16
 OBJECT_OUT = 32
 
 
+# Beside these, and the highest of all: the server makes a span of its `forward`, and wants to know its time.
+TRACED = 64
+
+
 class Tasks(NamedTuple):
     """Work for a worker: columns of equal length, a task at each place.
 
     Attributes:
         ids: the tasks' numbers.
-        flags: the sum of `INGRESS`, `EGRESS`, `EXAMPLE`, `OBJECT_IN` and `OBJECT_OUT` for each.
+        flags: the sum of `INGRESS`, `EGRESS`, `EXAMPLE`, `OBJECT_IN`, `OBJECT_OUT` and `TRACED` for each.
         request_ids: what the logs call the requests.
         payloads: the encoded inputs.
-        requests: what the worker is told of the requests (`request.packed`); empty where it does not ask for it.
+        requests: what the worker is told of the requests (`request.packed`); empty where it does not ask for it, and
+            none of them is traced.
     """
 
     ids: Sequence[int]
@@ -164,6 +218,20 @@ class Tasks(NamedTuple):
     request_ids: Sequence[str]
     payloads: Sequence[Payload]
     requests: Sequence[bytes] = ()
+
+
+class ForwardTime(NamedTuple):
+    """When `forward` had a task, by the worker's own clock: of two machines' clocks nobody knows the difference.
+
+    Attributes:
+        ago: seconds from the beginning of its first call with the task to the answer; 0 where there was none.
+        seconds: from that beginning to the end of its last call.
+        calls: of `forward` with the task.
+    """
+
+    ago: float
+    seconds: float
+    calls: int
 
 
 class Results(NamedTuple):
@@ -175,6 +243,7 @@ class Results(NamedTuple):
             `REPLY`.
         payloads: the encoded results, or texts.
         seconds: time from decoding the first to encoding the last, waiting not included.
+        forwards: when `forward` had each of them, where one of them is traced; else empty.
         labels: the cost and the key of each for the next stage (`labels.Label`); empty where that does not ask.
     """
 
@@ -182,6 +251,7 @@ class Results(NamedTuple):
     codes: Sequence[int]
     payloads: Sequence[Payload]
     seconds: float
+    forwards: Sequence[ForwardTime] = ()
     labels: Sequence[tuple[int, str]] = ()
 
 

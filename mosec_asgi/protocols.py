@@ -1,16 +1,18 @@
-"""How clients speak, beside the plain routes: `OpenAI`, and what a protocol of one's own is made of.
+"""How clients speak, beside the plain routes: `OpenAI`, `OpenInference`, and what a protocol of one's own is made of.
 
     from mosec_asgi.protocols import OpenAI
 
     server.add_protocol(OpenAI(chat={"name": "/route"}))
 
-docs/protocols.md says all of it. `Delta` is for workers: a piece of text with more than its text.
+docs/protocols.md says all of it. `Delta` is for workers: a piece of text with more than its text. So is `Tensor`: an
+input or an output of theirs, as `OpenInference` tells of it.
 """
 
 from mosec_asgi.events import Delta
 from mosec_asgi.web.protocols.open_inference.description import Tensor
+from mosec_asgi.web.protocols.open_inference.protocol import OpenInference
 from mosec_asgi.web.protocols.openai.protocol import OpenAI
-from mosec_asgi.web.protocols.seam import Ask, Endpoint, EventForm, Problem, Protocol, json_response
+from mosec_asgi.web.protocols.seam import Ask, Endpoint, EventForm, Problem, Protocol, Standing, json_response
 from mosec_asgi.web.responses import Response
 
 __all__ = [
@@ -19,9 +21,11 @@ __all__ = [
     "Endpoint",
     "EventForm",
     "OpenAI",
+    "OpenInference",
     "Problem",
     "Protocol",
     "Response",
+    "Standing",
     "Tensor",
     "json_response",
 ]

@@ -6,6 +6,7 @@ It goes with the tasks of those stages only whose workers ask for it (`Worker.ta
 from __future__ import annotations
 
 import pickle
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,6 +14,8 @@ from urllib.parse import parse_qsl
 
 # Bytes of one value of a request's state, pickled, above which it stays with the server.
 MOST_STATE = 64 * 1024
+# Of W3C Trace Context: a version, the trace's id, that of the span, flags. Later versions may have more behind them.
+_TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(?![0-9a-f])")
 
 
 class Headers(Mapping[str, str]):
@@ -81,6 +84,12 @@ class Request:
         For all values of a name use `urllib.parse.parse_qs(request.query_string)`.
         """
         return dict(parse_qsl(self.query_string, keep_blank_values=True))
+
+    @property
+    def trace_id(self) -> str:
+        """The id of the trace that `traceparent` names, 32 hexadecimal digits; empty where there is none."""
+        found = _TRACEPARENT.match(self.traceparent)
+        return found[1] if found else ""
 
     @property
     def state(self) -> dict[str, Any]:

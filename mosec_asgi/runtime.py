@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import itertools
 import os
 import pickle
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -18,6 +20,8 @@ from mosec_asgi.streaming import ContinuousWorker, is_async, is_generator, strea
 from mosec_asgi.worker import Worker
 
 START_METHODS = ("spawn", "fork")
+# For `devices`: those that are found.
+AUTO = "auto"
 METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 # Those whose requests have no body, as a rule.
 BODYLESS = frozenset(("GET", "HEAD", "DELETE"))
@@ -28,6 +32,9 @@ _GUARDS = ("__name__ == '__main__'", "'__main__' == __name__")
 
 logger = log.internal_logger(__name__)
 _created = itertools.count(1)
+# A number, or the UUID of a GPU or of a part of one.
+_DEVICE = re.compile(r"\d+|(GPU|MIG)-[^\s,]+")
+_DEVICE_VARIABLES = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES")
 
 
 class Runtime:
@@ -59,6 +66,10 @@ class Runtime:
         executor: str | Callable[..., Any] = "process",
         latency_target: float = 0,
         methods: Sequence[str] | None = None,
+        max_calls: int = 0,
+        max_memory: int = 0,
+        devices: str | Sequence[str | int] | None = None,
+        workers_per_device: int = 1,
         max_batch_cost: int = 0,
         refuse_over_cost: bool = False,
         sort_by_cost: bool = False,
@@ -95,6 +106,15 @@ class Runtime:
             methods: of HTTP, that the routes take of which this is the first stage: of GET, POST, PUT, PATCH and
                 DELETE; None for POST. HEAD comes with GET, and OPTIONS is always answered. A GET or DELETE without a
                 body gives `forward` None: the worker says `takes_request`, and reads the query there.
+            max_calls: calls that a worker answers before another takes its place, for code that leaks; 0 for no limit.
+                The other is ready before the worker leaves, and no call is lost.
+            max_memory: bytes of resident memory (`ps` shows them as RSS, in KiB) above which a worker is replaced in
+                the same way; 0 for no limit. Needs processes, and Linux. With `preload` the pages that workers share
+                count for each.
+            devices: GPUs, one for each worker, which alone it sees: "auto" for all that are found when the service
+                starts, or a list of numbers and UUIDs. Numbers count within an outer `CUDA_VISIBLE_DEVICES`. The stage
+                has as many workers as these, and `num` is left out. Where "auto" finds none it has one, on the CPU.
+            workers_per_device: workers that share each of the devices.
             max_batch_cost: the most that the items of a batch may cost together, in the unit of the worker's `cost`
                 (tokens, pixels); 0 for no bound. An item that costs more runs alone. See docs/batching.md.
             refuse_over_cost: refuse such an item with 413.
@@ -106,13 +126,23 @@ class Runtime:
         """
         self.worker = _checked_worker(worker)
         self.num = _at_least(num, "num", 1)
+        self.devices = _checked_devices(devices)
+        self.workers_per_device = _at_least(workers_per_device, "workers_per_device", 1)
+        # Of those that the devices make; a dry run has one.
+        self.most_workers: int | None = None
+        if self.devices is not None:
+            _check_beside_devices(self.num, executor, preload, env)
+            if self.devices != AUTO:
+                self.num = len(self.devices) * self.workers_per_device
+        elif self.workers_per_device > 1:
+            raise DefinitionError("workers_per_device is for `devices`; for so many processes set num")
         self.max_batch_size = _at_least(max_batch_size, "max_batch_size", 1)
         self.max_wait_time = _at_least(max_wait_time, "max_wait_time", 0)
         self.timeout = _checked_timeout(timeout)
         if start_method not in START_METHODS:
             raise DefinitionError(f"start_method must be one of {', '.join(START_METHODS)}, not {start_method!r}")
         self.start_method = start_method
-        self.env = _checked_env(env, self.num)
+        self.env = _checked_env(env, 1 if self.devices is not None and len(env or ()) == 1 else self.num)
         self.max_attempts = _at_least(max_attempts, "max_attempts", 1)
         self.isolation_calls = None if isolation_calls is None else _at_least(isolation_calls, "isolation_calls", 0)
         self.concurrency = _at_least(concurrency, "concurrency", 1)
@@ -125,6 +155,8 @@ class Runtime:
         self.methods = _checked_methods(self.worker, methods)
         self.preload = _checked_preload(preload, start_method, self.env)
         self.executor = _checked_executor(executor, start_method, self.env, self.preload)
+        self.max_calls = _at_least(max_calls, "max_calls", 0)
+        self.max_memory = _checked_memory(max_memory, self.executor)
         # What stays in this process need not be pickled.
         crosses = self.executor == "process" and start_method == "spawn"
         self.args, self.kwargs = _checked_arguments(self.worker, args, kwargs, crosses=crosses)
@@ -164,6 +196,39 @@ class Runtime:
 
     def __repr__(self) -> str:
         return f"<Runtime {self.worker.__name__} num={self.num} max_batch_size={self.max_batch_size}>"
+
+
+def changed(
+    runtime: Runtime,
+    max_batch_size: int | None = None,
+    max_wait_time: int | None = None,
+    timeout: float | None = None,
+    latency_target: float | None = None,
+) -> Runtime:
+    """Return a stage as it is with other values, those that can be changed while it serves; None leaves one as it is.
+
+    Raises:
+        DefinitionError: a value does not fit; the text says what to change.
+    """
+    other = copy.copy(runtime)
+    if max_batch_size is not None:
+        other.max_batch_size = _at_least(max_batch_size, "max_batch_size", 1)
+        batches = not issubclass(runtime.worker, ContinuousWorker)
+        if batches and (other.max_batch_size > 1) != (runtime.max_batch_size > 1):
+            item, items = "one item", "a list of items"
+            before, after = (items, item) if runtime.max_batch_size > 1 else (item, items)
+            raise DefinitionError(
+                f"max_batch_size={max_batch_size} for {runtime.name}, which was defined with {runtime.max_batch_size}: "
+                f"its forward is given {before}, and would be given {after}. While it serves choose "
+                f"{'2 or more' if runtime.max_batch_size > 1 else '1'}, or define the stage anew"
+            )
+    if max_wait_time is not None:
+        other.max_wait_time = _at_least(max_wait_time, "max_wait_time", 0)
+    if timeout is not None:
+        other.timeout = _checked_timeout(timeout)
+    if latency_target is not None:
+        other.latency_target = _checked_target(latency_target)
+    return other
 
 
 def stage_names(runtimes: Sequence[Runtime]) -> dict[Runtime, str]:
@@ -345,6 +410,18 @@ def _at_least(value: Any, name: str, least: int) -> int:
     if value < least:
         raise DefinitionError(f"{name} must be at least {least}, not {value}")
     return value
+
+
+def _checked_memory(max_memory: Any, executor: Any) -> int:
+    checked = _at_least(max_memory, "max_memory", 0)
+    if checked and executor == "thread":
+        raise DefinitionError(
+            "max_memory is for workers that are processes, and executor='thread' runs them in the server's own; leave "
+            "max_memory out, or use executor='process'"
+        )
+    if checked and not sys.platform.startswith("linux"):
+        raise DefinitionError("max_memory needs Linux, whose /proc tells what a process takes; leave it out here")
+    return checked
 
 
 def _checked_timeout(timeout: Any) -> float:
@@ -538,6 +615,38 @@ def _checked_executor(
                     f"leave {name} out, or use executor='process'"
                 )
     return executor  # type: ignore[no-any-return]  # one of the two by now
+
+
+def _checked_devices(devices: Any) -> str | tuple[str, ...] | None:
+    if devices is None or devices == AUTO:
+        return devices  # type: ignore[no-any-return]  # one of the two
+    remedy = 'write devices="auto", or a list of numbers or UUIDs, such as ["0", "1"]'
+    if isinstance(devices, (str, bytes)) or not isinstance(devices, Sequence) or not devices:
+        raise DefinitionError(f"devices is {devices!r}; {remedy}")
+    for each in devices:
+        number = isinstance(each, int) and not isinstance(each, bool) and each >= 0
+        if not number and not (isinstance(each, str) and _DEVICE.fullmatch(each)):
+            raise DefinitionError(f"devices holds {each!r}; {remedy}")
+    names = tuple(str(each) for each in devices)
+    if len(set(names)) < len(names):
+        raise DefinitionError("devices names one of them twice; for several workers on each set workers_per_device")
+    return names
+
+
+def _check_beside_devices(num: int, executor: Any, preload: Any, env: Any) -> None:
+    """Check that what is set beside `devices` fits to it."""
+    if num != 1:
+        raise DefinitionError("num follows from devices; leave it out, or set workers_per_device for several on each")
+    if executor != "process":
+        raise DefinitionError("devices is for workers that are processes; leave out executor, or devices")
+    if preload:
+        raise DefinitionError(
+            "with preload all workers are forked from one process, which has one environment; leave out preload, or "
+            "devices"
+        )
+    taken = [name for variables in env or () if isinstance(variables, dict) for name in variables]
+    if conflict := next((name for name in taken if name in _DEVICE_VARIABLES), None):
+        raise DefinitionError(f"env sets {conflict}, which is what devices does; leave out one of the two")
 
 
 def _checked_preload(preload: Any, start_method: str, env: list[dict[str, str]] | None) -> bool:

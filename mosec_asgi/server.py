@@ -12,7 +12,7 @@ import sys
 import traceback
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from multiprocessing.process import BaseProcess
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from mosec_asgi import config, log
 from mosec_asgi.defined import DEFAULT_ROUTE, Defined
@@ -34,8 +34,10 @@ if TYPE_CHECKING:
 
     from mosec_asgi.calls.blocking import BlockingEngine
     from mosec_asgi.calls.inference import Inference
+    from mosec_asgi.host.run import Hosting
     from mosec_asgi.observing.statistics import ServiceReport
     from mosec_asgi.service import Platform, Service
+    from mosec_asgi.steering import Steering
     from mosec_asgi.web.direct import DirectRoutes
     from mosec_asgi.web.protocols.seam import Protocol
 
@@ -57,6 +59,9 @@ class Server:
     Constructing one has no side effect, so a module that defines one can be imported anywhere.
     """
 
+    # Set while a command imports the module of a service, which must not begin to serve by that.
+    _only_imported: ClassVar[bool] = False
+
     def __init__(self, *, middleware: Sequence[Middleware] = (), **settings: Any) -> None:
         """Begin with no stages.
 
@@ -66,8 +71,10 @@ class Server:
                 takes longer.
             **settings: see `config.Settings`: capacity, timeout (milliseconds), wait (milliseconds), start_timeout
                 (milliseconds), event_timeout (milliseconds), stall_timeout (milliseconds), stream_buffer (bytes),
-                load_shedding, address, port, namespace, log_level, debug, access_log, dry_run, compression,
-                max_request_size (bytes), strict_json, title, version, path. The environment's `MOSEC_<NAME>` wins over
+                load_shedding, address, port, uds, ssl_certfile, ssl_keyfile, namespace, log_level, debug,
+                dashboard, access_log, server_timing, tracing, dry_run, compression,
+                max_request_size (bytes), strict_json, api_keys (a list), api_key_file, public (a list), cors_origins (a
+                list), allowed_hosts (a list), title, version, path. The environment's `MOSEC_<NAME>` wins over
                 them, but for `title` and `version`, and `run()`'s command line over both.
 
         Raises:
@@ -80,8 +87,13 @@ class Server:
         self._lifetime = Lifetime(self._start)
         # Called with the name and the exit code of a daemon process that has ended.
         self.on_daemon_exit: Callable[[str, int], None] | None = None
-        # Set by `run()`; nothing else reads the command line.
+        # Set by `run()` and `serve`: called once requests are answered, those to models by 503, while the workers load.
+        # Where it is None, requests wait for the workers: the port of other ASGI servers is not open yet.
+        self.on_answering: Callable[[], None] | None = None
+        # Set by `run()` and the command `serve`; nothing else reads a command line.
         self._settings: config.Settings | None = None
+        # This program is the service's own, and its workers import its main module.
+        self._is_main = False
         # Settings that win over the environment; set by tools of the command line.
         self._overrides: dict[str, Any] = {}
         # The log already says that the server runs on the wrong kind of event loop.
@@ -119,6 +131,10 @@ class Server:
         executor: str | Callable[..., Any] = "process",
         latency_target: float = 0,
         methods: Sequence[str] | None = None,
+        max_calls: int = 0,
+        max_memory: int = 0,
+        devices: str | Sequence[str | int] | None = None,
+        workers_per_device: int = 1,
         max_batch_cost: int = 0,
         refuse_over_cost: bool = False,
         sort_by_cost: bool = False,
@@ -149,6 +165,11 @@ class Server:
                 there for longer are refused with 429. 0 for no such wish.
             methods: of HTTP, that the route takes; the first stage says them, for POST alone leave it out. See
                 `Runtime`.
+            max_calls: calls that a worker answers before another takes its place, without a call lost; 0 for no limit.
+            max_memory: bytes of resident memory above which a worker is replaced in the same way; 0 for no limit.
+            devices: GPUs, one for each worker: "auto" for all that are found, or a list such as ["0", "1"]; see
+                `Runtime`. In the place of `num`.
+            workers_per_device: workers that share each of the devices.
             max_batch_cost: the most that the items of a batch may cost together, by the worker's `cost(item)`; 0 for no
                 bound. See docs/batching.md for this and the next two.
             refuse_over_cost: refuse an item that costs more with 413; otherwise it runs alone.
@@ -175,6 +196,10 @@ class Server:
             executor=executor,
             latency_target=latency_target,
             methods=methods,
+            max_calls=max_calls,
+            max_memory=max_memory,
+            devices=devices,
+            workers_per_device=workers_per_device,
             max_batch_cost=max_batch_cost,
             refuse_over_cost=refuse_over_cost,
             sort_by_cost=sort_by_cost,
@@ -264,27 +289,64 @@ class Server:
                 comes from within a running event loop.
         """
         _check_main_guard("server.run() was called")
+        if Server._only_imported:
+            raise DefinitionError(
+                "server.run() was called while the module was imported. Put the call under "
+                '`if __name__ == "__main__":`, so that only the program itself runs it'
+            )
         try:
             self._defined.check()
             check_importable(self._defined.routes)
             _check_no_loop()
-            code = self._run()
+            self._is_main = True
+            code = self._run(lambda: config.from_command_line(self._keywords))
+        except StartupError as error:
+            sys.exit(f"error: {error}")
         except KeyboardInterrupt:
             # While something is imported, or in a dry run: there is nothing to tell.
             code = INTERRUPTED
         if code:
             sys.exit(code)
 
-    def _run(self) -> int:
-        """Serve, or run dry, and return the exit code."""
+    def _run(self, settings_of: Callable[[], config.Settings], hosting: Hosting | None = None) -> int:
+        """Serve, or run dry, and return the exit code.
+
+        Args:
+            settings_of: returns the settings.
+            hosting: what the program has beside the service.
+        """
         from mosec_asgi.host import dry_run, run, standard_streams
 
         standard_streams.open_missing()
-        self._settings = settings = config.from_command_line(self._keywords)
+        self._settings = settings = settings_of()
         log.configure(settings.effective_log_level, text=settings.debug, others=("uvicorn", "asyncio"))
         config.advise(settings)
         check_timeouts(self._defined.routes, settings.timeout_seconds)
-        return dry_run.run(self._defined.routes, settings) if settings.dry_run else run.run(self, settings)
+        if settings.dry_run:
+            return dry_run.run(self._defined.routes, settings, import_main=self._is_main)
+        return run.run(self, settings, hosting or run.Hosting())
+
+    def serve(self, settings: config.Settings, hosting: Hosting | None = None) -> int:
+        """Serve as `run()` does, for a program that has imported the service, as the command `serve` has.
+
+        Args:
+            settings: of the service; see `settings_with`.
+            hosting: what the program has beside the service.
+
+        Returns:
+            the exit code.
+
+        Raises:
+            DefinitionError: there is no stage to serve, or worker processes cannot import one.
+            StartupError: it cannot listen where the settings say.
+        """
+        self._defined.check()
+        check_importable(self._defined.routes)
+        return self._run(lambda: settings, hosting)
+
+    def settings_with(self, command_line: Mapping[str, Any]) -> config.Settings:
+        """Return the settings of the service with those of a command line, by name, which win."""
+        return config.resolve(self._keywords, None, command_line)
 
     def close(self) -> None:
         """Admit no more requests: `/readyz` and new requests answer 503 from here on, and admitted ones finish."""
@@ -357,7 +419,7 @@ class Server:
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
-            running = self._lifetime.running
+            running = self._lifetime.running or self._lifetime.answering
             if running is None or not running.is_here():
                 running = await self._start_late(scope, send)
                 if running is None:
@@ -474,6 +536,88 @@ class Server:
 
         return BlockingEngine(self, lambda: self._running)
 
+    # -- changes while it serves -------------------------------------------------------------------------------------
+
+    async def scale(self, stage: str | int, num: int) -> None:
+        """Have `num` workers of a stage, while it serves; no call is lost.
+
+        Returns when the further workers are ready, or when those that were too many have answered what they had and
+        ended. Changes of one stage take turns, these and `configure` and `restart`; they hold until the service stops.
+
+        Args:
+            stage: its name, such as "Inference_2", as `/metrics` and the logs call it; or its number there, from 1.
+            num: workers, at least 1, and at most the setting `max_workers`. A stage whose workers have environments of
+                their own (`env`) can have as many as there are of these.
+
+        Raises:
+            DefinitionError: there is no such stage, or `num` does not fit; nothing is changed.
+            StartupError: a further worker could not be started, or the service stops; there are as many as before.
+            CallError: the service does not run on this event loop.
+        """
+        await self._steering().scale(stage, num)
+
+    async def configure(
+        self,
+        stage: str | int,
+        *,
+        max_batch_size: int | None = None,
+        max_wait_time: int | None = None,
+        timeout: float | None = None,
+        latency_target: float | None = None,
+    ) -> None:
+        """Give a stage other values while it serves, in the units of `append_worker`; no call is lost.
+
+        `max_wait_time` (milliseconds) and `latency_target` (milliseconds) hold at once. For another `max_batch_size` or
+        `timeout` (seconds) the workers are replaced as by `restart`, since models may have been made for these.
+
+        Args:
+            stage: see `scale`.
+            max_batch_size: the most items in a batch. Between 1 and more it cannot be changed, because `forward` is
+                given lists or single items.
+            max_wait_time: milliseconds that a task may wait for its batch; 0 leaves it to the scheduler.
+            timeout: seconds that one call of `forward` may take; 0 means the setting `timeout`.
+            latency_target: milliseconds that a task should spend there; 0 for no such wish.
+
+        Raises:
+            DefinitionError: there is no such stage, or a value does not fit; nothing is changed.
+            StartupError: a worker could not be started with these values, or the service stops; the stage goes by what
+                it went by before.
+            CallError: see `scale`.
+        """
+        await self._steering().configure(
+            stage,
+            max_batch_size=max_batch_size,
+            max_wait_time=max_wait_time,
+            timeout=timeout,
+            latency_target=latency_target,
+        )
+
+    async def restart(self, stage: str | int | None = None) -> None:
+        """Replace the workers of a stage, or of all stages, one after the other; no call is lost.
+
+        The replacement is ready before the worker whose place it takes is given no more calls: for a while there is
+        one worker, and one model in memory, more. A replacement imports the worker's module anew, and so finds edited
+        code and other weights; with `preload` it is forked from what was loaded at the start.
+
+        Args:
+            stage: see `scale`; None for all.
+
+        Raises:
+            DefinitionError: there is no such stage.
+            StartupError: a replacement could not be started, or the service stops; the worker that it was to replace
+                serves on, and so do those whose turn had not come.
+            CallError: see `scale`.
+        """
+        await self._steering().restart(stage)
+
+    def _steering(self) -> Steering:
+        running = self._running
+        if running is None or not running.is_here():
+            from mosec_asgi.calls.running import not_here
+
+            raise not_here(running)
+        return running.steering
+
     def statistics(self) -> ServiceReport:
         """Return how the service stands, and what it has done since it was started; in any state, from any thread.
 
@@ -487,7 +631,9 @@ class Server:
 
     def direct_routes(self) -> DirectRoutes | None:
         """Return the routes that `run()` need not ask through ASGI, if there are any; see `web.direct`."""
-        return self._running.direct_routes if self._running is not None and self.why_not_direct() is None else None
+        # While the workers load, too: the connection may live for long.
+        service = self._lifetime.running or self._lifetime.answering
+        return service.direct_routes if service is not None and self.why_not_direct() is None else None
 
     def why_not_direct(self) -> str | None:
         """Return why `run()` must ask through ASGI for each request; None where it need not."""
@@ -495,6 +641,9 @@ class Server:
             return "the server has middleware"
         if type(self).__call__ is not Server.__call__:
             return f"{type(self).__name__} overrides __call__"
+        for name in ("cors_origins", "allowed_hosts"):
+            if self._settings is not None and getattr(self._settings, name):
+                return f"the setting {name} is set"
         return None
 
     @property
@@ -541,6 +690,10 @@ class Server:
         if self._lifetime.given_up:
             await _refuse(scope, send, CLOSING)
             return None
+        if self.on_answering is not None:
+            # The workers have not started, and the program is about to end.
+            await _refuse(scope, send, NOT_STARTED)
+            return None
         if not self._lifetime.is_starting and not self._told_of_loop:
             logger.warning(
                 "starting the workers at the first request, because the server's lifespan is not run; pass "
@@ -580,16 +733,23 @@ class Server:
         running = Service(
             self._defined.routes,
             settings,
-            import_main=self._settings is not None,
+            import_main=self._is_main,
+            own_http=self._settings is not None,
             platform=self._platform,
             document=self.openapi,
             middleware=self._middleware,
             protocols=self._defined.protocols,
         )
+
+        def answering() -> None:
+            if self.on_answering is not None:
+                self._lifetime.answering = running
+                self.on_answering()
+
         self._loading = running
         try:
             with told_of_signals(self.close):
-                await running.start()
+                await running.start(answering)
         finally:
             self._loading = None
         for name, process in self._daemons.items():

@@ -7,12 +7,14 @@ import contextlib
 import functools
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
+from mosec_asgi import log
+from mosec_asgi.admin import AdminSocket
 from mosec_asgi.batching.coordinator import Coordinator
 from mosec_asgi.batching.engine import Engine, Statistics
 from mosec_asgi.batching.future import FutureOutcome
@@ -20,33 +22,43 @@ from mosec_asgi.batching.stage import StagePlan
 from mosec_asgi.calls.inference import Inference
 from mosec_asgi.calls.objects import Objects, value_of
 from mosec_asgi.calls.routes import call_routes
-from mosec_asgi.config import Settings, prometheus_directory
+from mosec_asgi.config import Settings, prometheus_directory, telemetry_variables
 from mosec_asgi.definition import openapi_document, plan_service
 from mosec_asgi.errors import Failure
 from mosec_asgi.host.memory import memory_limit
+from mosec_asgi.host.placement import place
 from mosec_asgi.ipc.shm import SharedMemory, shared_memory
 from mosec_asgi.messages import Call, Chunk, Credit
 from mosec_asgi.observing.custom import CustomMetrics
 from mosec_asgi.observing.metrics import ServiceMetrics, StageMetrics
+from mosec_asgi.observing.observer import StageObserver
 from mosec_asgi.observing.statistics import LOADING, SERVING, ServiceReport, report
 from mosec_asgi.pool.link import Launcher
 from mosec_asgi.pool.process.launcher import ProcessLauncher
 from mosec_asgi.pool.thread import ThreadLauncher
 from mosec_asgi.request import Request
 from mosec_asgi.runtime import Runtime
+from mosec_asgi.steering import Steering
 from mosec_asgi.streaming import response_type, streams
 from mosec_asgi.version import SERVER
+from mosec_asgi.web.key_file import LOOK_SECONDS, key_ring
 
 if TYPE_CHECKING:
     from starlette.middleware import Middleware
     from starlette.types import ASGIApp
 
+    from mosec_asgi.observing.tracing import Tracing
+    from mosec_asgi.web.dashboard import Dashboard
     from mosec_asgi.web.direct import DirectRoutes
-    from mosec_asgi.web.protocols.adapter import ProtocolRoute
+    from mosec_asgi.web.exchange import Shared
+    from mosec_asgi.web.protocols.adapter import Pipelines, ProtocolRoute
     from mosec_asgi.web.protocols.ordering import Ordering
-    from mosec_asgi.web.protocols.seam import Protocol
+    from mosec_asgi.web.protocols.seam import Endpoint, Listener, Protocol
 
 DAEMON_CHECK_SECONDS = 0.2
+# Workers, beside those that were defined, for which there is room in shared memory: replacements, and what is scaled up
+# to. The payloads of still others pass through their pipes.
+FURTHER_WORKERS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +83,7 @@ class Service:
         settings: Settings,
         *,
         import_main: bool,
+        own_http: bool = False,
         platform: Platform | None = None,
         document: Callable[[], dict[str, Any]] | None = None,
         middleware: Sequence[Middleware] = (),
@@ -82,6 +95,7 @@ class Service:
             routes: the stages by route.
             settings: of the service.
             import_main: let spawned workers import the program's main module in any case; see `ProcessLauncher`.
+            own_http: HTTP is spoken by the protocols of `run()`, unless the settings say otherwise.
             platform: what to run on; None for processes.
             document: makes the OpenAPI document; None for that of the routes.
             middleware: what each request goes through; the first is the outermost.
@@ -91,14 +105,21 @@ class Service:
         self._thread = get_ident()
         self._settings = settings
         self._import_main = import_main
+        self._own_http = own_http
         self._simulated = platform is not None
         self._routes = routes
         self._document = document or functools.partial(openapi_document, routes, settings, protocols)
         self._middleware = middleware
         self._protocols = protocols
-        stages, pipelines, limits = plan_service(routes, settings)
+        self._clock = platform.clock if platform else time.monotonic
+        self._tracing = _tracing(settings, self._clock) if settings.tracing else None
+        placing = None if platform else place
+        stages, pipelines, limits = plan_service(routes, settings, traces=self._tracing is not None, place=placing)
         self._workers = sum(len(plan.specs) for plan in stages)
         self._call_routes = call_routes(stages, pipelines, limits)
+        self._route_plans, self._limits = pipelines, limits
+        # What endpoints of protocols ask, if there are any.
+        self._pipelines: Pipelines | None = None
         self._memory: SharedMemory | None = None
         self._metrics = ServiceMetrics(
             settings.namespace,
@@ -106,7 +127,6 @@ class Service:
         )
         # Workers in this process use the process's own prometheus_client registry.
         self._custom = None if platform else CustomMetrics(prometheus_directory())
-        self._clock = platform.clock if platform else time.monotonic
         self._began = self._clock()
         self._state = LOADING
         self._stage_names = {plan.path: [stages[place].name for place in plan.stages] for plan in pipelines}
@@ -115,38 +135,66 @@ class Service:
             pipelines,
             platform.launcher if platform else self._launcher,
             limits,
-            observers=[self._metrics.stages],
+            observers=[self._metrics.stages, *self._tracing_observers(stages)],
             clock=self._clock,
+            traceparent=self._tracing.traceparent if self._tracing is not None else None,
             shared_memory=lambda: self._memory.in_use if self._memory is not None else 0,
         )
+        self.steering = Steering(routes, settings, stages, self._coordinator, self._stages_changed)
+        self._admin = AdminSocket(settings.admin_socket, self.steering, self.report) if settings.admin_socket else None
+        self._keys = key_ring(settings)
+        self._key_look: asyncio.TimerHandle | None = None
         self._daemon_watches: list[asyncio.Task[None]] = []
+        self._recording: asyncio.Task[None] | None = None
+        # The ports of protocols beside HTTP's, and what is asked there.
+        self._listeners: dict[Listener, Sequence[ProtocolRoute]] = {}
+        self._shared: Shared
         # The app, once the service has started; and the routes that `run()` can serve without the app, by path.
         self.app: ASGIApp
         self.direct_routes: DirectRoutes | None = None
         # Takes calls of objects, from then on.
         self.calls: Inference
 
-    async def start(self) -> None:
-        """Start all workers and wait until the service can serve; raise `StartupError` where it never will."""
+    async def start(self, answering: Callable[[], object] = lambda: None) -> None:
+        """Start all workers and wait until the service can serve; raise `StartupError` where it never will.
+
+        Args:
+            answering: called once the app answers requests, those to models by 503, while the workers load.
+        """
         if self._custom is not None:
             self._custom.open()
+        if self._tracing is not None:
+            log.name_traces(self._tracing.trace_of)
         if not self._simulated:
-            self._memory = shared_memory(self._settings.shared_memory, self._workers)
+            self._memory = shared_memory(self._settings.shared_memory, self._workers + FURTHER_WORKERS)
         objects = Objects()
         if self._memory is not None:
             self._memory.views.tell = functools.partial(self._release_soon, self._memory)
             objects = Objects(self._memory.own_blocks())
-        self.calls = Inference(self._coordinator, self._call_routes, objects, self._metrics, self.loop)
+        self.calls = Inference(self._coordinator, self._call_routes, objects, self._metrics, self.loop, self._tracing)
+        try:
+            if self._admin is not None:
+                await self._admin.start()
+        except BaseException:
+            await self._close_tracing()
+            self._let_go()
+            raise
         starting = self.loop.create_task(self._coordinator.start())
         try:
             # Its first step launches the workers.
             await asyncio.sleep(0)
             self.app = self._build_app(objects)
+            # From the first second on, as HTTP's.
+            for listener, routes in self._listeners.items():
+                await listener.start(routes, self._shared)
+            self._look_at_keys()
+            answering()
             await starting
             self._began, self._state = self._clock(), SERVING
         except BaseException:
             starting.cancel()
-            await asyncio.wait([starting])
+            await asyncio.wait([starting, *self._stop_listeners(0)])
+            await self._close_tracing()
             self._let_go()
             raise
 
@@ -154,9 +202,15 @@ class Service:
         """Finish what was admitted, within the service's timeout, and end all workers."""
         for watch in self._daemon_watches:
             watch.cancel()
+        if self._admin is not None:
+            self._admin.close()
         try:
-            await self._coordinator.stop(self._settings.grace_seconds)
+            grace = self._settings.grace_seconds
+            await asyncio.gather(self._coordinator.stop(grace), *self._stop_listeners(grace))
+            if self._admin is not None:
+                await self._admin.finish()
         finally:
+            await self._close_tracing()
             self._let_go()
 
     def close(self) -> None:
@@ -217,6 +271,7 @@ class Service:
         # Imported here, while the workers load: the web framework takes about as long to load as a small worker.
         from mosec_asgi.web.app import App
         from mosec_asgi.web.limits import http_limits
+        from mosec_asgi.web.origins import own_middleware
         from mosec_asgi.web.protocols import plain
 
         results = [
@@ -245,12 +300,27 @@ class Service:
             limits=http_limits(self._settings, memory),
             access_log=self._settings.access_log,
             # The protocols of `run()` do it themselves.
-            lingers=not self._import_main or self._settings.http == "plain",
-            middleware=self._middleware,
+            lingers=not self._own_http or self._settings.http == "plain",
+            middleware=[*own_middleware(self._settings), *self._middleware],
+            tracing=self._tracing,
+            keys=None if self._keys is None else self._keys.keys,
             forms={route.below: route.unknown for route in spoken if route.below},
+            title=self._settings.title,
+            dashboard=self._open_dashboard() if self._settings.shows_dashboard else None,
         )
         self.direct_routes = app.direct_routes
+        self._shared = app.shared
         return app.outermost
+
+    def _open_dashboard(self) -> Dashboard:
+        """Return the dashboard, whose record begins now."""
+        from mosec_asgi.web.dashboard import Dashboard
+
+        dashboard = Dashboard(self.report, title=self._settings.title, stages=len(self._metrics.stages))
+        # On virtual time a timer that is always set would have the clock run on while all others wait.
+        if not self._simulated:
+            self._recording = self.loop.create_task(dashboard.record())
+        return dashboard
 
     def _ordering(self) -> Ordering:
         """Return what is read of a request for its place among others."""
@@ -265,9 +335,32 @@ class Service:
             return []
         from mosec_asgi.web.protocols.adapter import Pipelines, ProtocolRoute
 
-        pipelines = Pipelines(self._call_routes, objects, value_of, self._coordinator, self._ordering())
+        ordering = self._ordering()
+        pipelines = self._pipelines = Pipelines(self._call_routes, objects, value_of, self._coordinator, ordering)
         endpoints = [endpoint for protocol in self._protocols for endpoint in protocol.endpoints()]
+        self._open_health(endpoints)
+        # Tests without processes have no ports either.
+        for protocol in () if self._simulated else self._protocols:
+            if (listener := protocol.listener()) is not None:
+                self._open_health(listener.endpoints)
+                self._listeners[listener] = [ProtocolRoute(endpoint, pipelines) for endpoint in listener.endpoints]
         return [ProtocolRoute(endpoint, pipelines) for endpoint in endpoints]
+
+    def _open_health(self, endpoints: Iterable[Endpoint]) -> None:
+        """Have probes answered without a key."""
+        for endpoint in endpoints:
+            if endpoint.is_health and self._keys is not None:
+                self._keys.keys.open_health(endpoint.path)
+
+    def _stages_changed(self, plans: Sequence[StagePlan]) -> None:
+        """Let callers know how many calls are worth having in flight."""
+        self._call_routes.update(call_routes(plans, self._route_plans, self._limits))
+        if self._pipelines is not None:
+            self._pipelines.now(self._call_routes)
+
+    def _stop_listeners(self, grace: float) -> list[asyncio.Task[None]]:
+        """Have the protocols' own ports closed, once what came there is answered."""
+        return [self.loop.create_task(listener.stop(grace)) for listener in self._listeners]
 
     def _launcher(self, plan: StagePlan, loop: asyncio.AbstractEventLoop) -> Launcher:
         if callable(plan.executor):
@@ -281,7 +374,15 @@ class Service:
             preload=plan.preload,
             memory=self._memory,
             counts=self._custom,
+            defaults=plan.defaults,
         )
+
+    def _look_at_keys(self) -> None:
+        """Look whether the file of API keys has changed, from time to time."""
+        # On virtual time a timer that is always set would have the clock run on while all others wait.
+        if self._keys is not None and self._keys.file and not self._simulated:
+            self._keys.look()
+            self._key_look = self.loop.call_later(LOOK_SECONDS, self._look_at_keys)
 
     def _release_soon(self, memory: SharedMemory) -> None:
         """Have memory given back whose last references have gone, in whichever thread that is."""
@@ -289,13 +390,45 @@ class Service:
         with contextlib.suppress(RuntimeError):
             self.loop.call_soon_threadsafe(memory.views.release)
 
+    def _tracing_observers(self, stages: Sequence[StagePlan]) -> list[Sequence[StageObserver]]:
+        tracing = self._tracing
+        if tracing is None:
+            return []
+        return [[tracing.stage(plan.name, batched=plan.batch_size > 1) for plan in stages]]
+
+    async def _close_tracing(self) -> None:
+        """Send the spans that are left."""
+        if self._tracing is not None:
+            await asyncio.to_thread(self._tracing.close)
+
     def _let_go(self) -> None:
-        """Let go of what was shared with the workers, once they have ended."""
+        """Let go of what was shared with the workers, once they have ended, and end the record."""
+        if self._admin is not None:
+            self._admin.close()
+        if self._key_look is not None:
+            self._key_look.cancel()
+        if self._tracing is not None:
+            log.forget_traces(self._tracing.trace_of)
+        if self._recording is not None:
+            self._recording.cancel()
+            self._recording = None
         if self._custom is not None:
             self._custom.close()
         if self._memory is not None:
             self._memory.close()
             self._memory = None
+
+
+def _tracing(settings: Settings, clock: Callable[[], float]) -> Tracing | None:
+    """Return what makes spans; None where nobody is told of them."""
+    from mosec_asgi.observing import provider
+
+    opened = provider.opened(telemetry_variables(), settings.namespace)
+    if opened is None:
+        return None
+    from mosec_asgi.observing.tracing import Tracing
+
+    return Tracing(opened, clock)
 
 
 class _SizeCaller(FutureOutcome):

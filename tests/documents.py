@@ -33,12 +33,13 @@ NEEDS_MORE_THAN_A_SCHEMA = {
     "fastapi_app",
     "generate",
     "ocr",
+    "onnx_classifier",
     "rerank",
     "segment_anything",
     "sentiment",
     "stable_diffusion",
 }
-LARGE_MODELS = NEEDS_MORE_THAN_A_SCHEMA - {"environment", "fastapi_app"}
+LARGE_MODELS = NEEDS_MORE_THAN_A_SCHEMA - {"environment", "fastapi_app", "onnx_classifier"}
 
 
 def assert_keeps_to_its_document(example: str, program: Program, folder: Path, prefix: str = "") -> None:

@@ -303,6 +303,10 @@ class FakeWorker:
     def close(self) -> None:
         self._open = False
 
+    def memory(self) -> int | None:
+        """Return None: it is no process."""
+        return None
+
     def progress(self) -> Progress:
         assert not self._forgotten, "what it shares with the server goes with its process"
         self.looks += 1

@@ -19,6 +19,8 @@ class Embed(Worker):
     def one(self, item: Any) -> Any:
         if item == "bad":
             return ClientError("a bad text")
+        if item == "told":
+            return ClientError("too long", fields={"code": "context_length_exceeded", "type": "tokens", "more": 1})
         if item == "invalid":
             return ValidationError("an invalid text")
         first = ord(item[0]) if isinstance(item, str) else item[0]
@@ -53,6 +55,8 @@ class Write(SSEWorker):
             yield Delta(usage={"prompt_tokens": None, "completion_tokens": 3})
             return
         for word in words[: data.get("max_tokens", 100)]:
+            if word == "told":
+                raise ClientError("too long", fields={"code": "context_length_exceeded", "param": "messages.0"})
             if word == "fail":
                 raise ValidationError("a word that fails")
             yield 7 if word == "seven" else f"{word} "

@@ -80,6 +80,11 @@ class Any_(Endpoint):
     def ask(self, request: Any) -> Ask | Response:
         if request.query == b"now":
             return json_response({"method": request.method, "params": dict(request.path_params)})
+        if request.query == b"standing":
+            assert self.standing is not None
+            return json_response([self.standing.ready(), self.standing.ready(self.routes[0])])
+        if request.query == b"hasty":
+            return Ask(self.routes[0], [0], timeout=1e-9)
         if request.query == b"elsewhere":
             return Ask("/nowhere", [1])
         items = json.loads(request.body) if request.body else [0]
@@ -97,6 +102,9 @@ class Any_(Endpoint):
 
 class All(Protocol):
     """An endpoint for each route."""
+
+    def learn(self, pipelines: Any) -> None:
+        self.known = {route: [worker.__name__ for worker in workers] for route, workers in pipelines.items()}
 
     def endpoints(self) -> Sequence[Endpoint]:
         return [
@@ -155,6 +163,26 @@ async def test_an_endpoint_may_answer_without_a_call_and_by_get() -> None:
         assert answer.json() == [[0, {"name": "x"}, {"a": "b"}, "GET", "/p/told/{name}"]]
         assert (await client.options("/p/told/x")).headers["allow"] == "GET, HEAD, OPTIONS, POST"
         assert (await client.put("/p/told/x")).status_code == 405
+
+
+async def test_an_endpoint_knows_whether_routes_can_answer_and_its_protocol_which_workers_there_are() -> None:
+    server = Server()
+    server.append_worker(Double, route="/double")
+    server.append_worker(Single, route="/single")
+    for path, worker in (("/told", Told), ("/count", Count)):
+        server.append_worker(worker, route=path)
+    protocol = All()
+    server.add_protocol(protocol)
+    async with testing.serving(server) as service:
+        assert (await service.client.get("/p/double?standing")).json() == [True, True]
+    assert protocol.known == {"/double": ["Double"], "/single": ["Single"], "/told": ["Told"], "/count": ["Count"]}
+
+
+async def test_a_request_has_no_more_time_than_its_endpoint_says() -> None:
+    async with served() as (_, client):
+        for headers in ({}, {"x-request-timeout": "1000"}):
+            answer = await client.get("/p/single?hasty", headers=headers)
+            assert answer.status_code == 408
 
 
 async def test_a_reply_of_a_worker_is_its_value_or_its_error() -> None:

@@ -22,9 +22,10 @@ from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.routing import Mount
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
-from workers import Broken, Echo, Gate, Raw
+from workers import Broken, BusyLoading, Echo, Gate, Raw
 
 from mosec_asgi import Server, __version__
+from mosec_asgi.errors import StartupError
 
 with warnings.catch_warnings():
     # Starlette 1.10 asks for httpx's successor here, and works with httpx.
@@ -465,6 +466,44 @@ async def test_a_client_that_leaves_frees_its_place(tmp_path: Path) -> None:
         assert await remaining(client) == 0
         gate.touch()
         assert (await client.post("/inference", json=str(gate))).status_code == 200
+
+
+async def test_while_models_load_all_is_answered_and_the_models_routes_by_503(tmp_path: Path) -> None:
+    server, gate, answering = Server(), tmp_path / "gate", asyncio.Event()
+    server.append_worker(Echo)
+    server.append_worker(BusyLoading, args=(str(gate),), route="/busy")
+    server.on_answering = answering.set
+    async with client_of(server) as client:
+        starting = asyncio.create_task(server.__aenter__())
+        await asyncio.wait_for(answering.wait(), DEADLINE)
+        ready = await client.get("/readyz")
+        assert (ready.status_code, ready.json()["status"]) == (503, "loading")
+        stage = ready.json()["stages"]["BusyLoading_2"]
+        assert re.fullmatch(r"0 of 1 workers are ready; loading for \d+\.\d s", stage)
+        for path in ("/", "/livez", "/metrics", "/openapi/metadata.json", "/openapi/swagger/"):
+            assert (await client.get(path)).status_code == 200, path
+        for path in ("/inference", "/busy"):
+            refused = await client.post(path, json=1)
+            assert (refused.status_code, refused.headers["retry-after"]) == (503, "5")
+            assert "still being loaded" in refused.text
+        assert b"/busy" in (server.direct_routes() or {}), "a connection may live for longer than the load"
+        assert not starting.done()
+        gate.touch()
+        await starting
+        assert (await client.get("/readyz")).json()["status"] == "ready"
+        assert (await client.post("/busy", json=1)).json() == 1
+        await server.__aexit__(None, None, None)
+
+
+async def test_a_request_after_a_start_that_has_failed_starts_nothing_again_where_the_program_ends() -> None:
+    server = Server()
+    server.append_worker(Broken)
+    server.on_answering = lambda: None
+    async with client_of(server) as client:
+        with pytest.raises(StartupError):
+            await server.__aenter__()
+        refused = await client.post("/inference", json=1)
+        assert (refused.status_code, refused.text) == (503, "the service could not be started")
 
 
 async def test_a_request_whose_task_is_cancelled_frees_its_place(tmp_path: Path) -> None:

@@ -30,6 +30,11 @@ def test_a_route_knows_its_place_its_ends_and_whether_it_streams() -> None:
     }
 
 
+def test_a_route_knows_the_names_of_its_stages() -> None:
+    assert ROUTES["/a"].stages[-1] == ROUTES["/a"].egress
+    assert len(ROUTES["/a"].stages) == len(PIPELINES[0].stages)
+
+
 def test_a_full_batch_runs_in_each_worker_and_another_waits() -> None:
     told = {path: (route.at_once, route.in_flight) for path, route in ROUTES.items()}
     assert told == {"/a": (65, 130), "/b": (1, LEAST_IN_FLIGHT), "/c": (101, 202)}

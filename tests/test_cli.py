@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
@@ -11,6 +12,9 @@ import pytest
 from harness import ROOT, written
 
 from mosec_asgi import __version__
+from mosec_asgi.cli import main
+from mosec_asgi.cli.commands import COMMANDS
+from mosec_asgi.cli.output import STRONG, Output, output
 
 SERVICE = '''
 from mosec_asgi import Server, Worker
@@ -118,6 +122,68 @@ def test_what_a_module_fails_to_import_is_shown_with_its_traceback(folder: Path)
     assert "No module named 'no_such_library'" in done.stderr
 
 
+def test_a_program_that_runs_its_server_when_it_is_imported_is_not_run_by_that(folder: Path) -> None:
+    written(folder, SERVICE + "\nserver.run()\n", "service.py")
+    done = run("openapi", "service:server", cwd=folder)
+    [line] = done.stderr.splitlines()
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "Put the call under `if __name__ ==" in line
+
+
+def test_a_module_whose_server_is_made_by_its_program_alone_is_told_where_to_define_it(folder: Path) -> None:
+    guarded = SERVICE.replace("\nserver = ", "\nif __name__ == '__main__':\n    server = ").partition("server.append")[
+        0
+    ]
+    written(folder, guarded.replace("class Parts:\n    server = Server()", ""), "service.py")
+    done = run("openapi", "service:server", cwd=folder)
+    assert done.returncode == 2
+    assert "it has no server at all: define one at its top level" in done.stderr
+
+
+def test_a_command_imports_no_other_and_help_imports_none(folder: Path) -> None:
+    program = (
+        "import sys; from mosec_asgi.cli import main; code = main(sys.argv[1:]); "
+        "print(*sorted(name for name in sys.modules if name.startswith(('mosec_asgi.cli.', 'uvicorn', 'rich'))), "
+        "file=sys.stderr)"
+    )
+
+    def loaded(*arguments: str) -> set[str]:
+        done = subprocess.run(
+            [sys.executable, "-c", program, *arguments], cwd=folder, capture_output=True, text=True, timeout=60
+        )
+        return set(done.stderr.split())
+
+    shared = {f"mosec_asgi.cli.{name}" for name in ("commands", "faults")}
+    assert loaded("--help") == shared
+    assert loaded("openapi", "service:server") == shared | {"mosec_asgi.cli.openapi", "mosec_asgi.cli.loading"}
+
+
+def test_each_command_has_a_module_that_its_help_needs(capsys: pytest.CaptureFixture[str]) -> None:
+    for name in COMMANDS:
+        assert main([name, "--help"]) == 0
+        assert f"Usage: mosec-asgi {name}" in capsys.readouterr().out
+
+
+def test_without_rich_or_a_terminal_output_is_plain(capsys: pytest.CaptureFixture[str]) -> None:
+    assert type(output()) is Output
+    output().table(("name", "count"), [("long name", "1"), ("b", "22")], "Title")
+    assert capsys.readouterr().out == "Title\n  name       count\n  long name  1\n  b          22\n\n"
+
+
+def test_on_a_terminal_what_is_to_be_copied_is_not_broken_into_lines() -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    pytest.importorskip("rich")
+    terminal = Terminal()
+    out = output(terminal)
+    out.line("curl " + "[x] " * 100, STRONG)
+    out.table(("name",), [("[red]",)])
+    assert "[x] " * 100 in terminal.getvalue()
+    assert "[red]" in terminal.getvalue(), "a user's text is no markup"
+
+
 def test_no_command_and_two_targets_are_refused(folder: Path) -> None:
     assert run(cwd=folder).returncode == 2
     assert run("openapi", "service:server", "--output", "a", "--check", "b", cwd=folder).returncode == 2
@@ -139,7 +205,7 @@ def test_the_document_of_an_example_is_up_to_date(document: Path) -> None:
 
 
 def test_make_openapi_writes_every_document() -> None:
-    makefile = (ROOT / "Makefile").read_text()
+    told = subprocess.run(["make", "-n", "openapi"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     for document in (ROOT / "openapi").glob("*.json"):
         line = f"mosec-asgi openapi examples.{document.stem}.server:server --output openapi/{document.name}"
-        assert line in makefile
+        assert line in told

@@ -10,18 +10,20 @@ from mosec_asgi.config import (
     FIELDS,
     FLAGS,
     KEYWORD_ONLY,
+    NO_FLAG,
     Settings,
     advise,
     build_parser,
     check_keywords,
     from_command_line,
+    listed,
     parse_command_line,
     resolve,
 )
 from mosec_asgi.errors import DefinitionError
 
 # For each setting a value that is not its default, as the program, the environment and the command line write it.
-OTHER: dict[str, tuple[Any, str, list[str]]] = {
+OTHER: dict[str, tuple[Any, str, list[str] | None]] = {
     "capacity": (7, "7", ["--capacity", "7"]),
     "timeout": (50, "50", ["--timeout", "50"]),
     "wait": (0, "0", ["--wait", "0"]),
@@ -29,14 +31,23 @@ OTHER: dict[str, tuple[Any, str, list[str]]] = {
     "event_timeout": (7, "7", ["--event-timeout", "7"]),
     "stall_timeout": (7, "7", ["--stall-timeout=7"]),
     "stream_buffer": (4096, "4096", ["--stream-buffer", "4096"]),
+    "drain_timeout": (7, "7", ["--drain-timeout", "7"]),
+    "max_workers": (7, "7", ["--max-workers", "7"]),
+    "admin_socket": ("/run/b.sock", "/run/b.sock", ["--admin-socket", "/run/b.sock"]),
     "load_shedding": (False, "off", ["--no-load-shedding"]),
     "address": ("127.0.0.1", "127.0.0.1", ["--address", "127.0.0.1"]),
     "port": (8123, "8123", ["--port=8123"]),
+    "uds": ("/run/a.sock", "/run/a.sock", ["--uds", "/run/a.sock"]),
+    "ssl_certfile": ("c.pem", "c.pem", ["--ssl-certfile=c.pem"]),
+    "ssl_keyfile": ("k.pem", "k.pem", ["--ssl-keyfile=k.pem"]),
     "http": ("plain", "plain", ["--http", "plain"]),
     "namespace": ("other", "other", ["--namespace", "other"]),
     "log_level": ("error", "error", ["--log-level", "error"]),
     "debug": (True, "true", ["--debug"]),
+    "dashboard": (True, "on", ["--dashboard"]),
     "access_log": (True, "true", ["--access-log"]),
+    "tracing": (True, "1", ["--tracing"]),
+    "server_timing": (True, "1", ["--server-timing"]),
     "dry_run": (True, "1", ["--dry-run"]),
     "compression": (True, "yes", ["--compression"]),
     "max_request_size": (99, "99", ["--max-request-size", "99"]),
@@ -51,7 +62,18 @@ OTHER: dict[str, tuple[Any, str, list[str]]] = {
     "shared_memory": (0, "0", ["--shared-memory", "0"]),
     "strict_json": (True, "1", ["--strict-json"]),
     "path": ("/tmp/x", "/tmp/x", ["--path", "/tmp/x"]),
+    "api_keys": ("a-key /v1/*,b-key", "a-key /v1/*,b-key", None),
+    "api_key_file": ("/run/keys", "/run/keys", ["--api-key-file", "/run/keys"]),
+    "public": ("docs,metrics", "docs,metrics", ["--public", "docs,metrics"]),
+    "cors_origins": ("https://a.example", "https://a.example", ["--cors-origins", "https://a.example"]),
+    "allowed_hosts": ("a.example", "a.example", ["--allowed-hosts", "a.example"]),
 }
+
+
+def test_debug_shows_the_dashboard_as_well() -> None:
+    assert not Settings().shows_dashboard
+    assert Settings(debug=True).shows_dashboard
+    assert Settings(dashboard=True).shows_dashboard
 
 
 def test_the_defaults_are_those_of_the_design() -> None:
@@ -63,14 +85,23 @@ def test_the_defaults_are_those_of_the_design() -> None:
         "event_timeout": 0,
         "stall_timeout": 30_000,
         "stream_buffer": 256 * 1024,
+        "drain_timeout": 0,
+        "max_workers": 64,
+        "admin_socket": "",
         "load_shedding": True,
         "address": "0.0.0.0",
         "port": 8000,
+        "uds": "",
+        "ssl_certfile": "",
+        "ssl_keyfile": "",
         "http": "auto",
         "namespace": "mosec_service",
         "log_level": "info",
         "debug": False,
+        "dashboard": False,
         "access_log": False,
+        "tracing": False,
+        "server_timing": False,
         "dry_run": False,
         "compression": False,
         "max_request_size": 10 * 1024 * 1024,
@@ -87,6 +118,11 @@ def test_the_defaults_are_those_of_the_design() -> None:
         "title": "mosec-asgi service",
         "version": "",
         "path": "",
+        "api_keys": "",
+        "api_key_file": "",
+        "public": "",
+        "cors_origins": "",
+        "allowed_hosts": "",
     }
 
 
@@ -100,6 +136,9 @@ def test_a_setting_can_be_a_keyword_a_variable_or_a_flag(name: str) -> None:
     expected = dataclasses.replace(Settings(), **{name: value})
     assert resolve({name: value}, {}) == expected
     assert resolve({}, {"MOSEC_" + name.upper(): text}) == expected
+    if arguments is None:
+        assert name in NO_FLAG
+        return
     given = parse_command_line(Settings(), arguments)
     assert given == {name: value}
     assert resolve({}, {}, given) == expected
@@ -385,3 +424,38 @@ def test_a_timeout_of_0_is_none_and_a_stop_is_bounded_all_the_same() -> None:
     assert 0 < unlimited.grace_seconds < 60
     assert Settings(timeout=0, event_timeout=7).event_timeout_seconds == 0.007
     assert Settings(timeout=5000).timeout_seconds == Settings(timeout=5000).grace_seconds == 5
+
+
+# -- settings that are lists -------------------------------------------------------------------------------------------
+
+
+def test_a_list_may_be_given_as_one_or_with_commas() -> None:
+    assert resolve({"public": ["docs", "metrics"]}, {}) == resolve({"public": "docs,metrics"}, {})
+    assert listed(resolve({"cors_origins": ("https://a.example", "https://b.example")}, {}).cors_origins) == (
+        "https://a.example",
+        "https://b.example",
+    )
+
+
+@pytest.mark.parametrize("given", [[], [""], "", " , ", ["a", " "], ["a,b"], 7, [7], None, [b"a"]])
+def test_a_list_without_members_is_refused_rather_than_taken_for_none(given: Any) -> None:
+    with pytest.raises(DefinitionError, match=r"Server\(api_keys=\.\.\.\) must"):
+        resolve({"api_keys": given}, {})
+
+
+def test_a_member_that_there_is_not_is_named() -> None:
+    with pytest.raises(DefinitionError, match=r"must be of root, metrics, docs, dashboard, .* not 'all'"):
+        resolve({}, {"MOSEC_PUBLIC": "docs,all"})
+
+
+@pytest.mark.parametrize("name", ["MOSEC_API_KEYS", "MOSEC_API_KEY_FILE"])
+def test_an_empty_variable_does_not_let_everybody_in(name: str) -> None:
+    with pytest.raises(DefinitionError, match=f"{name} is empty; unset it"):
+        resolve({"api_keys": "from-the-program"}, {name: " "})
+
+
+def test_a_key_stands_neither_among_the_flags_nor_in_the_help_nor_in_what_is_shown_of_the_settings() -> None:
+    settings = resolve({"api_keys": ["very-secret"]}, {})
+    assert "very-secret" not in repr(settings)
+    assert "very-secret" not in build_parser(settings).format_help()
+    assert "--api-keys" not in build_parser(settings).format_help()

@@ -31,6 +31,7 @@ from mosec_asgi.errors import (
     CLIENT_LEFT,
     CLOSING,
     INTERNAL_ERROR_TEXT,
+    LOADING,
     STAGE_DOWN,
     STALLED,
     TIMED_OUT,
@@ -1618,6 +1619,41 @@ async def test_a_refused_launch_is_a_startup_error() -> None:
         await service.coordinator.start()
 
 
+async def test_calls_are_refused_until_every_stage_has_started() -> None:
+    clock = FakeClock()
+    service = Service([stage("A_1"), stage("B_2")], clock=clock)
+    service.launcher.on_launch = lambda worker: worker.ready() if worker.spec.stage == "A_1" else None
+    start = asyncio.ensure_future(service.coordinator.start())
+    await until(lambda: len(service.launcher.launched) == 2)
+    clock.now += 3.0
+    assert await refusal(service.try_to_submit(0, b"", "early")) == LOADING
+    assert LOADING.code == 503
+    assert LOADING.retry_after is not None
+    statistics = service.coordinator.statistics()
+    assert statistics.loading
+    assert [(place.state, place.seconds) for each in statistics.stages for place in each.places][1] == ("starting", 3.0)
+    (last,) = service.launcher.of("B_2")
+    last.ready()
+    await start
+    assert not service.coordinator.statistics().loading
+    service.submit()
+    assert service.coordinator.statistics().admitted == 1
+    await service.coordinator.stop(0.0)
+
+
+async def test_a_service_that_is_closed_while_it_starts_stays_closed() -> None:
+    service = Service([stage()])
+    service.launcher.on_launch = None
+    start = asyncio.ensure_future(service.coordinator.start())
+    await until(lambda: service.launcher.launched)
+    service.coordinator.close()
+    assert await refusal(service.try_to_submit(0, b"", "late")) == CLOSING
+    service.launcher.launched[0].ready()
+    await start
+    assert await refusal(service.try_to_submit(0, b"", "later")) == CLOSING
+    await service.coordinator.stop(0.0)
+
+
 async def test_a_start_that_is_interrupted_leaves_nothing_running() -> None:
     service = Service([stage()])
     service.launcher.on_launch = None
@@ -1756,10 +1792,13 @@ async def test_statistics_tell_what_each_stage_has() -> None:
         await first.gets_work()
         statistics = service.coordinator.statistics()
         assert (statistics.admitted, statistics.closing) == (3, False)
-        assert statistics.stages == (
-            StageStatistics("A_1", queued=2, in_flight=1, slots_in_use=1, ready=1, workers=1, restarts=0, down=False),
-            StageStatistics("B_2", queued=0, in_flight=0, slots_in_use=0, ready=2, workers=2, restarts=0, down=False),
-        )
+        places = [
+            [(each.worker_id, each.state, each.in_flight) for each in stage.places] for stage in statistics.stages
+        ]
+        assert places == [[(1, "ready", 1)], [(1, "ready", 0), (2, "ready", 0)]]
+        a, b = (replace(each, places=()) for each in statistics.stages)
+        assert a == StageStatistics("A_1", 2, 1, 1, ready=1, workers=1, restarts=0, down=False)
+        assert b == StageStatistics("B_2", 0, 0, 0, ready=2, workers=2, restarts=0, down=False, batch_size=4)
         first.reply()
         await until(lambda: service.coordinator.statistics().stages[1].in_flight)
         assert [now.in_flight for now in service.coordinator.statistics().stages] == [1, 1]

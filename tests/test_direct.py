@@ -375,12 +375,14 @@ def test_a_connection_that_has_ended_is_freed_at_once(
             if not running:
                 task.answer(b"done")
                 await client.response()
-            ended = weakref.ref(*side.server.server_state.connections)
+            (connection,) = side.server.server_state.connections
+            parts = [weakref.ref(connection), weakref.ref(connection.transport)]
+            del connection
             gc.collect()
             gc.disable()
             try:
                 client.leave()
-                await until(lambda: ended() is None)
+                await until(lambda: not any(part() for part in parts))
             finally:
                 gc.enable()
 

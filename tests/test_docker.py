@@ -22,7 +22,10 @@ from containers import ignored, instructions
 from harness import ROOT, free_port
 
 from mosec_asgi.batching.coordinator import CLOSE_SECONDS
+from mosec_asgi.batching.engine import StageStatistics, Statistics
 from mosec_asgi.config import Settings
+from mosec_asgi.observing.exposition import Exposition
+from mosec_asgi.observing.metrics import ServiceMetrics, StageMetrics
 
 DOCKER = ROOT / "docker"
 DOCKERFILES = [DOCKER / "Dockerfile", DOCKER / "Dockerfile.cuda"]
@@ -275,3 +278,14 @@ def test_the_dashboard_uses_its_variables_and_no_others() -> None:
     for panel in DASHBOARD["panels"]:
         for target in panel.get("targets", ()):
             assert 'job=~"$job", instance=~"$instance"' in target["expr"], panel["title"]
+
+
+def test_the_dashboard_shows_each_metric_of_the_service() -> None:
+    """Each but those that say the same as another in a coarser or an older way."""
+    metrics = ServiceMetrics("mosec_service", [StageMetrics("Model_1", batched=True, streams=True)])
+    stage = StageStatistics("Model_1", 0, 0, 0, ready=1, workers=1, restarts=0, down=False)
+    text = Exposition(metrics, lambda: Statistics(0, False, (stage,))).render("")[0].decode()
+    shown = " ".join(target["expr"] for panel in DASHBOARD["panels"] for target in panel.get("targets", ()))
+    shown += (DOCKER / "prometheus" / "alerts.yaml").read_text()
+    missing = {name for name in re.findall(r"(?m)^# TYPE (\S+?)(?:_total)? ", text) if name not in shown}
+    assert missing == set()

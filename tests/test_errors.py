@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import pickle
+from typing import Any
+
 import pytest
 
 from mosec_asgi import errors
@@ -141,3 +144,16 @@ def test_a_failure_is_raised_with_its_code_and_when_to_come_again(
 def test_a_fault_of_the_caller_has_the_code_that_it_is_given() -> None:
     assert (CallError("x").code, CallError("x", 404).code) == (500, 404)
     assert describe(CallError("x", 503)) == Failure(503, "call error: x")
+
+
+def test_the_fields_of_an_error_stay_with_it() -> None:
+    error = ClientError("too long", fields={"code": "context_length_exceeded"})
+    failure = describe(pickle.loads(pickle.dumps(error)))
+    assert failure == Failure(400, "bad request: too long", fields={"code": "context_length_exceeded"})
+    assert (raised(failure).fields, raised(Failure(400, "bad request: a")).fields) == (failure.fields, None)
+
+
+@pytest.mark.parametrize("fields", [[1], {"a": [1]}, {1: "a"}, "code"])
+def test_fields_that_are_no_plain_values_are_refused(fields: Any) -> None:
+    with pytest.raises(TypeError, match="the fields of an error"):
+        ClientError("a", fields=fields)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from mosec_asgi.errors import CANCELLED
 from mosec_asgi.ipc import frames
-from mosec_asgi.messages import Cancels, Chunks, Credits, Results, Tasks
+from mosec_asgi.messages import Cancels, Chunks, Credits, ForwardTime, Results, Tasks
 
 NUMBERS = st.integers(0, 2**64 - 1)
 SHORTS = st.integers(0, 2**16 - 1)
@@ -31,12 +31,19 @@ def tasks(draw: st.DrawFn) -> Tasks:
 
 
 @st.composite
+def forwards(draw: st.DrawFn) -> ForwardTime:
+    ago = draw(SECONDS)
+    return ForwardTime(ago, draw(st.floats(0, ago)), draw(st.integers(0, 2**32 - 1)))
+
+
+@st.composite
 def results(draw: st.DrawFn) -> Results:
     rows = draw(st.lists(st.tuples(NUMBERS, CODES, PAYLOADS), max_size=6))
     ids, codes, payloads = zip(*rows, strict=True) if rows else ((), (), ())
+    timed = draw(st.just(()) | st.tuples(*[forwards() for _ in rows]))
     label = st.tuples(NUMBERS, st.text(max_size=12))
     labels = draw(st.just(()) | st.lists(label, min_size=len(rows), max_size=len(rows)).map(tuple))
-    return Results(ids, codes, payloads, draw(SECONDS), labels)
+    return Results(ids, codes, payloads, draw(SECONDS), timed, labels)
 
 
 @st.composite
@@ -113,8 +120,8 @@ def header(
 
 
 def assert_well_formed(frame: frames.Frame) -> None:
-    # These may be left out.
-    optional = {"requests": (), "labels": ()}
+    # That of the requests may be left out, that of the times, and that of the labels.
+    optional = {"requests": (), "forwards": (), "labels": ()}
     columns = [
         value
         for name, value in fields(frame).items()
@@ -375,6 +382,17 @@ def test_a_time_that_is_no_length_of_time_is_refused(seconds: float) -> None:
     decoder = frames.Decoder()
     decoder.receive_data(frames.encode_results(Results([1], [200], [b""], seconds)))
     with pytest.raises(frames.FrameError):
+        decoder.next_frame()
+
+
+@pytest.mark.parametrize(
+    "forward", [(1.0, 2.0, 1), (1.0, -0.5, 1), (float("inf"), 1.0, 1), (float("nan"), 0.0, 1), (1.0, float("nan"), 1)]
+)
+def test_a_time_of_forward_that_does_not_lie_before_its_answer_is_refused(forward: tuple[float, float, int]) -> None:
+    decoder = frames.Decoder()
+    sent = Results([1, 2], [200, 200], [b"", b""], 3.0, [ForwardTime(2.0, 1.0, 1), ForwardTime(*forward)])
+    decoder.receive_data(frames.encode_results(sent))
+    with pytest.raises(frames.FrameError, match="`forward` took"):
         decoder.next_frame()
 
 

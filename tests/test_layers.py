@@ -18,7 +18,8 @@ PACKAGE = ROOT.name
 FLOORS = {
     "cli": 8, "__main__": 8, "testing": 8,
     "server": 7, "offline": 7,
-    "defined": 6, "definition": 6, "service": 6, "lifetime": 6, "host": 6, "calls": 6, "protocols": 6,
+    "defined": 6, "definition": 6, "service": 6, "steering": 6, "admin": 6, "lifetime": 6, "host": 6, "calls": 6,
+    "protocols": 6,
     "web": 5,
     "batching": 4,
     "pool": 3, "inside": 3,
@@ -29,23 +30,24 @@ FLOORS = {
     "config": 0, "log": 0, "log_output": 0, "ration": 0, "errors": 0, "protocol": 0, "lazy_timer": 0, "version": 0,
 }  # fmt: skip
 PURE = {
-    "messages", "errors", "request", "reply", "paths", "labels", "wishes",
+    "messages", "errors", "request", "reply", "paths", "annotations", "labels", "wishes",
     "batching.scheduler", "batching.queue", "batching.loads", "batching.average", "batching.arrivals",
     "batching.policy", "batching.policy.window", "batching.policy.batch", "batching.policy.quarantine",
     "batching.policy.rules", "batching.policy.ordered", "batching.ordered_queue", "batching.tenants",
     "batching.engine", "batching.task", "batching.flow",
     "batching.admission", "batching.stage_admission", "batching.service_time", "batching.offered", "batching.busy_poll",
     "observing.observer", "observing.metrics", "observing.distribution", "observing.statistics",
+    "observing.changes", "observing.history",
     "web.protocols.open_inference", "web.protocols.open_inference.datatypes", "web.protocols.open_inference.tensors",
-    "web.protocols.open_inference.description", "web.protocols.open_inference.inference",
-    "web.budget", "calls.window", "offline.done", "offline.progress", "offline.faults",
-    "pool.lifecycle", "pool.watchdog", "inside.isolation",
+    "web.protocols.weight", "web.protocols.open_inference.description", "web.protocols.open_inference.inference",
+    "web.budget", "calls.window", "offline.done", "offline.progress", "offline.faults", "cli.top.watch",
+    "pool.lifecycle", "pool.watchdog", "pool.recycling", "inside.isolation",
     "ipc.frames", "ipc.arena", "ipc.reference", "ipc.ledger",
 }  # fmt: skip
 IMPURE = {"asyncio", "socket", "time", "threading", "multiprocessing", "signal", "subprocess", "os", "select"}
 HEAVY = {
     "starlette", "uvicorn", "pydantic", "prometheus_client", "msgpack", "msgspec", "numbin", "numpy", "redis",
-    "asyncio", "ssl", "argparse", "tempfile", "click", "rich", "watchfiles",
+    "asyncio", "ssl", "argparse", "tempfile", "click", "rich", "watchfiles", "opentelemetry",
 }  # fmt: skip
 
 MODULES = {

@@ -14,9 +14,13 @@ from mosec_asgi.pool.lifecycle import TRANSITIONS, Backoff, Event, LifecycleErro
         (State.STARTING, Event.STOP, State.STOPPING),
         (State.STARTING, Event.LOST, State.LOST),
         (State.STARTING, Event.EXIT, State.DEAD),
+        (State.READY, Event.DRAIN, State.DRAINING),
         (State.READY, Event.STOP, State.STOPPING),
         (State.READY, Event.LOST, State.LOST),
         (State.READY, Event.EXIT, State.DEAD),
+        (State.DRAINING, Event.STOP, State.STOPPING),
+        (State.DRAINING, Event.LOST, State.LOST),
+        (State.DRAINING, Event.EXIT, State.DEAD),
         (State.STOPPING, Event.READY, State.STOPPING),
         (State.STOPPING, Event.STOP, State.STOPPING),
         (State.STOPPING, Event.LOST, State.LOST),
@@ -37,8 +41,8 @@ def test_a_step_that_the_table_lacks_is_refused(state: State, event: Event) -> N
         transition(state, event)
 
 
-def test_the_table_has_thirteen_steps_and_none_after_death() -> None:
-    assert len(TRANSITIONS) == 13
+def test_the_table_has_seventeen_steps_and_none_after_death() -> None:
+    assert len(TRANSITIONS) == 17
     assert State.DEAD not in {state for state, _ in TRANSITIONS}
 
 

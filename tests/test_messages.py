@@ -21,9 +21,11 @@ from mosec_asgi.messages import (
     Chunks,
     Credit,
     Credits,
+    ForwardTime,
     Outcome,
     Progress,
     Results,
+    StageTime,
     Tasks,
     drop_all,
 )
@@ -32,13 +34,18 @@ EACH = [
     Call(1, 0, b"payload", "request"),
     Call(2, 3, b"", "request", 1.5, example=True),
     Call(2, 3, b"", "request", objects=True, priority=2, key="adapter"),
+    Call(2, 3, b"", "request", trace="00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01 vendor=1"),
+    StageTime("Inference_1", 0.5, 0.25),
     Outcome(1, 200, b"result"),
+    Outcome(1, 200, b"result", times=(StageTime("Inference_1", 0.5, 0.25),)),
     Outcome(1, 429, b"too many", 7),
     Chunk(1, b"piece"),
     Credit(1, 500),
     Cancel(1),
     Tasks([1, 2], [INGRESS | EGRESS, EXAMPLE], ["a", "nötig"], [b"", b"\0\xff"]),
+    ForwardTime(0.5, 0.25, 1),
     Results([1, 2], [200, 422], [b"x", b"no"], 0.25),
+    Results([1], [200], [b"x"], 0.25, [ForwardTime(0.5, 0.25, 1)]),
     Chunks([1, 1, 2], [b"a", b"", b"c"]),
     Cancels([1, 2]),
     Credits([1, 2], [5, 6]),
@@ -94,6 +101,14 @@ def test_a_result_has_no_failure() -> None:
 def test_text_that_is_no_unicode_harms_no_outcome() -> None:
     assert Outcome(1, 500, b"\xff!").failure == Failure(500, "\ufffd!")
     assert Outcome.of_failure(1, Failure(500, "\udcff!")).payload == b"\\udcff!"
+
+
+def test_the_fields_of_a_failure_pass_with_it_and_its_text_cannot_be_taken_for_them() -> None:
+    failure = Failure(400, "a\0b", fields={"code": "too_long", "left": 3, "more": None})
+    outcome = Outcome.of_failure(1, failure)
+    assert outcome.failure == Failure(400, "a b", fields=failure.fields)
+    assert Outcome(1, 500, b"text\0no JSON").failure == Failure(500, "text")
+    assert Outcome(1, 500, b"text\0[1]").failure == Failure(500, "text")
 
 
 def test_flags_can_be_told_apart_in_their_sum() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from fakes import FakeWorker, answer, new_task, running, settled_loop, stage
 
+from mosec_asgi.messages import Results
 from mosec_asgi.observing.observer import ObservedTask, StageEvents, StageObserver
 
 EVENTS = [name for name, _ in inspect.getmembers(StageObserver, inspect.isfunction) if not name.startswith("_")]
@@ -27,7 +28,7 @@ def listener_to(*events: str) -> tuple[StageObserver, list[tuple[Any, ...]]]:
 
 def test_there_is_a_hook_for_each_event_and_no_other() -> None:
     assert sorted(StageEvents.__annotations__) == sorted(EVENTS)
-    assert len(EVENTS) == 9
+    assert len(EVENTS) == 12
 
 
 @pytest.mark.parametrize("event", EVENTS)
@@ -165,6 +166,36 @@ async def test_the_life_of_a_stream_is_told() -> None:
             ("settled", 1, 200),
             ("answered", 1, [1], 0.01, 1),
         ]
+
+
+class Ends(StageObserver):
+    """Hears of answers before anything follows from them, and of workers that end."""
+
+    def __init__(self) -> None:
+        self.heard: list[tuple[Any, ...]] = []
+
+    def came(self, worker_id: int, tasks: Any, results: Results, now: float) -> None:
+        self.heard.append(("came", worker_id, [task.id for task in tasks], list(results.codes)))
+
+    def lost(self, worker_id: int, tasks: Any, now: float) -> None:
+        self.heard.append(("lost", worker_id, [(task.id, task.attempts) for task in tasks]))
+
+    def settled(self, task: ObservedTask, code: int, now: float) -> None:
+        self.heard.append(("settled", task.id, code))
+
+
+async def test_answers_are_told_before_what_follows_from_them_and_lost_tasks_with_their_attempts() -> None:
+    ends = Ends()
+    async with running(stage(), observers=[[ends]]) as service:
+        ticket = service.submit()
+        await service.worker.gets_work()
+        dead = service.worker
+        dead.exit()
+        replacement = await service.next_life(dead)
+        await replacement.gets_work()
+        replacement.reply()
+        await answer(ticket)
+    assert ends.heard == [("lost", 1, [(1, 1)]), ("came", 1, [1], [200]), ("settled", 1, 200)]
 
 
 async def test_a_batch_is_told_in_one_call() -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
+from typing import Annotated, Any, TypedDict
 
 import numpy as np
 import pytest
@@ -184,6 +185,49 @@ def test_the_inputs_of_a_worker_are_tensors_of_different_names(inputs: Any) -> N
     Wrong.inputs = inputs  # type: ignore[attr-defined]
     with pytest.raises(DefinitionError, match=r"Wrong\.inputs must"):
         model(Wrong)
+
+
+class Item(TypedDict, total=False):
+    x: Annotated[Any, Tensor("x", "FP32", [-1, 2])]
+    name: Annotated[str, "a name", Tensor("name", "BYTES", [-1], text=True)]
+    parameters: dict[str, Any]
+
+
+class Wrong(TypedDict):
+    y: Annotated[Any, Tensor("x", "FP32", [-1])]
+
+
+class Batched(Worker):
+    def forward(self, data: list[Item]) -> list[Item | ValueError]:
+        raise NotImplementedError
+
+
+class Streaming(Worker):
+    def forward(
+        self, data: Annotated[str, Tensor("text", "BYTES", [-1], text=True)]
+    ) -> Iterator[Annotated[str, Tensor("said", "BYTES", [-1])]]:
+        raise NotImplementedError
+
+
+class Misnamed(Worker):
+    def forward(self, data: Wrong) -> Any:
+        raise NotImplementedError
+
+
+class Unreadable(Worker):
+    def forward(self, data: nothing) -> nothing:  # type: ignore[name-defined]  # noqa: F821
+        raise NotImplementedError
+
+
+def test_the_annotations_of_forward_may_name_the_tensors_as_well() -> None:
+    for side in (model(Batched).inputs, model(Batched).outputs):
+        assert (list(side.tensors), side.lone) == (["x", "name"], False)
+    streaming = model(Streaming)
+    assert (list(streaming.inputs.tensors), streaming.inputs.lone) == (["text"], True)
+    assert (list(streaming.outputs.tensors), streaming.outputs.lone) == (["said"], True)
+    assert model(Unreadable).inputs.tensors == model(Plain).outputs.tensors == {}
+    with pytest.raises(DefinitionError, match="the field y of Wrong is the Tensor 'x'"):
+        model(Misnamed)
 
 
 def test_a_model_is_found_by_its_name_and_its_version() -> None:

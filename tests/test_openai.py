@@ -412,6 +412,21 @@ async def test_where_there_are_keys_a_client_needs_one_of_them(kind: Any) -> Non
         assert (await plain.post("/embed", json="a")).status_code == 200, "plain routes have no keys"
 
 
+async def test_a_worker_says_the_code_the_type_and_the_field_of_its_error() -> None:
+    async with asked() as (client, plain):
+        with pytest.raises(openai.BadRequestError) as caught:
+            await client.embeddings.create(model="lengths", input="told")
+        assert (caught.value.code, caught.value.type, caught.value.param) == (
+            "context_length_exceeded", "tokens", "input",
+        )  # fmt: skip
+        for stream in (False, True):
+            with pytest.raises(openai.APIError, match="too long") as failed:
+                await whole(client, "parrot", said("a told b"), stream=stream)
+            assert (failed.value.code, failed.value.param) == ("context_length_exceeded", "messages.0")
+        answer = await plain.post("/embed", json="told")
+        assert (answer.status_code, answer.text) == (400, "bad request: too long"), "plain routes show the text alone"
+
+
 KEYED = """
 from openai_workers import serve
 
@@ -495,8 +510,6 @@ EMBEDDINGS, CHAT, COMPLETIONS, RERANK = "/v1/embeddings", "/v1/chat/completions"
         (mangled(EMBEDDINGS, input={"a": 1}), "input"),
         (mangled(EMBEDDINGS, input=5), "input"),
         (mangled(EMBEDDINGS, input=["a"] * 50_000), "input"),
-        # Refused before it is read, so that no field can be named.
-        (mangled(EMBEDDINGS, input=["a"] * 1_000_000), None),
         (mangled(EMBEDDINGS, input=[1] * 300_001), "input"),
         (mangled(EMBEDDINGS, input=[[1] * 1000] * 301), "input"),
         (mangled(EMBEDDINGS, **{"x" * 100_000: 1}), "x" * 40),

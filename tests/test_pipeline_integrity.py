@@ -139,5 +139,5 @@ async def test_no_request_is_lost_or_confused_while_workers_are_killed(tmp_path:
 def ready_workers(program: Program, stage: str) -> list[int]:
     """Return the processes of a stage's workers that have said that they are ready, the dead ones included."""
     rows = [row["fields"] for row in program.lines() if row["fields"].get("stage") == stage]
-    found = [re.fullmatch(r"worker is ready, process (\d+)", row["message"]) for row in rows]
+    found = [re.fullmatch(r"worker is ready after .* s \(.*\), process (\d+)", row["message"]) for row in rows]
     return [int(match[1]) for match in found if match]

@@ -327,7 +327,7 @@ def test_a_refused_stage_leaves_the_others_as_they_were() -> None:
 
 
 def test_ctrl_c_before_anything_runs_ends_the_program_without_a_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(self: Server) -> int:
+    def interrupted(self: Server, settings_of: object) -> int:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Server, "_run", interrupted)

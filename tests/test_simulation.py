@@ -19,6 +19,7 @@ import pytest
 from mosec_asgi import ContinuousWorker, Server, SSEWorker, Worker
 from mosec_asgi.batching import coordinator, stage
 from mosec_asgi.batching.admission import Admission, Reason
+from mosec_asgi.batching.changes import StageValues
 from mosec_asgi.batching.coordinator import MOST_RETRY_SECONDS, Coordinator
 from mosec_asgi.batching.engine import Caller
 from mosec_asgi.batching.flow import Flow
@@ -33,11 +34,13 @@ from mosec_asgi.batching.scheduler import Scheduler
 from mosec_asgi.batching.stage import Stage
 from mosec_asgi.batching.stage_admission import StageAdmission
 from mosec_asgi.batching.task import State, Task
-from mosec_asgi.errors import CANCELLED, CLOSING, Failure
+from mosec_asgi.errors import CANCELLED, CLOSING, Failure, StartupError
 from mosec_asgi.messages import OK, Call, Credit, Outcome, Payload, Results
 from mosec_asgi.observing.metrics import StageMetrics
 from mosec_asgi.pool import supervisor
 from mosec_asgi.pool.lifecycle import Backoff
+from mosec_asgi.pool.lifecycle import State as WorkerState
+from mosec_asgi.pool.rolling import Recycler
 from mosec_asgi.pool.supervisor import Place, PoolWorker, Supervisor
 from mosec_asgi.pool.watchdog import Watchdog
 from mosec_asgi.testing import Violation, simulate
@@ -60,7 +63,9 @@ def test_whatever_happens_the_contracts_hold() -> None:
     reasons = {"refusals for its latency target", "refusals for its time"}
     ways = {"histories with pickled messages", "payloads in memory", "answers looked for"}
     ways |= {"batches of a key", "batches within a budget"}
-    assert outcomes | ends | reasons | ways | {"services healed", "services that could not start"} <= happened
+    changes = {"changes: scale", "changes: configure", "changes: restart", "changes failed", "changes given up"}
+    changes |= {"successors launched", "workers recycled", "workers too long in draining"}
+    assert outcomes | ends | reasons | ways | changes | {"services healed", "services that could not start"} <= happened
 
 
 # -- a seed says all ---------------------------------------------------------------------------------------------------
@@ -224,8 +229,8 @@ def afterwards(change: Callable[..., object]) -> Callable[[Any], Any]:
     """Do something after the function, with its arguments."""
 
     def break_(original: Any) -> Any:
-        def changed(*arguments: Any) -> Any:
-            result = original(*arguments)
+        def changed(*arguments: Any, **keywords: Any) -> Any:
+            result = original(*arguments, **keywords)
             change(*arguments)
             return result
 
@@ -241,6 +246,19 @@ def returning(change: Callable[[Any], Any]) -> Callable[[Any], Any]:
         return lambda *arguments, **keywords: change(original(*arguments, **keywords))
 
     return break_
+
+
+def returning_property(change: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Return something else of a property."""
+    return lambda original: property(lambda self: change(original.fget(self)))
+
+
+def stops_nothing(original: Any) -> Any:
+    """Return at once, as a coroutine."""
+
+    async def stop(self: Any) -> None: ...
+
+    return stop
 
 
 @contextmanager
@@ -544,6 +562,33 @@ def restarts_are_not_counted(self: Supervisor, place: Place, delay: float) -> No
     self.restarts -= 1
 
 
+def drains_at_once(original: Any) -> Any:
+    def begin(self: Supervisor, place: Place, spec: Any) -> PoolWorker:
+        if place.worker is not None and place.worker.state is WorkerState.READY:
+            worker, place.worker = place.worker, None
+            self.retire(worker)
+        begun: PoolWorker = original(self, place, spec)
+        return begun
+
+    return begin
+
+
+def fails_in_silence(original: Any) -> Any:
+    async def wait_ready(self: Supervisor, worker: PoolWorker) -> None:
+        with contextlib.suppress(StartupError):
+            await original(self, worker)
+
+    return wait_ready
+
+
+class NoLock:
+    """Lets everybody in."""
+
+    async def __aenter__(self) -> None: ...
+
+    async def __aexit__(self, *error: Any) -> None: ...
+
+
 # -- the order
 
 
@@ -770,6 +815,47 @@ MUTATIONS = [
     Mutation("a broken link is overlooked", Supervisor, Supervisor.worker_closed, left_out),
     Mutation("a given up worker lives on", Supervisor, Supervisor.worker_closed, given_up_and_lives),
     Mutation("a worker that was killed keeps its tasks", Supervisor, Supervisor._lose, keeps_its_tasks),
+    Mutation("a worker that leaves is given more tasks", Loads, Loads.drain, left_out),
+    Mutation("a worker that leaves is stopped with its tasks", Stage, Stage.has_tasks, returning(lambda has: False)),
+    Mutation("a worker that has drained is kept", Supervisor, Supervisor.look_at_draining, left_out),
+    Mutation("a worker may drain for ever", Supervisor, Supervisor._drain_timed_out, left_out),
+    Mutation(
+        "a worker that was replaced need not stop",
+        Supervisor,
+        Supervisor._finish,
+        afterwards(lambda self, worker: worker.cancel_timer()),
+    ),
+    Mutation("a worker leaves before another is there", Supervisor, Supervisor.begin, drains_at_once),
+    Mutation("a change forgets a worker", Supervisor, Supervisor.places, returning_property(lambda places: places[:1])),
+    Mutation("a change that failed is said to be made", Supervisor, Supervisor.wait_ready, fails_in_silence),
+    Mutation(
+        "one worker too many is taken away",
+        Supervisor,
+        Supervisor.remove_places,
+        lambda original: lambda self, count: original(self, min(count + 1, self.size - 1) if count else 0),
+    ),
+    Mutation(
+        "the best workers are taken away",
+        supervisor,
+        supervisor._usefulness,
+        returning(lambda order: tuple(-each for each in order)),
+    ),
+    Mutation(
+        "batches grow before the workers",
+        StageValues,
+        StageValues.for_workers_of,
+        lambda original: lambda self, size: self,
+    ),
+    Mutation("batches do not grow with the workers", Stage, Stage._fit, left_out),
+    Mutation("a successor that nobody wants comes all the same", Supervisor, Supervisor.drop, left_out),
+    Mutation("a full life has no end", Supervisor, Supervisor.recycle, left_out),
+    Mutation("workers are recycled after the stop", Recycler, Recycler.stop, stops_nothing),
+    Mutation(
+        "changes of one stage do not wait for each other",
+        Supervisor,
+        Supervisor.__init__,
+        afterwards(lambda self, *arguments: setattr(self, "changing", NoLock())),
+    ),
     Mutation(
         "workers are launched after the stop",
         Supervisor,

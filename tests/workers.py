@@ -97,6 +97,21 @@ class Loading(Worker):
         return data
 
 
+class BusyLoading(Worker):
+    """Loads until the file exists that it is given the path of: computes for a while, and sleeps for a while."""
+
+    def __init__(self, gate: str) -> None:
+        say("loading has begun")
+        while not Path(gate).exists():
+            until = time.monotonic() + 0.05
+            while time.monotonic() < until:
+                pass
+            time.sleep(0.01)
+
+    def forward(self, data: Any) -> Any:
+        return data
+
+
 class Parent(Worker):
     """Has a process of its own do the work, as a data loader does; answers its exit code."""
 

@@ -328,6 +328,10 @@ class SimulatedWorker:
     def credit(self, credits: Credits) -> None:
         """Events are few: it never waits for a client."""
 
+    def memory(self) -> int | None:
+        """Return None: it is no process."""
+        return None
+
     def progress(self) -> Progress:
         """Return how far it has come."""
         return Progress(self._begun, self._beats)

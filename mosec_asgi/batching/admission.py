@@ -62,6 +62,7 @@ class Reason(str, enum.Enum):
     """Why a call is refused, as the metrics call it."""
 
     CLOSING = "closing"
+    LOADING = "loading"
     STAGE_DOWN = "stage_down"
     CAPACITY = "capacity"
     DEADLINE = "deadline"
@@ -237,8 +238,14 @@ class Admission:
     # -- what has happened -------------------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """Note that no more calls are admitted: there is something against each."""
+        """Note that no calls are admitted: there is something against each."""
         self._closed = True
+        for calm in self._calms:
+            calm.end()
+
+    def open(self) -> None:
+        """Note that calls are admitted again, each on its own merits."""
+        self._closed = False
         for calm in self._calms:
             calm.end()
 

@@ -16,25 +16,41 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from mosec_asgi import errors, log
+from mosec_asgi.batching import changes
 from mosec_asgi.batching.admission import Admission, Reason, Refusal
+from mosec_asgi.batching.changes import StageValues
 from mosec_asgi.batching.engine import Caller, Statistics
 from mosec_asgi.batching.flow import Flow
 from mosec_asgi.batching.stage import Stage, StagePlan
 from mosec_asgi.batching.task import State, Task
-from mosec_asgi.errors import CLIENT_LEFT, CLOSING, STAGE_DOWN, STALLED, TIMED_OUT, TOO_LONG, Failure
+from mosec_asgi.errors import (
+    CLIENT_LEFT,
+    CLOSING,
+    LOADING,
+    STAGE_DOWN,
+    STALLED,
+    TIMED_OUT,
+    TOO_LONG,
+    Failure,
+    StartupError,
+)
 from mosec_asgi.lazy_timer import LazyTimer
-from mosec_asgi.messages import OK, REPLY, Call, Chunk, Credit, LinkError, Outcome, Payload, drop_all
+from mosec_asgi.messages import OK, REPLY, Call, Chunk, Credit, LinkError, Outcome, Payload, StageTime, drop_all
 from mosec_asgi.observing.observer import StageObserver
 from mosec_asgi.pool.link import Launcher
+from mosec_asgi.pool.supervisor import CLOSE_SECONDS, DRAIN_SECONDS, STOPPING
 from mosec_asgi.ration import Ration
 from mosec_asgi.reply import cut
 
-# Seconds that workers get to run `Worker.close` before they are killed.
-CLOSE_SECONDS = 5.0
 # The longest `Retry-After`, in seconds: after that, a client may ask again even if the service is further behind.
 MOST_RETRY_SECONDS = 60
 # The answer to a refused call, by the reason: always the same, or made with a measured `Retry-After`.
-FIXED_ANSWERS = {Reason.CLOSING: CLOSING, Reason.STAGE_DOWN: STAGE_DOWN, Reason.OWN_TIME: TOO_LONG}
+FIXED_ANSWERS = {
+    Reason.CLOSING: CLOSING,
+    Reason.LOADING: LOADING,
+    Reason.STAGE_DOWN: STAGE_DOWN,
+    Reason.OWN_TIME: TOO_LONG,
+}
 ANSWERS_TO_TOO_MANY = {
     Reason.CAPACITY: errors.at_capacity,
     Reason.DEADLINE: errors.too_late,
@@ -67,6 +83,7 @@ class Limits:
         stall_timeout: seconds that a stream may wait for its client to read.
         stream_buffer: bytes of a stream that may wait for its client.
         load_shedding: refuse at once, and never begin, what cannot be finished in time at the stages' measured speed.
+        drain_timeout: seconds that a worker which is replaced may take to answer what it has.
     """
 
     capacity: int
@@ -75,6 +92,7 @@ class Limits:
     stall_timeout: float
     stream_buffer: int
     load_shedding: bool = True
+    drain_timeout: float = DRAIN_SECONDS
 
 
 class Coordinator:
@@ -90,6 +108,7 @@ class Coordinator:
         observers: Sequence[Sequence[StageObserver]] = (),
         clock: Callable[[], float] = time.monotonic,
         shared_memory: Callable[[], int] = lambda: 0,
+        traceparent: Callable[[int], str] | None = None,
     ) -> None:
         """Describe the service; nothing is started.
 
@@ -101,6 +120,8 @@ class Coordinator:
             observers: each an observer for every stage, in the order of `stages`.
             clock: seconds, monotonic.
             shared_memory: returns the bytes of shared memory that payloads take.
+            traceparent: returns that of the span of a traced call at its stage, for the stage's workers; None where no
+                calls are traced.
         """
         self._plans = stages
         self._routes = routes
@@ -109,11 +130,13 @@ class Coordinator:
         self._limits = limits
         self._clock = clock
         self._shared_memory = shared_memory
+        self._traceparent = traceparent
         self._stages: list[Stage] = []
         self._launchers: list[Launcher] = []
         self._admission: Admission
         self._admitted: dict[int, Task] = {}
         self._closing = False
+        self._loading = True
         # What a client can cause by itself: it may ask for a time of a millisecond.
         self._ration = Ration(logger, lambda seconds, say: self._loop.call_later(seconds, say), clock)
         self._all_answered = asyncio.Event()
@@ -128,7 +151,7 @@ class Coordinator:
     # -- its own life ------------------------------------------------------------------------------------------------
 
     async def start(self) -> None:
-        """Start all workers and wait until each stage can serve.
+        """Start all workers and wait until each stage can serve; calls are refused meanwhile.
 
         Raises:
             StartupError: no worker of some stage could be started; nothing is left running.
@@ -139,7 +162,19 @@ class Coordinator:
             launcher = self._make_launcher(plan, self._loop)
             self._launchers.append(launcher)
             observers = [stages[place] for stages in self._observers]
-            self._stages.append(Stage(plan, observers, self, launcher, self._clock, self._loop, self._limits.timeout))
+            self._stages.append(
+                Stage(
+                    plan,
+                    observers,
+                    self,
+                    launcher,
+                    self._clock,
+                    self._loop,
+                    self._limits.timeout,
+                    self._limits.drain_timeout,
+                    self._traceparent,
+                )
+            )
         self._admission = Admission(
             [stage.admission for stage in self._stages],
             [route.stages for route in self._routes],
@@ -147,6 +182,7 @@ class Coordinator:
             capacity=self._limits.capacity,
             active=self._limits.load_shedding,
         )
+        self._admission.close()
         starts = [asyncio.ensure_future(stage.pool.wait_started()) for stage in self._stages]
         try:
             for stage in self._stages:
@@ -157,6 +193,9 @@ class Coordinator:
                 start.cancel()
             await self.stop(0.0)
             raise
+        self._loading = False
+        if not self._closing:
+            self._admission.open()
 
     def worker_processes(self, route: int) -> list[int | None]:
         """Return the process of the first worker of each stage of a route; None where that is no process of its own."""
@@ -180,6 +219,8 @@ class Coordinator:
         pools = [stage.pool for stage in self._stages]
         for pool in pools:
             pool.ask_to_stop()
+        for stage in self._stages:
+            await stage.recycler.stop()
         stopped = asyncio.gather(*(pool.wait_stopped() for pool in pools))
         try:
             await asyncio.wait_for(asyncio.shield(stopped), CLOSE_SECONDS if grace > 0 else 0.5)
@@ -210,6 +251,31 @@ class Coordinator:
             self._admission.close()
         if not self._admitted:
             self._all_answered.set()
+
+    # -- changes while it serves; several of one stage take turns ----------------------------------------------------
+
+    async def scale(self, stage: int, num: int) -> None:
+        """Have `num` workers of a stage; see `batching.changes`."""
+        await changes.scale(self._changeable(stage), num)
+
+    async def configure(self, stage: int, change: Callable[[StageValues], StageValues]) -> None:
+        """Have a stage go by other values; see `batching.changes`."""
+        await changes.configure(self._changeable(stage), change)
+
+    async def restart(self, stage: int) -> None:
+        """Replace the workers of a stage, one after the other; see `batching.changes`."""
+        await changes.restart(self._changeable(stage))
+
+    def _changeable(self, stage: int) -> Stage:
+        if self._loading:
+            raise StartupError("the workers are loading; a stage can be changed once the service is ready")
+        if self._closing:
+            raise StartupError(STOPPING)
+        return self._stages[stage]
+
+    def values(self, stage: int) -> StageValues:
+        """Return what a stage goes by."""
+        return self._stages[stage].values
 
     # -- asked by callers --------------------------------------------------------------------------------------------
 
@@ -263,11 +329,13 @@ class Coordinator:
         """Return how things stand."""
         now = self._clock()
         stages = tuple(stage.statistics(now) for stage in self._stages)
-        return Statistics(len(self._admitted), self._closing, stages, self._shared_memory())
+        return Statistics(len(self._admitted), self._closing, stages, self._shared_memory(), self._loading)
 
     def _refusal(self, stages: tuple[int, ...], timeout: float, now: float) -> Refusal | None:
         if self._closing:
             return Refusal(Reason.CLOSING, stages[0])
+        if self._loading:
+            return Refusal(Reason.LOADING, stages[0])
         if len(self._admitted) >= self._limits.capacity:
             self._admission.turned_away(stages)
             return Refusal(Reason.CAPACITY, stages[0])
@@ -333,7 +401,7 @@ class Coordinator:
         # The result of a call of objects is read by its caller, where it lies.
         if not (isinstance(payload, bytes) or (task.objects and task.flow is None)):
             code, payload = self._read(task, code, payload)
-        self._settle(task, _new(Outcome, (task.id, code, payload, None, head)))
+        self._settle(task, _new(Outcome, (task.id, code, payload, None, head, task.times)))
 
     @staticmethod
     def _reply(task: Task, payload: Payload) -> tuple[int, bytes, bytes]:
@@ -380,14 +448,22 @@ class Coordinator:
             told(task, since, now)
         self._allow(task, now)
         try:
-            task.caller.streamed(_new(Chunk, (task.id, chunk)))
+            task.caller.streamed(_new(Chunk, (task.id, chunk, self._times(task, now) if since is None else ())))
         except Exception:
             logger.exception("a piece of a stream was not passed on", extra={"request_id": task.request_id})
 
     def failed(self, task: Task, failure: Failure) -> None:
         """Answer a task in place of its stage, of which nothing more is expected."""
+        outcome = Outcome.of_failure(task.id, failure)
+        if self._plans[task.stage].times:
+            outcome = outcome._replace(times=self._times(task, self._clock()))
         self._stages[task.stage].drop(task)
-        self._settle(task, Outcome.of_failure(task.id, failure))
+        self._settle(task, outcome)
+
+    def _times(self, task: Task, now: float) -> Sequence[StageTime]:
+        """Return what the time of a task that is at a stage has gone into, where that is noted."""
+        plan = self._plans[task.stage]
+        return task.times_until(plan.name, now) if plan.times else ()
 
     def timed_out(self, task: Task, failure: Failure = TIMED_OUT) -> None:
         """Answer a task whose time is over: its own, or another that `failure` names."""

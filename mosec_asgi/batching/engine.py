@@ -50,6 +50,7 @@ class StageStatistics:
         batch_size: the most tasks in a batch; 1 where there is no batching.
         concurrency: tasks, or batches where there is batching, that a worker runs at a time.
         places: its workers.
+        draining: workers that are being replaced, and answer what they have.
     """
 
     name: str
@@ -64,6 +65,7 @@ class StageStatistics:
     batch_size: int = 1
     concurrency: int = 1
     places: tuple[WorkerStatistics, ...] = ()
+    draining: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,12 +77,14 @@ class Statistics:
         closing: the service is shutting down and admits no more.
         stages: in the order of the service's list.
         shared_memory: bytes of shared memory that payloads take.
+        loading: the workers are being started for the first time, and no call is admitted yet.
     """
 
     admitted: int
     closing: bool
     stages: tuple[StageStatistics, ...]
     shared_memory: int = 0
+    loading: bool = False
 
 
 class Caller(Protocol):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Iterable, Iterator, Sequence
-from itertools import islice
+from itertools import chain, islice
 from operator import eq
 from typing import Generic, TypeVar
 
@@ -87,6 +87,8 @@ class Loads(Generic[WorkerKey]):
         self._batched = batched
         self._ordered = ordered
         self._loads: dict[WorkerKey, Load] = {}
+        # Those of workers that are given no more tasks. Kept apart, so that nobody who looks for a worker sees them.
+        self._draining: dict[WorkerKey, Load] = {}
         self._used = 0
 
     def __len__(self) -> int:
@@ -96,29 +98,39 @@ class Loads(Generic[WorkerKey]):
         return iter(self._loads.items())
 
     def __getitem__(self, worker: WorkerKey) -> Load:
-        return self._loads[worker]
+        try:
+            return self._loads[worker]
+        except KeyError:
+            return self._draining[worker]
 
     def get(self, worker: WorkerKey) -> Load | None:
-        """Return what a worker has to do; None where it is gone."""
+        """Return what a worker has to do; None where it is given no more tasks, or is gone."""
         return self._loads.get(worker)
+
+    @property
+    def _all(self) -> Iterator[tuple[WorkerKey, Load]]:
+        """All that have tasks to answer or may be given some."""
+        return chain(self._loads.items(), self._draining.items())
 
     @property
     def busy(self) -> list[WorkerKey]:
         """The workers that have tasks to answer."""
-        return [worker for worker, load in self._loads.items() if load.sent]
+        return [worker for worker, load in self._all if load.sent]
 
     @property
     def slots_in_use(self) -> int:
         """Tasks, or batches where there is batching, that workers run at this moment."""
-        units = ((load.batches if self._batched else load.sent) for load in self._loads.values())
+        units = ((load.batches if self._batched else load.sent) for _, load in self._all)
         return sum(min(len(unit), self.concurrency) for unit in units)
 
     @property
     def units(self) -> int:
-        """Batches, or tasks where there is no batching, that workers have and have not answered."""
-        if not self._batched:
-            return self.in_flight
-        return sum(len(load.batches) for load in self._loads.values())
+        """Batches, or tasks where there is no batching, that stand before others: no draining worker has them."""
+        if self._batched:
+            return sum(len(load.batches) for load in self._loads.values())
+        if self._draining:
+            return sum(len(load.sent) for load in self._loads.values())
+        return self.in_flight
 
     def begun_before(self, time: float) -> int:
         """Return how many of the tasks that workers run at this moment were begun before `time`."""
@@ -147,7 +159,7 @@ class Loads(Generic[WorkerKey]):
 
     def holder(self, task: Task) -> WorkerKey | None:
         """Return the worker that has `task`."""
-        return next((worker for worker, load in self._loads.items() if task.id in load.sent), None)
+        return next((worker for worker, load in self._all if task.id in load.sent), None)
 
     def given(self, worker: WorkerKey, ids: Iterable[int]) -> list[Task]:
         """Return the tasks with these numbers, which `worker` has.
@@ -155,7 +167,7 @@ class Loads(Generic[WorkerKey]):
         Raises:
             AnswerError: it does not have one of them.
         """
-        sent = self._loads[worker].sent
+        sent = self[worker].sent
         try:
             return [sent[task_id] for task_id in ids]
         except KeyError as error:
@@ -163,19 +175,36 @@ class Loads(Generic[WorkerKey]):
 
     def begun(self, worker: WorkerKey, count: int) -> list[Task]:
         """Return the tasks that `worker` has not answered and has begun: it began `count` of all that it was sent."""
-        return [task for task in self._loads[worker].sent.values() if task.place <= count]
+        return [task for task in self[worker].sent.values() if task.place <= count]
 
     # -- what has happened -------------------------------------------------------------------------------------------
 
     def add(self, worker: WorkerKey) -> None:
         """Take a worker into use; it has nothing yet."""
         self._used += 1
+        self._loads[worker] = Load(self._used, self._first_window)
+
+    @property
+    def _first_window(self) -> int:
+        """The tasks that a worker of unknown speed may have at a time."""
         # Concurrent workers are sent a quarter more tasks than they run, so that the next task needs no round trip.
-        self._loads[worker] = Load(self._used, self.concurrency + self.concurrency // 4)
+        return self.concurrency + self.concurrency // 4
+
+    def run_at_a_time(self, concurrency: int) -> None:
+        """Note that workers run so many batches, or tasks, at a time from here on."""
+        if concurrency != self.concurrency:
+            self.concurrency = concurrency
+            for _, load in self._all:
+                load.window = self._first_window
+
+    def drain(self, worker: WorkerKey) -> None:
+        """Note that a worker is given no more tasks, and has to answer those that it has."""
+        self._draining[worker] = self._loads.pop(worker)
 
     def remove(self, worker: WorkerKey) -> list[Task]:
         """Forget a worker; return the tasks that it had not answered, in the order in which they were sent."""
-        tasks = list(self._loads.pop(worker).sent.values())
+        load = self._draining.pop(worker, None) or self._loads.pop(worker)
+        tasks = list(load.sent.values())
         self.in_flight -= len(tasks)
         return tasks
 
@@ -204,7 +233,7 @@ class Loads(Generic[WorkerKey]):
             AnswerError: it has no such task, has answered it already, or has to answer another one before; nothing is
                 changed.
         """
-        load = self._loads[worker]
+        load = self._loads.get(worker) or self._draining[worker]
         sent = load.sent
         count = len(ids)
         if self._ordered:

@@ -78,15 +78,32 @@ class Scheduler(Generic[WorkerKey]):
         self.queue = TaskQueue()
         self.loads: Loads[WorkerKey] = Loads(batched=self.batched, concurrency=concurrency, ordered=ordered)
         self._arrivals = Arrivals() if adaptive and self.batched else None
-        if policy is None:
-            policy = BatchPolicy(max_batch_size, max_wait, self._arrivals) if self.batched else WindowPolicy()
-        self._policy = policy
+        self._policy = policy or self._usual_policy(max_batch_size, max_wait)
         self._in_order_of_arrival = True
         if not self.rules.plain:
             self._put_in_order()
 
     def __repr__(self) -> str:
         return f"<Scheduler queued={self.queued} sent={self.in_flight} workers={len(self.loads)}>"
+
+    def _usual_policy(self, max_batch_size: int, max_wait: float) -> Policy[WorkerKey]:
+        return BatchPolicy(max_batch_size, max_wait, self._arrivals) if self.batched else WindowPolicy()
+
+    def configure(self, max_batch_size: int, max_wait: float, *, adaptive: bool, concurrency: int) -> None:
+        """Go on with other values, by the usual policy; for the arguments see `__init__`.
+
+        Whether there is batching stays as it is. What workers have already is not touched.
+        """
+        if not (adaptive and self.batched):
+            self._arrivals = None
+        elif self._arrivals is None:
+            self._arrivals = Arrivals()
+        self._size, self._max_wait = max_batch_size, max_wait
+        if self._in_order_of_arrival:
+            self._policy = self._usual_policy(max_batch_size, max_wait)
+        else:
+            self._put_in_order()
+        self.loads.run_at_a_time(concurrency)
 
     @property
     def queued(self) -> int:
@@ -100,7 +117,7 @@ class Scheduler(Generic[WorkerKey]):
 
     @property
     def units(self) -> int:
-        """Batches, or tasks where there is no batching, that workers have and have not answered."""
+        """Batches, or tasks where there is no batching, that stand before others: no draining worker has them."""
         return self.loads.units
 
     @property
@@ -128,6 +145,10 @@ class Scheduler(Generic[WorkerKey]):
     def add_worker(self, worker: WorkerKey) -> None:
         """Take a worker into use; it has nothing yet."""
         self.loads.add(worker)
+
+    def drain_worker(self, worker: WorkerKey) -> None:
+        """Give a worker no more tasks; it has to answer those that it has."""
+        self.loads.drain(worker)
 
     def remove_worker(self, worker: WorkerKey) -> list[Task]:
         """Forget a worker; return the tasks that it had not answered, in the order in which they were sent."""

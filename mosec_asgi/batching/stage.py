@@ -14,12 +14,13 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from mosec_asgi import log
 from mosec_asgi.batching.busy_poll import BusyPoll
+from mosec_asgi.batching.changes import StageValues
 from mosec_asgi.batching.engine import StageStatistics, WorkerStatistics
 from mosec_asgi.batching.loads import AnswerError
 from mosec_asgi.batching.policy.rules import Rules
@@ -36,6 +37,7 @@ from mosec_asgi.messages import (
     INGRESS,
     OBJECT_IN,
     OBJECT_OUT,
+    TRACED,
     Cancels,
     Chunks,
     Credits,
@@ -48,9 +50,11 @@ from mosec_asgi.messages import (
 from mosec_asgi.observing.observer import StageEvents, StageObserver
 from mosec_asgi.pool.lifecycle import State as WorkerState
 from mosec_asgi.pool.link import Launcher
-from mosec_asgi.pool.supervisor import Place, PoolWorker, Supervisor
+from mosec_asgi.pool.recycling import NEVER, Recycling
+from mosec_asgi.pool.rolling import Recycler
+from mosec_asgi.pool.supervisor import DRAIN_SECONDS, Place, PoolWorker, Supervisor
 from mosec_asgi.pool.watchdog import Watchdog
-from mosec_asgi.request import packed
+from mosec_asgi.request import Request, packed
 
 # Seconds beyond its timeout that a worker gets to come back by itself, before it is taken for stuck.
 GRACE_SECONDS = 1.0
@@ -67,6 +71,7 @@ class StagePlan:
     Attributes:
         specs: what each of its workers is to run.
         variables: the environment of each worker, or None.
+        defaults: what all workers have in their environment where nothing else sets it.
         batch_size: the most tasks in a batch that the scheduler forms; 1 where workers take tasks one by one.
         concurrency: batches, or tasks where none are formed, that a worker runs at a time.
         ordered: workers answer in the order in which they are sent tasks.
@@ -81,6 +86,8 @@ class StagePlan:
         executor: what the workers run on: "process", "thread", or what makes a launcher of the plan and the event loop.
         latency_target: seconds that a task should be at the stage at most; 0 for no such wish.
         takes_request: its workers are told of the requests.
+        recycling: when a worker is replaced though it is well.
+        times: note of each task what its time has gone into.
         rules: which task is next, and which share a batch.
         labels: what is to be known of an item before it comes here, for `rules`; None for nothing.
     """
@@ -101,6 +108,9 @@ class StagePlan:
     executor: str | Callable[[StagePlan, asyncio.AbstractEventLoop], Launcher] = "process"
     latency_target: float = 0.0
     takes_request: bool = False
+    defaults: Mapping[str, str] = field(default_factory=dict)
+    recycling: Recycling = NEVER
+    times: bool = False
     rules: Rules = field(default_factory=Rules)
     labels: Labels | None = None
 
@@ -113,6 +123,25 @@ class StagePlan:
     def timeout(self) -> float:
         """Seconds that a worker may take for one step of its work."""
         return self.specs[0].timeout
+
+    @property
+    def sure_wait(self) -> float:
+        """Seconds that an idle worker waits for a batch to fill, if it always does."""
+        return 0.0 if self.adaptive or self.batch_size == 1 else self.max_wait
+
+
+def values_of(plan: StagePlan) -> StageValues:
+    """Return the values of a stage that can be changed while it serves."""
+    spec = plan.specs[0]
+    return StageValues(
+        spec.max_batch_size,
+        spec.timeout,
+        plan.batch_size,
+        plan.concurrency,
+        plan.max_wait,
+        plan.adaptive,
+        plan.latency_target,
+    )
 
 
 class Owner(Protocol):
@@ -153,6 +182,8 @@ class Stage:
         clock: Callable[[], float],
         loop: asyncio.AbstractEventLoop,
         timeout: float = math.inf,
+        drain_seconds: float = DRAIN_SECONDS,
+        traceparent: Callable[[int], str] | None = None,
     ) -> None:
         """Put the parts together; nothing is started.
 
@@ -164,6 +195,8 @@ class Stage:
             clock: seconds, monotonic.
             loop: for turns and timers.
             timeout: of the service, in seconds.
+            drain_seconds: seconds that a worker which is replaced may take to answer what it has.
+            traceparent: returns that of the span of a traced call, by its number; None where no calls are traced.
         """
         self.plan = plan
         self.events = StageEvents(observers)
@@ -175,8 +208,23 @@ class Stage:
             ordered=plan.ordered,
             rules=plan.rules,
         )
-        self.pool = Supervisor(plan.specs, plan.variables, launcher, self, clock, loop, plan.start_timeout)
+        self.pool = Supervisor(
+            plan.specs,
+            plan.variables,
+            launcher,
+            self,
+            clock,
+            loop,
+            plan.start_timeout,
+            drain_seconds=drain_seconds,
+            recycling=plan.recycling,
+        )
+        # What it goes by, and the same for the workers that are there.
+        self.values = self._fitted = values_of(plan)
+        self.recycler = Recycler(self.pool, clock)
+        self.pool.on_recycle = self.recycler.recycle
         self._owner = owner
+        self._traceparent = traceparent
         self._clock = clock
         self._loop = loop
         self.admission = StageAdmission(
@@ -184,11 +232,11 @@ class Stage:
             timeout,
             batch_size=plan.batch_size,
             concurrency=plan.concurrency,
-            max_wait=0.0 if plan.adaptive or plan.batch_size == 1 else plan.max_wait,
+            max_wait=plan.sure_wait,
             streams=plan.streams,
             latency_target=plan.latency_target,
         )
-        self._watchdog: Watchdog[PoolWorker] = Watchdog(plan.timeout + GRACE_SECONDS)
+        self._watchdog: Watchdog[PoolWorker] = Watchdog(lambda worker: worker.spec.timeout + GRACE_SECONDS)
         self._marked = False
         # That events have been dropped.
         self._told_of_events = False
@@ -226,6 +274,7 @@ class Stage:
             self.plan.batch_size,
             self.plan.concurrency,
             tuple(self._worker_statistics(place, now) for place in self.pool.places),
+            self.pool.draining,
         )
 
     def _worker_statistics(self, place: Place, now: float) -> WorkerStatistics:
@@ -237,6 +286,43 @@ class Stage:
         in_flight = 0 if load is None else len(load.sent)
         return WorkerStatistics(
             worker.worker_id, worker.state.value, now - since, worker.link.name, in_flight, place.fault
+        )
+
+    # -- its values, which can be changed while it serves ------------------------------------------------------------
+
+    @property
+    def variables(self) -> list[dict[str, str]] | None:
+        """The environment of each worker, by its number; None for none."""
+        return self.plan.variables
+
+    def apply(self, values: StageValues) -> None:
+        """Go by other values from here on; workers that are there already keep to those that they were made with."""
+        self.values = values
+        self._fit()
+        self._mark()
+
+    def _fit(self) -> None:
+        """Give no worker more at a time than it was made for."""
+        sizes = [worker.spec.max_batch_size for worker, _ in self.scheduler.loads]
+        values = self.values.for_workers_of(min(sizes, default=self.values.worker_batch_size))
+        if values == self._fitted:
+            return
+        self._fitted = values
+        self.plan = plan = replace(
+            self.plan,
+            specs=[self.values.for_worker(spec) for spec in self.plan.specs],
+            batch_size=values.batch_size,
+            concurrency=values.concurrency,
+            max_wait=values.max_wait,
+            adaptive=values.adaptive,
+            latency_target=values.latency_target,
+        )
+        self.scheduler.configure(plan.batch_size, plan.max_wait, adaptive=plan.adaptive, concurrency=plan.concurrency)
+        self.admission.configure(
+            batch_size=plan.batch_size,
+            concurrency=plan.concurrency,
+            max_wait=plan.sure_wait,
+            latency_target=plan.latency_target,
         )
 
     # -- told by the owner -------------------------------------------------------------------------------------------
@@ -282,13 +368,30 @@ class Stage:
     def worker_ready(self, worker: PoolWorker) -> None:
         """Take a worker into use."""
         self.scheduler.add_worker(worker)
+        self._fit()
         self.admission.worker_ready(self._clock() - worker.launched_at)
         self._mark()
+
+    def worker_draining(self, worker: PoolWorker) -> None:
+        """Give a worker no more tasks; it answers those that it has."""
+        self.scheduler.drain_worker(worker)
+        self._fit()
+        self.admission.worker_gone(self._clock())
+        self._mark()
+
+    def resized(self, num: int) -> None:
+        """Note that there are to be so many workers."""
+        if (told := self.events.resized) is not None:
+            told(num, self._clock())
+
+    def has_tasks(self, worker: PoolWorker) -> bool:
+        """Whether a worker has tasks to answer, those that nobody waits for any more among them."""
+        return bool(self.scheduler.loads[worker].sent)
 
     def worker_results(self, worker: PoolWorker, results: Results) -> None:
         """Take in results."""
         now = self._clock()
-        ids, codes, payloads, seconds, labels = results
+        ids, codes, payloads, seconds, _, labels = results
         if not len(ids) == len(codes) == len(payloads) or (labels and len(labels) != len(ids)):
             drop_all(payloads)
             raise LinkError(f"sent {len(ids)} results with {len(codes)} codes and {len(payloads)} payloads")
@@ -306,6 +409,11 @@ class Stage:
             units = units - self.scheduler.units if batched else len(tasks)
             # The next stage may begin the tasks at once and then overwrites `began`.
             began = tasks[0].began
+        if self.plan.times:
+            for task in tasks:
+                task.note_time(self.plan.name, now)
+        if (came := self.events.came) is not None:
+            came(worker.worker_id, tasks, results, now)
         wanted = 0
         answered = self._owner.answered
         for task, code, payload in zip(tasks, codes, payloads, strict=True):
@@ -365,9 +473,13 @@ class Stage:
         self._cancelled.pop(worker, None)
         self._credits.pop(worker, None)
         again: list[Task] = []
-        for task in self.scheduler.remove_worker(worker):
+        tasks = self.scheduler.remove_worker(worker)
+        for task in tasks:
             if task.place <= begun:
                 task.attempts += 1
+        if tasks and (told := self.events.lost) is not None:
+            told(worker.worker_id, tasks, self._clock())
+        for task in tasks:
             if task.state is State.SETTLED:
                 continue
             begun_stream = task.flow is not None and task.flow.events
@@ -378,6 +490,7 @@ class Stage:
                 logger.error("answered 500: workers died %s", why, extra=self._extra(worker, task))
                 self._owner.failed(task, WORKER_DIED)
         self.scheduler.requeue(again)
+        self._fit()
         self.admission.worker_gone(self._clock())
         self._mark()
 
@@ -453,6 +566,7 @@ class Stage:
 
     def _send(self, assignment: Assignment[PoolWorker], now: float) -> None:
         tasks = assignment.tasks
+        traced = False
         ids: list[int] = []
         flags: list[int] = []
         request_ids: list[str] = []
@@ -460,14 +574,18 @@ class Stage:
         for task in tasks:
             task.began = now
             ids.append(task.id)
-            flags.append(_flags(task))
+            if task.trace:
+                traced = True
+                flags.append(_flags(task) | TRACED)
+            else:
+                flags.append(_flags(task))
             request_ids.append(task.request_id)
             payloads.append(task.payload)
         worker = assignment.worker
         try:
             message = Tasks(ids, flags, request_ids, payloads)
-            if self.plan.takes_request:
-                message = message._replace(requests=[packed(task.request) for task in tasks])
+            if self.plan.takes_request or traced:
+                message = message._replace(requests=[packed(self._told(task)) for task in tasks])
             worker.link.send(message)
         except Exception as error:
             # A fault of ours. It is handled in the next turn, because the caller is in the middle of a change.
@@ -476,6 +594,13 @@ class Stage:
             told(worker.worker_id, tasks, now)
         if self._look_timer is None:
             self._look_timer = self._loop.call_later(LOOK_SECONDS, self._look)
+
+    def _told(self, task: Task) -> Request | None:
+        """Return what a worker is told of a request: one that does not ask for it, only its trace."""
+        request = task.request if self.plan.takes_request else None
+        if not task.trace or self._traceparent is None:
+            return request
+        return replace(request or Request(), traceparent=self._traceparent(task.id))
 
     def _send_failed(self, worker: PoolWorker, tasks: Sequence[Task], error: Exception) -> None:
         """Answer tasks that could not be sent, and replace the worker, which may have been sent a part of them."""
@@ -495,12 +620,13 @@ class Stage:
         now = self._clock()
         loads = self.scheduler.loads
         beats = {worker: worker.link.progress().beats for worker in loads.busy}
-        failure = describe(too_slow(self.plan.timeout, UNSEEN))
         for worker in self._watchdog.stuck(beats, now):
+            timeout = worker.spec.timeout
+            failure = describe(too_slow(timeout, UNSEEN))
             for task in loads.begun(worker, worker.link.progress().begun):
                 if task.state is not State.SETTLED:
                     self._owner.timed_out(task, failure)
-            self.pool.kill(worker, f"was stuck: it did nothing for {self.plan.timeout + GRACE_SECONDS:g} s")
+            self.pool.kill(worker, f"was stuck: it did nothing for {timeout + GRACE_SECONDS:g} s")
         if self.scheduler.in_flight:
             self._look_timer = self._loop.call_later(LOOK_SECONDS, self._look)
 

@@ -176,6 +176,23 @@ class StageAdmission:
         self._soon = 0
         self._soon_due = -math.inf
 
+    def configure(self, *, batch_size: int, concurrency: int, max_wait: float, latency_target: float) -> None:
+        """Go on with other values; for the arguments see `__init__`.
+
+        Where a unit of work is another from here on, what was measured of units is forgotten, and nothing is refused
+        for it until it is known again.
+        """
+        if (batch_size, concurrency) != (self._batch_size, self._concurrency):
+            self._batch_size, self._concurrency = batch_size, concurrency
+            self.times = ServiceTimes(batch_size)
+            self.known = self.careful = False
+            self.easy = self.per_task = self.caution = self.pressure = 0.0
+            self.short = math.inf
+            self.margin = -math.inf
+        self._max_wait = max_wait
+        self.target = latency_target
+        self._changed()
+
     # -- what has happened -------------------------------------------------------------------------------------------
 
     def sent(self, units: int, now: float) -> None:

@@ -6,7 +6,7 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator, Mapping
 from time import perf_counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mosec_asgi import wishes
 from mosec_asgi.batching.engine import Engine
@@ -18,6 +18,9 @@ from mosec_asgi.messages import OK, Call, Chunk, Credit, Outcome, drop_all
 from mosec_asgi.observing.metrics import ServiceMetrics
 from mosec_asgi.request import Request
 from mosec_asgi.web.exchange import RequestIds
+
+if TYPE_CHECKING:
+    from mosec_asgi.observing.tracing import RequestSpan, Tracing
 
 # Makes a `Call` of all its fields, in half the time of calling the class: see `web.protocols.plain`.
 _new = tuple.__new__
@@ -41,6 +44,7 @@ class Inference:
         objects: Objects,
         metrics: ServiceMetrics,
         loop: asyncio.AbstractEventLoop,
+        tracing: Tracing | None = None,
     ) -> None:
         """Bind to an engine.
 
@@ -50,6 +54,7 @@ class Inference:
             objects: pickles items.
             metrics: what to count into.
             loop: on which it is called.
+            tracing: makes the spans of calls by `infer` and `stream`.
         """
         self.engine = engine
         self.routes = routes
@@ -58,6 +63,7 @@ class Inference:
         self._ids = RequestIds()
         self._new_id = engine.new_id
         self._loop = loop
+        self._tracing = tracing
 
     async def infer(
         self,
@@ -75,6 +81,9 @@ class Inference:
             where = found(self.routes, route, streams=False)
         began = perf_counter()
         call = self.call(item, where, timeout, priority, key, tenant, request_id)
+        span = None
+        if self._tracing is not None and (span := self._span("infer", call, where)) is not None:
+            call = call._replace(trace=span.trace)
         caller = _ResultCaller(self._loop)
         self.engine.submit(call, caller)
         try:
@@ -82,8 +91,20 @@ class Inference:
         except asyncio.CancelledError:
             self.engine.cancel(call.id)
             caller.drop()
+            _end(span, CANCELLED)
             raise
+        if span is not None:
+            _end(span, outcome.code)
         return self.result(outcome, where, began)
+
+    def _span(self, name: str, call: Call, where: CallRoute) -> RequestSpan | None:
+        """Begin the span of a call, where it is traced: a child of the one that is current here."""
+        assert self._tracing is not None
+        parent = self._tracing.parent(NO_HEADERS)
+        if parent is None:
+            return None
+        attributes = {"mosec.route": where.path, "mosec.request_id": call.request_id}
+        return self._tracing.begin(f"{name} {where.path}", parent, attributes, call.request_id, serves=False)
 
     def stream(
         self,
@@ -112,12 +133,17 @@ class Inference:
     ) -> AsyncGenerator[Any, None]:
         began = perf_counter()
         call = self.call(item, where, timeout, priority, key, tenant, request_id)
+        span = None
+        if self._tracing is not None and (span := self._span("stream", call, where)) is not None:
+            call = call._replace(trace=span.trace)
         caller = _StreamCaller()
         self.engine.submit(call, caller)
         try:
             while True:
                 if caller.chunks:
                     payload = caller.chunks.popleft()
+                    if span is not None:
+                        span.events += 1
                     self.engine.credit(Credit(call.id, len(payload)))
                     yield value_of(payload, where.egress)
                 elif caller.outcome is not None:
@@ -128,8 +154,10 @@ class Inference:
                 else:
                     await caller.news()
         finally:
+            code = CANCELLED if caller.outcome is None else caller.outcome.code
             if caller.outcome is None:
                 self.engine.cancel(call.id)
+            _end(span, code)
 
     def call(
         self,
@@ -159,19 +187,8 @@ class Inference:
         payload = self._objects.payload(item, apart=where.apart)
         request = Request(name, where.path) if where.takes_request else None
         fields = (
-            self._new_id(),
-            where.place,
-            payload,
-            name,
-            seconds,
-            False,
-            True,
-            priority,
-            key,
-            request,
-            cost,
-            tenant,
-        )
+            self._new_id(), where.place, payload, name, seconds, False, True, priority, key, request, "", cost, tenant,
+        )  # fmt: skip
         return _new(Call, fields)
 
     @staticmethod
@@ -215,6 +232,13 @@ class Inference:
         """Count an answer, as the web counts its own."""
         if code != CANCELLED:
             self._metrics.answered(where.path, code, perf_counter() - began)
+
+
+def _end(span: RequestSpan | None, code: int) -> None:
+    """End the span of a call, which has failed with whatever is no result: its caller is in this program."""
+    if span is not None:
+        span.status = code
+        span.end(least_error=OK + 1, attribute="mosec.code")
 
 
 class _ResultCaller(FutureOutcome):

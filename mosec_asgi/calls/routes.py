@@ -29,6 +29,7 @@ class CallRoute:
         in_flight: calls in flight with which each of them has another batch behind that.
         timeout: seconds that a call may take.
         takes_request: a stage of it wants to know of the request.
+        stages: the names of its stages.
         labels: what its first stage wants to know of an item; None for nothing.
     """
 
@@ -41,6 +42,7 @@ class CallRoute:
     in_flight: int
     timeout: float
     takes_request: bool = False
+    stages: tuple[str, ...] = ()
     labels: Labels | None = None
 
 
@@ -60,6 +62,7 @@ def call_routes(stages: Sequence[StagePlan], routes: Sequence[RoutePlan], limits
             in_flight=min(max(LEAST_IN_FLIGHT, 2 * at_once), max(1, limits.capacity)),
             timeout=limits.timeout,
             takes_request=any(plan.takes_request for plan in plans),
+            stages=tuple(plan.name for plan in plans),
             labels=plans[0].labels,
         )
     return found

@@ -15,10 +15,10 @@ from collections.abc import Sequence
 
 import click
 
-from mosec_asgi import log
+from mosec_asgi import config, log
 from mosec_asgi.cli.commands import commands
 from mosec_asgi.cli.faults import BrokenModule, CommandError, UsageError
-from mosec_asgi.errors import DefinitionError, MosecError
+from mosec_asgi.errors import DefinitionError, MosecError, StartupError
 from mosec_asgi.offline.faults import WrongUse
 
 PROGRAM = "mosec-asgi"
@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.write(error.trace)
         _say(str(error))
         return FAILED
-    except (CommandError, MosecError) as error:
+    except (CommandError, MosecError, StartupError) as error:
         _say(str(error))
         return FAILED
     except (click.Abort, KeyboardInterrupt):
@@ -69,6 +69,9 @@ def _say(text: str) -> None:
 def _of_click(error: click.ClickException) -> str:
     """Return what is wrong as one line, and for a wrong command line where to read on."""
     text = " ".join(error.format_message().split())
+    if isinstance(error, click.NoSuchOption) and (meant := config.meant_by(error.option_name)):
+        # As other servers call it, or nearly so.
+        text = f"No such option '{error.option_name}'. Did you mean '--{meant}'?"
     context = getattr(error, "ctx", None)
     if isinstance(error, click.UsageError) and context is not None:
         return f"{text.rstrip('.')}; see {context.command_path} --help"

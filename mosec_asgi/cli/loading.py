@@ -47,7 +47,11 @@ def load_server(path: str, folder: str) -> Server:
     for part in attribute.split("."):
         if not hasattr(found, part):
             servers = [key for key, value in vars(module).items() if isinstance(value, Server)]
-            hint = f"it has {', '.join(f'{name}:{key}' for key in servers)}" if servers else "it has no server at all"
+            hint = (
+                f"it has {', '.join(f'{name}:{key}' for key in servers)}"
+                if servers
+                else "it has no server at all: define one at its top level, as in server = Server()"
+            )
             raise UsageError(f"the module {name!r} has no {attribute!r}; {hint}")
         found = getattr(found, part)
     if not isinstance(found, Server):
@@ -56,6 +60,7 @@ def load_server(path: str, folder: str) -> Server:
 
 
 def _imported(name: str, folder: str) -> ModuleType:
+    Server._only_imported = True
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
@@ -68,6 +73,8 @@ def _imported(name: str, folder: str) -> ModuleType:
         raise
     except Exception as error:
         raise _broken(name, error) from error
+    finally:
+        Server._only_imported = False
 
 
 def _broken(name: str, error: Exception) -> BrokenModule:

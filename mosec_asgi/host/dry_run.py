@@ -23,26 +23,34 @@ TIMEOUT = 600_000
 logger = log.internal_logger(__name__)
 
 
-def run(routes: Mapping[str, Sequence[Runtime]], settings: Settings) -> int:
+def run(routes: Mapping[str, Sequence[Runtime]], settings: Settings, *, import_main: bool) -> int:
     """Run each pipeline once and log what became of it.
+
+    Args:
+        routes: the stages by route.
+        settings: of the service.
+        import_main: the workers import the program's main module.
 
     Returns:
         the exit code: 0 if all workers started and no pipeline failed.
     """
-    return asyncio.run(_run(_one_worker_each(routes), dataclasses.replace(settings, timeout=TIMEOUT)))
+    once = dataclasses.replace(settings, timeout=TIMEOUT)
+    return asyncio.run(_run(_one_worker_each(routes), once, import_main=import_main))
 
 
 def _one_worker_each(routes: Mapping[str, Sequence[Runtime]]) -> dict[str, list[Runtime]]:
     single: dict[Runtime, Runtime] = {}
     for runtime in [runtime for pipeline in routes.values() for runtime in pipeline]:
         one = single.setdefault(runtime, copy.copy(runtime))
-        one.num = 1
+        one.num = one.most_workers = 1
+        if isinstance(one.devices, tuple):
+            one.devices = one.devices[:1]
         one.env = runtime.env[:1] if runtime.env else None
     return {path: [single[runtime] for runtime in pipeline] for path, pipeline in routes.items()}
 
 
-async def _run(routes: Mapping[str, Sequence[Runtime]], settings: Settings) -> int:
-    service = Service(routes, settings, import_main=True)
+async def _run(routes: Mapping[str, Sequence[Runtime]], settings: Settings, *, import_main: bool) -> int:
+    service = Service(routes, settings, import_main=import_main)
     try:
         await service.start()
     except StartupError as error:

@@ -7,12 +7,13 @@ import resource
 from collections.abc import Iterator
 from pathlib import Path
 
+from mosec_asgi.host import control_group
+
 # A limit of a control group above this stands for none.
 NO_LIMIT = 1 << 50
-_ROOT = Path("/sys/fs/cgroup")
 
 
-def memory_limit(groups: Path = Path("/proc/self/cgroup"), root: Path = _ROOT) -> int:
+def memory_limit(groups: Path = control_group.GROUPS, root: Path = control_group.ROOT) -> int:
     """Return the bytes that this process may use: the machine's, its limits', and those of its control groups.
 
     Args:
@@ -28,22 +29,7 @@ def memory_limit(groups: Path = Path("/proc/self/cgroup"), root: Path = _ROOT) -
 
 
 def _group_limits(groups: Path, root: Path) -> Iterator[int]:
-    try:
-        lines = groups.read_text().splitlines()
-    except OSError:
-        return
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
-        if controllers and "memory" not in controllers.split(","):
-            continue
-        base, name = (root / "memory", "memory.limit_in_bytes") if controllers else (root, "memory.max")
-        # In a container the path may be the host's, and the container's own group lies at the root.
-        folder = base / path.lstrip("/")
-        while folder.is_relative_to(base):
-            try:
-                text = (folder / name).read_text().strip()
-            except OSError:
-                text = ""
-            if text.isdigit() and int(text) < NO_LIMIT:
-                yield int(text)
-            folder = folder.parent
+    for folder, unified in control_group.folders("memory", groups, root):
+        text = control_group.content(folder / ("memory.max" if unified else "memory.limit_in_bytes"))
+        if text.isdigit() and int(text) < NO_LIMIT:
+            yield int(text)

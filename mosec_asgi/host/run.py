@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
+import functools
 import gc
 import importlib.util
 import math
 import signal
-import socket
-import sys
 import threading
+import time
 from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 import uvicorn
@@ -20,6 +20,10 @@ from starlette.types import Message, Receive, Scope, Send
 
 from mosec_asgi import log
 from mosec_asgi.config import Settings
+from mosec_asgi.host import listening, tls
+from mosec_asgi.host.draining import drain
+from mosec_asgi.host.handover import Handover
+from mosec_asgi.host.hangup import Hangup
 from mosec_asgi.host.interrupts import told_of_signals
 from mosec_asgi.host.memory import memory_limit
 from mosec_asgi.web.limits import Limits, http_limits
@@ -29,6 +33,8 @@ if TYPE_CHECKING:
     from mosec_asgi.web.direct import DirectRoutes
 
 DAEMON_DIED = 1
+# uvicorn's code for an app that has not started.
+START_FAILED = 3
 # Seconds after a signal in which requests are still admitted: those that had come before it, and were not yet read.
 LISTEN_SECONDS = 0.05
 # New objects between two collections of the youngest generation; Python's own is 700 to 2,000.
@@ -42,9 +48,11 @@ class Server(Protocol):
 
     Attributes:
         on_daemon_exit: called with the name and the exit code of a daemon process that has ended, and says so.
+        on_answering: called once requests are answered, though models still load.
     """
 
     on_daemon_exit: Callable[[str, int], None] | None
+    on_answering: Callable[[], None] | None
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         """Answer a request, or follow the life of the app."""
@@ -55,35 +63,59 @@ class Server(Protocol):
     def direct_routes(self) -> DirectRoutes | None:
         """Return the routes that need not be asked for through ASGI."""
 
+    async def restart(self) -> None:
+        """Replace all workers, one after the other."""
+
     def why_not_direct(self) -> str | None:
         """Return why each request must be asked for through ASGI; None where it need not be."""
 
 
-def run(server: Server, settings: Settings) -> int:
+@dataclass(frozen=True)
+class Hosting:
+    """What a program has beside the service that it serves.
+
+    Attributes:
+        ready: called, on the event loop, with what it listens on, once all workers are ready.
+        handover: with the process before this one, and the one after it.
+    """
+
+    ready: Callable[[listening.Listener], object] | None = None
+    handover: Handover | None = None
+
+
+def run(server: Server, settings: Settings, hosting: Hosting = Hosting()) -> int:
     """Serve until a signal ends it.
+
+    Args:
+        server: the service.
+        settings: its settings.
+        hosting: what else there is.
 
     Returns:
         the exit code: 0 after SIGTERM or SIGINT, 130 where a second SIGINT has forced the end, else what went wrong.
+
+    Raises:
+        StartupError: it cannot listen where the settings say, or not with that certificate.
     """
-    sock = _listen(settings.address, settings.port)
-    program = _Program(server)
+    tls.check(settings)
+    listener = _listener(settings, hosting.handover)
+    # Where another process serves, this one takes no connections until it can answer them.
+    follows = hosting.handover is not None and hosting.handover.listening is not None
+    program = _Program(server, lambda: _tell_ready(listener, hosting), early=not follows)
     protocol = _http_protocol(server, settings)
     runner = uvicorn.Server(_uvicorn_config(program, settings, protocol))
+    program.end = lambda: setattr(runner, "should_exit", True)
+    program.follow_parent = functools.partial(_follow_parent, hosting.handover, runner)
     server.on_daemon_exit = program.daemon_ended
-    address, port = sock.getsockname()[:2]
-    logger.info(
-        "serving on http://%s:%d once the workers are ready",
-        f"[{address}]" if ":" in address else address,
-        port,
-    )
+    logger.info("serving on %s; GET /readyz says when the workers are ready", listener.name)
     code = 0
     with _signals_recorded(program):
         try:
-            runner.run(sockets=[sock])
+            runner.run(sockets=[listener.sock])
         except SystemExit as stop:
             code = stop.code if isinstance(stop.code, int) else 1
         finally:
-            sock.close()
+            listener.close()
     if (shared := getattr(protocol, "shared", None)) is not None:
         shared.ration.say_all()
     if program.signalled:
@@ -92,20 +124,65 @@ def run(server: Server, settings: Settings) -> int:
     return program.failure or code
 
 
+def _listener(settings: Settings, handover: Handover | None) -> listening.Listener:
+    if handover is None:
+        return listening.listen(settings)
+    # The parent removes the file of a Unix socket.
+    sock = handover.listening or listening.listen(settings).sock
+    if handover.listening is None:
+        handover.tell_listening(sock)
+    return listening.Listener(sock, tls=bool(settings.ssl_certfile), owned=False)
+
+
+def _tell_ready(listener: listening.Listener, hosting: Hosting) -> None:
+    if hosting.ready is not None:
+        hosting.ready(listener)
+    if hosting.handover is not None:
+        hosting.handover.tell_ready()
+
+
+def _follow_parent(handover: Handover | None, runner: uvicorn.Server) -> None:
+    """Do what the parent says of a process that another follows."""
+    if handover is None:
+        return
+    draining: set[asyncio.Task[None]] = set()
+
+    def begin() -> None:
+        logger.info("another process has taken over; this one answers what it has, and ends")
+        draining.add(asyncio.get_running_loop().create_task(drain(runner)))
+
+    # To the handlers that are there for it, as for any other wish to end the program.
+    handover.follow(begin, lambda: signal.raise_signal(signal.SIGTERM))
+
+
 class _Program:
     """The service as the app that uvicorn runs: hears of signals and daemons, and lets the service know at once.
 
-    Nothing else than the app's lifespan is needed for it, and nothing of uvicorn that is not public.
+    Nothing else than the app's lifespan is needed for it, and nothing of uvicorn that is not public. uvicorn opens the
+    port when the app has started; it is told so as soon as the app answers, while models load.
 
     Attributes:
+        end: ends uvicorn.
+        follow_parent: called when the event loop runs.
         signalled: a signal has asked for the end.
         forced: a SIGINT has come after that.
         failure: the exit code, where something else than a signal has ended the program.
     """
 
-    def __init__(self, server: Server) -> None:
+    def __init__(self, server: Server, ready: Callable[[], object], *, early: bool) -> None:
+        """Prepare to follow the life of a service.
+
+        Args:
+            server: the service.
+            ready: called on the event loop, once all workers are ready and connections are taken.
+            early: take connections as soon as the app answers, while models load.
+        """
         self._service = server
+        self._early = early
+        self._ready = ready
+        self.follow_parent: Callable[[], object] = lambda: None
         self.direct_routes = server.direct_routes
+        self.end: Callable[[], object] = lambda: None
         self.signalled = self.forced = False
         self.failure = 0
 
@@ -116,11 +193,7 @@ class _Program:
         return self._service(scope, receive, send)
 
     async def _follow(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def send_prepared(message: Message) -> None:
-            if message["type"] == "lifespan.startup.complete":
-                _settle_memory()
-            await send(message)
-
+        self.follow_parent()
         if self.signalled:
             # Before anybody but this object could hear of it: nothing is started, and uvicorn is told.
             signal.raise_signal(signal.SIGTERM)
@@ -128,8 +201,11 @@ class _Program:
                 await receive()
                 await send({"type": f"lifespan.{step}.complete"})
             return
-        with told_of_signals(self._close_soon, self.note):
-            await self._service(scope, receive, send_prepared)
+        start = _Start(self, send, self._ready)
+        if self._early:
+            self._service.on_answering = start.answering
+        with told_of_signals(self._close_soon, self.note), Hangup(self._service.restart).heard():
+            await self._service(scope, receive, start.send)
 
     def note(self, number: int) -> None:
         """Take note of a signal."""
@@ -138,6 +214,12 @@ class _Program:
 
     def _close_soon(self) -> None:
         asyncio.get_running_loop().call_later(LISTEN_SECONDS, self._service.close)
+
+    def start_failed(self, why: str) -> None:
+        """Stop, and exit with a code that says why: a stage cannot start."""
+        logger.error("the service could not be started: %s", why)
+        self.failure = START_FAILED
+        self.end()
 
     def daemon_ended(self, name: str, code: int) -> None:
         """Stop, and exit with a code that says why, unless the end has been asked for.
@@ -154,6 +236,44 @@ class _Program:
         signal.raise_signal(signal.SIGTERM)
 
 
+class _Start:
+    """The start of a service, as uvicorn is told of it: it has succeeded as soon as the app answers."""
+
+    def __init__(self, program: _Program, send: Send, ready: Callable[[], object]) -> None:
+        self._program = program
+        self._send = send
+        self._ready = ready
+        self._began = time.monotonic()
+        # Tells uvicorn so.
+        self._telling: asyncio.Task[None] | None = None
+
+    def answering(self) -> None:
+        """Have uvicorn open the port."""
+        self._telling = asyncio.get_running_loop().create_task(self._tell())
+
+    async def _tell(self) -> None:
+        # Before there is a request that would have to wait for it; what comes until the models are loaded is little.
+        _settle_memory()
+        await self._send({"type": "lifespan.startup.complete"})
+
+    async def send(self, message: Message) -> None:
+        """Pass on what the app says of its life."""
+        kind = message["type"]
+        ready = kind == "lifespan.startup.complete" and not self._program.signalled
+        if ready:
+            _settle_memory()
+        if self._telling is None or not kind.startswith("lifespan.startup."):
+            await self._send(message)
+        else:
+            await self._telling
+            if kind == "lifespan.startup.failed":
+                self._program.start_failed(message["message"])
+        if ready:
+            logger.info("all workers are ready, %.1f s after the start", time.monotonic() - self._began)
+            # uvicorn accepts connections in the same turn of the loop.
+            asyncio.get_running_loop().call_soon(self._ready)
+
+
 def _settle_memory() -> None:
     """What is loaded by now stays: the collector need not look at it again and again, nor so often at what is new."""
     gc.collect()
@@ -166,6 +286,8 @@ def _uvicorn_config(program: _Program, settings: Settings, http: type[asyncio.Pr
         program,
         http=http or "auto",
         interface="asgi3",
+        ssl_certfile=settings.ssl_certfile or None,
+        ssl_keyfile=settings.ssl_keyfile or None,
         loop="uvloop",
         lifespan="on",
         ws="none",
@@ -208,27 +330,6 @@ def _own_protocol(limits: Limits) -> type[asyncio.Protocol]:
     from mosec_asgi.web.uvicorn.http1 import Http1Protocol
 
     return gathering(Http1Protocol, limits)
-
-
-def _listen(address: str, port: int) -> socket.socket:
-    """Bind the port before anything else is started; end the program where that fails, with the reason."""
-    family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    sock = socket.socket(family, socket.SOCK_STREAM)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        sock.bind((address, port))
-        # Listening makes the port taken for good: two sockets can be bound to it, but only one can listen.
-        sock.listen(2048)
-    except OSError as error:
-        sock.close()
-        remedy = (
-            "Choose an address of this machine, such as 0.0.0.0 for all of them, with --address or MOSEC_ADDRESS"
-            if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL
-            else "Choose another port with --port or MOSEC_PORT, or end the program that uses this one; "
-            "--address or MOSEC_ADDRESS sets the address"
-        )
-        sys.exit(f"error: cannot listen on {address}:{port}: {error.strerror}. {remedy}")
-    return sock
 
 
 @contextlib.contextmanager

@@ -101,6 +101,8 @@ class AsyncRunner:
         self._spec = spec
         self._port = port
         self._kernel = kernel
+        if spec.traces:
+            port.measure()
         self._codec = Codec(worker, spec, port.memory, timer, self._show_life)
         self._batches = spec.max_batch_size > 1
         streaming = streams(type(worker)) and not spec.next_stages
@@ -128,6 +130,10 @@ class AsyncRunner:
         """Return the ids of the requests of the unit for which the current code runs."""
         unit = _current.get(_NOTHING)
         return unit.request_ids_inside() or unit.request_ids
+
+    def trace_ids(self) -> list[str]:
+        """Return the ids of the traces of those requests that are traced."""
+        return _current.get(_NOTHING).trace_ids_inside()
 
     # -- its life ----------------------------------------------------------------------------------------------------
 

@@ -29,7 +29,7 @@ from mosec_asgi.inside.port import Port, inputs
 from mosec_asgi.inside.returned import check_sent, events_of
 from mosec_asgi.inside.shape import checked
 from mosec_asgi.inside.spec import WorkerSpec
-from mosec_asgi.messages import Results, Tasks
+from mosec_asgi.messages import TRACED, Results, Tasks
 from mosec_asgi.request import Request, unpacked
 
 logger = log.internal_logger(__name__)
@@ -126,6 +126,13 @@ class Unit:
         inside, tasks = self.inside, self.tasks
         names = dict(zip(tasks.ids, tasks.request_ids, strict=True))
         return [names[task_id] for task_id in inside if task_id in names]
+
+    def trace_ids_inside(self) -> list[str]:
+        """Return the ids of the traces of those requests that `forward` has now, as far as they are traced."""
+        inside, tasks = self.inside, self.tasks
+        rows = zip(tasks.ids, tasks.flags, tasks.requests, strict=False)
+        told = {task_id: request for task_id, flags, request in rows if flags & TRACED}
+        return [unpacked(told[task_id]).trace_id for task_id in inside if task_id in told]
 
     def request(self, index: int) -> Request:
         """Return what is known of the request of an item: `Worker.request`.
@@ -290,7 +297,12 @@ class BatchAlgorithm:
         if self._outlet is not None:
             return (yield from self._stream(unit, items, self._outlet, whole=whole))
         self._port.progress.beat()
+        watch = self._port.stopwatch
+        if watch is not None and watch.wanted:
+            watch.begin(unit.inside)
         got = yield Forward(items if self._batches else items[0])
+        if watch is not None and watch.wanted:
+            watch.end(unit.inside)
         if not isinstance(got, Raised):
             if not self._batches:
                 return [got]
@@ -314,6 +326,9 @@ class BatchAlgorithm:
             return ended
         unit.inside = [unit.inside[place] for place in live]
         self._port.progress.beat()
+        if self._port.stopwatch is not None:
+            # Until the stream is answered.
+            self._port.stopwatch.begin(unit.inside)
         got = yield Forward([items[place] for place in live] if self._batches else items[0])
         if not isinstance(got, Raised):
             got = yield from self._send(unit.inside, outlet, got)

@@ -33,7 +33,7 @@ from mosec_asgi.inside.timer import NoTimer, Timer
 from mosec_asgi.ipc import frames, reference
 from mosec_asgi.ipc.arena import LARGE
 from mosec_asgi.ipc.mapped import Mapped
-from mosec_asgi.messages import EGRESS, EXAMPLE, INGRESS, OBJECT_IN, OBJECT_OUT, REPLY
+from mosec_asgi.messages import EGRESS, EXAMPLE, INGRESS, OBJECT_IN, OBJECT_OUT, REPLY, packed_failure
 from mosec_asgi.ration import Ration
 from mosec_asgi.reply import Reply, packed_head
 from mosec_asgi.worker import Worker, several_examples
@@ -355,8 +355,7 @@ def as_input(example: Any, *, batched: bool) -> Any:
 
 def on_the_wire(failure: Failure) -> Answer:
     """Return a failure as an answer."""
-    # A text may contain what is not Unicode, such as the name of a file; that is escaped.
-    return failure.code, failure.text.encode(errors="backslashreplace")
+    return failure.code, packed_failure(failure)
 
 
 def shown(error: BaseException) -> str:

@@ -40,6 +40,8 @@ class ContinuousRunner:
         self._worker = worker
         self._port = port
         self._slots = spec.max_batch_size
+        if spec.traces:
+            port.measure()
         self._codec = Codec(worker, spec, port.memory, timer, port.progress.beat)
         self._outlet = Outlet(worker, spec, self._codec, port)
         self._timer = timer
@@ -50,6 +52,8 @@ class ContinuousRunner:
         # The requests' ids, for the logs: of the tasks that have slots, and of the task that joins or leaves now.
         self._names: dict[int, str] = {}
         self._at: Sequence[str] = ()
+        # Of the traced ones among them, the ids of their traces by the requests' ids.
+        self._traces: dict[str, str] = {}
         # What is known of the request that is decoded and admitted just now; None while there is none.
         self._request: bytes | None = None
         self._rehearsing = False
@@ -60,6 +64,10 @@ class ContinuousRunner:
     def request_ids(self) -> Sequence[str]:
         """Return the id of the request that `admit` or `evict` has now; in `step`, the ids of all that run."""
         return self._at or list(self._names.values())
+
+    def trace_ids(self) -> list[str]:
+        """Return the ids of the traces of those requests that are traced."""
+        return [self._traces[name] for name in self.request_ids() if name in self._traces]
 
     def rehearse(self, example: Any) -> None:
         """Run one request to its end, whose events nobody receives."""
@@ -134,6 +142,9 @@ class ContinuousRunner:
             self._answer(tasks, place, LEFT)
             return
         self._at = request_ids
+        if (watch := self._port.stopwatch) is not None and task_id in watch.wanted:
+            watch.begin((task_id,))
+            self._traces[request_ids[0]] = unpacked(tasks.requests[place]).trace_id
         self._request = tasks.requests[place] if tasks.requests else None
         try:
             item = self._codec.decode(tasks.flags[place], inputs(tasks)[place])
@@ -145,6 +156,7 @@ class ContinuousRunner:
             raise
         except BaseException as error:
             self._answer(tasks, place, self._codec.failure(error, request_ids))
+            self._traces.pop(request_ids[0], None)
             return
         finally:
             self._at = ()
@@ -209,4 +221,5 @@ class ContinuousRunner:
             except BaseException as error:
                 logger.warning("evict failed: %s", shown(error), exc_info=error, extra=self._codec.extra(()))
             finally:
+                self._traces.pop(self._at[0], None)
                 self._at = ()

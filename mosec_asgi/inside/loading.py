@@ -24,6 +24,9 @@ class Runner(Protocol):
     def request_ids(self) -> Sequence[str]:
         """Return the ids of the requests for which the current code runs, for the logs."""
 
+    def trace_ids(self) -> Sequence[str]:
+        """Return the ids of the traces of those requests that are traced."""
+
     def rehearse(self, example: Any) -> None:
         """Run `forward` on an example and drop its result; raises what `forward` raises."""
 
@@ -72,7 +75,11 @@ def speaker_for(runner: Runner, spec: WorkerSpec) -> log.Speaker:
     def speaker() -> dict[str, object]:
         return {"stage": spec.stage, "worker": spec.worker_id, "request_id": " ".join(runner.request_ids())}
 
-    return speaker
+    def speaker_of_traces() -> dict[str, object]:
+        # Each once: the requests of a batch may belong to one trace.
+        return {**speaker(), "trace_id": " ".join(dict.fromkeys(runner.trace_ids()))}
+
+    return speaker_of_traces if spec.traces else speaker
 
 
 def load(spec: WorkerSpec) -> Worker:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from mosec_asgi.inside.batch import END, BatchAlgorithm, Close, Forward, Next, Steps, Unit, Wanted
@@ -12,6 +13,7 @@ from mosec_asgi.inside.isolation import Raised
 from mosec_asgi.inside.port import Port, inputs
 from mosec_asgi.inside.returned import check_finished
 from mosec_asgi.inside.spec import WorkerSpec
+from mosec_asgi.inside.stopwatch import Watched
 from mosec_asgi.inside.timer import NoTimer, Timer
 from mosec_asgi.messages import Results, Tasks
 from mosec_asgi.request import Request
@@ -41,12 +43,25 @@ class PlainRunner:
         self._port = port
         self._timer = timer
         self._batches = spec.max_batch_size > 1
+        # Stands around a call of `forward`.
+        self._around: Timer | NoTimer | Watched = timer
+        self._watched: Watched | None = None
+        if spec.traces:
+            port.measure()
+            self._watched = Watched(timer, port, self._inside)
         self._codec = Codec(worker, spec, port.memory, timer, port.progress.beat)
         self._algorithm = BatchAlgorithm(spec, self._codec, port, time.perf_counter)
         # The unit that runs now.
         self._unit = Unit(NO_TASKS, ())
         worker._has_left = self._has_left
         worker._request_at = self._request_at
+
+    def _inside(self) -> Sequence[int]:
+        return self._unit.inside
+
+    def trace_ids(self) -> list[str]:
+        """Return the ids of the traces of those requests that are traced."""
+        return self._unit.trace_ids_inside()
 
     def request_ids(self) -> list[str]:
         """Return the ids of the requests that `forward` has now."""
@@ -87,6 +102,8 @@ class PlainRunner:
         """Run tasks one by one; results go out together while the worker is quick and at once when it is slow."""
         # One object for all units.
         self._unit.tasks = tasks
+        if self._watched is not None:
+            self._around = self._watched if self._watched.wanted else self._timer
         clock = time.perf_counter
         begin = self._port.progress.begin
         ids = tasks.ids
@@ -114,7 +131,7 @@ class PlainRunner:
         self._unit.inside = (task_id,)
         try:
             data = self._codec.decode(flags, tasks.payloads[place])  # type: ignore[arg-type]  # see `port.inputs`
-            with self._timer:
+            with self._around:
                 result = self._worker.forward(data)
             return self._codec.encode(flags, result)
         except Ending:

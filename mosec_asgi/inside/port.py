@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import abc
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
+from mosec_asgi.inside.stopwatch import Stopwatch
 from mosec_asgi.ipc.mapped import Mapped
 from mosec_asgi.labels import UNLABELLED
-from mosec_asgi.messages import Cancels, Chunks, Credits, Results, Tasks
+from mosec_asgi.messages import TRACED, Cancels, Chunks, Credits, Results, Tasks
 
 if TYPE_CHECKING:
     # A worker without an event loop does not load asyncio.
@@ -48,8 +50,11 @@ class Port(abc.ABC):
         tasks: messages of tasks that have come and have not been begun.
         cancelled: tasks that the worker has and nobody waits for.
         ended: the server has ended the stream, or is gone: no more tasks come.
+        stopwatch: measures when `forward` has a traced task; None where there are none.
         labelled: results are sent with what the next stage asks to know of them (`codec.Labelled`).
     """
+
+    stopwatch: Stopwatch | None = None
 
     def __init__(self, progress: ProgressNotes) -> None:
         self.progress = progress
@@ -124,6 +129,12 @@ class Port(abc.ABC):
         """Do the same with the lock held."""
         if isinstance(message, Tasks):
             self.tasks.append(message)
+            # It is the highest of the flags.
+            if self.stopwatch is not None and max(message.flags, default=0) >= TRACED:
+                flags = message.flags
+                self.stopwatch.wanted.update(
+                    [one for one, flag in zip(message.ids, flags, strict=True) if flag & TRACED]
+                )
             self._held.update(message.ids)
         elif isinstance(message, Cancels):
             # Some of the tasks may have been answered while the message was on its way.
@@ -151,9 +162,18 @@ class Port(abc.ABC):
     def failed(self, text: str) -> None:
         """Say why the worker could not start."""
 
+    def measure(self) -> None:
+        """Say with the answers of traced tasks from now on when `forward` had them."""
+        self.stopwatch = Stopwatch(self._now)
+
+    # Of another clock, where the worker has one.
+    _now: Callable[[], float] = staticmethod(time.perf_counter)
+
     def answer(self, results: Results) -> None:
         """Send results, and forget their tasks."""
         self.progress.beat()
+        if self.stopwatch is not None and self.stopwatch.wanted:
+            results = results._replace(forwards=self.stopwatch.take(results.ids))
         if self.labelled:
             # A failure has none, and needs none.
             labels = [getattr(payload, "label", UNLABELLED) for payload in results.payloads]

@@ -32,6 +32,8 @@ class WorkerSpec:
             all stages that read them use the default `deserialize_ipc`.
         log_level: the least level to log.
         log_text: log text instead of JSON lines even if standard error is not a terminal.
+        traces: some of its tasks may be traced: say with their answers when `forward` had them, and name their traces
+            in log lines.
         metrics_directory: the server's private directory of custom metrics; empty if there is none.
         labels: what the next stage wants to know of what it passes on; None where it asks for nothing.
     """
@@ -52,5 +54,6 @@ class WorkerSpec:
     buffers_apart: bool = False
     log_level: str = "info"
     log_text: bool = False
+    traces: bool = False
     metrics_directory: str = ""
     labels: Labels | None = None

@@ -69,6 +69,11 @@ class Exposition:
             value=now.admitted,
         )
         yield GaugeMetricFamily(
+            f"{self._service.namespace}_loading",
+            "1 while the workers load for the first time, and requests are answered 503; 0 from then on",
+            value=float(now.loading),
+        )
+        yield GaugeMetricFamily(
             f"{self._service.namespace}_shared_memory_bytes",
             "shared memory that payloads on their way take",
             value=now.shared_memory,
@@ -123,7 +128,14 @@ class Exposition:
         shown = stages if now else []
         yield self._gauge("queue_length", "tasks that wait at a stage", shown, [stage.queued for stage in now])
         yield self._gauge("slots_in_use", "tasks, or batches, that workers run at this moment", shown, running)
+        in_flight = [stage.in_flight for stage in now]
+        yield self._gauge("tasks_in_flight", "tasks that workers have and have not answered", shown, in_flight)
+        slots = [stage.ready * stage.concurrency for stage in now]
+        yield self._gauge("slots", "tasks, or batches, that the ready workers can run at a time", shown, slots)
+        yield self._gauge("workers", "workers that there should be", shown, [stage.workers for stage in now])
         yield self._gauge("workers_ready", "workers that can be given tasks", shown, [stage.ready for stage in now])
+        draining = [stage.draining for stage in now]
+        yield self._gauge("workers_draining", "workers that leave once they have answered", shown, draining)
         yield self._counter("worker_restarts", "workers started in place of dead ones", shown, restarts)
         yield self._counter("tasks_rejected", "requests refused at a stage", stages, [s.rejected for s in stages])
         yield self._counter_by(

@@ -14,6 +14,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
+from mosec_asgi.messages import Results
+
 
 class ObservedTask(Protocol):
     """What an observer may look at of a task; see `batching.task.Task`."""
@@ -33,6 +35,14 @@ class ObservedTask(Protocol):
     @property
     def queued(self) -> float:
         """When it came to the queue of the stage that it is at."""
+
+    @property
+    def began(self) -> float:
+        """When a worker turned to it, as far as can be told."""
+
+    @property
+    def trace(self) -> str:
+        """Of its request's span; see `messages.Call`."""
 
     @property
     def attempts(self) -> int:
@@ -56,6 +66,19 @@ class StageObserver:
 
     def sent(self, worker_id: int, tasks: Sequence[ObservedTask], now: float) -> None:
         """Note that tasks have left the queue for a worker, in one message: a batch where there is batching."""
+
+    def came(self, worker_id: int, tasks: Sequence[ObservedTask], results: Results, now: float) -> None:
+        """Note the answers of a worker before anything follows from them; `answered` comes when all has.
+
+        Args:
+            worker_id: its number.
+            tasks: in the order of the answers, those among them for which nobody waits any more.
+            results: the answers.
+            now: the time.
+        """
+
+    def lost(self, worker_id: int, tasks: Sequence[ObservedTask], now: float) -> None:
+        """Note that tasks are taken back from a worker that has ended; their `attempts` are counted."""
 
     def answered(self, worker_id: int, tasks: Sequence[ObservedTask], seconds: float, wanted: int, now: float) -> None:
         """Note that a worker has answered tasks.
@@ -83,6 +106,9 @@ class StageObserver:
     def settled(self, task: ObservedTask, code: int, now: float) -> None:
         """Note that a task has got its outcome while it was here."""
 
+    def resized(self, num: int, now: float) -> None:
+        """Note that the stage is to have `num` workers from here on: it has been scaled, or is about to be."""
+
 
 class StageEvents:
     """The events of one stage: for each, the function that calls its listeners, or None without listeners."""
@@ -90,12 +116,15 @@ class StageEvents:
     refused: Callable[[int, str, float], None] | None
     arrived: Callable[[ObservedTask, float], None] | None
     sent: Callable[[int, Sequence[ObservedTask], float], None] | None
+    came: Callable[[int, Sequence[ObservedTask], Results, float], None] | None
+    lost: Callable[[int, Sequence[ObservedTask], float], None] | None
     answered: Callable[[int, Sequence[ObservedTask], float, int, float], None] | None
     chunk: Callable[[ObservedTask, float | None, float], None] | None
     stream_ended: Callable[[ObservedTask, float], None] | None
     timed_out: Callable[[ObservedTask, float], None] | None
     cancelled: Callable[[ObservedTask, float], None] | None
     settled: Callable[[ObservedTask, int, float], None] | None
+    resized: Callable[[int, float], None] | None
 
     def __init__(self, observers: Sequence[StageObserver] = ()) -> None:
         """Find out which observers listen to which events."""

@@ -50,8 +50,10 @@ class StageReport:
         name: the stage's name.
         routes: the paths whose pipelines it is in.
         workers: its workers, by their numbers.
+        wanted: workers that there should be.
         ready: workers that can be given tasks.
         down: no worker is alive, and the last try to start one failed.
+        draining: workers that are being replaced, or taken away, and answer what they still have.
         restarts: workers started in place of dead ones.
         queued: tasks that wait.
         in_flight: tasks that workers have and have not answered.
@@ -75,8 +77,10 @@ class StageReport:
     name: str
     routes: tuple[str, ...] = ()
     workers: tuple[WorkerReport, ...] = ()
+    wanted: int = 0
     ready: int = 0
     down: bool = False
+    draining: int = 0
     restarts: int = 0
     queued: int = 0
     in_flight: int = 0
@@ -195,12 +199,20 @@ class StageNow(Protocol):
         """Workers that can be given tasks."""
 
     @property
+    def workers(self) -> int:
+        """Workers that there should be."""
+
+    @property
     def restarts(self) -> int:
         """Workers started in place of dead ones so far."""
 
     @property
     def down(self) -> bool:
         """No worker is alive, and the last try to start one failed."""
+
+    @property
+    def draining(self) -> int:
+        """Workers that answer what they have, and are given nothing more."""
 
     @property
     def expected_wait(self) -> float:
@@ -225,6 +237,10 @@ class ServiceNow(Protocol):
     @property
     def admitted(self) -> int:
         """Calls admitted and not yet answered."""
+
+    @property
+    def loading(self) -> bool:
+        """Whether the workers are being started for the first time."""
 
     @property
     def closing(self) -> bool:
@@ -286,8 +302,10 @@ def _stage(measured: StageMetrics, now: StageNow, routes: tuple[str, ...]) -> St
             WorkerReport(each.worker_id, each.state, each.seconds, each.name, each.in_flight, each.error)
             for each in now.places
         ),
+        wanted=now.workers,
         ready=now.ready,
         down=now.down,
+        draining=now.draining,
         restarts=now.restarts,
         queued=now.queued,
         in_flight=now.in_flight,
@@ -305,7 +323,7 @@ def _stage(measured: StageMetrics, now: StageNow, routes: tuple[str, ...]) -> St
         cancelled=measured.cancellations,
         streams_open=measured.streams_open,
         events=measured.events,
-        first_event=_distribution(measured.first_event),
+        first_event=_distribution(measured.first_event) if measured.streams else EMPTY,
     )
 
 

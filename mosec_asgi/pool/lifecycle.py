@@ -1,24 +1,26 @@
 """The life of a worker as a table, and when a dead one is replaced. No clock, no processes: time comes in as `now`.
 
-             ┌──────────┐  READY   ┌───────┐
-   launch ──►│ STARTING ├─────────►│ READY │
-             └─┬───┬────┘          └─┬───┬─┘
-          STOP │   │ LOST       STOP │   │ LOST
-               ▼   │                 ▼   │
-           ┌──────────┐              │   │
-           │ STOPPING │◄─────────────┘   │
-           └─┬────┬───┘                  │
-             │    │ LOST                 │
-             │    └───────►┌───────┐◄────┘
+             ┌──────────┐  READY   ┌───────┐  DRAIN   ┌──────────┐
+   launch ──►│ STARTING ├─────────►│ READY ├─────────►│ DRAINING │   it gets no more tasks, and answers what it has
+             └─┬───┬────┘          └─┬───┬─┘          └─┬─────┬──┘
+          STOP │   │ LOST       STOP │   │ LOST    STOP │     │ LOST
+               ▼   │                 │   │              │     │
+           ┌──────────┐◄─────────────┘   │              │     │
+           │ STOPPING │◄─────────────────┼──────────────┘     │
+           └─┬────┬───┘                  │                    │
+             │    │ LOST                 ▼                    │
+             │    └───────►┌───────┐◄─────────────────────────┘
              │             │ LOST  │   its pipe is closed: it gets no more tasks, and is being killed
         EXIT │             └──┬────┘
              ▼                │ EXIT
           ┌──────┐◄───────────┘
-          │ DEAD │   its process has been reaped; only now may another take its place (a GPU's memory is free again)
-          └──────┘
+          │ DEAD │   its process has been reaped; only now may another take the place of one that has died (a GPU's
+          └──────┘   memory is free again)
 
-A worker may EXIT from any state. The end of its pipe and the end of its process may be noticed in either order; its
-tasks are given back once, when it leaves READY.
+A worker may EXIT from any state. The end of its pipe and the end of its process may be noticed in either order. It has
+tasks while it is READY or DRAINING; what it has then is given back once, when it leaves these states.
+
+A worker that is replaced by choice (`supervisor`) drains once the other is READY, so that both live for a while.
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ class State(enum.Enum):
 
     STARTING = "starting"
     READY = "ready"
+    DRAINING = "draining"
     STOPPING = "stopping"
     LOST = "lost"
     DEAD = "dead"
@@ -40,6 +43,7 @@ class Event(enum.Enum):
     """What happens to a worker."""
 
     READY = "ready"
+    DRAIN = "drain"
     STOP = "stop"
     LOST = "lost"
     EXIT = "exit"
@@ -49,14 +53,21 @@ class LifecycleError(Exception):
     """An event that cannot happen in the worker's state."""
 
 
+# In these a worker has tasks, and what it says of them counts.
+AT_WORK = frozenset({State.READY, State.DRAINING})
+
 TRANSITIONS: dict[tuple[State, Event], State] = {
     (State.STARTING, Event.READY): State.READY,
     (State.STARTING, Event.STOP): State.STOPPING,
     (State.STARTING, Event.LOST): State.LOST,
     (State.STARTING, Event.EXIT): State.DEAD,
+    (State.READY, Event.DRAIN): State.DRAINING,
     (State.READY, Event.STOP): State.STOPPING,
     (State.READY, Event.LOST): State.LOST,
     (State.READY, Event.EXIT): State.DEAD,
+    (State.DRAINING, Event.STOP): State.STOPPING,
+    (State.DRAINING, Event.LOST): State.LOST,
+    (State.DRAINING, Event.EXIT): State.DEAD,
     # A worker that was told to stop while it was starting may still say that it is ready.
     (State.STOPPING, Event.READY): State.STOPPING,
     (State.STOPPING, Event.STOP): State.STOPPING,

@@ -76,6 +76,9 @@ class WorkerLink(Protocol):
     def progress(self) -> Progress:
         """Return how far it has come; known until `WorkerEvents.exited` has returned."""
 
+    def memory(self) -> int | None:
+        """Return the bytes of resident memory that it takes; None where that is not its own, or not known."""
+
     def busy_poll(self, seconds: float) -> bool | None:
         """Poll for `seconds`, without sleeping, until the worker says something, and report it.
 

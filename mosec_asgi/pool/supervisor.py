@@ -3,12 +3,19 @@
 There is one `Supervisor` for a stage, and one `PoolWorker` for each life of a worker, which receives the reports of its
 link. A `Listener` is told when a worker is ready, what it answers, and, once for each life and before the replacement
 is launched, that it is gone.
+
+Each worker has one of three parts. It is in a *place*, of which there are `num`: when it dies, another is launched
+there. Or it is a *successor*, launched beside the worker in a place (`begin`): once it is ready, the place is its own,
+and the other one leaves; if it cannot start, nothing has changed. Or it is *leaving* (`retire`): it is given no more
+tasks, ends once it has answered those that it has, and nobody takes its place. What is made of these steps, one after
+the other, is in `rolling`.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Protocol
@@ -17,11 +24,16 @@ from mosec_asgi import log
 from mosec_asgi.errors import StartupError
 from mosec_asgi.inside.spec import WorkerSpec
 from mosec_asgi.messages import Chunks, LinkError, Results, drop_all
-from mosec_asgi.pool.lifecycle import Backoff, Event, State, transition
+from mosec_asgi.pool.lifecycle import AT_WORK, Backoff, Event, State, transition
 from mosec_asgi.pool.link import Launcher, WorkerLink
+from mosec_asgi.pool.recycling import LOOK_SECONDS, NEVER, Recycling
 
 # Seconds in which a worker that has closed its link, or could not start, exits by itself; then it is killed.
 EXIT_SECONDS = 1.0
+# Seconds that a worker gets to run `Worker.close` before it is killed.
+CLOSE_SECONDS = 5.0
+# Seconds in which a worker that is leaving has to answer what it has, where nobody has said how many.
+DRAIN_SECONDS = 30.0
 
 # Characters of an error's line that are shown where there is no room for all of it.
 MOST_OF_ERROR = 200
@@ -32,6 +44,8 @@ NOT_BY_US = (
     "worker's own timer, if it hung and the server did not end it"
 )
 
+STOPPING = "the service stops, and its workers are not changed any more"
+
 logger = log.internal_logger(__name__)
 
 
@@ -40,6 +54,15 @@ class Listener(Protocol):
 
     def worker_ready(self, worker: PoolWorker) -> None:
         """Take `worker` into use."""
+
+    def worker_draining(self, worker: PoolWorker) -> None:
+        """Give no more tasks to `worker`, which answers those that it has."""
+
+    def has_tasks(self, worker: PoolWorker) -> bool:
+        """Whether `worker` has tasks that it has not answered."""
+
+    def resized(self, num: int) -> None:
+        """Note that there are to be `num` workers, as there is one more, or before some are told to leave."""
 
     def worker_results(self, worker: PoolWorker, results: Results) -> None:
         """Take in results; raise `LinkError` if `worker` was never given those tasks."""
@@ -57,13 +80,17 @@ class Listener(Protocol):
 class PoolWorker:
     """One life of a worker: its place in the stage, its link, its state. Receives the link's reports."""
 
-    def __init__(self, place: Place, pool: Supervisor) -> None:
-        self.spec = place.spec
-        self.worker_id = place.spec.worker_id
+    def __init__(self, spec: WorkerSpec, place: Place, pool: Supervisor) -> None:
+        self.spec = spec
+        self.worker_id = spec.worker_id
         self.state = State.STARTING
         self.launched_at = pool.now
         self.ready_at: float | None = None
-        self.answered = False
+        # Tasks that it has answered, and after how many it is replaced.
+        self.calls = 0
+        self.most_calls = pool.recycling.most_calls
+        # Bytes of memory that it took when it was first looked at.
+        self.memory: int | None = None
         # Why it is killed, for the log line at its end.
         self.reason = ""
         # What it reported if it could not start.
@@ -71,31 +98,36 @@ class PoolWorker:
         # Kills it if it takes too long to start or to exit.
         self.timer: asyncio.TimerHandle | None = None
         self.link: WorkerLink
-        self._place = place
+        self.place = place
+        self.leaves_for_memory = False
         self._pool = pool
 
     def __repr__(self) -> str:
         return f"<PoolWorker {self.spec.stage} {self.worker_id} {self.state.value}>"
 
-    # The stage handles the worker's answers while the worker is ready. Once it was asked to stop, its tasks have been
-    # taken back, and nobody waits for its answers any more.
+    # The stage handles the worker's answers while the worker is ready, or drains. Once it was asked to stop, its tasks
+    # have been taken back, and nobody waits for its answers any more.
 
     def results(self, results: Results) -> None:
         """Pass its answers on."""
-        if self.state is State.READY:
+        if self.state in AT_WORK:
             try:
                 self._pool.listener.worker_results(self, results)
             except LinkError as error:
                 self._pool.kill(self, str(error))
             else:
-                self.answered = self.answered or bool(results.ids)
+                self.calls += len(results.ids)
+                if self.state is not State.READY:
+                    self._pool.look_at_draining(self)
+                elif self.calls >= self.most_calls:
+                    self._pool.recycle(self, f"has answered {self.calls} calls (max_calls)")
         else:
             drop_all(results.payloads)
             self._expect_stopping("results")
 
     def chunks(self, chunks: Chunks) -> None:
         """Pass pieces of streams on."""
-        if self.state is State.READY:
+        if self.state in AT_WORK:
             try:
                 self._pool.listener.worker_chunks(self, chunks)
             except LinkError as error:
@@ -106,7 +138,7 @@ class PoolWorker:
     def ready(self) -> None:
         """Note that it can be given tasks."""
         if self.state in (State.STARTING, State.STOPPING):
-            self._pool.worker_ready(self, self._place)
+            self._pool.worker_ready(self, self.place)
         else:
             self._broke("that it is ready")
 
@@ -125,7 +157,7 @@ class PoolWorker:
 
     def exited(self) -> None:
         """Note that it has ended."""
-        self._pool.worker_exited(self, self._place)
+        self._pool.worker_exited(self, self.place)
 
     def cancel_timer(self) -> None:
         """Cancel the timer that would kill it."""
@@ -141,9 +173,14 @@ class PoolWorker:
         self._pool.kill(self, f"sent {what} while it was {self.state.value}")
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Place:
-    """One of the `num` places of a stage: the worker in it, and the state of its back-off."""
+    """One of the `num` places of a stage: the worker in it, and the state of its back-off.
+
+    Attributes:
+        spec: what a worker is to run that is launched here in the place of a dead one.
+        variables: its environment.
+    """
 
     spec: WorkerSpec
     variables: dict[str, str]
@@ -174,6 +211,9 @@ class Supervisor:
         clock: Callable[[], float],
         loop: asyncio.AbstractEventLoop,
         start_timeout: float,
+        *,
+        drain_seconds: float = DRAIN_SECONDS,
+        recycling: Recycling = NEVER,
     ) -> None:
         """Describe the pool; nothing is started.
 
@@ -185,6 +225,8 @@ class Supervisor:
             clock: seconds, monotonic.
             loop: for the delayed replacements.
             start_timeout: seconds that a worker may take from its launch to its being ready.
+            drain_seconds: seconds that a worker which is leaving may take to answer what it has.
+            recycling: when a worker is replaced though it is well.
         """
         self.stage = specs[0].stage
         self.restarts = 0
@@ -197,6 +239,16 @@ class Supervisor:
         self._clock = clock
         self._loop = loop
         self._start_timeout = start_timeout
+        self._drain_seconds = drain_seconds
+        self.recycling = recycling
+        # Called with a worker that is to be replaced though it is well, and the reason.
+        self.on_recycle: Callable[[PoolWorker, str], None] | None = None
+        # Whoever changes the workers holds it: one change comes after the other.
+        self.changing = asyncio.Lock()
+        self._successors: list[PoolWorker] = []
+        self._leaving: list[PoolWorker] = []
+        self._memory_timer: asyncio.TimerHandle | None = None
+        self._told_of_memory = False
         self._stopping = False
         self._started = False
         self._changed = asyncio.Event()
@@ -215,14 +267,25 @@ class Supervisor:
         return len(self._places)
 
     @property
-    def places(self) -> Sequence[Place]:
-        """The places of the workers that there should be."""
-        return self._places
-
-    @property
     def workers(self) -> list[PoolWorker]:
         """The workers that are alive, or not yet reaped."""
-        return [place.worker for place in self._places if place.worker is not None]
+        placed = [place.worker for place in self._places if place.worker is not None]
+        return [*placed, *self._successors, *self._leaving]
+
+    @property
+    def places(self) -> Sequence[Place]:
+        """The places, in the order of their workers' numbers."""
+        return tuple(self._places)
+
+    @property
+    def draining(self) -> int:
+        """The number of workers that answer what they have, and are given nothing more."""
+        return sum(worker.state is State.DRAINING for worker in self._leaving)
+
+    @property
+    def stopping(self) -> bool:
+        """Whether all workers have been asked to stop."""
+        return self._stopping
 
     @property
     def ready(self) -> int:
@@ -249,20 +312,22 @@ class Supervisor:
         self._started = True
         for place in failed:
             self._log_failed_start(place)
+        if self.recycling.max_memory:
+            self._look_at_memory()
 
     def ask_to_stop(self) -> None:
         """Launch no more workers, and ask the living ones to stop once they have answered their tasks."""
         self._stopping = True
+        if self._memory_timer is not None:
+            self._memory_timer.cancel()
         for place in self._places:
-            if place.relaunch is not None:
-                place.relaunch.cancel()
-                place.relaunch = None
+            self._cancel_relaunch(place)
         for worker in self.workers:
-            was_ready = worker.state is State.READY
-            if worker.state is State.STARTING:
+            had_tasks = worker.state in AT_WORK
+            if had_tasks or worker.state is State.STARTING:
                 worker.cancel_timer()
             worker.state = transition(worker.state, Event.STOP)
-            if was_ready:
+            if had_tasks:
                 self.listener.worker_gone(worker)
             worker.link.finish()
 
@@ -294,21 +359,165 @@ class Supervisor:
         """
         if not worker.reason:
             worker.reason = reason
-        if worker.state in (State.STARTING, State.READY, State.STOPPING):
+        if worker.state not in (State.LOST, State.DEAD):
             self._lose(worker)
         worker.link.kill()
 
     def _launch(self, place: Place) -> None:
+        """Launch a worker in a place that has none."""
         place.relaunch = None
-        worker = PoolWorker(place, self)
         try:
-            worker.link = self._launcher.launch(place.spec, place.variables, worker)
+            place.worker = self._start(place, place.spec)
         except StartupError as error:
             self._start_failed(place, str(error))
-            return
-        place.worker = worker
+
+    def _start(self, place: Place, spec: WorkerSpec) -> PoolWorker:
+        worker = PoolWorker(spec, place, self)
+        worker.link = self._launcher.launch(spec, place.variables, worker)
         worker.timer = self._loop.call_later(self._start_timeout, self._start_timed_out, worker)
         logger.debug("started as %s", worker.link.name, extra=_extra(worker))
+        return worker
+
+    # -- changes, which `rolling` makes of these steps ---------------------------------------------------------------
+
+    def begin(self, place: Place, spec: WorkerSpec) -> PoolWorker:
+        """Launch a worker that takes a place over once it is ready; at once, where nobody is in that place.
+
+        Args:
+            place: one of `places`, or a new one, which is then one of them.
+            spec: what the worker is to run, and those that follow it there.
+
+        Raises:
+            StartupError: it cannot be launched.
+        """
+        if place not in self._places or place.worker is not None:
+            worker = self._start(place, spec)
+            self._successors.append(worker)
+            return worker
+        self._cancel_relaunch(place)
+        try:
+            place.worker = self._start(place, spec)
+        except StartupError as error:
+            self._start_failed(place, str(error))
+            raise
+        return place.worker
+
+    async def wait_ready(self, worker: PoolWorker) -> None:
+        """Wait until a worker that was begun is ready.
+
+        Raises:
+            StartupError: it could not start, or the service stops; the text says which.
+        """
+        while worker.ready_at is None and worker.state is not State.DEAD:
+            self._changed.clear()
+            await self._changed.wait()
+        if worker.ready_at is None:
+            if self._stopping:
+                raise StartupError(STOPPING)
+            raise StartupError(f"{_obituary(worker)}\n{worker.traceback}".rstrip())
+
+    async def wait_ended(self, workers: Iterable[PoolWorker]) -> None:
+        """Wait until workers that are leaving have ended."""
+        for worker in workers:
+            while worker.state is not State.DEAD:
+                self._changed.clear()
+                await self._changed.wait()
+
+    def drop(self, worker: PoolWorker) -> None:
+        """End a worker that was begun, if nobody is glad of it yet: it has not taken its place over."""
+        if worker in self._successors:
+            self._successors.remove(worker)
+            self.retire(worker)
+
+    def remove_places(self, count: int) -> list[PoolWorker]:
+        """Take places away: those of dead workers first, then of those that start; of like ones, the last.
+
+        Returns:
+            the workers that were there, which are leaving.
+        """
+        removed, leaving = sorted(self._places, key=_usefulness)[:count], []
+        for place in removed:
+            self._places.remove(place)
+        if removed:
+            self.listener.resized(self.size)
+        for place in removed:
+            self._cancel_relaunch(place)
+            if place.worker is not None:
+                worker, place.worker = place.worker, None
+                leaving.append(worker)
+                self.retire(worker)
+        return leaving
+
+    def retire(self, worker: PoolWorker) -> None:
+        """Have a worker leave, once it has answered what it has."""
+        self._leaving.append(worker)
+        if worker.state is State.READY:
+            worker.state = transition(worker.state, Event.DRAIN)
+            worker.timer = self._loop.call_later(self._drain_seconds, self._drain_timed_out, worker)
+            logger.info(
+                "worker leaves, %s: it is given no more tasks, and answers those that it has",
+                worker.link.name,
+                extra=_extra(worker),
+            )
+            self.listener.worker_draining(worker)
+            self.look_at_draining(worker)
+        elif worker.state is State.STARTING:
+            worker.cancel_timer()
+            self._finish(worker)
+
+    def look_at_draining(self, worker: PoolWorker) -> None:
+        """Have a worker that drains stop if it has answered all that it had."""
+        if worker.state is State.DRAINING and not self.listener.has_tasks(worker):
+            worker.cancel_timer()
+            self.listener.worker_gone(worker)
+            self._finish(worker)
+
+    def _finish(self, worker: PoolWorker) -> None:
+        worker.state = transition(worker.state, Event.STOP)
+        worker.timer = self._loop.call_later(CLOSE_SECONDS, self.kill, worker, "did not stop when asked")
+        worker.link.finish()
+
+    def _drain_timed_out(self, worker: PoolWorker) -> None:
+        self.kill(
+            worker,
+            f"was being replaced, and had not answered all that it had within {self._drain_seconds:g} s; if that takes "
+            "longer, raise the setting drain_timeout",
+        )
+
+    def _successor_of(self, place: Place) -> PoolWorker | None:
+        return next((worker for worker in self._successors if worker.place is place), None)
+
+    # -- workers that are well, and replaced all the same ------------------------------------------------------------
+
+    def recycle(self, worker: PoolWorker, reason: str) -> None:
+        """Have a worker that has reached a limit replaced."""
+        worker.most_calls = math.inf
+        if self.on_recycle is not None and not self._stopping:
+            self.on_recycle(worker, reason)
+
+    def _look_at_memory(self) -> None:
+        self._memory_timer = self._loop.call_later(LOOK_SECONDS, self._look_at_memory)
+        for place in self._places:
+            worker = place.worker
+            if worker is None or worker.state is not State.READY or (size := worker.link.memory()) is None:
+                continue
+            if worker.memory is None:
+                worker.memory = size
+                self._advise_on_memory(worker, size)
+            elif not worker.leaves_for_memory and self.recycling.too_large(worker.memory, size):
+                worker.leaves_for_memory = True
+                most = self.recycling.max_memory
+                self.recycle(worker, f"takes {size} bytes of memory, and may take {most} (max_memory)")
+
+    def _advise_on_memory(self, worker: PoolWorker, size: int) -> None:
+        if size >= self.recycling.max_memory and not self._told_of_memory:
+            self._told_of_memory = True
+            logger.warning(
+                "max_memory=%d has no effect: a worker takes %d bytes as soon as it is ready; raise it (told once)",
+                self.recycling.max_memory,
+                size,
+                extra=_extra(worker),
+            )
 
     def _start_timed_out(self, worker: PoolWorker) -> None:
         self.kill(
@@ -322,15 +531,38 @@ class Supervisor:
     def worker_ready(self, worker: PoolWorker, place: Place) -> None:
         """Take a worker into use, unless it was asked to stop meanwhile."""
         worker.state = transition(worker.state, Event.READY)
-        worker.cancel_timer()
         if worker.state is not State.READY:
             return
+        worker.cancel_timer()
         worker.ready_at = self._clock()
+        before = self._take_over(worker, place) if worker in self._successors else None
+        place.spec = worker.spec
         place.tried, place.failing = True, False
         self.down = False
-        logger.info("worker is ready, %s", worker.link.name, extra=_extra(worker))
+        seconds = worker.ready_at - worker.launched_at
+        logger.info(
+            "worker is ready after %.1f s (%d of %d), %s",
+            seconds,
+            self.ready,
+            self.size,
+            worker.link.name,
+            extra=_extra(worker),
+        )
         self.listener.worker_ready(worker)
+        if before is not None:
+            self.retire(before)
         self._changed.set()
+
+    def _take_over(self, worker: PoolWorker, place: Place) -> PoolWorker | None:
+        """Give a place to its successor; return who was there before."""
+        self._successors.remove(worker)
+        if place not in self._places:
+            self._places.append(place)
+            self._places.sort(key=lambda each: each.spec.worker_id)
+            self.listener.resized(self.size)
+        before, place.worker = place.worker, worker
+        place.backoff = Backoff()
+        return before
 
     def worker_closed(self, worker: PoolWorker, reason: str) -> None:
         """End a worker whose link has ended: nothing more can be said to it or heard from it."""
@@ -356,35 +588,52 @@ class Supervisor:
         worker.link.kill()
 
     def _lose(self, worker: PoolWorker) -> None:
-        was_ready = worker.state is State.READY
+        had_tasks = worker.state in AT_WORK
         worker.state = transition(worker.state, Event.LOST)
         worker.link.close()
-        if was_ready:
+        if had_tasks:
             self.listener.worker_gone(worker)
 
     def worker_exited(self, worker: PoolWorker, place: Place) -> None:
         """Replace a worker that has ended."""
         # Its end may be noticed before its last messages are read, which may answer tasks.
         worker.link.drain()
-        was_ready = worker.state is State.READY
+        had_tasks = worker.state in AT_WORK
         asked = worker.state is State.STOPPING
         worker.state = transition(worker.state, Event.EXIT)
         worker.cancel_timer()
         worker.link.close()
-        place.worker = None
-        if was_ready:
+        placed = self._let_go(worker, place)
+        if had_tasks:
             self.listener.worker_gone(worker)
-        if self._stopping:
-            if not asked:
+        self._changed.set()
+        if self._stopping or not placed:
+            # The failure of a successor is told by whoever has begun it.
+            if not asked and (self._stopping or worker.ready_at is not None):
                 logger.warning("%s", _obituary(worker), extra=_extra(worker))
-            self._changed.set()
             return
         if worker.ready_at is None:
             self._start_failed(place, f"{_obituary(worker)}\n{worker.traceback}".rstrip())
             return
-        delay = place.backoff.delay(worker.ready_at, self._clock(), answered=worker.answered)
+        if place.worker is not None:
+            logger.error("%s; its successor is starting", _obituary(worker), extra=_extra(worker))
+            return
+        delay = place.backoff.delay(worker.ready_at, self._clock(), answered=worker.calls > 0)
         logger.error("%s; another is started in %.1f s", _obituary(worker), delay, extra=_extra(worker))
         self._relaunch(place, delay)
+
+    def _let_go(self, worker: PoolWorker, place: Place) -> bool:
+        """Take a worker that has ended out of its part; return whether it was in a place, now its successor's."""
+        if worker in self._leaving:
+            self._leaving.remove(worker)
+            return False
+        if worker in self._successors:
+            self._successors.remove(worker)
+            return False
+        place.worker = self._successor_of(place)
+        if place.worker is not None:
+            self._successors.remove(place.worker)
+        return True
 
     def _start_failed(self, place: Place, error: str) -> None:
         place.tried = place.failing = True
@@ -393,7 +642,8 @@ class Supervisor:
             # Until all first starts have ended, `wait_started` reports failures: the service may not start at all.
             if self._started:
                 self._log_failed_start(place)
-            self._relaunch(place, place.backoff.delay(None, self._clock()))
+            if place.worker is None:
+                self._relaunch(place, place.backoff.delay(None, self._clock()))
         if all(place.failing for place in self._places):
             self.down = True
             self.listener.stage_down()
@@ -406,6 +656,19 @@ class Supervisor:
     def _relaunch(self, place: Place, delay: float) -> None:
         self.restarts += 1
         place.relaunch = self._loop.call_later(delay, self._launch, place)
+
+    @staticmethod
+    def _cancel_relaunch(place: Place) -> None:
+        if place.relaunch is not None:
+            place.relaunch.cancel()
+            place.relaunch = None
+
+
+def _usefulness(place: Place) -> tuple[int, int]:
+    """Order places: those first that can be done without."""
+    state = None if place.worker is None else place.worker.state
+    rank = 2 if state is State.READY else int(state is State.STARTING and not place.failing)
+    return rank, -place.spec.worker_id
 
 
 def _extra(worker: PoolWorker) -> dict[str, object]:

@@ -243,6 +243,10 @@ class InProcessLink:
         """Return how far it has come."""
         return self.notes.read()
 
+    def memory(self) -> int | None:
+        """Return None: it has no memory of its own."""
+        return None
+
     def busy_poll(self, seconds: float) -> bool | None:
         """Do not poll: the worker needs the interpreter, which polling would keep busy."""
         return False

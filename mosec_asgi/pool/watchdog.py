@@ -8,7 +8,7 @@ nothing: what delayed the server may have delayed the workers as well.
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from typing import Generic, TypeVar
 
 WorkerKey = TypeVar("WorkerKey", bound=Hashable)
@@ -21,11 +21,11 @@ LATE_SECONDS = 1.0
 class Watchdog(Generic[WorkerKey]):
     """Looks at the progress of a stage's workers, each time that its stage asks."""
 
-    def __init__(self, limit: float) -> None:
+    def __init__(self, limit: Callable[[WorkerKey], float]) -> None:
         """Begin with nothing seen.
 
         Args:
-            limit: seconds that one step may take.
+            limit: returns the seconds that one step of a worker may take.
         """
         self._limit = limit
         self._looked = -math.inf
@@ -42,4 +42,4 @@ class Watchdog(Generic[WorkerKey]):
             stands = before is not None and before[0] == count and not late
             seen[worker] = before if before is not None and stands else (count, now)
         self._seen = seen
-        return [worker for worker, (_, since) in seen.items() if now - since >= self._limit]
+        return [worker for worker, (_, since) in seen.items() if now - since >= self._limit(worker)]

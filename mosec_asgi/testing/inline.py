@@ -52,19 +52,20 @@ logger = log.internal_logger(__name__)
 class InlineLauncher:
     """Starts scripted workers in this process."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, scripts: Mapping[tuple[str, int], ScriptedWorker]) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, scripts: dict[tuple[str, int], ScriptedWorker]) -> None:
         """Prepare; nothing is started.
 
         Args:
             loop: the loop to run on, or in turn with.
-            scripts: what the workers are to do, by stage and number.
+            scripts: what the workers are to do, by stage and number; those that a stage is scaled up to are added.
         """
         self._loop = loop
         self._scripts = scripts
 
     def launch(self, spec: WorkerSpec, variables: Mapping[str, str], events: WorkerEvents) -> InlineLink:
         """Start a worker; see `Launcher.launch`."""
-        script = self._scripts[spec.stage, spec.worker_id]
+        key = (spec.stage, spec.worker_id)
+        script = self._scripts.setdefault(key, ScriptedWorker(*key))
         kind = AsyncLink if is_async(spec.worker) else PlainLink
         link = kind(spec, variables, events, self._loop, script)
         self._loop.call_soon(link.start)
@@ -118,6 +119,7 @@ class ScriptedPort(QueuePort):
     ) -> None:
         super().__init__(progress, post)
         self._loop = loop
+        self._now = loop.time
         self._script = script
 
     def _send_results(self, results: Results) -> None:

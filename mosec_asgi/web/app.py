@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from starlette.applications import Starlette
 from starlette.datastructures import MutableHeaders
 from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import Response as StarletteResponse
 from starlette.routing import Match
 from starlette.routing import Route as StarletteRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -22,18 +24,26 @@ from mosec_asgi.web.asgi import AsgiExchange, AsgiRoute
 from mosec_asgi.web.asgi_streams import StreamRoute
 from mosec_asgi.web.body import BodyReader
 from mosec_asgi.web.budget import Budget
+from mosec_asgi.web.dashboard import Dashboard
 from mosec_asgi.web.direct import DirectRoute, DirectRoutes
 from mosec_asgi.web.disconnect import DisconnectWatch
 from mosec_asgi.web.exchange import NO_BUDGET, RequestIds, Route, Shared
+from mosec_asgi.web.guard import Guard, keyed
 from mosec_asgi.web.heads import AdmittingRoute, HeadFirst
 from mosec_asgi.web.health import Health
+from mosec_asgi.web.keys import Keys
 from mosec_asgi.web.limits import DEFAULT, Limits
 from mosec_asgi.web.lingering import Lingering
 from mosec_asgi.web.methods import ByMethod, taken
-from mosec_asgi.web.missing import missing, path_below
+from mosec_asgi.web.missing import missing, path_below, slash_is_added
 from mosec_asgi.web.openapi import OpenAPI
+from mosec_asgi.web.page import Page
 from mosec_asgi.web.responses import Response
-from mosec_asgi.web.swagger import Swagger
+from mosec_asgi.web.root import Root
+from mosec_asgi.web.swagger import swagger
+
+if TYPE_CHECKING:
+    from mosec_asgi.observing.tracing import Tracing
 
 
 class App:
@@ -41,6 +51,7 @@ class App:
 
     Attributes:
         outermost: answers a request: the routes, behind the middleware and the access log.
+        shared: what the exchanges of all routes have in common.
         direct_routes: the routes that our HTTP protocols may call without ASGI, by path as it stands in a request; none
             where middleware must see each request.
     """
@@ -61,7 +72,11 @@ class App:
         access_log: bool = False,
         lingers: bool = False,
         middleware: Sequence[Middleware] = (),
+        tracing: Tracing | None = None,
         forms: Mapping[str, Callable[[Failure], Response]] | None = None,
+        title: str = "mosec-asgi service",
+        dashboard: Dashboard | None = None,
+        keys: Keys | None = None,
     ) -> None:
         """Build the routes.
 
@@ -79,10 +94,15 @@ class App:
             access_log: log a line for each request.
             lingers: an answer that is given early needs help to arrive; see `lingering`.
             middleware: what each request goes through, health and documents included; the first is the outermost.
+            tracing: makes the spans of requests.
             forms: how requests are refused for which there is no route, by what their paths begin with.
+            title: of the service.
+            dashboard: the live page, if there is one.
+            keys: of which a request must bring one; None lets everybody in.
         """
-        health, swagger = Health(engine, metrics, custom), Swagger()
-        shared = Shared(
+        health = Health(engine, metrics, custom)
+        names = [f"{', '.join(route.methods)} {route.path}" for route in routes]
+        self.shared = shared = Shared(
             engine,
             metrics,
             RequestIds(),
@@ -91,6 +111,8 @@ class App:
             compressed=compressed,
             logged=access_log,
             budget=Budget(max(body_memory, max_request_size)),
+            tracing=tracing,
+            keys=keys,
         )
         watch: DisconnectWatch[AsgiExchange] = DisconnectWatch(AsgiExchange.leave)
         bodies = BodyReader(shared.limit, limits, shared.budget)
@@ -105,19 +127,19 @@ class App:
         posted = [each for each in endpoints if "POST" in each[0].methods and not parameters(each[0].path)]
         self._models = {route.path: endpoint for route, endpoint in posted}
         self.direct_routes = DirectRoutes(
-            (route.path.encode(), (AdmittingRoute if route.admits else DirectRoute)(route, shared))
+            (route.path.encode(), _direct_kind(route, keys)(route, shared))
             for route, _ in posted
             if not (route.streams or route.takes_request or middleware) and _is_plain(route.path)
         )
         self._rest = Starlette(
             routes=[
-                StarletteRoute("/", health.root),
+                StarletteRoute("/", Root(title, names, dashboard=dashboard is not None).answer),
                 StarletteRoute("/livez", health.livez),
                 StarletteRoute("/readyz", health.readyz),
                 StarletteRoute("/metrics", health.metrics),
                 StarletteRoute("/openapi/metadata.json", OpenAPI(document).metadata),
-                StarletteRoute("/openapi/swagger", swagger.without_slash),
-                StarletteRoute("/openapi/swagger/{file:path}", swagger.page),
+                *_page_routes("/openapi/swagger", swagger(dashboard=dashboard is not None)),
+                *([] if dashboard is None else _page_routes("/dashboard", dashboard, dashboard.data)),
                 # Of two that fit a request the first counts: one without parameters fits better than one with some.
                 *(
                     _ModelRoute(route.path, ByMethod(endpoint, route.methods, shared), methods=taken(route.methods))
@@ -125,11 +147,17 @@ class App:
                 ),
             ],
             middleware=[*([Middleware(Lingering)] if lingers else []), Middleware(_ServerHeader, server=server)],
-            exception_handlers=missing([f"{', '.join(route.methods)} {route.path}" for route in routes], forms or {}),
+            exception_handlers=missing(names, forms or {}),
         )
         # As in mosec, a path with an extra slash is not a route; after a redirect, clients would send a POST twice.
         self._rest.router.redirect_slashes = False
-        answer: ASGIApp = _as_coroutine(self._answer) if middleware else self._answer
+        answer: ASGIApp = self._answer
+        if keys is not None:
+            # Behind the middleware: what that answers, such as a browser's question before a request, has no key.
+            answer = Guard(answer, keys, [route for route, _ in endpoints], shared, forms or {}, lingers=lingers)
+            keys.on_change = self.direct_routes.known.heads.clear
+        if middleware:
+            answer = _as_coroutine(answer)
         for each in reversed(middleware):
             answer = each.cls(answer, *each.args, **each.kwargs)
         self.outermost = AccessLog(answer) if access_log else answer
@@ -143,10 +171,23 @@ class App:
             endpoint = self._models.get(path_below(root, path) if root else path)
             if endpoint is not None:
                 return endpoint(scope, receive, send)
-        if _slash_is_added(scope):
+        if slash_is_added(scope):
             # No path of ours but `/` ends in a slash.
             return self._answer({**scope, "path": scope["path"][:-1]}, receive, send)
         return self._rest(scope, receive, send)
+
+
+def _page_routes(
+    path: str, page: Page, data: Callable[[Request], Awaitable[StarletteResponse]] | None = None
+) -> list[StarletteRoute]:
+    """Return the routes of a page, and of the data beneath it."""
+    routes = [StarletteRoute(path, page.without_slash), StarletteRoute(f"{path}/{{file:path}}", page.file)]
+    return routes if data is None else [StarletteRoute(f"{path}/data", data), *routes]
+
+
+def _direct_kind(route: Route, keys: Keys | None) -> type[DirectRoute]:
+    kind = AdmittingRoute if route.admits else DirectRoute
+    return kind if keys is None else keyed(kind, keys)
 
 
 def _as_coroutine(app: ASGIApp) -> ASGIApp:
@@ -156,13 +197,6 @@ def _as_coroutine(app: ASGIApp) -> ASGIApp:
         await app(scope, receive, send)
 
     return answer
-
-
-def _slash_is_added(scope: Scope) -> bool:
-    """Whether a framework has added a slash to the client's path, as Litestar does for apps that it mounts."""
-    path: str = scope["path"]
-    sent: bytes = scope.get("raw_path") or b""
-    return path.endswith("/") and len(path) > 1 and bool(sent) and not sent.partition(b"?")[0].endswith(b"/")
 
 
 def _is_plain(path: str) -> bool:

@@ -22,6 +22,7 @@ from mosec_asgi.web.disconnect import DisconnectWatch
 from mosec_asgi.web.exchange import Exchange, Route, Shared
 from mosec_asgi.web.lingering import lingering_send
 from mosec_asgi.web.responses import Header, Response, headers_of
+from mosec_asgi.web.spans import About
 
 
 class AsgiExchange(Exchange):
@@ -68,6 +69,15 @@ class AsgiExchange(Exchange):
         """What middleware has put into the scope's `state`."""
         return self._scope.get("state")
 
+    @property
+    def about(self) -> About:
+        """What the request's span says of it."""
+        scope = self._scope
+        client = scope.get("client")
+        return About(
+            scope["path"], scope.get("scheme", "http"), client[0] if client else "", perf_counter() - self.began
+        )
+
     def linger(self, receive: Receive) -> None:
         """Let the answer arrive though a part of the request is unread."""
         self._send = lingering_send(self._scope, receive, self._send)
@@ -98,6 +108,8 @@ class AsgiExchange(Exchange):
     def count(self, status: int) -> None:
         """Count an answer."""
         self.shared.metrics.answered(self.route.path, status, perf_counter() - self.began)
+        if self.span is not None:
+            self.span.status = status
 
     @property
     def _common(self) -> list[Header]:
@@ -181,6 +193,8 @@ class AsgiRoute:
         finally:
             if exchange.held:
                 exchange.release()
+            if exchange.span is not None:
+                exchange.end_span(exchange.span.status)
 
     # Not a coroutine, but a function that returns one.
     def _body(self, exchange: AsgiExchange, receive: Receive) -> Coroutine[Any, Any, bytes | Failure]:

@@ -10,7 +10,8 @@ from starlette.types import Receive, Scope, Send
 
 from mosec_asgi import log
 from mosec_asgi.errors import Failure
-from mosec_asgi.messages import OK, Chunk, Outcome
+from mosec_asgi.messages import OK, Chunk, Outcome, StageTime
+from mosec_asgi.web import server_timing
 from mosec_asgi.web.asgi import AsgiExchange, AsgiRoute
 from mosec_asgi.web.body import ClientLeft
 from mosec_asgi.web.exchange import StreamForm
@@ -25,6 +26,8 @@ class StreamExchange(AsgiExchange):
     _stream: Stream | None = None
     _form: StreamForm | None = None
     _has_head = False
+    # Of the first piece.
+    _times: Sequence[StageTime] = ()
 
     def open(self, form: StreamForm) -> None:
         """Take a stream for an answer."""
@@ -42,6 +45,10 @@ class StreamExchange(AsgiExchange):
         if self._stream is None:
             super().streamed(chunk)
         else:
+            if chunk.times and not self._times:
+                self._times = chunk.times
+            if self.span is not None:
+                self.span.events += 1
             self._stream.feed(chunk)
 
     def concluded(self, outcomes: Sequence[Outcome]) -> None:
@@ -88,7 +95,7 @@ class StreamExchange(AsgiExchange):
                 self.count(int(failure.code))
                 await stream.write(last, more_body=False)
             elif not stream.begun:
-                self.response = self.route.refuse(self, failure)
+                self.response = server_timing.added(self.route.refuse(self, failure), outcomes, self.traceparent)
             else:
                 self.count(int(failure.code))
                 logger.warning(
@@ -106,6 +113,8 @@ class StreamExchange(AsgiExchange):
             self._has_head = True
             assert self._form is not None
             headers = [*self._form.headers, *self._common]
+            if self._times:
+                headers.append(server_timing.header([self._times], self.traceparent))
             await self._send({"type": "http.response.start", "status": OK, "headers": headers})
         await self._send({"type": "http.response.body", "body": piece, "more_body": more})
 
@@ -138,6 +147,8 @@ class StreamRoute(AsgiRoute):
         finally:
             if exchange.held:
                 exchange.release()
+            if exchange.span is not None:
+                exchange.end_span(exchange.span.status)
 
     async def _follow(self, exchange: StreamExchange, receive: Receive) -> None:
         """Send a stream, or wait for a whole answer."""

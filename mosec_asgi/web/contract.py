@@ -7,9 +7,13 @@ from http import HTTPStatus
 from mosec_asgi.errors import (
     BAD_TIMEOUT,
     INTERNAL_ERROR_TEXT,
+    KEY_IS_FOR_OTHERS,
     NO_DATA,
+    NO_KEY,
     TIMED_OUT,
+    WRONG_KEY,
     DecodingError,
+    Failure,
     ValidationError,
     describe,
     too_large,
@@ -30,6 +34,24 @@ TAGS = [
     {"name": SERVICE_TAG, "description": "The state of the service, for probes and for Prometheus."},
 ]
 TEXT: JSON = {"type": "string"}
+# What stands in the item of a path beside its other parts.
+METHODS = frozenset({"get", "put", "post", "delete", "options", "head", "patch", "trace"})
+# Where a service has API keys.
+SECURITY_SCHEMES: JSON = {
+    "bearer": {"type": "http", "scheme": "bearer", "description": "An API key as `authorization: Bearer <key>`."},
+    "apiKey": {"type": "apiKey", "in": "header", "name": "x-api-key", "description": "An API key as `x-api-key`."},
+}
+
+
+def _key_response(description: str, *failures: Failure) -> JSON:
+    examples = {str(number): {"value": failure.text} for number, failure in enumerate(failures, 1)}
+    return {"description": description, "content": {"text/plain": {"schema": TEXT, "examples": examples}}}
+
+
+KEY_RESPONSES: JSON = {
+    "401": _key_response("There is no API key, or one that the service does not have.", NO_KEY, WRONG_KEY),
+    "403": _key_response("The API key is for other paths.", KEY_IS_FOR_OTHERS),
+}
 
 
 def _errors(max_request_size: int, *, compressed: bool) -> dict[int, tuple[str, list[str]]]:
@@ -186,8 +208,8 @@ def _state(*statuses: str) -> JSON:
 
 _NOT_READY = {
     "503": {
-        "description": "A stage has no worker, or the service is shutting down.",
-        "content": _state("not ready", "shutting down"),
+        "description": "A stage has no worker, its models are being loaded, or the service is shutting down.",
+        "content": _state("not ready", "loading", "shutting down"),
     }
 }
 SERVICE_PATHS = {

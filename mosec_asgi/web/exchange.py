@@ -19,16 +19,23 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from mosec_asgi import log
 from mosec_asgi.batching.engine import Engine
 from mosec_asgi.errors import CANCELLED, Failure, describe
 from mosec_asgi.messages import Call, Chunk, Outcome
 from mosec_asgi.observing.metrics import ServiceMetrics
+from mosec_asgi.web import server_timing, spans
 from mosec_asgi.web.budget import SMALL, Budget
+from mosec_asgi.web.keys import Keys
 from mosec_asgi.web.responses import Header, Headers, Response
 from mosec_asgi.web.several import CallsInTurn, Several
+from mosec_asgi.web.spans import About
+
+if TYPE_CHECKING:
+    from mosec_asgi.observing.tracing import RequestSpan, Tracing
+    from mosec_asgi.web.keys import Keys
 
 MAX_REQUEST_ID = 128
 NO_BUDGET = 1 << 62
@@ -176,6 +183,8 @@ class Shared:
         compressed: read compressed bodies, and compress results for clients that accept it.
         logged: log a line for each request.
         budget: bytes of all bodies that are large or slow to arrive, together, until their answers.
+        tracing: makes the spans of requests; None where none are traced.
+        keys: API keys, of which a request must bring one; None where everybody may ask.
     """
 
     engine: Engine
@@ -186,6 +195,8 @@ class Shared:
     compressed: bool = False
     logged: bool = False
     budget: Budget = field(default_factory=lambda: Budget(NO_BUDGET))
+    tracing: Tracing | None = None
+    keys: Keys | None = None
 
 
 class Exchange(abc.ABC):
@@ -197,6 +208,7 @@ class Exchange(abc.ABC):
     Attributes:
         route: makes the calls and the answer.
         held: bytes of the service's budget that the body takes.
+        span: of the request, where it is traced.
     """
 
     route: Route
@@ -211,6 +223,7 @@ class Exchange(abc.ABC):
     request_id = ""
     state: Any = None
     held = 0
+    span: RequestSpan | None = None
     # The call that runs, if there is only one; all calls, if there are several.
     _call_id: int | None = None
     _several: Several | None = None
@@ -229,17 +242,23 @@ class Exchange(abc.ABC):
     def submit(self) -> None:
         """Have the request run: its body is complete."""
         try:
+            if self.shared.tracing is not None:
+                self._begin_span(self.shared.tracing)
             calls = self.route.calls(self)
             if isinstance(calls, Failure):
                 self.refuse(calls)
             elif len(calls) == 1:
                 call: Call = calls[0]  # type: ignore[assignment]  # a `Response` has more than one part
                 self._call_id = call.id
+                if self.span is not None:
+                    call = call._replace(trace=self.span.trace)
                 self.shared.engine.submit(call, self)
             elif isinstance(calls, Response):
                 self.answer(calls)
             else:
-                self._several = several = Several(calls, self.shared.engine, self)
+                self._several = several = Several(
+                    calls, self.shared.engine, self, "" if self.span is None else self.span.trace
+                )
                 several.begin()
         except Exception as error:
             # The caller of this method, such as the parser, would take the exception for a fault of the client.
@@ -269,7 +288,13 @@ class Exchange(abc.ABC):
             response = self.route.respond(self, outcomes)
         except Exception as error:
             response = self.route.refuse(self, self._fault(error))
+        if outcomes[0].times:
+            response = self.timed(response, outcomes)
         self.answer(response)
+
+    def timed(self, response: Response, outcomes: Sequence[Outcome]) -> Response:
+        """Return an answer that says what its time went into; a sink with a shorter way to say so overrides this."""
+        return server_timing.added(response, outcomes, self.traceparent)
 
     def abandoned(self) -> None:
         """End without an answer: nobody waits for one."""
@@ -277,11 +302,37 @@ class Exchange(abc.ABC):
 
     def refuse(self, failure: Failure) -> None:
         """Answer with a failure that is not the outcome of a call."""
+        if self.shared.tracing is not None and self.span is None:
+            self._begin_span(self.shared.tracing)
         self.answer(self.route.refuse(self, failure))
 
     @abc.abstractmethod
     def answer(self, response: Response) -> None:
         """Send the only answer to the request, or nothing if the client has left."""
+
+    @property
+    @abc.abstractmethod
+    def about(self) -> About:
+        """What the request's span says of it, and how long it has been here."""
+
+    @property
+    def traceparent(self) -> str:
+        """Of the request's span; empty where it is not traced."""
+        return "" if self.span is None else self.span.traceparent
+
+    def _begin_span(self, tracing: Tracing) -> None:
+        parent = tracing.parent(self.headers)
+        if parent is not None:
+            about = self.about
+            name, attributes = f"{self.method} {self.route.path}", spans.attributes(self, self.route.path, about)
+            self.span = tracing.begin(name, parent, attributes, self.request_id, serves=True, seconds=about.seconds)
+
+    def end_span(self, status: int) -> None:
+        """End the request's span, if there is one: the answer has gone out, or nobody waits for one."""
+        span, self.span = self.span, None
+        if span is not None:
+            span.status = status
+            span.end()
 
     def hold(self, size: int) -> bool:
         """Take room for all `size` bytes of the body that have come; whether there was any."""

@@ -8,6 +8,7 @@ from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
+from starlette.types import Scope
 
 from mosec_asgi.errors import Failure
 from mosec_asgi.web.responses import Response as Answer
@@ -29,7 +30,7 @@ def missing(
     def answer(request: Request, status: int, text: str, headers: Mapping[str, str] | None = None) -> Response:
         path = path_below(request.scope.get("root_path", ""), request.scope["path"])
         for prefix, form in (forms or {}).items():
-            if path.startswith(prefix):
+            if path.startswith(prefix) or f"{path}/" == prefix:
                 told = form(Failure(status, text))
                 own = {name.decode("latin-1"): value.decode("latin-1") for name, value in told.headers}
                 return Response(told.body, told.status, {**own, **(headers or {})})
@@ -53,6 +54,13 @@ def missing(
         return answer(request, HTTPStatus.METHOD_NOT_ALLOWED, text, headers)
 
     return {HTTPStatus.NOT_FOUND: not_found, HTTPStatus.METHOD_NOT_ALLOWED: wrong_method}
+
+
+def slash_is_added(scope: Scope) -> bool:
+    """Whether a framework has added a slash to the client's path, as Litestar does for apps that it mounts."""
+    path: str = scope["path"]
+    sent: bytes = scope.get("raw_path") or b""
+    return path.endswith("/") and len(path) > 1 and bool(sent) and not sent.partition(b"?")[0].endswith(b"/")
 
 
 def path_below(root: str, path: str) -> str:

@@ -32,6 +32,7 @@ from mosec_asgi.version import __version__
 from mosec_asgi.web import contract
 from mosec_asgi.web.components import Components
 from mosec_asgi.web.examples import request_examples
+from mosec_asgi.web.keys import Keys
 from mosec_asgi.web.protocols.seam import Protocol
 from mosec_asgi.worker import Worker
 
@@ -96,6 +97,7 @@ def build_document(
     title: str = "mosec-asgi service",
     version: str = "",
     protocols: Sequence[Protocol] = (),
+    keys: Keys | None = None,
 ) -> JSON:
     """Make the document.
 
@@ -106,10 +108,27 @@ def build_document(
         title: of the document.
         version: of the service; empty for that of this package.
         protocols: in which clients speak to the models as well.
+        keys: say which paths need a key; None where none does.
     """
     info = {"title": title, "version": version or __version__, "description": contract.DESCRIPTION}
     document = _Builder(routes, max_request_size, encodings).build(info)
-    return _with_protocols(document, protocols) if protocols else document
+    if protocols:
+        document = _with_protocols(document, protocols)
+    return document if keys is None else _with_keys(document, keys)
+
+
+def _with_keys(document: JSON, keys: Keys) -> JSON:
+    """Return a document that says which paths need a key, and how it is sent."""
+    paths = {
+        path: {
+            name: _with_key(part, needed=not keys.is_open(path)) if name in contract.METHODS else part
+            for name, part in item.items()
+        }
+        for path, item in document["paths"].items()
+    }
+    components = {**document["components"], "securitySchemes": contract.SECURITY_SCHEMES}
+    security: list[JSON] = [{name: []} for name in contract.SECURITY_SCHEMES]
+    return {**document, "paths": paths, "components": components, "security": security}
 
 
 def _with_protocols(document: JSON, protocols: Sequence[Protocol]) -> JSON:
@@ -126,6 +145,12 @@ def _with_protocols(document: JSON, protocols: Sequence[Protocol]) -> JSON:
     if schemas:
         components["schemas"] = schemas
     return {**document, "paths": {**paths, **contract.SERVICE_PATHS}, "components": components}
+
+
+def _with_key(operation: JSON, *, needed: bool) -> JSON:
+    if not needed:
+        return {**operation, "security": []}
+    return {**operation, "responses": {**contract.KEY_RESPONSES, **operation["responses"]}}
 
 
 def _quoted(path: str) -> str:

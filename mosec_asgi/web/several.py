@@ -67,6 +67,11 @@ class Turns:
         self._idle: list[Several] = []
         self._scheduled = False
 
+    def resize(self, limit: int) -> None:
+        """Let them have so many calls in the engine together from here on."""
+        self._limit = limit
+        self.pass_on()
+
     def join(self, request: Several) -> None:
         """Give a request turns until it says that it wants none."""
         self._waiting.append(request)
@@ -106,18 +111,20 @@ class Turns:
 class Several:
     """The calls of one request, and their caller."""
 
-    def __init__(self, calls: Sequence[Call] | CallsInTurn, engine: Engine, asker: Asker) -> None:
+    def __init__(self, calls: Sequence[Call] | CallsInTurn, engine: Engine, asker: Asker, trace: str = "") -> None:
         """Prepare; `begin` makes the first calls.
 
         Args:
             calls: at least two. A sequence that has them already is not one of those that take turns.
             engine: runs them.
             asker: hears what becomes of them.
+            trace: of the request; see `Call`.
         """
         self._calls = calls
         self._turns: Turns = getattr(calls, "turns", None) or Turns(len(calls))
         self._engine = engine
         self._asker = asker
+        self._trace = trace
         self._outcomes: list[Outcome | None] = [None] * len(calls)
         # The calls in the engine, and their places.
         self._open: dict[int, int] = {}
@@ -151,6 +158,8 @@ class Several:
         place = self._made
         self._made += 1
         call = self._calls[place]
+        if self._trace:
+            call = call._replace(trace=self._trace)
         self._engine.submit(call, self)
         self._open[call.id] = place
         self._turns.took()

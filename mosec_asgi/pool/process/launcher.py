@@ -48,6 +48,7 @@ class ProcessLauncher:
         memory: SharedMemory | None = None,
         preload: bool = False,
         counts: CustomMetrics | None = None,
+        defaults: Mapping[str, str] | None = None,
     ) -> None:
         """Prepare; nothing is started.
 
@@ -60,7 +61,9 @@ class ProcessLauncher:
             memory: to share with the workers for large payloads, where there is any.
             preload: load the worker once and fork its processes from there; for one stage, and to be ended by `close`.
             counts: the directory of the workers' own metrics, if those are shown.
+            defaults: environment variables of all workers, unless they have others of these names.
         """
+        self._defaults = defaults or {}
         self._loop = loop
         self._start_method = start_method
         self._import_main = import_main
@@ -92,6 +95,7 @@ class ProcessLauncher:
         spawn = self._start_method == "spawn"
         if spawn:
             _check_importable(spec)
+        variables = {**self._defaults, **variables}
         if self._counts is not None:
             spec = replace(spec, metrics_directory=self._counts.private)
             variables = {**self._counts.variables, **variables}
@@ -126,7 +130,7 @@ class ProcessLauncher:
             memory,
             events,
             self._loop,
-            busy_polls=_usable_cores() > 1,
+            busy_polls=usable_cores() > 1,
             on_gone=self._gone,
         )
 
@@ -158,7 +162,7 @@ class ProcessLauncher:
         return process
 
 
-def _usable_cores() -> int:
+def usable_cores() -> int:
     """Return on how many processors this process and its children may run."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))

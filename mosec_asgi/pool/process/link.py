@@ -7,6 +7,7 @@ that both share (`ipc.shm`). Users of the link see none of that.
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 from collections.abc import Callable
 
@@ -18,6 +19,8 @@ from mosec_asgi.ipc.shm import WorkerMemory
 from mosec_asgi.messages import Cancels, Chunks, Credits, Progress, Results, Tasks
 from mosec_asgi.pool.link import WorkerEvents
 from mosec_asgi.pool.process.watched import WatchedProcess
+
+PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 
 class ProcessLink:
@@ -94,6 +97,16 @@ class ProcessLink:
     def progress(self) -> Progress:
         """Return how far it has come."""
         return self._page.read()
+
+    def memory(self) -> int | None:
+        """Return the bytes of memory that the process takes, as `ps` shows them; None without Linux's /proc."""
+        # Before its fork a worker's number is that of its template.
+        try:
+            with open(f"/proc/{self._process.pid}/statm", "rb") as file:
+                return int(file.read().split()[1]) * PAGE_BYTES
+        except (OSError, IndexError):
+            # It has just ended.
+            return None
 
     def busy_poll(self, seconds: float) -> bool | None:
         """Poll for what it says; see `WorkerLink.busy_poll`."""

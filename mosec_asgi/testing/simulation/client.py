@@ -85,7 +85,7 @@ class SimulatedClient:
 
     def streamed(self, chunk: Chunk) -> None:
         """Take an event."""
-        _, payload = self._around.crosses(chunk)
+        payload = self._around.crosses(chunk).payload
         self._oracle.streams.chunk(self._case, chunk.call_id, payload)
         self._came += 1
         self._unread.append(len(payload))

@@ -6,21 +6,24 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Iterator
+from functools import partial
 from random import Random
 from typing import Any
 
 from mosec_asgi import log
-from mosec_asgi.batching.coordinator import CLOSE_SECONDS, Coordinator
+from mosec_asgi.batching.coordinator import Coordinator
 from mosec_asgi.errors import StartupError
 from mosec_asgi.messages import Outcome
 from mosec_asgi.observing.metrics import StageMetrics
+from mosec_asgi.observing.observer import StageObserver
+from mosec_asgi.pool.supervisor import CLOSE_SECONDS
 from mosec_asgi.testing.loop import DeadlockError, VirtualTimeLoop
 from mosec_asgi.testing.simulation.agenda import Agenda
 from mosec_asgi.testing.simulation.client import SimulatedClient
 from mosec_asgi.testing.simulation.contracts.contract import Contract, Violation
 from mosec_asgi.testing.simulation.contracts.dues import TOLERANCE
 from mosec_asgi.testing.simulation.oracle import Oracle
-from mosec_asgi.testing.simulation.scenario import Arrival, World, draw
+from mosec_asgi.testing.simulation.scenario import Arrival, Change, Kind, World, draw
 from mosec_asgi.testing.simulation.surroundings import Surroundings
 from mosec_asgi.testing.simulation.worker import SimulatedLauncher
 
@@ -53,10 +56,11 @@ class History:
             self.scenario.world.routes,
             lambda plan, loop: SimulatedLauncher(stages.index(plan), self._around),
             self.scenario.world.limits,
-            observers=[self._metrics],
+            observers=[self._metrics, [_SizeObserver(index, self.oracle) for index in range(len(stages))]],
             clock=self._clock,
         )
         self._number = 0
+        self._changing: set[asyncio.Task[None]] = set()
         self._unanswered = 0
         self._answered = asyncio.Event()
         self._jumps = 0
@@ -105,11 +109,15 @@ class History:
             for arrival in self.scenario.arrivals:
                 self._unanswered += 1
                 self._agenda.after(arrival.at, self._client(arrival).arrive)
+            for change in self.scenario.changes:
+                self._agenda.after(change.at, partial(self._begin_change, change))
             await self._live_until_the_stop()
             if self.scenario.heals and self._service.stopping is None:
                 await self._heal()
             if self._service.stopping is None:
                 await self._stop()
+            if self._changing:
+                await asyncio.wait(self._changing)
         self._check_the_end()
 
     async def _start(self) -> bool:
@@ -129,6 +137,34 @@ class History:
         self._service.started = True
         self._journal.note("the service has started after %.3f s", self._journal.now - began)
         return True
+
+    def _begin_change(self, change: Change) -> None:
+        if self._service.stopping is None:
+            task = self.loop.create_task(self._change(change))
+            self._changing.add(task)
+            task.add_done_callback(self._changing.discard)
+
+    async def _change(self, change: Change) -> None:
+        """Have a stage changed, and wait until that has come about."""
+        changes = self.oracle.changes
+        asked = changes.asked(change)
+        failures = self._service.stages[change.stage].failed_starts
+        try:
+            await asyncio.wait_for(self._ask_for(change), change.gives_up_after)
+        except asyncio.TimeoutError:
+            changes.given_up(change)
+        except StartupError as error:
+            changes.failed(change, failures, str(error))
+        else:
+            changes.made(change, asked)
+
+    async def _ask_for(self, change: Change) -> None:
+        if change.kind is Kind.SCALE:
+            await self._coordinator.scale(change.stage, change.num)
+        elif change.kind is Kind.RESTART:
+            await self._coordinator.restart(change.stage)
+        else:
+            await self._coordinator.configure(change.stage, change.of_values)
 
     def _client(self, arrival: Arrival) -> SimulatedClient:
         self._number += 1
@@ -248,6 +284,18 @@ class History:
             measured,
             there,
         )
+
+
+class _SizeObserver(StageObserver):
+    """Tells the oracle how many workers a stage is to have."""
+
+    def __init__(self, index: int, oracle: Oracle) -> None:
+        self._index = index
+        self._oracle = oracle
+
+    def resized(self, num: int, now: float) -> None:
+        """Pass it on."""
+        self._oracle.changes.resized(self._index, num)
 
 
 class _Clock:

@@ -26,6 +26,9 @@ class LinkedWorker(Protocol):
     def progress(self) -> Progress:
         """Return how far it has come."""
 
+    def memory(self) -> int | None:
+        """Return the bytes of memory that it takes."""
+
     def take(self, message: Asked | None) -> None:
         """Take what was sent; None where it is asked to stop."""
 
@@ -90,6 +93,10 @@ class SimulatedLink:
         """Return how far it has come."""
         self._journal.require(not self._gone, Contract.PROTOCOL, "the progress of %s, which has ended", self._life)
         return self.worker.progress()
+
+    def memory(self) -> int | None:
+        """Return the bytes of memory that it takes."""
+        return self.worker.memory()
 
     def busy_poll(self, seconds: float) -> bool | None:
         """Look for what it says; mostly there is nothing, since no time passes meanwhile."""

@@ -11,15 +11,13 @@ import math
 from bisect import insort
 from collections import Counter, deque
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from mosec_asgi.batching.policy.rules import Rules
 from mosec_asgi.batching.stage import StagePlan
 from mosec_asgi.errors import Failure
+from mosec_asgi.inside.spec import WorkerSpec
 from mosec_asgi.messages import Outcome
-
-if TYPE_CHECKING:
-    from mosec_asgi.testing.simulation.scenario import Arrival, World
+from mosec_asgi.testing.simulation.scenario import BARE_BYTES, LEAKED_BYTES, Arrival, Change, World, fit
 
 # Seconds by which the service's clock may be behind the time that is passing here.
 CLOCK_ERROR = 0.001
@@ -30,6 +28,7 @@ class Phase(enum.Enum):
 
     STARTING = "starting"
     READY = "ready"
+    DRAINING = "draining"
     STOPPING = "stopping"
     LOST = "lost"
 
@@ -144,6 +143,7 @@ class Life:
 
     Attributes:
         stage: whose worker it is.
+        spec: what it was told to run.
         worker_id: its number there.
         number: counts the lives of all workers.
         phase: where it is in its life.
@@ -161,16 +161,24 @@ class Life:
         failed_at: when the service heard that it cannot start.
         cancelled: tasks that it was told to be left.
         quickest: the least seconds for a task that it has reported; None while it has answered none.
+        calls: tasks that it has answered, as far as the service has heard.
+        full_since_failure: how many starts at its stage had failed when it had answered all that it may.
+        left_at: when it was given no more tasks, because another came in its place or there were to be fewer.
     """
 
     __slots__ = (
-        "begun", "cancelled", "failed_at", "fault", "finished_at", "heard_at", "killed", "launched_at", "lost_at",
-        "number", "phase", "quickest", "ready_at", "stage", "still_since", "unheard", "units", "worker_id",
+        "begun", "calls", "cancelled", "failed_at", "fault", "finished_at", "full_since_failure", "heard_at", "killed",
+        "launched_at", "left_at", "lost_at", "number", "phase", "quickest", "ready_at", "spec", "stage", "still_since",
+        "unheard", "units", "worker_id",
     )  # fmt: skip
 
-    def __init__(self, stage: StageModel, worker_id: int, number: int, now: float) -> None:
+    def __init__(self, stage: StageModel, spec: WorkerSpec, number: int, now: float) -> None:
         self.stage = stage
-        self.worker_id = worker_id
+        self.spec = spec
+        self.worker_id = spec.worker_id
+        self.calls = 0
+        self.full_since_failure = 0
+        self.left_at = math.inf
         self.number = number
         self.phase = Phase.STARTING
         self.unheard: dict[int, Case] = {}
@@ -195,6 +203,18 @@ class Life:
         return any(case.alone for case in self.unheard.values())
 
     @property
+    def at_work(self) -> bool:
+        """Whether it may have tasks."""
+        return self.phase in (Phase.READY, Phase.DRAINING)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether it has lived as long as it may."""
+        recycling = self.stage.plan.recycling
+        large = recycling.max_memory and BARE_BYTES + LEAKED_BYTES * len(self.begun) >= recycling.max_memory
+        return bool(large) or self.calls >= recycling.most_calls
+
+    @property
     def batches(self) -> int:
         """The batches of which it has not answered all."""
         return len(set(self.units.values()))
@@ -216,6 +236,7 @@ class Place:
 
     Attributes:
         life: the worker in it, until it has ended.
+        successor: the worker that is to take its place.
         tried: the first start here has ended, one way or the other.
         failing: the last start here that has ended failed.
         early: ends in a row that came before a healthy spell.
@@ -223,6 +244,7 @@ class Place:
     """
 
     life: Life | None = None
+    successor: Life | None = None
     tried: bool = False
     failing: bool = False
     early: int = 0
@@ -236,7 +258,12 @@ class StageModel:
     Attributes:
         index: its place in the service's list.
         plan: what was asked for.
+        plans: that, and what it may go by at this moment because it is being changed.
         places: of its workers, by number from 1.
+        candidates: workers that are to have places of their own, by number.
+        leaving: workers that have no place any more, until they have ended.
+        changes: that were asked for and have not ended.
+        failed_starts: how many there were.
         waiting: what waits for a worker, in order; some may have been answered meanwhile.
         overtaken: what was waiting when others were sent that came after it.
         restarts: workers that were to be started in place of others.
@@ -252,6 +279,11 @@ class StageModel:
     index: int
     plan: StagePlan
     places: dict[int, Place]
+    plans: list[StagePlan] = field(default_factory=list)
+    candidates: dict[int, Life] = field(default_factory=dict)
+    leaving: list[Life] = field(default_factory=list)
+    changes: list[Change] = field(default_factory=list)
+    failed_starts: int = 0
     waiting: list[Case] = field(default_factory=list)
     overtaken: set[Case] = field(default_factory=set)
     arrivals: int = 0
@@ -266,7 +298,41 @@ class StageModel:
     @property
     def lives(self) -> list[Life]:
         """The workers of which the service does not know that they have ended."""
-        return [place.life for place in self.places.values() if place.life is not None]
+        placed = [life for place in self.places.values() for life in (place.life, place.successor) if life is not None]
+        return [*placed, *self.candidates.values(), *self.leaving]
+
+    @property
+    def views(self) -> list[StagePlan]:
+        """What it may go by: workers that were made for fewer tasks at a time may hold it to that."""
+        sizes = {life.spec.max_batch_size for life in self.ready}
+        fitted = [fit(plan, size) for plan in self.plans for size in sizes if size < plan.specs[0].max_batch_size]
+        return [*self.plans, *fitted]
+
+    def leave(self, life: Life, now: float) -> None:
+        """Let a worker leave: it has no place any more."""
+        self.note_work(now)
+        self.leaving.append(life)
+        life.left_at = now
+        if life.phase is Phase.READY:
+            life.phase = Phase.DRAINING
+        self.note_work(now)
+
+    @property
+    def draining(self) -> list[Life]:
+        """The workers that answer what they have, and are sent nothing more."""
+        return [life for life in self.leaving if life.phase is Phase.DRAINING]
+
+    @property
+    def at_work(self) -> list[Life]:
+        """The workers that may have tasks."""
+        return [life for life in self.lives if life.at_work]
+
+    @property
+    def is_changing(self) -> bool:
+        """Whether workers of it are being replaced, or may be next."""
+        # A successor may be in its place already, because the worker there has died.
+        starting = any(life.ready_at is None for life in self.lives)
+        return bool(self.changes or self.leaving or starting)
 
     @property
     def ready(self) -> list[Life]:
@@ -282,12 +348,12 @@ class StageModel:
         """Whether a request that comes now must wait, for a slot or for a worker."""
         ready, batched = self.ready, self.plan.batch_size > 1
         units = sum(life.batches if batched else len(life.unheard) for life in ready)
-        return units + len(self.live()) // self.plan.batch_size >= len(ready) * self.plan.concurrency
+        waiting = len(self.live())
+        return any(units + waiting // plan.batch_size >= len(ready) * plan.concurrency for plan in self.views)
 
-    @property
-    def holds_a_batch(self) -> bool:
-        """Whether what waits, and need not be alone, fills a batch."""
-        rules = self.plan.rules
+    def holds_a_batch(self, plan: StagePlan) -> bool:
+        """Whether what waits, and need not be alone, fills a batch of a plan."""
+        rules = plan.rules
         count: Counter[str] = Counter()
         cost: Counter[str] = Counter()
         for case in self.live():
@@ -296,7 +362,7 @@ class StageModel:
                 count[lane] += 1
                 cost[lane] += case.arrival.cost
         most_cost = rules.max_cost or math.inf
-        return any(count[lane] >= self.plan.batch_size or cost[lane] >= most_cost for lane in count)
+        return any(count[lane] >= plan.batch_size or cost[lane] >= most_cost for lane in count)
 
     def arrive(self, case: Case, now: float) -> None:
         """Let a request that has come to this stage wait."""
@@ -320,7 +386,7 @@ class StageModel:
         """Measure the time in which there is something to do."""
         if self.working_since is not None:
             self.worked += now - self.working_since
-        busy = any(life.unheard for life in self.ready) or any(not case.done for case in self.waiting)
+        busy = any(life.unheard for life in self.at_work) or any(not case.done for case in self.waiting)
         self.working_since = now if busy else None
 
 
@@ -341,7 +407,7 @@ class ServiceModel:
     def __init__(self, world: World) -> None:
         self.world = world
         self.stages = [
-            StageModel(index, plan, {spec.worker_id: Place() for spec in plan.specs})
+            StageModel(index, plan, {spec.worker_id: Place() for spec in plan.specs}, [plan])
             for index, plan in enumerate(world.stages)
         ]
         self.open: dict[str, Case] = {}
@@ -351,7 +417,7 @@ class ServiceModel:
         self.stopped = False
         self.closed_launchers: set[int] = set()
 
-    def lives(self, phase: Phase) -> list[Life]:
-        """Return the workers in a phase of their lives, without those that have said that they cannot start."""
+    def lives(self, *phases: Phase) -> list[Life]:
+        """Return the workers in phases of their lives, without those that have said that they cannot start."""
         lives = (life for stage in self.stages for life in stage.lives)
-        return [life for life in lives if life.phase is phase and life.given_up_at is None]
+        return [life for life in lives if life.phase in phases and life.given_up_at is None]

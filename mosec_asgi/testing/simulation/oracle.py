@@ -13,6 +13,7 @@ from mosec_asgi.batching.engine import Statistics
 from mosec_asgi.testing.simulation.contracts.admission import Admission
 from mosec_asgi.testing.simulation.contracts.answers import Answers
 from mosec_asgi.testing.simulation.contracts.cancellation import Cancellation
+from mosec_asgi.testing.simulation.contracts.changes import Changes
 from mosec_asgi.testing.simulation.contracts.crash import Crash
 from mosec_asgi.testing.simulation.contracts.dispatch import Dispatch
 from mosec_asgi.testing.simulation.contracts.dues import Dues
@@ -61,9 +62,18 @@ class Oracle:
         self.crash = Crash(service, journal, self.respawn, self.time_limits)
         self.replies = Replies(service, journal, self.streams, self.respawn)
         self.shutdown = Shutdown(service, journal)
+        self.changes = Changes(service, journal)
         self.memory = Memory(service, journal)
         self.numbers = Numbers(service, journal)
-        self._owing = (self.answers, self.waiting, self.respawn, self.time_limits, self.cancellation, self.streams)
+        self._owing = (
+            self.answers,
+            self.waiting,
+            self.respawn,
+            self.time_limits,
+            self.cancellation,
+            self.streams,
+            self.changes,
+        )
         # When to look again though nothing has happened.
         self._next_due = 0.0
 

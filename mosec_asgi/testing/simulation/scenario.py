@@ -6,16 +6,23 @@ behind each other: a worker that never lives for long is never stuck. This is sw
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from random import Random
 
+from mosec_asgi.batching.changes import StageValues
 from mosec_asgi.batching.coordinator import Limits, RoutePlan
 from mosec_asgi.batching.policy.rules import Rules
 from mosec_asgi.batching.stage import StagePlan
 from mosec_asgi.inside.spec import WorkerSpec
+from mosec_asgi.pool.recycling import NEVER, Recycling
 from mosec_asgi.worker import Worker
 
+# Memory of a simulated worker that has just started, and what it keeps of each task.
+BARE_BYTES = 1_000_000
+LEAKED_BYTES = 100_000
+LEAKING = Recycling(max_memory=BARE_BYTES + 3 * LEAKED_BYTES)
 # What can go wrong with a worker while it starts, while it has nothing to do, and while it is at work.
 START_FAULTS = (
     "launch is refused", "says why it cannot start", "exits at start", "hangs at start", "garbage at start",
@@ -90,6 +97,88 @@ class Arrival:
     cost: int = 1
 
 
+class Kind(enum.Enum):
+    """What can be changed of a stage that serves."""
+
+    SCALE = "scale"
+    CONFIGURE = "configure"
+    RESTART = "restart"
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """Somebody changes a stage while it serves.
+
+    Attributes:
+        at: when, in seconds from the start.
+        stage: which.
+        kind: what is changed.
+        num: of workers that there are to be.
+        batch_size: of the workers; 0 to leave it.
+        timeout: seconds for a step; 0 to leave it.
+        max_wait: seconds that a task may wait for its batch.
+        adaptive: wait only where it pays.
+        latency_target: seconds that a task should be there.
+        gives_up_after: seconds after which nobody waits for the change any more, or None.
+    """
+
+    at: float
+    stage: int
+    kind: Kind
+    num: int = 1
+    batch_size: int = 0
+    timeout: float = 0.0
+    max_wait: float = 0.0
+    adaptive: bool = False
+    latency_target: float = 0.0
+    gives_up_after: float | None = None
+
+    @property
+    def configures(self) -> bool:
+        """Whether it gives the stage other values."""
+        return self.kind is Kind.CONFIGURE
+
+    def applied_to(self, plan: StagePlan) -> StagePlan:
+        """Return a stage as it is after this change of its values."""
+        size = self.batch_size or plan.specs[0].max_batch_size
+        continuous = is_continuous(plan)
+        return replace(
+            plan,
+            specs=[replace(spec, max_batch_size=size, timeout=self.timeout or spec.timeout) for spec in plan.specs],
+            batch_size=plan.batch_size if continuous else size,
+            concurrency=size if continuous else plan.concurrency,
+            max_wait=self.max_wait,
+            adaptive=self.adaptive,
+            latency_target=self.latency_target,
+        )
+
+    def of_values(self, values: StageValues) -> StageValues:
+        """Return the same, as the service is asked for it."""
+        size = self.batch_size or values.worker_batch_size
+        continuous = values.batch_size == 1 < values.worker_batch_size
+        return StageValues(
+            worker_batch_size=size,
+            timeout=self.timeout or values.timeout,
+            batch_size=values.batch_size if continuous else size,
+            concurrency=size if continuous else values.concurrency,
+            max_wait=self.max_wait,
+            adaptive=self.adaptive,
+            latency_target=self.latency_target,
+        )
+
+
+def is_continuous(plan: StagePlan) -> bool:
+    """Whether the workers of a stage form their batches themselves."""
+    return plan.batch_size == 1 and plan.specs[0].max_batch_size > 1
+
+
+def fit(plan: StagePlan, size: int) -> StagePlan:
+    """Return a stage as it is beside workers that were made for `size` tasks at a time."""
+    if plan.batch_size == 1:
+        return replace(plan, concurrency=min(plan.concurrency, size))
+    return replace(plan, batch_size=size)
+
+
 @dataclass(frozen=True, slots=True)
 class Scenario:
     """A history before it is run.
@@ -109,6 +198,7 @@ class Scenario:
         heals: no more faults once the clients have their answers: the service must come back to full health.
         holds: how often a result lies in memory that a link shares with its worker.
         pickled: all messages are pickled on their way; nothing may depend on it.
+        changes: of the stages, while they serve.
     """
 
     world: World
@@ -125,6 +215,7 @@ class Scenario:
     heals: bool
     holds: float
     pickled: bool
+    changes: Sequence[Change] = ()
 
 
 class Modelled(Worker):
@@ -156,9 +247,36 @@ def draw(random: Random, world: World | None = None) -> Scenario:
         heals=random.random() < 0.15,
         holds=random.choice((0.0, 0.0, 0.5, 1.0)),
         pickled=random.random() < 0.2,
+        changes=_draw_changes(random, world, end),
     )
     # Drawn last, so that the rest of a history is what it was before there were rules.
     return scenario if random.random() < 0.6 else _in_order(random, scenario, given=given)
+
+
+def _draw_changes(random: Random, world: World, end: float) -> list[Change]:
+    """Draw changes of the stages, in some histories, often several of one stage at a time."""
+    if random.random() < 0.5:
+        return []
+    at = sorted(random.uniform(0.0, end + 0.2) for _ in range(random.choice((1, 2, 4, 8))))
+    return [_draw_change(random, world, when if random.random() < 0.7 else at[0]) for when in at]
+
+
+def _draw_change(random: Random, world: World, at: float) -> Change:
+    index = random.randrange(len(world.stages))
+    plan = world.stages[index]
+    size = plan.specs[0].max_batch_size
+    return Change(
+        at,
+        index,
+        random.choice(tuple(Kind)),
+        num=random.choice((1, 1, 2, 3, 4)),
+        batch_size=random.choice((0, 2, 3, 5, 8)) if size > 1 else 0,
+        timeout=random.choice((0.0, 0.0, 0.1, 0.5, 2.0)),
+        max_wait=random.choice((0.0, 0.002, 0.1)),
+        adaptive=random.random() < 0.4,
+        latency_target=random.choice((0.0, 0.0, 0.02)),
+        gives_up_after=random.choice((0.0, 0.01, 1.0)) if random.random() < 0.1 else None,
+    )
 
 
 def _in_order(random: Random, scenario: Scenario, *, given: bool) -> Scenario:
@@ -224,6 +342,7 @@ def _draw_limits(random: Random) -> Limits:
         stall_timeout=random.choice((0.2, 1.0, 4.0)),
         stream_buffer=random.choice((16, 64, 256)),
         load_shedding=random.random() < 0.6,
+        drain_timeout=random.choice((0.05, 1.0, 5.0)),
     )
 
 
@@ -232,8 +351,10 @@ def _draw_stage(random: Random, name: str, *, streams: bool) -> StagePlan:
     concurrency = random.choice((1, 1, 1, 2, 5))
     timeout = random.choice((0.1, 0.5, 2.0))
     num = random.choice((1, 1, 2, 3))
+    # Workers that run several tasks at a time take as many as they were told to, if they form their batches.
+    size = random.choice((1, concurrency)) if batch_size == 1 else batch_size
     return StagePlan(
-        specs=[WorkerSpec(Modelled, name, number, batch_size, timeout) for number in range(1, num + 1)],
+        specs=[WorkerSpec(Modelled, name, number, size, timeout) for number in range(1, num + 1)],
         variables=None,
         batch_size=batch_size,
         max_wait=random.choice((0.0, 0.002, 0.01, 0.1)),
@@ -244,6 +365,7 @@ def _draw_stage(random: Random, name: str, *, streams: bool) -> StagePlan:
         ordered=not streams and concurrency == 1 and random.random() < 0.8,
         streams=streams,
         latency_target=random.choice((0.0, 0.0, 0.0, 0.001, 0.02, 0.1)),
+        recycling=random.choice((NEVER, NEVER, NEVER, Recycling(max_calls=random.choice((1, 3, 8))), LEAKING)),
     )
 
 

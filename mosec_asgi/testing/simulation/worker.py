@@ -16,6 +16,7 @@ from mosec_asgi.pool.link import WorkerEvents
 from mosec_asgi.testing.simulation.link import SimulatedLink
 from mosec_asgi.testing.simulation.messages import Asked, Failed, Ready
 from mosec_asgi.testing.simulation.model import Case, Life
+from mosec_asgi.testing.simulation.scenario import BARE_BYTES, LEAKED_BYTES, is_continuous
 from mosec_asgi.testing.simulation.surroundings import Surroundings
 
 # Seconds between two signs of life of a worker that waits for a client, or runs an event loop.
@@ -34,9 +35,9 @@ class SimulatedLauncher:
         """Start a worker; see `Launcher.launch`."""
         around = self._around
         if around.faulty and self._random.random() < around.scenario.faults.get("launch is refused", 0.0):
-            around.oracle.respawn.launch_refused(self._stage, spec.worker_id)
+            around.oracle.respawn.launch_refused(self._stage, spec)
             raise StartupError("the launch was refused")
-        life = around.oracle.respawn.launched(self._stage, spec.worker_id)
+        life = around.oracle.respawn.launched(self._stage, spec)
         random = Random(around.seed * 1_000_003 + life.number)
         link = SimulatedLink(life, around, events, random)
         link.worker = worker = SimulatedWorker(life, self._stage, around, link, random)
@@ -64,6 +65,7 @@ class SimulatedWorker:
         self._oracle = around.oracle
         self._journal = around.oracle.journal
         self._plan: StagePlan = around.scenario.world.stages[stage]
+        self._concurrency = life.spec.max_batch_size if is_continuous(self._plan) else self._plan.concurrency
         self._pace = around.scenario.paces[stage]
         self._limit = around.scenario.world.limits.stream_buffer
         self._random = random
@@ -89,6 +91,10 @@ class SimulatedWorker:
     def progress(self) -> Progress:
         """Return how far it has come."""
         return Progress(self._begun, self._beats)
+
+    def memory(self) -> int | None:
+        """Return the bytes of memory that it takes: it leaks with each task that it begins."""
+        return BARE_BYTES + LEAKED_BYTES * self._begun
 
     def take(self, message: Asked | None) -> None:
         """Take what it was sent, once it can; None where it is asked to stop."""
@@ -171,7 +177,7 @@ class SimulatedWorker:
         """Stop in the middle of all, and perhaps go on some time."""
         self._frozen = True
         if self._random.random() < self._around.scenario.thaws:
-            seconds = self._random.uniform(0.0, 1.5) * (self._plan.timeout + 1.0)
+            seconds = self._random.uniform(0.0, 1.5) * (self._life.spec.timeout + 1.0)
             self._around.agenda.after(seconds, self._thaw)
 
     def _thaw(self) -> None:
@@ -221,7 +227,7 @@ class SimulatedWorker:
 
     def _begin_units(self) -> None:
         """Begin what waits, in order, as far as there is room."""
-        while self._waiting and self._running < self._plan.concurrency and not (self._dead or self._frozen):
+        while self._waiting and self._running < self._concurrency and not (self._dead or self._frozen):
             if self._strikes("crash before it begins"):
                 self.die("was killed by signal 11")
             elif self._strikes("freeze before it begins"):
@@ -318,7 +324,7 @@ class SimulatedWorker:
     def _say_results(self, answers: Sequence[tuple[int, int, bytes, float]]) -> None:
         ids, codes, payloads, seconds = zip(*answers, strict=True)
         self._beat()
-        self._link.say(Results(ids, codes, payloads, sum(seconds), self._labels(ids)))
+        self._link.say(Results(ids, codes, payloads, sum(seconds), labels=self._labels(ids)))
 
     def _labels(self, ids: Sequence[int]) -> list[tuple[int, str]]:
         """Return what the next stage may want to know; a worker labels whatever it makes up as well."""

@@ -65,6 +65,10 @@ class Target(Protocol):
         """A stage of it wants to know of the request."""
 
     @property
+    def stages(self) -> Sequence[str]:
+        """The names of its stages."""
+
+    @property
     def labels(self) -> Labels | None:
         """What its first stage wants to know of an item."""
 
@@ -82,6 +86,11 @@ class Pipeline:
     def __init__(self, target: Target) -> None:
         self.target = target
         self.turns = Turns(max(LEAST_AT_ONCE, target.at_once))
+
+    def now(self, target: Target) -> None:
+        """Note what the target is like from here on: it has more workers, or fewer."""
+        self.target = target
+        self.turns.resize(max(LEAST_AT_ONCE, target.at_once))
 
 
 class Pipelines:
@@ -109,6 +118,19 @@ class Pipelines:
         self.objects = objects
         self.value_of = value_of
         self.engine = engine
+
+    def now(self, targets: Mapping[str, Target]) -> None:
+        """Note what the pipelines are like from here on."""
+        for path, target in targets.items():
+            self.by_route[path].now(target)
+
+    def ready(self, route: str | None = None) -> bool:
+        """Return whether a route, or each of them, can answer; see `seam.Standing`."""
+        now = self.engine.statistics()
+        stages = None if route is None else self.by_route[route].target.stages
+        return not now.closing and all(
+            stage.ready > 0 for stage in now.stages if stages is None or stage.name in stages
+        )
 
 
 class _Asked:
@@ -153,7 +175,9 @@ class ProtocolRoute:
         asked = [pipelines.by_route[path].target for path in endpoint.routes]
         self.streams = any(target.streams for target in asked)
         self.takes_request = any(target.takes_request for target in asked)
+        self.is_health = endpoint.is_health
         self.admits = endpoint.admits and type(endpoint).admit is not Endpoint.admit
+        endpoint.standing = pipelines
         self._endpoint = endpoint
         self._pipelines = pipelines
 
@@ -173,6 +197,8 @@ class ProtocolRoute:
         timeout = timeout_of(request.headers)
         if isinstance(timeout, Failure):
             return timeout
+        if ask.timeout is not None:
+            timeout = ask.timeout if timeout is None else min(timeout, ask.timeout)
         pipeline = self._pipelines.by_route.get(ask.route)
         if pipeline is None or ask.route not in self._endpoint.routes:
             raise ServerError(f"the endpoint {self.path} asks the route {ask.route!r}, which is not among its `routes`")
@@ -182,7 +208,7 @@ class ProtocolRoute:
         if pipeline.target.streams:
             asked.form = self._endpoint.stream(ask)
             if asked.form is None:
-                asked.events = [[] for _ in ask.items]
+                asked.events = [[] for _ in range(len(ask.items))]
         count = len(ask.items)
         about = told(request, self.path) if pipeline.target.takes_request else None
         if count == 1:
@@ -354,4 +380,5 @@ class _Form:
 
 
 def _problem(failure: Failure, asked: _Asked | None, place: int | None) -> Problem:
-    return Problem(failure.code, failure.text, failure.retry_after, None if asked is None else asked.ask, place)
+    ask = None if asked is None else asked.ask
+    return Problem(failure.code, failure.text, failure.retry_after, ask, place, failure.fields)

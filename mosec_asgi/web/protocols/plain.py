@@ -15,7 +15,7 @@ from uuid import UUID
 from mosec_asgi import request as requests
 from mosec_asgi.errors import BAD_TIMEOUT, NO_DATA, Failure
 from mosec_asgi.labels import Labels
-from mosec_asgi.messages import OK, Call, Chunk, Outcome
+from mosec_asgi.messages import FIELDS, OK, Call, Chunk, Outcome
 from mosec_asgi.reply import unpacked_head
 from mosec_asgi.runtime import BODYLESS
 from mosec_asgi.streaming import Event, encode_event, is_event_stream
@@ -105,7 +105,7 @@ class PlainRoute:
             if isinstance(timeout, Failure):
                 return timeout
         body, name = request.body, request.request_id
-        fields = (self._new_id(), self._place, body, name, timeout, False, False, 0, "", None, 1, "")
+        fields = (self._new_id(), self._place, body, name, timeout, False, False, 0, "", None, "", 1, "")
         return (_new(Call, fields),)
 
     def respond(self, request: Request, outcomes: Sequence[Outcome]) -> Response:
@@ -273,7 +273,8 @@ def failed(failure: Failure) -> Response:
     return _failed(int(failure.code), failure.text.encode(errors="backslashreplace"), failure.retry_after)
 
 
-def _failed(code: int, text: bytes, retry_after: int | None) -> Response:
+def _failed(code: int, payload: bytes, retry_after: int | None) -> Response:
+    text = payload.partition(FIELDS)[0]
     if retry_after is None:
         return Response(code, (TEXT,), text)
     return Response(code, (TEXT, (b"retry-after", b"%d" % retry_after)), text)

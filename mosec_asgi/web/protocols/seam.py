@@ -14,13 +14,14 @@ import abc
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import Protocol as Structural
 
 import orjson
 
 from mosec_asgi.web.responses import Header, Response
 
 if TYPE_CHECKING:
-    from mosec_asgi.web.exchange import Request
+    from mosec_asgi.web.exchange import Request, Route, Shared
     from mosec_asgi.worker import Worker
 
 # Calls that one request may make.
@@ -36,11 +37,25 @@ class Ask:
         route: of the workers, as `append_worker` was given it.
         items: what `forward` is given, one call each; any objects that can be pickled, at least one.
         context: what the endpoint wants to know again when it answers.
+        timeout: seconds that the client has given the request; None for as long as the service does. It can only be
+            shorter than that, and than the request's `x-request-timeout`.
     """
 
     route: str
     items: Sequence[Any]
     context: Any = None
+    timeout: float | None = None
+
+
+class Standing(Structural):
+    """How the service stands."""
+
+    def ready(self, route: str | None = None) -> bool:
+        """Return whether a route, or each of them, has a worker for every stage, and the service is not shutting down.
+
+        Args:
+            route: of the workers; None for all.
+        """
 
 
 class Problem(NamedTuple):
@@ -52,6 +67,7 @@ class Problem(NamedTuple):
         retry_after: seconds after which the client may try again, or None where trying again is no remedy.
         ask: what was asked for; None where nothing was yet.
         place: of the item that has failed; None where it is no single one.
+        fields: what a worker has said for the form of its error: the `fields` of what it raised.
     """
 
     code: int
@@ -59,6 +75,7 @@ class Problem(NamedTuple):
     retry_after: int | None = None
     ask: Ask | None = None
     place: int | None = None
+    fields: Mapping[str, Any] | None = None
 
 
 class EventForm:
@@ -100,7 +117,9 @@ class Endpoint(abc.ABC):
         below: requests to paths that begin so, and have no route, are refused in this form; one endpoint of a
             protocol says it. Empty for none.
         max_calls: items that one request may have; more are refused with 400.
+        is_health: it says no more than whether models can answer: probes ask it without the API key of the service.
         admits: False where `admit` is overridden, and is known to let everybody in: that spares requests the call.
+        standing: how the service stands, once it serves; None before that.
     """
 
     path: str
@@ -109,6 +128,8 @@ class Endpoint(abc.ABC):
     below: str = ""
     max_calls: int = MAX_CALLS
     admits: bool = True
+    is_health: bool = False
+    standing: Standing | None = None
 
     def admit(self, request: Request) -> Response | None:
         """Return an answer to a request of which only the head has come, so that its body is not read; None to read it.
@@ -172,12 +193,53 @@ class Endpoint(abc.ABC):
         return {}
 
 
+class Listener(abc.ABC):
+    """A port of a protocol's own, for clients that do not come by HTTP as all others do. It serves one service, once.
+
+    Attributes:
+        endpoints: that it serves.
+    """
+
+    endpoints: Sequence[Endpoint]
+
+    @abc.abstractmethod
+    async def start(self, routes: Sequence[Route], shared: Shared) -> None:
+        """Listen; while models load, calls are refused.
+
+        Args:
+            routes: those of the endpoints.
+            shared: what all exchanges of the service have in common.
+
+        Raises:
+            StartupError: it cannot listen.
+        """
+
+    @abc.abstractmethod
+    async def stop(self, grace: float) -> None:
+        """Take no more requests, let those that run finish within so many seconds, and let go of the port."""
+
+
 class Protocol(abc.ABC):
     """How clients speak: endpoints that belong together; see `Server.add_protocol`."""
 
     @abc.abstractmethod
     def endpoints(self) -> Sequence[Endpoint]:
         """Return the endpoints. It is asked several times: to check them, to describe them, and to serve them."""
+
+    def listener(self) -> Listener | None:
+        """Return what listens on a port of the protocol's own, for one service; None where there is none."""
+        return None
+
+    def learn(self, pipelines: Mapping[str, Sequence[type[Worker]]]) -> None:
+        """Hear which workers there are, once all is defined: before endpoints are checked, described and serve.
+
+        Args:
+            pipelines: the workers' classes in the order of the stages, by their routes: of all routes.
+
+        Raises:
+            DefinitionError: one is not such as the protocol can ask; the text says what to change.
+        """
+        return
 
     def schemas(self) -> Mapping[str, Any]:
         """Return the named schemas that the endpoints' descriptions refer to, for the OpenAPI document."""

@@ -47,8 +47,10 @@ class GatheringTransport(asyncio.Transport):
     def __init__(self, transport: asyncio.Transport, turn_end: TurnEnd) -> None:
         super().__init__()
         self._transport = transport
-        # Makes uvloop write at once what is passed on; it would wait until the end of its turn.
-        transport.set_write_buffer_limits(0)
+        # Makes uvloop write at once what is passed on; it would wait until the end of its turn. Under TLS it does so in
+        # any case, and with a limit of 0 would tell the protocol to pause, and never to go on.
+        if transport.get_extra_info("sslcontext") is None:
+            transport.set_write_buffer_limits(0)
         # asyncio's own transports copy the pieces into one, or (3.12, 3.13) never tell the protocol to pause for them:
         # a client that does not read would not be held back.
         self._takes_several = type(transport).__module__.partition(".")[0] != "asyncio"
@@ -123,6 +125,15 @@ class GatheringTransport(asyncio.Transport):
             self.write_response(head.removeprefix(beginning), body)
 
         self.write, self.write_response = write, write_response  # type: ignore[method-assign]
+
+    def lost(self) -> None:
+        """Let go of what refers back to this transport, whose connection has ended.
+
+        Nothing of a connection must wait for the garbage collector, which runs rarely in a server.
+        """
+        self.on_close = None
+        for name in ("write", "write_response"):
+            self.__dict__.pop(name, None)
 
     def abort(self) -> None:
         """Close at once, and drop what was not sent."""

@@ -181,7 +181,7 @@ class Http1Protocol(HttpToolsProtocol):
         # They have this connection: none must wait for the garbage collector.
         self._arrival = self._unread = self._lingering = self._half_closed = None
         if isinstance(self.transport, GatheringTransport):
-            self.transport.on_close = None
+            self.transport.lost()
         self._unfed = b""
         # Requests that wait for their turn are dropped.
         self.pipeline.clear()

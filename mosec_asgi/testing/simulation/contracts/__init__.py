@@ -16,6 +16,7 @@ ended. What the service owes is checked by `settle`, when all that was ready has
     respawn       6        when workers are started, and when a stage is down
     time_limits   7        how long a worker may take to start, to stop, or for a step
     cancellation  8        calls whose clients leave
+    changes       12       which workers leave when a stage is changed, and that the change comes about
     shutdown      9        what may be asked of workers before and during a stop
     protocol               which messages a worker may be sent
     memory                 payloads in memory are dropped once

@@ -82,8 +82,8 @@ class Admission(Checker):
 
     def _may_be_over_target(self, stage: StageModel) -> bool:
         """Whether a call that comes to a stage now must wait there, and may be there for longer than its target."""
-        target = stage.plan.latency_target
-        return bool(target) and stage.is_taken and self._most_seconds(stage) > target - TOLERANCE
+        targets = [plan.latency_target for plan in stage.views if plan.latency_target]
+        return bool(targets) and stage.is_taken and self._most_seconds(stage) > min(targets) - TOLERANCE
 
     def _backlog_seconds(self, stage: StageModel) -> float:
         """Return the most that what is at a stage, or will come, may take: each answer as all work there was so far."""
@@ -91,10 +91,10 @@ class Admission(Checker):
         # The clock's error counts anew each time that the service begins and ceases to measure.
         per_answer = 1.1 * stage.worked + 0.02
         coming = sum(stage.index in case.stages[case.position + 1 :] for case in self._service.open.values())
-        there = coming + len(stage.live()) + sum(len(life.unheard) for life in stage.ready)
+        there = coming + len(stage.live()) + sum(len(life.unheard) for life in stage.at_work)
         return per_answer * there + stage.most_until_ready(self._journal.now)
 
     def _most_seconds(self, stage: StageModel) -> float:
         """Return the most that a request which comes to a stage now may take there, and what chance may add to it."""
         own = 1.1 * stage.worked + 0.02
-        return 3.0 * (self._backlog_seconds(stage) + 2.0 * own) + stage.plan.max_wait
+        return 3.0 * (self._backlog_seconds(stage) + 2.0 * own) + max(plan.max_wait for plan in stage.views)

@@ -87,7 +87,7 @@ class Answers(Checker):
         require, now = self._journal.require, self._journal.now
         if failure in (TIMED_OUT, STALLED):
             self._check_timeout(case, failure)
-        elif failure == describe(too_slow(self._service.stages[case.stage].plan.timeout, UNSEEN)):
+        elif failure == self._stuck_failure(case):
             self._journal.count("answered 408 by the service")
             require(self._is_stuck(case), Contract.TIME, "%s: 408 of a stage that is not stuck", case)
         elif failure.text.startswith(self._dropped_by(case)):
@@ -106,6 +106,11 @@ class Answers(Checker):
             require(case.left, Contract.CANCELLATION, "%s: its client has not left", case)
         else:
             raise self._out_of_nowhere(case, Contract.CRASH if failure == WORKER_DIED else Contract.RIGHT_ANSWER)
+
+    @staticmethod
+    def _stuck_failure(case: Case) -> Failure | None:
+        """Return the failure of a task whose worker makes no progress, which depends on what that was told."""
+        return None if case.life is None else describe(too_slow(case.life.spec.timeout, UNSEEN))
 
     def _check_gave_way(self, case: Case, failure: Failure) -> None:
         """Check that a task has given its place to one that was admitted and has more right to it."""

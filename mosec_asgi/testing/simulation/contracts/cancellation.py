@@ -35,7 +35,7 @@ class Cancellation(Checker):
         """Check that workers know which of their tasks are over."""
         if dues.idle:
             return
-        for life in self._service.lives(Phase.READY):
+        for life in self._service.lives(Phase.READY, Phase.DRAINING):
             for task_id, case in life.unheard.items():
                 told = not case.done or task_id in life.cancelled
                 self._journal.require(told, Contract.CANCELLATION, "%s was not told that %s is over", life, case.name)

@@ -33,7 +33,7 @@ class Crash(Checker):
             life.fault = self._time_limits.exceeded(life)
             journal.count(f"workers {life.fault}")
         life.stage.note_work(now)
-        if life.phase is Phase.READY:
+        if life.at_work:
             life.stage.lost_at = now
         life.phase = Phase.LOST
         life.lost_at = now

@@ -90,16 +90,19 @@ class Dispatch(Checker):
             batches: those that it had before.
         """
         plan, require = life.stage.plan, self._journal.require
+        sizes = [plan.batch_size for plan in life.stage.views]
         if plan.batch_size > 1:
-            require(count <= plan.batch_size, Contract.BOUNDED, "a batch of %d for %s", count, life)
+            require(count <= max(sizes), Contract.BOUNDED, "a batch of %d for %s", count, life)
+            require(count <= life.spec.max_batch_size, Contract.CHANGE, "a batch of %d for %s", count, life)
             if batches >= plan.concurrency:
                 # One that costs enough is full as well, whatever of it fits.
-                full = count == plan.batch_size or plan.rules.max_cost > 0 or plan.rules.by_cost
+                full = count in sizes or plan.rules.max_cost > 0 or plan.rules.by_cost
                 ahead = batches == plan.concurrency and full
                 require(ahead, Contract.BOUNDED, "%d tasks ahead for %s with %d batches", count, life, batches)
             return
-        if plan.concurrency > 1:
-            most = plan.concurrency + plan.concurrency // 4
+        concurrency = max(plan.concurrency for plan in life.stage.views)
+        if concurrency > 1:
+            most = concurrency + concurrency // 4
         elif life.quickest is None or life.quickest >= SLOW_SECONDS:
             most = 1
         else:

@@ -31,7 +31,7 @@ class Protocol(Checker):
 
     def sent(self, life: Life, message: Asked) -> None:
         """The service sends a worker a message, which may be in vain."""
-        ready = life.phase is Phase.READY
+        ready = life.phase is Phase.READY or (life.phase is Phase.DRAINING and not isinstance(message, Tasks))
         self._journal.require(ready, Contract.PROTOCOL, "a message for %s, %s", life, life.phase.value)
         if isinstance(message, Tasks):
             self._dispatch.sent(life, message)

@@ -63,6 +63,9 @@ class Replies(Checker):
         self._journal.note("%s: answers %s", life, message.ids)
         now = life.heard_at = self._journal.now
         life.stage.note_work(now)
+        life.calls += len(message.ids)
+        if life.calls - len(message.ids) < life.stage.plan.recycling.most_calls <= life.calls:
+            life.full_since_failure = life.stage.failed_starts
         if message.ids:
             seconds = message.seconds / len(message.ids)
             life.quickest = seconds if life.quickest is None else min(seconds, life.quickest)

@@ -17,16 +17,33 @@ class Shutdown(Checker):
         if not service.started and any(stage.down for stage in service.stages):
             # It cannot start, and ends what it had started.
             service.stopping = service.stopping or (self._journal.now, 0.0)
-        require(service.stopping is not None, Contract.SHUTDOWN, "%s was asked to stop without need", life)
+        needed = service.stopping is not None or life in life.stage.leaving or self._is_dropped(life)
+        require(needed, Contract.SHUTDOWN, "%s was asked to stop without need", life)
         live = [case.name for case in life.unheard.values() if not case.done]
         require(not live, Contract.SHUTDOWN, "%s was asked to stop and has %s", life, live)
+        drained = service.stopping is not None or not life.unheard
+        require(drained, Contract.CHANGE, "%s was asked to stop and has not answered all", life)
         if life.finished_at is None:
             life.finished_at = self._journal.now
-        if life.phase in (Phase.STARTING, Phase.READY):
+        if life.phase in (Phase.STARTING, Phase.READY, Phase.DRAINING):
             life.phase = Phase.STOPPING
             life.unheard.clear()
             life.units.clear()
-        service.stopped = True
+        if service.stopping is not None and life not in life.stage.leaving:
+            service.stopped = True
+
+    @staticmethod
+    def _is_dropped(life: Life) -> bool:
+        """Whether a worker was to come beside others, and the change that it belongs to has ended; it leaves."""
+        stage, number = life.stage, life.worker_id
+        if stage.candidates.get(number) is life:
+            del stage.candidates[number]
+        elif number in stage.places and stage.places[number].successor is life:
+            stage.places[number].successor = None
+        else:
+            return False
+        stage.leaving.append(life)
+        return True
 
     def launcher_closes(self, index: int) -> None:
         """The service lets go of what the workers of a stage were started from."""

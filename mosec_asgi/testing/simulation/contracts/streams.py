@@ -95,7 +95,7 @@ class Streams(Checker):
         if dues.idle:
             return
         limit = self._service.world.limits.stream_buffer
-        for life in self._service.lives(Phase.READY):
+        for life in self._service.lives(Phase.READY, Phase.DRAINING):
             for case in life.unheard.values():
                 if case.streams and not case.done and (case.read - case.reported) * 4 >= limit:
                     text = f"{life} was not told what the client of {case.name} has read"

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from mosec_asgi.batching.coordinator import CLOSE_SECONDS
 from mosec_asgi.batching.stage import GRACE_SECONDS, LOOK_SECONDS
+from mosec_asgi.pool.supervisor import CLOSE_SECONDS
 from mosec_asgi.testing.simulation.contracts.checker import Checker
 from mosec_asgi.testing.simulation.contracts.contract import Contract
 from mosec_asgi.testing.simulation.contracts.dues import TOLERANCE, Dues
@@ -19,6 +19,8 @@ class TimeLimits(Checker):
             return self._started_late(life)
         if life.phase is Phase.STOPPING:
             return self._stopped_late(life)
+        if self._drains_late(life):
+            return "too long in draining"
         return self._stuck(life)
 
     def _started_late(self, life: Life) -> str:
@@ -28,15 +30,19 @@ class TimeLimits(Checker):
 
     def _stopped_late(self, life: Life) -> str:
         stopping = self._service.stopping
-        patience = CLOSE_SECONDS if stopping is not None and stopping[1] > 0 else 0.5
+        patience = CLOSE_SECONDS if stopping is None or stopping[1] > 0 else 0.5
         late = life.finished_at is not None and self._journal.now >= life.finished_at + patience - TOLERANCE
         self._journal.require(late, Contract.SHUTDOWN, "%s was ended before it could stop", life)
         return "too long in stopping"
 
+    def _drains_late(self, life: Life) -> bool:
+        limit = self._service.world.limits.drain_timeout
+        return life.phase is Phase.DRAINING and self._journal.now >= life.left_at + limit - TOLERANCE
+
     def _stuck(self, life: Life) -> str:
         still = self._journal.now - life.still_since
         # A look comes a little late, and what it sees may have begun just after the one before.
-        limit = life.stage.plan.timeout + GRACE_SECONDS - LOOK_SECONDS - TOLERANCE
+        limit = life.spec.timeout + GRACE_SECONDS - LOOK_SECONDS - TOLERANCE
         right = bool(life.unheard) and still >= limit
         self._journal.require(right, Contract.TIME, "%s was ended after %.3f s without a step", life, still)
         return "stuck"
@@ -46,7 +52,11 @@ class TimeLimits(Checker):
         for life in self._service.lives(Phase.STARTING):
             due = life.launched_at + life.stage.plan.start_timeout
             dues.require_by(due, Contract.TIME, "%s takes too long to start and lives", life)
-        for life in self._service.lives(Phase.READY):
+        for life in self._service.lives(Phase.STOPPING):
+            if self._service.stopping is None and life.finished_at is not None:
+                due = life.finished_at + CLOSE_SECONDS
+                dues.require_by(due, Contract.TIME, "%s takes too long to stop and lives", life)
+        for life in self._service.lives(Phase.READY, Phase.DRAINING):
             if life.unheard:
-                due = life.still_since + life.stage.plan.timeout + GRACE_SECONDS + 2 * LOOK_SECONDS + TOLERANCE
+                due = life.still_since + life.spec.timeout + GRACE_SECONDS + 2 * LOOK_SECONDS + TOLERANCE
                 dues.require_by(due, Contract.TIME, "%s makes no step and lives", life)

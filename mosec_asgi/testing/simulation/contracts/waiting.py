@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from mosec_asgi.batching.stage import StagePlan
 from mosec_asgi.testing.simulation.contracts.checker import Checker
 from mosec_asgi.testing.simulation.contracts.contract import Contract
 from mosec_asgi.testing.simulation.contracts.dues import TOLERANCE, Dues
-from mosec_asgi.testing.simulation.model import Case, StageModel
+from mosec_asgi.testing.simulation.model import Case, Life, StageModel
 
 
 class Waiting(Checker):
@@ -36,7 +37,7 @@ class Waiting(Checker):
         place = waiting.index(case)
         # Several workers are sent theirs at the same moment, one after the other; only then it shows. Where workers run
         # several tasks at a time, and may do so for long, those that must be alone are not waited for.
-        one_by_one = stage.plan.concurrency == 1
+        one_by_one = all(plan.concurrency == 1 for plan in stage.views)
         stage.overtaken.update(
             other
             for other in waiting
@@ -46,12 +47,12 @@ class Waiting(Checker):
         del waiting[place]
 
     def _settle_stage(self, stage: StageModel, dues: Dues) -> None:
-        waiting, plan, ready = stage.live(), stage.plan, stage.ready
+        waiting, plans, ready = stage.live(), stage.views, stage.ready
         lone = next((case for case in waiting if case.alone), None)
         if lone is not None:
             empty = [life for life in ready if not life.unheard]
             self._journal.require(not empty, Contract.PROGRESS, "%s, to be alone, waits beside %s", lone, empty)
-            if plan.concurrency == 1:
+            if any(plan.concurrency == 1 for plan in plans):
                 # The others wait until some worker has done what it has.
                 return
         others = [case for case in waiting if not case.alone]
@@ -60,7 +61,12 @@ class Waiting(Checker):
         first = others[0]
         for life in ready:
             # Left to the scheduler, a worker that was busy may wait as long for those whom it has just answered.
-            since = max(first.queued_at, life.heard_at) if plan.adaptive else first.queued_at
-            due = since + plan.max_wait if not stage.holds_a_batch else dues.now - 2 * TOLERANCE
-            if life.running < plan.concurrency and not life.runs_alone:
+            due = max(self._due(plan, life, first, stage.holds_a_batch(plan), dues) for plan in plans)
+            if life.running < min(plan.concurrency for plan in plans) and not life.runs_alone:
                 dues.require_by(due, Contract.PROGRESS, "%s waits beside %s", first, life)
+
+    @staticmethod
+    def _due(plan: StagePlan, life: Life, first: Case, full: bool, dues: Dues) -> float:
+        """Return when the first of those that wait must be with a worker that could run it."""
+        since = max(first.queued_at, life.heard_at) if plan.adaptive else first.queued_at
+        return dues.now - 2 * TOLERANCE if full else since + plan.max_wait

@@ -84,9 +84,14 @@ def datatype_of(array: Array) -> Datatype | None:
     """Return the datatype of an array's values; None where there is none."""
     if array.dtype.kind in "OSU":
         return BYTES
-    if array.dtype.name == "bfloat16":
+    if _is_bfloat16(array):
         return BF16
     return _OF_NUMPY.get((array.dtype.kind, array.dtype.itemsize))
+
+
+def _is_bfloat16(array: Array) -> bool:
+    """Whether its values are those of `ml_dtypes.bfloat16`, which is no type of numpy's own."""
+    return array.dtype.kind == "V" and array.dtype.name == "bfloat16"
 
 
 # -- bytes -------------------------------------------------------------------------------------------------------------
@@ -251,10 +256,10 @@ def converted(datatype: Datatype, array: Array) -> Array:
     """
     if datatype is BYTES:
         return as_bytes(array)
-    if array.dtype.name == "bfloat16":
-        array = array.astype(np.float32)
     if array.dtype == datatype.numpy:
         return array
+    if _is_bfloat16(array):
+        array = array.astype(np.float32)
     kinds = {"b": "b", "i": "biu", "u": "biu", "f": "biuf"}[datatype.numpy.kind]
     if array.dtype.kind not in kinds:
         raise ValueError(f"its values are {array.dtype.name}, and {datatype.name} is described")

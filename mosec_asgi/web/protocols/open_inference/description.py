@@ -6,15 +6,18 @@
 
 The first dimension of a shape is that of the rows, and -1: `forward` is given a row, one item, as the dictionary
 `{"image": <array of 3 x 224 x 224>}`, and returns `{"label": "cat", "score": 0.9}` for it. A description that is one
-`Tensor` and no list says that an item, or a result, is the row itself.
+`Tensor` and no list says that an item, or a result, is the row itself. The annotations of `forward` may say the same:
+by `Annotated[np.ndarray, Tensor(...)]` as the type of an item, or of the fields of the `TypedDict` that an item is.
 """
 
 from __future__ import annotations
 
+import typing
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
+from mosec_asgi.annotations import forward_input_type, forward_return_type
 from mosec_asgi.errors import DefinitionError
 
 NAMES = (
@@ -99,7 +102,7 @@ def described(worker: type[Any], side: str) -> Described:
     """
     said = getattr(worker, side, None)
     if said is None:
-        return Described({}, lone=False)
+        return _annotated(worker, side) or Described({}, lone=False)
     if isinstance(said, Tensor):
         return Described({said.name: said}, lone=True)
     if not isinstance(said, (list, tuple)) or not said or not all(isinstance(each, Tensor) for each in said):
@@ -107,6 +110,10 @@ def described(worker: type[Any], side: str) -> Described:
             f"{worker.__name__}.{side} must be a list such as [Tensor('x', 'FP32', [-1, 3])], or one Tensor, not "
             f"{said!r}"
         )
+    return _of_list(worker, side, said)
+
+
+def _of_list(worker: type[Any], side: str, said: Sequence[Tensor]) -> Described:
     names = [each.name for each in said]
     if len(set(names)) < len(names) or (PARAMETERS in names and side == "inputs"):
         raise DefinitionError(
@@ -114,3 +121,43 @@ def described(worker: type[Any], side: str) -> Described:
             f"name {PARAMETERS!r}; there are {', '.join(names)}"
         )
     return Described({each.name: each for each in said}, lone=False)
+
+
+def _annotated(worker: type[Any], side: str) -> Described | None:
+    """Return what the annotations of `forward` say; None where they name no tensor, or cannot be read."""
+    read = forward_input_type if side == "inputs" else forward_return_type
+    try:
+        annotation = read(worker, False)
+    # A `forward` that is no plain function may have no signature.
+    except (DefinitionError, TypeError, ValueError):
+        return None
+    found = _tensors_in(annotation)
+    # The fields of a dictionary have the same rules as a list.
+    return found if found is None or found.lone else _of_list(worker, side, list(found.tensors.values()))
+
+
+def _tensors_in(annotation: Any) -> Described | None:
+    """Return the tensors that an annotation names, within whatever lists, unions and streams it stands."""
+    if typing.get_origin(annotation) is Annotated:
+        for said in annotation.__metadata__:
+            if isinstance(said, Tensor):
+                return Described({said.name: said}, lone=True)
+        return _tensors_in(annotation.__origin__)
+    if typing.is_typeddict(annotation):
+        fields = typing.get_type_hints(annotation, include_extras=True)
+        tensors = {}
+        for name, hint in fields.items():
+            inner = _tensors_in(hint)
+            if inner is not None and inner.lone:
+                [tensors[name]] = inner.tensors.values()
+        for name, tensor in tensors.items():
+            if tensor.name != name:
+                raise DefinitionError(
+                    f"the field {name} of {annotation.__name__} is the Tensor {tensor.name!r}; give both one name"
+                )
+        return Described(tensors, lone=False) if tensors else None
+    for argument in typing.get_args(annotation):
+        found = _tensors_in(argument)
+        if found is not None:
+            return found
+    return None

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 PLATFORM = "mosec_asgi"
 VERSION = "1"
-# What the only output of a model is called that does not describe it.
-ONLY_OUTPUT = "output"
+# What the only output of a model is called that does not describe it; where that is text, as Triton's backends do.
+ONLY_OUTPUT, ONLY_TEXT = "output", "text_output"
 # Names that an error mentions.
 _MOST = 20
 
@@ -172,7 +172,8 @@ class Model:
         if self.outputs.lone or not isinstance(results[0], Mapping):
             if len(names) > 1:
                 raise self._fault(f"{type(results[0]).__name__}, and not a dictionary of {_listed(names)}")
-            return {names[0] if names else ONLY_OUTPUT: list(results)}
+            name = ONLY_TEXT if isinstance(results[0], str) else ONLY_OUTPUT
+            return {names[0] if names else name: list(results)}
         columns: dict[str, list[Any]] = {}
         for name in names or list(results[0]):
             if not isinstance(name, str):
@@ -191,7 +192,8 @@ class Model:
             if len({array.shape for array in arrays}) > 1:
                 shapes = sorted({str(list(array.shape)) for array in arrays})[:2]
                 raise ValueError(f"its rows differ in their shape ({' and '.join(shapes)})")
-            joined = np.stack(arrays)
+            # That of one row is not copied.
+            joined = np.stack(arrays) if len(arrays) > 1 else arrays[0][np.newaxis]
             datatype = datatypes.datatype_of(joined) if tensor is None else DATATYPES[tensor.datatype]
             if datatype is None:
                 raise ValueError(f"there is no datatype for values of {joined.dtype}")

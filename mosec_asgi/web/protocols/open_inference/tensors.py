@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 MAX_RANK = 32
 # The most that the dimensions of a shape may come to, those that are 0 left out; numpy cannot take any number.
 _BIGGEST = 2**48
+# What a value of BYTES counts, where others count 1: so much longer it takes.
+TEXT_WEIGHT = 4
+# How many times more numbers may be written as JSON than may be read.
+_MORE_OUT = 4
 # Characters of a name, or of another value, that an error repeats.
 _MOST_SHOWN = 60
 
@@ -28,8 +32,8 @@ class Bounds:
     Attributes:
         rows: each of which is an item of its own.
         tensors: inputs, or outputs asked for.
-        values: that are read one by one, all in all: those that do not come as bytes, and BYTES. Nobody else is served
-            meanwhile; 300,000 take a few hundredths of a second.
+        values: that are read one by one, all in all: those that do not come as bytes, and BYTES, each of which counts
+            for four. Nobody else is served meanwhile; 300,000 take a few hundredths of a second.
     """
 
     rows: int = 2048
@@ -59,13 +63,19 @@ class NamedArray(NamedTuple):
         """Return the values as bytes."""
         return datatypes.to_raw(self.datatype, self.array)
 
-    def values(self) -> Any:
+    def values(self, bounds: Bounds) -> Any:
         """Return the values as JSON is made of them: an array of one dimension, or a list of texts.
 
+        Args:
+            bounds: of the request; JSON may have a few times more values.
+
         Raises:
-            ClientError: JSON has no form for them.
+            ClientError: JSON has no form for them, or they are too many.
         """
+        most = bounds.values * _MORE_OUT // (TEXT_WEIGHT if self.datatype is BYTES else 1)
         try:
+            if self.array.size > most:
+                raise ValueError(f"it has {self.array.size} values, and may have {most} there")
             return datatypes.to_values(self.datatype, self.array)
         except ValueError as error:
             raise ClientError(
@@ -149,12 +159,13 @@ class Reader:
         dimensions = self._checked_shape(name, shape)
         declared = Declared(name, kind, dimensions, math.prod(dimensions))
         if not raw or kind is BYTES:
-            self._values += declared.count
+            self._values += declared.count * (TEXT_WEIGHT if kind is BYTES else 1)
             if self._values > self._bounds.values:
                 raise wrong_input(
                     name,
                     f"it has {declared.count} values, and {self._bounds.values} of a request may come one by one (in "
-                    "JSON, or as BYTES); send numbers as binary data, or several requests",
+                    f"JSON, or as BYTES, which count for {TEXT_WEIGHT}); send numbers as binary data, or several "
+                    "requests",
                 )
         return declared
 

@@ -65,6 +65,14 @@ def error_object(status: int, message: str, param: str | None = None, code: str 
 
 def status_and_object(problem: Problem, param: str | None) -> tuple[int, dict[str, Any]]:
     """Return the status and the body of what went wrong; `param` is the field that a worker has refused."""
+    status, body = _status_and_object(problem, param)
+    fields = problem.fields or {}
+    # The text is the error's own.
+    body["error"].update({name: fields[name] for name in ("type", "param", "code") if name in fields})
+    return status, body
+
+
+def _status_and_object(problem: Problem, param: str | None) -> tuple[int, dict[str, Any]]:
     message = str(raised(Failure(problem.code, problem.text)))
     # OpenAI has one status for all that is wrong with a request's fields.
     status = HTTPStatus.BAD_REQUEST if problem.code == HTTPStatus.UNPROCESSABLE_ENTITY else problem.code

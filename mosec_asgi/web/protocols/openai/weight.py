@@ -1,12 +1,12 @@
-"""What a body costs the event loop is bounded before it is read: nobody else is served while it is made into objects.
+"""What a body costs the event loop is bounded before it is read; see `protocols.weight`.
 
-A megabyte of text takes 4 ms, a megabyte of nested objects 200 ms, and as long again until its worker has it. So what
-takes long is counted first, outside of texts, where brackets and commas cost nothing.
+It takes as long again until its worker has it.
 """
 
 from __future__ import annotations
 
 from mosec_asgi.web.protocols.openai.errors import Refused
+from mosec_asgi.web.protocols.weight import Weight, rough_weight, weight_of
 
 # Lists and objects: about a microsecond each. 4096 messages of two parts each have 16,384.
 MOST_BRACKETS = 25_000
@@ -14,6 +14,7 @@ MOST_BRACKETS = 25_000
 MOST_TEXTS = 100_000
 # Values in lists and objects: 300,000 may be the tokens of an input.
 MOST_COMMAS = 350_000
+MOST = Weight(MOST_TEXTS, MOST_BRACKETS, MOST_COMMAS)
 
 
 def check_weight(body: bytes) -> None:
@@ -23,19 +24,9 @@ def check_weight(body: bytes) -> None:
         Refused: it has more.
     """
     # So few bytes hold not so many.
-    if len(body) <= MOST_BRACKETS:
+    if len(body) <= MOST_BRACKETS or not rough_weight(body).exceeds(MOST):
         return
-    brackets = body.count(b"[") + body.count(b"{")
-    if brackets <= MOST_BRACKETS and body.count(b'"') <= 2 * MOST_TEXTS and body.count(b",") <= MOST_COMMAS:
-        return
-    body = body.replace(b"\\\\", b"").replace(b'\\"', b"")
-    # Each text has two: the pieces between them are in turn outside of texts, and inside.
-    _check(body.count(b'"') // 2, MOST_TEXTS, "texts")
-    outside = b"".join(body.split(b'"')[::2])
-    _check(outside.count(b"[") + outside.count(b"{"), MOST_BRACKETS, "lists and objects")
-    _check(outside.count(b","), MOST_COMMAS, "values")
-
-
-def _check(count: int, most: int, what: str) -> None:
-    if count > most:
-        raise Refused(f"the body has {count} {what}, and one request may have {most}; send several requests")
+    found = weight_of(body)
+    for count, most, what in zip(found, MOST, ("texts", "lists and objects", "values"), strict=True):
+        if count > most:
+            raise Refused(f"the body has {count} {what}, and one request may have {most}; send several requests")
