@@ -324,10 +324,9 @@ class Service:
 
     def _ordering(self) -> Ordering:
         """Return what is read of a request for its place among others."""
-        from mosec_asgi.web.protocols.ordering import Ordering
+        from mosec_asgi.web.protocols.ordering import ordering_of
 
-        name = self._settings.tenant_header.strip().lower()
-        return Ordering(self._settings.priority_header, name.encode("latin-1", "replace"))
+        return ordering_of(self._settings)
 
     def _protocol_routes(self, objects: Objects) -> list[ProtocolRoute]:
         """Return the routes of the protocols."""

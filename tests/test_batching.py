@@ -234,3 +234,12 @@ def test_weights_are_written_as_a_list() -> None:
     for wrong in ("gold", "gold=much", "gold=0", "=1", "gold=nan"):
         with pytest.raises(DefinitionError, match=r"tenant_weights is a list of names and numbers from 0.001 to 1000"):
             weights_of(wrong)
+
+
+def test_the_tenant_header_is_the_name_of_a_header() -> None:
+    from mosec_asgi.config import resolve
+    from mosec_asgi.web.protocols.ordering import Ordering, ordering_of
+
+    assert ordering_of(resolve({"tenant_header": " X-Tenant "}, {})) == Ordering(tenant=b"x-tenant")
+    with pytest.raises(DefinitionError, match=r"the name of a header, such as x-fairness-key, not 'x fairness'"):
+        ordering_of(resolve({"tenant_header": "x fairness"}, {}))

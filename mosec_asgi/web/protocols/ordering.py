@@ -5,10 +5,12 @@ Only the routes that have something to read pay for it: the others make their ca
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from mosec_asgi import wishes
-from mosec_asgi.errors import Failure, MosecError, describe
+from mosec_asgi.config import Settings
+from mosec_asgi.errors import DefinitionError, Failure, MosecError, describe
 from mosec_asgi.labels import Labels
 from mosec_asgi.log import internal_logger
 from mosec_asgi.messages import Call
@@ -53,6 +55,22 @@ class Ordering:
 
 
 NO_ORDERING = Ordering()
+# RFC 9110, section 5.6.2.
+_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]*")
+
+
+def ordering_of(settings: Settings) -> Ordering:
+    """Return what a service reads of its requests.
+
+    Raises:
+        DefinitionError: the setting `tenant_header` is no name of a header.
+    """
+    name = settings.tenant_header.strip()
+    if not _TOKEN.fullmatch(name):
+        raise DefinitionError(
+            f"the setting tenant_header is the name of a header, such as x-fairness-key, not {settings.tenant_header!r}"
+        )
+    return Ordering(settings.priority_header, name.lower().encode())
 
 
 def ordered(call: Call, request: Request, ordering: Ordering, labels: Labels | None) -> Call | Failure:
