@@ -123,7 +123,15 @@ class Service:
         self._memory: SharedMemory | None = None
         self._metrics = ServiceMetrics(
             settings.namespace,
-            [StageMetrics(plan.name, batched=plan.batch_size > 1, streams=plan.streams) for plan in stages],
+            [
+                StageMetrics(
+                    plan.name,
+                    batched=plan.batch_size > 1,
+                    streams=plan.streams,
+                    costed=bool(plan.rules.max_cost) or plan.rules.by_cost,
+                )
+                for plan in stages
+            ],
         )
         # Workers in this process use the process's own prometheus_client registry.
         self._custom = None if platform else CustomMetrics(prometheus_directory())

@@ -173,6 +173,19 @@ def test_a_stage_cannot_tell_two_others_different_things() -> None:
         Server().register_runtime({"/a": [first, Runtime(Costs, max_batch_size=4)], "/b": [first, Runtime(Plain)]})
 
 
+def test_what_batches_cost_is_measured_where_it_counts() -> None:
+    async def scenario() -> None:
+        for options, shown in (({"max_batch_cost": 1000}, True), ({}, False)):
+            async with serving(Costs, **options) as server:
+                await asyncio.gather(*(server.infer(item(name, 5)) for name in "abc"))
+                async with httpx.AsyncClient(transport=httpx.ASGITransport(server), base_url="http://test") as client:
+                    text = (await client.get("/metrics")).text
+            line = 'mosec_service_batch_cost_sum{stage="Costs_1"} 15'
+            assert (line in text) == shown
+
+    asyncio.run(scenario())
+
+
 # -- what clients may say ----------------------------------------------------------------------------------------------
 
 
