@@ -27,6 +27,7 @@ help:
 	@echo "make spoken  OpenAI's API beside a plain route, and a request of many texts beside those of one (needs wrk)"
 	@echo "make padding   what batches by cost save of padding, with a real model"
 	@echo "make map     run a model over 200,000 lines by \`mosec-asgi map\`, also through three SIGKILLs"
+	@echo "make dashboard   take pictures of the dashboard under load (needs chromium)"
 	@echo "make footprint   compare start and memory with mosec"
 	@echo "make faults  kill and stop workers under load, a minute for each promise"
 	@echo "make changes scale, configure and restart a service under load, twenty times each"
@@ -123,6 +124,16 @@ tracing: $(VENV)/test.stamp
 footprint: $(VENV)/test.stamp
 	$(BIN)/python benchmarks/footprint.py
 
+# How long /readyz takes to answer while a model loads for eight seconds.
+.PHONY: loading
+loading: $(VENV)/test.stamp
+	$(BIN)/python benchmarks/loading.py
+
+# Whether the time of a refusal tells how much of an API key was right.
+.PHONY: keys
+keys: $(VENV)/test.stamp
+	$(BIN)/python benchmarks/keys.py
+
 # What clients of streams feel: time to the first event, gaps, slow readers.
 streams: $(VENV)/test.stamp
 	$(BIN)/python benchmarks/streams.py
@@ -157,6 +168,11 @@ spoken: $(VENV)/test.stamp
 .PHONY: map
 map: $(VENV)/test.stamp
 	$(BIN)/python benchmarks/map.py
+
+# Pictures of the dashboard under load, in Chromium; the one of README among them; three minutes.
+.PHONY: dashboard
+dashboard: $(VENV)/bench.stamp
+	$(BIN)/python benchmarks/dashboard.py
 
 # `make profile SCENARIO=echo`: where the time goes.
 profile: $(VENV)/bench.stamp

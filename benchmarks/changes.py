@@ -1,10 +1,10 @@
 """Changes of a service under load: `make changes`, or `python benchmarks/changes.py --times 3 --only restart`.
 
 Requests come by chance (Poisson) at 0.8 of what the fewest workers of a part can do, whether earlier ones are answered
-or not. Meanwhile the stage is scaled from two workers to four, to one and back, restarted, given other batch sizes, and
-the program is sent SIGHUP, each so many times, one change after the other. No call may fail, each answer must be that
-of its request, and a rolling restart may raise the 99th percentile to three times what it was before at most. The exit
-status is 1 where that does not hold.
+or not. Meanwhile the stage is restarted, the program is sent SIGHUP, batches of other sizes are asked for, and workers
+are scaled from two to four, to one and back: each so many times at least, one change after the other, and until enough
+calls have come. No call may fail, each answer must be that of its request, and a rolling restart may raise the 99th
+percentile to three times what it was before at most. The exit status is 1 where that does not hold.
 """
 
 from __future__ import annotations
@@ -83,9 +83,9 @@ class Load:
         """Close all connections."""
         await self._open.aclose()
 
-    async def during(self, rate: float, work: Awaitable[int]) -> Seen:
-        """Load the service as long as some work takes; it returns the changes that it has made."""
-        seen, calls = Seen(), set[asyncio.Task[None]]()
+    async def during(self, rate: float, work: Awaitable[int], seen: Seen) -> None:
+        """Load the service as long as some work takes, which returns the changes that it has made."""
+        calls = set[asyncio.Task[None]]()
         working = asyncio.ensure_future(work)
         due = time.monotonic()
         while not working.done():
@@ -97,7 +97,6 @@ class Load:
         seen.changes = await working
         if calls:
             await asyncio.wait(calls)
-        return seen
 
     async def _call(self, seen: Seen) -> None:
         item = {"number": next(self._numbers)}
@@ -113,7 +112,7 @@ class Load:
             return
         self._idle.append(connection)
         if answer.status != 200:
-            seen.failures[f"{answer.status} {answer.text[:100]}"] += 1
+            seen.failures[f"{answer.status} {answer.text[:40]}"] += 1
         elif json.loads(answer.body) != item:
             seen.failures["the answer to another request"] += 1
         else:
@@ -127,6 +126,12 @@ class Changes:
         self._client = client
         self._process = process
         self._times = times
+        # What clients have seen of the part that is under way.
+        self.seen = Seen()
+
+    def _are_missing(self, done: int) -> bool:
+        """Whether more are to be made, after so many."""
+        return done < self._times or self.seen.calls < LEAST_CALLS / 4 * min(1.0, self._times / TIMES)
 
     async def none(self) -> int:
         """Leave it in peace, for a while."""
@@ -135,26 +140,34 @@ class Changes:
 
     async def scale(self) -> int:
         """Have four workers, one, and two again."""
-        for _ in range(self._times):
+        done = 0
+        while self._are_missing(done):
             for num in (4, 1, 2):
                 await self._ask("/scale", num=num)
-        return 3 * self._times
+            done += 1
+        return 3 * done
 
     async def restart(self) -> int:
         """Replace both workers."""
-        for _ in range(self._times):
+        done = 0
+        while self._are_missing(done):
             await self._ask("/restart")
-        return self._times
+            done += 1
+        return done
 
     async def configure(self) -> int:
         """Have batches of eight, and of four again."""
-        for size in itertools.islice(itertools.cycle((8, BATCH)), self._times + self._times % 2):
-            await self._ask("/configure", max_batch_size=size)
-        return self._times + self._times % 2
+        done = 0
+        while self._are_missing(done):
+            for size in (2 * BATCH, BATCH):
+                await self._ask("/configure", max_batch_size=size)
+            done += 2
+        return done
 
     async def hangup(self) -> int:
         """Send SIGHUP, and wait until other processes serve."""
-        for _ in range(self._times):
+        done = 0
+        while self._are_missing(done):
             before = await self._workers()
             os.kill(self._process, signal.SIGHUP)
             end = time.monotonic() + WAIT_SECONDS
@@ -162,7 +175,8 @@ class Changes:
                 if time.monotonic() > end:
                     raise RuntimeError("the workers were not replaced after SIGHUP")
                 await asyncio.sleep(0.1)
-        return self._times
+            done += 1
+        return done
 
     async def _ask(self, path: str, **fields: Any) -> None:
         await asyncio.to_thread(self._client.ask, "POST", path, {"stage": STAGE, **fields})
@@ -186,7 +200,8 @@ async def measure(port: int, client: Client, process: int, times: int, only: Seq
     seen = {}
     for name, (workers, work) in parts.items():
         if name == "none" or not only or name in only:
-            seen[name] = await load.during(SHARE * workers * PER_WORKER, work())
+            seen[name] = changes.seen = Seen()
+            await load.during(SHARE * workers * PER_WORKER, work(), seen[name])
             print(_row(name, seen[name]), flush=True)
     await load.close()
     return seen

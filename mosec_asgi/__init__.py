@@ -23,6 +23,7 @@ General layout; each floor imports only from those below it:
     observing/              F1  metrics, their Prometheus text, metrics of users' workers
     worker.py, runtime.py   F1  what users subclass and configure
     streaming.py, events.py F1  the same for streams: ContinuousWorker; Event and its form on the wire
+    stops.py                F1  a text that is written, up to where it stops
     mixin/, formats.py      F1  formats other than the default; what they share
     annotations.py          F1  what forward takes and returns
     schema.py               F1  the same as JSON Schema

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -162,6 +163,11 @@ def test_each_command_has_a_module_that_its_help_needs(capsys: pytest.CaptureFix
     for name in COMMANDS:
         assert main([name, "--help"]) == 0
         assert f"Usage: mosec-asgi {name}" in capsys.readouterr().out
+
+
+def test_the_page_on_the_command_line_names_each_command() -> None:
+    page = (ROOT / "docs/cli.md").read_text()
+    assert set(re.findall(r"^\| `mosec-asgi ([\w-]+)", page, re.MULTILINE)) == set(COMMANDS)
 
 
 def test_without_rich_or_a_terminal_output_is_plain(capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,11 +12,12 @@ from typing import Any
 import httpx
 import pytest
 from browser import chromium, complaints, requested
-from harness import Program, free_port, python, running, until, wait_until, written
+from harness import Program, free_port, python, running, serving, until, wait_until, written
 from test_swagger import MOUNTED, PROXY
 
 from mosec_asgi import Server, Worker
 from mosec_asgi.web.dashboard import ASSETS, POLICY
+from mosec_asgi.web.keys import DASHBOARD_FILES
 
 SERVICE = """
 import os
@@ -188,6 +189,24 @@ def test_on_a_phone_nothing_is_wider_than_the_screen_and_at_night_it_is_dark(bro
             browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
 
 
+def test_where_there_are_api_keys_the_page_asks_for_one(browser: Any, tmp_path: Path) -> None:
+    key = "0123456789abcdef0123"
+    with serving(tmp_path, "server.append_worker(Echo)", "--dashboard", environment={"MOSEC_API_KEYS": key}) as program:
+        browser.get(f"{program.url}/dashboard/")
+        shows(browser, "#state", "locked")
+        browser.find_element("id", "key-text").send_keys("wrong\n")
+        shows(browser, "#state", "locked")
+        browser.find_element("id", "key-text").clear()
+        browser.find_element("id", "key-text").send_keys(f"{key}\n")
+        shows(browser, "#state", "serving")
+        assert not browser.find_element("id", "key").is_displayed()
+        # It is kept for this tab, and stands in no address.
+        browser.refresh()
+        shows(browser, "#state", "serving")
+        assert not any(key in address for address in requested(browser))
+        assert all("401" in each for each in complaints(browser))
+
+
 # -- its files and numbers ---------------------------------------------------------------------------------------------
 
 
@@ -213,6 +232,7 @@ async def test_the_page_and_its_files_are_there_whether_or_not_the_path_has_the_
         page = await client.get(f"{prefix}/dashboard/")
         files = re.findall(r'(?:src|href)="([^".][^"]*)"', page.text)
         assert len(files) == 5
+        assert {"/dashboard", "/dashboard/", *(f"/dashboard/{file}" for file in files)} == DASHBOARD_FILES
         for file in files:
             answer = await client.get(f"{prefix}/dashboard/{file}")
             assert (answer.status_code, answer.content) == (200, (ASSETS / file).read_bytes())

@@ -51,7 +51,7 @@ def test_without_a_gpu_there_is_one_worker_on_the_cpu_and_a_line_says_so(
     tmp_path: Path, environment: dict[str, str], why: str, logged: pytest.LogCaptureFixture
 ) -> None:
     found = placed(Runtime(Echo, devices="auto", workers_per_device=3), tmp_path, environment)
-    assert (found.num, found.env) == (1, [{}])
+    assert (found.num, found.env) == (1, None)
     assert messages(logged) == [f"Echo_1 has one worker, on the CPU: there is no GPU, for {why}"]
 
 

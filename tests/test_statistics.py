@@ -98,8 +98,8 @@ def test_a_service_that_is_closing_is_stopping_whatever_else_it_is() -> None:
 async def test_a_server_tells_of_itself_in_each_of_its_states() -> None:
     server = Server(capacity=7)
     server.append_worker(Double)
-    server.append_worker(Gate, num=2)
-    server.append_worker(Together, max_batch_size=4, route="/batched")
+    server.append_worker(Gate, num=2, executor="thread")
+    server.append_worker(Together, max_batch_size=4, route="/batched", executor="thread")
     assert server.statistics() == ServiceReport()
     async with server:
         for _ in range(3):
@@ -137,8 +137,8 @@ async def test_while_workers_load_it_says_which(tmp_path: Path) -> None:
 
 async def test_a_place_without_a_worker_says_why() -> None:
     server = Server()
-    server.append_worker(Double)
-    server.append_worker(OneFails, num=2)
+    server.append_worker(Double, executor="thread")
+    server.append_worker(OneFails, num=2, executor="thread")
     async with server:
         told = server.statistics()
         errors = [worker.error for worker in told.stages[1].workers if worker.error]
@@ -147,7 +147,7 @@ async def test_a_place_without_a_worker_says_why() -> None:
 
 async def test_it_can_be_asked_from_another_thread() -> None:
     server = Server()
-    server.append_worker(Double)
+    server.append_worker(Double, executor="thread")
     async with server:
         told: list[ServiceReport] = []
         thread = threading.Thread(target=lambda: told.append(server.statistics()))

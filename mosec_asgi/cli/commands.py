@@ -26,7 +26,7 @@ COMMANDS = {
     "serve": Entry("serve", "serve models over HTTP; --reload for development"),
     "check": Entry("check", "show what a service would be, and warn of what may be wrong; starts nothing"),
     "dry-run": Entry("dry_run", "start one worker a stage, and send each pipeline its example once"),
-    "top": Entry("top", "watch a service that runs: throughput, latency, queues, batches, workers"),
+    "top": Entry("top.command", "watch a service that runs: throughput, latency, queues, batches, workers"),
     "new": Entry("new", "make a folder with a small service and its test, to start from"),
     "openapi": Entry("openapi", "print a service's OpenAPI document, or check a file that holds it"),
     "ctl": Entry("ctl", "see a running service, and change it: status, scale, configure, restart"),

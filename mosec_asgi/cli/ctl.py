@@ -55,7 +55,8 @@ class Client:
                 "too much to answer at this socket"
             ) from None
         except (OSError, http.client.HTTPException, ValueError) as error:
-            raise CommandError(f"what listens at {self._path} is no admin socket that answers: {error}") from error
+            why = " ".join(str(error).split())
+            raise CommandError(f"what listens at {self._path} is no admin socket that answers: {why}") from error
         finally:
             connection.close()
         if status >= http.client.BAD_REQUEST:

@@ -70,6 +70,8 @@ class Placer:
             num = len(told)
             own = (env or [{}]) * (num if len(env or [{}]) == 1 else 1)
             env = [{**gpu, **variables} for gpu, variables in zip(told, own, strict=True)]
+            # Where nothing is told, nothing bounds how many workers there can be later on.
+            env = env if any(env) else None
         defaults = self._threads(name, num, env) if runtime.executor == "process" else {}
         return Placement(num, env, defaults)
 

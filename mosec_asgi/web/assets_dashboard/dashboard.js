@@ -21,8 +21,7 @@
   };
   const rate = (value) => {
     if (value === null || value === undefined) return "–";
-    if (value >= 10 || Number.isInteger(value)) return Math.round(value).toLocaleString("en");
-    return value.toFixed(value >= 1 ? 1 : 2);
+    return value >= 9.95 ? Math.round(value).toLocaleString("en") : String(Number(value.toPrecision(2)));
   };
   const seconds = (value) => {
     if (value === null || value === undefined) return "–";
@@ -180,7 +179,7 @@
             size: 58,
             space: 30,
             ...(this.whole ? { incrs: WHOLE } : {}),
-            ...(this.logarithmic ? { filter: onlyRound } : {}),
+            ...(this.logarithmic ? { filter: onlyRound, grid: { ...grid, filter: onlyRound } } : {}),
             values: (_, values) => values.map((value) => (value === null ? "" : this.axis(value))),
           },
         ],
@@ -543,13 +542,29 @@
   function showLost(why) {
     lostAt ??= Date.now();
     document.body.classList.add("stale");
-    showState("no connection", "bad");
+    showState(byId("key").hidden ? "no connection" : "locked", "bad");
+    if (!byId("key").hidden) return notice("");
     notice(`No connection to the service since ${clock(lostAt / 1000)}${why ? ` (${why})` : ""}. It is tried again each second.`, "bad");
   }
 
+  // The API key, where the service wants one: for this tab alone, and never in an address.
+  const STORED = "mosec-asgi-api-key";
+  let key = sessionStorage.getItem(STORED) || "";
+  byId("key").addEventListener("submit", (event) => {
+    event.preventDefault();
+    key = byId("key-text").value.trim();
+    sessionStorage.setItem(STORED, key);
+    byId("key").hidden = true;
+    turn();
+  });
+
   async function ask() {
     const query = kept.run ? `?run=${encodeURIComponent(kept.run)}&after=${kept.next}` : "";
-    const response = await fetch(`data${query}`, { cache: "no-store", signal: AbortSignal.timeout(PATIENCE) });
+    const headers = key ? { "x-api-key": key } : {};
+    const response = await fetch(`data${query}`, { cache: "no-store", headers, signal: AbortSignal.timeout(PATIENCE) });
+    const wantsKey = response.status === 401 || response.status === 403;
+    byId("key").hidden = !wantsKey;
+    if (wantsKey) throw new Error(key ? "this API key may not see it" : "an API key is wanted");
     if (!response.ok) throw new Error(`it answers ${response.status}`);
     return response.json();
   }
@@ -565,14 +580,16 @@
     }
     end = Date.now() / 1000 + offset;
     for (const plot of plots) plot.update();
-    if (!document.hidden) waiting = setTimeout(turn, Math.max(50, POLL - (Date.now() - began)));
+    // Not each second while somebody types: a service logs who comes without a key.
+    if (!byId("key").hidden) waiting = null;
+    else if (!document.hidden) waiting = setTimeout(turn, Math.max(50, POLL - (Date.now() - began)));
     else waiting = null;
   }
 
   let waiting = null;
   document.addEventListener("visibilitychange", () => {
     // Nobody looks at a hidden page; what it misses, the service has kept.
-    if (!document.hidden && waiting === null) turn();
+    if (!document.hidden && waiting === null && byId("key").hidden) turn();
   });
 
   for (const [length, label] of WINDOWS) {
