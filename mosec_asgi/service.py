@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from mosec_asgi.web.direct import DirectRoutes
     from mosec_asgi.web.exchange import Shared
     from mosec_asgi.web.protocols.adapter import Pipelines, ProtocolRoute
+    from mosec_asgi.web.protocols.ordering import Ordering
     from mosec_asgi.web.protocols.seam import Endpoint, Listener, Protocol
 
 DAEMON_CHECK_SECONDS = 0.2
@@ -132,7 +133,15 @@ class Service:
         self._memory: SharedMemory | None = None
         self._metrics = ServiceMetrics(
             settings.namespace,
-            [StageMetrics(plan.name, batched=plan.batch_size > 1, streams=plan.streams) for plan in stages],
+            [
+                StageMetrics(
+                    plan.name,
+                    batched=plan.batch_size > 1,
+                    streams=plan.streams,
+                    costed=bool(plan.rules.max_cost) or plan.rules.by_cost,
+                )
+                for plan in stages
+            ],
         )
         # Workers in this process use the process's own prometheus_client registry.
         self._custom = None if platform else CustomMetrics(prometheus_directory())
@@ -318,13 +327,14 @@ class Service:
                 streams=streams(pipeline[-1].worker),
                 takes_request=self._call_routes[path].takes_request,
                 methods=pipeline[0].methods or plain.POST,
+                labels=pipeline[0].labels,
             )
             for path, pipeline in self._routes.items()
         ]
         memory = memory_limit()
         spoken = self._protocol_routes(objects)
         app = App(
-            [*plain.routes(results, self._coordinator.new_id), *spoken],
+            [*plain.routes(results, self._coordinator.new_id, self._ordering()), *spoken],
             self._coordinator,
             self._metrics,
             self._document,
@@ -358,13 +368,20 @@ class Service:
             self._recording = self.loop.create_task(dashboard.record())
         return dashboard
 
+    def _ordering(self) -> Ordering:
+        """Return what is read of a request for its place among others."""
+        from mosec_asgi.web.protocols.ordering import ordering_of
+
+        return ordering_of(self._settings)
+
     def _protocol_routes(self, objects: Objects) -> list[ProtocolRoute]:
         """Return the routes of the protocols."""
         if not self._protocols:
             return []
         from mosec_asgi.web.protocols.adapter import Pipelines, ProtocolRoute
 
-        pipelines = self._pipelines = Pipelines(self._call_routes, objects, value_of, self._coordinator)
+        ordering = self._ordering()
+        pipelines = self._pipelines = Pipelines(self._call_routes, objects, value_of, self._coordinator, ordering)
         endpoints = [endpoint for protocol in self._protocols for endpoint in protocol.endpoints()]
         self._open_health(endpoints)
         # Tests without processes have no ports either.
