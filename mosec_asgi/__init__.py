@@ -6,6 +6,7 @@ General layout; each floor imports only from those below it:
     testing/                F8  a service on virtual time with scripted workers; the simulation of random histories
     server.py               F7  Server: stages and routes -> the ASGI app, its lifespan, run()
     offline/                F7  the command `map`: a model over a file
+    tuning/                 F7  the command `tune`: settings for a target, by measurement and simulation
     defined.py              F6  what a server is to serve, checked as it is added
     definition.py           F6  what was defined, as plans and as data
     lifetime.py             F6  started once for all that need it, and stopped once

@@ -17,7 +17,7 @@ PACKAGE = ROOT.name
 
 FLOORS = {
     "cli": 8, "__main__": 8, "testing": 8,
-    "server": 7, "offline": 7,
+    "server": 7, "offline": 7, "tuning": 7,
     "defined": 6, "definition": 6, "service": 6, "steering": 6, "admin": 6, "lifetime": 6, "entrance": 6,
     "checks": 6, "host": 6, "calls": 6,
     "protocols": 6,
@@ -42,6 +42,7 @@ PURE = {
     "web.protocols.open_inference", "web.protocols.open_inference.datatypes", "web.protocols.open_inference.tensors",
     "web.protocols.weight", "web.protocols.open_inference.description", "web.protocols.open_inference.inference",
     "web.budget", "calls.window", "offline.done", "offline.progress", "offline.faults", "cli.top.watch",
+    "tuning.fit", "tuning.model", "tuning.room", "tuning.simulation", "tuning.search", "tuning.text",
     "pool.lifecycle", "pool.watchdog", "pool.recycling", "inside.isolation",
     "ipc.frames", "ipc.arena", "ipc.reference", "ipc.ledger",
 }  # fmt: skip

@@ -30,6 +30,7 @@ COMMANDS = {
     "new": Entry("new", "make a folder with a small service and its test, to start from"),
     "openapi": Entry("openapi", "print a service's OpenAPI document, or check a file that holds it"),
     "ctl": Entry("ctl", "see a running service, and change it: status, scale, configure, restart"),
+    "tune": Entry("tune", "find workers, batch sizes and waits for a latency, or for throughput"),
     "map": Entry("map", "run a model over a file"),
 }
 
