@@ -33,7 +33,7 @@ examples:
 """
 
 
-class Duration(click.ParamType):
+class Duration(click.ParamType):  # type: ignore[type-arg]  # generic in click's stubs alone
     """A time with its unit, such as 100ms or 1.5s; seconds."""
 
     name = "duration"
@@ -116,11 +116,10 @@ def command(
 
 
 def _show(found: Recommendation, target: float, out: Output) -> None:
-    columns = ("stage", "a batch takes", "fit", "measured up to", "CPU", "memory")
-    out.table(columns, [_learned(found, place) for place in range(len(found.models))], "What was measured")
+    learned = ("stage", "a batch takes", "fit", "measured up to", "CPU", "memory")
+    out.table(learned, [_learned(found, place) for place in range(len(found.models))], "What was measured")
     _warn(found, out)
-    columns = ("stage", "setting", "as defined", "recommended")
-    out.table(columns, _changes(found), "Settings")
+    out.table(("stage", "setting", "as defined", "recommended"), _changes(found), "Settings")
     wanted = "without a bound on latency" if math.isinf(target) else f"with p99 <= {target * 1000:g} ms"
     _show_rate(found, wanted, out)
     out.line()

@@ -105,9 +105,7 @@ def _medians(points: Sequence[Point]) -> list[Point]:
 
 def _start(medians: Sequence[Point]) -> tuple[float, float]:
     """Return the Theil-Sen line."""
-    slopes = [
-        (right.seconds - left.seconds) / (right.x - left.x) for left, right in itertools.combinations(medians, 2)
-    ]
+    slopes = [(right.seconds - left.seconds) / (right.x - left.x) for left, right in itertools.combinations(medians, 2)]
     slope = max(0.0, median(slopes)) if slopes else 0.0
     return max(0.0, median(point.seconds - slope * point.x for point in medians)), slope
 
@@ -139,10 +137,7 @@ def _least_squares(points: Sequence[Point], weights: Sequence[float]) -> tuple[f
     if spread <= 0.0:
         return mean, 0.0
     slope = (
-        sum(
-            weight * (point.x - mean_x) * (point.seconds - mean)
-            for point, weight in zip(points, weights, strict=True)
-        )
+        sum(weight * (point.x - mean_x) * (point.seconds - mean) for point, weight in zip(points, weights, strict=True))
         / spread
     )
     if slope < 0.0:

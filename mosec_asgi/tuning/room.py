@@ -44,9 +44,7 @@ def slowed(models: Sequence[StageModel], machine: Machine) -> tuple[list[StageMo
     factor = max(1.0, _cpu(models, [max(1, model.fixed_num) for model in models]) / machine.cores)
     if factor <= 1.0:
         return list(models), 1.0
-    lines = [
-        replace(model.line, fixed=model.line.fixed * factor, slope=model.line.slope * factor) for model in models
-    ]
+    lines = [replace(model.line, fixed=model.line.fixed * factor, slope=model.line.slope * factor) for model in models]
     return [replace(model, line=line) for model, line in zip(models, lines, strict=True)], factor
 
 

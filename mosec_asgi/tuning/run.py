@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -213,5 +212,3 @@ def _searched(
         route, pipeline, measured, models, machine, factor, now, search.rate_of(now), found,
         search.curve(found.choices), search.curve(now),
     )  # fmt: skip
-
-

@@ -6,8 +6,8 @@ with fine ones, waits and budgets, until nothing gets better. Most candidates co
 not do more than the best so far, by its capacity, is not run at all, and one that misses the target at the rate of the
 best is dropped as soon as that is sure. At last, workers and waits that gain next to nothing are taken away.
 
-*Throughput alone.* The stage that can do least bounds it, so each is given the fewest workers, and the smallest batches,
-by which it keeps up with that one.
+*Throughput alone.* The stage that can do least bounds it, so each is given the fewest workers, and the smallest
+batches, by which it keeps up with that one.
 """
 
 from __future__ import annotations

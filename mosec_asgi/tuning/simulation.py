@@ -69,9 +69,7 @@ class Workload:
     def drawn(cls, calls: int, items: int, seed: int = 0, wait: float = DEFAULT_WAIT) -> Workload:
         """Draw so many calls of a sample of so many items."""
         rng = random.Random(seed)
-        return cls(
-            [rng.expovariate(1.0) for _ in range(calls)], [rng.randrange(items) for _ in range(calls)], wait
-        )
+        return cls([rng.expovariate(1.0) for _ in range(calls)], [rng.randrange(items) for _ in range(calls)], wait)
 
 
 class _Nobody:
