@@ -25,7 +25,7 @@ help:
 	@echo "make overload    offer more than a model can do, and see what is answered in time, beside mosec"
 	@echo "make calls   compare server.infer with the same calls over HTTP (needs wrk)"
 	@echo "make spoken  OpenAI's API beside a plain route, and a request of many texts beside those of one (needs wrk)"
-	@echo "make tune      what mosec-asgi tune finds for models that are known, beside a full sweep; ten minutes"
+	@echo "make tune      what mosec-asgi tune finds for models that are known, beside a full sweep; some minutes"
 	@echo "make padding   what batches by cost save of padding, with a real model"
 	@echo "make map     run a model over 200,000 lines by \`mosec-asgi map\`, also through three SIGKILLs"
 	@echo "make dashboard   take pictures of the dashboard under load (needs chromium)"

@@ -119,7 +119,6 @@ def _alone(runtime: Runtime, most: int) -> Runtime:
     other.max_batch_cost, other.sort_by_cost, other.labels = 0, False, None
     other.max_calls = other.max_memory = 0
     other.latency_target = 0.0
-    # Not a culprit is looked for, but what a batch takes.
     other.methods = None
     return other
 

@@ -18,13 +18,16 @@ from mosec_asgi.server import Server
 from mosec_asgi.streaming import ContinuousWorker, is_async, streams
 from mosec_asgi.tuning.fit import fitted
 from mosec_asgi.tuning.measure import Bounds, Measured, measure
-from mosec_asgi.tuning.model import Choice, Choices, StageModel
+from mosec_asgi.tuning.model import Choice, Choices, StageModel, capacity
 from mosec_asgi.tuning.room import Machine, slowed
-from mosec_asgi.tuning.search import CALLS, Found, Search
-from mosec_asgi.tuning.simulation import Played, Workload
+from mosec_asgi.tuning.search import CALLS, LEAST_CALLS, Found, Search
+from mosec_asgi.tuning.simulation import Played, Run, Workload
 
-# Of the time, for the measurements; the rest is for the search.
-MEASURE_SHARE = 0.4
+# Of the time: for the measurements, and for the search; the rest is for what is shown of it.
+MEASURE_SHARE, SEARCH_SHARE = 0.4, 0.45
+# Runs that a search should have time for; where it would not, they are shorter.
+RUNS = 150
+_TRIAL_CALLS = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,15 +203,22 @@ def _searched(
     route: str, pipeline: Sequence[Runtime], measured: Sequence[Measured], models: Sequence[StageModel],
     machine: Machine, factor: float, wanted: Wanted, settings: Settings,
 ) -> Recommendation:  # fmt: skip
-    workload = Workload.drawn(CALLS, len(models[0].labels), wait=settings.wait / 1000)
-    until = time.monotonic() + (1 - MEASURE_SHARE) * wanted.seconds
-    search = Search(models, machine, workload, wanted.target, lambda: time.monotonic() < until)
-    found = search.best()
     now = tuple(
         Choice(runtime.num, runtime.max_batch_size, runtime.max_wait_time, runtime.max_batch_cost)
         for runtime in pipeline
     )
+    seconds = SEARCH_SHARE * wanted.seconds
+    began = time.monotonic()
+    trial = Workload.drawn(_TRIAL_CALLS, len(models[0].labels))
+    Run(models, now, trial, capacity(models, now) / 2).play()
+    fit = _TRIAL_CALLS * seconds / RUNS / max(time.monotonic() - began, 1e-6)
+    calls = round(min(max(fit, LEAST_CALLS), CALLS))
+    workload = Workload.drawn(calls, len(models[0].labels), wait=settings.wait / 1000)
+    until = time.monotonic() + seconds
+    search = Search(models, machine, workload, wanted.target, lambda: time.monotonic() < until)
+    now_rate = search.rate_of(now)
+    found = search.best()
     return Recommendation(
-        route, pipeline, measured, models, machine, factor, now, search.rate_of(now), found,
+        route, pipeline, measured, models, machine, factor, now, now_rate, found,
         search.curve(found.choices), search.curve(now),
     )  # fmt: skip

@@ -30,8 +30,9 @@ PRECISION = 0.005
 ROUGH = 0.01
 # What fewer workers, or no wait, may lose.
 SIMPLER = 0.015
-# Calls of a run: so many that a queue which grows near the capacity shows.
+# Calls of a run: so many that a queue which grows near the capacity shows, and the fewest whose p99 says something.
 CALLS = 10_000
+LEAST_CALLS = 2000
 _ROUNDS = 4
 # Combinations of coarse sizes that are tried together.
 _MOST_TOGETHER = 150
@@ -105,7 +106,7 @@ class Search:
             low = top / LEAST_PART
             if not self._meets(choices, low):
                 return 0.0
-        while high > low * (1 + precision):
+        while high > low * (1 + precision) and self._may_go_on():
             middle = math.sqrt(low * high)
             if self._meets(choices, middle):
                 low = middle
@@ -148,9 +149,12 @@ class Search:
                 best, rate = self._climbed(best, rate)
         if best is None:
             return self._unmet()
-        best = self._simpler(best, self.rate_of(best))
-        rate = self.rate_of(best)
-        return Found(best, rate, self.play(best, rate, math.inf), self._tried, self._may_go_on())
+        whole = self._may_go_on()
+        if whole:
+            best = self._simpler(best, rate)
+            # What is simpler has been seen to do that much, and may do more.
+            rate = max(rate * (1 - SIMPLER), self.rate_of(best))
+        return Found(best, rate, self.play(best, rate, math.inf), self._tried, whole)
 
     def _starts(self, nums: Sequence[int], floor: float) -> Iterator[Choices]:
         """Yield settings of coarse batch sizes, without waits, most promising first."""
