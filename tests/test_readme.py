@@ -37,7 +37,8 @@ def test_the_service_in_20_lines_answers_as_shown(folder: Path, log: Path) -> No
         program.wait_ready()
         response = program.client.post("/inference", content=body)
         assert (response.status_code, response.text) == (200, answer)
-        assert program.client.post("/inference", json={"text": 1}).status_code == 422
+        for wrong in ({"text": 1}, {}, [1], "text", 1):
+            assert program.client.post("/inference", json=wrong).status_code == 422
 
 
 def test_the_typed_service_checks_requests_and_shows_its_contract(folder: Path, log: Path) -> None:
