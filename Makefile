@@ -133,7 +133,7 @@ spoken: $(VENV)/test.stamp ## OpenAI's API beside a plain route; a request of ma
 	$(BIN)/python benchmarks/spoken.py
 
 padding: $(VENV)/test.stamp ## what batches by cost save of padding, with a real model
-	$(BIN)/python benchmarks/padding.py
+	$(BIN)/python benchmarks/padding
 
 map: $(VENV)/test.stamp ## a model over 200,000 lines by `mosec-asgi map`, also through three SIGKILLs; two minutes
 	$(BIN)/python benchmarks/map.py
