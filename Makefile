@@ -68,6 +68,8 @@ format: $(VENV)/test.stamp ## format the code, and correct what ruff can correct
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# The theme tells of its own successor otherwise.
+docs docs-serve: export NO_MKDOCS_2_WARNING = 1
 docs: $(VENV)/docs.stamp ## build the pages of docs/ into site/; a warning fails
 	$(BIN)/mkdocs build --strict --quiet
 	@echo "site/index.html"

@@ -66,6 +66,7 @@ def rewritten(text: str, folder: Path, files: Any, config: Any) -> str:
         files: of the site; pictures that are not among them are added.
         config: of mkdocs.
     """
+
     def link(found: re.Match[str]) -> str:
         return f"{found[1]}{target(found[2])}{found[3] or ''})"
 
@@ -144,7 +145,9 @@ def failures() -> list[str]:
     for name, function in inspect.getmembers(errors, inspect.isfunction):
         if inspect.signature(function).return_annotation == "Failure":
             if name not in SAMPLES:
-                raise PluginError(f"errors.{name} makes a failure that the reference lacks: add what it takes to SAMPLES")
+                raise PluginError(
+                    f"errors.{name} makes a failure that the reference lacks: add what it takes to SAMPLES"
+                )
             found[name] = function(*SAMPLES[name])
     ordered = sorted(found.items(), key=lambda item: (item[1].code, item[0]))
     return [f"| {failure.code} | {cell(failure.text)} | `{name}` |\n" for name, failure in ordered]
