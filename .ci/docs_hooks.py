@@ -1,7 +1,7 @@
 """Hooks of mkdocs: the reference is made from the code, pages that stand elsewhere are included, links lead somewhere.
 
-A file in docs/ is read on the site and in the repository. Its links may lead out of docs/: on the site these lead to the
-repository, or, of pictures and of included pages, to copies. A link to nothing ends the build.
+A file in docs/ is read on the site and in the repository. Its links may lead out of docs/: on the site these lead to
+the repository, or, of pictures and of included pages, to copies. A link to nothing ends the build.
 """
 
 from __future__ import annotations
@@ -95,15 +95,15 @@ def reference() -> str:
     """Return the page of all settings, flags, metrics and errors."""
     parts = [
         "# Reference\n\nMade from the code by `make docs`.\n",
-        "## Settings\n\nA keyword of `Server`, a variable of the environment, a flag of `server.run()` and `mosec-asgi serve`; "
-        "the later wins.\n\n| keyword | flag | variable | default | |\n|---|---|---|---|---|\n" + "".join(settings()),
-        "## Metrics\n\nIn the namespace of the setting `namespace`; a histogram has `_bucket`, `_sum` and `_count`, a counter "
-        "`_total`. Metrics that workers make with prometheus_client stand beside them.\n\n| metric | type | labels | |\n"
-        "|---|---|---|---|\n" + "".join(metrics()),
+        "## Settings\n\nA keyword of `Server`, a variable of the environment, a flag of `server.run()` and "
+        "`mosec-asgi serve`; the later wins.\n\n| keyword | flag | variable | default | |\n|---|---|---|---|---|\n" + "".join(settings()),
+        "## Metrics\n\nIn the namespace of the setting `namespace`; a histogram has `_bucket`, `_sum` and `_count`, a "
+        "counter `_total`. Metrics that workers make with prometheus_client stand beside them.\n\n"
+        "| metric | type | labels | |\n|---|---|---|---|\n" + "".join(metrics()),
         "## Errors\n\nWhat the service itself answers. A worker's own errors are `<msg>: <details>`.\n\n"
         "| status | text | name |\n|---|---|---|\n" + "".join(failures()),
-        "### Exceptions\n\nWhat a worker raises to answer a request, and what `infer` raises.\n\n| exception | status | |\n"
-        "|---|---|---|\n" + "".join(exceptions()),
+        "### Exceptions\n\nWhat a worker raises to answer a request, and what `infer` raises.\n\n"
+        "| exception | status | |\n|---|---|---|\n" + "".join(exceptions()),
     ]  # fmt: skip
     return "\n".join(parts)
 

@@ -15,7 +15,7 @@ MESSAGES = re.findall(r"^### `(.*)`$", PAGE, re.MULTILINE)
 
 @cache
 def texts_of_the_package() -> str:
-    """Return all texts of the package's code, those that are joined in it joined, `…` in the place of what they format."""
+    """Return all texts of the package's code, with `…` in the place of what is formatted into them."""
     found: list[str] = []
     for path in sorted((ROOT / "mosec_asgi").rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):

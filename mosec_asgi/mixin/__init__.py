@@ -7,8 +7,8 @@
     MultipartMixin          forms: fields and files                                       mosec-asgi[multipart]
     RedisShmIPCMixin        what passes between stages waits in redis                     mosec-asgi[redis]
 
-On the right is the extra that a mixin needs. Each loads its library when a worker that has it is made, and not before. `PlasmaShmIPCMixin` is there for mosec's sake:
-it does nothing, and says that shared memory replaces it.
+On the right is the extra that a mixin needs. Each loads its library when a worker that has it is made, and not before.
+`PlasmaShmIPCMixin` is there for mosec's sake: it does nothing, and says that shared memory replaces it.
 """
 
 from mosec_asgi.mixin.msgpack_worker import MsgpackMixin
