@@ -96,7 +96,8 @@ def reference() -> str:
     parts = [
         "# Reference\n\nMade from the code by `make docs`.\n",
         "## Settings\n\nA keyword of `Server`, a variable of the environment, a flag of `server.run()` and "
-        "`mosec-asgi serve`; the later wins.\n\n| keyword | flag | variable | default | |\n|---|---|---|---|---|\n" + "".join(settings()),
+        "`mosec-asgi serve`; the later wins.\n\n"
+        "| keyword | flag | variable | default | |\n|---|---|---|---|---|\n" + "".join(settings()),
         "## Metrics\n\nIn the namespace of the setting `namespace`; a histogram has `_bucket`, `_sum` and `_count`, a "
         "counter `_total`. Metrics that workers make with prometheus_client stand beside them.\n\n"
         "| metric | type | labels | |\n|---|---|---|---|\n" + "".join(metrics()),
