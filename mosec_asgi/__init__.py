@@ -9,6 +9,8 @@ General layout; each floor imports only from those below it:
     defined.py              F6  what a server is to serve, checked as it is added
     definition.py           F6  what was defined, as plans and as data
     lifetime.py             F6  started once for all that need it, and stopped once
+    entrance.py             F6  the server as an ASGI app: lifespan, and requests to a service that does not run yet
+    checks.py               F6  what a server refuses of where it is run, and of its middleware
     service.py              F6  a service that runs: engine, app, metrics on one event loop
     steering.py             F6  changes while it serves: scale, configure, restart
     admin.py                F6  the Unix socket by which these are asked for

@@ -24,7 +24,7 @@ from mosec_asgi.calls.objects import Objects, value_of
 from mosec_asgi.calls.routes import call_routes
 from mosec_asgi.config import Settings, prometheus_directory, telemetry_variables
 from mosec_asgi.definition import openapi_document, plan_service
-from mosec_asgi.errors import Failure
+from mosec_asgi.errors import Failure, StartupError
 from mosec_asgi.host.memory import memory_limit
 from mosec_asgi.host.placement import place
 from mosec_asgi.ipc.shm import SharedMemory, shared_memory
@@ -56,6 +56,12 @@ if TYPE_CHECKING:
     from mosec_asgi.web.protocols.seam import Endpoint, Listener, Protocol
 
 DAEMON_CHECK_SECONDS = 0.2
+# Seconds, beside its grace, in which a process that another follows lets go of its protocols' ports; and between two
+# looks at them.
+PORT_SECONDS = 10.0
+POLL_SECONDS = 0.05
+
+logger = log.internal_logger(__name__)
 # Workers, beside those that were defined, for which there is room in shared memory: replacements, and what is scaled up
 # to. The payloads of still others pass through their pipes.
 FURTHER_WORKERS = 8
@@ -109,6 +115,7 @@ class Service:
         self._import_main = import_main
         self._own_http = own_http
         self._follows = follows
+        self._taking_ports: asyncio.Task[None] | None = None
         self._simulated = platform is not None
         self._routes = routes
         self._document = document or functools.partial(openapi_document, routes, settings, protocols)
@@ -198,13 +205,14 @@ class Service:
             await asyncio.sleep(0)
             self.app = self._build_app(objects)
             # From the first second on, as HTTP's.
-            for listener, routes in self._listeners.items():
-                await listener.start(routes, self._shared)
+            if not self._follows:
+                for listener, routes in self._listeners.items():
+                    await listener.start(routes, self._shared)
             self._look_at_keys()
             answering()
             await starting
-            if self._admin is not None and self._follows:
-                await self._admin.start()
+            if self._follows:
+                await self._take_over()
             self._began, self._state = self._clock(), SERVING
         except BaseException:
             starting.cancel()
@@ -213,10 +221,33 @@ class Service:
             self._let_go()
             raise
 
+    async def _take_over(self) -> None:
+        """Listen where the process before this one has listened; its protocols' own ports are free once it ends."""
+        if self._admin is not None:
+            await self._admin.start()
+        if self._listeners:
+            self._taking_ports = self.loop.create_task(self._take_ports())
+
+    async def _take_ports(self) -> None:
+        """Take the ports of the protocols when they are free, within the time that a service gets for its end."""
+        end = self.loop.time() + self._settings.grace_seconds + PORT_SECONDS
+        for listener, routes in self._listeners.items():
+            while True:
+                try:
+                    await listener.start(routes, self._shared)
+                    break
+                except StartupError as error:
+                    if self.loop.time() > end:
+                        logger.error("%s; until the next start there is none", error)
+                        return
+                    await asyncio.sleep(POLL_SECONDS)
+
     async def stop(self) -> None:
         """Finish what was admitted, within the service's timeout, and end all workers."""
         for watch in self._daemon_watches:
             watch.cancel()
+        if self._taking_ports is not None:
+            self._taking_ports.cancel()
         if self._admin is not None:
             self._admin.close()
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -14,7 +15,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from harness import Program, environment_of_programs, running, wait_until, written
+from harness import Program, environment_of_programs, free_port, running, wait_until, written
 
 SERVICE = """
 import time
@@ -168,3 +169,20 @@ def test_a_wrong_command_line_ends_at_once(folder: Path) -> None:
     with serving(folder, "--timeout=x") as program:
         assert program.wait() == 2
         assert "--timeout must be a whole number" in program.output
+
+
+def test_the_port_of_grpc_is_taken_once_the_process_before_has_let_it_go(folder: Path) -> None:
+    pytest.importorskip("grpc")
+    port = free_port()
+    text = f"""
+from mosec_asgi.protocols import OpenInference
+
+server.add_protocol(OpenInference({{"times": "/inference"}}, grpc_port={port}, grpc_host="127.0.0.1"))
+"""
+    written(folder, SERVICE.replace("FACTOR", "2") + text, "app.py")
+    with serving(folder, "--log-level=info") as program:
+        program.wait_ready()
+        written(folder, SERVICE.replace("FACTOR", "3") + text, "app.py")
+        wait_until(lambda: program.output.count("gRPC listens on") == 2, f"it does not listen\n{program.output}")
+        wait_until(lambda: answer(program) == "30", "the edit does not take over")
+        socket.create_connection(("127.0.0.1", port)).close()
