@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -116,6 +117,20 @@ def test_the_table_of_settings_names_each_setting_with_its_default() -> None:
 
 def test_the_readme_is_short() -> None:
     assert len(README.splitlines()) <= 200
+
+
+def test_the_numbers_are_those_of_the_results() -> None:
+    results = ROOT / "benchmarks" / "results"
+    ratios = {one["name"]: one["ratio"] for one in json.loads((results / "latest.json").read_text())["scenarios"]}
+    told = [float(number) for number in re.findall(r"(\d\.\d) times", README)]
+    assert told == [round(ratios[name], 1) for name in ("echo", "batched-echo", "model")]
+    rows = json.loads((results / "overload.json").read_text())["rows"]
+    at_three = {row["server"]: row["goodput"] for row in rows if row["load"] == 3 and row["model"] == "constant"}
+    assert f"answers {at_three['mosec_asgi']:.2f} of what the model can" in README
+    assert at_three["mosec"] < 0.05
+    table = (DOCS / "numbers.md").read_text()
+    for ratio in list(ratios.values())[:10]:
+        assert f"| {ratio:.2f} |" in table or f"| {ratio:.1f} |" in table
 
 
 def test_the_readme_leads_to_every_page_that_stands_in_the_repository() -> None:
