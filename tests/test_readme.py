@@ -15,6 +15,7 @@ from mosec_asgi import config
 
 README = (ROOT / "README.md").read_text()
 DOCS = ROOT / "docs"
+HEADERS = (DOCS / "http.md").read_text().partition("## Headers")[2]
 # These go on from the README, and share its programs.
 PAGES = {name: (DOCS / f"{name}.md").read_text() for name in ("service", "requests", "streams", "app", "settings")}
 FOUND = re.findall(r"```python\n(# (\S+\.py)\n.*?)```", "\n".join([README, *PAGES.values()]), re.DOTALL)
@@ -113,6 +114,15 @@ def test_the_table_of_settings_names_each_setting_with_its_default() -> None:
     assert named == set(config.FIELDS) - {"path"}
     for default in ("| 1024 |", "| 3000 |", "| 10 |", "| 0.0.0.0, 8000 |", "| 10 MiB |", "| mosec_service |"):
         assert default in table
+
+
+def test_the_tables_of_headers_name_those_that_the_code_reads_and_writes() -> None:
+    told = set(re.findall(r"`([a-z-]+)`", "".join(re.findall(r"^\| (`.*?) \|", HEADERS, re.MULTILINE))))
+    code = "".join(path.read_text().lower() for path in (ROOT / "mosec_asgi").rglob("*.py"))
+    for name in told:
+        assert f'"{name}"' in code, f"no code reads or writes {name}"
+    media_types = {"x-yaml", "x-msgpack"}
+    assert set(re.findall(r"""["'](x-[a-z-]+)["']""", code)) - media_types <= told
 
 
 def test_the_readme_is_short() -> None:
