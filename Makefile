@@ -71,7 +71,7 @@ format: $(VENV)/test.stamp ## format the code, and correct what ruff can correct
 # The theme tells of its own successor otherwise.
 docs docs-serve: export NO_MKDOCS_2_WARNING = 1
 docs: $(VENV)/docs.stamp ## build the pages of docs/ into site/; a warning fails
-	$(BIN)/mkdocs build --strict --quiet
+	$(BIN)/mkdocs build --strict
 	@echo "site/index.html"
 
 docs-serve: $(VENV)/docs.stamp ## show them at http://127.0.0.1:8001 while they are edited
