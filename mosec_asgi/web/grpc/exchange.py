@@ -57,6 +57,12 @@ class Context(Protocol):
     def time_remaining(self) -> float | None:
         """Return the seconds until the deadline; None where there is none."""
 
+    def peer(self) -> str:
+        """Return the client's end of the connection."""
+
+    def add_done_callback(self, callback: Callable[[Any], None]) -> None:
+        """Have a function called when the call has ended, its answer taken."""
+
     async def read(self) -> Any:
         """Return the next message, or `grpc.aio.EOF`."""
 
