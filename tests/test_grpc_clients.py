@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import struct
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import grpc_workers
@@ -21,6 +21,7 @@ from tritonclient.grpc import service_pb2 as pb
 
 from mosec_asgi.web.grpc.arrivals import LEAST_AT_ONCE, Arrivals, GivenUp
 
+Metadata = Sequence[tuple[str, str]]
 METHOD = "/inference.GRPCInferenceService/"
 
 
@@ -44,10 +45,10 @@ class Raw:
     def flush(self) -> None:
         self.writer.write(self.http.data_to_send())
 
-    async def call(self, method: str, data: bytes, *, ends: bool = False) -> int:
+    async def call(self, method: str, data: bytes, *, ends: bool = False, metadata: Metadata = ()) -> int:
         """Begin a call with so many bytes; return the number of its stream."""
         stream = self.http.get_next_available_stream_id()
-        self.http.send_headers(stream, head(method))
+        self.http.send_headers(stream, [*head(method), *metadata])
         while len(data) > (room := min(self.http.local_flow_control_window(stream), self.http.max_outbound_frame_size)):
             self.http.send_data(stream, data[:room])
             data = data[room:]
@@ -119,6 +120,14 @@ async def test_a_message_that_does_not_come_is_given_up_and_others_are_served() 
 async def test_a_call_without_a_message_is_told_so() -> None:
     async with asked() as (raw, _):
         assert await raw.status(await raw.call("ModelInfer", b"", ends=True)) == "3"
+
+
+@pytest.mark.parametrize("keys", [(), ("secret",)])
+async def test_metadata_that_is_no_ascii_is_read_as_any_other(keys: Sequence[str]) -> None:
+    async with asked(**({"api_keys": keys} if keys else {})) as (raw, _):
+        for name in ("x-note", "x-request-id", "authorization"):
+            stream = await raw.call("ModelInfer", echo(10), ends=True, metadata=[(name, "\u65e5")])
+            assert await raw.status(stream) == ("16" if keys else "0")
 
 
 async def test_of_too_many_messages_on_their_way_the_oldest_is_given_up() -> None:
