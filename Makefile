@@ -25,6 +25,7 @@ help:
 	@echo "make overload    offer more than a model can do, and see what is answered in time, beside mosec"
 	@echo "make calls   compare server.infer with the same calls over HTTP (needs wrk)"
 	@echo "make spoken  OpenAI's API beside a plain route, and a request of many texts beside those of one (needs wrk)"
+	@echo "make padding   what batches by cost save of padding, with a real model"
 	@echo "make map     run a model over 200,000 lines by \`mosec-asgi map\`, also through three SIGKILLs"
 	@echo "make dashboard   take pictures of the dashboard under load (needs chromium)"
 	@echo "make footprint   compare start and memory with mosec"
@@ -154,6 +155,11 @@ calls: $(VENV)/bench.stamp
 	$(BIN)/python benchmarks/calls.py
 
 # OpenAI's API beside a plain route, and clients of one text beside one of many.
+# With the texts of this repository: how much quicker batches of like length are than those in order of arrival.
+.PHONY: padding
+padding: $(VENV)/test.stamp
+	$(BIN)/python benchmarks/padding
+
 .PHONY: spoken
 spoken: $(VENV)/test.stamp
 	$(BIN)/python benchmarks/spoken.py

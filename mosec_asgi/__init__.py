@@ -9,6 +9,8 @@ General layout; each floor imports only from those below it:
     defined.py              F6  what a server is to serve, checked as it is added
     definition.py           F6  what was defined, as plans and as data
     lifetime.py             F6  started once for all that need it, and stopped once
+    entrance.py             F6  the server as an ASGI app: lifespan, and requests to a service that does not run yet
+    checks.py               F6  what a server refuses of where it is run, and of its middleware
     service.py              F6  a service that runs: engine, app, metrics on one event loop
     steering.py             F6  changes while it serves: scale, configure, restart
     admin.py                F6  the Unix socket by which these are asked for
@@ -23,10 +25,12 @@ General layout; each floor imports only from those below it:
     observing/              F1  metrics, their Prometheus text, metrics of users' workers
     worker.py, runtime.py   F1  what users subclass and configure
     streaming.py, events.py F1  the same for streams: ContinuousWorker; Event and its form on the wire
+    stops.py                F1  a text that is written, up to where it stops
     mixin/, formats.py      F1  formats other than the default; what they share
     annotations.py          F1  what forward takes and returns
     schema.py               F1  the same as JSON Schema
     messages.py             F0  the messages between the floors: calls, outcomes, tasks, results
+    labels.py, wishes.py    F0  the cost and the key of an item; what a call asks of its place among others
     request.py, reply.py    F0  what a worker may know of a request, and set of its response
     paths.py                F0  routes as users write them
     config.py               F0  settings: keyword < MOSEC_* environment < command line

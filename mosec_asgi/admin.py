@@ -71,15 +71,19 @@ class Report(Protocol):
 class AdminSocket:
     """Answers on the socket of one service, on its event loop."""
 
-    def __init__(self, path: str, steering: Steering, report: Callable[[], Report]) -> None:
+    def __init__(
+        self, path: str, steering: Steering, report: Callable[[], Report], *, takes_over: bool = False
+    ) -> None:
         """Prepare; `start` listens.
 
         Args:
             path: of the socket.
             steering: does what is asked.
             report: returns how the service stands.
+            takes_over: listen in the place of a process that this one follows, and that listens there.
         """
         self._path = path
+        self._takes_over = takes_over
         self._steering = steering
         self._report = report
         self._loop = asyncio.get_running_loop()
@@ -93,7 +97,7 @@ class AdminSocket:
         Raises:
             StartupError: that is not possible; the text says what to change.
         """
-        self._sock = _listen(self._path)
+        self._sock = _listen(self._path, takes_over=self._takes_over)
         self._inode = os.lstat(self._path).st_ino
         self._loop.add_reader(self._sock.fileno(), self._accept)
         logger.info("seen and changed at %s: mosec-asgi ctl --socket %s status", self._path, self._path)
@@ -264,9 +268,9 @@ def _peer(connection: socket.socket) -> int | None:
     return user
 
 
-def _listen(path: str) -> socket.socket:
+def _listen(path: str, *, takes_over: bool) -> socket.socket:
     """Listen at a path, on a socket that only this user can open."""
-    _remove_left_behind(path)
+    _remove_left_behind(path, in_use=takes_over)
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         # Linux gives the file the mode of the socket, so that nobody can open it before the next line; others do not.
@@ -281,8 +285,13 @@ def _listen(path: str) -> socket.socket:
     return sock
 
 
-def _remove_left_behind(path: str) -> None:
-    """Remove a socket on which nobody listens any more, as a program leaves it that was killed."""
+def _remove_left_behind(path: str, *, in_use: bool) -> None:
+    """Remove a socket on which nobody listens any more, as a program leaves it that was killed.
+
+    Args:
+        path: where it may be.
+        in_use: remove one on which somebody listens, too.
+    """
     try:
         mode = os.lstat(path).st_mode
     except FileNotFoundError:
@@ -291,6 +300,10 @@ def _remove_left_behind(path: str) -> None:
         raise StartupError(_cannot(path, error.strerror or str(error))) from error
     if not stat.S_ISSOCK(mode):
         raise StartupError(_cannot(path, "a file is there that is no socket"))
+    if in_use:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
+        return
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.settimeout(1.0)
         try:

@@ -130,6 +130,17 @@ class Settings:
         "answer 429 at once to requests that cannot be finished in time at the measured speed of the workers, and "
         "begin none that cannot any more",
     )
+    priority_header: bool = _setting(
+        False, "read the header x-priority, from -10 to 10: of what waits, the higher comes first"
+    )
+    tenant_header: str = _setting(
+        "",
+        "header that names the tenant of a request, such as x-fairness-key: tenants have their turns, so that a burst "
+        "of one does not delay the others; empty for none",
+    )
+    tenant_weights: str = _setting(
+        "", "what tenants may have in relation to others, as `gold=3, free=0.5`; 1 for those that are not named"
+    )
     address: str = _setting("0.0.0.0", "address to listen on")
     port: int = _setting(8000, "port to listen on; 0 for any that is free", least=0, most=65535)
     uds: str = _setting("", "path of a Unix socket to listen on, in the place of an address and a port")

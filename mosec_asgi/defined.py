@@ -8,7 +8,7 @@ from urllib.parse import unquote
 
 from mosec_asgi import paths
 from mosec_asgi.errors import DefinitionError
-from mosec_asgi.runtime import Runtime, check_parameters, check_pipeline, check_routes, stage_names
+from mosec_asgi.runtime import Runtime, check_labels, check_parameters, check_pipeline, check_routes, stage_names
 
 if TYPE_CHECKING:
     from mosec_asgi.web.protocols.seam import Protocol
@@ -128,6 +128,7 @@ class Defined:
 
     def _define(self, routes: dict[str, list[Runtime]]) -> None:
         check_routes(routes)
+        check_labels(routes)
         self._check_paths(list(routes), self.protocols)
         self.routes = routes
         for runtime, name in stage_names([runtime for pipeline in routes.values() for runtime in pipeline]).items():

@@ -7,8 +7,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from mosec_asgi.batching.coordinator import Limits, RoutePlan
+from mosec_asgi.batching.policy.rules import Rules
 from mosec_asgi.batching.stage import StagePlan
 from mosec_asgi.config import Settings, listed
+from mosec_asgi.errors import DefinitionError
 from mosec_asgi.host.placement import Placement
 from mosec_asgi.inside.spec import WorkerSpec
 from mosec_asgi.pool.recycling import Recycling
@@ -18,6 +20,10 @@ from mosec_asgi.worker import Worker
 
 if TYPE_CHECKING:
     from mosec_asgi.web.protocols.seam import Protocol
+
+# What a step of priority is worth: so many seconds of waiting, or a quarter of the service's timeout.
+AGEING_SECONDS = 1.0
+LEAST_WEIGHT = 0.001
 
 
 def plan_service(
@@ -114,6 +120,7 @@ def plan_stage(
             log_level=settings.effective_log_level,
             log_text=settings.debug,
             traces=traces,
+            labels=followers[0].labels if followers else None,
         )
         for worker_id in range(1, placement.num + 1)
     ]
@@ -139,7 +146,42 @@ def plan_stage(
         takes_request=runtime.worker.takes_request,
         defaults=placement.defaults,
         times=settings.server_timing,
+        rules=_rules(runtime, settings),
+        labels=runtime.labels,
     )
+
+
+def _rules(runtime: Runtime, settings: Settings) -> Rules:
+    """Return which task of a stage is next, and which share a batch."""
+    return Rules(
+        max_cost=runtime.max_batch_cost,
+        keyed=runtime.labels is not None and runtime.labels.groups,
+        by_cost=runtime.sort_by_cost,
+        ageing=min(AGEING_SECONDS, settings.timeout_seconds / 4),
+        weights=weights_of(settings.tenant_weights),
+    )
+
+
+def weights_of(text: str) -> dict[str, float]:
+    """Return the weights of tenants that the setting `tenant_weights` says.
+
+    Raises:
+        DefinitionError: it is none; the text says what to write.
+    """
+    weights = {}
+    for part in filter(None, map(str.strip, text.split(","))):
+        name, equals, number = map(str.strip, part.rpartition("="))
+        try:
+            weight = float(number)
+        except ValueError:
+            weight = 0.0
+        if not (equals and name and LEAST_WEIGHT <= weight <= 1 / LEAST_WEIGHT):
+            raise DefinitionError(
+                f"the setting tenant_weights is a list of names and numbers from {LEAST_WEIGHT:g} to "
+                f"{1 / LEAST_WEIGHT:g}, as `gold=3, free=0.5`; not {part!r}"
+            )
+        weights[name] = weight
+    return weights
 
 
 def _limits(settings: Settings) -> Limits:

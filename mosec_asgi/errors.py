@@ -319,6 +319,14 @@ def over_target(retry_after: int) -> Failure:
     return Failure(HTTPStatus.TOO_MANY_REQUESTS, text, retry_after)
 
 
+def gave_way(retry_after: int) -> Failure:
+    """Return the failure of a request that waited, and whose place another one was given, as not all can be served."""
+    text = (
+        "too many requests: this one gave its place to one of a higher priority, or of a tenant that has asked for less"
+    )
+    return Failure(HTTPStatus.TOO_MANY_REQUESTS, text, retry_after)
+
+
 def not_begun(stage: str, needs: float, left: float, setting: str) -> Failure:
     """Return the failure of a request that no worker has begun, as it could not be finished in time any more.
 

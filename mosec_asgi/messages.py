@@ -105,6 +105,8 @@ class Call(NamedTuple):
         request: what workers are told of its request; None where no stage of the route asks for it.
         trace: the `traceparent` (W3C Trace Context) of the span that its stages' spans are children of, and behind a
             blank its `tracestate`, where it has one; empty where the call is not traced.
+        cost: of its input, for the first stage (`labels.Label`).
+        tenant: on whose behalf it comes, where tenants are to have their turns; empty for nobody's.
     """
 
     id: int
@@ -118,6 +120,8 @@ class Call(NamedTuple):
     key: str = ""
     request: Request | None = None
     trace: str = ""
+    cost: int = 1
+    tenant: str = ""
 
 
 class Outcome(NamedTuple):
@@ -231,7 +235,7 @@ class ForwardTime(NamedTuple):
 
 
 class Results(NamedTuple):
-    """Answers of a worker: three columns of equal length, and the time it was at work on them.
+    """Answers of a worker: columns of equal length, and the time it was at work on them.
 
     Attributes:
         ids: the tasks' numbers.
@@ -240,6 +244,7 @@ class Results(NamedTuple):
         payloads: the encoded results, or texts.
         seconds: time from decoding the first to encoding the last, waiting not included.
         forwards: when `forward` had each of them, where one of them is traced; else empty.
+        labels: the cost and the key of each for the next stage (`labels.Label`); empty where that does not ask.
     """
 
     ids: Sequence[int]
@@ -247,6 +252,7 @@ class Results(NamedTuple):
     payloads: Sequence[Payload]
     seconds: float
     forwards: Sequence[ForwardTime] = ()
+    labels: Sequence[tuple[int, str]] = ()
 
 
 class Chunks(NamedTuple):

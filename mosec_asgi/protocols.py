@@ -4,11 +4,12 @@
 
     server.add_protocol(OpenAI(chat={"name": "/route"}))
 
-docs/protocols.md says all of it. `Delta` is for workers: a piece of text with more than its text. So is `Tensor`: an
-input or an output of theirs, as `OpenInference` tells of it.
+docs/protocols.md says all of it. `Delta` is for workers: a piece of text with more than its text. So are `StopTexts`,
+which ends a text where a request says so, and `Tensor`: an input or an output, as `OpenInference` tells of it.
 """
 
 from mosec_asgi.events import Delta
+from mosec_asgi.stops import StopTexts
 from mosec_asgi.web.protocols.open_inference.description import Tensor
 from mosec_asgi.web.protocols.open_inference.protocol import OpenInference
 from mosec_asgi.web.protocols.openai.protocol import OpenAI
@@ -26,6 +27,7 @@ __all__ = [
     "Protocol",
     "Response",
     "Standing",
+    "StopTexts",
     "Tensor",
     "json_response",
 ]

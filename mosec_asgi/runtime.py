@@ -15,6 +15,7 @@ from typing import Any
 from mosec_asgi import log, paths
 from mosec_asgi.annotations import single_item_annotation
 from mosec_asgi.errors import DefinitionError
+from mosec_asgi.labels import Labels, check_hooks
 from mosec_asgi.streaming import ContinuousWorker, is_async, is_generator, streams
 from mosec_asgi.worker import Worker
 
@@ -69,6 +70,9 @@ class Runtime:
         max_memory: int = 0,
         devices: str | Sequence[str | int] | None = None,
         workers_per_device: int = 1,
+        max_batch_cost: int = 0,
+        refuse_over_cost: bool = False,
+        sort_by_cost: bool = False,
     ) -> None:
         """Describe a stage; nothing is started.
 
@@ -111,6 +115,11 @@ class Runtime:
                 starts, or a list of numbers and UUIDs. Numbers count within an outer `CUDA_VISIBLE_DEVICES`. The stage
                 has as many workers as these, and `num` is left out. Where "auto" finds none it has one, on the CPU.
             workers_per_device: workers that share each of the devices.
+            max_batch_cost: the most that the items of a batch may cost together, in the unit of the worker's `cost`
+                (tokens, pixels); 0 for no bound. An item that costs more runs alone. See docs/batching.md.
+            refuse_over_cost: refuse such an item with 413.
+            sort_by_cost: form batches of items of like cost among those that wait, for a model that pads them to the
+                longest; `max_batch_cost` then bounds the cost of the longest times the number of items.
 
         Raises:
             DefinitionError: an argument does not fit; the text says what to change.
@@ -152,10 +161,26 @@ class Runtime:
         crosses = self.executor == "process" and start_method == "spawn"
         self.args, self.kwargs = _checked_arguments(self.worker, args, kwargs, crosses=crosses)
         _check_batch(self.worker, self.max_batch_size)
+        self.max_batch_cost = _at_least(max_batch_cost, "max_batch_cost", 0)
+        self.sort_by_cost = sort_by_cost
+        self.labels = _checked_labels(self.worker, self.max_batch_cost, refuse_over_cost, sort_by_cost)
+        if self.labels is not None and (self.max_batch_size == 1 or issubclass(self.worker, ContinuousWorker)):
+            self._check_unbatched()
         self._advise()
         # Orders the stages of a server as they were written, whatever order the routes name them in.
         self.sequence = next(_created)
         self.name = f"{self.worker.__name__}_{self.sequence}"
+
+    def _check_unbatched(self) -> None:
+        """Refuse what decides which items share a batch where the scheduler forms none."""
+        asked = "max_batch_cost" if self.max_batch_cost else "sort_by_cost"
+        if self.max_batch_cost or self.sort_by_cost:
+            raise DefinitionError(
+                f"{asked} of {self.worker.__name__} is about batches, and the server forms none for it; "
+                f"{'set max_batch_size above 1' if self.max_batch_size == 1 else 'leave it out'}"
+            )
+        # A key alone says how items would be batched, and may stand in a class that is also run without batching.
+        self.labels = None
 
     def _advise(self) -> None:
         """Warn of what can be meant as it is, and probably is not."""
@@ -245,6 +270,38 @@ def check_routes(routes: Mapping[str, Sequence[Runtime]]) -> None:
             raise DefinitionError(
                 f"{last.worker.__name__} is the last stage of {path}, where it streams, and not of {elsewhere}; make "
                 "two Runtime objects of it, one for each"
+            )
+
+
+def check_labels(routes: Mapping[str, Sequence[Runtime]]) -> None:
+    """Check that a stage can tell those behind it what they want to know of its results.
+
+    Raises:
+        DefinitionError: it cannot; the text says what to change.
+    """
+    following: dict[Runtime, Runtime] = {}
+    for path, pipeline in routes.items():
+        for before, after in itertools.pairwise(pipeline):
+            other = following.setdefault(before, after)
+            if other.labels != after.labels:
+                raise DefinitionError(
+                    f"{before.worker.__name__} is followed by {after.worker.__name__} on {path} and by "
+                    f"{other.worker.__name__} on another route, and they do not ask for the same cost or key; make two "
+                    f"Runtime objects of {before.worker.__name__}, one for each"
+                )
+        for after in pipeline[1:]:
+            labels = after.labels
+            if labels is None:
+                continue
+            if labels.counts and not hasattr(after.worker, "cost"):
+                missing = "cost(item)"
+            elif labels.groups and not hasattr(after.worker, "batch_key"):
+                missing = "batch_key(item)"
+            else:
+                continue
+            raise DefinitionError(
+                f"{after.worker.__name__} is not the first stage of {path}, so it is given no body of a request; "
+                f"define `@staticmethod def {missing}` in it"
             )
 
 
@@ -377,6 +434,26 @@ def _checked_target(target: Any) -> float:
     if isinstance(target, bool) or not isinstance(target, (int, float)) or not 0 <= target < float("inf"):
         raise DefinitionError(f"latency_target must be a number of milliseconds, 0 or more, not {target!r}")
     return float(target)
+
+
+def _checked_labels(worker: type[Worker], max_cost: int, refuse: Any, by_cost: Any) -> Labels | None:
+    """Return what must be known of an item before it is batched; None for nothing."""
+    for name, value in (("refuse_over_cost", refuse), ("sort_by_cost", by_cost)):
+        if not isinstance(value, bool):
+            raise DefinitionError(f"{name} must be True or False, not {value!r}")
+    if refuse and not max_cost:
+        raise DefinitionError("refuse_over_cost refuses items above max_batch_cost; set that, too")
+    counts = bool(max_cost) or by_cost
+    if counts and not (hasattr(worker, "cost") or hasattr(worker, "cost_of_body")):
+        raise DefinitionError(
+            f"{'max_batch_cost' if max_cost else 'sort_by_cost'} of {worker.__name__} needs to know what an item "
+            f"costs: define `@staticmethod def cost(item) -> int` in {worker.__name__}"
+        )
+    groups = hasattr(worker, "batch_key") or hasattr(worker, "batch_key_of_body")
+    if not (counts or groups):
+        return None
+    check_hooks(worker)
+    return Labels(worker, counts, groups, max_cost if refuse else 0)
 
 
 def _checked_methods(worker: type[Worker], methods: Any) -> tuple[str, ...] | None:

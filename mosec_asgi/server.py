@@ -7,16 +7,16 @@ above all asyncio, which loads ssl and took a third of the time of a worker's im
 from __future__ import annotations
 
 import contextlib
-import multiprocessing.process
 import sys
-import traceback
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from multiprocessing.process import BaseProcess
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from mosec_asgi import config, log
+from mosec_asgi.checks import check_main_guard, check_no_loop, checked_middleware
 from mosec_asgi.defined import DEFAULT_ROUTE, Defined
-from mosec_asgi.errors import CLOSING, NOT_STARTED, WRONG_LOOP, DefinitionError, EventLoopError, Failure, StartupError
+from mosec_asgi.entrance import Entrance
+from mosec_asgi.errors import DefinitionError, StartupError
 from mosec_asgi.lifetime import GivenUp, Lifetime
 from mosec_asgi.runtime import (
     Runtime,
@@ -81,10 +81,11 @@ class Server:
             DefinitionError: a name is not a setting, or a value does not fit.
         """
         self._keywords = config.check_keywords(settings)
-        self._middleware = _checked_middleware(middleware)
+        self._middleware = checked_middleware(middleware)
         self._defined = Defined()
         self._daemons: dict[str, subprocess.Popen[Any] | BaseProcess] = {}
         self._lifetime = Lifetime(self._start)
+        self._entrance = Entrance(self._lifetime, lambda: self.on_answering is not None)
         # Called with the name and the exit code of a daemon process that has ended.
         self.on_daemon_exit: Callable[[str, int], None] | None = None
         # Set by `run()` and `serve`: called once requests are answered, those to models by 503, while the workers load.
@@ -94,17 +95,17 @@ class Server:
         self._settings: config.Settings | None = None
         # This program is the service's own, and its workers import its main module.
         self._is_main = False
+        # Another process of the service serves until this one can: `mosec-asgi serve --reload`.
+        self._follows = False
         # Settings that win over the environment; set by tools of the command line.
         self._overrides: dict[str, Any] = {}
-        # The log already says that the server runs on the wrong kind of event loop.
-        self._told_of_loop = False
         # The service whose workers are loading.
         self._loading: Service | None = None
         # Set by `testing.serving`: workers in this process instead of their own.
         self._platform: Platform | None = None
         if type(self).__call__ is Server.__call__:
             # ASGI servers ask of `app.__call__` whether it is a coroutine function, and call the class's own.
-            self.__dict__["__call__"] = self._serve
+            self.__dict__["__call__"] = self._entrance.serve
 
     def __repr__(self) -> str:
         return f"<Server {self._defined.routes}>"
@@ -135,6 +136,9 @@ class Server:
         max_memory: int = 0,
         devices: str | Sequence[str | int] | None = None,
         workers_per_device: int = 1,
+        max_batch_cost: int = 0,
+        refuse_over_cost: bool = False,
+        sort_by_cost: bool = False,
     ) -> None:
         """Append a stage to the pipeline of one route, or of several that then share its workers.
 
@@ -167,6 +171,10 @@ class Server:
             devices: GPUs, one for each worker: "auto" for all that are found, or a list such as ["0", "1"]; see
                 `Runtime`. In the place of `num`.
             workers_per_device: workers that share each of the devices.
+            max_batch_cost: the most that the items of a batch may cost together, by the worker's `cost(item)`; 0 for no
+                bound. See docs/batching.md for this and the next two.
+            refuse_over_cost: refuse an item that costs more with 413; otherwise it runs alone.
+            sort_by_cost: form batches of items of like cost, for a model that pads them to the longest.
 
         Raises:
             DefinitionError: an argument does not fit, or the workers have been started; the text says what to change.
@@ -193,6 +201,9 @@ class Server:
             max_memory=max_memory,
             devices=devices,
             workers_per_device=workers_per_device,
+            max_batch_cost=max_batch_cost,
+            refuse_over_cost=refuse_over_cost,
+            sort_by_cost=sort_by_cost,
         )
         self._defined.append(runtime, route)
 
@@ -278,7 +289,7 @@ class Server:
             RuntimeError: a worker process is importing this module: the call lacks its `__main__` guard. Or the call
                 comes from within a running event loop.
         """
-        _check_main_guard("server.run() was called")
+        check_main_guard("server.run() was called")
         if Server._only_imported:
             raise DefinitionError(
                 "server.run() was called while the module was imported. Put the call under "
@@ -287,7 +298,7 @@ class Server:
         try:
             self._defined.check()
             check_importable(self._defined.routes)
-            _check_no_loop()
+            check_no_loop()
             self._is_main = True
             code = self._run(lambda: config.from_command_line(self._keywords))
         except StartupError as error:
@@ -314,6 +325,7 @@ class Server:
         check_timeouts(self._defined.routes, settings.timeout_seconds)
         if settings.dry_run:
             return dry_run.run(self._defined.routes, settings, import_main=self._is_main)
+        self._follows = hosting is not None and hosting.follows
         return run.run(self, settings, hosting or run.Hosting())
 
     def serve(self, settings: config.Settings, hosting: Hosting | None = None) -> int:
@@ -386,7 +398,7 @@ class Server:
         await self._lifetime.leave()
 
     # Not a coroutine function: only so is an error raised at the call. It returns the app's own coroutine, so that it
-    # costs a request no more than one would. Whoever asks whether this is an app of ASGI 3 is shown `_serve`.
+    # costs a request no more than one would. Whoever asks whether this is an app of ASGI 3 is shown `Entrance.serve`.
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         """Answer a request, or follow the life of the app; ASGI's entry point.
 
@@ -402,23 +414,10 @@ class Server:
             running = self._lifetime.running
             if running is not None and running.is_here():
                 return running.app(scope, receive, send)
-        return self._serve(scope, receive, send)
+        return self._entrance.serve(scope, receive, send)
 
     # For that error alone, so not in the signature, which subclasses have to keep to.
     __call__.__defaults__ = (None, None)
-
-    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http":
-            running = self._lifetime.running or self._lifetime.answering
-            if running is None or not running.is_here():
-                running = await self._start_late(scope, send)
-                if running is None:
-                    return
-            await running.app(scope, receive, send)
-        elif scope["type"] == "lifespan":
-            await self._follow_lifespan(receive, send)
-        elif scope["type"] == "websocket":
-            await send({"type": "websocket.close", "code": 1000})
 
     # -- calls from the program itself -------------------------------------------------------------------------------
 
@@ -431,6 +430,7 @@ class Server:
         timeout: float | None = None,
         priority: int = 0,
         key: str = "",
+        tenant: str = "",
         request_id: str | None = None,
     ) -> Coroutine[Any, Any, Any]:
         """Have an item run: `forward` of the first worker is given it, and what the last one returns for it comes back.
@@ -451,8 +451,11 @@ class Server:
             item: any object that can be pickled, of a class that the workers can import.
             route: the path of the pipeline.
             timeout: milliseconds until it fails with 408; the setting `timeout` where that is shorter, or this is None.
-            priority: goes with the call; calls are still run in order of arrival, whatever it is.
-            key: likewise.
+            priority: from -10 to 10; of what waits, the higher one starts first. A step of it is worth a second of
+                waiting, or a quarter of the setting `timeout` where that is less.
+            key: what it may share a batch with, where the first worker's class has a `batch_key`; empty for what that
+                says.
+            tenant: on whose behalf it is made: tenants have their turns; empty for nobody's. See docs/batching.md.
             request_id: what the logs call it; made where it is None, or not up to 128 printable ASCII characters.
 
         Raises:
@@ -465,7 +468,7 @@ class Server:
         running = self._running
         if running is None or not running.is_here():
             return self._nowhere()
-        return running.calls.infer(item, route, timeout, priority, key, request_id)
+        return running.calls.infer(item, route, timeout, priority, key, tenant, request_id)
 
     async def _nowhere(self) -> Any:
         """Fail when it is awaited, as a call does that can be made."""
@@ -479,6 +482,7 @@ class Server:
         timeout: float | None = None,
         priority: int = 0,
         key: str = "",
+        tenant: str = "",
         request_id: str | None = None,
     ) -> AsyncGenerator[Any, None]:
         """Have an item run on a route that streams: `async for event in server.stream(item)`.
@@ -494,12 +498,13 @@ class Server:
             timeout: milliseconds until its first event; see `infer`.
             priority: see `infer`.
             key: see `infer`.
+            tenant: see `infer`.
             request_id: see `infer`.
 
         Raises:
             MosecError: see `infer`. A `CallError` is raised at once; all others, by the iterator, where they happen.
         """
-        return self._calls().stream(item, route, timeout, priority, key, request_id)
+        return self._calls().stream(item, route, timeout, priority, key, tenant, request_id)
 
     def _calls(self) -> Inference:
         running = self._running
@@ -636,70 +641,6 @@ class Server:
 
     # -- its life ----------------------------------------------------------------------------------------------------
 
-    async def _follow_lifespan(self, receive: Receive, send: Send) -> None:
-        import asyncio
-
-        await receive()
-        entered = False
-        try:
-            await self._lifetime.enter()
-            entered = True
-        except EventLoopError as error:
-            # Some ASGI servers bury the reason under tracebacks. So the app starts, logs the reason, and answers 503.
-            self._tell_of_loop(error)
-        except GivenUp:
-            # The server has heard the signal too, and stops as soon as the app has started. To call the start failed
-            # would be an error in its log, and in its exit code.
-            pass
-        except (StartupError, DefinitionError, asyncio.CancelledError) as error:
-            await send({"type": "lifespan.startup.failed", "message": str(error) or "the start was interrupted"})
-            return
-        except Exception:
-            # Whatever it is, such as a fault of a middleware: to raise it would say that there is no lifespan at all.
-            await send({"type": "lifespan.startup.failed", "message": traceback.format_exc()})
-            return
-        await send({"type": "lifespan.startup.complete"})
-        try:
-            await receive()
-        except asyncio.CancelledError:
-            # Nobody waits for the end, as after a second ctrl-c; to raise this would be logged as a fault of the app.
-            self._lifetime.force_stop()
-            return
-        if entered:
-            await self._lifetime.leave()
-        await send({"type": "lifespan.shutdown.complete"})
-
-    async def _start_late(self, scope: Scope, send: Send) -> Service | None:
-        """Start at the first request, for an app whose lifespan nobody runs."""
-        if self._lifetime.given_up:
-            await _refuse(scope, send, CLOSING)
-            return None
-        if self.on_answering is not None:
-            # The workers have not started, and the program is about to end.
-            await _refuse(scope, send, NOT_STARTED)
-            return None
-        if not self._lifetime.is_starting and not self._told_of_loop:
-            logger.warning(
-                "starting the workers at the first request, because the server's lifespan is not run; pass "
-                "`lifespan=server.lifespan` to the app in which it is mounted, and they are ready before"
-            )
-        try:
-            return await self._lifetime.start_late()
-        except EventLoopError as error:
-            self._tell_of_loop(error)
-            await _refuse(scope, send, WRONG_LOOP)
-        except GivenUp:
-            await _refuse(scope, send, CLOSING)
-        except (StartupError, DefinitionError) as error:
-            request_id = await _refuse(scope, send, NOT_STARTED)
-            logger.error("the service could not be started: %s", error, extra={"request_id": request_id})
-        return None
-
-    def _tell_of_loop(self, error: EventLoopError) -> None:
-        if not self._told_of_loop:
-            self._told_of_loop = True
-            logger.error("%s. Until then each request is answered 503", error)
-
     async def _start(self) -> Service:
         from mosec_asgi.host.interrupts import told_of_signals
         from mosec_asgi.service import Service
@@ -712,13 +653,14 @@ class Server:
             config.advise(settings)
             check_timeouts(self._defined.routes, settings.timeout_seconds)
             if self._platform is None:
-                _check_main_guard("the server was started")
+                check_main_guard("the server was started")
                 check_importable(self._defined.routes)
         running = Service(
             self._defined.routes,
             settings,
             import_main=self._is_main,
             own_http=self._settings is not None,
+            follows=self._follows,
             platform=self._platform,
             document=self.openapi,
             middleware=self._middleware,
@@ -750,62 +692,3 @@ class Server:
         """Refuse to define what a service that runs, or is being started, would never know of."""
         if self._lifetime.is_here:
             raise DefinitionError(f"the workers have been started, and {method} comes too late; call it before")
-
-
-async def _refuse(scope: Scope, send: Send, failure: Failure) -> str:
-    """Answer a request to a service that does not run; return the request's id."""
-    from mosec_asgi.version import SERVER
-    from mosec_asgi.web.asgi import send_response
-    from mosec_asgi.web.exchange import RequestIds
-    from mosec_asgi.web.protocols import plain
-
-    request_id = RequestIds().of(dict(scope["headers"]))
-    headers = [(b"x-request-id", request_id.encode()), (b"server", SERVER.encode())]
-    await send_response(send, plain.failed(failure), headers)
-    return request_id
-
-
-def _checked_middleware(given: Any) -> list[Middleware]:
-    if given == () or given == []:
-        # Without starlette, which no worker needs.
-        return []
-    from starlette.middleware import Middleware
-
-    remedy = "pass a list such as middleware=[Middleware(CORSMiddleware, allow_origins=['*'])], of starlette.middleware"
-    if isinstance(given, Middleware) or not isinstance(given, Sequence):
-        raise DefinitionError(f"middleware must be a list of Middleware objects, not {given!r}; {remedy}")
-    for each in given:
-        if not isinstance(each, Middleware):
-            raise DefinitionError(f"{each!r} in middleware is no Middleware object; {remedy}")
-    return list(given)
-
-
-def _check_main_guard(what: str) -> None:
-    """Refuse what a worker process would do while it imports the program that has started it."""
-    if getattr(multiprocessing.process.current_process(), "_inheriting", False):
-        raise RuntimeError(
-            f"{what} while a worker process imported this module. "
-            'Put the call under `if __name__ == "__main__":`, so that only the program itself runs it'
-        )
-    from mosec_asgi.pool.process import group
-
-    if group.is_worker():
-        raise RuntimeError(
-            f"{what} in a worker process, whose workers could start servers in turn. Let workers do one thing each: "
-            "append them as stages of one route, or have the program that runs the server call one after the other. "
-            "A worker with executor='thread' can call other routes of its server by `server.engine()`"
-        )
-
-
-def _check_no_loop() -> None:
-    import asyncio
-
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return
-    raise RuntimeError(
-        "server.run() was called within a running event loop, as in a notebook or a coroutine, but needs its own loop. "
-        "Start the workers there with `async with server.lifespan():` and serve the app `server` by any ASGI server, "
-        "as in `await uvicorn.Server(uvicorn.Config(server)).serve()`; or call run() in a program of its own"
-    )

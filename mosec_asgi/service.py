@@ -24,7 +24,7 @@ from mosec_asgi.calls.objects import Objects, value_of
 from mosec_asgi.calls.routes import call_routes
 from mosec_asgi.config import Settings, prometheus_directory, telemetry_variables
 from mosec_asgi.definition import openapi_document, plan_service
-from mosec_asgi.errors import Failure
+from mosec_asgi.errors import Failure, StartupError
 from mosec_asgi.host.memory import memory_limit
 from mosec_asgi.host.placement import place
 from mosec_asgi.ipc.shm import SharedMemory, shared_memory
@@ -52,9 +52,16 @@ if TYPE_CHECKING:
     from mosec_asgi.web.direct import DirectRoutes
     from mosec_asgi.web.exchange import Shared
     from mosec_asgi.web.protocols.adapter import Pipelines, ProtocolRoute
+    from mosec_asgi.web.protocols.ordering import Ordering
     from mosec_asgi.web.protocols.seam import Endpoint, Listener, Protocol
 
 DAEMON_CHECK_SECONDS = 0.2
+# Seconds, beside its grace, in which a process that another follows lets go of its protocols' ports; and between two
+# looks at them.
+PORT_SECONDS = 10.0
+POLL_SECONDS = 0.05
+
+logger = log.internal_logger(__name__)
 # Workers, beside those that were defined, for which there is room in shared memory: replacements, and what is scaled up
 # to. The payloads of still others pass through their pipes.
 FURTHER_WORKERS = 8
@@ -83,6 +90,7 @@ class Service:
         *,
         import_main: bool,
         own_http: bool = False,
+        follows: bool = False,
         platform: Platform | None = None,
         document: Callable[[], dict[str, Any]] | None = None,
         middleware: Sequence[Middleware] = (),
@@ -95,6 +103,7 @@ class Service:
             settings: of the service.
             import_main: let spawned workers import the program's main module in any case; see `ProcessLauncher`.
             own_http: HTTP is spoken by the protocols of `run()`, unless the settings say otherwise.
+            follows: another process serves until this one can; see `host.handover`.
             platform: what to run on; None for processes.
             document: makes the OpenAPI document; None for that of the routes.
             middleware: what each request goes through; the first is the outermost.
@@ -105,6 +114,8 @@ class Service:
         self._settings = settings
         self._import_main = import_main
         self._own_http = own_http
+        self._follows = follows
+        self._taking_ports: asyncio.Task[None] | None = None
         self._simulated = platform is not None
         self._routes = routes
         self._document = document or functools.partial(openapi_document, routes, settings, protocols)
@@ -122,7 +133,15 @@ class Service:
         self._memory: SharedMemory | None = None
         self._metrics = ServiceMetrics(
             settings.namespace,
-            [StageMetrics(plan.name, batched=plan.batch_size > 1, streams=plan.streams) for plan in stages],
+            [
+                StageMetrics(
+                    plan.name,
+                    batched=plan.batch_size > 1,
+                    streams=plan.streams,
+                    costed=bool(plan.rules.max_cost) or plan.rules.by_cost,
+                )
+                for plan in stages
+            ],
         )
         # Workers in this process use the process's own prometheus_client registry.
         self._custom = None if platform else CustomMetrics(prometheus_directory())
@@ -140,7 +159,9 @@ class Service:
             shared_memory=lambda: self._memory.in_use if self._memory is not None else 0,
         )
         self.steering = Steering(routes, settings, stages, self._coordinator, self._stages_changed)
-        self._admin = AdminSocket(settings.admin_socket, self.steering, self.report) if settings.admin_socket else None
+        self._admin: AdminSocket | None = None
+        if settings.admin_socket:
+            self._admin = AdminSocket(settings.admin_socket, self.steering, self.report, takes_over=follows)
         self._keys = key_ring(settings)
         self._key_look: asyncio.TimerHandle | None = None
         self._daemon_watches: list[asyncio.Task[None]] = []
@@ -172,7 +193,7 @@ class Service:
             objects = Objects(self._memory.own_blocks())
         self.calls = Inference(self._coordinator, self._call_routes, objects, self._metrics, self.loop, self._tracing)
         try:
-            if self._admin is not None:
+            if self._admin is not None and not self._follows:
                 await self._admin.start()
         except BaseException:
             await self._close_tracing()
@@ -184,11 +205,14 @@ class Service:
             await asyncio.sleep(0)
             self.app = self._build_app(objects)
             # From the first second on, as HTTP's.
-            for listener, routes in self._listeners.items():
-                await listener.start(routes, self._shared)
+            if not self._follows:
+                for listener, routes in self._listeners.items():
+                    await listener.start(routes, self._shared)
             self._look_at_keys()
             answering()
             await starting
+            if self._follows:
+                await self._take_over()
             self._began, self._state = self._clock(), SERVING
         except BaseException:
             starting.cancel()
@@ -197,10 +221,33 @@ class Service:
             self._let_go()
             raise
 
+    async def _take_over(self) -> None:
+        """Listen where the process before this one has listened; its protocols' own ports are free once it ends."""
+        if self._admin is not None:
+            await self._admin.start()
+        if self._listeners:
+            self._taking_ports = self.loop.create_task(self._take_ports())
+
+    async def _take_ports(self) -> None:
+        """Take the ports of the protocols when they are free, within the time that a service gets for its end."""
+        end = self.loop.time() + self._settings.grace_seconds + PORT_SECONDS
+        for listener, routes in self._listeners.items():
+            while True:
+                try:
+                    await listener.start(routes, self._shared)
+                    break
+                except StartupError as error:
+                    if self.loop.time() > end:
+                        logger.error("%s; until the next start there is none", error)
+                        return
+                    await asyncio.sleep(POLL_SECONDS)
+
     async def stop(self) -> None:
         """Finish what was admitted, within the service's timeout, and end all workers."""
         for watch in self._daemon_watches:
             watch.cancel()
+        if self._taking_ports is not None:
+            self._taking_ports.cancel()
         if self._admin is not None:
             self._admin.close()
         try:
@@ -280,13 +327,14 @@ class Service:
                 streams=streams(pipeline[-1].worker),
                 takes_request=self._call_routes[path].takes_request,
                 methods=pipeline[0].methods or plain.POST,
+                labels=pipeline[0].labels,
             )
             for path, pipeline in self._routes.items()
         ]
         memory = memory_limit()
         spoken = self._protocol_routes(objects)
         app = App(
-            [*plain.routes(results, self._coordinator.new_id), *spoken],
+            [*plain.routes(results, self._coordinator.new_id, self._ordering()), *spoken],
             self._coordinator,
             self._metrics,
             self._document,
@@ -320,13 +368,20 @@ class Service:
             self._recording = self.loop.create_task(dashboard.record())
         return dashboard
 
+    def _ordering(self) -> Ordering:
+        """Return what is read of a request for its place among others."""
+        from mosec_asgi.web.protocols.ordering import ordering_of
+
+        return ordering_of(self._settings)
+
     def _protocol_routes(self, objects: Objects) -> list[ProtocolRoute]:
         """Return the routes of the protocols."""
         if not self._protocols:
             return []
         from mosec_asgi.web.protocols.adapter import Pipelines, ProtocolRoute
 
-        pipelines = self._pipelines = Pipelines(self._call_routes, objects, value_of, self._coordinator)
+        ordering = self._ordering()
+        pipelines = self._pipelines = Pipelines(self._call_routes, objects, value_of, self._coordinator, ordering)
         endpoints = [endpoint for protocol in self._protocols for endpoint in protocol.endpoints()]
         self._open_health(endpoints)
         # Tests without processes have no ports either.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -164,6 +165,11 @@ def test_each_command_has_a_module_that_its_help_needs(capsys: pytest.CaptureFix
         assert f"Usage: mosec-asgi {name}" in capsys.readouterr().out
 
 
+def test_the_page_on_the_command_line_names_each_command() -> None:
+    page = (ROOT / "docs/cli.md").read_text()
+    assert set(re.findall(r"^\| `mosec-asgi ([\w-]+)", page, re.MULTILINE)) == set(COMMANDS)
+
+
 def test_without_rich_or_a_terminal_output_is_plain(capsys: pytest.CaptureFixture[str]) -> None:
     assert type(output()) is Output
     output().table(("name", "count"), [("long name", "1"), ("b", "22")], "Title")
@@ -209,3 +215,16 @@ def test_make_openapi_writes_every_document() -> None:
     for document in (ROOT / "openapi").glob("*.json"):
         line = f"mosec-asgi openapi examples.{document.stem}.server:server --output openapi/{document.name}"
         assert line in told
+
+
+@pytest.mark.parametrize(
+    ("redirection", "code", "told"),
+    [
+        (">&-", 0, ""),
+        (">/dev/full", 1, "mosec-asgi: error: what it has to say cannot be written: No space left on device\n"),
+    ],
+)
+def test_what_cannot_be_written_is_no_traceback(folder: Path, redirection: str, code: int, told: str) -> None:
+    command = f"{sys.executable} -m mosec_asgi check service:server {redirection}"
+    done = subprocess.run(["sh", "-c", command], cwd=folder, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (code, told)

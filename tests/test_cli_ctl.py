@@ -18,6 +18,8 @@ import httpx
 import pytest
 from harness import Program, environment_of_programs, python, running, wait_until, written
 
+from mosec_asgi.cli.ctl import Client
+
 SERVICE = """
 import os
 import time
@@ -98,9 +100,10 @@ def test_a_service_of_processes_is_changed_under_load_and_no_call_is_lost(tmp_pa
     with running(python(file, "--admin-socket", str(path)), tmp_path / "log") as program:
         program.wait_ready()
 
+        client = Client(str(path))
+
         def names(stage: int) -> set[str]:
-            told = json.loads(ctl(path, "status", "--json").stdout)
-            return {worker["name"] for worker in told["stages"][stage]["workers"]}
+            return {worker["name"] for worker in client.ask("GET", "/status")["stages"][stage]["workers"]}
 
         def changed(change: Callable[[], object], route: str) -> None:
             with asking(program, route) as answers:
@@ -135,6 +138,7 @@ def test_a_service_of_processes_is_changed_under_load_and_no_call_is_lost(tmp_pa
         with asking(program, "/leaking") as answers:
             wait_until(lambda: not names(2) & first, "the worker that leaks is replaced")
         assert {status for status, _ in answers} == {200}
+        assert json.loads(ctl(path, "status", "--json").stdout)["state"] == "serving"
         shown = ctl(path, "status").stdout
         assert "Preloaded_2" in shown
         assert "max_batch_size=8" in shown

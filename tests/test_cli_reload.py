@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import re
 import signal
+import socket
+import subprocess
 import sys
 import threading
 from collections.abc import Iterator
@@ -13,7 +15,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from harness import Program, running, wait_until, written
+from harness import Program, environment_of_programs, free_port, running, wait_until, written
 
 SERVICE = """
 import time
@@ -130,7 +132,8 @@ def test_edits_take_over_without_a_lost_call_and_broken_ones_change_nothing(fold
 
 def test_uvicorns_own_way_and_a_unix_socket_are_passed_on_as_well(folder: Path) -> None:
     path = folder / "service.sock"
-    with serving(folder, "--http=plain", f"--uds={path}") as program:
+    admin = folder / "admin.sock"
+    with serving(folder, "--http=plain", f"--uds={path}", f"--admin-socket={admin}") as program:
         program.wait_for_output("  stop ")
         with Load("http://localhost", str(path)) as load:
             load.wait_for("20")
@@ -138,8 +141,13 @@ def test_uvicorns_own_way_and_a_unix_socket_are_passed_on_as_well(folder: Path) 
             load.wait_for("30")
         assert load.failures == []
         assert path.exists()
+        # The process before it has ended by then, or ends.
+        steer = [sys.executable, "-m", "mosec_asgi", "ctl", "--socket", str(admin), "status"]
+        done = subprocess.run(steer, capture_output=True, text=True, timeout=60, env=environment_of_programs())
+        assert (done.returncode, "Times_1" in done.stdout) == (0, True), done.stderr
         assert program.stop(signal.SIGTERM) == 0
     assert not path.exists()
+    assert not admin.exists()
 
 
 def test_what_was_broken_from_the_beginning_is_started_by_an_edit_and_nothing_outlives_a_kill(folder: Path) -> None:
@@ -161,3 +169,20 @@ def test_a_wrong_command_line_ends_at_once(folder: Path) -> None:
     with serving(folder, "--timeout=x") as program:
         assert program.wait() == 2
         assert "--timeout must be a whole number" in program.output
+
+
+def test_the_port_of_grpc_is_taken_once_the_process_before_has_let_it_go(folder: Path) -> None:
+    pytest.importorskip("grpc")
+    port = free_port()
+    text = f"""
+from mosec_asgi.protocols import OpenInference
+
+server.add_protocol(OpenInference({{"times": "/inference"}}, grpc_port={port}, grpc_host="127.0.0.1"))
+"""
+    written(folder, SERVICE.replace("FACTOR", "2") + text, "app.py")
+    with serving(folder, "--log-level=info") as program:
+        program.wait_ready()
+        written(folder, SERVICE.replace("FACTOR", "3") + text, "app.py")
+        wait_until(lambda: program.output.count("gRPC listens on") == 2, f"it does not listen\n{program.output}")
+        wait_until(lambda: answer(program) == "30", "the edit does not take over")
+        socket.create_connection(("127.0.0.1", port)).close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -15,10 +16,14 @@ from harness import until
 from mosec_asgi.host.draining import drain
 from mosec_asgi.web.uvicorn.gathering import gathering
 from mosec_asgi.web.uvicorn.http1 import Http1Protocol
-from mosec_asgi.web.uvicorn.http2 import AutoProtocol
 
 REQUEST = b"GET / HTTP/1.1\r\nhost: here\r\n\r\n"
-PROTOCOLS = pytest.mark.parametrize("http", ["auto", gathering(Http1Protocol), gathering(AutoProtocol)])
+KINDS: list[Any] = ["auto", gathering(Http1Protocol)]
+if importlib.util.find_spec("zttp") is not None:
+    from mosec_asgi.web.uvicorn.http2 import AutoProtocol
+
+    KINDS.append(gathering(AutoProtocol))
+PROTOCOLS = pytest.mark.parametrize("http", KINDS)
 
 
 class App:

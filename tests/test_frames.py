@@ -40,7 +40,10 @@ def forwards(draw: st.DrawFn) -> ForwardTime:
 def results(draw: st.DrawFn) -> Results:
     rows = draw(st.lists(st.tuples(NUMBERS, CODES, PAYLOADS), max_size=6))
     ids, codes, payloads = zip(*rows, strict=True) if rows else ((), (), ())
-    return Results(ids, codes, payloads, draw(SECONDS), draw(st.just(()) | st.tuples(*[forwards() for _ in rows])))
+    timed = draw(st.just(()) | st.tuples(*[forwards() for _ in rows]))
+    label = st.tuples(NUMBERS, st.text(max_size=12))
+    labels = draw(st.just(()) | st.lists(label, min_size=len(rows), max_size=len(rows)).map(tuple))
+    return Results(ids, codes, payloads, draw(SECONDS), timed, labels)
 
 
 @st.composite
@@ -117,8 +120,8 @@ def header(
 
 
 def assert_well_formed(frame: frames.Frame) -> None:
-    # That of the requests may be left out, and that of the times.
-    optional = {"requests": (), "forwards": ()}
+    # That of the requests may be left out, that of the times, and that of the labels.
+    optional = {"requests": (), "forwards": (), "labels": ()}
     columns = [
         value
         for name, value in fields(frame).items()

@@ -24,8 +24,10 @@ from mosec_asgi.batching.coordinator import MOST_RETRY_SECONDS, Coordinator
 from mosec_asgi.batching.engine import Caller
 from mosec_asgi.batching.flow import Flow
 from mosec_asgi.batching.loads import Loads
+from mosec_asgi.batching.ordered_queue import Bands, OrderedQueue
 from mosec_asgi.batching.policy import Pick, batch
 from mosec_asgi.batching.policy.batch import BatchPolicy
+from mosec_asgi.batching.policy.ordered import OrderedBatchPolicy
 from mosec_asgi.batching.policy.window import WindowPolicy
 from mosec_asgi.batching.queue import TaskQueue
 from mosec_asgi.batching.scheduler import Scheduler
@@ -60,6 +62,7 @@ def test_whatever_happens_the_contracts_hold() -> None:
     ends = {"workers stuck", "workers too long in starting", "workers too long in stopping", "stages down"}
     reasons = {"refusals for its latency target", "refusals for its time"}
     ways = {"histories with pickled messages", "payloads in memory", "answers looked for"}
+    ways |= {"batches of a key", "batches within a budget"}
     changes = {"changes: scale", "changes: configure", "changes: restart", "changes failed", "changes given up"}
     changes |= {"successors launched", "workers recycled", "workers too long in draining"}
     assert outcomes | ends | reasons | ways | changes | {"services healed", "services that could not start"} <= happened
@@ -586,6 +589,38 @@ class NoLock:
     async def __aexit__(self, *error: Any) -> None: ...
 
 
+# -- the order
+
+
+def keys_are_mixed(original: Any) -> Any:
+    def add(self: OrderedQueue, task: Task, turn: Any) -> None:
+        key, task.key = task.key, "one"
+        original(self, task, turn)
+        task.key = key
+
+    return add
+
+
+def taken_with_their_lane(original: Any) -> Any:
+    """Drop a task that lives: whatever stands before what is taken."""
+
+    def take(self: OrderedQueue, tasks: list[Task]) -> None:
+        leader = self.leader()
+        original(self, tasks)
+        if leader is not None and leader.id in self._entries and self.live > 3:
+            original(self, [leader])
+
+    return take
+
+
+def last_comes_first(original: Any) -> Any:
+    return lambda self: reversed(list(original(self)))
+
+
+def priorities_do_not_count(original: Any) -> Any:
+    return lambda self, priority, task: (task.queued, 0, task.number)
+
+
 def refused_without_a_queue(original: Any) -> Any:
     """Refuse by the latency target what would not wait."""
 
@@ -827,6 +862,23 @@ MUTATIONS = [
         Supervisor.worker_exited,
         with_values(_stopping=lambda stopping: False),
     ),
+    Mutation("keys share a batch", OrderedQueue, OrderedQueue._add, keys_are_mixed),
+    Mutation(
+        "a budget is exceeded",
+        OrderedBatchPolicy,
+        OrderedBatchPolicy._batch,
+        with_values(_budget=lambda most: most + 1),
+    ),
+    Mutation("a lane is run from its end", Bands, Bands.__iter__, last_comes_first),
+    Mutation("priorities do not count", Bands, Bands._rank, priorities_do_not_count),
+    Mutation("a full key waits", OrderedQueue, OrderedQueue.full, left_out),
+    Mutation(
+        "a rare key waits for others",
+        OrderedBatchPolicy,
+        OrderedBatchPolicy._wait_until,
+        lambda original: lambda self, oldest, queue, loads, now: now + 1.0 if queue.keys > 1 else oldest.queued,
+    ),
+    Mutation("what is taken is lost beside what waits", OrderedQueue, OrderedQueue.take, taken_with_their_lane),
 ]
 
 # What a mutation raises that names what is not there any more: it shows nothing.

@@ -189,6 +189,7 @@ async def test_callers_are_told_how_many_calls_are_worth_having_in_flight() -> N
         (0, 2, "there is no stage 0"),
         (5, 2, "there is no stage 5"),
         ("9" * 50, 2, "there is no stage"),
+        ("9" * 5000, 2, "there is no stage"),
         (None, 2, "there is no stage None"),
     ],
 )
@@ -203,7 +204,7 @@ async def test_a_number_of_workers_that_does_not_fit_changes_nothing(stage: Any,
 @pytest.mark.parametrize(
     ("stage", "values", "message"),
     [
-        (1, {}, "nothing to change: give a value for max_batch_size"),
+        (1, {}, "nothing to change: give a value for max_batch_size, max_wait_time"),
         (1, {"max_batch_size": 4}, "is given one item, and would be given a list of items"),
         (2, {"max_batch_size": 1}, "is given a list of items, and would be given one item"),
         (2, {"max_batch_size": 0}, "at least 1"),
@@ -252,6 +253,22 @@ async def test_a_replacement_that_cannot_start_leaves_the_others_serving() -> No
         assert before[1] in {(await server.infer(n))[1] for n in range(20)}
 
 
+async def test_a_replacement_process_that_cannot_start_leaves_the_others_serving() -> None:
+    server = Server(timeout=20_000)
+    server.append_worker(Item, start_method="fork", max_calls=3)
+    async with server:
+        before = await server.infer(0)
+        FAILS.set()
+        for change in (server.restart(1), server.scale(1, 2), server.configure(1, timeout=3)):
+            with pytest.raises(StartupError, match=r"(?s)worker 1.*exited with status|no weights"):
+                await change
+        # It is to be recycled now, and that is tried until it succeeds.
+        assert [await server.infer(0) for _ in range(5)] == [before] * 5
+        FAILS.clear()
+        while await server.infer(0) == before:
+            await asyncio.sleep(0.01)
+
+
 async def test_changes_of_one_stage_take_turns() -> None:
     async with serving() as server:
         await asyncio.gather(server.scale(1, 4), server.restart(1), server.scale(1, 1), server.scale(1, 3))
@@ -284,3 +301,16 @@ def test_limits_of_a_workers_life_must_fit() -> None:
         server.append_worker(Item, executor="thread", max_memory=1 << 30)
     with pytest.raises(DefinitionError, match="max_calls must be at least 0"):
         server.append_worker(Item, max_calls=-1)
+
+
+async def test_workers_that_all_have_the_same_environment_can_be_more() -> None:
+    from mosec_asgi import testing
+
+    server = Server()
+    server.append_worker(Item, num=2, env=[{"OMP_NUM_THREADS": "2"}, {"OMP_NUM_THREADS": "2"}])
+    async with testing.serving(server):
+        await server.scale(1, 3)
+        running = server._running
+        assert running is not None
+        places = running._coordinator._stages[0].pool.places
+        assert [place.variables for place in places] == [{"OMP_NUM_THREADS": "2"}] * 3

@@ -11,7 +11,8 @@ from fakes import PATIENCE, FakeClock, FakeLauncher, FakeWorker, Held, settled_l
 
 from mosec_asgi.errors import StartupError
 from mosec_asgi.messages import Chunks, LinkError, Results
-from mosec_asgi.pool.supervisor import EXIT_SECONDS, PoolWorker, Supervisor
+from mosec_asgi.pool.lifecycle import State
+from mosec_asgi.pool.supervisor import CLOSE_SECONDS, DRAIN_SECONDS, EXIT_SECONDS, PoolWorker, Supervisor
 
 START_TIMEOUT = 1234.5
 GARBAGE = "broke its pipe (garbage came from it: no frame)"
@@ -78,6 +79,18 @@ class Heard:
         self.streamed: list[tuple[PoolWorker, Chunks]] = []
         self.ready: list[PoolWorker] = []
         self.refuses = False
+        # Workers that have tasks, and how many workers there were to be.
+        self.busy: set[PoolWorker] = set()
+        self.sizes: list[int] = []
+
+    def worker_draining(self, worker: PoolWorker) -> None:
+        self.events.append(("draining", worker.worker_id))
+
+    def has_tasks(self, worker: PoolWorker) -> bool:
+        return worker in self.busy
+
+    def resized(self, num: int) -> None:
+        self.sizes.append(num)
 
     def worker_ready(self, worker: PoolWorker) -> None:
         self.events.append(("ready", worker.worker_id))
@@ -795,3 +808,99 @@ async def test_a_supervisor_and_its_workers_say_what_they_are() -> None:
         "<PoolWorker Echo_1 1 ready>",
         "<PoolWorker Echo_1 2 starting>",
     ]
+
+
+# -- workers that leave ------------------------------------------------------------------------------------------------
+
+
+async def test_a_worker_drains_once_its_successor_is_ready_and_ends_when_it_has_answered_all() -> None:
+    pool = Pool()
+    await pool.started()
+    first, place = pool.last, pool.supervisor.places[0]
+    old = place.worker
+    assert old is not None
+    pool.heard.busy.add(old)
+    pool.supervisor.begin(place, place.spec)
+    assert old.state is State.READY
+    pool.last.ready()
+    assert place.worker is not old
+    assert (old.state, pool.supervisor.ready, pool.supervisor.draining) == (State.DRAINING, 1, 1)
+    assert not first.asked_to_stop
+    first.reply_unasked([1])
+    assert old.state is State.DRAINING
+    pool.heard.busy.clear()
+    first.reply_unasked([2])
+    assert (old.state, first.asked_to_stop) == (State.STOPPING, True)
+    first.exit()
+    await asyncio.wait_for(pool.supervisor.wait_ended([old]), PATIENCE)
+    assert pool.supervisor.workers == [place.worker]
+    assert pool.supervisor.restarts == 0
+    assert not pool.timers.running
+
+
+async def test_a_worker_that_drains_too_long_is_killed_and_gives_back_what_it_has() -> None:
+    pool = Pool()
+    await pool.started()
+    first, place = pool.last, pool.supervisor.places[0]
+    old = place.worker
+    assert old is not None
+    pool.heard.busy.add(old)
+    pool.supervisor.begin(place, place.spec)
+    pool.last.ready()
+    next(timer for timer in pool.timers.relaunches if timer.delay == DRAIN_SECONDS and not timer.cancelled).fire()
+    assert ("gone", 1) in pool.heard.events
+    assert first.killed
+    first.exit()
+    assert pool.supervisor.workers == [place.worker]
+
+
+async def test_a_worker_that_does_not_stop_when_asked_is_killed() -> None:
+    pool = Pool()
+    await pool.started()
+    first, place = pool.last, pool.supervisor.places[0]
+    pool.supervisor.begin(place, place.spec)
+    pool.last.ready()
+    assert first.asked_to_stop
+    assert not first.killed
+    next(timer for timer in pool.timers.relaunches if timer.delay == CLOSE_SECONDS and not timer.cancelled).fire()
+    assert first.killed
+
+
+async def test_a_successor_that_cannot_start_changes_nothing() -> None:
+    pool = Pool()
+    await pool.started()
+    place = pool.supervisor.places[0]
+    old = place.worker
+    worker = pool.supervisor.begin(place, place.spec)
+    pool.last.fail_to_start("OSError: no weights")
+    with pytest.raises(StartupError, match="no weights"):
+        await pool.supervisor.wait_ready(worker)
+    assert (place.worker, pool.supervisor.ready, pool.supervisor.down) == (old, 1, False)
+    assert pool.supervisor.workers == [old]
+
+
+async def test_a_successor_takes_the_place_of_a_worker_that_dies_meanwhile() -> None:
+    pool = Pool()
+    await pool.started()
+    first, place = pool.last, pool.supervisor.places[0]
+    worker = pool.supervisor.begin(place, place.spec)
+    launched = len(pool.launcher.launched)
+    first.exit("was killed by signal 9")
+    assert place.worker is worker
+    assert len(pool.launcher.launched) == launched
+    pool.last.ready()
+    await pool.supervisor.wait_ready(worker)
+    assert (pool.supervisor.ready, pool.supervisor.restarts) == (1, 0)
+
+
+async def test_places_without_a_worker_that_serves_are_taken_away_first() -> None:
+    pool = Pool(num=3)
+    pool.launcher.launched[1].ready()
+    pool.launcher.launched[2].fail_to_start("OSError: no GPU")
+    pool.launcher.launched[0].ready()
+    await pool.wait_started()
+    pool.supervisor.remove_places(1)
+    assert [place.spec.worker_id for place in pool.supervisor.places] == [1, 2]
+    pool.supervisor.remove_places(1)
+    assert [place.spec.worker_id for place in pool.supervisor.places] == [1]
+    assert pool.heard.sizes == [2, 1]

@@ -11,6 +11,7 @@ from random import Random
 
 from mosec_asgi import Worker, log
 from mosec_asgi.batching.coordinator import Coordinator, Limits, RoutePlan
+from mosec_asgi.batching.policy.rules import Rules
 from mosec_asgi.batching.stage import StagePlan
 from mosec_asgi.inside.spec import WorkerSpec
 from mosec_asgi.messages import OK, Call, Cancels, Chunk, Chunks, Credit, Credits, Outcome, Progress, Results, Tasks
@@ -38,6 +39,7 @@ class SimulatedStage:
         seconds: of a unit of work.
         num, batch, concurrency, max_wait, latency_target: as `append_worker` has them, in seconds.
         first_event: of a stage that streams: seconds to the first event; `seconds` is to its end.
+        rules: which task is next, and which share a batch.
         start: seconds that a worker takes to be ready, or what tells those of the next.
     """
 
@@ -49,6 +51,7 @@ class SimulatedStage:
     first_event: float = 0.0
     start: float | Callable[[], float] = 0.0
     latency_target: float = 0.0
+    rules: Rules = field(default_factory=Rules)
 
     def plan(self, name: str) -> StagePlan:
         """Return it as the coordinator wants it."""
@@ -64,6 +67,7 @@ class SimulatedStage:
             ordered=self.concurrency == 1 and not self.first_event,
             streams=bool(self.first_event),
             latency_target=self.latency_target,
+            rules=self.rules,
         )
 
 
@@ -75,11 +79,14 @@ class Arrival:
         at: when, in seconds.
         route: for which route.
         timeout: its own, in seconds, or None.
+        priority, tenant: its own.
     """
 
     at: float
     route: int = 0
     timeout: float | None = None
+    priority: int = 0
+    tenant: str = ""
 
 
 @dataclass(slots=True)
@@ -227,7 +234,9 @@ class World:
         answer = Answer(call)
         self.history.answers.append(answer)
         caller = _Caller(self, answer)
-        self.coordinator.submit(Call(number, call.route, b"%d" % number, "", call.timeout), caller)
+        payload = b"%d" % number
+        made = Call(number, call.route, payload, "", call.timeout, priority=call.priority, tenant=call.tenant)
+        self.coordinator.submit(made, caller)
 
     def begin(self, ids: Sequence[int]) -> Random:
         """Note that a worker begins tasks; return the chance that decides how long it takes."""

@@ -23,6 +23,9 @@ class Model(Worker):
 
 
 if __name__ == "__main__":
-    server = Server(log_level="warning", timeout=10_000, admin_socket=os.environ["CHANGED_SOCKET"])
+    # Clients use the connection that they used last: others are silent for long.
+    server = Server(
+        log_level="warning", timeout=10_000, keep_alive=3_600_000, admin_socket=os.environ["CHANGED_SOCKET"]
+    )
     server.append_worker(Model, num=2, max_batch_size=4)
     server.run()

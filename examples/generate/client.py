@@ -8,29 +8,34 @@ status: 0 if all were answered, 1 if not.
 """
 
 import argparse
-import asyncio
 import sys
 import time
-from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
-from openai import APIConnectionError, AsyncOpenAI, OpenAIError
-
-MODEL = "smollm2-135m-instruct"
+from openai import APIConnectionError, OpenAI, OpenAIError
 
 
-async def main() -> int:
+def main() -> int:
     """Run the command line; return the exit status."""
-    options = _parser().parse_args()
+    parser = argparse.ArgumentParser(description="Ask a small language model.")
+    parser.add_argument("question", nargs="+")
+    parser.add_argument("--url", default="http://127.0.0.1:8000", help="address of the service (%(default)s)")
+    parser.add_argument("--max-tokens", type=int, default=128, help="the longest answer (%(default)s)")
+    parser.add_argument("--temperature", type=float, default=0.7, help="0 for the likeliest words (%(default)s)")
+    parser.add_argument("--seed", type=int, help="the same seed gives the same answer")
+    options = vars(parser.parse_args())
+    url, questions = options.pop("url"), options.pop("question")
     began = time.perf_counter()
     try:
-        async with AsyncOpenAI(base_url=f"{options.url}/v1", api_key="none", max_retries=0) as client:
-            if len(options.question) == 1:
-                tokens = await _print_as_it_comes(_answer(client, options.question[0], options))
-            else:
-                asked = [_print_when_done(client, question, options) for question in options.question]
-                tokens = sum(await asyncio.gather(*asked))
+        with (
+            OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client,
+            ThreadPoolExecutor(len(questions)) as threads,
+        ):
+            several = len(questions) > 1
+            tokens = sum(threads.map(lambda each: answered(client, each, options, several=several), questions))
     except APIConnectionError:
-        print(f"No server at {options.url}. Start one: python examples/generate/server.py", file=sys.stderr)
+        print(f"No server at {url}. Start one: python examples/generate/server.py", file=sys.stderr)
         return 1
     except OpenAIError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -40,51 +45,25 @@ async def main() -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description="Ask a small language model.")
-    parser.add_argument("question", nargs="+")
-    parser.add_argument("--url", default="http://127.0.0.1:8000", help="address of the service (%(default)s)")
-    parser.add_argument("--max-tokens", type=int, default=128, help="the longest answer (%(default)s)")
-    parser.add_argument("--temperature", type=float, default=0.7, help="0 for the likeliest words (%(default)s)")
-    parser.add_argument("--seed", type=int, help="the same seed gives the same answer")
-    return parser
-
-
-async def _answer(client: AsyncOpenAI, question: str, options: argparse.Namespace) -> AsyncIterator[str | int]:
-    """Yield an answer's text piece by piece, and at last how many tokens it has."""
-    stream = await client.chat.completions.create(
-        model=MODEL,
+def answered(client: OpenAI, question: str, options: dict[str, Any], *, several: bool) -> int:
+    """Print the answer to a question, one of several as a whole; return how many tokens it has."""
+    chunks = client.chat.completions.create(
+        model="smollm2-135m-instruct",
         messages=[{"role": "user", "content": question}],
-        max_tokens=options.max_tokens,
-        temperature=options.temperature,
-        seed=options.seed,
         stream=True,
         stream_options={"include_usage": True},
+        **options,
     )
-    async with stream:
-        async for chunk in stream:
-            if chunk.choices and chunk.choices[0].delta.content:
-                yield chunk.choices[0].delta.content
-            if chunk.usage:
-                yield chunk.usage.completion_tokens
-
-
-async def _print_as_it_comes(answer: AsyncIterator[str | int]) -> int:
-    tokens = 0
-    async for piece in answer:
-        if isinstance(piece, int):
-            tokens = piece
-        else:
-            print(piece, end="", flush=True)
-    print()
+    pieces, tokens = [], 0
+    for chunk in chunks:
+        tokens = chunk.usage.completion_tokens if chunk.usage else tokens
+        pieces += [choice.delta.content or "" for choice in chunk.choices]
+        if not several:
+            print(pieces[-1] if chunk.choices else "\n", end="", flush=True)
+    if several:
+        print(f"{question}\n    {''.join(pieces)}\n")
     return tokens
 
 
-async def _print_when_done(client: AsyncOpenAI, question: str, options: argparse.Namespace) -> int:
-    *text, tokens = [piece async for piece in _answer(client, question, options)]
-    print(f"{question}\n    {''.join(map(str, text))}\n")
-    return int(tokens)
-
-
 if __name__ == "__main__":
-    sys.exit(asyncio.run(main()))
+    sys.exit(main())

@@ -1,6 +1,5 @@
-"""One text that is being written: which token comes next, what of the text may go out, and when it is done."""
+"""One text that is being written: which token comes next, and when it is done."""
 
-import codecs
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -8,18 +7,12 @@ import numpy as np
 import numpy.typing as npt
 from bpe import Tokenizer
 
+from mosec_asgi.protocols import StopTexts
+
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """What to go on from, and how.
-
-    Attributes:
-        tokens: the conversation so far.
-        limit: tokens to write at most.
-        temperature: above 1 makes unlikely tokens likelier, below 1 less likely; 0 takes the likeliest.
-        seed: what chance begins from; the same seed gives the same text. None for another text each time.
-        stop: texts before which the writing ends.
-    """
+    """What to go on from, and how; the names are OpenAI's, but for `limit`: tokens to write at most."""
 
     tokens: list[int]
     limit: int
@@ -29,28 +22,17 @@ class Prompt:
 
 
 class Completion:
-    """A text that is being written.
-
-    Attributes:
-        prompt: what it goes on from.
-        last: its last token.
-        read: how many tokens of the prompt the model has taken in.
-        written: how many tokens have been written.
-        finish_reason: why it is done; None while it is not.
-    """
+    """A text that is being written; the model has taken in `read` tokens of its prompt, and written `written`."""
 
     def __init__(self, prompt: Prompt, tokenizer: Tokenizer) -> None:
         self.prompt = prompt
         self.last = prompt.tokens[-1]
-        self.read = 0
-        self.written = 0
+        self.read = self.written = 0
         self.finish_reason: Literal["stop", "length"] | None = None
         self._tokenizer = tokenizer
         self._ends = {tokenizer.special("<|im_end|>"), tokenizer.special("<|endoftext|>")}
         self._random = np.random.default_rng(prompt.seed)
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        # May become a text to stop at.
-        self._held = ""
+        self._out = StopTexts(prompt.stop)
 
     @property
     def unread(self) -> int:
@@ -64,15 +46,17 @@ class Completion:
 
     def add(self, scores: npt.NDArray[np.float32]) -> str:
         """Choose the next token by what the model says, and return the text that may go out."""
-        token = self._choose(scores)
-        if token in self._ends:
+        self.last = self._choose(scores)
+        if self.last in self._ends:
             self.finish_reason = "stop"
-            return self._released(final=True)
-        self.last = token
+            return self._out.end()
         self.written += 1
-        if self.written == self.prompt.limit:
-            self.finish_reason = "length"
-        return self._released(self._tokenizer.decode(token), final=self.finish_reason is not None)
+        text = self._out.add(self._tokenizer.decode(self.last))
+        if self._out.stopped:
+            self.finish_reason = "stop"
+        elif self.written == self.prompt.limit:
+            self.finish_reason, text = "length", text + self._out.end()
+        return text
 
     def _choose(self, scores: npt.NDArray[np.float32]) -> int:
         if self.prompt.temperature == 0:
@@ -80,20 +64,3 @@ class Completion:
         likely = np.exp((scores - scores.max()).astype(np.float64) / self.prompt.temperature)
         reached = likely.cumsum()
         return int(reached.searchsorted(self._random.random() * reached[-1], side="right"))
-
-    def _released(self, more: bytes = b"", *, final: bool) -> str:
-        """Return the text that no stop text can begin in, and keep the rest; nothing is kept at the end."""
-        text = self._held + self._decoder.decode(more, final)
-        stops = [place for stop in self.prompt.stop if (place := text.find(stop)) >= 0]
-        if stops:
-            self.finish_reason = "stop"
-            self._held = ""
-            return text[: min(stops)]
-        keep = 0 if final else max((_overlap(text, stop) for stop in self.prompt.stop), default=0)
-        self._held = text[len(text) - keep :]
-        return text[: len(text) - keep]
-
-
-def _overlap(text: str, stop: str) -> int:
-    """Return how many characters at the end of `text` are a beginning of `stop`."""
-    return next((size for size in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:size])), 0)

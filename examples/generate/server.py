@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from mosec_asgi import ContinuousWorker, Server, ValidationError
 from mosec_asgi.mixin import PydanticMixin
@@ -34,20 +34,15 @@ SYSTEM = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
 Stop = Annotated[str, Field(min_length=1, max_length=100)]
 
 
-class Strict(BaseModel):
-    """What a client sends: no number as text, and no field that this service would ignore."""
-
-    model_config = ConfigDict(strict=True, extra="forbid")
-
-
-class Message(Strict):
+# No number as text, and no field that this service would ignore.
+class Message(BaseModel, strict=True, extra="forbid"):
     """A message of a conversation."""
 
     role: Literal["system", "user", "assistant"]
     content: str = Field(max_length=4000)
 
 
-class Request(Strict):
+class Request(BaseModel, strict=True, extra="forbid"):
     """A conversation to go on with."""
 
     model: str = NAME

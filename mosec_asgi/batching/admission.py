@@ -69,6 +69,7 @@ class Reason(str, enum.Enum):
     OWN_TIME = "own_time"
     OVERLOAD = "overload"
     LATENCY_TARGET = "latency_target"
+    GAVE_WAY = "gave_way"
 
 
 class Refusal(NamedTuple):

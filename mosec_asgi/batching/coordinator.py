@@ -56,6 +56,7 @@ ANSWERS_TO_TOO_MANY = {
     Reason.DEADLINE: errors.too_late,
     Reason.OVERLOAD: errors.overloaded,
     Reason.LATENCY_TARGET: errors.over_target,
+    Reason.GAVE_WAY: errors.gave_way,
 }
 # Makes an `Outcome` or a `Chunk` from all its fields in half the time of calling the class.
 _new = tuple.__new__
@@ -285,11 +286,14 @@ class Coordinator:
         stages = self._routes[call.route].stages
         timeout = self._limits.timeout if call.timeout is None else min(call.timeout, self._limits.timeout)
         now = self._clock()
+        other: Task | None = None
         if not self._admission.is_calm(call.route, len(self._admitted), timeout, now):
             refusal = self._refusal(stages, timeout, now)
             if refusal is not None:
-                self._refuse(call, caller, refusal, now)
-                return
+                other = self._yields_to(call, refusal)
+                if other is None:
+                    self._refuse(call, caller, refusal, now)
+                    return
         deadline = now + timeout
         flow = Flow(self._limits.stream_buffer) if self._plans[stages[-1]].streams else None
         task = self._admitted[call.id] = Task(call, caller, stages, now, deadline, flow)
@@ -298,6 +302,8 @@ class Coordinator:
         if self._admission.follows[call.route]:
             self._admission.admitted(stages)
         self._stages[stages[0]].enqueue(task, now)
+        if other is not None:
+            self._give_way(other, now)
 
     def credit(self, credit: Credit) -> None:
         """Note what the client has taken of a stream; see `Engine.credit`."""
@@ -337,6 +343,21 @@ class Coordinator:
             if self._stages[stage].pool.down:
                 return Refusal(Reason.STAGE_DOWN, stage)
         return self._admission.judge(stages, timeout, now)
+
+    def _yields_to(self, call: Call, refusal: Refusal) -> Task | None:
+        """Return the task that gives its place to a call that would be refused; None where none does."""
+        if refusal.reason not in ANSWERS_TO_TOO_MANY:
+            return None
+        return self._stages[refusal.stage].scheduler.yields_to(call.priority, call.tenant, call.cost)
+
+    def _give_way(self, task: Task, now: float) -> None:
+        """Answer a task that waits and that has given its place to another, if it still waits."""
+        if task.state is State.QUEUED:
+            stage = self._stages[task.stage]
+            failure = self._answer_to(Reason.GAVE_WAY, task.stages, now)
+            if (told := stage.events.refused) is not None:
+                told(failure.code, Reason.GAVE_WAY.value, now)
+            self.failed(task, failure)
 
     def _refuse(self, call: Call, caller: Caller, refusal: Refusal, now: float) -> None:
         failure = self._answer_to(refusal.reason, self._routes[call.route].stages, now)

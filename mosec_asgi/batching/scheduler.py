@@ -5,7 +5,9 @@ The `Scheduler` of a stage holds its queue (`queue`), what is known of its worke
 the scheduler what has happened (`enqueue`, `answered`, `add_worker`, ...) and asks `assign(now)` what to do: a list of
 assignments to send, and the time at which to ask again if nothing happens before.
 
-Tasks start in order of arrival. One central queue: a worker is chosen when the task leaves it, not when it comes.
+Tasks start in order of arrival, unless the stage has rules of cost or key, or a task has brought a priority or a
+tenant: only then is there another queue and another policy (`ordered_queue`, `policy.ordered`). One central queue: a
+worker is chosen when the task leaves it, not when it comes.
 
 *Concurrent workers* (`concurrency` above 1: an event loop, or the slots of a continuous batch) run several tasks, or
 several batches, at a time. They answer in any order, and are sent a quarter more tasks than they run, so that the next
@@ -21,8 +23,11 @@ from typing import Generic
 
 from mosec_asgi.batching.arrivals import Arrivals
 from mosec_asgi.batching.loads import MAX_WINDOW, AnswerError, Loads, brief
+from mosec_asgi.batching.ordered_queue import OrderedQueue
 from mosec_asgi.batching.policy import Pick, Policy, WorkerKey, quarantine
 from mosec_asgi.batching.policy.batch import BatchPolicy
+from mosec_asgi.batching.policy.ordered import OrderedBatchPolicy
+from mosec_asgi.batching.policy.rules import Rules
 from mosec_asgi.batching.policy.window import WindowPolicy
 from mosec_asgi.batching.queue import TaskQueue
 from mosec_asgi.batching.task import Task
@@ -52,6 +57,7 @@ class Scheduler(Generic[WorkerKey]):
         adaptive: bool = False,
         concurrency: int = 1,
         ordered: bool = True,
+        rules: Rules | None = None,
         policy: Policy[WorkerKey] | None = None,
     ) -> None:
         """Begin with an empty queue and no workers.
@@ -62,13 +68,20 @@ class Scheduler(Generic[WorkerKey]):
             adaptive: let an idle worker start before `max_wait` where waiting does not pay.
             concurrency: batches, or tasks where there is no batching, that a worker runs at a time.
             ordered: a worker answers in the order in which it was sent its tasks; else in any.
+            rules: of cost, key, priority and tenant; None for those of a stage that has set none.
             policy: picks tasks and workers; None for windows without batching and for batches in order of arrival.
         """
         self.batched = max_batch_size > 1
+        self.rules = rules or Rules()
+        self._size = max_batch_size
+        self._max_wait = max_wait
         self.queue = TaskQueue()
         self.loads: Loads[WorkerKey] = Loads(batched=self.batched, concurrency=concurrency, ordered=ordered)
         self._arrivals = Arrivals() if adaptive and self.batched else None
         self._policy = policy or self._usual_policy(max_batch_size, max_wait)
+        self._in_order_of_arrival = True
+        if not self.rules.plain:
+            self._put_in_order()
 
     def __repr__(self) -> str:
         return f"<Scheduler queued={self.queued} sent={self.in_flight} workers={len(self.loads)}>"
@@ -85,7 +98,11 @@ class Scheduler(Generic[WorkerKey]):
             self._arrivals = None
         elif self._arrivals is None:
             self._arrivals = Arrivals()
-        self._policy = self._usual_policy(max_batch_size, max_wait)
+        self._size, self._max_wait = max_batch_size, max_wait
+        if self._in_order_of_arrival:
+            self._policy = self._usual_policy(max_batch_size, max_wait)
+        else:
+            self._put_in_order()
         self.loads.run_at_a_time(concurrency)
 
     @property
@@ -138,10 +155,33 @@ class Scheduler(Generic[WorkerKey]):
         return self.loads.remove(worker)
 
     def enqueue(self, task: Task, now: float) -> None:
-        """Put a task that has arrived at this stage at the end of the queue."""
+        """Put a task that has arrived at this stage into the queue."""
+        if self._in_order_of_arrival and (task.priority or task.tenant):
+            self._put_in_order()
         self.queue.append(task)
         if self._arrivals is not None:
             self._arrivals.arrived(now, self.queue.live + self.loads.in_flight)
+
+    def yields_to(self, priority: int, tenant: str, cost: int) -> Task | None:
+        """Return the task that gives its place to one that comes and would be refused; None where none does.
+
+        Under overload the lowest priority goes first, and of that the tenant that has most waiting.
+        """
+        if self._in_order_of_arrival:
+            if not (priority or tenant):
+                return None
+            self._put_in_order()
+        assert isinstance(self.queue, OrderedQueue)
+        return self.queue.yields_to(priority, tenant, cost)
+
+    def _put_in_order(self) -> None:
+        """Have another order than that of arrival from here on: a task, or a rule, asks for it."""
+        self._in_order_of_arrival = False
+        self.queue = OrderedQueue.of(self.queue, self.rules, self._size)
+        if not self.batched:
+            self._policy = WindowPolicy(ahead=False)
+        else:
+            self._policy = OrderedBatchPolicy(self._size, self._max_wait, self._arrivals, self.rules)
 
     def requeue(self, tasks: Iterable[Task]) -> None:
         """Put tasks of a dead worker back into the queue, in order of arrival; those with attempts must run alone."""

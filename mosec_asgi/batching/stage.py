@@ -23,11 +23,13 @@ from mosec_asgi.batching.busy_poll import BusyPoll
 from mosec_asgi.batching.changes import StageValues
 from mosec_asgi.batching.engine import StageStatistics, WorkerStatistics
 from mosec_asgi.batching.loads import AnswerError
+from mosec_asgi.batching.policy.rules import Rules
 from mosec_asgi.batching.scheduler import Assignment, Scheduler
 from mosec_asgi.batching.stage_admission import StageAdmission
 from mosec_asgi.batching.task import State, Task
 from mosec_asgi.errors import INTERNAL_ERROR, STAGE_DOWN, TIMED_OUT, UNSEEN, WORKER_DIED, Failure, describe, too_slow
 from mosec_asgi.inside.spec import WorkerSpec
+from mosec_asgi.labels import Labels
 from mosec_asgi.lazy_timer import LazyTimer
 from mosec_asgi.messages import (
     EGRESS,
@@ -86,6 +88,8 @@ class StagePlan:
         takes_request: its workers are told of the requests.
         recycling: when a worker is replaced though it is well.
         times: note of each task what its time has gone into.
+        rules: which task is next, and which share a batch.
+        labels: what is to be known of an item before it comes here, for `rules`; None for nothing.
     """
 
     specs: list[WorkerSpec]
@@ -107,6 +111,8 @@ class StagePlan:
     defaults: Mapping[str, str] = field(default_factory=dict)
     recycling: Recycling = NEVER
     times: bool = False
+    rules: Rules = field(default_factory=Rules)
+    labels: Labels | None = None
 
     @property
     def name(self) -> str:
@@ -200,6 +206,7 @@ class Stage:
             adaptive=plan.adaptive,
             concurrency=plan.concurrency,
             ordered=plan.ordered,
+            rules=plan.rules,
         )
         self.pool = Supervisor(
             plan.specs,
@@ -384,8 +391,8 @@ class Stage:
     def worker_results(self, worker: PoolWorker, results: Results) -> None:
         """Take in results."""
         now = self._clock()
-        ids, codes, payloads, seconds, _ = results
-        if not len(ids) == len(codes) == len(payloads):
+        ids, codes, payloads, seconds, _, labels = results
+        if not len(ids) == len(codes) == len(payloads) or (labels and len(labels) != len(ids)):
             drop_all(payloads)
             raise LinkError(f"sent {len(ids)} results with {len(codes)} codes and {len(payloads)} payloads")
         batched = self.plan.batch_size > 1
@@ -395,6 +402,10 @@ class Stage:
         except AnswerError as error:
             drop_all(payloads)
             raise LinkError(str(error)) from error
+        if labels:
+            # Of what goes to the next stage, where that asks.
+            for task, label in zip(tasks, labels, strict=True):
+                task.cost, task.key = label
         if tasks:
             units = units - self.scheduler.units if batched else len(tasks)
             # The next stage may begin the tasks at once and then overwrites `began`.

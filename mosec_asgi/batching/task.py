@@ -88,13 +88,17 @@ class Task:
         request: what workers are told of its request, where they ask for it.
         times: of the stages that have answered it, where the service notes them.
         trace: of its request's span; see `Call`.
+        priority: what comes first where there is a choice: the higher number.
+        key: of its input at the stage that it is at; inputs of different keys share no batch there.
+        cost: of that input.
+        tenant: on whose behalf it came.
         state: see the table.
     """
 
     __slots__ = (
-        "alone", "arrived", "at_last_stage", "attempts", "batch", "began", "caller", "deadline", "example", "flow",
-        "id", "number", "objects", "payload", "place", "position", "queued", "request", "request_id", "route", "stages",
-        "state", "times", "trace",
+        "alone", "arrived", "at_last_stage", "attempts", "batch", "began", "caller", "cost", "deadline", "example",
+        "flow", "id", "key", "number", "objects", "payload", "place", "position", "priority", "queued", "request",
+        "request_id", "route", "stages", "state", "tenant", "times", "trace",
     )  # fmt: skip
 
     def __init__(
@@ -107,18 +111,9 @@ class Task:
         flow: Flow | None = None,
     ) -> None:
         (
-            self.id,
-            self.route,
-            self.payload,
-            self.request_id,
-            _,
-            self.example,
-            self.objects,
-            _,
-            _,
-            self.request,
-            self.trace,
-        ) = call
+            self.id, self.route, self.payload, self.request_id, _, self.example, self.objects, self.priority, self.key,
+            self.request, self.trace, self.cost, self.tenant,
+        ) = call  # fmt: skip
         self.caller = caller
         self.stages = stages
         self.position = 0

@@ -113,11 +113,12 @@ class BlockingEngine:
         timeout: float | None = None,
         priority: int = 0,
         key: str = "",
+        tenant: str = "",
         request_id: str | None = None,
     ) -> Any:
         """Return what the route's last worker returns for an item; see `Server.infer`."""
         calls = self._here().calls
-        return self._wait(calls.infer(item, route, timeout=timeout, priority=priority, key=key, request_id=request_id))
+        return self._wait(calls.infer(item, route, timeout, priority, key, tenant, request_id))
 
     def stream(
         self,
@@ -127,6 +128,7 @@ class BlockingEngine:
         timeout: float | None = None,
         priority: int = 0,
         key: str = "",
+        tenant: str = "",
         request_id: str | None = None,
     ) -> Iterator[Any]:
         """Return an iterator of what the route's last worker yields for an item; see `Server.stream`.
@@ -134,9 +136,7 @@ class BlockingEngine:
         To close the iterator, or to drop it, ends the stream in the worker.
         """
         calls = self._here().calls
-        return self._events(
-            calls.stream(item, route, timeout=timeout, priority=priority, key=key, request_id=request_id)
-        )
+        return self._events(calls.stream(item, route, timeout, priority, key, tenant, request_id))
 
     def map(
         self,

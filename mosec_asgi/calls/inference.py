@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator, Mapping
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
+from mosec_asgi import wishes
 from mosec_asgi.batching.engine import Engine
 from mosec_asgi.batching.future import FutureOutcome
 from mosec_asgi.calls.objects import Objects, value_of
@@ -71,6 +72,7 @@ class Inference:
         timeout: float | None = None,
         priority: int = 0,
         key: str = "",
+        tenant: str = "",
         request_id: str | None = None,
     ) -> Any:
         """Return what a route's last worker makes of an item; see `Server.infer`."""
@@ -78,7 +80,7 @@ class Inference:
         if where is None or where.streams:
             where = found(self.routes, route, streams=False)
         began = perf_counter()
-        call = self.call(item, where, timeout, priority, key, request_id)
+        call = self.call(item, where, timeout, priority, key, tenant, request_id)
         span = None
         if self._tracing is not None and (span := self._span("infer", call, where)) is not None:
             call = call._replace(trace=span.trace)
@@ -111,18 +113,26 @@ class Inference:
         timeout: float | None = None,
         priority: int = 0,
         key: str = "",
+        tenant: str = "",
         request_id: str | None = None,
     ) -> AsyncGenerator[Any, None]:
         """Return the events that a route's last worker makes of an item; see `Server.stream`."""
         where = found(self.routes, route, streams=True)
         _seconds(timeout)
-        return self._events(item, where, timeout, priority, key, request_id)
+        return self._events(item, where, timeout, priority, key, tenant, request_id)
 
     async def _events(
-        self, item: Any, where: CallRoute, timeout: float | None, priority: int, key: str, request_id: str | None
+        self,
+        item: Any,
+        where: CallRoute,
+        timeout: float | None,
+        priority: int,
+        key: str,
+        tenant: str,
+        request_id: str | None,
     ) -> AsyncGenerator[Any, None]:
         began = perf_counter()
-        call = self.call(item, where, timeout, priority, key, request_id)
+        call = self.call(item, where, timeout, priority, key, tenant, request_id)
         span = None
         if self._tracing is not None and (span := self._span("stream", call, where)) is not None:
             call = call._replace(trace=span.trace)
@@ -156,19 +166,29 @@ class Inference:
         timeout: float | None = None,
         priority: int = 0,
         key: str = "",
+        tenant: str = "",
         request_id: str | None = None,
     ) -> Call:
         """Return the call for an item, which is to be submitted: its payload may be held.
 
         Raises:
-            CallError: `timeout` is no time, or `request_id` no text.
+            CallError: `timeout` is no time, `priority` no priority, or a text is none.
             EncodingError: the item cannot be pickled.
+            MosecError: the first worker's class refuses it by its cost or key.
         """
         seconds = None if timeout is None else _seconds(timeout)
+        if priority or key or tenant:
+            wishes.check(priority, key, tenant)
+        cost = 1
+        if where.labels is not None:
+            cost, own = where.labels.of(item)
+            key = key or own
         name = self._ids.of(NO_HEADERS if request_id is None else {b"x-request-id": _id_bytes(request_id)})
         payload = self._objects.payload(item, apart=where.apart)
         request = Request(name, where.path) if where.takes_request else None
-        fields = (self._new_id(), where.place, payload, name, seconds, False, True, priority, key, request, "")
+        fields = (
+            self._new_id(), where.place, payload, name, seconds, False, True, priority, key, request, "", cost, tenant,
+        )  # fmt: skip
         return _new(Call, fields)
 
     @staticmethod

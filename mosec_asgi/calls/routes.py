@@ -9,6 +9,7 @@ from http import HTTPStatus
 from mosec_asgi.batching.coordinator import Limits, RoutePlan
 from mosec_asgi.batching.stage import StagePlan
 from mosec_asgi.errors import CallError
+from mosec_asgi.labels import Labels
 
 # Calls in flight with which `map` keeps a stage of one quick worker, which takes its tasks one by one, at work.
 LEAST_IN_FLIGHT = 32
@@ -29,6 +30,7 @@ class CallRoute:
         timeout: seconds that a call may take.
         takes_request: a stage of it wants to know of the request.
         stages: the names of its stages.
+        labels: what its first stage wants to know of an item; None for nothing.
     """
 
     path: str
@@ -41,6 +43,7 @@ class CallRoute:
     timeout: float
     takes_request: bool = False
     stages: tuple[str, ...] = ()
+    labels: Labels | None = None
 
 
 def call_routes(stages: Sequence[StagePlan], routes: Sequence[RoutePlan], limits: Limits) -> dict[str, CallRoute]:
@@ -60,6 +63,7 @@ def call_routes(stages: Sequence[StagePlan], routes: Sequence[RoutePlan], limits
             timeout=limits.timeout,
             takes_request=any(plan.takes_request for plan in plans),
             stages=tuple(plan.name for plan in plans),
+            labels=plans[0].labels,
         )
     return found
 

@@ -40,7 +40,7 @@ def _places(url: str, settings: Settings, document: Mapping[str, Any]) -> list[t
     models = [
         ("route", f"{' '.join(method.upper() for method in item)} {url}{path}")
         for path, item in document["paths"].items()
-        if not _is_services_own(item)
+        if not _is_services_own(path)
     ]
     places = [*models, ("docs", f"{url}/openapi/swagger/"), ("metrics", f"{url}/metrics")]
     if settings.shows_dashboard:
@@ -48,18 +48,18 @@ def _places(url: str, settings: Settings, document: Mapping[str, Any]) -> list[t
     return places
 
 
-def _is_services_own(item: Mapping[str, Any]) -> bool:
+def _is_services_own(path: str) -> bool:
     """Whether a path of the document is that of the service, such as /metrics, and not a model's."""
     from mosec_asgi.web.contract import SERVICE_PATHS
 
-    return item in SERVICE_PATHS.values()
+    return path in SERVICE_PATHS
 
 
 def curl(listener: Listener, document: Mapping[str, Any]) -> str | None:
     """Return a command that asks a model; None where no request is known that would be answered."""
     for path, item in document["paths"].items():
         content = item.get("post", {}).get("requestBody", {}).get("content", {})
-        if _is_services_own(item) or "{" in path or _JSON not in content:
+        if _is_services_own(path) or "{" in path or _JSON not in content:
             continue
         found = sample(content[_JSON], document)
         if found is None:

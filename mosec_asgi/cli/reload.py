@@ -79,8 +79,10 @@ class Child:
 
     def signal(self, number: int) -> None:
         """Send it a signal, if it still runs."""
-        with contextlib.suppress(ProcessLookupError):
-            self.process.send_signal(number)
+        # Not by `process.send_signal`, which reaps a process that has just ended: its exit code would be lost.
+        if self.process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.process.pid, number)
 
 
 class Reloader:

@@ -82,6 +82,11 @@ class Hosting:
     ready: Callable[[listening.Listener], object] | None = None
     handover: Handover | None = None
 
+    @property
+    def follows(self) -> bool:
+        """Whether another process serves until this one can."""
+        return self.handover is not None and self.handover.listening is not None
+
 
 def run(server: Server, settings: Settings, hosting: Hosting = Hosting()) -> int:
     """Serve until a signal ends it.
@@ -100,8 +105,7 @@ def run(server: Server, settings: Settings, hosting: Hosting = Hosting()) -> int
     tls.check(settings)
     listener = _listener(settings, hosting.handover)
     # Where another process serves, this one takes no connections until it can answer them.
-    follows = hosting.handover is not None and hosting.handover.listening is not None
-    program = _Program(server, lambda: _tell_ready(listener, hosting), early=not follows)
+    program = _Program(server, lambda: _tell_ready(listener, hosting), early=not hosting.follows)
     protocol = _http_protocol(server, settings)
     runner = uvicorn.Server(_uvicorn_config(program, settings, protocol))
     program.end = lambda: setattr(runner, "should_exit", True)

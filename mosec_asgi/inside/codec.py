@@ -50,6 +50,16 @@ NOT_PICKLED = (pickle.PicklingError, TypeError, AttributeError, RecursionError)
 LEFT: Answer = (CANCELLED, b"")
 
 
+class Labelled(bytes):
+    """A payload, and what its next stage asks to know of what is in it; the port sends both.
+
+    Attributes:
+        label: the cost and the key.
+    """
+
+    label: tuple[int, str]
+
+
 class Left(BaseException):
     """Stands in place of a result for which nobody waits. The user's code never raises it, and it is not logged."""
 
@@ -82,6 +92,7 @@ class Codec:
         self._beat = beat or _nothing
         self._ration = Ration(logger)
         self._spec = spec
+        self._labels = spec.labels
         self._memory = memory
         self._serialize = self._bounded("serialize")
         self._deserialize_bounded = self._bounded("deserialize")
@@ -153,18 +164,35 @@ class Codec:
             payload = self._serialize(result)
         elif flags & OBJECT_OUT:
             return self._pickled(result)
+        elif self._labels is not None:
+            # On the item itself, before it is encoded.
+            label = self._labels.of(result)
+            code, data = self._passed_on(result)
+            labelled = Labelled(data)
+            labelled.label = label
+            return code, labelled
         else:
-            try:
-                if self._pickler is not None:
-                    return self._pickler.dump(result)
-                payload = self._serialize_ipc(result)
-            except NOT_PICKLED as error:
-                if not default_ipc(self._worker):
-                    raise
-                raise EncodingError(
-                    f"what {self._spec.stage} returned cannot be pickled for {' and '.join(self._spec.next_stages)}: "
-                    f"{error}; return plain data, or override serialize_ipc and the next stage's deserialize_ipc"
-                ) from error
+            return self._passed_on(result)
+        # The usual case.
+        return (200, payload) if type(payload) is bytes and len(payload) < LARGE else self._answer_of(payload)
+
+    def _passed_on(self, result: Any) -> Answer:
+        """Return a result for the next stage as an answer."""
+        try:
+            if self._pickler is not None:
+                return self._pickler.dump(result)
+            payload = self._serialize_ipc(result)
+        except NOT_PICKLED as error:
+            if not default_ipc(self._worker):
+                raise
+            raise EncodingError(
+                f"what {self._spec.stage} returned cannot be pickled for {' and '.join(self._spec.next_stages)}: "
+                f"{error}; return plain data, or override serialize_ipc and the next stage's deserialize_ipc"
+            ) from error
+        return self._answer_of(payload)
+
+    def _answer_of(self, payload: Any) -> Answer:
+        """Return an encoded result as an answer, in shared memory where it is large."""
         if type(payload) is not bytes:
             payload = _as_bytes(payload)
         if len(payload) >= LARGE and self._memory is not None and (span := self._memory.put(payload)) is not None:

@@ -50,6 +50,7 @@ def runner_for(
         interrupts: this is the main thread of a process of the worker's own, where a signal can interrupt `forward`.
     """
     timer = Timer(spec.timeout, kernel) if interrupts else NoTimer()
+    port.labelled = spec.labels is not None
     if isinstance(worker, ContinuousWorker):
         from mosec_asgi.inside.continuous_runner import ContinuousRunner
 

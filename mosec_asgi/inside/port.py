@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from mosec_asgi.inside.stopwatch import Stopwatch
 from mosec_asgi.ipc.mapped import Mapped
+from mosec_asgi.labels import UNLABELLED
 from mosec_asgi.messages import TRACED, Cancels, Chunks, Credits, Results, Tasks
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ class Port(abc.ABC):
         cancelled: tasks that the worker has and nobody waits for.
         ended: the server has ended the stream, or is gone: no more tasks come.
         stopwatch: measures when `forward` has a traced task; None where there are none.
+        labelled: results are sent with what the next stage asks to know of them (`codec.Labelled`).
     """
 
     stopwatch: Stopwatch | None = None
@@ -60,6 +62,7 @@ class Port(abc.ABC):
         self.tasks: deque[Tasks] = deque()
         self.cancelled: set[int] = set()
         self.ended = False
+        self.labelled = False
         # The first is held while something is received, the second while something is sent or changed.
         self._receiving = threading.Lock()
         self._lock = threading.RLock()
@@ -171,6 +174,10 @@ class Port(abc.ABC):
         self.progress.beat()
         if self.stopwatch is not None and self.stopwatch.wanted:
             results = results._replace(forwards=self.stopwatch.take(results.ids))
+        if self.labelled:
+            # A failure has none, and needs none.
+            labels = [getattr(payload, "label", UNLABELLED) for payload in results.payloads]
+            results = results._replace(labels=labels)
         with self._lock:
             self._held.difference_update(results.ids)
             if self.cancelled:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from mosec_asgi.labels import Labels
 from mosec_asgi.worker import Worker
 
 
@@ -34,6 +35,7 @@ class WorkerSpec:
         traces: some of its tasks may be traced: say with their answers when `forward` had them, and name their traces
             in log lines.
         metrics_directory: the server's private directory of custom metrics; empty if there is none.
+        labels: what the next stage wants to know of what it passes on; None where it asks for nothing.
     """
 
     worker: type[Worker]
@@ -54,3 +56,4 @@ class WorkerSpec:
     log_text: bool = False
     traces: bool = False
     metrics_directory: str = ""
+    labels: Labels | None = None

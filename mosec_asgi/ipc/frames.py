@@ -9,6 +9,8 @@ read for many tasks. All numbers are little-endian.
     ASKED    = as TASKS, and behind it count x (length u32), what the worker is told of the requests, if it asks for it
     RESULTS  = count x (task u64, payload length u64, status u16), payloads; seconds = the worker's time on them
     TIMED    = as RESULTS, and behind it count x (ago f64, seconds f64, calls u32): when `forward` had the task
+    LABELLED = as RESULTS, and behind it count x (cost u64, key length u16), keys: what the next stage asks for
+    BOTH     = as LABELLED, and behind it what TIMED has behind RESULTS
     CHUNKS   = count x (task u64, payload length u64), payloads: pieces of streams, several of one task in order
     CANCELS  = count x (task u64): nobody waits for these any more
     CREDITS  = count x (task u64, bytes u64): what clients have taken of their streams
@@ -54,9 +56,19 @@ BLOCK_ENTRY = "Q"
 CREDIT_ENTRY = "QQ"
 REQUEST_ENTRY = "I"
 FORWARD_ENTRY = "ddI"
+LABEL_ENTRY = "QH"
 _ENTRY_SIZES = {
     entry: struct.calcsize("<" + entry)
-    for entry in (TASK_ENTRY, RESULT_ENTRY, CHUNK_ENTRY, CANCEL_ENTRY, CREDIT_ENTRY, REQUEST_ENTRY, FORWARD_ENTRY)
+    for entry in (
+        TASK_ENTRY,
+        RESULT_ENTRY,
+        CHUNK_ENTRY,
+        CANCEL_ENTRY,
+        CREDIT_ENTRY,
+        REQUEST_ENTRY,
+        FORWARD_ENTRY,
+        LABEL_ENTRY,
+    )
 }
 # A frame's header and its only row.
 _ONE_TASK = struct.Struct(HEADER.format + TASK_ENTRY)
@@ -87,6 +99,8 @@ class Kind(enum.IntEnum):
     FREED = 10
     ASKED = 11
     TIMED = 12
+    LABELLED = 13
+    BOTH = 14
 
 
 # A flag of a task: its payload is a reference to shared memory.
@@ -193,10 +207,8 @@ def encode_results(results: Results) -> bytes:
     """Return `results`, whose payloads are bytes, as a frame."""
     payloads: Sequence[bytes] = results.payloads  # type: ignore[assignment]  # what is held stands there as a reference
     count = len(results.ids)
-    if results.forwards:
-        table = _pack_table(RESULT_ENTRY, (results.ids, map(len, payloads), results.codes), count)
-        times = _pack_table(FORWARD_ENTRY, list(zip(*results.forwards, strict=True)), count)
-        return _frame(Kind.TIMED, count, results.seconds, [b"", table, *payloads, times])
+    if results.labels or results.forwards:
+        return _encode_with_more(results, payloads)
     if count == 1:
         (task_id,), (code,), (payload,) = results.ids, results.codes, payloads
         size = len(payload)
@@ -204,6 +216,20 @@ def encode_results(results: Results) -> bytes:
         return _ONE_RESULT.pack(MAGIC, Kind.RESULTS, 1, body, results.seconds, *row) + payload
     table = _pack_table(RESULT_ENTRY, (results.ids, map(len, payloads), results.codes), count)
     return _frame(Kind.RESULTS, count, results.seconds, [b"", table, *payloads])
+
+
+def _encode_with_more(results: Results, payloads: Sequence[bytes]) -> bytes:
+    """Return results with their labels, with the times of `forward`, or with both."""
+    count = len(results.ids)
+    parts = [b"", _pack_table(RESULT_ENTRY, (results.ids, map(len, payloads), results.codes), count), *payloads]
+    if results.labels:
+        costs, texts = zip(*results.labels, strict=True)
+        keys = [key.encode() for key in texts]
+        parts += [_pack_table(LABEL_ENTRY, (costs, map(len, keys)), count), *keys]
+    if not results.forwards:
+        return _frame(Kind.LABELLED, count, results.seconds, parts)
+    parts.append(_pack_table(FORWARD_ENTRY, list(zip(*results.forwards, strict=True)), count))
+    return _frame(Kind.BOTH if results.labels else Kind.TIMED, count, results.seconds, parts)
 
 
 def encode_chunks(chunks: Chunks) -> bytes:
@@ -297,8 +323,10 @@ class Decoder:
                 buffer, start, end = bytes(view[start:end]), 0, length
         if kind == Kind.RESULTS:
             return _decode_results(buffer, start, end, count, seconds)
-        if kind == Kind.TIMED:
-            return _decode_timed(buffer, start, end, count, seconds)
+        if kind in (Kind.TIMED, Kind.BOTH):
+            return _decode_timed(buffer, start, end, count, seconds, labelled=kind == Kind.BOTH)
+        if kind == Kind.LABELLED:
+            return _decode_labelled(buffer, start, end, count, seconds)
         if kind == Kind.TASKS:
             return _decode_tasks(buffer, start, end, count)
         if kind == Kind.ASKED:
@@ -346,17 +374,34 @@ def _decode_results(data: bytes, start: int, end: int, count: int, seconds: floa
     return Results(ids, codes, _cut(data, position, lengths), seconds)
 
 
-def _decode_timed(data: bytes, start: int, end: int, count: int, seconds: float) -> Results:
+def _decode_timed(data: bytes, start: int, end: int, count: int, seconds: float, *, labelled: bool) -> Results:
     results_end = end - _ENTRY_SIZES[FORWARD_ENTRY] * count
     if results_end < start:
         raise FrameError(f"no frame: {count} times in a body of {end - start} bytes")
-    results = _decode_results(data, start, results_end, count, seconds)
+    results = (_decode_labelled if labelled else _decode_results)(data, start, results_end, count, seconds)
     columns, _ = _unpack_table(FORWARD_ENTRY, data, results_end, end, count)
     forwards = list(map(ForwardTime, *columns))
     for ago, took, _ in forwards:
         if not 0.0 <= took <= ago < math.inf:
             raise FrameError(f"no frame: `forward` took {took} of the last {ago} seconds")
     return results._replace(forwards=forwards)
+
+
+def _decode_labelled(data: bytes, start: int, end: int, count: int, seconds: float) -> Results:
+    (_, lengths, _), position = _unpack_table(RESULT_ENTRY, data, start, end, count)
+    results_end = position + sum(lengths)
+    # Checked here, as the table behind the results is read first where they are cut short.
+    if results_end > end:
+        raise FrameError(f"no frame: {count} results do not add up to a body of {end - start} bytes")
+    (costs, sizes), position = _unpack_table(LABEL_ENTRY, data, results_end, end, count)
+    if position + sum(sizes) != end:
+        raise FrameError(f"no frame: {count} keys do not add up to a body of {end - start} bytes")
+    try:
+        keys = [key.decode() for key in _cut(data, position, sizes)]
+    except UnicodeDecodeError as error:
+        raise FrameError("no frame: a key is not UTF-8") from error
+    results = _decode_results(data, start, results_end, count, seconds)
+    return results._replace(labels=list(zip(costs, keys, strict=True)))
 
 
 def _decode_chunks(data: bytes, start: int, end: int, count: int) -> Chunks:

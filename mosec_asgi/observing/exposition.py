@@ -123,6 +123,10 @@ class Exposition:
             "time from a task's arrival at a stage to its being sent to a worker",
             {stage.stage: stage.queue_wait for stage in stages},
         )
+        costs = {stage.stage: stage.batch_cost for stage in stages if stage.batch_cost is not None}
+        if costs:
+            text = "what the items of a batch cost together, at a stage with max_batch_cost or sort_by_cost"
+            yield self._stage_histogram("batch_cost", text, costs)
         running = [stage.slots_in_use for stage in now]
         restarts = [stage.restarts for stage in now]
         shown = stages if now else []

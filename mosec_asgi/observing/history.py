@@ -14,19 +14,24 @@ from mosec_asgi.observing.statistics import ServiceReport
 
 # Seconds between two points.
 INTERVAL = 1.0
-# Points that are kept, and numbers in all of them together.
+# Points that are kept, and numbers in all of them together: to send all of these must not hold up other requests.
 MOST_POINTS = 900
-MOST_NUMBERS = 500_000
+MOST_NUMBERS = 150_000
 # Points over which percentiles and means are taken.
 WINDOW = 5
 # Digits of a number that is shown.
 DIGITS = 4
 
 
+_Numbers = tuple[float | None, ...]
+
+
 class _Point(NamedTuple):
+    """A second, with its numbers as they are sent, so that nothing is left to do then."""
+
     time: float
-    service: ServiceChange
-    stages: tuple[StageChange, ...]
+    service: _Numbers
+    stages: tuple[_Numbers, ...]
 
 
 class History:
@@ -63,7 +68,8 @@ class History:
             if now <= last:
                 return
             self.latest = change(report, before, now - last, self._reports[0][1])
-            self._points.append(_Point(time, self.latest.service, self.latest.stages))
+            stages = tuple(map(_shortened, self.latest.stages))
+            self._points.append(_Point(round(time, 3), _shortened(self.latest.service), stages))
             self.added += 1
         self._reports.append((now, report))
 
@@ -82,7 +88,7 @@ class History:
         return {
             "first": first,
             "next": self.added,
-            "times": [round(point.time, 3) for point in points],
+            "times": [point.time for point in points],
             "service": _columns(ServiceChange._fields, [point.service for point in points]),
             "stages": [
                 _columns(StageChange._fields, [_at(point.stages, place) for point in points]) for place in range(stages)
@@ -90,15 +96,16 @@ class History:
         }
 
 
-def _at(stages: tuple[StageChange, ...], place: int) -> tuple[float | None, ...]:
+def _at(stages: tuple[_Numbers, ...], place: int) -> _Numbers:
     # While a service starts, it may not have its stages yet.
     return stages[place] if place < len(stages) else (None,) * len(StageChange._fields)
 
 
-def _columns(names: tuple[str, ...], rows: list[Any]) -> dict[str, list[float | None]]:
-    return {name: [_short(row[place]) for row in rows] for place, name in enumerate(names)}
+def _columns(names: tuple[str, ...], rows: list[_Numbers]) -> dict[str, list[float | None]]:
+    columns = map(list, zip(*rows, strict=True)) if rows else ([] for _ in names)
+    return dict(zip(names, columns, strict=True))
 
 
-def _short(value: float | None) -> float | None:
-    """Return a number with as many digits as anybody looks at."""
-    return float(f"{value:.{DIGITS}g}") if isinstance(value, float) else value
+def _shortened(values: _Numbers) -> _Numbers:
+    """Return numbers with as many digits as anybody looks at."""
+    return tuple(float(f"{value:.{DIGITS}g}") if isinstance(value, float) else value for value in values)

@@ -19,6 +19,8 @@ DURATION_BUCKETS = tuple(0.001 * 2**i for i in range(13))
 # to 131 s. So a percentile that is read from them is less than a fifth off.
 LATENCY_BUCKETS = tuple(float(f"{0.001 * 2 ** (i / 2):.4g}") for i in range(-8, 35))
 SIZE_BUCKETS = tuple(float(2**i) for i in range(10))
+# In whatever unit: from tokens to pixels.
+COST_BUCKETS = tuple(float(4**i) for i in range(14))
 
 
 class Histogram:
@@ -75,6 +77,7 @@ class StageMetrics(StageObserver):
         batched: whether the stage forms batches; mosec shows batch sizes and durations only then.
         workers: by the worker's number.
         streams: whether its results are streams; what is measured of those is shown only then.
+        batch_cost: what the tasks of a batch cost together; None where the stage counts no cost.
         queue_wait: seconds from a task's arrival at the stage to its being sent to a worker.
         refusals: calls that were refused because of this stage, by the reason.
         in_time, in_vain: tasks that workers have answered while a client still waited, and when none did any more.
@@ -85,8 +88,9 @@ class StageMetrics(StageObserver):
         event_gap: seconds between two events of a stream.
     """
 
-    def __init__(self, stage: str, *, batched: bool, streams: bool = False) -> None:
+    def __init__(self, stage: str, *, batched: bool, streams: bool = False, costed: bool = False) -> None:
         self.stage = stage
+        self.batch_cost = Histogram(COST_BUCKETS) if costed else None
         self.batched = batched
         self.streams = streams
         self.workers: dict[int, WorkerMetrics] = {}
@@ -125,6 +129,8 @@ class StageMetrics(StageObserver):
         if self.batched:
             measured = self.worker(worker_id)
             measured.batch_size.observe(len(tasks))
+            if self.batch_cost is not None:
+                self.batch_cost.observe(sum(task.cost for task in tasks))
             measured.batch_duration.observe(now - tasks[0].queued)
 
     def answered(self, worker_id: int, tasks: Sequence[ObservedTask], seconds: float, wanted: int, now: float) -> None:

@@ -41,6 +41,10 @@ class ObservedTask(Protocol):
         """When a worker turned to it, as far as can be told."""
 
     @property
+    def cost(self) -> int:
+        """Of its input at the stage that it is at, where that counts it."""
+
+    @property
     def trace(self) -> str:
         """Of its request's span; see `messages.Call`."""
 

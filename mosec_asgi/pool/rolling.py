@@ -26,7 +26,7 @@ async def scale(pool: Supervisor, num: int, variables: Sequence[Mapping[str, str
     Args:
         pool: of the stage.
         num: places that there are to be.
-        variables: the environment of each worker, by its number; None for none.
+        variables: the environment of each worker, by its number, or one that is the same for all; None for none.
 
     Raises:
         StartupError: a further worker could not be started; there are as many as before.
@@ -39,7 +39,8 @@ async def scale(pool: Supervisor, num: int, variables: Sequence[Mapping[str, str
     free = [number for number in range(1, num + 1) if number not in taken][: num - pool.size]
     spec = pool.places[0].spec
     places = [
-        Place(replace(spec, worker_id=number), {} if variables is None else dict(variables[number - 1]))
+        # Beyond those that were defined, the caller has made sure that all have the same.
+        Place(replace(spec, worker_id=number), dict((variables or [{}])[min(number, len(variables or [{}])) - 1]))
         for number in free
     ]
     await _add(pool, places)

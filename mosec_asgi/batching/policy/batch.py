@@ -43,10 +43,10 @@ class BatchPolicy(Generic[WorkerKey]):
         if oldest is None:
             return None
         full = queue.others >= self._size
-        worker = _idle(loads)
+        worker = idle(loads)
         if worker is None:
             # Only a full batch goes ahead to a busy worker.
-            worker = _first_to_be_free(loads) if full else None
+            worker = first_to_be_free(loads) if full else None
             if worker is None:
                 return None
         elif not full and now < (until := self._wait_until(oldest, queue, loads, now)):
@@ -63,13 +63,13 @@ class BatchPolicy(Generic[WorkerKey]):
         return self._arrivals.linger_until(queue.live, loads.in_flight, loads.free, self._max_wait)
 
 
-def _idle(loads: Loads[WorkerKey]) -> WorkerKey | None:
+def idle(loads: Loads[WorkerKey]) -> WorkerKey | None:
     """Return the worker that runs the fewest batches and has room to run one more at once."""
     idle = [((len(load.batches), load.order), worker) for worker, load in loads if loads.has_room(load)]
     return min(idle, key=lambda pair: pair[0])[1] if idle else None
 
 
-def _first_to_be_free(loads: Loads[WorkerKey]) -> WorkerKey | None:
+def first_to_be_free(loads: Loads[WorkerKey]) -> WorkerKey | None:
     """Return the worker with all that it can run and nothing ahead that will be free first."""
     ready = [
         ((len(load.sent), load.order), worker)

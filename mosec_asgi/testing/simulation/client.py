@@ -45,12 +45,25 @@ class SimulatedClient:
         # A caller of objects may have put its input into memory, which is the engine's to drop.
         held = case.objects and not self._around.scenario.pickled
         payload: Payload = self._oracle.memory.hold(case.payload) if held else case.payload
-        call = Call(case.id, arrival.route, payload, case.name, arrival.timeout, objects=case.objects)
+        call = Call(
+            case.id,
+            arrival.route,
+            payload,
+            case.name,
+            arrival.timeout,
+            objects=case.objects,
+            priority=arrival.priority,
+            key=arrival.key,
+            cost=arrival.cost,
+            tenant=arrival.tenant,
+        )
         self._oracle.journal.count("calls of objects" if case.objects else "calls of bytes")
-        before = self._engine.statistics().admitted
+        before, told = self._engine.statistics().admitted, self._oracle.answers.told
         self._oracle.answers.submit(case, timeout)
         self._engine.submit(self._around.crosses(call), self)
-        self._oracle.admission.submitted(case, admitted=self._engine.statistics().admitted > before)
+        # Another one may have given it its place.
+        gone = self._oracle.answers.told - told
+        self._oracle.admission.submitted(case, admitted=self._engine.statistics().admitted + gone > before)
         if case.admitted and case.number % 8 == 0:
             self._submit_again(call)
         if arrival.leaves_after is not None:

@@ -9,9 +9,10 @@ from __future__ import annotations
 import enum
 import math
 from bisect import insort
-from collections import deque
+from collections import Counter, deque
 from dataclasses import dataclass, field
 
+from mosec_asgi.batching.policy.rules import Rules
 from mosec_asgi.batching.stage import StagePlan
 from mosec_asgi.errors import Failure
 from mosec_asgi.inside.spec import WorkerSpec
@@ -56,6 +57,7 @@ class Case:
         life: the worker that has it, or had it last.
         expected: its answer, where there is only one left that is right.
         left: its client has left.
+        arrived_at: when it was submitted.
         soonest, latest: between these times it is answered 408.
         events: pieces of its stream that have come from its worker.
         chunks: those that must reach its client now.
@@ -64,9 +66,9 @@ class Case:
     """
 
     __slots__ = (
-        "admitted", "alone", "arrival", "chunks", "deaths", "events", "expected", "id", "latest", "left", "life",
-        "name", "number", "objects", "outcome", "payload", "position", "queued_at", "read", "refusals", "reported",
-        "sequence", "soonest", "stages", "streams", "submitted", "unread",
+        "admitted", "alone", "arrival", "arrived_at", "chunks", "deaths", "events", "expected", "id", "latest", "left",
+        "life", "name", "number", "objects", "outcome", "payload", "position", "queued_at", "read", "refusals",
+        "reported", "sequence", "soonest", "stages", "streams", "submitted", "unread",
     )  # fmt: skip
 
     def __init__(self, number: int, call_id: int, arrival: Arrival, stages: tuple[int, ...], *, streams: bool) -> None:
@@ -90,7 +92,7 @@ class Case:
         self.life: Life | None = None
         self.expected: Outcome | None = None
         self.left = False
-        self.soonest = self.latest = 0.0
+        self.soonest = self.latest = self.arrived_at = 0.0
         self.events = 0
         self.chunks: deque[tuple[bytes, bool]] = deque()
         self.read = self.unread = self.reported = 0
@@ -108,10 +110,20 @@ class Case:
         """Whether that is its pipeline's last."""
         return self.position + 1 == len(self.stages)
 
-    def overtakes(self, other: Case) -> bool:
-        """Whether it must not start while `other` waits at the same stage."""
+    def overtakes(self, other: Case, rules: Rules) -> bool:
+        """Whether it must not start while `other` waits at the same stage, whose rules these are."""
         if self.alone != other.alone:
             return other.alone
+        ours, theirs = self.arrival, other.arrival
+        # Batches of like costs leave others behind. Keys have lanes of their own, and tenants have turns.
+        if not self.alone and (rules.by_cost or (rules.keyed and ours.key != theirs.key)):
+            return False
+        if not self.alone and ours.tenant != theirs.tenant:
+            return False
+        if not self.alone and ours.priority != theirs.priority:
+            # Whose turn it is in one priority says nothing of another.
+            behind = (other.queued_at - self.queued_at) - (theirs.priority - ours.priority) * rules.ageing
+            return not ours.tenant and behind < -CLOCK_ERROR
         # Of what comes at one moment, the order of admission is as good as that of arrival.
         later = self.id > other.id or self.queued_at > other.queued_at + CLOCK_ERROR
         return later and self.sequence > other.sequence
@@ -338,6 +350,19 @@ class StageModel:
         units = sum(life.batches if batched else len(life.unheard) for life in ready)
         waiting = len(self.live())
         return any(units + waiting // plan.batch_size >= len(ready) * plan.concurrency for plan in self.views)
+
+    def holds_a_batch(self, plan: StagePlan) -> bool:
+        """Whether what waits, and need not be alone, fills a batch of a plan."""
+        rules = plan.rules
+        count: Counter[str] = Counter()
+        cost: Counter[str] = Counter()
+        for case in self.live():
+            if not case.alone:
+                lane = case.arrival.key if rules.keyed else ""
+                count[lane] += 1
+                cost[lane] += case.arrival.cost
+        most_cost = rules.max_cost or math.inf
+        return any(count[lane] >= plan.batch_size or cost[lane] >= most_cost for lane in count)
 
     def arrive(self, case: Case, now: float) -> None:
         """Let a request that has come to this stage wait."""

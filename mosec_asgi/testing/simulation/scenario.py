@@ -13,6 +13,7 @@ from random import Random
 
 from mosec_asgi.batching.changes import StageValues
 from mosec_asgi.batching.coordinator import Limits, RoutePlan
+from mosec_asgi.batching.policy.rules import Rules
 from mosec_asgi.batching.stage import StagePlan
 from mosec_asgi.inside.spec import WorkerSpec
 from mosec_asgi.pool.recycling import NEVER, Recycling
@@ -77,6 +78,7 @@ class Arrival:
         stalls_for: see there.
         poison: the stage whose workers die of it, or None.
         fails_at: the stage that answers it with an error, or None.
+        priority, tenant, key, cost: of the call; its inputs of later stages have the same.
     """
 
     at: float
@@ -89,6 +91,10 @@ class Arrival:
     stalls_for: float = 0.0
     poison: int | None = None
     fails_at: int | None = None
+    priority: int = 0
+    tenant: str = ""
+    key: str = ""
+    cost: int = 1
 
 
 class Kind(enum.Enum):
@@ -226,7 +232,7 @@ def draw(random: Random, world: World | None = None) -> Scenario:
     world = world or _draw_world(random)
     arrivals = _draw_arrivals(random, world)
     end = arrivals[-1].at
-    return Scenario(
+    scenario = Scenario(
         world=world,
         paces=[_draw_pace(random, stage) for stage in world.stages],
         arrivals=arrivals,
@@ -243,6 +249,8 @@ def draw(random: Random, world: World | None = None) -> Scenario:
         pickled=random.random() < 0.2,
         changes=_draw_changes(random, world, end),
     )
+    # Drawn last, so that the rest of a history is what it was before there were rules.
+    return scenario if random.random() < 0.6 else _in_order(random, scenario, given=given)
 
 
 def _draw_changes(random: Random, world: World, end: float) -> list[Change]:
@@ -268,6 +276,38 @@ def _draw_change(random: Random, world: World, at: float) -> Change:
         adaptive=random.random() < 0.4,
         latency_target=random.choice((0.0, 0.0, 0.02)),
         gives_up_after=random.choice((0.0, 0.01, 1.0)) if random.random() < 0.1 else None,
+    )
+
+
+def _in_order(random: Random, scenario: Scenario, *, given: bool) -> Scenario:
+    """Return the scenario with an order of its own: with costs, keys, priorities, tenants, or some of them."""
+    stages = scenario.world.stages
+    if not given:
+        stages = [replace(stage, rules=_draw_rules(random)) for stage in stages]
+    priorities = random.choice(((0,), (0,), (0, 0, 1), (-2, 0, 3, 10)))
+    tenants = random.choice((("",), ("",), ("a", "b"), ("a", "a", "a", "b", "c")))
+    keys = random.choice((("",), ("x", "y"), tuple("rstuvwxyz")))
+    costs = random.choice(((1,), (1, 2, 3), (0, 1, 40)))
+    arrivals = [
+        replace(
+            arrival,
+            priority=random.choice(priorities),
+            tenant=random.choice(tenants),
+            key=random.choice(keys),
+            cost=random.choice(costs),
+        )
+        for arrival in scenario.arrivals
+    ]
+    return replace(scenario, world=replace(scenario.world, stages=stages), arrivals=arrivals)
+
+
+def _draw_rules(random: Random) -> Rules:
+    return Rules(
+        max_cost=random.choice((0, 0, 3, 10)),
+        keyed=random.random() < 0.5,
+        by_cost=random.random() < 0.2,
+        ageing=random.choice((0.001, 0.1, 1.0)),
+        weights=random.choice(({}, {"a": 3.0}, {"b": 0.5})),
     )
 
 

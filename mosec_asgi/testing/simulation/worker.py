@@ -324,7 +324,14 @@ class SimulatedWorker:
     def _say_results(self, answers: Sequence[tuple[int, int, bytes, float]]) -> None:
         ids, codes, payloads, seconds = zip(*answers, strict=True)
         self._beat()
-        self._link.say(Results(ids, codes, payloads, sum(seconds)))
+        self._link.say(Results(ids, codes, payloads, sum(seconds), labels=self._labels(ids)))
+
+    def _labels(self, ids: Sequence[int]) -> list[tuple[int, str]]:
+        """Return what the next stage may want to know; a worker labels whatever it makes up as well."""
+        if all(stage.rules.plain for stage in self._oracle.service.world.stages):
+            return []
+        cases = [self._oracle.service.by_id.get(task_id) for task_id in ids]
+        return [(1, "") if case is None else (case.arrival.cost, case.arrival.key) for case in cases]
 
     def _talk_nonsense(self) -> None:
         """Say what has no meaning, or break off in the middle of it."""

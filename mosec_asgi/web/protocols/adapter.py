@@ -10,10 +10,12 @@ from typing import Any, Protocol
 from mosec_asgi import log
 from mosec_asgi.batching.engine import Engine
 from mosec_asgi.errors import ClientError, Failure, ServerError, describe
+from mosec_asgi.labels import UNLABELLED, Labels
 from mosec_asgi.messages import Call, Chunk, Credit, Outcome, Payload, drop_all
 from mosec_asgi.reply import Reply
 from mosec_asgi.request import Request as ToldRequest
 from mosec_asgi.web.exchange import Request, StreamForm
+from mosec_asgi.web.protocols.ordering import NO_ORDERING, Ordering
 from mosec_asgi.web.protocols.plain import timeout_of, told
 from mosec_asgi.web.protocols.seam import NO_CACHE, Ask, Endpoint, EventForm, Problem
 from mosec_asgi.web.responses import Header, Response
@@ -66,6 +68,10 @@ class Target(Protocol):
     def stages(self) -> Sequence[str]:
         """The names of its stages."""
 
+    @property
+    def labels(self) -> Labels | None:
+        """What its first stage wants to know of an item."""
+
 
 class Objects(Protocol):
     """Makes payloads of items; see `calls.objects.Objects`."""
@@ -96,6 +102,7 @@ class Pipelines:
         objects: Objects,
         value_of: Callable[[Payload, str], Any],
         engine: Engine,
+        ordering: Ordering = NO_ORDERING,
     ) -> None:
         """Bind to an engine.
 
@@ -104,7 +111,9 @@ class Pipelines:
             objects: makes payloads of items.
             value_of: makes objects of payloads, given the name of the stage that has made them.
             engine: runs the calls.
+            ordering: what is read of a request for its place among others.
         """
+        self.ordering = ordering
         self.by_route = {path: Pipeline(target) for path, target in targets.items()}
         self.objects = objects
         self.value_of = value_of
@@ -134,9 +143,10 @@ class _Asked:
         form: of the answer, where that is a stream.
         events: of each item, where a stream is gathered.
         gathered: bytes of these.
+        priority, tenant: of its calls.
     """
 
-    __slots__ = ("ask", "events", "form", "gathered", "pipeline", "places")
+    __slots__ = ("ask", "events", "form", "gathered", "pipeline", "places", "priority", "tenant")
 
     def __init__(self, ask: Ask, pipeline: Pipeline) -> None:
         self.ask = ask
@@ -145,6 +155,8 @@ class _Asked:
         self.form: EventForm | None = None
         self.events: list[list[Any]] = []
         self.gathered = 0
+        self.priority = 0
+        self.tenant = ""
 
 
 class ProtocolRoute:
@@ -191,6 +203,8 @@ class ProtocolRoute:
         if pipeline is None or ask.route not in self._endpoint.routes:
             raise ServerError(f"the endpoint {self.path} asks the route {ask.route!r}, which is not among its `routes`")
         request.state = asked = _Asked(ask, pipeline)
+        if self._pipelines.ordering.reads:
+            asked.priority, asked.tenant = self._pipelines.ordering.wishes(request.headers)
         if pipeline.target.streams:
             asked.form = self._endpoint.stream(ask)
             if asked.form is None:
@@ -208,10 +222,24 @@ class ProtocolRoute:
     ) -> Call:
         """Return the call for an item."""
         pipelines, target = self._pipelines, asked.pipeline.target
-        payload = pipelines.objects.payload(asked.ask.items[place], apart=target.apart)
+        item = asked.ask.items[place]
+        cost, key = UNLABELLED if target.labels is None else target.labels.of(item)
+        payload = pipelines.objects.payload(item, apart=target.apart)
         call_id = pipelines.engine.new_id()
         asked.places[call_id] = place
-        return Call(call_id, target.place, payload, request_id, timeout, objects=True, request=about)
+        return Call(
+            call_id,
+            target.place,
+            payload,
+            request_id,
+            timeout,
+            objects=True,
+            priority=asked.priority,
+            key=key,
+            request=about,
+            cost=cost,
+            tenant=asked.tenant,
+        )
 
     # -- outcomes to response ----------------------------------------------------------------------------------------
 

@@ -14,11 +14,13 @@ from uuid import UUID
 
 from mosec_asgi import request as requests
 from mosec_asgi.errors import BAD_TIMEOUT, NO_DATA, Failure
+from mosec_asgi.labels import Labels
 from mosec_asgi.messages import FIELDS, OK, Call, Chunk, Outcome
 from mosec_asgi.reply import unpacked_head
 from mosec_asgi.runtime import BODYLESS
 from mosec_asgi.streaming import Event, encode_event, is_event_stream
 from mosec_asgi.web.exchange import Request
+from mosec_asgi.web.protocols.ordering import NO_ORDERING, Ordering, ordered
 from mosec_asgi.web.responses import Header, Headers, Response, reason
 
 TIMEOUT = b"x-request-timeout"
@@ -43,6 +45,7 @@ class Described(NamedTuple):
         streams: a result is a stream.
         takes_request: a stage wants to know of the requests.
         methods: of HTTP, that it takes.
+        labels: what the first stage asks of an input; None for nothing.
     """
 
     path: str
@@ -50,6 +53,7 @@ class Described(NamedTuple):
     streams: bool
     takes_request: bool = False
     methods: tuple[str, ...] = POST
+    labels: Labels | None = None
 
 
 class PlainRoute:
@@ -100,7 +104,8 @@ class PlainRoute:
             timeout = timeout_of(request.headers)
             if isinstance(timeout, Failure):
                 return timeout
-        fields = (self._new_id(), self._place, request.body, request.request_id, timeout, False, False, 0, "", None, "")
+        body, name = request.body, request.request_id
+        fields = (self._new_id(), self._place, body, name, timeout, False, False, 0, "", None, "", 1, "")
         return (_new(Call, fields),)
 
     def respond(self, request: Request, outcomes: Sequence[Outcome]) -> Response:
@@ -152,6 +157,26 @@ class RequestRoute(PlainRoute):
         return (call,)
 
 
+class OrderedRoute(PlainRoute):
+    """A route whose requests say something of the order in which they are run."""
+
+    # Set after it is made.
+    ordering: Ordering
+    labels: Labels | None
+
+    def calls(self, request: Request) -> tuple[Call] | Failure:
+        """Return the one call of a request."""
+        calls = super().calls(request)
+        if isinstance(calls, Failure):
+            return calls
+        call = ordered(calls[0], request, self.ordering, self.labels)
+        return call if isinstance(call, Failure) else (call,)
+
+
+class OrderedRequestRoute(OrderedRoute, RequestRoute):
+    """The same, with a stage whose workers take the request."""
+
+
 class PlainChunks:
     """The form of a stream of raw bytes; see `web.exchange.StreamForm`."""
 
@@ -185,18 +210,27 @@ class PlainEvents(PlainChunks):
         return None if refused else error_event(failure)
 
 
-def routes(results: Iterable[Described | tuple[str, str, bool]], new_id: Callable[[], int]) -> list[PlainRoute]:
+def routes(
+    results: Iterable[Described | tuple[str, str, bool]], new_id: Callable[[], int], ordering: Ordering = NO_ORDERING
+) -> list[PlainRoute]:
     """Return the routes of a service.
 
     Args:
         results: for each route, in the order of the service's list: what it is made from.
         new_id: returns a number for a call.
+        ordering: what is read of a request for its place among others.
     """
-    made = []
+    made: list[PlainRoute] = []
     for place, described in enumerate(results):
-        path, content_type, streams, takes_request, methods = Described(*described)
-        kind = RequestRoute if takes_request else PlainRoute
-        made.append(kind(path, place, content_type, streams=streams, new_id=new_id, methods=methods))
+        path, content_type, streams, takes_request, methods, labels = Described(*described)
+        if ordering.reads or labels is not None:
+            kind = OrderedRequestRoute if takes_request else OrderedRoute
+            route = kind(path, place, content_type, streams=streams, new_id=new_id, methods=methods)
+            route.ordering, route.labels = ordering, labels
+            made.append(route)
+        else:
+            plain = RequestRoute if takes_request else PlainRoute
+            made.append(plain(path, place, content_type, streams=streams, new_id=new_id, methods=methods))
     return made
 
 

@@ -32,9 +32,12 @@ def rough_weight(body: bytes) -> Weight:
     return Weight(body.count(b'"') // 2, body.count(b"[") + body.count(b"{"), body.count(b","))
 
 
-def weight_of(body: bytes) -> Weight:
-    """Return how much there is."""
+def weight_of(body: bytes, most: Weight) -> Weight:
+    """Return how much there is; only the texts, where there are more of them than there may be."""
     body = body.replace(b"\\\\", b"").replace(b'\\"', b"")
+    texts = body.count(b'"') // 2
+    if texts > most.texts:
+        return Weight(texts, 0, 0)
     # Each text has two: the pieces between them are in turn outside of texts, and inside.
     outside = b"".join(body.split(b'"')[::2])
-    return Weight(body.count(b'"') // 2, outside.count(b"[") + outside.count(b"{"), outside.count(b","))
+    return Weight(texts, outside.count(b"[") + outside.count(b"{"), outside.count(b","))

@@ -13,6 +13,7 @@ from mosec_asgi.errors import (
     WORKER_DIED,
     Failure,
     describe,
+    gave_way,
     too_slow,
 )
 from mosec_asgi.messages import Outcome
@@ -31,11 +32,14 @@ class Answers(Checker):
     def __init__(self, service: ServiceModel, journal: Journal, admission: Admission, streams: Streams) -> None:
         super().__init__(service, journal)
         self._admission = admission
+        # Outcomes that clients were told.
+        self.told = 0
         self._streams = streams
 
     def submit(self, case: Case, timeout: float) -> None:
         """A call is about to be submitted."""
         service, now = self._service, self._journal.now
+        case.arrived_at = now
         case.soonest = case.latest = now + timeout
         self._journal.note("%s: arrives for stages %s", case.name, case.stages)
         new = case.id not in service.by_id
@@ -47,6 +51,7 @@ class Answers(Checker):
     def settled(self, case: Case, outcome: Outcome) -> None:
         """A client is told the outcome of its call; `judge` it when the service has done all that belongs to it."""
         require = self._journal.require
+        self.told += 1
         require(outcome.call_id == case.id, Contract.RIGHT_ANSWER, "%s: got %s", case, outcome)
         require(case.submitted, Contract.ONE_ANSWER, "%s: %s before it was submitted", case, outcome)
         require(not case.done, Contract.ONE_ANSWER, "%s: %s after %s", case, outcome, case.outcome)
@@ -87,6 +92,8 @@ class Answers(Checker):
             require(self._is_stuck(case), Contract.TIME, "%s: 408 of a stage that is not stuck", case)
         elif failure.text.startswith(self._dropped_by(case)):
             self._check_drop(case, failure)
+        elif failure.text == gave_way(1).text:
+            self._check_gave_way(case, failure)
         elif failure == CLOSING:
             stopping = self._service.stopping
             due = stopping is not None and now >= sum(stopping) - TOLERANCE
@@ -104,6 +111,27 @@ class Answers(Checker):
     def _stuck_failure(case: Case) -> Failure | None:
         """Return the failure of a task whose worker makes no progress, which depends on what that was told."""
         return None if case.life is None else describe(too_slow(case.life.spec.timeout, UNSEEN))
+
+    def _check_gave_way(self, case: Case, failure: Failure) -> None:
+        """Check that a task has given its place to one that was admitted and has more right to it."""
+        require = self._journal.require
+        self._journal.count("refused 429")
+        self._journal.count("gave way")
+        now = self._journal.now
+        has = case.life is not None and case.id in case.life.unheard
+        require(not has, Contract.BOUNDED, "%s gave way, and a worker has it", case)
+        priority, tenant = case.arrival.priority, case.arrival.tenant
+        heirs = [
+            other
+            for other in self._service.by_id.values()
+            if other.admitted
+            and abs(other.arrived_at - now) <= TOLERANCE
+            and (other.arrival.priority > priority or other.arrival.tenant != tenant)
+            and other.arrival.priority >= priority
+        ]
+        require(bool(heirs), Contract.BOUNDED, "%s gave way to nobody", case)
+        after = failure.retry_after
+        require(after is not None and after >= 1, Contract.BOUNDED, "%s: Retry-After %s", case, after)
 
     def _check_timeout(self, case: Case, failure: Failure) -> None:
         require = self._journal.require

@@ -21,6 +21,7 @@ class Contract(enum.Enum):
     SHUTDOWN = "9 shutdown"
     ORDER = "10 order"
     CHANGE = "12 change without loss"
+    COMPANY = "what shares a batch is of one key and within its budget"
     PROGRESS = "no task waits beside a worker that could run it"
     PROTOCOL = "workers are spoken to as they can understand"
     MESSAGES = "messages are the same after any way"

@@ -42,6 +42,7 @@ class Dispatch(Checker):
             case.life = life
             life.unheard[task_id] = case
             life.units[task_id] = message.ids[0]
+        self._check_company(life, [life.unheard[task_id] for task_id in message.ids])
         alone = not life.runs_alone or len(life.unheard) == 1
         journal.require(alone, Contract.CRASH, "tasks beside one to be alone: %s", life)
         self._check_amount(life, len(message.ids), ahead)
@@ -65,6 +66,21 @@ class Dispatch(Checker):
         require(case.deaths < most, Contract.CRASH, "%s is run again after %d deaths", case, case.deaths)
         require(case.events == 0, Contract.CRASH, "%s is run again after an event", case)
 
+    def _check_company(self, life: Life, unit: list[Case]) -> None:
+        """Check that tasks may share a batch: they have one key, and cost no more than they may."""
+        plan, require = life.stage.plan, self._journal.require
+        if plan.batch_size == 1 or len(unit) == 1:
+            return
+        keys = {case.arrival.key for case in unit}
+        require(not plan.rules.keyed or len(keys) == 1, Contract.COMPANY, "%s has the keys %s in a batch", life, keys)
+        costs = [case.arrival.cost for case in unit]
+        spent = max(costs) * len(costs) if plan.rules.by_cost else sum(costs)
+        within = not plan.rules.max_cost or spent <= plan.rules.max_cost
+        require(within, Contract.COMPANY, "%s has a batch of %s, above %d", life, costs, plan.rules.max_cost)
+        self._journal.count("batches of a key" if plan.rules.keyed else "batches")
+        if plan.rules.max_cost:
+            self._journal.count("batches within a budget")
+
     def _check_amount(self, life: Life, count: int, batches: int) -> None:
         """Check that a worker has no more than it can run, and what may be sent ahead.
 
@@ -79,7 +95,9 @@ class Dispatch(Checker):
             require(count <= max(sizes), Contract.BOUNDED, "a batch of %d for %s", count, life)
             require(count <= life.spec.max_batch_size, Contract.CHANGE, "a batch of %d for %s", count, life)
             if batches >= plan.concurrency:
-                ahead = batches == plan.concurrency and count in sizes
+                # One that costs enough is full as well, whatever of it fits.
+                full = count in sizes or plan.rules.max_cost > 0 or plan.rules.by_cost
+                ahead = batches == plan.concurrency and full
                 require(ahead, Contract.BOUNDED, "%d tasks ahead for %s with %d batches", count, life, batches)
             return
         concurrency = max(plan.concurrency for plan in life.stage.views)

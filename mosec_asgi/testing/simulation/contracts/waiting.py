@@ -16,7 +16,7 @@ class Waiting(Checker):
         """A task that waited is sent to a worker; `before` is the one before it in the same message."""
         self._take(stage, case)
         if before is not None:
-            right = not before.overtakes(case)
+            right = not before.overtakes(case, stage.plan.rules)
             self._journal.require(right, Contract.ORDER, "%s was sent behind %s", case, before)
 
     def settle(self, dues: Dues) -> None:
@@ -39,7 +39,9 @@ class Waiting(Checker):
         # several tasks at a time, and may do so for long, those that must be alone are not waited for.
         one_by_one = all(plan.concurrency == 1 for plan in stage.views)
         stage.overtaken.update(
-            other for other in waiting if case.overtakes(other) and (one_by_one or case.alone == other.alone)
+            other
+            for other in waiting
+            if case.overtakes(other, stage.plan.rules) and (one_by_one or case.alone == other.alone)
         )
         stage.overtaken.discard(case)
         del waiting[place]
@@ -59,12 +61,12 @@ class Waiting(Checker):
         first = others[0]
         for life in ready:
             # Left to the scheduler, a worker that was busy may wait as long for those whom it has just answered.
-            due = max(self._due(plan, life, first, len(others), dues) for plan in plans)
+            due = max(self._due(plan, life, first, stage.holds_a_batch(plan), dues) for plan in plans)
             if life.running < min(plan.concurrency for plan in plans) and not life.runs_alone:
                 dues.require_by(due, Contract.PROGRESS, "%s waits beside %s", first, life)
 
     @staticmethod
-    def _due(plan: StagePlan, life: Life, first: Case, others: int, dues: Dues) -> float:
+    def _due(plan: StagePlan, life: Life, first: Case, full: bool, dues: Dues) -> float:
         """Return when the first of those that wait must be with a worker that could run it."""
         since = max(first.queued_at, life.heard_at) if plan.adaptive else first.queued_at
-        return since + plan.max_wait if others < plan.batch_size else dues.now - 2 * TOLERANCE
+        return dues.now - 2 * TOLERANCE if full else since + plan.max_wait

@@ -126,7 +126,7 @@ def _check_weight(data: bytes, bounds: Bounds) -> None:
     # So few bytes hold not so many.
     if len(data) <= min(most) or not rough_weight(data).exceeds(most):
         return
-    found = weight_of(data)
+    found = weight_of(data, most)
     for count, allowed, what in zip(found, most, ("texts", "lists and objects", "values"), strict=True):
         if count > allowed:
             raise ClientError(

@@ -26,7 +26,7 @@ def check_weight(body: bytes) -> None:
     # So few bytes hold not so many.
     if len(body) <= MOST_BRACKETS or not rough_weight(body).exceeds(MOST):
         return
-    found = weight_of(body)
+    found = weight_of(body, MOST)
     for count, most, what in zip(found, MOST, ("texts", "lists and objects", "values"), strict=True):
         if count > most:
             raise Refused(f"the body has {count} {what}, and one request may have {most}; send several requests")

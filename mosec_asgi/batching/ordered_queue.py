@@ -1,0 +1,360 @@
+"""The tasks that wait at a stage, in an order of their own: by priority, by tenant, and by key. Pure.
+
+*The order.* Tasks of a higher priority come first, but each priority is worth `ageing` seconds of waiting: a task comes
+behind those of a priority higher by n that have come up to n times `ageing` seconds after it, and before all that come
+later. So none starves. In one priority the tenants have their turns (`tenants`), and the tasks of one tenant stand in
+order of arrival. Where there are no tenants, all do.
+
+*Keys.* Tasks of one key stand in a lane, in the same order. A lane is full if it holds a whole batch. The best task of
+each full lane stands in a list as well, so that neither the next task nor the next full lane needs a search through all
+keys: each step costs a search in a sorted list. A key is known only while a task of it waits, so there are not more of
+them than tasks.
+
+A task that is taken or settled leaves all lists at once. The lists are sorted arrays: to insert and to delete move a
+few kilobytes at most for a thousand tasks, which is quicker than a heap in Python, and shows the tasks in order without
+a change.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left, insort
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from typing import NamedTuple
+
+from mosec_asgi.batching.policy.rules import Rules
+from mosec_asgi.batching.queue import TaskQueue
+from mosec_asgi.batching.task import Event, Task
+from mosec_asgi.batching.tenants import Tenants
+
+# The round of a task, its number, and itself. No two have the same number, so tasks are never compared.
+Row = tuple[int, int, Task]
+
+
+class Bands:
+    """Tasks in order: a sorted list for each priority."""
+
+    __slots__ = ("_ageing", "_rows")
+
+    def __init__(self, ageing: float) -> None:
+        self._ageing = ageing
+        self._rows: dict[int, list[Row]] = {}
+
+    def __iter__(self) -> Iterator[Task]:
+        rows = self._rows
+        if len(rows) == 1:
+            (only,) = rows.values()
+            for row in only:
+                yield row[2]
+            return
+        places = dict.fromkeys(rows, 0)
+        while places:
+            priority = min(places, key=lambda each: self._rank(each, rows[each][places[each]][2]))
+            yield rows[priority][places[priority]][2]
+            places[priority] += 1
+            if places[priority] == len(rows[priority]):
+                del places[priority]
+
+    def _rank(self, priority: int, task: Task) -> tuple[float, int, int]:
+        return task.queued - priority * self._ageing, -priority, task.number
+
+    def first(self) -> Task | None:
+        """Return the first task."""
+        return next(iter(self), None)
+
+    def add(self, row: Row) -> None:
+        """Put a task in its place."""
+        rows = self._rows.get(row[2].priority)
+        if rows is None:
+            self._rows[row[2].priority] = [row]
+        elif rows[-1][:2] < row[:2]:
+            rows.append(row)
+        else:
+            insort(rows, row)
+
+    def remove(self, row: Row) -> None:
+        """Take a task out."""
+        priority = row[2].priority
+        rows = self._rows[priority]
+        del rows[bisect_left(rows, row[:2])]
+        if not rows:
+            del self._rows[priority]
+
+    def worst(self) -> int:
+        """Return the lowest priority that there is; there must be a task."""
+        return min(self._rows)
+
+    def of(self, priority: int) -> list[Row]:
+        """Return the rows of a priority, in order."""
+        return self._rows[priority]
+
+
+class Lane:
+    """The tasks of one key.
+
+    Attributes:
+        key: the key.
+        tasks: in order.
+        by_cost: in order of cost, where batches are formed so: the cost, the number and the task of each.
+        count: how many there are.
+        cost: of all of them.
+        best: the one that stands in the list of full lanes; None where the lane is not full.
+    """
+
+    __slots__ = ("best", "by_cost", "cost", "count", "key", "tasks")
+
+    def __init__(self, key: str, ageing: float) -> None:
+        self.key = key
+        self.tasks = Bands(ageing)
+        self.by_cost: list[tuple[int, int, Task]] = []
+        self.count = 0
+        self.cost = 0
+        self.best: Row | None = None
+
+
+class Entry(NamedTuple):
+    """Where a task stands.
+
+    Attributes:
+        task: the task.
+        row: in the lists of its lane and of all.
+        lane: of its key.
+        deadline: in the list of deadlines.
+        tenant: the name under which it is counted.
+    """
+
+    task: Task
+    row: Row
+    lane: Lane
+    deadline: float
+    tenant: str
+
+
+class OrderedQueue(TaskQueue):
+    """The queue of a stage with rules.
+
+    Attributes:
+        tenants: their turns.
+        contested: a task has brought a priority or a tenant: what comes next may come first.
+    """
+
+    __slots__ = ("_all", "_deadlines", "_entries", "_full", "_lanes", "_rules", "_size", "contested", "tenants")
+
+    def __init__(self, rules: Rules, size: int) -> None:
+        """Begin empty.
+
+        Args:
+            rules: of the order.
+            size: the most tasks in a batch.
+        """
+        super().__init__()
+        self._rules = rules
+        self._size = size
+        self.contested = False
+        self.tenants = Tenants(rules.weights)
+        # In order of arrival; all of them; the best of each full lane; by deadline.
+        self._entries: OrderedDict[int, Entry] = OrderedDict()
+        self._all = Bands(rules.ageing)
+        self._full = Bands(rules.ageing)
+        self._deadlines: list[tuple[float, int, Task]] = []
+        self._lanes: dict[str, Lane] = {}
+
+    @classmethod
+    def of(cls, queue: TaskQueue, rules: Rules, size: int) -> OrderedQueue:
+        """Return a queue of the tasks that wait in another."""
+        made = cls(rules, size)
+        made._numbers = queue._numbers
+        made.lone = queue.lone
+        made.live = len(queue.lone)
+        for task in queue.waiting()[len(queue.lone) :]:
+            made._add(task, made._turn(task))
+        return made
+
+    @property
+    def keys(self) -> int:
+        """How many keys there are among the tasks that wait."""
+        return len(self._lanes)
+
+    # -- looked at ---------------------------------------------------------------------------------------------------
+
+    def waiting(self) -> list[Task]:
+        """Return the live tasks, lone ones first, in order of arrival."""
+        return [*self.lone, *(entry.task for entry in self._entries.values())]
+
+    def head(self) -> Task | None:
+        """Return the task that waits longest, of those that need not be run alone."""
+        entry = next(iter(self._entries.values()), None)
+        return None if entry is None else entry.task
+
+    def leader(self) -> Task | None:
+        """Return the next task in order, of those that need not be run alone."""
+        return self._all.first()
+
+    def first(self, most: int) -> list[Task]:
+        """Return up to `most` tasks in order, none of which must be run alone. They stay in the queue."""
+        return list(islice(self._all, most))
+
+    def full(self) -> Task | None:
+        """Return the next task in order, of those whose lane is full."""
+        return self._full.first()
+
+    def is_full(self, task: Task) -> bool:
+        """Whether the lane of a task holds a whole batch."""
+        return self._entries[task.id].lane.best is not None
+
+    def lane(self, task: Task) -> Lane:
+        """Return the lane in which a task stands."""
+        return self._entries[task.id].lane
+
+    def pressing(self, before: float, most: int) -> list[Task]:
+        """Return up to `most` tasks whose deadline is before a time: lone ones, then others by deadline."""
+        found = [task for task in islice(self.lone, most) if task.deadline < before]
+        until = bisect_left(self._deadlines, (before,))
+        found += [task for _, _, task in self._deadlines[: min(until, most - len(found))]]
+        return found
+
+    def greediest(self) -> Task | None:
+        """Return the task that gives way to others under overload.
+
+        It is of the lowest priority there is, and there of the tenant that has most waiting in relation to its weight:
+        that tenant's last.
+        """
+        if not self._entries:
+            return None
+        demand, greediest = self.tenants.demand, self.tenants.greediest()
+        found, most = None, -1.0
+        # From the end: what stands there of a tenant is its last.
+        for _, _, task in reversed(self._all.of(self._all.worst())):
+            tenant = self._entries[task.id].tenant
+            if demand(tenant) > most:
+                found, most = task, demand(tenant)
+                if tenant == greediest:
+                    break
+        return found
+
+    def yields_to(self, priority: int, tenant: str, cost: int) -> Task | None:
+        """Return the task that gives its place to one that comes and would be refused; None where none does.
+
+        Args:
+            priority: of the one that comes.
+            tenant: whose it is.
+            cost: of it.
+        """
+        waiting = self.greediest()
+        if waiting is None:
+            return None
+        if waiting.priority == priority:
+            ours, theirs = self.tenants.name(tenant), self._entries[waiting.id].tenant
+            after = self.tenants.demand(ours) + self._cost(cost) / self.tenants.weight(ours)
+            gives = ours != theirs and after < self.tenants.demand(theirs)
+        else:
+            gives = waiting.priority < priority
+        return waiting if gives else None
+
+    # -- changed -----------------------------------------------------------------------------------------------------
+
+    def append(self, task: Task) -> None:
+        """Put a task that has arrived in its place."""
+        self._numbers += 1
+        task.number = self._numbers
+        self._add(task, self._turn(task))
+
+    def requeue(self, tasks: Iterable[Task]) -> None:
+        """Put tasks that a dead worker had back into their places; those with attempts must be run alone."""
+        again = False
+        for task in tasks:
+            task.step(Event.REQUEUE)
+            task.alone = task.attempts > 0
+            if task.alone:
+                self.lone.append(task)
+                self.live += 1
+            else:
+                # Its turn had come before that of all others.
+                name, _ = self._turn(task)
+                self._add(task, (name, 0))
+                again = True
+        self.lone = type(self.lone)(sorted(self.lone, key=_arrival))
+        if again:
+            self._entries = OrderedDict(sorted(self._entries.items(), key=lambda item: _arrival(item[1].task)))
+
+    def discard(self, task: Task) -> None:
+        """Note that `task`, which waits here, is being settled; to be called once, before it is."""
+        if task.alone:
+            self.live -= 1
+            self.lone.remove(task)
+        else:
+            entry = self._remove(task)
+            self.tenants.left(entry.tenant, self._cost(task.cost))
+
+    def take(self, tasks: Sequence[Task]) -> None:
+        """Take live tasks out, wherever they stand."""
+        for task in tasks:
+            if task.alone:
+                self.live -= 1
+                self.lone.remove(task)
+            else:
+                entry = self._remove(task)
+                self.tenants.served(entry.tenant, self._cost(task.cost), entry.row[0])
+
+    def _cost(self, cost: int) -> int:
+        """Return what a task costs its tenant: as much as any other where costs are not counted, and never nothing."""
+        return max(1, cost) if self._rules.max_cost or self._rules.by_cost else 1
+
+    def _turn(self, task: Task) -> tuple[str, int]:
+        """Count a task; return its tenant's name and the round of its turn."""
+        name = self.tenants.name(task.tenant)
+        return name, self.tenants.came(name, self._cost(task.cost))
+
+    def _add(self, task: Task, turn: tuple[str, int]) -> None:
+        name, number = turn
+        if task.priority or task.tenant:
+            self.contested = True
+        row = (number, task.number, task)
+        key = task.key if self._rules.keyed else ""
+        lane = self._lanes.get(key)
+        if lane is None:
+            lane = self._lanes[key] = Lane(key, self._rules.ageing)
+        self._entries[task.id] = Entry(task, row, lane, task.deadline, name)
+        self.live += 1
+        self._all.add(row)
+        lane.tasks.add(row)
+        if self._rules.by_cost:
+            insort(lane.by_cost, (task.cost, task.number, task))
+        lane.count += 1
+        lane.cost += task.cost
+        insort(self._deadlines, (task.deadline, task.number, task))
+        self._list(lane)
+
+    def _remove(self, task: Task) -> Entry:
+        entry = self._entries.pop(task.id)
+        _, row, lane, deadline, _ = entry
+        self.live -= 1
+        self._all.remove(row)
+        lane.tasks.remove(row)
+        if self._rules.by_cost:
+            del lane.by_cost[bisect_left(lane.by_cost, (task.cost, task.number))]
+        lane.count -= 1
+        lane.cost -= task.cost
+        del self._deadlines[bisect_left(self._deadlines, (deadline, task.number))]
+        self._list(lane)
+        if not lane.count:
+            del self._lanes[lane.key]
+        return entry
+
+    def _list(self, lane: Lane) -> None:
+        """Have a lane's best task in the list of full lanes where it is full, and only there."""
+        full = lane.count >= self._size or lane.cost >= (self._rules.max_cost or math.inf)
+        best = lane.tasks.first() if full else None
+        row = None if best is None else self._entries[best.id].row
+        if row is not lane.best:
+            if lane.best is not None:
+                self._full.remove(lane.best)
+            if row is not None:
+                self._full.add(row)
+            lane.best = row
+
+
+def _arrival(task: Task) -> tuple[float, int]:
+    return task.queued, task.number

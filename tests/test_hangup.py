@@ -1,0 +1,117 @@
+"""SIGHUP under `run()`: workers are replaced; a terminal that is closed ends the service."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import pty
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+from fakes import until
+from harness import environment_of_programs, free_port, wait_until, written
+
+from mosec_asgi.errors import StartupError
+from mosec_asgi.host.hangup import Hangup
+
+SERVICE = """
+from mosec_asgi import Server, Worker
+
+
+class Echo(Worker):
+    def forward(self, data):
+        return data
+
+
+server = Server()
+server.append_worker(Echo, executor="thread")
+if __name__ == "__main__":
+    server.run()
+"""
+
+
+class Restarts:
+    """Counts restarts, each of which lasts until the test lets it end."""
+
+    def __init__(self) -> None:
+        self.begun = 0
+        self.gate = asyncio.Event()
+        self.error: Exception | None = None
+
+    async def __call__(self) -> None:
+        self.begun += 1
+        await self.gate.wait()
+        if self.error is not None:
+            raise self.error
+
+
+async def test_signals_during_a_restart_make_one_more() -> None:
+    restarts = Restarts()
+    with Hangup(restarts).heard():
+        signal.raise_signal(signal.SIGHUP)
+        await until(lambda: restarts.begun == 1)
+        for _ in range(3):
+            signal.raise_signal(signal.SIGHUP)
+            await asyncio.sleep(0.01)
+        assert restarts.begun == 1
+        restarts.gate.set()
+        await until(lambda: restarts.begun == 2)
+        await asyncio.sleep(0.05)
+        assert restarts.begun == 2
+    assert signal.getsignal(signal.SIGHUP) is signal.SIG_DFL
+
+
+async def test_a_restart_that_fails_is_logged_and_the_next_signal_is_heard(caplog: pytest.LogCaptureFixture) -> None:
+    restarts = Restarts()
+    restarts.gate.set()
+    restarts.error = StartupError("no weights")
+    with caplog.at_level(logging.ERROR), Hangup(restarts).heard():
+        signal.raise_signal(signal.SIGHUP)
+        await until(lambda: restarts.begun == 1)
+        await asyncio.sleep(0.01)
+        signal.raise_signal(signal.SIGHUP)
+        await until(lambda: restarts.begun == 2)
+
+
+async def test_a_signal_that_is_ignored_or_handled_stays_so() -> None:
+    restarts = Restarts()
+    heard: list[int] = []
+    for handler in (signal.SIG_IGN, lambda number, frame: heard.append(number)):
+        before = signal.signal(signal.SIGHUP, handler)
+        try:
+            with Hangup(restarts).heard():
+                assert signal.getsignal(signal.SIGHUP) is handler
+        finally:
+            signal.signal(signal.SIGHUP, before)
+    assert restarts.begun == 0
+
+
+def test_a_service_ends_with_its_terminal(tmp_path: Path) -> None:
+    file, log = written(tmp_path, SERVICE), tmp_path / "log"
+    port = str(free_port())
+    child, terminal = pty.fork()
+    if not child:
+        output = os.open(log, os.O_WRONLY | os.O_CREAT)
+        for number in (1, 2):
+            os.dup2(output, number)
+        os.execve(sys.executable, [sys.executable, str(file), "--port", port], environment_of_programs())
+    try:
+        wait_until(lambda: log.exists() and "all workers are ready" in log.read_text(), "the service is ready")
+        os.close(terminal)
+        ended: list[int] = []
+
+        def has_ended() -> bool:
+            pid, status = os.waitpid(child, os.WNOHANG)
+            if pid:
+                ended.append(os.waitstatus_to_exitcode(status))
+            return bool(pid)
+
+        wait_until(has_ended, "the service ends")
+        assert ended == [0], log.read_text()
+        assert "the terminal has been closed" in log.read_text()
+    except BaseException:
+        os.kill(child, signal.SIGKILL)
+        raise
