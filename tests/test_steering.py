@@ -316,7 +316,7 @@ async def test_a_worker_whose_first_call_makes_it_too_large_is_replaced() -> Non
     server = Server(timeout=20_000)
     server.append_worker(Grows, start_method="fork", max_memory=at_first + 50_000_000)
     async with server:
-        # Workers that the service begins with are looked at when it has started; those that come later are not waited for.
+        # Those that the service begins with are looked at when it has started.
         await server.restart(1)
         first = await server.infer(150_000_000)
         while await server.infer(0) == first:
