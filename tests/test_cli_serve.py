@@ -96,6 +96,15 @@ def test_the_banner_has_the_routes_pages_that_are_there_and_a_curl_line_that_wor
         assert program.stop() == 0
 
 
+def test_a_banner_that_cannot_be_written_is_no_traceback(folder: Path) -> None:
+    command = " ".join(command_of("app:server", "--port={port}", "--address=127.0.0.1", "--log-level=debug"))
+    with running(["sh", "-c", f"exec {command} > /dev/full"], folder / "output.log", cwd=folder) as program:
+        program.wait_for_output("the banner could not be written: [Errno 28]")
+        assert program.client.post("/inference", json=4).text == "8"
+        assert program.stop() == 0
+        assert "Traceback" not in program.output
+
+
 BYTES = """
 from mosec_asgi import Server, Worker
 

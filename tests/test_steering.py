@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import resource
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -32,6 +34,17 @@ class Item(Worker):
         if data in GATES:
             GATES[data].wait(PATIENCE)
         return [self.worker_id, id(self)]
+
+
+class Grows(Worker):
+    """Keeps so many bytes more, and answers who has worked."""
+
+    def __init__(self) -> None:
+        self.kept: list[bytes] = []
+
+    def forward(self, data: int) -> int:
+        self.kept.append(b"x" * data)
+        return os.getpid()
 
 
 class Items(Worker):
@@ -293,6 +306,21 @@ async def test_a_worker_is_replaced_after_so_many_calls() -> None:
         # Served on until the other was there, and no longer.
         assert seen[:5] == [seen[0]] * 5
         assert server.statistics().stages[0].restarts == 0
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="memory is looked at in Linux's /proc")
+async def test_a_worker_whose_first_call_makes_it_too_large_is_replaced() -> None:
+    # A forked worker has what this process has, at first.
+    with open("/proc/self/statm", "rb") as file:
+        at_first = int(file.read().split()[1]) * resource.getpagesize()
+    server = Server(timeout=20_000)
+    server.append_worker(Grows, start_method="fork", max_memory=at_first + 50_000_000)
+    async with server:
+        # Those that the service begins with are looked at when it has started.
+        await server.restart(1)
+        first = await server.infer(150_000_000)
+        while await server.infer(0) == first:
+            await asyncio.sleep(0.01)
 
 
 def test_limits_of_a_workers_life_must_fit() -> None:

@@ -11,7 +11,6 @@ else.
 from __future__ import annotations
 
 import errno
-import os
 import sys
 from collections.abc import Sequence
 
@@ -66,8 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if error.errno != errno.ENOSPC:
             raise
         _say(f"what it has to say cannot be written: {error.strerror}")
-        # What is left of it would be tried again at the end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        standard_streams.drop_output()
         return FAILED
     except (click.Abort, KeyboardInterrupt):
         return INTERRUPTED
