@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import ratios
 from results import Result
 
 HEADER = (
@@ -81,23 +80,8 @@ def write_json(path: Path, machine: dict[str, Any], settings: dict[str, Any], re
     path.write_text(text + "\n")
 
 
-def draw(path: Path, results: Sequence[Result]) -> bool:
-    """Draw the ratios as a PNG, if matplotlib is there; return whether it is."""
-    if importlib.util.find_spec("matplotlib") is None:
-        return False
-    # Not by `import`: matplotlib is optional, and this way the type checker does not need it either.
-    importlib.import_module("matplotlib").use("Agg")
-    figure, axes = importlib.import_module("matplotlib.pyplot").subplots(figsize=(8, 0.5 * len(results) + 1.2))
-    places = range(len(results))
-    axes.barh(places, [result.ratio for result in results], color="#4878a8")
-    for place, result in zip(places, results, strict=True):
-        axes.plot([min(result.ratios), max(result.ratios)], [place, place], color="black", linewidth=1)
-        if result.scenario.bar is not None:
-            axes.plot([result.scenario.bar] * 2, [place - 0.4, place + 0.4], color="#c03028", linewidth=2)
-    axes.axvline(1, color="grey", linestyle="dashed", linewidth=1)
-    axes.set_yticks(places, [f"{result.scenario.name} / {result.scenario.rival}" for result in results])
-    axes.invert_yaxis()
-    axes.set_xlabel("mosec_asgi beside the other, more is better (black: lowest to highest; red: the bar)")
-    figure.tight_layout()
-    figure.savefig(path, dpi=120)
-    return True
+def draw(path: Path) -> Path:
+    """Draw the ratios that `write_json` has written, beside them; return where."""
+    target = path.with_suffix(".svg")
+    target.write_text(ratios.svg(json.loads(path.read_text())))
+    return target

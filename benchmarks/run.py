@@ -85,8 +85,7 @@ def _compare_all(scenarios: Sequence[Scenario], rounds: int, seconds: int, busy:
     path = RESULTS / f"{'latest' if whole else 'trial'}{'-busy' if busy else ''}.json"
     report.write_json(path, where, {"rounds": rounds, "seconds": seconds}, results)
     print(f"written: {path}")
-    if report.draw(path.with_suffix(".png"), results):
-        print(f"written: {path.with_suffix('.png')}")
+    print(f"written: {report.draw(path)}")
 
 
 def compare(scenario: Scenario, rounds: int, seconds: int) -> Result:

@@ -145,6 +145,11 @@ def _harmless(value: object) -> str:
     return text if text.isprintable() else _CONTROL.sub(lambda found: repr(found[0])[1:-1], text)
 
 
+def _set_in(text: str) -> str:
+    """Return a text whose further lines are set in."""
+    return "\n    ".join(map(_harmless, text.split("\n")))
+
+
 class TextFormatter(logging.Formatter):
     """Text for a person to read."""
 
@@ -164,10 +169,11 @@ class TextFormatter(logging.Formatter):
             level = f"\x1b[{_COLOURS.get(level, '0')}m{level}\x1b[0m"
         extra = "".join(f" {name}={_harmless(value)}" for name in EXTRA if (value := getattr(record, name, "")) != "")
         # A line that goes on is set in, so that it cannot be taken for one of its own.
-        message = "\n    ".join(map(_harmless, record.getMessage().split("\n")))
+        message = _set_in(record.getMessage())
         text = f"{_timestamp(record)} {level} {_target(record)} [{record.process}]: {message}{extra}"
         if record.exc_info:
-            text += "\n" + self.formatException(record.exc_info)
+            # An exception's text may hold what a client has sent.
+            text += f"\n    {_set_in(self.formatException(record.exc_info))}"
         return text
 
 

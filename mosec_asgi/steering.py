@@ -15,6 +15,9 @@ from mosec_asgi.definition import plan_stage
 from mosec_asgi.errors import DefinitionError
 from mosec_asgi.runtime import Runtime, changed, check_timeouts, stage_names
 
+# Digits of a stage's number; Python refuses to read very many.
+_MOST_DIGITS = 9
+
 logger = log.internal_logger(__name__)
 
 
@@ -66,7 +69,7 @@ class Steering:
         place = self.place_of(stage)
         given = {name: value for name, value in values.items() if value is not None}
         if not given:
-            raise DefinitionError(f"nothing to change: give a value for {', '.join(values)}")
+            raise DefinitionError(f"nothing to change: give a value for {', '.join(self.CONFIGURABLE)}")
         wanted = changed(self._runtimes[place], **given)
         check_timeouts({"": [wanted]}, self._settings.timeout_seconds)
         plan = plan_stage(wanted, self._names[place], self._settings)
@@ -91,7 +94,8 @@ class Steering:
         """
         if isinstance(stage, str) and stage in self._names:
             return self._names.index(stage)
-        number = int(stage) if isinstance(stage, str) and stage.isascii() and stage.isdigit() else stage
+        is_number = isinstance(stage, str) and stage.isascii() and stage.isdigit() and len(stage) <= _MOST_DIGITS
+        number = int(stage) if is_number else stage
         if isinstance(number, int) and not isinstance(number, bool) and 1 <= number <= len(self._names):
             return number - 1
         there = ", ".join(f"{name} ({place})" for place, name in enumerate(self._names, 1))

@@ -215,3 +215,16 @@ def test_make_openapi_writes_every_document() -> None:
     for document in (ROOT / "openapi").glob("*.json"):
         line = f"mosec-asgi openapi examples.{document.stem}.server:server --output openapi/{document.name}"
         assert line in told
+
+
+@pytest.mark.parametrize(
+    ("redirection", "code", "told"),
+    [
+        (">&-", 0, ""),
+        (">/dev/full", 1, "mosec-asgi: error: what it has to say cannot be written: No space left on device\n"),
+    ],
+)
+def test_what_cannot_be_written_is_no_traceback(folder: Path, redirection: str, code: int, told: str) -> None:
+    command = f"{sys.executable} -m mosec_asgi check service:server {redirection}"
+    done = subprocess.run(["sh", "-c", command], cwd=folder, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (code, told)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import io
 import os
 import re
 import signal
@@ -12,10 +14,14 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 from harness import Program, environment_of_programs, free_port, running, wait_until, written
+
+from mosec_asgi.cli.output import Output
+from mosec_asgi.cli.reload import Reloader
 
 SERVICE = """
 import time
@@ -186,3 +192,39 @@ server.add_protocol(OpenInference({{"times": "/inference"}}, grpc_port={port}, g
         wait_until(lambda: program.output.count("gRPC listens on") == 2, f"it does not listen\n{program.output}")
         wait_until(lambda: answer(program) == "30", "the edit does not take over")
         socket.create_connection(("127.0.0.1", port)).close()
+
+
+def test_an_interrupt_ends_a_service_that_starts_and_does_not_hear_it(folder: Path) -> None:
+    deaf = """
+import pathlib, time
+pathlib.Path("here").touch()
+while True:
+    try:
+        time.sleep(60)
+    except KeyboardInterrupt:
+        pass
+"""
+    written(folder, deaf, "app.py")
+    with serving(folder, stops=False) as program:
+        wait_until((folder / "here").exists, "the module is not imported")
+        assert program.stop(signal.SIGINT) == 130
+
+
+async def test_a_signal_that_comes_while_a_process_is_made_ends_it(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = [sys.executable, "-c", "import time; time.sleep(60)"]
+    reloader = Reloader(command, folder, ["*.py"], Output(io.StringIO()), quiet=True)
+    made = asyncio.create_subprocess_exec
+
+    async def interrupted(*arguments: Any, **options: Any) -> asyncio.subprocess.Process:
+        process = await made(*command, **options)
+        os.kill(os.getpid(), signal.SIGINT)
+        # The loop hears of it in one of its next turns.
+        while not reloader._stopping:
+            await asyncio.sleep(0)
+        return process
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", interrupted)
+    assert await asyncio.wait_for(reloader.run(), 30) == 130
+    assert not reloader._children

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import shutil
@@ -93,6 +94,44 @@ def test_the_banner_has_the_routes_pages_that_are_there_and_a_curl_line_that_wor
         assert done.stdout == "42"
         assert re.search(r"worker is ready after [\d.]+ s \(1 of 1\), process", program.output)
         assert program.stop() == 0
+
+
+def test_a_banner_that_cannot_be_written_is_no_traceback(folder: Path) -> None:
+    command = " ".join(command_of("app:server", "--port={port}", "--address=127.0.0.1", "--log-level=debug"))
+    with running(["sh", "-c", f"exec {command} > /dev/full"], folder / "output.log", cwd=folder) as program:
+        program.wait_for_output("the banner could not be written: [Errno 28]")
+        assert program.client.post("/inference", json=4).text == "8"
+        assert program.stop() == 0
+        assert "Traceback" not in program.output
+
+
+BYTES = """
+from mosec_asgi import Server, Worker
+
+
+class Count(Worker):
+    req_mime_type = "application/octet-stream"
+    example = b"100% of 'a'\\n\\\\n\\n"
+
+    def deserialize(self, data):
+        return data
+
+    def forward(self, data):
+        return data.decode()
+
+
+server = Server()
+server.append_worker(Count)
+"""
+
+
+def test_the_banner_has_a_curl_line_for_a_model_that_takes_bytes(tmp_path: Path) -> None:
+    written(tmp_path, BYTES, "app.py")
+    with serving(tmp_path, "--port={port}") as program:
+        program.wait_for_output("  stop ")
+        [line] = re.findall(r"try +(printf .*)", program.output)
+        done = subprocess.run(["sh", "-c", f"{line} -s"], capture_output=True, text=True, check=True, timeout=60)
+        assert json.loads(done.stdout) == "100% of 'a'\n\\n\n"
 
 
 def test_quiet_leaves_the_banner_out(folder: Path) -> None:

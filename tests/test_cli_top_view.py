@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import io
 import json
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from mosec_asgi.cli.top import view
+from mosec_asgi.cli.top.screen import Choice, draw
 from mosec_asgi.cli.top.watch import Watch
 from mosec_asgi.observing.distribution import Distribution
 from mosec_asgi.observing.statistics import ServiceReport, StageReport
@@ -92,6 +95,22 @@ def test_each_column_can_be_sorted_by_before_anything_is_known() -> None:
     watch.answered(at(0), 0.0, 100.0)
     for place in range(len(view.COLUMNS)):
         assert len(view.rows(watch, place)) == 3
+
+
+@pytest.mark.parametrize("width", [40, 80, 200])
+def test_columns_that_do_not_fit_are_left_out_and_the_others_are_whole(width: int) -> None:
+    watch = watched()
+    for column in range(len(view.COLUMNS)):
+        places = view.fitting(view.rows(watch, column), width, column)
+        assert {0, column} <= set(places)
+        assert (len(places) == len(view.COLUMNS)) == (width == 200)
+        console = Console(file=io.StringIO(), width=width)
+        console.print(draw("", watch, Choice(column), 0.0, width))
+        shown = console.file.getvalue()  # type: ignore[attr-defined]  # a StringIO
+        assert [view.COLUMNS[place].head for place in places] == next(
+            line.split() for line in shown.splitlines() if "STAGE" in line
+        )
+        assert "Slow_1" in shown
 
 
 def test_names_do_not_move_the_terminal() -> None:

@@ -104,3 +104,20 @@ def test_at_the_start_a_file_without_keys_is_refused(tmp_path: Path, content: st
         file.write_text(content)
     with pytest.raises(DefinitionError, match=told):
         KeyRing(Settings(api_key_file=str(file)))
+
+
+def test_a_pipe_or_a_folder_in_its_place_leaves_the_keys_and_keeps_nobody_waiting(
+    tmp_path: Path, logged: pytest.LogCaptureFixture
+) -> None:
+    file = tmp_path / "keys"
+    file.write_text(OLD)
+    ring = KeyRing(Settings(api_key_file=str(file)))
+    file.unlink()
+    os.mkfifo(file)
+    ring.look()
+    file.unlink()
+    file.mkdir()
+    ring.look()
+    told = [record.getMessage().rpartition(": ")[2] for record in logged.records if record.levelno == logging.ERROR]
+    assert told == ["it is no regular file", "Is a directory"]
+    assert let_in(ring) == [OLD]

@@ -305,6 +305,19 @@ def test_what_a_client_sends_cannot_colour_the_log_nor_write_lines_of_its_own() 
     assert r"request_id=evil\n\x1b]0;title\x07" in second
 
 
+def test_the_text_of_an_exception_is_no_line_of_its_own_and_moves_no_terminal() -> None:
+    made = record()
+    try:
+        raise ValueError("a\x1b[2J\n2026-01-01 fake")
+    except ValueError:
+        made.exc_info = sys.exc_info()
+    text = log.TextFormatter(coloured=False).format(made)
+    assert "\x1b" not in text
+    _, *others = text.split("\n")
+    assert all(line.startswith("    ") for line in others)
+    assert others[-2:] == [r"    ValueError: a\x1b[2J", "    2026-01-01 fake"]
+
+
 # -- before the start --------------------------------------------------------------------------------------------------
 
 

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import importlib.util
 import json
+import statistics
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator, Sequence
@@ -48,6 +49,47 @@ async def infer(client: httpx.AsyncClient, header: Any, behind: bytes = b"", pat
     head = header if isinstance(header, bytes) else json.dumps(header).encode()
     length = {"Inference-Header-Content-Length": str(len(head))}
     return await client.post(path, content=head + behind, headers=length)
+
+
+# -- many rows beside one ----------------------------------------------------------------------------------------------
+
+
+async def percentile(service: Any, seconds: float, *, many: bool) -> float:
+    """Return the 99th percentile of what 32 clients of one row wait for, beside one of 256 rows or not."""
+    loop = asyncio.get_running_loop()
+    until, took = loop.time() + seconds, []
+
+    async def ask(numbers: list[int]) -> float:
+        began = loop.time()
+        x = {"name": "x", "datatype": "FP32", "shape": [len(numbers), 3], "data": [n for n in numbers for _ in "xyz"]}
+        name = {"name": "name", "datatype": "BYTES", "shape": [len(numbers)], "data": ["a"] * len(numbers)}
+        answer = await service.client.post(SUM, json={"inputs": [x, name], "outputs": [{"name": "sum"}]})
+        assert outputs(answer)["sum"] == [3 * number for number in numbers]
+        return loop.time() - began
+
+    async def one_by_one(number: int) -> None:
+        while loop.time() < until:
+            took.append(await ask([number]))
+
+    async def together() -> None:
+        while loop.time() < until:
+            await ask(list(range(256)))
+
+    await asyncio.gather(*map(one_by_one, range(32)), *([together()] if many else []))
+    return statistics.quantiles(took, n=100)[98]
+
+
+def test_clients_of_one_row_are_not_kept_waiting_behind_all_rows_of_another() -> None:
+    waited = {}
+
+    async def check(many: bool) -> None:
+        async with testing.serving(serve()) as service:
+            service.worker(Sum).slow(0.010)
+            waited[many] = await percentile(service, 2.0, many=many)
+
+    for many in (False, True):
+        testing.run(check(many))
+    assert waited[True] <= 3 * waited[False], waited
 
 
 # -- requests ----------------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ import signal
 import struct
 import subprocess
 import sys
+import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from typing import Any
 import grpc
 import grpc_workers
 import numpy as np
+import open_inference_workers
 import pytest
 import tritonclient.grpc as triton
 import tritonclient.grpc.aio as triton_aio
@@ -182,18 +184,38 @@ def test_values_in_lists_are_answered_in_lists(
     assert not answer.raw_output_contents
 
 
-async def test_requests_that_come_together_each_get_their_own_rows_of_the_outputs_that_they_want() -> None:
-    async with asked() as (_, client):
+class Held(open_inference_workers.Sum):
+    """Begins when it is told to."""
+
+    told = threading.Event()
+
+    def forward(self, data: list[dict[str, Any]]) -> list[Any]:
+        assert self.told.wait(20)
+        return super().forward(data)
+
+
+async def test_requests_of_several_clients_share_batches_and_keep_their_rows() -> None:
+    server = Server()
+    server.append_worker(Held, max_batch_size=32, route="/sum", executor="thread")
+    protocol = OpenInference({"sum": "/sum"}, grpc_port=0, grpc_host="127.0.0.1")
+    server.add_protocol(protocol)
+    async with server, triton_aio.InferenceServerClient(f"127.0.0.1:{protocol.grpc_port}") as client:
 
         async def one(number: int) -> Any:
             x = given("x", np.full((2, 3), number, np.float32))
             who = given("name", np.array([b"a", b"b"], object))
-            outputs = [triton.InferRequestedOutput("sum")]
+            outputs = [triton.InferRequestedOutput("sum"), triton.InferRequestedOutput("batch")]
             answer = await client.infer("sum", [x, who], outputs=outputs, parameters={"times": 2})
-            return answer.as_numpy("sum").tolist(), answer.as_numpy("who")
+            return answer.as_numpy("sum").tolist(), max(answer.as_numpy("batch")), answer.as_numpy("who")
 
-        answers = await asyncio.gather(*map(one, range(20)))
-    assert answers == [([6.0 * number] * 2, None) for number in range(20)]
+        asking = asyncio.gather(*map(one, range(20)))
+        # Each has a row there, and none is answered: whatever the first batch holds, the next one has those of several.
+        await until(lambda: admitted(server) >= 20)
+        Held.told.set()
+        answers = await asking
+    assert [each[0] for each in answers] == [[6.0 * number] * 2 for number in range(20)]
+    assert max(each[1] for each in answers) > 2
+    assert {each[2] for each in answers} == {None}, "only what was asked for"
 
 
 # -- streams -----------------------------------------------------------------------------------------------------------
@@ -534,6 +556,7 @@ def test_a_port_or_an_address_that_is_none_is_refused(settings: Any, told: str) 
 KSERVE = """
 import asyncio, sys
 import numpy as np
+import open_inference_workers
 from kserve import InferenceGRPCClient, InferInput, InferRequest
 
 async def main():

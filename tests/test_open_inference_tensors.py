@@ -234,3 +234,30 @@ def test_what_json_cannot_say_is_refused_and_may_be_had_as_bytes(datatype: str, 
     with pytest.raises(ClientError, match="ask for it as binary data"):
         tensor.values(Bounds())
     assert len(tensor.raw())
+
+
+@pytest.mark.parametrize(
+    ("rows", "expected"),
+    [
+        ([np.float32(1), np.float32(2)], np.array([1, 2], np.float32)),
+        ([np.uint8(1), np.uint8(255)], np.array([1, 255], np.uint8)),
+        ([1.5, 2.5], np.array([1.5, 2.5])),
+        ([True, False], np.array([True, False])),
+        ([1, 2.5], np.array([1, 2.5])),
+        ([np.float32(1), np.float64(2)], np.array([1.0, 2.0])),
+        ([np.ones(2, np.int8), np.zeros(2, np.int8)], np.array([[1, 1], [0, 0]], np.int8)),
+        ([np.ones((2, 0)), np.ones((2, 0))], np.ones((2, 2, 0))),
+        ([np.array(1.5), np.array(2.5)], np.array([1.5, 2.5])),
+        ([np.ones((1, 2)).T, [[1], [2]]], np.array([[[1.0], [1.0]], [[1.0], [2.0]]])),
+        (["a", b"b\0"], np.array(["a", b"b\0"], object)),
+        ([[1, 2]], np.array([[1, 2]])),
+    ],
+)
+def test_rows_are_joined_to_one_array_of_the_type_that_they_have(rows: list[Any], expected: Any) -> None:
+    joined = datatypes.joined(rows)
+    assert (joined.dtype, joined.shape, joined.tolist()) == (expected.dtype, expected.shape, expected.tolist())
+
+
+def test_rows_of_different_shapes_are_not_joined() -> None:
+    with pytest.raises(ValueError, match=r"its rows differ in their shape \(\[2\] and \[3\]\)"):
+        datatypes.joined([np.ones(2), np.ones(3)])

@@ -1,7 +1,8 @@
-"""The README is true: its programs run as they stand there, and its tables name what there is."""
+"""The README, and the pages that go on from it, are true: their programs run, and their tables name what there is."""
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -13,21 +14,25 @@ from harness import ROOT, python, running
 from mosec_asgi import config
 
 README = (ROOT / "README.md").read_text()
-PROGRAMS = {
-    name: text for text, name in ((m[0], m[1]) for m in re.findall(r"```python\n(# (\S+\.py)\n.*?)```", README, re.S))
-}
+DOCS = ROOT / "docs"
+HEADERS = (DOCS / "http.md").read_text().partition("## Headers")[2]
+# These go on from the README, and share its programs.
+PAGES = {name: (DOCS / f"{name}.md").read_text() for name in ("service", "requests", "streams", "app", "settings")}
+FOUND = re.findall(r"```python\n(# (\S+\.py)\n.*?)```", "\n".join([README, *PAGES.values()]), re.DOTALL)
+PROGRAMS = {name: text for text, name in FOUND}
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Write all programs of the README into one folder, where they can import each other."""
+    """Write all programs into one folder, where they can import each other."""
     for name, text in PROGRAMS.items():
         (tmp_path / name).write_text(text)
     return tmp_path
 
 
 def test_every_python_snippet_is_a_named_program() -> None:
-    assert README.count("```python") == len(PROGRAMS)
+    assert "".join([README, *PAGES.values()]).count("```python") == len(FOUND)
+    assert len(set(FOUND)) == len(PROGRAMS), "a program that stands in two places is the same in both"
     assert set(PROGRAMS) == {"server.py", "typed.py", "app.py", "call.py", "streams.py", "models.py", "uploads.py"}
 
 
@@ -37,7 +42,8 @@ def test_the_service_in_20_lines_answers_as_shown(folder: Path, log: Path) -> No
         program.wait_ready()
         response = program.client.post("/inference", content=body)
         assert (response.status_code, response.text) == (200, answer)
-        assert program.client.post("/inference", json={"text": 1}).status_code == 422
+        for wrong in ({"text": 1}, {}, [1], "text", 1):
+            assert program.client.post("/inference", json=wrong).status_code == 422
 
 
 def test_the_typed_service_checks_requests_and_shows_its_contract(folder: Path, log: Path) -> None:
@@ -52,7 +58,7 @@ def test_the_typed_service_checks_requests_and_shows_its_contract(folder: Path, 
 
 
 def test_the_streams_answer_as_shown(folder: Path, log: Path) -> None:
-    body, shown = re.search(r"/spell -d '(.*)'\n((?:    .*\n|\n)+)", README).groups()  # type: ignore[union-attr]
+    body, shown = re.search(r"/spell -d '(.*)'\n((?:    .*\n|\n)+)", PAGES["streams"]).groups()  # type: ignore[union-attr]
     with running(python(folder / "streams.py"), log, cwd=folder) as program:
         program.wait_ready()
         spelt = program.client.post("/spell", content=body).text
@@ -103,13 +109,52 @@ def test_the_call_in_process_prints_the_answer(folder: Path) -> None:
 
 
 def test_the_table_of_settings_names_each_setting_with_its_default() -> None:
-    table = README.partition("## Settings")[2].partition("\n## ")[0]
+    table = PAGES["settings"]
     named = set(re.findall(r"`(\w+)`", "".join(line.split("|")[1] for line in table.splitlines() if "|" in line)))
     assert named == set(config.FIELDS) - {"path"}
     for default in ("| 1024 |", "| 3000 |", "| 10 |", "| 0.0.0.0, 8000 |", "| 10 MiB |", "| mosec_service |"):
         assert default in table
 
 
-@pytest.mark.parametrize("link", re.findall(r"\]\(([^)#:]+)\)", README))
-def test_a_link_leads_to_a_file(link: str) -> None:
-    assert (ROOT / link).exists()
+def test_the_tables_of_headers_name_those_that_the_code_reads_and_writes() -> None:
+    told = set(re.findall(r"`([a-z-]+)`", "".join(re.findall(r"^\| (`.*?) \|", HEADERS, re.MULTILINE))))
+    code = "".join(path.read_text().lower() for path in (ROOT / "mosec_asgi").rglob("*.py"))
+    for name in told:
+        assert f'"{name}"' in code, f"no code reads or writes {name}"
+    media_types = {"x-yaml", "x-msgpack"}
+    assert set(re.findall(r"""["'](x-[a-z-]+)["']""", code)) - media_types <= told
+
+
+def test_the_readme_is_short() -> None:
+    assert len(README.splitlines()) <= 200
+
+
+def test_the_numbers_are_those_of_the_results() -> None:
+    results = ROOT / "benchmarks" / "results"
+    ratios = {one["name"]: one["ratio"] for one in json.loads((results / "latest.json").read_text())["scenarios"]}
+    told = [float(number) for number in re.findall(r"(\d\.\d) times", README)]
+    assert told == [round(ratios[name], 1) for name in ("echo", "batched-echo", "model")]
+    rows = json.loads((results / "overload.json").read_text())["rows"]
+    at_three = {row["server"]: row["goodput"] for row in rows if row["load"] == 3 and row["model"] == "constant"}
+    assert f"answers {at_three['mosec_asgi']:.2f} of what the model can" in README
+    assert at_three["mosec"] < 0.05
+    table = (DOCS / "numbers.md").read_text()
+    for ratio in list(ratios.values())[:10]:
+        assert f"| {ratio:.2f} |" in table or f"| {ratio:.1f} |" in table
+
+
+def test_the_readme_leads_to_every_page_that_stands_in_the_repository() -> None:
+    of_the_site = {"index.md", "app.md", "examples.md", "numbers.md"}
+    linked = set(re.findall(r"\]\(docs/(\w+\.md)\)", README))
+    assert linked | of_the_site == {path.name for path in DOCS.glob("*.md")}
+
+
+# Pages that are there on the site alone.
+MADE = ("reference.md", "contributing.md", "changelog.md")
+
+
+@pytest.mark.parametrize("page", ["README.md", *sorted(f"docs/{path.name}" for path in DOCS.glob("*.md"))])
+def test_a_link_leads_to_a_file(page: str) -> None:
+    file = ROOT / page
+    for link in re.findall(r"\]\(([^)#:\s]+)(?:#[^)]*)?\)", file.read_text()):
+        assert (page == "docs/index.md" and link in MADE) or (file.parent / link).exists(), link

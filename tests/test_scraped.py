@@ -70,3 +70,18 @@ def test_what_is_no_such_text_is_refused_with_the_reason(text: str, reason: str)
     with pytest.raises(ScrapeError, match=reason):
         read(text)
     assert OPENMETRICS
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        "x_remaining_task NaN",
+        "x_remaining_task +Inf",
+        'x_remaining_task 0\nx_throughput_total{code="many",endpoint="/"} 1',
+        "x_remaining_task 0\nx_tasks_rejected_total 1",
+        'x_remaining_task 0\nx_request_duration_second_bucket{le="+Inf"} NaN',
+    ],
+)
+def test_values_and_labels_that_no_service_has_are_refused(lines: str) -> None:
+    with pytest.raises(ScrapeError, match="with other values or labels"):
+        read(lines + "\n")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import resource
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -32,6 +34,17 @@ class Item(Worker):
         if data in GATES:
             GATES[data].wait(PATIENCE)
         return [self.worker_id, id(self)]
+
+
+class Grows(Worker):
+    """Keeps so many bytes more, and answers who has worked."""
+
+    def __init__(self) -> None:
+        self.kept: list[bytes] = []
+
+    def forward(self, data: int) -> int:
+        self.kept.append(b"x" * data)
+        return os.getpid()
 
 
 class Items(Worker):
@@ -189,6 +202,7 @@ async def test_callers_are_told_how_many_calls_are_worth_having_in_flight() -> N
         (0, 2, "there is no stage 0"),
         (5, 2, "there is no stage 5"),
         ("9" * 50, 2, "there is no stage"),
+        ("9" * 5000, 2, "there is no stage"),
         (None, 2, "there is no stage None"),
     ],
 )
@@ -203,7 +217,7 @@ async def test_a_number_of_workers_that_does_not_fit_changes_nothing(stage: Any,
 @pytest.mark.parametrize(
     ("stage", "values", "message"),
     [
-        (1, {}, "nothing to change: give a value for max_batch_size"),
+        (1, {}, "nothing to change: give a value for max_batch_size, max_wait_time"),
         (1, {"max_batch_size": 4}, "is given one item, and would be given a list of items"),
         (2, {"max_batch_size": 1}, "is given a list of items, and would be given one item"),
         (2, {"max_batch_size": 0}, "at least 1"),
@@ -252,6 +266,22 @@ async def test_a_replacement_that_cannot_start_leaves_the_others_serving() -> No
         assert before[1] in {(await server.infer(n))[1] for n in range(20)}
 
 
+async def test_a_replacement_process_that_cannot_start_leaves_the_others_serving() -> None:
+    server = Server(timeout=20_000)
+    server.append_worker(Item, start_method="fork", max_calls=3)
+    async with server:
+        before = await server.infer(0)
+        FAILS.set()
+        for change in (server.restart(1), server.scale(1, 2), server.configure(1, timeout=3)):
+            with pytest.raises(StartupError, match=r"(?s)worker 1.*exited with status|no weights"):
+                await change
+        # It is to be recycled now, and that is tried until it succeeds.
+        assert [await server.infer(0) for _ in range(5)] == [before] * 5
+        FAILS.clear()
+        while await server.infer(0) == before:
+            await asyncio.sleep(0.01)
+
+
 async def test_changes_of_one_stage_take_turns() -> None:
     async with serving() as server:
         await asyncio.gather(server.scale(1, 4), server.restart(1), server.scale(1, 1), server.scale(1, 3))
@@ -276,6 +306,21 @@ async def test_a_worker_is_replaced_after_so_many_calls() -> None:
         # Served on until the other was there, and no longer.
         assert seen[:5] == [seen[0]] * 5
         assert server.statistics().stages[0].restarts == 0
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="memory is looked at in Linux's /proc")
+async def test_a_worker_whose_first_call_makes_it_too_large_is_replaced() -> None:
+    # A forked worker has what this process has, at first.
+    with open("/proc/self/statm", "rb") as file:
+        at_first = int(file.read().split()[1]) * resource.getpagesize()
+    server = Server(timeout=20_000)
+    server.append_worker(Grows, start_method="fork", max_memory=at_first + 50_000_000)
+    async with server:
+        # Those that the service begins with are looked at when it has started.
+        await server.restart(1)
+        first = await server.infer(150_000_000)
+        while await server.infer(0) == first:
+            await asyncio.sleep(0.01)
 
 
 def test_limits_of_a_workers_life_must_fit() -> None:

@@ -64,6 +64,7 @@ async def test_the_exit_of_a_process_is_told_once_with_its_status(started: Start
     await settled_loop()
     assert exits == ["exited with status 7"]
     assert process not in watched._running
+    assert process.describe_exit() == "exited with status 7", "who hears of it later is told the same"
 
 
 async def test_a_process_that_is_killed_has_its_exit_told_as_any_other(started: Started) -> None:

@@ -402,9 +402,10 @@ class Stage:
         except AnswerError as error:
             drop_all(payloads)
             raise LinkError(str(error)) from error
-        for task, label in zip(tasks, labels, strict=False):
-            # Of what goes to the next stage; there are none where that does not ask.
-            task.cost, task.key = label
+        if labels:
+            # Of what goes to the next stage, where that asks.
+            for task, label in zip(tasks, labels, strict=True):
+                task.cost, task.key = label
         if tasks:
             units = units - self.scheduler.units if batched else len(tasks)
             # The next stage may begin the tasks at once and then overwrites `began`.

@@ -10,6 +10,7 @@ else.
 
 from __future__ import annotations
 
+import errno
 import sys
 from collections.abc import Sequence
 
@@ -19,6 +20,7 @@ from mosec_asgi import config, log
 from mosec_asgi.cli.commands import commands
 from mosec_asgi.cli.faults import BrokenModule, CommandError, UsageError
 from mosec_asgi.errors import DefinitionError, MosecError, StartupError
+from mosec_asgi.host import standard_streams
 from mosec_asgi.offline.faults import WrongUse
 
 PROGRAM = "mosec-asgi"
@@ -38,6 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         the exit status: 0, or what the command says, as 1 where it has failed, or a check found a difference. A wrong
         command line gives 2.
     """
+    standard_streams.open_missing()
     log.configure("warning", text=True)
     try:
         code = commands.main(None if arguments is None else list(arguments), PROGRAM, standalone_mode=False)
@@ -57,6 +60,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return FAILED
     except (CommandError, MosecError, StartupError) as error:
         _say(str(error))
+        return FAILED
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        _say(f"what it has to say cannot be written: {error.strerror}")
+        standard_streams.drop_output()
         return FAILED
     except (click.Abort, KeyboardInterrupt):
         return INTERRUPTED

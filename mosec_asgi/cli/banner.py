@@ -14,6 +14,9 @@ from mosec_asgi.host.listening import Listener
 from mosec_asgi.version import __version__
 
 _JSON = "application/json"
+_BYTES = "application/octet-stream"
+# Characters of an example that is shown.
+_SHORT = 200
 
 
 def show(out: Output, listener: Listener, settings: Settings, document: Mapping[str, Any]) -> None:
@@ -40,7 +43,7 @@ def _places(url: str, settings: Settings, document: Mapping[str, Any]) -> list[t
     models = [
         ("route", f"{' '.join(method.upper() for method in item)} {url}{path}")
         for path, item in document["paths"].items()
-        if not _is_services_own(item)
+        if not _is_services_own(path)
     ]
     places = [*models, ("docs", f"{url}/openapi/swagger/"), ("metrics", f"{url}/metrics")]
     if settings.shows_dashboard:
@@ -48,27 +51,40 @@ def _places(url: str, settings: Settings, document: Mapping[str, Any]) -> list[t
     return places
 
 
-def _is_services_own(item: Mapping[str, Any]) -> bool:
+def _is_services_own(path: str) -> bool:
     """Whether a path of the document is that of the service, such as /metrics, and not a model's."""
     from mosec_asgi.web.contract import SERVICE_PATHS
 
-    return item in SERVICE_PATHS.values()
+    return path in SERVICE_PATHS
 
 
 def curl(listener: Listener, document: Mapping[str, Any]) -> str | None:
     """Return a command that asks a model; None where no request is known that would be answered."""
     for path, item in document["paths"].items():
         content = item.get("post", {}).get("requestBody", {}).get("content", {})
-        if _is_services_own(item) or "{" in path or _JSON not in content:
+        if _is_services_own(path) or "{" in path:
             continue
-        found = sample(content[_JSON], document)
-        if found is None:
-            continue
-        words = ["curl", f"{listener.url}{path}"]
-        if listener.path:
-            words[1:1] = ["--unix-socket", listener.path]
-        if listener.url.startswith("https"):
-            # A certificate for development is rarely one that curl knows, and never one for an address.
-            words.insert(1, "--insecure")
-        return shlex.join([*words, "-H", f"content-type: {_JSON}", "-d", json.dumps(found[0])])
+        if _JSON in content and (found := sample(content[_JSON], document)) is not None:
+            return _command(listener, path, _JSON, ["-d", json.dumps(found[0])])
+        if _BYTES in content and (text := _printable(content[_BYTES].get("example"))) is not None:
+            return f"printf {shlex.quote(text)} | {_command(listener, path, _BYTES, ['--data-binary', '@-'])}"
     return None
+
+
+def _command(listener: Listener, path: str, media_type: str, body: list[str]) -> str:
+    words = ["curl", f"{listener.url}{path}"]
+    if listener.path:
+        words[1:1] = ["--unix-socket", listener.path]
+    if listener.url.startswith("https"):
+        # A certificate for development is rarely one that curl knows, and never one for an address.
+        words.insert(1, "--insecure")
+    return shlex.join([*words, "-H", f"content-type: {media_type}", *body])
+
+
+def _printable(example: object) -> str | None:
+    """Return a format for `printf` that writes the example, on one line; None for what is not a short text."""
+    if not isinstance(example, str) or len(example) > _SHORT:
+        return None
+    text = example.replace("\\", "\\\\").replace("%", "%%").replace("\n", "\\n")
+    # A hyphen would begin an option.
+    return text if text.isascii() and text.isprintable() and not text.startswith("-") else None

@@ -30,7 +30,6 @@ from mosec_asgi.host.handover import DRAIN, LISTENING, READY
 
 # Exit code of a command line that cannot be followed: an edit does not help.
 WRONG_USE = 2
-INTERRUPTED = 130
 # Names that a line tells of; a checkout of another branch edits hundreds.
 _MOST_NAMES = 3
 
@@ -79,8 +78,10 @@ class Child:
 
     def signal(self, number: int) -> None:
         """Send it a signal, if it still runs."""
-        with contextlib.suppress(ProcessLookupError):
-            self.process.send_signal(number)
+        # Not by `process.send_signal`, which reaps a process that has just ended: its exit code would be lost.
+        if self.process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.process.pid, number)
 
 
 class Reloader:
@@ -112,6 +113,8 @@ class Reloader:
         self._listening: socket.socket | None = None
         self._path = ""
         self._stopping = False
+        # The signal that it stops by, which those that serve get; those that start get SIGTERM.
+        self._signal = signal.SIGTERM
         self._code = 0
         self._ended = asyncio.Event()
 
@@ -154,6 +157,8 @@ class Reloader:
         await asyncio.wait([child.waiting])
 
     async def _start(self) -> None:
+        if self._stopping:
+            return
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
         passed = [theirs.fileno()]
@@ -179,6 +184,10 @@ class Reloader:
         loop = asyncio.get_running_loop()
         loop.add_reader(ours.fileno(), self._read, child)
         child.waiting = loop.create_task(self._wait(child))
+        if self._stopping:
+            # The signal has come while the process was made.
+            self._ended.clear()
+            self._end(child)
 
     def _read(self, child: Child) -> bool:
         """Take in what a process says; return whether there may be more."""
@@ -231,20 +240,26 @@ class Reloader:
 
     def _gone(self, child: Child, code: int) -> None:
         """Look at what is left when the process that serves has ended."""
-        if self._stopping or (code == WRONG_USE and not child.ready):
-            self._code = code if code >= 0 else 128 - code
+        if self._stopping:
+            self._code = 128 + self._signal if code < 0 or not child.ready else code
+        elif code == WRONG_USE and not child.ready:
+            self._code = code
             self._stop(signal.SIGTERM)
         elif self._starting is not None:
             self._serving, self._starting = self._starting, None
         else:
             self._out.line(f"the service has ended (exit code {code}); it is started again after the next edit", BAD)
 
-    def _stop(self, number: int) -> None:
-        self._stopping = True
+    def _stop(self, number: signal.Signals) -> None:
+        self._stopping, self._signal = True, number
         for child in self._children:
-            child.signal(number)
+            self._end(child)
         if not self._children:
             self._ended.set()
+
+    def _end(self, child: Child) -> None:
+        # An interrupt may be lost while modules are imported, where Python can only print it, or the module catches it.
+        child.signal(self._signal if child.ready else signal.SIGTERM)
 
     def _close(self) -> None:
         if self._listening is not None:

@@ -8,13 +8,19 @@ from typing import Any
 
 import click
 
+from mosec_asgi import log
 from mosec_asgi.cli import settings as service_settings
 from mosec_asgi.cli.banner import show
 from mosec_asgi.cli.loading import load_server, server_arguments
 from mosec_asgi.cli.output import output
+from mosec_asgi.config import Settings
+from mosec_asgi.host import standard_streams
 from mosec_asgi.host.handover import Handover
 from mosec_asgi.host.listening import Listener
 from mosec_asgi.host.run import Hosting
+from mosec_asgi.server import Server
+
+logger = log.internal_logger(__name__)
 
 
 @click.command("serve")
@@ -61,9 +67,18 @@ def command(
     def ready(listener: Listener) -> None:
         if not quiet:
             # The document of the routes may take a while to make, and requests come already.
-            Thread(target=lambda: show(output(), listener, settings, served.openapi()), daemon=True).start()
+            Thread(target=_show, args=(listener, settings, served), daemon=True).start()
 
     return served.serve(settings, Hosting(ready, _handover(control_fd, listening_fd)))
+
+
+def _show(listener: Listener, settings: Settings, served: Server) -> None:
+    """Write the banner, if somebody reads it."""
+    try:
+        show(output(), listener, settings, served.openapi())
+    except OSError as error:
+        standard_streams.drop_output()
+        logger.debug("the banner could not be written: %s", error)
 
 
 def _handover(control_fd: int | None, listening_fd: int | None) -> Handover | None:

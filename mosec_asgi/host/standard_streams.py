@@ -27,3 +27,13 @@ def open_missing() -> None:
             stream = open(os.devnull, mode)  # noqa: SIM115 - for good
             setattr(sys, name, stream)
             setattr(sys, f"__{name}__", stream)
+
+
+def drop_output() -> None:
+    """Have what is still written to standard output go nowhere.
+
+    To be called where that has failed: Python would try it again at its end, and complain.
+    """
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, sys.stdout.fileno())
+    os.close(null)

@@ -96,7 +96,12 @@ def read(text: str, namespace: str = "") -> ServiceReport:
     if not found:
         raise ScrapeError("there are metrics, but none of a model service")
     prefix = f"{namespace or found[0]}_"
-    return _report(_Samples((name[len(prefix) :], *rest) for name, *rest in samples if name.startswith(prefix)))  # type: ignore[misc]
+    own = _Samples((name[len(prefix) :], *rest) for name, *rest in samples if name.startswith(prefix))  # type: ignore[misc]
+    try:
+        return _report(own)
+    except (ValueError, OverflowError, KeyError) as error:
+        # A value that is no number, or a label that is missing.
+        raise ScrapeError("there are metrics named as a model service's, but with other values or labels") from error
 
 
 def _report(samples: _Samples) -> ServiceReport:

@@ -89,7 +89,7 @@ class PoolWorker:
         # Tasks that it has answered, and after how many it is replaced.
         self.calls = 0
         self.most_calls = pool.recycling.most_calls
-        # Bytes of memory that it took when it was first looked at.
+        # Bytes of memory that it took when it was ready.
         self.memory: int | None = None
         # Why it is killed, for the log line at its end.
         self.reason = ""
@@ -500,15 +500,21 @@ class Supervisor:
         self._memory_timer = self._loop.call_later(LOOK_SECONDS, self._look_at_memory)
         for place in self._places:
             worker = place.worker
-            if worker is None or worker.state is not State.READY or (size := worker.link.memory()) is None:
+            if worker is None or worker.state is not State.READY or worker.memory is None:
                 continue
-            if worker.memory is None:
-                worker.memory = size
-                self._advise_on_memory(worker, size)
-            elif not worker.leaves_for_memory and self.recycling.too_large(worker.memory, size):
+            size = worker.link.memory()
+            if size is None or worker.leaves_for_memory:
+                continue
+            if self.recycling.too_large(worker.memory, size):
                 worker.leaves_for_memory = True
                 most = self.recycling.max_memory
                 self.recycle(worker, f"takes {size} bytes of memory, and may take {most} (max_memory)")
+
+    def _look_at_first(self, worker: PoolWorker) -> None:
+        # Not a second later: by then its first calls may have made it large, and it would be left alone for that.
+        worker.memory = worker.link.memory()
+        if worker.memory is not None:
+            self._advise_on_memory(worker, worker.memory)
 
     def _advise_on_memory(self, worker: PoolWorker, size: int) -> None:
         if size >= self.recycling.max_memory and not self._told_of_memory:
@@ -536,6 +542,8 @@ class Supervisor:
             return
         worker.cancel_timer()
         worker.ready_at = self._clock()
+        if self.recycling.max_memory:
+            self._look_at_first(worker)
         before = self._take_over(worker, place) if worker in self._successors else None
         place.spec = worker.spec
         place.tried, place.failing = True, False

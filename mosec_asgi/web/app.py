@@ -113,6 +113,7 @@ class App:
             budget=Budget(max(body_memory, max_request_size)),
             tracing=tracing,
             keys=keys,
+            limits=limits,
         )
         watch: DisconnectWatch[AsgiExchange] = DisconnectWatch(AsgiExchange.leave)
         bodies = BodyReader(shared.limit, limits, shared.budget)

@@ -9,6 +9,9 @@ from typing import Protocol
 # Bytes up to which a body always has room: such ones are bounded by `capacity`, and a few clients who hold all the room
 # there is by large ones must not shut out those who ask for little.
 SMALL = 16 * 1024
+# Why a connection is ended.
+NOT_READ = "a connection is ended, because its client does not read what it is answered"
+NO_ROOM_UNREAD = f"{NOT_READ}, and unread answers take more than the setting `answer_memory`"
 
 
 class Budget:

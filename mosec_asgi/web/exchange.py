@@ -29,6 +29,7 @@ from mosec_asgi.observing.metrics import ServiceMetrics
 from mosec_asgi.web import server_timing, spans
 from mosec_asgi.web.budget import SMALL, Budget
 from mosec_asgi.web.keys import Keys
+from mosec_asgi.web.limits import DEFAULT, Limits
 from mosec_asgi.web.responses import Header, Headers, Response
 from mosec_asgi.web.several import CallsInTurn, Several
 from mosec_asgi.web.spans import About
@@ -185,6 +186,7 @@ class Shared:
         budget: bytes of all bodies that are large or slow to arrive, together, until their answers.
         tracing: makes the spans of requests; None where none are traced.
         keys: API keys, of which a request must bring one; None where everybody may ask.
+        limits: what a client may hold, in bytes and seconds.
     """
 
     engine: Engine
@@ -197,6 +199,7 @@ class Shared:
     budget: Budget = field(default_factory=lambda: Budget(NO_BUDGET))
     tracing: Tracing | None = None
     keys: Keys | None = None
+    limits: Limits = DEFAULT
 
 
 class Exchange(abc.ABC):

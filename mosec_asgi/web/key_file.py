@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
+from collections.abc import Callable
 from typing import TypeAlias
 
 from mosec_asgi import log
@@ -51,7 +54,7 @@ class KeyRing:
             return
         self._stamp = stamp
         try:
-            keys = self._read_file()
+            keys = self._read_file(_open_at_once)
         except DefinitionError as error:
             logger.error("the API keys stay what they were: %s", error)
             return
@@ -60,9 +63,9 @@ class KeyRing:
         if not keys:
             logger.error("there is no API key in %s any more: nobody is let in by one of it", self.file)
 
-    def _read_file(self) -> list[Key]:
+    def _read_file(self, opener: Callable[[str, int], int] | None = None) -> list[Key]:
         try:
-            with open(self.file, "rb") as file:
+            with open(self.file, "rb", opener=opener) as file:
                 data = file.read(MOST_BYTES + 1)
         except OSError as error:
             raise DefinitionError(f"the file of API keys {self.file} cannot be read: {error.strerror}") from None
@@ -85,6 +88,16 @@ def _read(text: str, source: str) -> list[Key]:
     for each in advice:
         logger.warning("%s", each)
     return keys
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    """Open a file while the service runs: a pipe in its place would keep all requests waiting for its writer."""
+    descriptor = os.open(path, flags | os.O_NONBLOCK)
+    mode = os.fstat(descriptor).st_mode
+    if stat.S_ISREG(mode):
+        return descriptor
+    os.close(descriptor)
+    raise OSError(errno.EINVAL, os.strerror(errno.EISDIR) if stat.S_ISDIR(mode) else "it is no regular file")
 
 
 def _stamp(path: str) -> _Stamp:

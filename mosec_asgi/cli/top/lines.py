@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import sys
 import time
 
 from mosec_asgi.cli.faults import CommandError
@@ -12,6 +10,7 @@ from mosec_asgi.cli.output import output
 from mosec_asgi.cli.top import view
 from mosec_asgi.cli.top.source import Source, SourceError
 from mosec_asgi.cli.top.watch import Watch
+from mosec_asgi.host import standard_streams
 
 
 def run(source: Source, interval: float, *, once: bool, as_json: bool) -> int:
@@ -37,8 +36,8 @@ def run(source: Source, interval: float, *, once: bool, as_json: bool) -> int:
             if once and not watch.fault:
                 return 0
     except BrokenPipeError:
-        # Whoever has read has had enough, as `head` has; Python would complain of the same at its end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # Whoever has read has had enough, as `head` has.
+        standard_streams.drop_output()
         return 0
 
 

@@ -113,7 +113,7 @@ def draw(name: str, watch: Watch, choice: Choice, seconds: float, width: int) ->
         faint = "dim" if watch.fault else ""
         parts += [_numbers(each, faint) for each in view.summary(watch)]
         bars = view.bars(watch.throughput(), max(10, width - 4))
-        parts += [Text(bars, style=faint or "cyan"), _stages(watch, choice, faint), _routes(watch, faint)]
+        parts += [Text(bars, style=faint or "cyan"), _stages(watch, choice, faint, width), _routes(watch, faint)]
     parts.append(Text(KEYS, style="dim"))
     return Group(*parts)
 
@@ -137,16 +137,17 @@ def _numbers(line: list[tuple[str, str, bool]], faint: str) -> Text:
     return text
 
 
-def _stages(watch: Watch, choice: Choice, faint: str) -> Table:
+def _stages(watch: Watch, choice: Choice, faint: str, width: int) -> Table:
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    for place, column in enumerate(view.COLUMNS):
-        head = Text(column.head, style="bold underline" if place == choice.column else "bold")
+    rows = view.rows(watch, choice.column, turned=choice.turned)
+    places = view.fitting(rows, width, choice.column)
+    for place in places:
+        head = Text(view.COLUMNS[place].head, style="bold underline" if place == choice.column else "bold")
         table.add_column(head, justify="left" if place == 0 else "right", no_wrap=place > 0, overflow="fold")
-    for row in view.rows(watch, choice.column, turned=choice.turned):
-        styles = [faint or ("bold red" if column.bad(row) else "") for column in view.COLUMNS]
-        table.add_row(
-            *(Text(column.text(row), style=style) for column, style in zip(view.COLUMNS, styles, strict=True))
-        )
+    columns = [view.COLUMNS[place] for place in places]
+    for row in rows:
+        styles = [faint or ("bold red" if column.bad(row) else "") for column in columns]
+        table.add_row(*(Text(column.text(row), style=style) for column, style in zip(columns, styles, strict=True)))
     return table
 
 

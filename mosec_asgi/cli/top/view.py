@@ -14,6 +14,9 @@ from mosec_asgi.observing.changes import StageChange
 from mosec_asgi.observing.statistics import StageReport
 
 NOTHING = "-"
+# Characters between two columns, and those that are left to a name where there is little room.
+_BETWEEN = 3
+_MOST_NAME = 19
 _BARS = "▁▂▃▄▅▆▇█"
 
 
@@ -125,6 +128,29 @@ def rows(watch: Watch, column: int = 0, *, turned: bool = False) -> list[Row]:
     known = [row for row in found if value(row) is not None]
     known.sort(key=value, reverse=not turned)
     return [*known, *(row for row in found if value(row) is None)]
+
+
+def fitting(shown: Sequence[Row], width: int, column: int = 0) -> list[int]:
+    """Return the places of the columns that a terminal has room for: the stages, what they are sorted by, and others.
+
+    Args:
+        shown: the rows.
+        width: of the terminal, in characters.
+        column: what they are sorted by.
+    """
+    widths = [max([len(each.head), *(len(each.text(row)) for row in shown)]) + _BETWEEN for each in COLUMNS]
+    # A long name is broken into lines.
+    widths[0] = min(widths[0], _MOST_NAME)
+    chosen = {0, column}
+    left = width - sum(widths[place] for place in chosen)
+    for place in range(len(COLUMNS)):
+        if place in chosen:
+            continue
+        left -= widths[place]
+        if left < 0:
+            break
+        chosen.add(place)
+    return sorted(chosen)
 
 
 def summary(watch: Watch) -> list[list[tuple[str, str, bool]]]:

@@ -26,6 +26,7 @@ class WatchedProcess:
         self._process = process
         # Kept, because the process's own object may be closed when the number is needed.
         self._pid = process.pid
+        self._code: int | None = None
         self._ended = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._on_exit: Callable[[], None] = _nothing
@@ -51,7 +52,7 @@ class WatchedProcess:
 
     def describe_exit(self) -> str:
         """Say how the process ended."""
-        code = self._process.exitcode
+        code = self._process.exitcode if self in _running else self._code
         if code is None:
             return "has ended, nobody knows how" if self._ended else "is still running"
         return f"was killed by signal {_signal(-code)}" if code < 0 else f"exited with status {code}"
@@ -99,6 +100,7 @@ class WatchedProcess:
             _running.discard(self)
             if self._watched != self._process.sentinel:
                 os.close(self._watched)
+            self._code = self._process.exitcode
             if self._has_ended():
                 # The process object holds descriptors until it is garbage collected, which may be long after.
                 self._process.close()

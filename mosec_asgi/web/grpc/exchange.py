@@ -57,6 +57,12 @@ class Context(Protocol):
     def time_remaining(self) -> float | None:
         """Return the seconds until the deadline; None where there is none."""
 
+    def peer(self) -> str:
+        """Return the client's end of the connection."""
+
+    def add_done_callback(self, callback: Callable[[Any], None]) -> None:
+        """Have a function called when the call has ended, its answer taken."""
+
     async def read(self) -> Any:
         """Return the next message, or `grpc.aio.EOF`."""
 
@@ -74,11 +80,8 @@ def code_of(status: int) -> grpc.StatusCode:
 
 
 def headers_in(metadata: Sequence[tuple[str, str | bytes]] | None) -> dict[bytes, bytes]:
-    """Return metadata as headers."""
-    return {
-        name.encode("latin-1"): value.encode("latin-1") if isinstance(value, str) else value
-        for name, value in metadata or ()
-    }
+    """Return metadata as headers; gRPC has read what is UTF-8 as such."""
+    return {name.encode(): value.encode() if isinstance(value, str) else value for name, value in metadata or ()}
 
 
 def headers_of(context: Context) -> Headers:

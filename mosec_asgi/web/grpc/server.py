@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from http import HTTPStatus
 from typing import Any
 
 import grpc
@@ -10,9 +11,12 @@ import grpc
 from mosec_asgi import log
 from mosec_asgi.errors import Failure, StartupError
 from mosec_asgi.messages import OK
+from mosec_asgi.web.budget import SMALL
 from mosec_asgi.web.exchange import Route, Shared
+from mosec_asgi.web.grpc.arrivals import SLOWEST, Arrivals, GivenUp
 from mosec_asgi.web.grpc.exchange import Context, GrpcExchange, code_of, headers_in, headers_of
 from mosec_asgi.web.grpc.streams import RequestStream
+from mosec_asgi.web.grpc.unread import Unread
 from mosec_asgi.web.protocols.seam import Endpoint, Listener
 
 # Calls of one connection that run at one time, and all metadata of a call: what a client may hold.
@@ -21,6 +25,9 @@ MOST_METADATA = 64 * 1024
 # Milliseconds: between two looks at whether a silent client is still there, for its answer, and of a connection on
 # which nothing runs. Clients connect again by themselves.
 LOOK_AFTER, ANSWER_WITHIN, IDLE = 60_000, 20_000, 600_000
+# Bytes of a message that are taken before it is read.
+AHEAD = 64 * 1024
+CLOSING = "the service is shutting down"
 
 logger = log.internal_logger(__name__)
 
@@ -47,12 +54,18 @@ class GrpcListener(Listener):
         self._streams = frozenset(streams)
         self._host = host
         self._shared: Shared
+        self._arrivals: Arrivals
+        self._unread: Unread
         self._server: grpc.aio.Server | None = None
         self._open: set[RequestStream] = set()
 
     async def start(self, routes: Sequence[Route], shared: Shared) -> None:
         """Listen; see `Listener.start`."""
         self._shared = shared
+        limits = shared.limits
+        # A message may be as large as `limit`, and have so many bytes a second to come.
+        self._arrivals = Arrivals(shared.budget.limit // shared.limit, limits.read_timeout + shared.limit / SLOWEST)
+        self._unread = Unread(limits)
         server = grpc.aio.server(
             handlers=[_Handlers({route.path: self._handler(route) for route in routes}, shared)],
             options=[
@@ -61,6 +74,9 @@ class GrpcListener(Listener):
                 ("grpc.max_receive_message_length", shared.limit),
                 ("grpc.max_send_message_length", -1),
                 ("grpc.max_concurrent_streams", MOST_OF_A_CONNECTION),
+                # Else megabytes of each call, whatever the speed of the connection suggests.
+                ("grpc.http2.lookahead_bytes", AHEAD),
+                ("grpc.http2.bdp_probe", 0),
                 ("grpc.max_metadata_size", MOST_METADATA),
                 ("grpc.keepalive_time_ms", LOOK_AFTER),
                 ("grpc.keepalive_timeout_ms", ANSWER_WITHIN),
@@ -84,8 +100,9 @@ class GrpcListener(Listener):
         if server is None:
             return
         for stream in self._open:
-            stream.close()
+            stream.close(CLOSING)
         await server.stop(grace)
+        self._arrivals.stop()
 
     def _handler(self, route: Route) -> grpc.RpcMethodHandler:
         # Messages stay bytes: endpoints read and write them.
@@ -96,12 +113,22 @@ class GrpcListener(Listener):
 
             return grpc.stream_stream_rpc_method_handler(stream)
 
-        async def unary(body: bytes, context: Context) -> bytes:
-            return await self._unary(route, body, context)
+        async def unary(_: Any, context: Context) -> bytes:
+            return await self._unary(route, context)
 
-        return grpc.unary_unary_rpc_method_handler(unary)
+        # To a client it is a call of one message. Of such a one gRPC would read as many messages as there are calls,
+        # and wait for each without an end.
+        return grpc.stream_unary_rpc_method_handler(unary)
 
-    async def _unary(self, route: Route, body: bytes, context: Context) -> bytes:
+    async def _unary(self, route: Route, context: Context) -> bytes:
+        try:
+            body = await self._arrivals.only(context.read())
+        except GivenUp:
+            self._shared.metrics.answered(route.path, HTTPStatus.REQUEST_TIMEOUT)
+            await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, "the message was too long on its way")
+        if body is grpc.aio.EOF:
+            self._shared.metrics.answered(route.path, HTTPStatus.BAD_REQUEST)
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the call has no message")
         exchange = GrpcExchange(route, self._shared, headers_of(context), body)
         response = await exchange.respond()
         assert response is not None
@@ -110,19 +137,23 @@ class GrpcListener(Listener):
         context.set_trailing_metadata(told)
         if response.status != OK:
             await context.abort(code_of(response.status), response.body.decode(errors="replace"))
+        if (size := len(response.body)) > SMALL:
+            connection = self._unread.made(context.peer(), size)
+            connection.sends()
+            context.add_done_callback(lambda _: connection.took(size))
         return response.body
 
     async def _stream(self, route: Route, context: Context) -> None:
-        stream = RequestStream(route, self._shared, context)
+        stream = RequestStream(route, self._shared, context, self._arrivals, self._unread)
         if self._server is None:
-            stream.close()
+            stream.close(CLOSING)
         self._open.add(stream)
         try:
-            ended = await stream.serve()
+            why = await stream.serve()
         finally:
             self._open.discard(stream)
-        if not ended:
-            await context.abort(grpc.StatusCode.UNAVAILABLE, "the service is shutting down")
+        if why:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, why)
 
 
 class _Handlers(grpc.GenericRpcHandler):  # type: ignore[misc]

@@ -27,11 +27,12 @@ from uvicorn.protocols.http.zttp_h2_impl import RequestResponseCycle, ZttpH2Prot
 
 from mosec_asgi.errors import BAD_REQUEST
 from mosec_asgi.ration import RationedWarnings
+from mosec_asgi.web.budget import NO_ROOM_UNREAD, NOT_READ
 from mosec_asgi.web.limits import DEFAULT, Limits
 from mosec_asgi.web.uvicorn.http1 import Http1Protocol
 from mosec_asgi.web.uvicorn.keep_alive import KeepAlive, SilenceTimer
 from mosec_asgi.web.uvicorn.shared import Shared
-from mosec_asgi.web.uvicorn.slow_clients import NO_ROOM_UNREAD, NOT_READ, give_room
+from mosec_asgi.web.uvicorn.slow_clients import give_room
 
 # RFC 9113, section 7.
 ENHANCE_YOUR_CALM = 11

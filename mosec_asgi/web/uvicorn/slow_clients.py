@@ -9,13 +9,11 @@ from typing import ClassVar, Protocol, cast
 from uvicorn.protocols.http.flow_control import FlowControl
 
 from mosec_asgi.web import budget
+from mosec_asgi.web.budget import NO_ROOM_UNREAD, NOT_READ
 from mosec_asgi.web.limits import Limits, Patience
 from mosec_asgi.web.uvicorn.keep_alive import is_late
 from mosec_asgi.web.uvicorn.shared import Shared
 
-# Why a connection is ended.
-NOT_READ = "a connection is ended, because its client does not read what it is answered"
-NO_ROOM_UNREAD = f"{NOT_READ}, and unread answers take more than the setting `answer_memory`"
 # The resolution of uvloop's timers, in seconds: a shorter timer would go off at once, again and again.
 LEAST_SECONDS = 0.001
 

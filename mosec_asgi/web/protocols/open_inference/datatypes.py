@@ -297,6 +297,29 @@ def as_array(value: Any) -> Array:
     return np.asarray(value, object) if array.dtype.kind in "SU" and not isinstance(value, np.ndarray) else array
 
 
+def joined(rows: Sequence[Any]) -> Array:
+    """Return what a worker has returned for rows as one array, whose first dimension is that of the rows.
+
+    Nobody else is served meanwhile, and there may be thousands of rows of many outputs.
+
+    Raises:
+        ValueError: they are no arrays, nor lists that could be some, or differ in their shape.
+    """
+    # Single numbers of one type, at the speed of C; what stands in a list may become another type than alone.
+    kinds = set(map(type, rows))
+    if len(kinds) == 1 and isinstance(rows[0], (np.number, np.bool_, float, bool)):
+        return np.array(rows, rows[0].dtype if isinstance(rows[0], np.generic) else type(rows[0]))
+    arrays = list(rows) if kinds == {np.ndarray} else [as_array(row) for row in rows]
+    if len({array.shape for array in arrays}) > 1:
+        shapes = sorted({str(list(array.shape)) for array in arrays})[:2]
+        raise ValueError(f"its rows differ in their shape ({' and '.join(shapes)})")
+    # That of one row is not copied.
+    if len(arrays) == 1:
+        return arrays[0][np.newaxis]
+    shape = arrays[0].shape
+    return np.concatenate(arrays).reshape(len(arrays), *shape) if shape else np.stack(arrays)
+
+
 def _of_objects(values: Sequence[Any], shape: Sequence[int]) -> Array:
     array = np.empty(len(values), object)
     array[:] = values

@@ -188,12 +188,7 @@ class Model:
         """Return the rows of an output as one tensor."""
         tensor = self.outputs.tensors.get(name)
         try:
-            arrays = [datatypes.as_array(row) for row in rows]
-            if len({array.shape for array in arrays}) > 1:
-                shapes = sorted({str(list(array.shape)) for array in arrays})[:2]
-                raise ValueError(f"its rows differ in their shape ({' and '.join(shapes)})")
-            # That of one row is not copied.
-            joined = np.stack(arrays) if len(arrays) > 1 else arrays[0][np.newaxis]
+            joined = datatypes.joined(rows)
             datatype = datatypes.datatype_of(joined) if tensor is None else DATATYPES[tensor.datatype]
             if datatype is None:
                 raise ValueError(f"there is no datatype for values of {joined.dtype}")
