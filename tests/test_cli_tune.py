@@ -97,7 +97,7 @@ def test_settings_are_found_from_a_sample(folder: Path) -> None:
     model = next(line for line in out.splitlines() if line.lstrip().startswith("Model_2"))
     # By cost, as the class says, and near to what it sleeps: 4 ms + 0.2 ms for each.
     fixed, slope = float(model.split()[1]), float(model.split()[4])
-    # A busy machine sleeps longer, and not alike at each size: a batch in the middle is less moved than its parts.
+    # A busy machine sleeps longer, and not evenly: a batch in the middle is less moved than the two parts of its time.
     assert 0.9 * 12 < fixed + 40 * slope < 2 * 12
     assert "a unit of cost" in model
     assert "Decode_1 refused 1 items" in out

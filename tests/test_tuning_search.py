@@ -11,7 +11,7 @@ from mosec_asgi.labels import Label
 from mosec_asgi.tuning.fit import Line
 from mosec_asgi.tuning.model import Choice, Choices, StageModel
 from mosec_asgi.tuning.room import Machine
-from mosec_asgi.tuning.search import Search, sizes
+from mosec_asgi.tuning.search import CALLS, Search, sizes
 from mosec_asgi.tuning.simulation import Workload
 
 WORKLOAD = Workload.drawn(1000, 1)
@@ -53,7 +53,7 @@ def test_what_is_found_is_within_5_percent_of_a_full_sweep(
 
 
 def test_throughput_alone_takes_the_fewest_workers_that_keep_up() -> None:
-    found = Search([stage(0.002, 0.001), stage(0.01, 0.0002)], MACHINE, WORKLOAD, math.inf).best()
+    found = Search([stage(0.002, 0.001), stage(0.01, 0.0002)], MACHINE, Workload.drawn(CALLS, 1), math.inf).best()
     first, second = found.choices
     assert first.num == 2
     # It could do five times as much with both.

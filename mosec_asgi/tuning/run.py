@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -212,7 +213,8 @@ def _searched(
     trial = Workload.drawn(_TRIAL_CALLS, len(models[0].labels))
     Run(models, now, trial, capacity(models, now) / 2).play()
     fit = _TRIAL_CALLS * seconds / RUNS / max(time.monotonic() - began, 1e-6)
-    calls = round(min(max(fit, LEAST_CALLS), CALLS))
+    # For throughput alone there are few runs, and a short one would count how the pipeline fills.
+    calls = CALLS if math.isinf(wanted.target) else round(min(max(fit, LEAST_CALLS), CALLS))
     workload = Workload.drawn(calls, len(models[0].labels), wait=settings.wait / 1000)
     until = time.monotonic() + seconds
     search = Search(models, machine, workload, wanted.target, lambda: time.monotonic() < until)
