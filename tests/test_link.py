@@ -171,7 +171,7 @@ async def test_what_the_worker_says_is_reported_in_order(pair: Pair) -> None:
     )
     assert [event for event, *_ in said] == ["ready", "chunks", "results", "failed"]
     assert [list(column) for column in said[1][1]] == [[1, 1], [b"a", b"b"]]
-    *columns, seconds = said[2][1]
+    *columns, seconds, _, _ = said[2][1]
     assert ([list(column) for column in columns], seconds) == ([[1, 2], [200, 422], [b"", b"no"]], 0.25)
     assert said[3] == ("failed", "OSError: no weights")
 

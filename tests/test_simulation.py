@@ -471,7 +471,7 @@ def part_goes_ahead(original: Any) -> Any:
     def pick(self: BatchPolicy[Any], queue: TaskQueue, loads: Loads[Any], now: float) -> Any:
         picked = original(self, queue, loads, now)
         if picked is None and queue.head() is not None:
-            worker = batch._first_to_be_free(loads)
+            worker = batch.first_to_be_free(loads)
             return None if worker is None else Pick(worker, queue.first(self._size))
         return picked
 
