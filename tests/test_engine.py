@@ -65,9 +65,6 @@ class Loopback:
     def busy_poll(self, seconds: float) -> bool | None:
         return False
 
-    def memory(self) -> int | None:
-        return None
-
     def close(self) -> None:
         self._open = False
 
@@ -82,7 +79,7 @@ class Loopback:
     def _nothing(self, *_: object) -> None: ...
 
     finish = kill
-    cancel = credit = reap = drain = _nothing
+    cancel = credit = reap = drain = memory = _nothing
 
 
 class LoopbackLauncher:
