@@ -161,7 +161,9 @@ class Terminal:
 
     def _tmux(self, *arguments: str) -> str:
         command = ["tmux", "-L", self._socket, *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=True, env=environment_of_programs()).stdout
+        # Not the width of the terminal in which the tests run: what runs side by side is told of it by COLUMNS.
+        env = {name: value for name, value in environment_of_programs().items() if name not in ("COLUMNS", "LINES")}
+        return subprocess.run(command, capture_output=True, text=True, check=True, env=env).stdout
 
     @property
     def screen(self) -> str:
