@@ -61,7 +61,7 @@ def assert_keeps_to_its_document(example: str, program: Program, folder: Path, p
     command = [sys.executable, "-m", "schemathesis.cli", "--no-color", "run", str(document)]
     command += ["--url", f"http://127.0.0.1:{program.port}{prefix}", "--phases", "examples,coverage,fuzzing"]
     # A model of many layers, however tiny, is slow where a model of one is quick.
-    count = "5" if example in LARGE_MODELS else "20"
+    count = "5" if example in LARGE_MODELS else "10"
     command += ["--checks", "all", "--max-examples", count, "--seed", "3", "--suppress-health-check", "all"]
     # A language model writes for longer than ten seconds on a machine that has other tests to run.
     command += ["--request-timeout", "60"]
