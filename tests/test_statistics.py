@@ -15,8 +15,8 @@ from test_exposition import NOW, service
 from workers import Gate
 
 from mosec_asgi import Server, Worker
-from mosec_asgi.batching.engine import StageStatistics, Statistics, WorkerStatistics
-from mosec_asgi.observing.statistics import ServiceReport, report
+from mosec_asgi.batching.engine import StageStatistics, Statistics
+from mosec_asgi.observing.statistics import ServiceReport, WorkerReport, report
 
 
 class Double(Worker):
@@ -78,7 +78,7 @@ def test_the_form_for_json_has_percentiles_in_place_of_buckets() -> None:
 
 
 def test_workers_are_told_with_their_states_and_what_loads() -> None:
-    places = (WorkerStatistics(1, "ready", 9.0, "process 7", 2), WorkerStatistics(2, "starting", 3.0, "process 8"))
+    places = (WorkerReport(1, "ready", 9.0, "process 7", 2), WorkerReport(2, "starting", 3.0, "process 8"))
     stage = StageStatistics("Pre_1", 0, 0, 0, 1, 2, 0, down=False, concurrency=4, places=places)
     [told] = reported(Statistics(0, False, (stage,))).stages
     assert [(each.worker_id, each.state, each.name, each.in_flight) for each in told.workers] == [

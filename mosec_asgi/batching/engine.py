@@ -10,27 +10,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from mosec_asgi.messages import Call, Chunk, Credit, Outcome
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerStatistics:
-    """A worker of a stage at one moment, or its place while there is none.
-
-    Attributes:
-        worker_id: its number in the stage.
-        state: one of `pool.lifecycle.State`, by its value; "dead" where another is to be started in its place.
-        seconds: since it was ready, or, before that, since it was started; 0 where it is dead.
-        name: what it runs on, such as "process 1234"; empty where it is dead.
-        in_flight: tasks that it has and has not answered.
-        error: the last line of what the last try to start a worker here has failed with; empty if it has not.
-    """
-
-    worker_id: int
-    state: str
-    seconds: float = 0.0
-    name: str = ""
-    in_flight: int = 0
-    error: str = ""
+from mosec_asgi.observing.statistics import WorkerReport
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +44,7 @@ class StageStatistics:
     expected_wait: float = 0.0
     batch_size: int = 1
     concurrency: int = 1
-    places: tuple[WorkerStatistics, ...] = ()
+    places: tuple[WorkerReport, ...] = ()
     draining: int = 0
 
 

@@ -21,7 +21,7 @@ from typing import Protocol
 from mosec_asgi import log
 from mosec_asgi.batching.busy_poll import BusyPoll
 from mosec_asgi.batching.changes import StageValues
-from mosec_asgi.batching.engine import StageStatistics, WorkerStatistics
+from mosec_asgi.batching.engine import StageStatistics
 from mosec_asgi.batching.loads import AnswerError
 from mosec_asgi.batching.policy.rules import Rules
 from mosec_asgi.batching.scheduler import Assignment, Scheduler
@@ -48,6 +48,7 @@ from mosec_asgi.messages import (
     drop_all,
 )
 from mosec_asgi.observing.observer import StageEvents, StageObserver
+from mosec_asgi.observing.statistics import WorkerReport
 from mosec_asgi.pool.lifecycle import State as WorkerState
 from mosec_asgi.pool.link import Launcher
 from mosec_asgi.pool.recycling import NEVER, Recycling
@@ -273,18 +274,18 @@ class Stage:
             self.admission.expected_wait(now),
             self.plan.batch_size,
             self.plan.concurrency,
-            tuple(self._worker_statistics(place, now) for place in self.pool.places),
+            tuple(self._worker_report(place, now) for place in self.pool.places),
             self.pool.draining,
         )
 
-    def _worker_statistics(self, place: Place, now: float) -> WorkerStatistics:
+    def _worker_report(self, place: Place, now: float) -> WorkerReport:
         worker = place.worker
         if worker is None:
-            return WorkerStatistics(place.spec.worker_id, WorkerState.DEAD.value, error=place.fault)
+            return WorkerReport(place.spec.worker_id, WorkerState.DEAD.value, error=place.fault)
         since = worker.launched_at if worker.ready_at is None else worker.ready_at
         load = self.scheduler.loads.get(worker)
         in_flight = 0 if load is None else len(load.sent)
-        return WorkerStatistics(
+        return WorkerReport(
             worker.worker_id, worker.state.value, now - since, worker.link.name, in_flight, place.fault
         )
 

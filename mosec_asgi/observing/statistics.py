@@ -27,7 +27,8 @@ class WorkerReport:
 
     Attributes:
         worker_id: its number in the stage.
-        state: "starting", "ready", "stopping", "lost" (it is being killed), or "dead": another is to be started.
+        state: one of `pool.lifecycle.State`, by its value: "starting", "ready", "draining", "stopping", "lost" (it is
+            being killed), or "dead": another is to be started.
         seconds: since it was ready, or, before that, since it was started; 0 where it is dead.
         name: what it runs on, such as "process 1234"; empty where it is dead.
         in_flight: tasks that it has and has not answered.
@@ -151,34 +152,6 @@ class ServiceReport:
         return plain | {"ready": self.ready, "refused": self.refused, "streams_open": self.streams_open}
 
 
-class WorkerNow(Protocol):
-    """What is shown of a worker as it is now; see `batching.engine.WorkerStatistics`."""
-
-    @property
-    def worker_id(self) -> int:
-        """Its number."""
-
-    @property
-    def state(self) -> str:
-        """Its state."""
-
-    @property
-    def seconds(self) -> float:
-        """Since it was ready, or started."""
-
-    @property
-    def name(self) -> str:
-        """What it runs on."""
-
-    @property
-    def in_flight(self) -> int:
-        """Tasks that it has and has not answered."""
-
-    @property
-    def error(self) -> str:
-        """Why it did not start."""
-
-
 class StageNow(Protocol):
     """What is shown of a stage as it is now; see `batching.engine.StageStatistics`."""
 
@@ -227,7 +200,7 @@ class StageNow(Protocol):
         """Tasks, or batches, that a worker runs at a time."""
 
     @property
-    def places(self) -> Sequence[WorkerNow]:
+    def places(self) -> Sequence[WorkerReport]:
         """Its workers."""
 
 
@@ -298,10 +271,7 @@ def _stage(measured: StageMetrics, now: StageNow, routes: tuple[str, ...]) -> St
     return StageReport(
         name=measured.stage,
         routes=routes,
-        workers=tuple(
-            WorkerReport(each.worker_id, each.state, each.seconds, each.name, each.in_flight, each.error)
-            for each in now.places
-        ),
+        workers=tuple(now.places),
         wanted=now.workers,
         ready=now.ready,
         down=now.down,
