@@ -285,9 +285,7 @@ class Stage:
         since = worker.launched_at if worker.ready_at is None else worker.ready_at
         load = self.scheduler.loads.get(worker)
         in_flight = 0 if load is None else len(load.sent)
-        return WorkerReport(
-            worker.worker_id, worker.state.value, now - since, worker.link.name, in_flight, place.fault
-        )
+        return WorkerReport(worker.worker_id, worker.state.value, now - since, worker.link.name, in_flight, place.fault)
 
     # -- its values, which can be changed while it serves ------------------------------------------------------------
 
