@@ -39,6 +39,7 @@ PURE = {
     "batching.admission", "batching.stage_admission", "batching.service_time", "batching.offered", "batching.busy_poll",
     "observing.observer", "observing.metrics", "observing.distribution", "observing.statistics",
     "observing.changes", "observing.history",
+    "web.protocols.documented",
     "web.protocols.open_inference", "web.protocols.open_inference.datatypes", "web.protocols.open_inference.tensors",
     "web.protocols.weight", "web.protocols.open_inference.description", "web.protocols.open_inference.inference",
     "web.budget", "calls.window", "offline.done", "offline.progress", "offline.faults", "cli.top.watch",

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from mosec_asgi.web.protocols.documented import ERRORS, JSON, TAG, TEXT, TIMEOUT, answered, errors, events, of
 from mosec_asgi.web.protocols.open_inference.description import NAMES, Tensor
 from mosec_asgi.web.protocols.open_inference.tensors import MAX_RANK
 
@@ -13,28 +14,14 @@ if TYPE_CHECKING:
     from mosec_asgi.web.protocols.open_inference.inference import Model
     from mosec_asgi.web.protocols.open_inference.service import Common, ModelEndpoint
 
-JSON = dict[str, Any]
-TAG = "inference"
 _NAME = "open_inference"
 # Values of an example.
 _MOST_SHOWN = 64
-_TEXT: JSON = {"type": "string"}
 _ERRORS = {
     "400": "The request cannot be read, its tensors are not such as they are declared or as the model takes them, or "
     "the model refuses them.",
     "404": "There is no such model, or no such version of it.",
-    "408": "There was no answer within the timeout.",
-    "413": "The body is larger than the service accepts.",
-    "415": "The body has a `content-encoding` that the service does not read.",
-    "429": "The service is at its capacity, or would be too late with this one; `retry-after` says when to come back.",
-    "500": "The model failed.",
-    "503": "The service is shutting down, or a stage has no worker.",
-}
-_TIMEOUT: JSON = {
-    "name": "x-request-timeout",
-    "in": "header",
-    "description": "How long the client will wait for the answer, in milliseconds.",
-    "schema": {"type": "integer", "minimum": 1},
+    **ERRORS,
 }
 _HEADER_LENGTH: JSON = {
     "name": "Inference-Header-Content-Length",
@@ -114,14 +101,13 @@ def generate(endpoint: ModelEndpoint, *, streamed: bool) -> dict[str, Any]:
     fields = {} if model is None else {name: _row(tensor) for name, tensor in model.inputs.tensors.items()}
     schema: JSON = {
         "type": "object",
-        "properties": {"id": _or_null(_TEXT), "parameters": _ref("Parameters"), **fields},
+        "properties": {"id": _or_null(TEXT), "parameters": _ref("Parameters"), **fields},
         **({"required": list(fields), "additionalProperties": False} if fields else {}),
     }
     answer: JSON = {"application/json": _named("Generated")}
     if streamed:
         told = "Events whose data are `Generated` objects, or an `Error` at last."
-        event = {"type": "object", "properties": {"data": _TEXT}, "required": ["data"], "description": told}
-        answer = {"text/event-stream": {"schema": event}}
+        answer = events(told)
     summary = f"One row through a model, {'as a stream of rows' if streamed else 'as plain fields'}"
     return _post(endpoint, summary, {"application/json": {"schema": schema}}, answer)
 
@@ -156,9 +142,9 @@ def _post(
             "summary": summary,
             "description": told,
             "operationId": name,
-            "parameters": [*path, *headers, _TIMEOUT],
+            "parameters": [*path, *headers, TIMEOUT],
             "requestBody": {"required": True, "content": content},
-            "responses": {"200": _content(answer), **_errors(list(_ERRORS))},
+            "responses": {"200": answered(answer), **_errors(list(_ERRORS))},
         }
     }
 
@@ -201,37 +187,16 @@ def _named(name: str) -> JSON:
     return {"schema": _ref(name)}
 
 
-def _content(content: JSON) -> JSON:
-    headers = {"x-request-id": {"description": "What the service's log calls the request.", "schema": _TEXT}}
-    return {"description": "The answer.", "headers": headers, "content": content}
-
-
 def _answer(schema: JSON) -> JSON:
-    return _content({"application/json": schema})
+    return answered({"application/json": schema})
 
 
 def _errors(statuses: Sequence[str]) -> JSON:
-    retry = {"retry-after": {"description": "Seconds after which to try again.", "schema": {"type": "integer"}}}
-    return {
-        status: {
-            "description": _ERRORS[status],
-            **({"headers": retry} if status in ("429", "503") else {}),
-            "content": {"application/json": _named("Error")},
-        }
-        for status in statuses
-    }
+    return errors(_ERRORS, statuses, _named("Error"))
 
 
 def _or_null(schema: JSON) -> JSON:
     return {**schema, "type": [schema["type"], "null"]}
-
-
-def _of(properties: JSON, *optional: str) -> JSON:
-    return {
-        "type": "object",
-        "properties": properties,
-        "required": [name for name in properties if name not in optional],
-    }
 
 
 def _list(items: JSON) -> JSON:
@@ -242,11 +207,11 @@ def _schemas(common: Common) -> JSON:
     most = common.bounds
     datatype: JSON = {"enum": list(NAMES)}
     shape = _list({"type": "integer"})
-    tensor = _of({"name": _TEXT, "datatype": datatype, "shape": shape})
-    configured = _of({"name": _TEXT, "data_type": _TEXT, "dims": shape})
+    tensor = of({"name": TEXT, "datatype": datatype, "shape": shape})
+    configured = of({"name": TEXT, "data_type": TEXT, "dims": shape})
     data: JSON = {"description": "The values in row-major order: a flat list, or one nested as the shape is."}
     size: JSON = {"type": "integer", "minimum": 0, "description": "Bytes of the tensor behind the JSON."}
-    given = _of(
+    given = of(
         {
             "name": {"type": "string", "minLength": 1},
             "datatype": datatype,
@@ -262,7 +227,7 @@ def _schemas(common: Common) -> JSON:
         "parameters",
         "data",
     )
-    wanted = _of(
+    wanted = of(
         {
             "name": {"type": "string", "minLength": 1},
             "parameters": {"type": ["object", "null"], "properties": {"binary_data": {"type": ["boolean", "null"]}}},
@@ -270,33 +235,33 @@ def _schemas(common: Common) -> JSON:
         "parameters",
     )
     return {
-        "Error": _of({"error": _TEXT}),
-        "ServerMetadata": _of({"name": _TEXT, "version": _TEXT, "extensions": _list(_TEXT)}),
-        "Live": _of({"live": {"const": True}}),
-        "Ready": _of({"ready": {"type": "boolean"}}),
-        "ModelReady": _of({"name": _TEXT, "ready": {"type": "boolean"}}),
-        "ModelMetadata": _of(
+        "Error": of({"error": TEXT}),
+        "ServerMetadata": of({"name": TEXT, "version": TEXT, "extensions": _list(TEXT)}),
+        "Live": of({"live": {"const": True}}),
+        "Ready": of({"ready": {"type": "boolean"}}),
+        "ModelReady": of({"name": TEXT, "ready": {"type": "boolean"}}),
+        "ModelMetadata": of(
             {
-                "name": _TEXT,
-                "versions": _list(_TEXT),
-                "platform": _TEXT,
+                "name": TEXT,
+                "versions": _list(TEXT),
+                "platform": TEXT,
                 "inputs": _list(tensor),
                 "outputs": _list(tensor),
             }
         ),
-        "ModelConfig": _of(
+        "ModelConfig": of(
             {
-                "name": _TEXT,
-                "platform": _TEXT,
-                "backend": _TEXT,
+                "name": TEXT,
+                "platform": TEXT,
+                "backend": TEXT,
                 "max_batch_size": {"type": "integer"},
                 "input": _list(configured),
                 "output": _list(configured),
-                "model_transaction_policy": _of({"decoupled": {"type": "boolean"}}),
+                "model_transaction_policy": of({"decoupled": {"type": "boolean"}}),
             }
         ),
         "RepositoryIndex": _list(
-            _of({"name": _TEXT, "version": _TEXT, "state": {"enum": ["READY", "UNAVAILABLE"]}, "reason": _TEXT})
+            of({"name": TEXT, "version": TEXT, "state": {"enum": ["READY", "UNAVAILABLE"]}, "reason": TEXT})
         ),
         "Parameters": {
             "type": ["object", "null"],
@@ -307,9 +272,9 @@ def _schemas(common: Common) -> JSON:
             "additionalProperties": {"type": ["string", "number", "boolean"]},
             "description": "What the protocol does not read itself is given to the worker.",
         },
-        "InferRequest": _of(
+        "InferRequest": of(
             {
-                "id": _or_null(_TEXT),
+                "id": _or_null(TEXT),
                 "parameters": _ref("Parameters"),
                 "inputs": {**_list(given), "minItems": 1, "maxItems": most.tensors},
                 "outputs": {"type": ["array", "null"], "items": wanted, "maxItems": most.tensors},
@@ -318,15 +283,15 @@ def _schemas(common: Common) -> JSON:
             "parameters",
             "outputs",
         ),
-        "InferResponse": _of(
+        "InferResponse": of(
             {
-                "model_name": _TEXT,
-                "model_version": _TEXT,
-                "id": _TEXT,
+                "model_name": TEXT,
+                "model_version": TEXT,
+                "id": TEXT,
                 "outputs": _list(
-                    _of(
+                    of(
                         {
-                            "name": _TEXT,
+                            "name": TEXT,
                             "datatype": datatype,
                             "shape": shape,
                             "parameters": {"type": "object", "properties": {"binary_data_size": size}},
@@ -340,7 +305,7 @@ def _schemas(common: Common) -> JSON:
             "id",
         ),
         "Generated": {
-            **_of({"model_name": _TEXT, "model_version": _TEXT, "id": _TEXT}, "id"),
+            **of({"model_name": TEXT, "model_version": TEXT, "id": TEXT}, "id"),
             "description": "The outputs are fields beside these.",
         },
     }

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from mosec_asgi.web.protocols.documented import ERRORS, JSON, TAG, TEXT, TIMEOUT, answered, errors, events, of
 from mosec_asgi.web.protocols.openai.fields import MOST_OBJECTS, MOST_TOKENS
 from mosec_asgi.web.protocols.seam import MAX_CALLS, Endpoint
 
 if TYPE_CHECKING:
     from mosec_asgi.web.protocols.openai.service import ModelEndpoint
 
-JSON = dict[str, Any]
-TAG = "inference"
-_TEXT: JSON = {"type": "string"}
 _FILLED: JSON = {"type": "string", "minLength": 1}
 _WHOLE: JSON = {"type": "integer", "minimum": 0}
 _OBJECT: JSON = {"type": "object"}
@@ -25,12 +23,7 @@ _TOKENS: JSON = {
 }
 _ERRORS = {
     "400": "The request cannot be read, a field of it is wrong, or the model refuses it.",
-    "408": "There was no answer within the timeout.",
-    "413": "The body is larger than the service accepts.",
-    "415": "The body has a `content-encoding` that the service does not read.",
-    "429": "The service is at its capacity, or would be too late with this one; `retry-after` says when to come back.",
-    "500": "The model failed.",
-    "503": "The service is shutting down, or a stage has no worker.",
+    **ERRORS,
 }
 
 
@@ -50,7 +43,7 @@ def get(operation_id: str, summary: str, schema: str, *, keyed: bool, missing: b
             "tags": [TAG],
             "summary": summary,
             "operationId": operation_id,
-            "responses": {"200": _answer({"application/json": _named(schema)}), **_errors(statuses)},
+            "responses": {"200": answered({"application/json": _named(schema)}), **_errors(statuses)},
         }
     }
 
@@ -72,8 +65,7 @@ def post(
     content: JSON = {"application/json": _named(answer)}
     if chunk is not None:
         told = f"For `stream: true`: events whose data are `{chunk}` objects, and a last `[DONE]`."
-        event = {"type": "object", "properties": {"data": _TEXT}, "required": ["data"], "description": told}
-        content["text/event-stream"] = {"schema": event}
+        content |= events(told)
     statuses = [*(["401"] if keyed else []), "404", *_ERRORS]
     return {
         "post": {
@@ -81,19 +73,12 @@ def post(
             "summary": summary,
             "description": "In OpenAI's form; see docs/protocols.md.",
             "operationId": operation_id,
-            "parameters": [
-                {
-                    "name": "x-request-timeout",
-                    "in": "header",
-                    "description": "How long the client will wait for the answer, in milliseconds.",
-                    "schema": {"type": "integer", "minimum": 1},
-                }
-            ],
+            "parameters": [TIMEOUT],
             "requestBody": {
                 "required": True,
                 "content": {"application/json": {**_named(request), "example": example}},
             },
-            "responses": {"200": _answer(content), **_errors(statuses)},
+            "responses": {"200": answered(content), **_errors(statuses)},
         }
     }
 
@@ -130,34 +115,13 @@ def _named(name: str) -> JSON:
     return {"schema": _ref(name)}
 
 
-def _answer(content: JSON) -> JSON:
-    headers = {"x-request-id": {"description": "What the service's log calls the request.", "schema": _TEXT}}
-    return {"description": "The answer.", "headers": headers, "content": content}
-
-
 def _errors(statuses: Sequence[str]) -> JSON:
     told = {"401": "There is no API key, or not a right one.", "404": "There is no such model.", **_ERRORS}
-    retry = {"retry-after": {"description": "Seconds after which to try again.", "schema": {"type": "integer"}}}
-    return {
-        status: {
-            "description": told[status],
-            **({"headers": retry} if status in ("429", "503") else {}),
-            "content": {"application/json": _named("Error")},
-        }
-        for status in statuses
-    }
-
-
-def _of(properties: JSON, *optional: str) -> JSON:
-    return {
-        "type": "object",
-        "properties": properties,
-        "required": [name for name in properties if name not in optional],
-    }
+    return errors(told, statuses, _named("Error"))
 
 
 def _list(item: JSON) -> JSON:
-    return _of({"object": {"const": "list"}, "data": {"type": "array", "items": item}})
+    return of({"object": {"const": "list"}, "data": {"type": "array", "items": item}})
 
 
 def _or_null(schema: JSON) -> JSON:
@@ -183,21 +147,21 @@ def _text_or_texts(most: int) -> JSON:
     }
 
 
-_ERROR = _of(
+_ERROR = of(
     {
-        "error": _of(
+        "error": of(
             {
-                "message": _TEXT,
-                "type": _TEXT,
+                "message": TEXT,
+                "type": TEXT,
                 "param": {"type": ["string", "null"]},
                 "code": {"type": ["string", "null"]},
             }
         )
     }
 )
-_MODEL = _of({"id": _TEXT, "object": {"const": "model"}, "created": {"type": "integer"}, "owned_by": _TEXT})
-_COUNTED = _of({"prompt_tokens": _WHOLE, "total_tokens": _WHOLE})
-_USAGE = _of({"prompt_tokens": _WHOLE, "completion_tokens": _WHOLE, "total_tokens": _WHOLE})
+_MODEL = of({"id": TEXT, "object": {"const": "model"}, "created": {"type": "integer"}, "owned_by": TEXT})
+_COUNTED = of({"prompt_tokens": _WHOLE, "total_tokens": _WHOLE})
+_USAGE = of({"prompt_tokens": _WHOLE, "completion_tokens": _WHOLE, "total_tokens": _WHOLE})
 _FLAG: JSON = {"type": ["boolean", "null"]}
 _MAYBE_TEXT: JSON = {"type": ["string", "null"]}
 _MAYBE_OBJECT: JSON = {"type": ["object", "null"]}
@@ -222,12 +186,12 @@ _GENERATION: JSON = {
 
 
 def _written(name: str, choice: JSON) -> JSON:
-    return _of(
+    return of(
         {
-            "id": _TEXT,
+            "id": TEXT,
             "object": {"const": name},
             "created": {"type": "integer"},
-            "model": _TEXT,
+            "model": TEXT,
             "choices": {"type": "array", "items": choice},
             "usage": _or_null(_USAGE),
         },
@@ -236,10 +200,10 @@ def _written(name: str, choice: JSON) -> JSON:
 
 
 def _choice(name: str, content: JSON) -> JSON:
-    return _of({"index": _WHOLE, name: content, "logprobs": {"type": "null"}, "finish_reason": _MAYBE_TEXT})
+    return of({"index": _WHOLE, name: content, "logprobs": {"type": "null"}, "finish_reason": _MAYBE_TEXT})
 
 
-_MESSAGE = _of(
+_MESSAGE = of(
     {"role": {"const": "assistant"}, "content": _MAYBE_TEXT, "tool_calls": {"type": "array", "items": _OBJECT}},
     "tool_calls",
 )
@@ -254,7 +218,7 @@ _KINDS: dict[str, tuple[tuple[str, JSON, Sequence[str], bool], JSON]] = {
                     "type": "array",
                     "minItems": 1,
                     "maxItems": MOST_OBJECTS,
-                    "items": {"type": "object", "properties": {"role": _TEXT}, "required": ["role"]},
+                    "items": {"type": "object", "properties": {"role": TEXT}, "required": ["role"]},
                 },
                 **_GENERATION,
                 "max_completion_tokens": _whole(1),
@@ -286,7 +250,7 @@ _KINDS: dict[str, tuple[tuple[str, JSON, Sequence[str], bool], JSON]] = {
             ["prompt"],
             True,
         ),
-        {"Completion": _written("text_completion", _choice("text", _TEXT))},
+        {"Completion": _written("text_completion", _choice("text", TEXT))},
     ),
     "/embeddings": (
         (
@@ -301,20 +265,20 @@ _KINDS: dict[str, tuple[tuple[str, JSON, Sequence[str], bool], JSON]] = {
             False,
         ),
         {
-            "Embeddings": _of(
+            "Embeddings": of(
                 {
                     **_list({})["properties"],
                     "data": {
                         "type": "array",
-                        "items": _of(
+                        "items": of(
                             {
                                 "object": {"const": "embedding"},
                                 "index": _WHOLE,
-                                "embedding": {"anyOf": [{"type": "array", "items": {"type": "number"}}, _TEXT]},
+                                "embedding": {"anyOf": [{"type": "array", "items": {"type": "number"}}, TEXT]},
                             }
                         ),
                     },
-                    "model": _TEXT,
+                    "model": TEXT,
                     "usage": _COUNTED,
                 }
             )
@@ -345,15 +309,15 @@ _KINDS: dict[str, tuple[tuple[str, JSON, Sequence[str], bool], JSON]] = {
             False,
         ),
         {
-            "Ranked": _of(
+            "Ranked": of(
                 {
-                    "id": _TEXT,
+                    "id": TEXT,
                     "object": {"const": "list"},
-                    "model": _TEXT,
+                    "model": TEXT,
                     "results": {
                         "type": "array",
-                        "items": _of(
-                            {"index": _WHOLE, "relevance_score": {"type": "number"}, "document": _of({"text": _TEXT})},
+                        "items": of(
+                            {"index": _WHOLE, "relevance_score": {"type": "number"}, "document": of({"text": TEXT})},
                             "document",
                         ),
                     },
