@@ -711,6 +711,9 @@ class Server:
         else:
             from mosec_asgi.service import Service
 
+            if self._settings is None and self._platform is None:
+                # An ASGI server of another kind runs this.
+                self._advise_of_processes(settings)
             running = Service(
                 shown,
                 settings,
@@ -734,6 +737,19 @@ class Server:
         for name, process in self._daemons.items():
             running.watch_daemon(name, process, self._on_daemon_exit)
         return running
+
+    def _advise_of_processes(self, settings: config.Settings) -> None:
+        from mosec_asgi.host.siblings import warn_of_siblings
+
+        pipelines = self._defined.routes.values()
+        runtimes = {id(runtime): runtime for pipeline in pipelines for runtime in pipeline}
+        warn_of_siblings(self._defined.routes, sum(runtime.num for runtime in runtimes.values()))
+        if settings.http_processes > 1:
+            logger.warning(
+                "http_processes=%d has no effect here: it counts under server.run() and `mosec-asgi serve`; with "
+                "another ASGI server start `mosec-asgi engine`, and as many processes of that server with MOSEC_ENGINE",
+                settings.http_processes,
+            )
 
     def _on_daemon_exit(self, name: str, code: int) -> None:
         if self.on_daemon_exit is not None:

@@ -85,7 +85,7 @@ class WebService:
         self._call_routes = call_routes(stages, pipelines, limits)
         # Its stages are the engine's to count.
         metrics = ServiceMetrics(settings.namespace, [])
-        self._engine = RemoteEngine(self.loop, metrics)
+        self._engine = RemoteEngine(self.loop, metrics, stream_buffer=settings.stream_buffer)
         processes = 1 if web is None else web.processes
         self._front = Front(shown, settings, self._engine, metrics, self._call_routes, tracing, processes=processes)
         self._dialing: asyncio.Task[None] | None = None

@@ -92,7 +92,11 @@ class TakenPayload:
 
 
 class WebMemory:
-    """The shared memory, as a web process has it; also the place of `calls.objects` for large buffers."""
+    """The shared memory, as a web process has it; also the place of `calls.objects` for large buffers.
+
+    Attributes:
+        size: bytes of each region: its own, and those of workers.
+    """
 
     def __init__(self, descriptor: int, total: int, region: tuple[int, int]) -> None:
         """Map it, and close the descriptor.
@@ -101,6 +105,7 @@ class WebMemory:
             StartupError: the system refuses it.
         """
         self._descriptor = descriptor
+        self.size = region[1] or LARGE
         try:
             self._mapped = Mapped(Share(descriptor, total, region))
         except BaseException:
