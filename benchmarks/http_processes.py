@@ -219,9 +219,8 @@ def kills(count: int) -> list[str]:
         finally:
             server.process.terminate()
             server.process.wait(servers.SECONDS_TO_STOP * 3)
-            left = [pid for pid in itertools.chain.from_iterable(parts.values()) if _command(pid)]
-            if left:
-                wrong.append(f"processes are left: {left}")
+            if remain := [pid for pid in itertools.chain.from_iterable(parts.values()) if _command(pid)]:
+                wrong.append(f"processes are left: {remain}")
             servers.stop([server])
     return wrong
 
