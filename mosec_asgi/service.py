@@ -208,7 +208,8 @@ class Service:
         try:
             # Its first step launches the workers.
             await asyncio.sleep(0)
-            self._front.build(objects, self._opened_dashboard(), custom=self._custom)
+            dashboard = self._opened_dashboard() if self._settings.shows_dashboard else None
+            self._front.build(objects, dashboard, custom=self._custom)
             # From the first second on, as HTTP's.
             if not self._follows:
                 await self._front.open_ports()
@@ -257,9 +258,10 @@ class Service:
                 self._exposition = Exposition(self._metrics, self._coordinator.statistics, self._custom)
             body, content_type = self._exposition.render(text)
             return b"\n".join((content_type.encode(), body))
-        if kind == "dashboard" and self._dashboard is not None:
+        if kind == "dashboard":
             run, _, after = text.partition(" ")
-            return await self._dashboard.told(run, after)
+            # The web process may show it though nobody has told the engine so.
+            return await (self._dashboard or self._opened_dashboard()).told(run, after)
         raise LookupError(kind)
 
     async def stop(self) -> None:
@@ -274,7 +276,7 @@ class Service:
             grace = self._settings.grace_seconds
             await asyncio.gather(self._coordinator.stop(grace), *self._front.stop_ports(grace))
             if self._callers is not None:
-                self._callers.close()
+                await self._callers.finish()
             if self._admin is not None:
                 await self._admin.finish()
         finally:
@@ -335,10 +337,8 @@ class Service:
         # A thread runs one event loop at a time. To ask asyncio for it costs a system call until Python 3.12.
         return get_ident() == self._thread and self.loop.is_running()
 
-    def _opened_dashboard(self) -> Dashboard | None:
-        """Return the dashboard, whose record begins now; None where there is none."""
-        if not self._settings.shows_dashboard:
-            return None
+    def _opened_dashboard(self) -> Dashboard:
+        """Return the dashboard, whose record begins now."""
         from mosec_asgi.web.dashboard import Dashboard
 
         dashboard = Dashboard(self.report, title=self._settings.title, stages=len(self._metrics.stages))

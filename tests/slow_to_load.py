@@ -8,7 +8,7 @@ from mosec_asgi import Server, Worker
 
 class Slow(Worker):
     def __init__(self) -> None:
-        time.sleep(3)
+        time.sleep(1.5)
 
     def forward(self, data: Any) -> Any:
         return data

@@ -31,6 +31,13 @@ def started(folder: Path, *arguments: str) -> Iterator[Program]:
         yield program
 
 
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Program]:
+    """Return the service that several tests share, with two web processes of its own."""
+    with started(tmp_path_factory.mktemp("served")) as program:
+        yield program
+
+
 def engine(folder: Path) -> contextlib.AbstractContextManager[Program]:
     command = [sys.executable, "-m", "mosec_asgi", "engine", "web_app:server", "--app-dir", str(TESTS)]
     return running([*command, "--socket", str(folder / "engine.sock"), "--dashboard"], folder / "engine.log")
@@ -86,72 +93,71 @@ def idle(program: Program) -> bool:
     return not any(program.metric(name) for name in gauges)
 
 
-def test_every_kind_of_request_is_answered_and_counted_once(tmp_path: Path) -> None:
-    with started(tmp_path) as program:
-        ask_everything(program)
-        assert len(web_processes(program)) == 2
-        # Whichever process is asked.
-        for _ in range(4):
-            with httpx.Client(base_url=program.url) as client:
-                text = client.get("/metrics").text
-            assert 'mosec_service_throughput_total{code="200",endpoint="/inference"} 4' in text
-            assert 'mosec_service_throughput_total{code="200",endpoint="/raw"} 4' in text
-        wait_until(lambda: idle(program), "something is still on its way")
-        # The models are loaded once.
-        loads = [message for message in program.messages() if message.startswith("worker is ready")]
-        assert len(loads) == WORKERS
+def test_every_kind_of_request_is_answered_and_counted_once(served: Program) -> None:
+    before = [answered(served, route) for route in ("/inference", "/raw")]
+    ask_everything(served)
+    assert len(web_processes(served)) == 2
+    # Whichever process is asked.
+    for _ in range(4):
+        with httpx.Client(base_url=served.url) as client:
+            text = client.get("/metrics").text
+        assert f'mosec_service_throughput_total{{code="200",endpoint="/inference"}} {before[0] + 4}' in text
+        assert f'mosec_service_throughput_total{{code="200",endpoint="/raw"}} {before[1] + 4}' in text
+    wait_until(lambda: idle(served), "something is still on its way")
+    # The models are loaded once.
+    assert served.output.count("worker is ready") == WORKERS
 
 
-def test_killed_web_processes_take_their_own_clients_alone(tmp_path: Path) -> None:
-    with started(tmp_path, "--timeout", "20000") as program:
-        first, second = web_processes(program)
-        stop = threading.Event()
-        wrong: list[Any] = []
-        done = [0]
+def test_killed_web_processes_take_their_own_clients_alone(served: Program) -> None:
+    program = served
+    first, second = web_processes(program)
+    stop = threading.Event()
+    wrong: list[Any] = []
+    done = [0]
 
-        def ask(number: int) -> None:
-            count = 0
-            while not stop.is_set():
-                count += 1
-                text = f"{number} {count}"
-                try:
-                    with httpx.Client(base_url=program.url, timeout=20) as client:
-                        answer = client.post("/inference", json=text)
-                        if answer.json() != text:
-                            wrong.append(answer.text)
-                        done[0] += 1
-                except httpx.TransportError:
-                    # Its connection has died with the process.
-                    continue
-                except json.JSONDecodeError as error:
-                    wrong.append(error)
+    def ask(number: int) -> None:
+        count = 0
+        while not stop.is_set():
+            count += 1
+            text = f"{number} {count}"
+            try:
+                with httpx.Client(base_url=program.url, timeout=20) as client:
+                    answer = client.post("/inference", json=text)
+                    if answer.json() != text:
+                        wrong.append(answer.text)
+                    done[0] += 1
+            except httpx.TransportError:
+                # Its connection has died with the process.
+                continue
+            except json.JSONDecodeError as error:
+                wrong.append(error)
 
-        threads = [threading.Thread(target=ask, args=(number,)) for number in range(6)]
+    threads = [threading.Thread(target=ask, args=(number,)) for number in range(6)]
+    for thread in threads:
+        thread.start()
+    try:
+        os.kill(first, signal.SIGKILL)
+        before = done[0]
+        wait_until(lambda: done[0] > before + 20, "the other process does not answer")
+        wait_until(
+            lambda: len(web_processes(program)) == 2 and first not in web_processes(program),
+            "it is not started again",
+        )
+        os.kill(second, signal.SIGKILL)
+        before = done[0]
+        wait_until(lambda: done[0] > before + 20, "the new process does not answer")
+    finally:
+        stop.set()
         for thread in threads:
-            thread.start()
-        try:
-            os.kill(first, signal.SIGKILL)
-            before = done[0]
-            wait_until(lambda: done[0] > before + 20, "the other process does not answer")
-            wait_until(
-                lambda: len(web_processes(program)) == 2 and first not in web_processes(program),
-                "it is not started again",
-            )
-            os.kill(second, signal.SIGKILL)
-            before = done[0]
-            wait_until(lambda: done[0] > before + 20, "the new process does not answer")
-        finally:
-            stop.set()
-            for thread in threads:
-                thread.join()
-        assert not wrong
-        wait_until(lambda: idle(program), "calls of the dead are left")
-        assert any("has ended by signal 9; another is started" in message for message in program.messages())
+            thread.join()
+    assert not wrong
+    wait_until(lambda: idle(program), "calls of the dead are left")
+    assert any("has ended by signal 9; another is started" in message for message in program.messages())
 
 
-def test_what_a_killed_web_process_has_asked_for_is_dropped(tmp_path: Path) -> None:
-    left = tmp_path / "left"
-    with started(tmp_path) as program, httpx.Client(base_url=program.url, timeout=20) as client:
+def test_what_a_killed_web_process_has_asked_for_is_dropped(served: Program, tmp_path: Path) -> None:
+    left, program = tmp_path / "left", served
+    with httpx.Client(base_url=program.url, timeout=20) as client:
         with client.stream("POST", "/endless", json=str(left)) as stream:
             pieces = stream.iter_raw()
             next(pieces)
@@ -163,9 +169,9 @@ def test_what_a_killed_web_process_has_asked_for_is_dropped(tmp_path: Path) -> N
         wait_until(left.exists, "the worker is not told that its client has left")
 
 
-def test_a_client_that_leaves_frees_its_worker(tmp_path: Path) -> None:
+def test_a_client_that_leaves_frees_its_worker(served: Program, tmp_path: Path) -> None:
     left = tmp_path / "left"
-    with started(tmp_path) as program, httpx.Client(base_url=program.url, timeout=20) as client:
+    with httpx.Client(base_url=served.url, timeout=20) as client:
         with client.stream("POST", "/endless", json=str(left)) as stream:
             next(stream.iter_raw())
         wait_until(left.exists, "the worker is not told that its client has left")
@@ -182,6 +188,17 @@ def test_at_the_end_requests_are_answered_first(tmp_path: Path) -> None:
         assert program.stop() == 0
         thread.join()
         assert answers[0].status_code == 200
+
+
+def test_at_a_path_they_share_one_socket_and_ctrl_c_ends_them(tmp_path: Path) -> None:
+    path = str(tmp_path / "http.sock")
+    with running(python(SERVICE, "--http-processes", "2", "--uds", path), tmp_path / "output.log") as program:
+        program.wait_for_output("all workers are ready")
+        with httpx.Client(transport=httpx.HTTPTransport(uds=path), base_url="http://localhost") as client:
+            wait_until(lambda: client.get("/readyz").status_code == 200, "it is not ready")
+            assert client.post("/inference", json=1).json() == 1
+        assert program.stop(signal.SIGINT) == 0
+    assert not os.path.exists(path)
 
 
 def test_nothing_is_left_of_a_killed_program(tmp_path: Path) -> None:

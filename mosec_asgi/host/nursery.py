@@ -52,7 +52,7 @@ def start(
     Returns:
         its number, and the program's end of the pair.
     """
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     # What is there stays: the collector would write to its pages, which would then be copied for each process.
     gc.collect()
     gc.freeze()

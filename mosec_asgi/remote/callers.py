@@ -27,6 +27,10 @@ from mosec_asgi.remote.memory import CallerMemory
 
 # Seconds that a web process may take to tell what it has counted; then its last word counts.
 COUNT_SECONDS = 1.0
+# Seconds in which a connection must begin: a web process may have to be loaded first.
+HELLO_SECONDS = 60.0
+# Seconds in which the last answers are still written when the engine has stopped, and between two looks at them.
+LAST_SECONDS, POLL_SECONDS = 2.0, 0.01
 # Questions of one web process that are answered at a time.
 MOST_QUESTIONS = 64
 
@@ -90,6 +94,14 @@ class Callers:
         if waiting:
             await asyncio.wait(waiting, timeout=COUNT_SECONDS)
 
+    async def finish(self) -> None:
+        """End all connections, once the last answers are on their way."""
+        end = self._loop.time() + LAST_SECONDS
+        # Nothing tells when the last of them has gone out.
+        while any(not each.is_clear for each in self._connected) and self._loop.time() < end:  # noqa: ASYNC110
+            await asyncio.sleep(POLL_SECONDS)
+        self.close()
+
     def close(self) -> None:
         """End all connections, and cancel what they have asked for."""
         for task in self._greeting:
@@ -104,7 +116,7 @@ class Callers:
     async def _greet(self, connection: socket.socket) -> None:
         connection.setblocking(False)
         try:
-            said, descriptors = await asyncio.wait_for(handshake.received(self._loop, connection), handshake.SECONDS)
+            said, descriptors = await asyncio.wait_for(handshake.received(self._loop, connection), HELLO_SECONDS)
             for descriptor in descriptors:
                 os.close(descriptor)
             hello = Hello.read(said)
@@ -240,6 +252,11 @@ class WebProcess:
         if said:
             self._said = []
             self._channel.send(frames.encode(said))
+
+    @property
+    def is_clear(self) -> bool:
+        """Whether all that was said to it is on its way."""
+        return not self._said and self._channel.is_clear
 
     def ask_counts(self) -> asyncio.Future[None]:
         """Have it tell what it has counted; return what is done once it has, or is gone."""

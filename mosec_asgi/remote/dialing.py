@@ -60,7 +60,8 @@ class Dialing:
         pause = LEAST_PAUSE
         while True:
             try:
-                await asyncio.wait_for(self._connect(), handshake.SECONDS)
+                # The other end of a connection that was given is there, and may be busy with its start.
+                await asyncio.wait_for(self._connect(), handshake.SECONDS if self._given is None else None)
             except (OSError, HandshakeError, StartupError, asyncio.TimeoutError) as error:
                 self._tell_away(str(error) or "it does not answer")
             else:

@@ -24,8 +24,8 @@ from mosec_asgi.remote.standing import Standing
 
 # Seconds in which a question is answered, or not at all: by then the one who asks has gone.
 ASK_SECONDS = 10.0
-# Seconds for which the engine may wait to hear what was taken of results and streams, unless that is much. Else it would
-# be woken for each, most often just before the next call comes.
+# Seconds for which the engine may wait to hear what was taken of results and streams, unless that is much. Else it
+# would be woken for each, most often just before the next call comes.
 LATER_SECONDS = 0.005
 # The part of the room for results, or for a stream, that is much.
 MUCH = 1 / 4
