@@ -12,10 +12,6 @@ from mosec_asgi.offline.cpu_policy import batch_work
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the policies are Linux's")
 
 
-def policy(thread: int = 0) -> int:
-    return os.sched_getscheduler(thread) & ~os.SCHED_RESET_ON_FORK
-
-
 def test_every_thread_that_runs_is_batch_work_until_the_end_of_the_block() -> None:
     running, end = threading.Event(), threading.Event()
 
@@ -29,17 +25,21 @@ def test_every_thread_that_runs_is_batch_work_until_the_end_of_the_block() -> No
     assert thread.native_id is not None
     try:
         with batch_work():
-            assert policy() == policy(thread.native_id) == os.SCHED_BATCH
-        assert policy() == policy(thread.native_id) == os.SCHED_OTHER
+            assert os.sched_getscheduler(0) == os.sched_getscheduler(thread.native_id) == os.SCHED_BATCH
+        assert os.sched_getscheduler(0) == os.sched_getscheduler(thread.native_id) == os.SCHED_OTHER
     finally:
         end.set()
         thread.join()
 
 
-def test_a_process_that_is_started_meanwhile_has_the_usual_policy() -> None:
-    program = "import os; print(os.sched_getscheduler(0))"
-    with batch_work():
-        said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+def test_workers_that_run_already_keep_the_usual_policy() -> None:
+    program = "import os; print(flush=True); input(); print(os.sched_getscheduler(0))"
+    command = [sys.executable, "-c", program]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        with batch_work():
+            said, _ = process.communicate("\n")
     assert int(said) == os.SCHED_OTHER
 
 
@@ -64,4 +64,4 @@ def test_a_change_that_is_not_allowed_changes_nothing(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(os, "sched_setscheduler", refuse)
     with batch_work():
-        assert policy() == os.SCHED_OTHER
+        assert os.sched_getscheduler(0) == os.SCHED_OTHER
