@@ -152,7 +152,7 @@ class _Nursery:
             os.close(self._wake)
             mine = self._listeners[index]
             for listener in self._listeners:
-                if listener is not mine:
+                if listener.sock is not mine.sock:
                     listener.sock.close()
             code = self._serve(index, connection, mine)
         except SystemExit as stop:
