@@ -71,13 +71,9 @@ class Front:
     """What callers of a service meet, on the event loop on which it was made.
 
     Attributes:
-        app: answers requests, once it is built.
-        direct_routes: those that `run()` can serve without the app, by path.
-        calls: takes calls of objects, once it is built.
+        direct_routes: those that `run()` can serve without the app, by path, once it is built.
     """
 
-    app: ASGIApp
-    calls: Inference
     direct_routes: DirectRoutes | None = None
     _shared: Shared
 
@@ -118,9 +114,9 @@ class Front:
         # The ports of protocols beside HTTP's, and what is asked there.
         self._listeners: dict[Listener, Sequence[ProtocolRoute]] = {}
 
-    def call_objects(self, objects: Objects) -> None:
-        """Make what takes calls of objects."""
-        self.calls = Inference(self._engine, self._call_routes, objects, self._metrics, self.loop, self._tracing)
+    def call_objects(self, objects: Objects) -> Inference:
+        """Return what takes calls of objects."""
+        return Inference(self._engine, self._call_routes, objects, self._metrics, self.loop, self._tracing)
 
     def build(
         self,
@@ -130,8 +126,8 @@ class Front:
         custom: CustomMetrics | None = None,
         whole: Whole | None = None,
         listens: bool = True,
-    ) -> None:
-        """Make the app.
+    ) -> ASGIApp:
+        """Return the app.
 
         Args:
             objects: makes payloads of items.
@@ -184,7 +180,7 @@ class Front:
         )
         self.direct_routes = app.direct_routes
         self._shared = app.shared
-        self.app = app.outermost
+        return app.outermost
 
     def _ordering(self) -> Ordering:
         """Return what is read of a request for its place among others."""

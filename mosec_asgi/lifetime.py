@@ -38,21 +38,15 @@ class Running(Protocol):
 
     Attributes:
         loop: on which it was made.
+        app: answers requests, once it is started.
+        direct_routes: those that `run()` can serve without the app, by path.
+        calls: takes calls of objects, once it is started.
     """
 
     loop: asyncio.AbstractEventLoop
-
-    @property
-    def app(self) -> ASGIApp:
-        """Answers requests."""
-
-    @property
-    def direct_routes(self) -> DirectRoutes | None:
-        """The routes that `run()` can serve without the app, by path."""
-
-    @property
-    def calls(self) -> Inference:
-        """Takes calls of objects."""
+    app: ASGIApp
+    direct_routes: DirectRoutes | None
+    calls: Inference
 
     @property
     def steering(self) -> Steering:

@@ -163,21 +163,11 @@ class Service:
         self._dashboard: Dashboard | None = None
         self._daemon_watches: list[asyncio.Task[None]] = []
         self._recording: asyncio.Task[None] | None = None
-
-    @property
-    def app(self) -> ASGIApp:
-        """The app, once the service is started."""
-        return self._front.app
-
-    @property
-    def direct_routes(self) -> DirectRoutes | None:
-        """The routes that `run()` can serve without the app, by path."""
-        return self._front.direct_routes
-
-    @property
-    def calls(self) -> Inference:
-        """What takes calls of objects, once the service is started."""
-        return self._front.calls
+        # The app, once the service has started; and the routes that `run()` can serve without the app, by path.
+        self.app: ASGIApp
+        self.direct_routes: DirectRoutes | None = None
+        # Takes calls of objects, from then on.
+        self.calls: Inference
 
     async def start(self, answering: Callable[[], object] = lambda: None) -> None:
         """Start all workers and wait until the service can serve; raise `StartupError` where it never will.
@@ -196,7 +186,7 @@ class Service:
         if self._memory is not None:
             self._memory.views.tell = functools.partial(self._release_soon, self._memory)
             objects = Objects(self._memory.own_blocks())
-        self._front.call_objects(objects)
+        self.calls = self._front.call_objects(objects)
         try:
             if self._admin is not None and not self._follows:
                 await self._admin.start()
@@ -209,7 +199,8 @@ class Service:
             # Its first step launches the workers.
             await asyncio.sleep(0)
             dashboard = self._opened_dashboard() if self._settings.shows_dashboard else None
-            self._front.build(objects, dashboard, custom=self._custom)
+            self.app = self._front.build(objects, dashboard, custom=self._custom)
+            self.direct_routes = self._front.direct_routes
             # From the first second on, as HTTP's.
             if not self._follows:
                 await self._front.open_ports()

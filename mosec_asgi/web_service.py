@@ -90,6 +90,10 @@ class WebService:
         self._front = Front(shown, settings, self._engine, metrics, self._call_routes, tracing, processes=processes)
         self._dialing: asyncio.Task[None] | None = None
         self._daemon_watches: list[asyncio.Task[None]] = []
+        # As those of `service.Service`.
+        self.app: ASGIApp
+        self.direct_routes: DirectRoutes | None = None
+        self.calls: Inference
 
     async def start(self, answering: Callable[[], object] = lambda: None) -> None:
         """Begin to answer, and look for the engine; return when it was found, or is not where it should be.
@@ -98,10 +102,11 @@ class WebService:
             answering: called once the app answers requests.
         """
         objects = Objects(_EngineBlocks(self._engine))
-        self._front.call_objects(objects)
+        self.calls = self._front.call_objects(objects)
         if self._tracing is not None:
             log.name_traces(self._tracing.trace_of)
-        self._front.build(objects, self._dashboard(), whole=_Elsewhere(self._engine), listens=False)
+        self.app = self._front.build(objects, self._dashboard(), whole=_Elsewhere(self._engine), listens=False)
+        self.direct_routes = self._front.direct_routes
         self._front.look_at_keys()
         answering()
         given = None if self._web is None else self._web.connection
@@ -147,21 +152,6 @@ class WebService:
     def is_here(self) -> bool:
         """Whether this is the event loop that the service runs on."""
         return get_ident() == self._thread and self.loop.is_running()
-
-    @property
-    def app(self) -> ASGIApp:
-        """The app, once the service is started."""
-        return self._front.app
-
-    @property
-    def direct_routes(self) -> DirectRoutes | None:
-        """The routes that `run()` can serve without the app, by path."""
-        return self._front.direct_routes
-
-    @property
-    def calls(self) -> Inference:
-        """What takes calls of objects, once the service is started."""
-        return self._front.calls
 
     @property
     def steering(self) -> Steering:
