@@ -221,7 +221,7 @@ class _Web:
         logger.warning("the web process %d has ended %s; another is started", pid, how)
         if time.monotonic() - place.started > WELL_SECONDS:
             place.pause, self._failures = LEAST_PAUSE, 0
-        elif code == START_FAILED:
+        elif code > 0:
             self._failures += 1
         if self._failures >= MOST_FAILURES:
             logger.error("web processes cannot be started; the service stops")

@@ -19,7 +19,7 @@ from mosec_asgi.remote.memory import WebMemory
 # Seconds between two tries: at first, and at most.
 LEAST_PAUSE, MOST_PAUSE = 0.05, 2.0
 # Seconds between two looks at how the engine stands.
-REFRESH_SECONDS = 0.5
+REFRESH_SECONDS = 1.0
 
 logger = log.internal_logger(__name__)
 
@@ -62,8 +62,12 @@ class Dialing:
             try:
                 # The other end of a connection that was given is there, and may be busy with its start.
                 await asyncio.wait_for(self._connect(), handshake.SECONDS if self._given is None else None)
-            except (OSError, HandshakeError, StartupError, asyncio.TimeoutError) as error:
-                self._tell_away(str(error) or "it does not answer")
+            except asyncio.TimeoutError:
+                self._tell_away("it does not answer")
+            except OSError as error:
+                self._tell_away(error.strerror or str(error))
+            except (HandshakeError, StartupError) as error:
+                self._tell_away(str(error))
             else:
                 pause = LEAST_PAUSE
                 await self._follow()
