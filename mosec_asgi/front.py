@@ -85,8 +85,6 @@ class Front:
         metrics: ServiceMetrics,
         call_routes: dict[str, CallRoute],
         tracing: Tracing | None,
-        *,
-        processes: int = 1,
     ) -> None:
         """Prepare; `build` makes the app.
 
@@ -97,7 +95,6 @@ class Front:
             metrics: what to count into.
             call_routes: what a caller must know of the routes; kept, and changed with the stages.
             tracing: makes the spans of requests.
-            processes: that share the machine's memory for bodies and answers.
         """
         self.loop = asyncio.get_running_loop()
         self._shown = shown
@@ -106,7 +103,6 @@ class Front:
         self._metrics = metrics
         self._call_routes = call_routes
         self._tracing = tracing
-        self._processes = processes
         self._keys = key_ring(settings)
         self._key_look: asyncio.TimerHandle | None = None
         # What endpoints of protocols ask, if there are any.
@@ -154,7 +150,7 @@ class Front:
             for path, pipeline in self._shown.routes.items()
         ]
         settings = self._settings
-        memory = memory_limit() // self._processes
+        memory = memory_limit()
         spoken = self._protocol_routes(objects, listens=listens)
         app = App(
             [*plain.routes(results, self._engine.new_id, self._ordering()), *spoken],
@@ -165,7 +161,7 @@ class Front:
             max_request_size=settings.max_request_size,
             compressed=settings.compression,
             server=SERVER,
-            body_memory=settings.body_memory // self._processes or memory // 4,
+            body_memory=settings.body_memory or memory // 4,
             limits=http_limits(settings, memory),
             access_log=settings.access_log,
             # The protocols of `run()` do it themselves.
