@@ -139,6 +139,7 @@ class Server:
         max_batch_cost: int = 0,
         refuse_over_cost: bool = False,
         sort_by_cost: bool = False,
+        coalesce: bool = False,
     ) -> None:
         """Append a stage to the pipeline of one route, or of several that then share its workers.
 
@@ -172,9 +173,10 @@ class Server:
                 `Runtime`. In the place of `num`.
             workers_per_device: workers that share each of the devices.
             max_batch_cost: the most that the items of a batch may cost together, by the worker's `cost(item)`; 0 for no
-                bound. See docs/batching.md for this and the next two.
+                bound. See docs/batching.md for this and the next three.
             refuse_over_cost: refuse an item that costs more with 413; otherwise it runs alone.
             sort_by_cost: form batches of items of like cost, for a model that pads them to the longest.
+            coalesce: compute equal inputs that wait or run at the same time once.
 
         Raises:
             DefinitionError: an argument does not fit, or the workers have been started; the text says what to change.
@@ -204,6 +206,7 @@ class Server:
             max_batch_cost=max_batch_cost,
             refuse_over_cost=refuse_over_cost,
             sort_by_cost=sort_by_cost,
+            coalesce=coalesce,
         )
         self._defined.append(runtime, route)
 

@@ -139,6 +139,7 @@ class Service:
                     batched=plan.batch_size > 1,
                     streams=plan.streams,
                     costed=bool(plan.rules.max_cost) or plan.rules.by_cost,
+                    coalesces=plan.coalesce,
                 )
                 for plan in stages
             ],
