@@ -24,6 +24,7 @@ from harness import ROOT, free_port
 from mosec_asgi.batching.coordinator import CLOSE_SECONDS
 from mosec_asgi.batching.engine import StageStatistics, Statistics
 from mosec_asgi.config import Settings
+from mosec_asgi.host.draining import SILENCE_SECONDS
 from mosec_asgi.observing.exposition import Exposition
 from mosec_asgi.observing.metrics import ServiceMetrics, StageMetrics
 
@@ -54,9 +55,12 @@ def pod() -> dict[str, Any]:
 
 
 def shutdown_seconds(timeout_ms: int) -> float:
-    """Return the most that a stop may take: uvicorn waits for requests, the coordinator for its tasks and workers."""
+    """Return the most that a stop may take.
+
+    Silent connections may bring their last requests, uvicorn waits for these, the coordinator for tasks and workers.
+    """
     timeout = Settings(timeout=timeout_ms).timeout_seconds
-    return (math.ceil(timeout) + 1) + timeout + CLOSE_SECONDS
+    return SILENCE_SECONDS + (math.ceil(timeout) + 1) + timeout + CLOSE_SECONDS
 
 
 # -- the images --------------------------------------------------------------------------------------------------------
