@@ -77,8 +77,9 @@ docs: $(VENV)/docs.stamp ## build the pages of docs/ into site/; a warning fails
 docs-serve: $(VENV)/docs.stamp ## show them at http://127.0.0.1:8001 while they are edited
 	$(BIN)/mkdocs serve --dev-addr 127.0.0.1:8001
 
-picture: $(BIN)/python ## draw the moving picture of README anew
+picture: $(VENV)/test.stamp ## record the moving picture of README (needs chromium), and draw the one of the docs
 	$(BIN)/python .ci/picture
+	$(BIN)/python .ci/session
 
 openapi: $(patsubst examples/%/server.py,openapi/%.json,$(wildcard examples/*/server.py)) ## make the examples' OpenAPI documents anew
 
