@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import statistics
 import sys
 import time
 from collections.abc import Sequence
+from statistics import median
 
 from load import Measurement
 from problems import BenchmarkError
 
+from on_ray import page
+from on_ray.page import Number
 from on_ray.rows import ROWS, Row
 from on_ray.ways import Cluster, Way, cluster
 
@@ -32,6 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", choices=[row.name for row in ROWS], action="append", help="this row; again for more")
     options = parser.parse_args(arguments)
     met = True
+    numbers: dict[str, list[Number]] = {}
     try:
         for row in ROWS:
             row.load.check()
@@ -39,14 +42,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with cluster() as ray:
             for row in ROWS:
                 if not options.only or row.name in options.only:
-                    met &= _run(row, ray, options.rounds, options.seconds)
+                    rates = _run(row, ray, options.rounds, options.seconds)
+                    numbers[row.title] = list(rates.values())
+                    for bar in row.bars:
+                        met &= _meets(bar, rates)
     except BenchmarkError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    if not options.only:
+        page.write(numbers)
+        print(f"\nthe table of {page.PAGE.name} has these numbers")
     return 0 if met else 1
 
 
-def _run(row: Row, ray: Cluster, rounds: int, seconds: int) -> bool:
+def _run(row: Row, ray: Cluster, rounds: int, seconds: int) -> dict[Way, Number]:
     print(f"\n{row.title}", flush=True)
     with contextlib.ExitStack() as stack:
         urls = {way: stack.enter_context(way.run(row, ray)) for way in row.ways}
@@ -57,17 +66,20 @@ def _run(row: Row, ray: Cluster, rounds: int, seconds: int) -> bool:
             for way, url in urls.items():
                 time.sleep(SETTLE_SECONDS)
                 measured[way].append(row.load.put_on(url, row.connections, seconds))
-    rates = {way: statistics.median(one.per_second for one in those) for way, those in measured.items()}
-    for way, those in measured.items():
-        p50, p99 = (statistics.median(getattr(one, name) for one in those) for name in ("p50_ms", "p99_ms"))
-        print(f"  {way.title:<45} {rates[way]:>9,.1f} req/s   median {p50:7.1f} ms   p99 {p99:7.1f} ms")
-    met = [_meets(bar, rates) for bar in row.bars]
-    return all(met)
+    numbers = {way: _median(way, those) for way, those in measured.items()}
+    for one in numbers.values():
+        print(f"  {one.way:<45} {one.per_second:>9,.1f} req/s   median {one.p50_ms:7.1f} ms   p99 {one.p99_ms:7.1f} ms")
+    return numbers
 
 
-def _meets(bar: tuple[Way, Way, float], rates: dict[Way, float]) -> bool:
+def _median(way: Way, those: Sequence[Measurement]) -> Number:
+    rate, p50, p99 = (median(getattr(one, name) for one in those) for name in ("per_second", "p50_ms", "p99_ms"))
+    return Number(way.title, rate, p50, p99)
+
+
+def _meets(bar: tuple[Way, Way, float], numbers: dict[Way, Number]) -> bool:
     ours, theirs, least = bar
-    ratio = rates[ours] / rates[theirs]
+    ratio = numbers[ours].per_second / numbers[theirs].per_second
     met = ratio >= least
     says = "" if met else "   MISSED"
     print(f"  {ours.title}: {ratio:.2f} times {theirs.title}, at least {least:g}{says}", flush=True)
