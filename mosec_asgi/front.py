@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp
 
     from mosec_asgi.observing.tracing import Tracing
+    from mosec_asgi.request import Request
     from mosec_asgi.web.dashboard import DashboardPage
     from mosec_asgi.web.direct import DirectRoutes
     from mosec_asgi.web.exchange import Shared
@@ -57,6 +58,7 @@ class Shown:
         protocols: in which clients speak to the workers beside the plain routes.
         own_http: HTTP is spoken by the protocols of `run()`, unless the settings say otherwise.
         simulated: it runs on virtual time, without ports.
+        tenant_of: says on whose behalf a request comes; None where a header does, or nothing.
     """
 
     routes: Mapping[str, Sequence[Runtime]]
@@ -65,6 +67,7 @@ class Shown:
     protocols: Sequence[Protocol] = ()
     own_http: bool = False
     simulated: bool = False
+    tenant_of: Callable[[Request], str] | None = None
 
 
 class Front:
@@ -182,7 +185,7 @@ class Front:
         """Return what is read of a request for its place among others."""
         from mosec_asgi.web.protocols.ordering import ordering_of
 
-        return ordering_of(self._settings)
+        return ordering_of(self._settings, self._shown.tenant_of)
 
     def _protocol_routes(self, objects: Objects, *, listens: bool) -> list[ProtocolRoute]:
         """Return the routes of the protocols."""

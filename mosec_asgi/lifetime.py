@@ -61,6 +61,9 @@ class Running(Protocol):
     async def stop(self) -> None:
         """Finish what was admitted, and stop it."""
 
+    def announce_end(self) -> None:
+        """Say at `/readyz` that the end is near; requests are still admitted."""
+
     def close(self) -> None:
         """Admit no more requests."""
 
@@ -140,6 +143,12 @@ class Lifetime:
         """
         self._started_late = True
         return await self._ensure_started()
+
+    def announce_end(self) -> None:
+        """Say at `/readyz` that the end is near."""
+        for service in (self.answering, self.running):
+            if service is not None:
+                service.announce_end()
 
     def close(self) -> None:
         """Admit no more requests; end a start that is under way."""

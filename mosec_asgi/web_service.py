@@ -132,6 +132,10 @@ class WebService:
                 log.forget_traces(self._tracing.trace_of)
                 await asyncio.to_thread(self._tracing.close)
 
+    def announce_end(self) -> None:
+        """Say at `/readyz` that the end is near; requests are still admitted."""
+        self._engine.announce_end()
+
     def close(self) -> None:
         """Admit no more requests."""
         self._engine.close()

@@ -39,8 +39,12 @@ class PutPayload:
 
     def __reduce__(self) -> tuple[type[bytes], tuple[bytes]]:
         """Leave this memory as plain bytes."""
+        return bytes, (self.copy(),)
+
+    def copy(self) -> bytes:
+        """Return it as plain bytes; a pickle is made anew."""
         taken = self.memory.read(self.description)
-        return bytes, (taken if isinstance(taken, bytes) else pickle.dumps(taken.load(), protocol=5),)
+        return taken if isinstance(taken, bytes) else taken.copy()
 
     def read(self) -> bytes:
         """Return a copy of what was put as bytes.
@@ -77,11 +81,15 @@ class TakenPayload:
         return LARGE
 
     def __reduce__(self) -> tuple[type[bytes], tuple[bytes]]:
-        return bytes, (pickle.dumps(self.load(), protocol=5),)
+        return bytes, (self.copy(),)
 
-    def read(self) -> bytes:
+    def copy(self) -> bytes:
         """Return the object as one pickle."""
         return pickle.dumps(self.load(), protocol=5)
+
+    def read(self) -> bytes:
+        """Return the same."""
+        return self.copy()
 
     def load(self) -> Any:
         """Return the object; its arrays may be written to, as they are copies."""
