@@ -156,7 +156,7 @@ class RemoteEngine:
             self._refuse(call, caller, CLOSING if self._closing else ENGINE_AWAY)
             return
         told: bytes | tuple[bytes]
-        if type(payload) is bytes:
+        if isinstance(payload, bytes):
             told = payload
             if len(payload) >= LARGE and self.memory is not None and self._apart[call.route]:
                 description = self.memory.put_payload(payload)
