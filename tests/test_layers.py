@@ -20,8 +20,9 @@ FLOORS = {
     "server": 7, "offline": 7, "tuning": 7,
     "defined": 6, "definition": 6, "service": 6, "steering": 6, "admin": 6, "lifetime": 6, "entrance": 6,
     "checks": 6, "host": 6, "calls": 6,
+    "front": 6, "web_service": 6,
     "protocols": 6,
-    "web": 5,
+    "web": 5, "remote": 5,
     "batching": 4,
     "pool": 3, "inside": 3,
     "ipc": 2,
@@ -45,7 +46,7 @@ PURE = {
     "web.budget", "calls.window", "offline.done", "offline.progress", "offline.faults", "cli.top.watch",
     "tuning.fit", "tuning.model", "tuning.room", "tuning.simulation", "tuning.search", "tuning.text",
     "pool.lifecycle", "pool.watchdog", "pool.recycling", "inside.isolation",
-    "ipc.frames", "ipc.arena", "ipc.reference", "ipc.ledger",
+    "ipc.frames", "ipc.arena", "ipc.reference", "ipc.ledger", "remote.frames", "remote.counts",
 }  # fmt: skip
 IMPURE = {"asyncio", "socket", "time", "threading", "multiprocessing", "signal", "subprocess", "os", "select"}
 HEAVY = {
