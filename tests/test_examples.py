@@ -56,4 +56,4 @@ def test_without_a_server_a_client_says_so_in_one_line(example: str, tmp_path: P
 def test_the_table_has_a_row_for_each_example() -> None:
     rows = re.findall(r"^\| \[(\w+)\]\((\w+)\) \|", (EXAMPLES / "README.md").read_text(), re.MULTILINE)
     assert [(name, folder) for name, folder in rows if name != folder] == []
-    assert sorted(name for name, _ in rows) == sorted(path.parent.name for path in EXAMPLES.glob("*/server.py"))
+    assert sorted(name for name, _ in rows) == sorted(path.parent.name for path in EXAMPLES.glob("*/README.md"))
