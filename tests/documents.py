@@ -38,8 +38,9 @@ NEEDS_MORE_THAN_A_SCHEMA = {
     "segment_anything",
     "sentiment",
     "stable_diffusion",
+    "transcribe",
 }
-LARGE_MODELS = NEEDS_MORE_THAN_A_SCHEMA - {"environment", "fastapi_app", "onnx_classifier"}
+LARGE_MODELS = NEEDS_MORE_THAN_A_SCHEMA - {"environment", "fastapi_app", "onnx_classifier", "transcribe"}
 
 
 def assert_keeps_to_its_document(example: str, program: Program, folder: Path, prefix: str = "") -> None:

@@ -33,7 +33,7 @@ def usage(example: str, folder: Path) -> list[str]:
     [line] = re.findall(rf"python examples/{example}/client\.py (.*)", text)[:1]
     arguments = shlex.split(line, comments=True)
     for argument in arguments:
-        if re.fullmatch(r"[\w/-]+\.(png|jpg|md|txt)", argument):
+        if re.fullmatch(r"[\w/-]+\.(png|jpg|md|txt|wav)", argument):
             file = folder / argument
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_bytes(png())
