@@ -169,7 +169,7 @@ def test_the_readme_leads_to_every_page_that_stands_in_the_repository() -> None:
 
 
 # Pages that are there on the site alone.
-MADE = ("reference.md", "contributing.md", "changelog.md")
+MADE = ("api.md", "reference.md", "contributing.md", "changelog.md")
 
 
 @pytest.mark.parametrize("page", ["README.md", *sorted(f"docs/{path.name}" for path in DOCS.glob("*.md"))])
