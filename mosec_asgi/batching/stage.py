@@ -126,6 +126,14 @@ class StagePlan:
         return self.specs[0].timeout
 
     @property
+    def steered_target(self) -> float:
+        """The seconds that a task should be at the stage, where batches are formed by that; else 0.
+
+        Streams of a batch end one by one, when their clients have read them: what they take says nothing of a batch.
+        """
+        return 0.0 if self.streams else self.latency_target
+
+    @property
     def sure_wait(self) -> float:
         """Seconds that an idle worker waits for a batch to fill, if it always does."""
         return 0.0 if self.adaptive or self.batch_size == 1 else self.max_wait
@@ -208,6 +216,7 @@ class Stage:
             concurrency=plan.concurrency,
             ordered=plan.ordered,
             rules=plan.rules,
+            latency_target=plan.steered_target,
         )
         self.pool = Supervisor(
             plan.specs,
@@ -316,7 +325,13 @@ class Stage:
             adaptive=values.adaptive,
             latency_target=values.latency_target,
         )
-        self.scheduler.configure(plan.batch_size, plan.max_wait, adaptive=plan.adaptive, concurrency=plan.concurrency)
+        self.scheduler.configure(
+            plan.batch_size,
+            plan.max_wait,
+            adaptive=plan.adaptive,
+            concurrency=plan.concurrency,
+            latency_target=plan.steered_target,
+        )
         self.admission.configure(
             batch_size=plan.batch_size,
             concurrency=plan.concurrency,
@@ -530,7 +545,7 @@ class Stage:
         """Answer the tasks that could be sent now and can no longer be finished in time."""
         pressing = self.scheduler.pressing(now + self.admission.margin)
         if pressing:
-            together = min(self.plan.batch_size, self.scheduler.queued)
+            together = self.scheduler.together
             for task in pressing:
                 if self._owner.is_late(task, together, now):
                     self._owner.too_late(task, now)
