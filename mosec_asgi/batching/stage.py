@@ -439,6 +439,9 @@ class Stage:
                 payload.drop()
         # Measured when the answers are on their way, so that clients do not wait for it.
         if tasks:
+            steering = self.scheduler.steering
+            if steering is not None:
+                self.admission.batches_of(steering.usual_size(self.admission.slots))
             self.admission.answered(len(tasks), began, now, units=units, wanted=wanted > 0)
         if (told := self.events.answered) is not None:
             told(worker.worker_id, tasks, seconds, wanted, now)

@@ -48,10 +48,12 @@ class Bounds(NamedTuple):
     Attributes:
         floor: no batch is smaller for the sake of those that are nearly due, while more than that waits.
         most: no batch is larger.
+        lasting: batches of this amount can follow each other within the target.
     """
 
     floor: float
     most: float
+    lasting: float
 
 
 class Fit(NamedTuple):
@@ -143,21 +145,28 @@ class Steering:
         cap = self._most if self._costs else float(self._size)
         grown = min(cap, times.growth)
         if not times.known or not self.reached:
-            return Bounds(grown, grown)
+            return Bounds(grown, grown, grown)
         largest = min(cap, times.within(self.target))
         if math.isinf(largest):
-            return Bounds(grown, grown)
+            return Bounds(grown, grown, grown)
         lasting = times.within(self.target / (1.0 + 1.0 / slots))
         rate = ENOUGH * largest / (times.fixed + times.per_unit * largest)
         enough = rate * times.fixed / (1.0 - rate * times.per_unit) if times.fixed else 1.0
         most = min(grown, largest)
-        return Bounds(min(most, max(1.0, lasting, enough)), most)
+        return Bounds(min(most, max(1.0, lasting, enough)), most, lasting)
 
     def size(self, slots: int) -> int:
         """Return how many tasks there are in a batch where more wait than one holds."""
         if self._costs or not self.reached:
             return self._size
         return max(1, min(self._size, int(self.bounds(slots).most)))
+
+    def usual_size(self, slots: int) -> int:
+        """Return the size of batches that follow each other where there is always work, for an estimate of the wait."""
+        if self._costs or not self.reached or not self.times.known:
+            return self._size
+        floor, _, lasting = self.bounds(slots)
+        return max(1, min(self._size, int(lasting if 2.0 * lasting >= floor else floor)))
 
     def due(self, task: Task) -> float:
         """Return when a task is due."""
@@ -172,7 +181,7 @@ class Steering:
             slots: how many batches run at a time.
         """
         times, target = self.times, self.target
-        floor, most = self.bounds(slots)
+        floor, most, _ = self.bounds(slots)
         bounded = times.known and self.reached
         fixed, per_unit = start + times.factor * times.fixed, times.factor * times.per_unit
         late = fixed + per_unit * floor
