@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from mosec_asgi.messages import Call, Chunk, Credit, Outcome
-from mosec_asgi.observing.statistics import WorkerReport
+from mosec_asgi.observing.statistics import BatchLine, WorkerReport
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +31,7 @@ class StageStatistics:
         concurrency: tasks, or batches where there is batching, that a worker runs at a time.
         places: its workers.
         draining: workers that are being replaced, and answer what they have.
+        batch_line: what a batch takes, where a latency target bounds batches and that is known.
     """
 
     name: str
@@ -46,6 +47,7 @@ class StageStatistics:
     concurrency: int = 1
     places: tuple[WorkerReport, ...] = ()
     draining: int = 0
+    batch_line: BatchLine | None = None
 
 
 @dataclass(frozen=True, slots=True)

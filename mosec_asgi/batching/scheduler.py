@@ -33,6 +33,7 @@ from mosec_asgi.batching.policy.steering import Steering
 from mosec_asgi.batching.policy.window import WindowPolicy
 from mosec_asgi.batching.queue import TaskQueue
 from mosec_asgi.batching.task import Task
+from mosec_asgi.observing.statistics import BatchLine
 
 
 @dataclass(slots=True)
@@ -260,11 +261,21 @@ class Scheduler(Generic[WorkerKey]):
             self.steering.learn([task for task in tasks if task.batch == first], count, seconds)
 
     @property
+    def slots(self) -> int:
+        """Batches, or tasks where there is no batching, that run at a time; where no worker is ready, those of one."""
+        return max(1, self.workers) * self.loads.concurrency
+
+    @property
+    def batch_line(self) -> BatchLine | None:
+        """What batches take, where a latency target bounds them and that is known."""
+        return None if self.steering is None else self.steering.line(self.slots)
+
+    @property
     def together(self) -> int:
         """The most tasks that the next batch may hold, with those that wait: fewer where a latency target bounds it."""
         if self.steering is None:
             return min(self._size, self.queue.live)
-        return min(self.steering.size(max(1, self.workers) * self.loads.concurrency), self.queue.live)
+        return min(self.steering.size(self.slots), self.queue.live)
 
     def pressing(self, before: float) -> list[Task]:
         """Return the tasks whose deadline is before a time, of those that could be sent to some worker now."""

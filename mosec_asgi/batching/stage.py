@@ -285,6 +285,7 @@ class Stage:
             self.plan.concurrency,
             tuple(self._worker_report(place, now) for place in self.pool.places),
             self.pool.draining,
+            self.scheduler.batch_line,
         )
 
     def _worker_report(self, place: Place, now: float) -> WorkerReport:
@@ -441,7 +442,7 @@ class Stage:
         if tasks:
             steering = self.scheduler.steering
             if steering is not None:
-                self.admission.batches_of(steering.usual_size(self.admission.slots))
+                self.admission.batches_of(steering.usual_size(self.scheduler.slots))
             self.admission.answered(len(tasks), began, now, units=units, wanted=wanted > 0)
         if (told := self.events.answered) is not None:
             told(worker.worker_id, tasks, seconds, wanted, now)

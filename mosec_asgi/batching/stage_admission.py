@@ -113,7 +113,8 @@ class StageAdmission:
 
     __slots__ = (
         "_batch_size", "_before_next", "_concurrency", "_every", "_first_pause", "_firsts", "_max_wait",
-        "_most",         "_no_worker_since", "_pause", "_progress", "_read_due", "_soon", "_soon_due", "_start", "careful", "caution",
+        "_most", "_no_worker_since", "_pause", "_progress", "_read_due", "_soon", "_soon_due", "_start", "careful",
+        "caution",
         "coming", "direct", "done", "down", "due", "easy", "known", "load", "margin", "offered", "on_change",
         "per_task", "pressure", "shared", "short", "slots", "supply", "supply_scatter", "target", "times", "upstream",
     )  # fmt: skip

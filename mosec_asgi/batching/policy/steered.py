@@ -126,5 +126,8 @@ def _worker(steering: Steering, loads: Loads[WorkerKey], now: float) -> tuple[Wo
     worker = idle(loads)
     if worker is not None:
         return worker, now, False
+    if not steering.times.known:
+        # When the worker will be free is not known, nor how large a batch may be then.
+        return None
     found = steering.first_to_be_free(loads, now)
     return None if found is None else (*found, True)

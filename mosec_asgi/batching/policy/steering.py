@@ -33,6 +33,7 @@ from mosec_asgi.batching.loads import Load, Loads
 from mosec_asgi.batching.policy import WorkerKey
 from mosec_asgi.batching.policy.rules import Rules
 from mosec_asgi.batching.task import State, Task
+from mosec_asgi.observing.statistics import BatchLine
 
 # Of what a worker does with the largest batches that the target allows, how much it does with those of the floor.
 ENOUGH = 0.95
@@ -147,7 +148,7 @@ class Steering:
         if not times.known or not self.reached:
             return Bounds(grown, grown, grown)
         largest = min(cap, times.within(self.target))
-        if math.isinf(largest):
+        if math.isinf(largest) or not times.of(largest):
             return Bounds(grown, grown, grown)
         lasting = times.within(self.target / (1.0 + 1.0 / slots))
         rate = ENOUGH * largest / (times.fixed + times.per_unit * largest)
@@ -166,7 +167,12 @@ class Steering:
         if self._costs or not self.reached or not self.times.known:
             return self._size
         floor, _, lasting = self.bounds(slots)
-        return max(1, min(self._size, int(lasting if 2.0 * lasting >= floor else floor)))
+        return max(1, int(min(self._size, lasting if 2.0 * lasting >= floor else floor)))
+
+    def line(self, slots: int) -> BatchLine | None:
+        """Return what is known, for whoever looks on; None while that is nothing."""
+        times = self.times
+        return BatchLine(times.fixed, times.per_unit, self.bounds(slots).most) if times.known else None
 
     def due(self, task: Task) -> float:
         """Return when a task is due."""
