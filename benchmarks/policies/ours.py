@@ -61,10 +61,6 @@ class Ours:
     def decide(self, now: float) -> tuple[Orders, float | None]:
         """Return the batches to send, and when to ask again."""
         assignments, wake_at = self._scheduler.assign(now)
-        for each in assignments:
-            # As a stage notes it when it sends them.
-            for task in each.tasks:
-                task.began = now
         return [(each.worker, [self._jobs[task.id] for task in each.tasks]) for each in assignments], wake_at
 
     def timer(self, when: float, now: float) -> float:

@@ -305,6 +305,10 @@ class Scheduler(Generic[WorkerKey]):
             pick = self._policy.pick(queue, loads, now)
             if not isinstance(pick, Pick):
                 return assignments, pick
+            if self.steering is not None:
+                # The next pick asks when this worker will be done.
+                for task in pick.tasks:
+                    task.began = now
             self._give(pick, assignments)
         return assignments, None
 

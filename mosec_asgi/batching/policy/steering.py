@@ -147,7 +147,7 @@ class Steering:
         grown = min(cap, times.growth)
         if not times.known or not self.reached:
             return Bounds(grown, grown, grown)
-        largest = min(cap, times.within(self.target))
+        largest = min(cap, times.within(self.target) * (1.0 + ROUNDING))
         if math.isinf(largest) or not times.of(largest):
             return Bounds(grown, grown, grown)
         lasting = times.within(self.target / (1.0 + 1.0 / slots))
