@@ -108,7 +108,8 @@ class Runtime:
                 interrupted: one whose `forward` exceeds the timeout is given up and replaced, and runs on until it
                 returns. Or a function that makes a `pool.link.Launcher` of the stage's plan and the event loop.
             latency_target: milliseconds that a task should spend at this stage at most; a call that would wait and be
-                there for longer is refused with 429. 0 leaves it to the deadline and the load.
+                there for longer is refused with 429, and no batch is formed that would take longer by what is
+                learned of batches; see docs/batching.md. 0 leaves it to the deadline and the load.
             methods: of HTTP, that the routes take of which this is the first stage: of GET, POST, PUT, PATCH and
                 DELETE; None for POST. HEAD comes with GET, and OPTIONS is always answered. A GET or DELETE without a
                 body gives `forward` None: the worker says `takes_request`, and reads the query there.

@@ -177,7 +177,7 @@ class Server:
             kwargs: the same by name.
             executor: what the workers run on: "process", or "thread"; see `Runtime`.
             latency_target: milliseconds that a task should spend at this stage at most; calls that would wait and be
-                there for longer are refused with 429. 0 for no such wish.
+                there for longer are refused with 429, and batches are no larger than that allows. 0 for no such wish.
             methods: of HTTP, that the route takes; the first stage says them, for POST alone leave it out. See
                 `Runtime`.
             max_calls: calls that a worker answers before another takes its place, without a call lost; 0 for no limit.
