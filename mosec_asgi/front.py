@@ -20,6 +20,7 @@ from mosec_asgi.errors import StartupError
 from mosec_asgi.host.memory import memory_limit
 from mosec_asgi.observing.custom import CustomMetrics
 from mosec_asgi.observing.metrics import ServiceMetrics
+from mosec_asgi.request import Request
 from mosec_asgi.runtime import Runtime
 from mosec_asgi.streaming import response_type, streams
 from mosec_asgi.version import SERVER

@@ -41,11 +41,6 @@ class PutPayload:
         """Leave this memory as plain bytes."""
         return bytes, (self.copy(),)
 
-    def copy(self) -> bytes:
-        """Return it as plain bytes; a pickle is made anew."""
-        taken = self.memory.read(self.description)
-        return taken if isinstance(taken, bytes) else taken.copy()
-
     def read(self) -> bytes:
         """Return a copy of what was put as bytes.
 
@@ -56,6 +51,11 @@ class PutPayload:
         if not isinstance(taken, bytes):
             raise FrameError("an object in shared memory is not read as bytes")
         return taken
+
+    def copy(self) -> bytes:
+        """Return a copy of what was put, an object as one pickle; it stays where it is."""
+        taken = self.memory.read(self.description)
+        return taken if isinstance(taken, bytes) else pickle.dumps(taken.load(), protocol=5)
 
     def load(self) -> Any:
         """Return the object that is pickled here."""
