@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
 import multiprocessing.process
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from mosec_asgi.errors import DefinitionError
 
 if TYPE_CHECKING:
     from starlette.middleware import Middleware
+
+    from mosec_asgi.request import Request
 
 
 def checked_middleware(given: Any) -> list[Middleware]:
@@ -26,6 +29,25 @@ def checked_middleware(given: Any) -> list[Middleware]:
         if not isinstance(each, Middleware):
             raise DefinitionError(f"{each!r} in middleware is no Middleware object; {remedy}")
     return list(given)
+
+
+def checked_tenant(given: Any) -> Callable[[Request], str] | None:
+    """Return what `Server(tenant=...)` was given, if it is a function of a request."""
+    if given is None:
+        return None
+    remedy = "write `def tenant(request): return request.query.get('user', '')`, and pass the function"
+    if not callable(given) or inspect.iscoroutinefunction(given):
+        raise DefinitionError(f"tenant must be a plain function that returns a text, not {given!r}; {remedy}")
+    try:
+        signature = inspect.signature(given)
+    except (TypeError, ValueError):
+        # Written in C, and says nothing.
+        return given  # type: ignore[no-any-return]
+    try:
+        signature.bind(None)
+    except TypeError as error:
+        raise DefinitionError(f"tenant is called with a request, and takes {signature}: {error}; {remedy}") from None
+    return given  # type: ignore[no-any-return]
 
 
 def check_main_guard(what: str) -> None:

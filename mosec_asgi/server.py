@@ -13,7 +13,7 @@ from multiprocessing.process import BaseProcess
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from mosec_asgi import config, log
-from mosec_asgi.checks import check_main_guard, check_no_loop, checked_middleware
+from mosec_asgi.checks import check_main_guard, check_no_loop, checked_middleware, checked_tenant
 from mosec_asgi.defined import DEFAULT_ROUTE, Defined
 from mosec_asgi.entrance import Entrance
 from mosec_asgi.errors import DefinitionError, StartupError
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from mosec_asgi.calls.inference import Inference
     from mosec_asgi.host.run import Hosting
     from mosec_asgi.observing.statistics import ServiceReport
+    from mosec_asgi.request import Request
     from mosec_asgi.service import Platform, Service
     from mosec_asgi.steering import Steering
     from mosec_asgi.web.direct import DirectRoutes
@@ -62,13 +63,22 @@ class Server:
     # Set while a command imports the module of a service, which must not begin to serve by that.
     _only_imported: ClassVar[bool] = False
 
-    def __init__(self, *, middleware: Sequence[Middleware] = (), **settings: Any) -> None:
+    def __init__(
+        self,
+        *,
+        middleware: Sequence[Middleware] = (),
+        tenant: Callable[[Request], str] | None = None,
+        **settings: Any,
+    ) -> None:
         """Begin with no stages.
 
         Args:
             middleware: `starlette.middleware.Middleware` objects, the outermost first; each request goes through them,
                 `/metrics` and the documents included. With middleware, `run()` serves all requests through ASGI, which
                 takes longer.
+            tenant: returns on whose behalf a request comes, where tenants are to have their turns; empty for nobody's.
+                It is asked once for each request of a client, on the event loop, in place of the setting
+                `tenant_header`. See docs/batching.md.
             **settings: see `config.Settings`: capacity, timeout (milliseconds), wait (milliseconds), start_timeout
                 (milliseconds), event_timeout (milliseconds), stall_timeout (milliseconds), stream_buffer (bytes),
                 load_shedding, address, port, uds, ssl_certfile, ssl_keyfile, namespace, log_level, debug,
@@ -82,6 +92,7 @@ class Server:
         """
         self._keywords = config.check_keywords(settings)
         self._middleware = checked_middleware(middleware)
+        self._tenant_of = checked_tenant(tenant)
         self._defined = Defined()
         self._daemons: dict[str, subprocess.Popen[Any] | BaseProcess] = {}
         self._lifetime = Lifetime(self._start)
@@ -139,6 +150,7 @@ class Server:
         max_batch_cost: int = 0,
         refuse_over_cost: bool = False,
         sort_by_cost: bool = False,
+        coalesce: bool = False,
     ) -> None:
         """Append a stage to the pipeline of one route, or of several that then share its workers.
 
@@ -172,9 +184,10 @@ class Server:
                 `Runtime`. In the place of `num`.
             workers_per_device: workers that share each of the devices.
             max_batch_cost: the most that the items of a batch may cost together, by the worker's `cost(item)`; 0 for no
-                bound. See docs/batching.md for this and the next two.
+                bound. See docs/batching.md for this and the next three.
             refuse_over_cost: refuse an item that costs more with 413; otherwise it runs alone.
             sort_by_cost: form batches of items of like cost, for a model that pads them to the longest.
+            coalesce: compute equal inputs that wait or run at the same time once.
 
         Raises:
             DefinitionError: an argument does not fit, or the workers have been started; the text says what to change.
@@ -204,6 +217,7 @@ class Server:
             max_batch_cost=max_batch_cost,
             refuse_over_cost=refuse_over_cost,
             sort_by_cost=sort_by_cost,
+            coalesce=coalesce,
         )
         self._defined.append(runtime, route)
 
@@ -349,6 +363,13 @@ class Server:
     def settings_with(self, command_line: Mapping[str, Any]) -> config.Settings:
         """Return the settings of the service with those of a command line, by name, which win."""
         return config.resolve(self._keywords, None, command_line)
+
+    def announce_end(self) -> None:
+        """Say that the end is near: `/readyz` answers 503 from here on, while requests are still admitted.
+
+        A load balancer that asks for it sends its requests elsewhere; see `close`.
+        """
+        self._lifetime.announce_end()
 
     def close(self) -> None:
         """Admit no more requests: `/readyz` and new requests answer 503 from here on, and admitted ones finish."""
@@ -665,6 +686,7 @@ class Server:
             document=self.openapi,
             middleware=self._middleware,
             protocols=self._defined.protocols,
+            tenant_of=self._tenant_of,
         )
 
         def answering() -> None:

@@ -95,6 +95,7 @@ class Service:
         document: Callable[[], dict[str, Any]] | None = None,
         middleware: Sequence[Middleware] = (),
         protocols: Sequence[Protocol] = (),
+        tenant_of: Callable[[Request], str] | None = None,
     ) -> None:
         """Put the parts together; nothing is started.
 
@@ -108,6 +109,7 @@ class Service:
             document: makes the OpenAPI document; None for that of the routes.
             middleware: what each request goes through; the first is the outermost.
             protocols: in which clients speak to the workers beside the plain routes.
+            tenant_of: says on whose behalf a request comes; None where a header does, or nothing.
         """
         self.loop = asyncio.get_running_loop()
         self._thread = get_ident()
@@ -121,6 +123,7 @@ class Service:
         self._document = document or functools.partial(openapi_document, routes, settings, protocols)
         self._middleware = middleware
         self._protocols = protocols
+        self._tenant_of = tenant_of
         self._clock = platform.clock if platform else time.monotonic
         self._tracing = _tracing(settings, self._clock) if settings.tracing else None
         placing = None if platform else place
@@ -139,6 +142,7 @@ class Service:
                     batched=plan.batch_size > 1,
                     streams=plan.streams,
                     costed=bool(plan.rules.max_cost) or plan.rules.by_cost,
+                    coalesces=plan.coalesce,
                 )
                 for plan in stages
             ],
@@ -259,6 +263,10 @@ class Service:
             await self._close_tracing()
             self._let_go()
 
+    def announce_end(self) -> None:
+        """Say at `/readyz` that the end is near; requests are still admitted."""
+        self._coordinator.announce_end()
+
     def close(self) -> None:
         """Admit no more requests."""
         self._coordinator.close()
@@ -372,7 +380,7 @@ class Service:
         """Return what is read of a request for its place among others."""
         from mosec_asgi.web.protocols.ordering import ordering_of
 
-        return ordering_of(self._settings)
+        return ordering_of(self._settings, self._tenant_of)
 
     def _protocol_routes(self, objects: Objects) -> list[ProtocolRoute]:
         """Return the routes of the protocols."""

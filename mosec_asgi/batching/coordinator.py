@@ -137,6 +137,7 @@ class Coordinator:
         self._admission: Admission
         self._admitted: dict[int, Task] = {}
         self._closing = False
+        self._end_announced = False
         self._loading = True
         # What a client can cause by itself: it may ask for a time of a millisecond.
         self._ration = Ration(logger, lambda seconds, say: self._loop.call_later(seconds, say), clock)
@@ -245,6 +246,10 @@ class Coordinator:
         for launcher in self._launchers:
             launcher.close()
 
+    def announce_end(self) -> None:
+        """Show in the statistics, and so at `/readyz`, that the end is near; requests are still admitted."""
+        self._end_announced = True
+
     def close(self) -> None:
         """Admit no more requests: the answer is 503 from here on."""
         self._closing = True
@@ -287,12 +292,12 @@ class Coordinator:
         stages = self._routes[call.route].stages
         timeout = self._limits.timeout if call.timeout is None else min(call.timeout, self._limits.timeout)
         now = self._clock()
-        other: Task | None = None
+        others: Sequence[Task] = ()
         if not self._admission.is_calm(call.route, len(self._admitted), timeout, now):
             refusal = self._refusal(stages, timeout, now)
             if refusal is not None:
-                other = self._yields_to(call, refusal)
-                if other is None:
+                others = self._yields_to(call, refusal)
+                if not others:
                     self._refuse(call, caller, refusal, now)
                     return
         deadline = now + timeout
@@ -303,7 +308,7 @@ class Coordinator:
         if self._admission.follows[call.route]:
             self._admission.admitted(stages)
         self._stages[stages[0]].enqueue(task, now)
-        if other is not None:
+        for other in others:
             self._give_way(other, now)
 
     def credit(self, credit: Credit) -> None:
@@ -334,7 +339,9 @@ class Coordinator:
         """Return how things stand."""
         now = self._clock()
         stages = tuple(stage.statistics(now) for stage in self._stages)
-        return Statistics(len(self._admitted), self._closing, stages, self._shared_memory(), self._loading)
+        return Statistics(
+            len(self._admitted), self._closing or self._end_announced, stages, self._shared_memory(), self._loading
+        )
 
     def _refusal(self, stages: tuple[int, ...], timeout: float, now: float) -> Refusal | None:
         if self._closing:
@@ -349,11 +356,13 @@ class Coordinator:
                 return Refusal(Reason.STAGE_DOWN, stage)
         return self._admission.judge(stages, timeout, now)
 
-    def _yields_to(self, call: Call, refusal: Refusal) -> Task | None:
-        """Return the task that gives its place to a call that would be refused; None where none does."""
+    def _yields_to(self, call: Call, refusal: Refusal) -> Sequence[Task]:
+        """Return the tasks that give their place to a call that would be refused; empty where none does."""
         if refusal.reason not in ANSWERS_TO_TOO_MANY:
-            return None
-        return self._stages[refusal.stage].scheduler.yields_to(call.priority, call.tenant, call.cost)
+            return ()
+        # Of several that share the work for one, each takes a place in the service, and all of them one in the queue.
+        whole = refusal.reason is not Reason.CAPACITY
+        return self._stages[refusal.stage].yields_to(call.priority, call.tenant, call.cost, whole=whole)
 
     def _give_way(self, task: Task, now: float) -> None:
         """Answer a task that waits and that has given its place to another, if it still waits."""
@@ -389,14 +398,14 @@ class Coordinator:
         """A time before which no task's deadline is."""
         return self._sweep_timer.when
 
-    def answered(self, task: Task, code: int, payload: Payload, now: float) -> None:
-        """Take a worker's answer to `task`: on to the next stage, or to its client."""
+    def answered(self, task: Task, code: int, payload: Payload, now: float, among: int = 1) -> None:
+        """Take a worker's answer to `task`, one of `among`: on to the next stage, or to its client."""
         head = b""
         if code == OK:
             if not task.at_last_stage:
                 task.advance(payload, now)
                 self._admission.arrived(task.stage)
-                self._stages[task.stages[task.position]].enqueue(task, now)
+                self._stages[task.stages[task.position]].enqueue(task, now, among)
                 return
         elif code == REPLY:
             code, payload, head = self._reply(task, payload)

@@ -264,6 +264,16 @@ class StageAdmission:
                 pause.until, pause.seconds = now, seconds
         return False
 
+    def joined(self, *, first: bool) -> None:
+        """Note that a call, which was counted as it came, shares the work of another.
+
+        Args:
+            first: this is the first stage of its route.
+        """
+        self.offered.count -= 1
+        if first and self.shared:
+            self.direct.count -= 1
+
     def worker_ready(self, seconds: float) -> None:
         """Note that there is one more worker, `seconds` after its launch."""
         self._start = seconds

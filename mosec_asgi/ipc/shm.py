@@ -349,7 +349,7 @@ class SharedPayload:
 
     def __reduce__(self) -> tuple[type[bytes], tuple[bytes]]:
         """Leave this memory as plain bytes, as if the worker had sent them through its pipe."""
-        return bytes, (self._inline(),)
+        return bytes, (self.copy(),)
 
     def read(self) -> bytes:
         """Return a copy.
@@ -388,7 +388,8 @@ class SharedPayload:
         """Note that the task does not need it any more. To be called once."""
         self._ledger.drop(self.blocks)
 
-    def _inline(self) -> bytes:
+    def copy(self) -> bytes:
+        """Return it as plain bytes, as if the worker had sent them through its pipe; a pickle is made anew."""
         contents = self._contents
         if contents.kind is reference.Kind.BYTES:
             return self.read()

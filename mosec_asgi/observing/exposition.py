@@ -156,6 +156,14 @@ class Exposition:
         yield self._counter(
             "tasks_cancelled", "tasks whose client left while at a stage", stages, [s.cancellations for s in stages]
         )
+        coalescing = [stage for stage in stages if stage.coalesces]
+        if coalescing:
+            yield self._counter(
+                "tasks_coalesced",
+                "requests that waited for the answer to another with an equal input, at a stage with coalesce",
+                coalescing,
+                [stage.coalesced for stage in coalescing],
+            )
         yield from self._stream_metrics([stage for stage in stages if stage.streams])
 
     def _batch_lines(self, stages: Sequence[tuple[StageMetrics, BatchLine | None]]) -> Iterator[Metric]:

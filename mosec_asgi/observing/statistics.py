@@ -82,6 +82,7 @@ class StageReport:
         process: how long workers took for a task, or a batch where there is batching.
         in_time: tasks that workers have answered while a client waited.
         in_vain: tasks that workers have answered when no client waited any more.
+        coalesced: calls that waited for the answer to another with an equal input, at a stage with `coalesce`.
         refused: calls that were refused because of this stage, by the reason.
         timed_out: tasks answered 408 here.
         cancelled: tasks whose client left while they were here.
@@ -115,6 +116,7 @@ class StageReport:
     streams_open: int = 0
     events: int = 0
     first_event: Distribution = EMPTY
+    coalesced: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -313,6 +315,7 @@ def _stage(measured: StageMetrics, now: StageNow, routes: tuple[str, ...]) -> St
         streams_open=measured.streams_open,
         events=measured.events,
         first_event=_distribution(measured.first_event) if measured.streams else EMPTY,
+        coalesced=measured.coalesced,
     )
 
 

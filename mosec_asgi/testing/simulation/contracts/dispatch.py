@@ -13,7 +13,7 @@ from mosec_asgi.testing.simulation.contracts.contract import Contract
 from mosec_asgi.testing.simulation.contracts.dues import TOLERANCE
 from mosec_asgi.testing.simulation.contracts.journal import Journal
 from mosec_asgi.testing.simulation.contracts.waiting import Waiting
-from mosec_asgi.testing.simulation.model import Case, Life, ServiceModel
+from mosec_asgi.testing.simulation.model import Case, Flight, Life, ServiceModel
 
 # A worker that needs as long for a task is sent no second one before it has answered.
 SLOW_SECONDS = 0.002
@@ -43,13 +43,13 @@ class Dispatch(Checker):
         for task_id, flags, name, payload in zip(
             message.ids, message.flags, message.request_ids, message.payloads, strict=True
         ):
-            case = self._live(name, life)
+            case = self._live(task_id, name, life)
             journal.require(case.id == task_id, Contract.RIGHT_ANSWER, "%s was sent as task %d", case, task_id)
             self._waiting.starts(stage, case, before)
             before = case
             self._check_content(case, flags, payload)
             self._check_attempts(case, stage.plan.max_attempts)
-            case.life = life
+            case.belongs_to(life)
             life.unheard[task_id] = case
             life.units[task_id] = message.ids[0]
         self._check_company(life, [life.unheard[task_id] for task_id in message.ids])
@@ -60,8 +60,15 @@ class Dispatch(Checker):
         self._check_amount(life, len(message.ids), ahead)
         stage.note_work(now)
 
-    def _live(self, name: str, life: Life) -> Case:
+    def _live(self, task_id: int, name: str, life: Life) -> Case:
+        unit = life.stage.unit_of(task_id)
+        if isinstance(unit, Flight):
+            self._journal.require(unit.name == name, Contract.RIGHT_ANSWER, "%s was sent as %s", unit, name)
+            self._journal.count("work for several" if len(unit.live) > 1 else "work for one that others may share")
+            return unit
         case = self._service.open.get(name)
+        if case is not None and case.flight is not None:
+            raise self._journal.fail(Contract.ONCE, f"{case} was sent to {life}, and {case.flight} is equal")
         if case is None or case.done or case.left or case.submitted > case.admitted:
             raise self._journal.fail(Contract.CANCELLATION, f"{name} was sent to {life} though it is over")
         return case
