@@ -53,7 +53,7 @@ async def test_batches_grow_until_one_fails_and_each_is_measured_by_items_and_by
     assert [label.cost for label in measured.labels] == [1, 2, 3, 4]
     assert measured.refused == 0
     for point in measured.by_items:
-        assert point.seconds >= FIXED + PER_ITEM * point.load * 0.999
+        assert point.seconds >= FIXED + PER_ITEM * point.x * 0.999
     assert len(measured.by_cost) == len(measured.by_items)
     assert measured.memory > 0
 
