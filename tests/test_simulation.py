@@ -64,8 +64,8 @@ def test_whatever_happens_the_contracts_hold() -> None:
     ends = {"workers stuck", "workers too long in starting", "workers too long in stopping", "stages down"}
     reasons = {"refusals for its latency target", "refusals for its time"}
     ways = {"histories with pickled messages", "payloads in memory", "answers looked for"}
-    ways |= {"batches for a target"}
     ways |= {"batches of a key", "batches within a budget", "work for several", "work for one that others may share"}
+    ways |= {"batches for a target"}
     changes = {"changes: scale", "changes: configure", "changes: restart", "changes failed", "changes given up"}
     changes |= {"successors launched", "workers recycled", "workers too long in draining"}
     assert outcomes | ends | reasons | ways | changes | {"services healed", "services that could not start"} <= happened

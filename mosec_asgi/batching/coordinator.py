@@ -19,7 +19,7 @@ from mosec_asgi import errors, log
 from mosec_asgi.batching import changes
 from mosec_asgi.batching.admission import Admission, Reason, Refusal
 from mosec_asgi.batching.changes import StageValues
-from mosec_asgi.batching.engine import Caller, Statistics
+from mosec_asgi.batching.engine import TAKES_HELD, Caller, Statistics
 from mosec_asgi.batching.flow import Flow
 from mosec_asgi.batching.scheduler import Scheduler
 from mosec_asgi.batching.stage import Stage, StagePlan
@@ -413,7 +413,7 @@ class Coordinator:
             # Its client waits: a task that nobody waits for has been settled before.
             code, payload = self._not_left(task, payload)
         # The result of a call of objects is read by its caller, where it lies.
-        if not (isinstance(payload, bytes) or (task.objects and task.flow is None)):
+        if not (isinstance(payload, bytes) or (task.flow is None and (task.objects or _takes_held(task.caller, code)))):
             code, payload = self._read(task, code, payload)
         self._settle(task, _new(Outcome, (task.id, code, payload, None, head, task.times)))
 
@@ -555,6 +555,11 @@ class Coordinator:
                 self.timed_out(task)
         if self._admitted:
             self._sweep_timer.set(min(task.deadline for task in self._admitted.values()))
+
+
+def _takes_held(caller: Caller, code: int) -> bool:
+    """Whether a caller reads a large result where it lies, though it is bytes for a client: see `engine.TAKES_HELD`."""
+    return code == OK and getattr(caller, TAKES_HELD, False)
 
 
 def _tell(caller: Caller, outcome: Outcome, request_id: str) -> None:

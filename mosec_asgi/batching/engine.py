@@ -12,6 +12,10 @@ from typing import Protocol
 from mosec_asgi.messages import Call, Chunk, Credit, Outcome
 from mosec_asgi.observing.statistics import BatchLine, WorkerReport
 
+# An attribute of a caller that takes, and drops, results which a link holds, though they are bytes for a client; others
+# are given these as bytes. It is asked for large results alone.
+TAKES_HELD = "takes_held"
+
 
 @dataclass(frozen=True, slots=True)
 class StageStatistics:
@@ -60,6 +64,7 @@ class Statistics:
         stages: in the order of the service's list.
         shared_memory: bytes of shared memory that payloads take.
         loading: the workers are being started for the first time, and no call is admitted yet.
+        away: the engine is another process, which is not there.
     """
 
     admitted: int
@@ -67,6 +72,7 @@ class Statistics:
     stages: tuple[StageStatistics, ...]
     shared_memory: int = 0
     loading: bool = False
+    away: bool = False
 
 
 class Caller(Protocol):
