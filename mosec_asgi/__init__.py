@@ -29,6 +29,7 @@ General layout; each floor imports only from those below it:
     observing/              F1  metrics, their Prometheus text, metrics of users' workers
     worker.py, runtime.py   F1  what users subclass and configure
     streaming.py, events.py F1  the same for streams: ContinuousWorker; Event and its form on the wire
+    hints.py                F1  what a type checker is told of a worker
     stops.py                F1  a text that is written, up to where it stops
     mixin/, formats.py      F1  formats other than the default; what they share
     annotations.py          F1  what forward takes and returns
@@ -38,6 +39,7 @@ General layout; each floor imports only from those below it:
     request.py, reply.py    F0  what a worker may know of a request, and set of its response
     paths.py                F0  routes as users write them
     config.py               F0  settings: keyword < MOSEC_* environment < command line
+    keywords.py             F0  the same as keywords, for editors and type checkers
     log.py, errors.py       F0  log lines; the error tree, and each status that the service answers
     protocol.py             F0  mosec's import path of a part of it
     log_output.py           F0  where log lines go: standard error, without waiting for its reader

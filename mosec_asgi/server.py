@@ -18,11 +18,7 @@ from mosec_asgi.defined import DEFAULT_ROUTE, Defined
 from mosec_asgi.entrance import Entrance
 from mosec_asgi.errors import DefinitionError, StartupError
 from mosec_asgi.lifetime import GivenUp, Lifetime, Running
-from mosec_asgi.runtime import (
-    Runtime,
-    check_importable,
-    check_timeouts,
-)
+from mosec_asgi.runtime import Executor, Method, Runtime, StartMethod, check_importable, check_timeouts
 from mosec_asgi.worker import Worker
 
 if TYPE_CHECKING:
@@ -31,10 +27,12 @@ if TYPE_CHECKING:
 
     from starlette.middleware import Middleware
     from starlette.types import Receive, Scope, Send
+    from typing_extensions import Unpack
 
     from mosec_asgi.calls.blocking import BlockingEngine
     from mosec_asgi.calls.inference import Inference
     from mosec_asgi.host.run import Hosting
+    from mosec_asgi.keywords import Keywords
     from mosec_asgi.observing.statistics import ServiceReport
     from mosec_asgi.request import Request
     from mosec_asgi.service import Platform, WebProcesses
@@ -69,7 +67,7 @@ class Server:
         *,
         middleware: Sequence[Middleware] = (),
         tenant: Callable[[Request], str] | None = None,
-        **settings: Any,
+        **settings: Unpack[Keywords],
     ) -> None:
         """Begin with no stages.
 
@@ -133,7 +131,7 @@ class Server:
         num: int = 1,
         max_batch_size: int = 1,
         max_wait_time: int = 0,
-        start_method: str = "spawn",
+        start_method: StartMethod = "spawn",
         env: list[dict[str, str]] | None = None,
         timeout: float = 0,
         route: str | list[str] = DEFAULT_ROUTE,
@@ -144,9 +142,9 @@ class Server:
         preload: bool = False,
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
-        executor: str | Callable[..., Any] = "process",
+        executor: Executor = "process",
         latency_target: float = 0,
-        methods: Sequence[str] | None = None,
+        methods: Sequence[Method] | None = None,
         max_calls: int = 0,
         max_memory: int = 0,
         devices: str | Sequence[str | int] | None = None,
@@ -179,7 +177,7 @@ class Server:
             kwargs: the same by name.
             executor: what the workers run on: "process", or "thread"; see `Runtime`.
             latency_target: milliseconds that a task should spend at this stage at most; calls that would wait and be
-                there for longer are refused with 429. 0 for no such wish.
+                there for longer are refused with 429, and batches are no larger than that allows. 0 for no such wish.
             methods: of HTTP, that the route takes; the first stage says them, for POST alone leave it out. See
                 `Runtime`.
             max_calls: calls that a worker answers before another takes its place, without a call lost; 0 for no limit.

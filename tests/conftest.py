@@ -28,6 +28,7 @@ LONG = (
     "test_examples_stable_diffusion",
     "test_image",
     "test_openai",
+    "test_typing",
     "test_examples_onnx_classifier",
     "test_cli_tune",
     "test_tuning_search",

@@ -21,6 +21,7 @@ from mosec_asgi.batching.admission import Admission, Reason, Refusal
 from mosec_asgi.batching.changes import StageValues
 from mosec_asgi.batching.engine import TAKES_HELD, Caller, Statistics
 from mosec_asgi.batching.flow import Flow
+from mosec_asgi.batching.scheduler import Scheduler
 from mosec_asgi.batching.stage import Stage, StagePlan
 from mosec_asgi.batching.task import State, Task
 from mosec_asgi.errors import (
@@ -38,7 +39,7 @@ from mosec_asgi.lazy_timer import LazyTimer
 from mosec_asgi.messages import OK, REPLY, Call, Chunk, Credit, LinkError, Outcome, Payload, StageTime, drop_all
 from mosec_asgi.observing.observer import StageObserver
 from mosec_asgi.pool.link import Launcher
-from mosec_asgi.pool.supervisor import CLOSE_SECONDS, DRAIN_SECONDS, STOPPING
+from mosec_asgi.pool.supervisor import CLOSE_SECONDS, DRAIN_SECONDS, STOPPING, PoolWorker
 from mosec_asgi.ration import Ration
 from mosec_asgi.reply import cut
 
@@ -329,6 +330,10 @@ class Coordinator:
             if (told := self._stages[task.stage].events.cancelled) is not None:
                 told(task, self._clock())
             self.failed(task, CLIENT_LEFT)
+
+    def scheduler(self, stage: int) -> Scheduler[PoolWorker]:
+        """Return the scheduler of a stage, for whoever looks on."""
+        return self._stages[stage].scheduler
 
     def statistics(self) -> Statistics:
         """Return how things stand."""
