@@ -13,11 +13,14 @@ General layout; each floor imports only from those below it:
     entrance.py             F6  the server as an ASGI app: lifespan, and requests to a service that does not run yet
     checks.py               F6  what a server refuses of where it is run, and of its middleware
     service.py              F6  a service that runs: engine, app, metrics on one event loop
+    web_service.py          F6  one whose engine is another process: the web side
+    front.py                F6  what callers of either meet: app, calls, protocols' ports
     steering.py             F6  changes while it serves: scale, configure, restart
     admin.py                F6  the Unix socket by which these are asked for
     calls/                  F6  calls from the program itself: infer, stream, engine(), map
     host/                   F6  run() under uvicorn, signals, the dry run
     protocols.py            F6  public names of protocols: OpenAI, and what one's own is made of
+    remote/                 F5  the engine and its callers in different processes
     web/                    F5  HTTP in, HTTP out; the OpenAPI document; uvicorn/: HTTP/1.1 and HTTP/2 under run()
     batching/               F4  the engine: admission, queues, batches, deadlines; engine: what its callers may ask
     pool/                   F3  the live workers of a stage; process/: workers that are processes

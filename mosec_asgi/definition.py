@@ -148,6 +148,7 @@ def plan_stage(
         times=settings.server_timing,
         rules=_rules(runtime, settings),
         labels=runtime.labels,
+        coalesce=runtime.coalesce,
     )
 
 

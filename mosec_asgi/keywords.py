@@ -23,6 +23,8 @@ class Keywords(TypedDict, total=False):
     drain_timeout: int
     max_workers: int
     admin_socket: str
+    http_processes: int
+    engine: str
     load_shedding: bool
     priority_header: bool
     tenant_header: str

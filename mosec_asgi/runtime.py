@@ -78,6 +78,7 @@ class Runtime:
         max_batch_cost: int = 0,
         refuse_over_cost: bool = False,
         sort_by_cost: bool = False,
+        coalesce: bool = False,
     ) -> None:
         """Describe a stage; nothing is started.
 
@@ -107,7 +108,8 @@ class Runtime:
                 interrupted: one whose `forward` exceeds the timeout is given up and replaced, and runs on until it
                 returns. Or a function that makes a `pool.link.Launcher` of the stage's plan and the event loop.
             latency_target: milliseconds that a task should spend at this stage at most; a call that would wait and be
-                there for longer is refused with 429. 0 leaves it to the deadline and the load.
+                there for longer is refused with 429, and no batch is formed that would take longer by what is
+                learned of batches; see docs/batching.md. 0 leaves it to the deadline and the load.
             methods: of HTTP, that the routes take of which this is the first stage: of GET, POST, PUT, PATCH and
                 DELETE; None for POST. HEAD comes with GET, and OPTIONS is always answered. A GET or DELETE without a
                 body gives `forward` None: the worker says `takes_request`, and reads the query there.
@@ -125,6 +127,8 @@ class Runtime:
             refuse_over_cost: refuse such an item with 413.
             sort_by_cost: form batches of items of like cost among those that wait, for a model that pads them to the
                 longest; `max_batch_cost` then bounds the cost of the longest times the number of items.
+            coalesce: compute equal inputs that are at the stage at the same time once, for a `forward` whose result
+                depends on its input alone. See docs/batching.md.
 
         Raises:
             DefinitionError: an argument does not fit; the text says what to change.
@@ -171,6 +175,7 @@ class Runtime:
         self.labels = _checked_labels(self.worker, self.max_batch_cost, refuse_over_cost, sort_by_cost)
         if self.labels is not None and (self.max_batch_size == 1 or issubclass(self.worker, ContinuousWorker)):
             self._check_unbatched()
+        self.coalesce = _checked_coalesce(self.worker, coalesce)
         self._advise()
         # Orders the stages of a server as they were written, whatever order the routes name them in.
         self.sequence = next(_created)
@@ -459,6 +464,23 @@ def _checked_labels(worker: type[Worker], max_cost: int, refuse: Any, by_cost: A
         return None
     check_hooks(worker)
     return Labels(worker, counts, groups, max_cost if refuse else 0)
+
+
+def _checked_coalesce(worker: type[Worker], coalesce: Any) -> bool:
+    if not isinstance(coalesce, bool):
+        raise DefinitionError(f"coalesce must be True or False, not {coalesce!r}")
+    if coalesce and worker.takes_request:
+        raise DefinitionError(
+            f"coalesce of {worker.__name__} shares one result among requests with equal inputs, and with "
+            "`takes_request` the result may depend on which request it is; leave out one of the two, or put what reads "
+            "the request into a stage of its own"
+        )
+    if coalesce and streams(worker):
+        raise DefinitionError(
+            f"coalesce of {worker.__name__} shares one result among requests, and a stream goes to one client at that "
+            "client's pace; leave coalesce out, or set it on a stage before"
+        )
+    return coalesce
 
 
 def _checked_methods(worker: type[Worker], methods: Any) -> tuple[str, ...] | None:
