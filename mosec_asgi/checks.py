@@ -12,6 +12,7 @@ from mosec_asgi.errors import DefinitionError
 if TYPE_CHECKING:
     from starlette.middleware import Middleware
 
+    from mosec_asgi.config import Settings
     from mosec_asgi.request import Request
 
 
@@ -80,3 +81,13 @@ def check_no_loop() -> None:
         "Start the workers there with `async with server.lifespan():` and serve the app `server` by any ASGI server, "
         "as in `await uvicorn.Server(uvicorn.Config(server)).serve()`; or call run() in a program of its own"
     )
+
+
+def check_own_engine(settings: Settings) -> None:
+    """Refuse to start several web processes for the engine of another program."""
+    if settings.engine:
+        raise DefinitionError(
+            f"http_processes={settings.http_processes} starts web processes with an engine of their own, and "
+            f"engine={settings.engine!r} says that another program has it; leave one of them out, or start the web "
+            "processes by an ASGI server: `uvicorn app:server --workers 4`"
+        )

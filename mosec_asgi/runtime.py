@@ -9,8 +9,9 @@ import os
 import pickle
 import re
 import sys
+import typing
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 from mosec_asgi import log, paths
 from mosec_asgi.annotations import single_item_annotation
@@ -20,6 +21,10 @@ from mosec_asgi.streaming import ContinuousWorker, is_async, is_generator, strea
 from mosec_asgi.worker import Worker
 
 START_METHODS = ("spawn", "fork")
+# For editors and type checkers.
+StartMethod: TypeAlias = Literal["spawn", "fork"]
+Executor: TypeAlias = Literal["process", "thread", "ray"] | Callable[..., Any]
+Method: TypeAlias = Literal["GET", "POST", "PUT", "PATCH", "DELETE"]
 # For `devices`: those that are found.
 AUTO = "auto"
 METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
@@ -54,7 +59,7 @@ class Runtime:
         max_batch_size: int = 1,
         max_wait_time: int = 0,
         timeout: float = 0,
-        start_method: str = "spawn",
+        start_method: StartMethod = "spawn",
         env: list[dict[str, str]] | None = None,
         *,
         max_attempts: int = 2,
@@ -63,9 +68,9 @@ class Runtime:
         preload: bool = False,
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
-        executor: str | Callable[..., Any] = "process",
+        executor: Executor = "process",
         latency_target: float = 0,
-        methods: Sequence[str] | None = None,
+        methods: Sequence[Method] | None = None,
         max_calls: int = 0,
         max_memory: int = 0,
         devices: str | Sequence[str | int] | None = None,
@@ -103,7 +108,8 @@ class Runtime:
                 interrupted: one whose `forward` exceeds the timeout is given up and replaced, and runs on until it
                 returns. Or a function that makes a `pool.link.Launcher` of the stage's plan and the event loop.
             latency_target: milliseconds that a task should spend at this stage at most; a call that would wait and be
-                there for longer is refused with 429. 0 leaves it to the deadline and the load.
+                there for longer is refused with 429, and no batch is formed that would take longer by what is
+                learned of batches; see docs/batching.md. 0 leaves it to the deadline and the load.
             methods: of HTTP, that the routes take of which this is the first stage: of GET, POST, PUT, PATCH and
                 DELETE; None for POST. HEAD comes with GET, and OPTIONS is always answered. A GET or DELETE without a
                 body gives `forward` None: the worker says `takes_request`, and reads the query there.
@@ -499,6 +505,8 @@ def _checked_methods(worker: type[Worker], methods: Any) -> tuple[str, ...] | No
 
 
 def _checked_worker(worker: Any) -> type[Worker]:
+    # `append_worker(Echo[str])`, of a class with a parameter.
+    worker = typing.get_origin(worker) or worker
     if isinstance(worker, Worker):
         raise DefinitionError(
             f"append the class {type(worker).__name__} itself, not an instance of it: it is made in the worker process"

@@ -20,21 +20,25 @@ FLOORS = {
     "server": 7, "offline": 7, "tuning": 7,
     "defined": 6, "definition": 6, "service": 6, "steering": 6, "admin": 6, "lifetime": 6, "entrance": 6,
     "checks": 6, "host": 6, "calls": 6,
+    "front": 6, "web_service": 6,
     "protocols": 6,
-    "web": 5,
+    "web": 5, "remote": 5,
     "batching": 4,
     "pool": 3, "inside": 3,
     "ipc": 2,
     "observing": 1, "worker": 1, "streaming": 1, "events": 1, "runtime": 1, "mixin": 1, "schema": 1, "annotations": 1,
-    "formats": 1, "stops": 1,
+    "formats": 1, "stops": 1, "hints": 1,
     "messages": 0, "request": 0, "reply": 0, "paths": 0, "labels": 0, "wishes": 0,
-    "config": 0, "log": 0, "log_output": 0, "ration": 0, "errors": 0, "protocol": 0, "lazy_timer": 0, "version": 0,
+    "config": 0, "keywords": 0, "log": 0, "log_output": 0, "ration": 0, "errors": 0, "protocol": 0, "lazy_timer": 0,
+    "version": 0,
 }  # fmt: skip
 PURE = {
     "messages", "errors", "request", "reply", "paths", "stops", "annotations", "labels", "wishes",
     "batching.scheduler", "batching.queue", "batching.loads", "batching.average", "batching.arrivals",
     "batching.policy", "batching.policy.window", "batching.policy.batch", "batching.policy.quarantine",
-    "batching.policy.rules", "batching.policy.ordered", "batching.ordered_queue", "batching.tenants",
+    "batching.policy.rules", "batching.policy.ordered", "batching.policy.steering",
+    "batching.policy.steered", "batching.batch_time",
+    "batching.ordered_queue", "batching.tenants",
     "batching.engine", "batching.task", "batching.flow",
     "batching.admission", "batching.stage_admission", "batching.service_time", "batching.offered", "batching.busy_poll",
     "observing.observer", "observing.metrics", "observing.distribution", "observing.statistics",
@@ -45,7 +49,7 @@ PURE = {
     "web.budget", "calls.window", "offline.done", "offline.progress", "offline.faults", "cli.top.watch",
     "tuning.fit", "tuning.model", "tuning.room", "tuning.simulation", "tuning.search", "tuning.text",
     "pool.lifecycle", "pool.watchdog", "pool.recycling", "inside.isolation",
-    "ipc.frames", "ipc.arena", "ipc.reference", "ipc.ledger",
+    "ipc.frames", "ipc.arena", "ipc.reference", "ipc.ledger", "remote.frames", "remote.counts",
 }  # fmt: skip
 IMPURE = {"asyncio", "socket", "time", "threading", "multiprocessing", "signal", "subprocess", "os", "select"}
 HEAVY = {

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import html
+import io
 import json
 import re
+import runpy
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +16,9 @@ import pytest
 from harness import ROOT, python, running
 
 from mosec_asgi import config
+from mosec_asgi.cli.banner import show
+from mosec_asgi.cli.output import Output
+from mosec_asgi.host.listening import Listener
 
 README = (ROOT / "README.md").read_text()
 DOCS = ROOT / "docs"
@@ -33,7 +40,16 @@ def folder(tmp_path: Path) -> Path:
 def test_every_python_snippet_is_a_named_program() -> None:
     assert "".join([README, *PAGES.values()]).count("```python") == len(FOUND)
     assert len(set(FOUND)) == len(PROGRAMS), "a program that stands in two places is the same in both"
-    assert set(PROGRAMS) == {"server.py", "typed.py", "app.py", "call.py", "streams.py", "models.py", "uploads.py"}
+    assert set(PROGRAMS) == {
+        "server.py",
+        "typed.py",
+        "app.py",
+        "call.py",
+        "streams.py",
+        "models.py",
+        "uploads.py",
+        "hinted.py",
+    }
 
 
 def test_the_service_in_20_lines_answers_as_shown(folder: Path, log: Path) -> None:
@@ -93,6 +109,16 @@ def test_the_upload_is_what_its_annotation_says(folder: Path, log: Path) -> None
         assert program.client.post("/inference", files=large).status_code == 413
 
 
+def test_the_hinted_service_adds_up_what_its_model_returns(folder: Path) -> None:
+    (folder / "ask.py").write_text(
+        "import asyncio, hinted\n\n"
+        "async def main():\n    async with hinted.server:\n        print(await hinted.total(['a', 'bcd']))\n\n"
+        "if __name__ == '__main__':\n    asyncio.run(main())\n"
+    )
+    done = subprocess.run([sys.executable, "ask.py"], cwd=folder, capture_output=True, text=True, timeout=180)
+    assert done.stdout == "4\n", done.stderr
+
+
 def test_the_mounted_app_serves_its_own_route_and_the_model(folder: Path, log: Path) -> None:
     command = [sys.executable, "-m", "uvicorn", "app:app", "--port", "{port}"]
     with running(command, log, cwd=folder) as program:
@@ -143,6 +169,28 @@ def test_the_numbers_are_those_of_the_results() -> None:
         assert f"| {ratio:.2f} |" in table or f"| {ratio:.1f} |" in table
 
 
+def test_the_recording_shows_what_the_commands_print_today(folder: Path) -> None:
+    """docs/session.svg is made by `make picture`: it has to be made anew where this fails."""
+    picture = html.unescape(re.sub(r"<[^>]*>", "\n", (DOCS / "session.svg").read_text())).splitlines()
+    server = runpy.run_path(str(folder / "server.py"))["server"]
+    printed = io.StringIO()
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        listener = Listener(sock, tls=False)
+        show(Output(printed), listener, config.Settings(dashboard=True), server.openapi())
+        port = sock.getsockname()[1]
+    wanted = printed.getvalue().replace(f":{port}", ":8000").splitlines()[1:]
+    wanted += [
+        "mosec-asgi serve server:server --dashboard",
+        *re.findall(r"^    (curl .*)\n    (\{.*)$", README, re.M)[0],
+    ]
+    assert len(wanted) > 8
+    for line in wanted:
+        # A terminal breaks lines that are longer than it is wide.
+        assert any(line.startswith(part) and len(part) >= min(len(line), 100) for part in picture if part), line
+    assert (DOCS / "session.svg").read_text().count("<image ") >= 3, "of the dashboard"
+    assert "](docs/session.svg)" in README
+
+
 def test_the_readme_leads_to_every_page_that_stands_in_the_repository() -> None:
     of_the_site = {"index.md", "app.md", "examples.md", "numbers.md"}
     linked = set(re.findall(r"\]\(docs/(\w+\.md)\)", README))
@@ -150,7 +198,7 @@ def test_the_readme_leads_to_every_page_that_stands_in_the_repository() -> None:
 
 
 # Pages that are there on the site alone.
-MADE = ("reference.md", "contributing.md", "changelog.md")
+MADE = ("api.md", "reference.md", "contributing.md", "changelog.md")
 
 
 @pytest.mark.parametrize("page", ["README.md", *sorted(f"docs/{path.name}" for path in DOCS.glob("*.md"))])

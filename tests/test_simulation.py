@@ -28,6 +28,7 @@ from mosec_asgi.batching.ordered_queue import Bands, OrderedQueue
 from mosec_asgi.batching.policy import Pick, batch
 from mosec_asgi.batching.policy.batch import BatchPolicy
 from mosec_asgi.batching.policy.ordered import OrderedBatchPolicy
+from mosec_asgi.batching.policy.steering import Fit, Steering
 from mosec_asgi.batching.policy.window import WindowPolicy
 from mosec_asgi.batching.queue import TaskQueue
 from mosec_asgi.batching.scheduler import Scheduler
@@ -64,6 +65,7 @@ def test_whatever_happens_the_contracts_hold() -> None:
     reasons = {"refusals for its latency target", "refusals for its time"}
     ways = {"histories with pickled messages", "payloads in memory", "answers looked for"}
     ways |= {"batches of a key", "batches within a budget", "work for several", "work for one that others may share"}
+    ways |= {"batches for a target"}
     changes = {"changes: scale", "changes: configure", "changes: restart", "changes failed", "changes given up"}
     changes |= {"successors launched", "workers recycled", "workers too long in draining"}
     assert outcomes | ends | reasons | ways | changes | {"services healed", "services that could not start"} <= happened
@@ -598,6 +600,10 @@ class NoLock:
 # -- the order
 
 
+def target_is_forgotten(original: Any) -> Any:
+    return lambda self, tasks, start, slots: Fit(len(tasks), full=len(tasks) == self._size)
+
+
 def keys_are_mixed(original: Any) -> Any:
     def add(self: OrderedQueue, task: Task, turn: Any) -> None:
         key, task.key = task.key, "one"
@@ -907,8 +913,9 @@ MUTATIONS = [
         "a rare key waits for others",
         OrderedBatchPolicy,
         OrderedBatchPolicy._wait_until,
-        lambda original: lambda self, oldest, queue, loads, now: now + 1.0 if queue.keys > 1 else oldest.queued,
+        lambda original: lambda self, size, oldest, queue, loads, now: now + 1.0 if queue.keys > 1 else oldest.queued,
     ),
+    Mutation("a target does not count", Steering, Steering.fit, target_is_forgotten),
     Mutation("what is taken is lost beside what waits", OrderedQueue, OrderedQueue.take, taken_with_their_lane),
     Mutation(
         "equal inputs are computed one by one",

@@ -19,8 +19,9 @@ from mosec_asgi import errors, log
 from mosec_asgi.batching import changes
 from mosec_asgi.batching.admission import Admission, Reason, Refusal
 from mosec_asgi.batching.changes import StageValues
-from mosec_asgi.batching.engine import Caller, Statistics
+from mosec_asgi.batching.engine import TAKES_HELD, Caller, Statistics
 from mosec_asgi.batching.flow import Flow
+from mosec_asgi.batching.scheduler import Scheduler
 from mosec_asgi.batching.stage import Stage, StagePlan
 from mosec_asgi.batching.task import State, Task
 from mosec_asgi.errors import (
@@ -38,7 +39,7 @@ from mosec_asgi.lazy_timer import LazyTimer
 from mosec_asgi.messages import OK, REPLY, Call, Chunk, Credit, LinkError, Outcome, Payload, StageTime, drop_all
 from mosec_asgi.observing.observer import StageObserver
 from mosec_asgi.pool.link import Launcher
-from mosec_asgi.pool.supervisor import CLOSE_SECONDS, DRAIN_SECONDS, STOPPING
+from mosec_asgi.pool.supervisor import CLOSE_SECONDS, DRAIN_SECONDS, STOPPING, PoolWorker
 from mosec_asgi.ration import Ration
 from mosec_asgi.reply import cut
 
@@ -136,6 +137,7 @@ class Coordinator:
         self._admission: Admission
         self._admitted: dict[int, Task] = {}
         self._closing = False
+        self._end_announced = False
         self._loading = True
         # What a client can cause by itself: it may ask for a time of a millisecond.
         self._ration = Ration(logger, lambda seconds, say: self._loop.call_later(seconds, say), clock)
@@ -244,6 +246,10 @@ class Coordinator:
         for launcher in self._launchers:
             launcher.close()
 
+    def announce_end(self) -> None:
+        """Show in the statistics, and so at `/readyz`, that the end is near; requests are still admitted."""
+        self._end_announced = True
+
     def close(self) -> None:
         """Admit no more requests: the answer is 503 from here on."""
         self._closing = True
@@ -325,11 +331,17 @@ class Coordinator:
                 told(task, self._clock())
             self.failed(task, CLIENT_LEFT)
 
+    def scheduler(self, stage: int) -> Scheduler[PoolWorker]:
+        """Return the scheduler of a stage, for whoever looks on."""
+        return self._stages[stage].scheduler
+
     def statistics(self) -> Statistics:
         """Return how things stand."""
         now = self._clock()
         stages = tuple(stage.statistics(now) for stage in self._stages)
-        return Statistics(len(self._admitted), self._closing, stages, self._shared_memory(), self._loading)
+        return Statistics(
+            len(self._admitted), self._closing or self._end_announced, stages, self._shared_memory(), self._loading
+        )
 
     def _refusal(self, stages: tuple[int, ...], timeout: float, now: float) -> Refusal | None:
         if self._closing:
@@ -401,7 +413,7 @@ class Coordinator:
             # Its client waits: a task that nobody waits for has been settled before.
             code, payload = self._not_left(task, payload)
         # The result of a call of objects is read by its caller, where it lies.
-        if not (isinstance(payload, bytes) or (task.objects and task.flow is None)):
+        if not (isinstance(payload, bytes) or (task.flow is None and (task.objects or _takes_held(task.caller, code)))):
             code, payload = self._read(task, code, payload)
         self._settle(task, _new(Outcome, (task.id, code, payload, None, head, task.times)))
 
@@ -543,6 +555,11 @@ class Coordinator:
                 self.timed_out(task)
         if self._admitted:
             self._sweep_timer.set(min(task.deadline for task in self._admitted.values()))
+
+
+def _takes_held(caller: Caller, code: int) -> bool:
+    """Whether a caller reads a large result where it lies, though it is bytes for a client: see `engine.TAKES_HELD`."""
+    return code == OK and getattr(caller, TAKES_HELD, False)
 
 
 def _tell(caller: Caller, outcome: Outcome, request_id: str) -> None:

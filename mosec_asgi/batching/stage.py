@@ -131,6 +131,14 @@ class StagePlan:
         return self.specs[0].timeout
 
     @property
+    def steered_target(self) -> float:
+        """The seconds that a task should be at the stage, where batches are formed by that; else 0.
+
+        Streams of a batch end one by one, when their clients have read them: what they take says nothing of a batch.
+        """
+        return 0.0 if self.streams else self.latency_target
+
+    @property
     def sure_wait(self) -> float:
         """Seconds that an idle worker waits for a batch to fill, if it always does."""
         return 0.0 if self.adaptive or self.batch_size == 1 else self.max_wait
@@ -213,6 +221,7 @@ class Stage:
             concurrency=plan.concurrency,
             ordered=plan.ordered,
             rules=plan.rules,
+            latency_target=plan.steered_target,
         )
         self.pool = Supervisor(
             plan.specs,
@@ -282,6 +291,7 @@ class Stage:
             self.plan.concurrency,
             tuple(self._worker_report(place, now) for place in self.pool.places),
             self.pool.draining,
+            self.scheduler.batch_line,
         )
 
     def _worker_report(self, place: Place, now: float) -> WorkerReport:
@@ -322,7 +332,13 @@ class Stage:
             adaptive=values.adaptive,
             latency_target=values.latency_target,
         )
-        self.scheduler.configure(plan.batch_size, plan.max_wait, adaptive=plan.adaptive, concurrency=plan.concurrency)
+        self.scheduler.configure(
+            plan.batch_size,
+            plan.max_wait,
+            adaptive=plan.adaptive,
+            concurrency=plan.concurrency,
+            latency_target=plan.steered_target,
+        )
         self.admission.configure(
             batch_size=plan.batch_size,
             concurrency=plan.concurrency,
@@ -482,6 +498,9 @@ class Stage:
             wanted = len(sent) - in_vain
         # Measured when the answers are on their way, so that clients do not wait for it.
         if sent:
+            steering = self.scheduler.steering
+            if steering is not None:
+                self.admission.batches_of(steering.usual_size(self.scheduler.slots))
             self.admission.answered(len(sent), began, now, units=units, wanted=wanted > 0)
         if (told := self.events.answered) is not None:
             told(worker.worker_id, sent, seconds, wanted, now)
@@ -602,7 +621,7 @@ class Stage:
         """Answer the tasks that could be sent now and can no longer be finished in time."""
         pressing = self.scheduler.pressing(now + self.admission.margin)
         if pressing:
-            together = min(self.plan.batch_size, self.scheduler.queued)
+            together = self.scheduler.together
             for task in pressing:
                 for each in self._waiting_for(task):
                     if self._owner.is_late(each, together, now):

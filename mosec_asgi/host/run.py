@@ -8,6 +8,7 @@ import functools
 import gc
 import importlib.util
 import math
+import os
 import signal
 import threading
 import time
@@ -21,7 +22,7 @@ from starlette.types import Message, Receive, Scope, Send
 from mosec_asgi import log
 from mosec_asgi.config import Settings
 from mosec_asgi.host import listening, tls
-from mosec_asgi.host.draining import drain
+from mosec_asgi.host.draining import DrainingServer
 from mosec_asgi.host.handover import Handover
 from mosec_asgi.host.hangup import Hangup
 from mosec_asgi.host.interrupts import told_of_signals
@@ -35,8 +36,6 @@ if TYPE_CHECKING:
 DAEMON_DIED = 1
 # uvicorn's code for an app that has not started.
 START_FAILED = 3
-# Seconds after a signal in which requests are still admitted: those that had come before it, and were not yet read.
-LISTEN_SECONDS = 0.05
 # New objects between two collections of the youngest generation; Python's own is 700 to 2,000.
 GC_THRESHOLD = 50_000
 
@@ -56,6 +55,9 @@ class Server(Protocol):
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         """Answer a request, or follow the life of the app."""
+
+    def announce_end(self) -> None:
+        """Say at `/readyz` that the end is near; requests are still admitted."""
 
     def close(self) -> None:
         """Admit no more requests."""
@@ -77,10 +79,12 @@ class Hosting:
     Attributes:
         ready: called, on the event loop, with what it listens on, once all workers are ready.
         handover: with the process before this one, and the one after it.
+        listener: where it listens, in the place of what the settings say: it is one of several web processes.
     """
 
     ready: Callable[[listening.Listener], object] | None = None
     handover: Handover | None = None
+    listener: listening.Listener | None = None
 
     @property
     def follows(self) -> bool:
@@ -102,16 +106,19 @@ def run(server: Server, settings: Settings, hosting: Hosting = Hosting()) -> int
     Raises:
         StartupError: it cannot listen where the settings say, or not with that certificate.
     """
-    tls.check(settings)
-    listener = _listener(settings, hosting.handover)
+    if hosting.listener is None:
+        tls.check(settings)
+    listener = hosting.listener or _listener(settings, hosting.handover)
     # Where another process serves, this one takes no connections until it can answer them.
     program = _Program(server, lambda: _tell_ready(listener, hosting), early=not hosting.follows)
+    program.is_one_of_several = hosting.listener is not None
     protocol = _http_protocol(server, settings)
-    runner = uvicorn.Server(_uvicorn_config(program, settings, protocol))
+    runner = DrainingServer(_uvicorn_config(program, settings, protocol), server.close)
     program.end = lambda: setattr(runner, "should_exit", True)
     program.follow_parent = functools.partial(_follow_parent, hosting.handover, runner)
     server.on_daemon_exit = program.daemon_ended
-    logger.info("serving on %s; GET /readyz says when the workers are ready", listener.name)
+    if hosting.listener is None:
+        logger.info("serving on %s; GET /readyz says when the workers are ready", listener.name)
     code = 0
     with _signals_recorded(program):
         try:
@@ -124,7 +131,8 @@ def run(server: Server, settings: Settings, hosting: Hosting = Hosting()) -> int
         shared.ration.say_all()
     if program.signalled:
         code = signal.SIGINT + 128 if program.forced else 0
-    logger.info("the service has stopped")
+    if hosting.listener is None:
+        logger.info("the service has stopped")
     return program.failure or code
 
 
@@ -145,7 +153,7 @@ def _tell_ready(listener: listening.Listener, hosting: Hosting) -> None:
         hosting.handover.tell_ready()
 
 
-def _follow_parent(handover: Handover | None, runner: uvicorn.Server) -> None:
+def _follow_parent(handover: Handover | None, runner: DrainingServer) -> None:
     """Do what the parent says of a process that another follows."""
     if handover is None:
         return
@@ -153,7 +161,7 @@ def _follow_parent(handover: Handover | None, runner: uvicorn.Server) -> None:
 
     def begin() -> None:
         logger.info("another process has taken over; this one answers what it has, and ends")
-        draining.add(asyncio.get_running_loop().create_task(drain(runner)))
+        draining.add(asyncio.get_running_loop().create_task(runner.drain()))
 
     # To the handlers that are there for it, as for any other wish to end the program.
     handover.follow(begin, lambda: signal.raise_signal(signal.SIGTERM))
@@ -171,6 +179,7 @@ class _Program:
         signalled: a signal has asked for the end.
         forced: a SIGINT has come after that.
         failure: the exit code, where something else than a signal has ended the program.
+        is_one_of_several: its workers are those of another process, which looks after them.
     """
 
     def __init__(self, server: Server, ready: Callable[[], object], *, early: bool) -> None:
@@ -189,6 +198,7 @@ class _Program:
         self.end: Callable[[], object] = lambda: None
         self.signalled = self.forced = False
         self.failure = 0
+        self.is_one_of_several = False
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         """Answer a request, or follow the life of the app."""
@@ -208,16 +218,14 @@ class _Program:
         start = _Start(self, send, self._ready)
         if self._early:
             self._service.on_answering = start.answering
-        with told_of_signals(self._close_soon, self.note), Hangup(self._service.restart).heard():
+        hangup = contextlib.nullcontext() if self.is_one_of_several else Hangup(self._service.restart).heard()
+        with told_of_signals(self._service.announce_end, self.note), hangup:
             await self._service(scope, receive, start.send)
 
     def note(self, number: int) -> None:
         """Take note of a signal."""
         self.forced = self.signalled and number == signal.SIGINT
         self.signalled = True
-
-    def _close_soon(self) -> None:
-        asyncio.get_running_loop().call_later(LISTEN_SECONDS, self._service.close)
 
     def start_failed(self, why: str) -> None:
         """Stop, and exit with a code that says why: a stage cannot start."""
@@ -272,8 +280,9 @@ class _Start:
             await self._telling
             if kind == "lifespan.startup.failed":
                 self._program.start_failed(message["message"])
-        if ready:
+        if ready and not self._program.is_one_of_several:
             logger.info("all workers are ready, %.1f s after the start", time.monotonic() - self._began)
+        if ready:
             # uvicorn accepts connections in the same turn of the loop.
             asyncio.get_running_loop().call_soon(self._ready)
 
@@ -356,3 +365,9 @@ def _signals_recorded(program: _Program) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def reap(pid: int) -> None:
+    """Wait for the end of a process that was forked, and that ends by itself."""
+    with contextlib.suppress(ChildProcessError):
+        os.waitpid(pid, 0)

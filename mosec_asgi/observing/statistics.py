@@ -22,6 +22,21 @@ STOPPED, LOADING, SERVING, STOPPING = "stopped", "loading", "serving", "stopping
 
 
 @dataclass(frozen=True, slots=True)
+class BatchLine:
+    """What is known of the batches of a stage with a latency target: one of `n` takes `fixed + per_unit * n` seconds.
+
+    Attributes:
+        fixed: the seconds of a batch that do not depend on what is in it.
+        per_unit: the seconds that each task adds, or each unit of cost where the stage counts costs.
+        most: the largest batch that the target allows, in the same unit; infinite where it allows any.
+    """
+
+    fixed: float
+    per_unit: float
+    most: float
+
+
+@dataclass(frozen=True, slots=True)
 class WorkerReport:
     """A worker of a stage, or its place while there is none.
 
@@ -200,6 +215,10 @@ class StageNow(Protocol):
     @property
     def concurrency(self) -> int:
         """Tasks, or batches, that a worker runs at a time."""
+
+    @property
+    def batch_line(self) -> BatchLine | None:
+        """What a batch takes, where a latency target bounds batches and that is known."""
 
     @property
     def places(self) -> Sequence[WorkerReport]:

@@ -414,7 +414,10 @@ class StageModel:
         ready, batched = self.ready, self.plan.batch_size > 1
         units = sum(life.batches if batched else len(life.unheard) for life in ready)
         waiting = len(self.live())
-        return any(units + waiting // plan.batch_size >= len(ready) * plan.concurrency for plan in self.views)
+        return any(
+            units + waiting // (1 if plan.steered_target else plan.batch_size) >= len(ready) * plan.concurrency
+            for plan in self.views
+        )
 
     def holds_a_batch(self, plan: StagePlan) -> bool:
         """Whether what waits, and need not be alone, fills a batch of a plan."""
