@@ -99,6 +99,8 @@ async def measure(server: Server, runtime: Runtime, items: Sequence[Any], bounds
     alone._overrides = {
         **server._overrides,
         "admin_socket": "",
+        # Its own workers are measured, and no others.
+        "engine": "",
         "log_level": "warning",
         "capacity": max(1000, 2 * bounds.most),
         "timeout": _TIMEOUT_MS,
