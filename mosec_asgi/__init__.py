@@ -25,6 +25,7 @@ General layout; each floor imports only from those below it:
     ipc/                    F2  bytes between the server and a worker process
     observing/              F1  metrics, their Prometheus text, metrics of users' workers
     worker.py, runtime.py   F1  what users subclass and configure
+    ray_options.py          F1  what a stage asks of Ray, where its workers run there
     streaming.py, events.py F1  the same for streams: ContinuousWorker; Event and its form on the wire
     stops.py                F1  a text that is written, up to where it stops
     mixin/, formats.py      F1  formats other than the default; what they share

@@ -125,6 +125,13 @@ class Settings:
         "path of a Unix socket by which the service is seen and changed while it serves (`mosec-asgi ctl`); only for "
         "the user that it runs as, and root; empty for none",
     )
+    ray_port: int = _setting(
+        0,
+        'TCP port to which actors of Ray (executor="ray") connect, at the address by which Ray knows this machine; 0 for '
+        "any that is free",
+        least=0,
+        most=65535,
+    )
     load_shedding: bool = _setting(
         True,
         "answer 429 at once to requests that cannot be finished in time at the measured speed of the workers, and "

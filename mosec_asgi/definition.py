@@ -141,6 +141,7 @@ def plan_stage(
         start_method=runtime.start_method,
         preload=runtime.preload,
         executor=runtime.executor,
+        ray=runtime.ray,
         latency_target=runtime.latency_target / 1000,
         recycling=Recycling(runtime.max_calls, runtime.max_memory),
         takes_request=runtime.worker.takes_request,

@@ -16,6 +16,7 @@ from mosec_asgi import log, paths
 from mosec_asgi.annotations import single_item_annotation
 from mosec_asgi.errors import DefinitionError
 from mosec_asgi.labels import Labels, check_hooks
+from mosec_asgi.ray_options import RayOptions, checked_ray_options
 from mosec_asgi.streaming import ContinuousWorker, is_async, is_generator, streams
 from mosec_asgi.worker import Worker
 
@@ -73,6 +74,8 @@ class Runtime:
         max_batch_cost: int = 0,
         refuse_over_cost: bool = False,
         sort_by_cost: bool = False,
+        ray_actor_options: Mapping[str, Any] | None = None,
+        placement: Any = None,
     ) -> None:
         """Describe a stage; nothing is started.
 
@@ -100,7 +103,8 @@ class Runtime:
             executor: what the workers run on: "process", or "thread", a thread of the server's own process each: for
                 models that release the GIL, for notebooks and for tests. A thread has no `env`, and cannot be
                 interrupted: one whose `forward` exceeds the timeout is given up and replaced, and runs on until it
-                returns. Or a function that makes a `pool.link.Launcher` of the stage's plan and the event loop.
+                returns. "ray" for an actor of Ray each, on whichever machine of a cluster; see docs/ray.md. Or a
+                function that makes a `pool.link.Launcher` of the stage's plan and the event loop.
             latency_target: milliseconds that a task should spend at this stage at most; a call that would wait and be
                 there for longer is refused with 429. 0 leaves it to the deadline and the load.
             methods: of HTTP, that the routes take of which this is the first stage: of GET, POST, PUT, PATCH and
@@ -120,6 +124,9 @@ class Runtime:
             refuse_over_cost: refuse such an item with 413.
             sort_by_cost: form batches of items of like cost among those that wait, for a model that pads them to the
                 longest; `max_batch_cost` then bounds the cost of the longest times the number of items.
+            ray_actor_options: with executor="ray", the options of each actor, such as `{"num_gpus": 1}`.
+            placement: with executor="ray", "SPREAD" for workers on as many machines as there are, "PACK" for the
+                server's own machine as long as it has room, or a placement group of Ray; None for Ray's own choice.
 
         Raises:
             DefinitionError: an argument does not fit; the text says what to change.
@@ -155,10 +162,11 @@ class Runtime:
         self.methods = _checked_methods(self.worker, methods)
         self.preload = _checked_preload(preload, start_method, self.env)
         self.executor = _checked_executor(executor, start_method, self.env, self.preload)
+        self.ray = _checked_ray(ray_actor_options, placement, self.executor, self.env, self.worker)
         self.max_calls = _at_least(max_calls, "max_calls", 0)
         self.max_memory = _checked_memory(max_memory, self.executor)
         # What stays in this process need not be pickled.
-        crosses = self.executor == "process" and start_method == "spawn"
+        crosses = self.executor == "ray" or (self.executor == "process" and start_method == "spawn")
         self.args, self.kwargs = _checked_arguments(self.worker, args, kwargs, crosses=crosses)
         _check_batch(self.worker, self.max_batch_size)
         self.max_batch_cost = _at_least(max_batch_cost, "max_batch_cost", 0)
@@ -350,7 +358,7 @@ def check_importable(routes: Mapping[str, Sequence[Runtime]]) -> None:
     why = _not_importable(main)
     guarded = set() if why else _guarded(main)
     for runtime in [runtime for pipeline in routes.values() for runtime in pipeline]:
-        spawned = runtime.executor == "process" and runtime.start_method == "spawn"
+        spawned = runtime.executor == "ray" or (runtime.executor == "process" and runtime.start_method == "spawn")
         if why and spawned and runtime.worker.__module__ == "__main__":
             raise DefinitionError(
                 f"worker processes cannot import {runtime.worker.__qualname__}: it is defined in {why}. Move it into a "
@@ -603,10 +611,17 @@ def _checked_executor(
 ) -> str | Callable[..., Any]:
     if executor == "process":
         return "process"
-    if executor != "thread" and not callable(executor):
+    if executor not in ("thread", "ray") and not callable(executor):
         raise DefinitionError(
-            f'executor must be "process", "thread" or a function that makes a launcher, not {executor!r}'
+            f'executor must be "process", "thread", "ray" or a function that makes a launcher, not {executor!r}'
         )
+    if executor == "ray":
+        for name, given in (("preload", preload), ("start_method", start_method != "spawn")):
+            if given:
+                raise DefinitionError(
+                    f"{name} is for workers that are processes of this machine, and executor='ray' runs them in actors, "
+                    f"which Ray starts; leave {name} out, or use executor='process'"
+                )
     if executor == "thread":
         for name, given in (("env", env), ("preload", preload), ("start_method", start_method != "spawn")):
             if given:
@@ -615,6 +630,23 @@ def _checked_executor(
                     f"leave {name} out, or use executor='process'"
                 )
     return executor  # type: ignore[no-any-return]  # one of the two by now
+
+
+def _checked_ray(
+    options: Any, placement: Any, executor: Any, env: list[dict[str, str]] | None, worker: type[Worker]
+) -> RayOptions | None:
+    if executor != "ray":
+        for name, given in (("ray_actor_options", options), ("placement", placement)):
+            if given is not None:
+                raise DefinitionError(f"{name} of {worker.__name__} is for executor='ray'; leave it out, or set that")
+        return None
+    checked = checked_ray_options(options, placement, worker.__name__)
+    taken = [name for variables in env or () for name in variables if name in _DEVICE_VARIABLES]
+    if taken and checked.actor_options.get("num_gpus"):
+        raise DefinitionError(
+            f"env of {worker.__name__} sets {taken[0]}, which Ray does for an actor with num_gpus; leave it out of env"
+        )
+    return checked
 
 
 def _checked_devices(devices: Any) -> str | tuple[str, ...] | None:
@@ -638,6 +670,11 @@ def _check_beside_devices(num: int, executor: Any, preload: Any, env: Any) -> No
     if num != 1:
         raise DefinitionError("num follows from devices; leave it out, or set workers_per_device for several on each")
     if executor != "process":
+        if executor == "ray":
+            raise DefinitionError(
+                "devices is for workers that are processes; Ray chooses a GPU for each actor: leave devices out, and "
+                "set ray_actor_options={'num_gpus': 1} and num"
+            )
         raise DefinitionError("devices is for workers that are processes; leave out executor, or devices")
     if preload:
         raise DefinitionError(

@@ -139,6 +139,8 @@ class Server:
         max_batch_cost: int = 0,
         refuse_over_cost: bool = False,
         sort_by_cost: bool = False,
+        ray_actor_options: Mapping[str, Any] | None = None,
+        placement: Any = None,
     ) -> None:
         """Append a stage to the pipeline of one route, or of several that then share its workers.
 
@@ -161,7 +163,7 @@ class Server:
                 model that runs on the CPU; see docs/preload.md.
             args: what the worker's `__init__` is called with, by place, in each process; such as the path of a model.
             kwargs: the same by name.
-            executor: what the workers run on: "process", or "thread"; see `Runtime`.
+            executor: what the workers run on: "process", "thread", or "ray" for actors of Ray; see `Runtime`.
             latency_target: milliseconds that a task should spend at this stage at most; calls that would wait and be
                 there for longer are refused with 429. 0 for no such wish.
             methods: of HTTP, that the route takes; the first stage says them, for POST alone leave it out. See
@@ -175,6 +177,8 @@ class Server:
                 bound. See docs/batching.md for this and the next two.
             refuse_over_cost: refuse an item that costs more with 413; otherwise it runs alone.
             sort_by_cost: form batches of items of like cost, for a model that pads them to the longest.
+            ray_actor_options: with executor="ray", the options of each actor, such as `{"num_gpus": 1}`.
+            placement: with executor="ray", "SPREAD", "PACK" or a placement group of Ray; see docs/ray.md.
 
         Raises:
             DefinitionError: an argument does not fit, or the workers have been started; the text says what to change.
@@ -204,6 +208,8 @@ class Server:
             max_batch_cost=max_batch_cost,
             refuse_over_cost=refuse_over_cost,
             sort_by_cost=sort_by_cost,
+            ray_actor_options=ray_actor_options,
+            placement=placement,
         )
         self._defined.append(runtime, route)
 

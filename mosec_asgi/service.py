@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp
 
     from mosec_asgi.observing.tracing import Tracing
+    from mosec_asgi.pool.ray.cluster import RayCluster
     from mosec_asgi.web.dashboard import Dashboard
     from mosec_asgi.web.direct import DirectRoutes
     from mosec_asgi.web.exchange import Shared
@@ -131,6 +132,7 @@ class Service:
         # What endpoints of protocols ask, if there are any.
         self._pipelines: Pipelines | None = None
         self._memory: SharedMemory | None = None
+        self._ray: RayCluster | None = None
         self._metrics = ServiceMetrics(
             settings.namespace,
             [
@@ -412,6 +414,14 @@ class Service:
             return plan.executor(plan, loop)
         if plan.executor == "thread":
             return ThreadLauncher(loop)
+        if plan.executor == "ray":
+            # Imported here: no other service needs it.
+            from mosec_asgi.pool.ray.cluster import RayCluster
+            from mosec_asgi.pool.ray.launcher import RayLauncher
+
+            if self._ray is None:
+                self._ray = RayCluster(loop, self._settings.ray_port)
+            return RayLauncher(loop, plan.ray, self._ray)
         return ProcessLauncher(
             loop,
             plan.start_method,

@@ -25,7 +25,7 @@ FLOORS = {
     "batching": 4,
     "pool": 3, "inside": 3,
     "ipc": 2,
-    "observing": 1, "worker": 1, "streaming": 1, "events": 1, "runtime": 1, "mixin": 1, "schema": 1, "annotations": 1,
+    "observing": 1, "worker": 1, "streaming": 1, "events": 1, "runtime": 1, "ray_options": 1, "mixin": 1, "schema": 1, "annotations": 1,
     "formats": 1, "stops": 1,
     "messages": 0, "request": 0, "reply": 0, "paths": 0, "labels": 0, "wishes": 0,
     "config": 0, "log": 0, "log_output": 0, "ration": 0, "errors": 0, "protocol": 0, "lazy_timer": 0, "version": 0,
@@ -44,13 +44,14 @@ PURE = {
     "web.protocols.weight", "web.protocols.open_inference.description", "web.protocols.open_inference.inference",
     "web.budget", "calls.window", "offline.done", "offline.progress", "offline.faults", "cli.top.watch",
     "tuning.fit", "tuning.model", "tuning.room", "tuning.simulation", "tuning.search", "tuning.text",
-    "pool.lifecycle", "pool.watchdog", "pool.recycling", "inside.isolation",
+    "pool.lifecycle", "pool.watchdog", "pool.recycling", "pool.ray.handshake", "pool.ray.orders", "pool.ray.room", "inside.isolation",
     "ipc.frames", "ipc.arena", "ipc.reference", "ipc.ledger",
 }  # fmt: skip
 IMPURE = {"asyncio", "socket", "time", "threading", "multiprocessing", "signal", "subprocess", "os", "select"}
 HEAVY = {
     "starlette", "uvicorn", "pydantic", "prometheus_client", "msgpack", "msgspec", "numbin", "numpy", "redis",
     "asyncio", "ssl", "argparse", "tempfile", "click", "rich", "watchfiles", "opentelemetry",
+    "ray",
 }  # fmt: skip
 
 MODULES = {
