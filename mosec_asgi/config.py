@@ -127,8 +127,8 @@ class Settings:
     )
     ray_port: int = _setting(
         0,
-        'TCP port to which actors of Ray (executor="ray") connect, at the address by which Ray knows this machine; 0 for '
-        "any that is free",
+        "TCP port to which actors of Ray (executor='ray') connect, at the address by which Ray knows this machine; 0 "
+        "for any that is free",
         least=0,
         most=65535,
     )

@@ -616,11 +616,11 @@ def _checked_executor(
             f'executor must be "process", "thread", "ray" or a function that makes a launcher, not {executor!r}'
         )
     if executor == "ray":
-        for name, given in (("preload", preload), ("start_method", start_method != "spawn")):
-            if given:
+        for name, is_given in (("preload", preload), ("start_method", start_method != "spawn")):
+            if is_given:
                 raise DefinitionError(
-                    f"{name} is for workers that are processes of this machine, and executor='ray' runs them in actors, "
-                    f"which Ray starts; leave {name} out, or use executor='process'"
+                    f"{name} is for workers that are processes of this machine, and executor='ray' has Ray start them; "
+                    f"leave {name} out, or use executor='process'"
                 )
     if executor == "thread":
         for name, given in (("env", env), ("preload", preload), ("start_method", start_method != "spawn")):

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
 from types import TracebackType
 from typing import IO
+
+from harness import processes
 
 CPUS = 2
 # The least that Ray takes.
@@ -47,6 +50,8 @@ class RayNodes:
         with contextlib.suppress(BrokenPipeError):
             self._in.close()
         self._program.wait()
+        assert self._program.stdout is not None
+        self._program.stdout.close()
         self._folder.cleanup()
 
     def add(self, resource: str = "") -> str:
@@ -91,7 +96,18 @@ def main() -> None:
     store = int(sys.argv[1])
     cluster = Cluster(
         initialize_head=True,
-        head_node_args={"num_cpus": CPUS, "object_store_memory": store, "include_dashboard": False},
+        head_node_args={
+            "num_cpus": CPUS,
+            "object_store_memory": store,
+            "include_dashboard": False,
+            # A node that is gone is noticed sooner than by default.
+            "_system_config": {
+                "health_check_initial_delay_ms": 1000,
+                "health_check_period_ms": 500,
+                "health_check_timeout_ms": 3000,
+                "health_check_failure_threshold": 2,
+            },
+        },
     )
     nodes = {}
 
@@ -108,7 +124,13 @@ def main() -> None:
             if words[0] == "add":
                 answer = add({words[1]: 100} if len(words) > 1 else {})
             elif words[0] == "remove":
-                cluster.remove_node(nodes.pop(words[1]), allow_graceful=False)
+                node = nodes.pop(words[1])
+                # With its workers, which would live on for a while without it.
+                raylet = node.all_processes["raylet"][0].process.pid
+                for pid in [raylet, *(pid for pid, parent, _, _ in processes() if parent == raylet)]:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
+                cluster.remove_node(node, allow_graceful=False)
             elif words[0] == "second":
                 answer = second
             print("answer:", answer, flush=True)

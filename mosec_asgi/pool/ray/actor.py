@@ -53,9 +53,7 @@ def run(order: tuple[Any, ...]) -> str:
     """Run a worker until its connection ends; return what kept it from beginning, or nothing."""
     told = Order(*order)
     if told.version != __version__:
-        return (
-            f"the node has mosec_asgi {__version__}, and the server {told.version}; install the same version on both"
-        )
+        return f"the node has mosec_asgi {__version__}, and the server {told.version}; install the same version on both"
     os.environ.update(told.variables)
     try:
         spec = _unpickled(told)
@@ -69,8 +67,8 @@ def run(order: tuple[Any, ...]) -> str:
         sock = connect(told)
     except (OSError, HandshakeError) as error:
         return (
-            f"the actor cannot connect to its server at {told.address[0]} port {told.address[1]}: {error}; see that the "
-            "nodes of the cluster can reach the server's machine at all ports, or at that which the setting ray_port says"
+            f"the actor cannot connect to its server at {told.address[0]} port {told.address[1]}: {error}; let the "
+            "cluster's nodes reach the server's machine at all ports, or at the one that the setting ray_port says"
         )
     try:
         _serve(spec, RayPort(sock), sock)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import pickle
 import signal
 import socket
@@ -20,6 +19,7 @@ from collections import Counter
 from functools import partial
 from typing import Any
 
+from mosec_asgi.config import variables_of
 from mosec_asgi.pool.ray import entry
 from mosec_asgi.pool.ray.orders import (
     Ask,
@@ -71,7 +71,7 @@ def connected(command: Connect, sock: socket.socket) -> Broker:
         text = f"executor='ray' needs Ray ({error}): pip install 'mosec-asgi[ray]'"
     # Ray raises errors of many kinds here, plain ones among them.
     except Exception as error:
-        where = command.address or os.environ.get("RAY_ADDRESS") or "this machine, or start one here"
+        where = command.address or variables_of(["RAY_ADDRESS"]).get("RAY_ADDRESS", "this machine, nor start one here")
         text = (
             f"cannot connect to a Ray cluster at {where}: {type(error).__name__}: {error}. Start one by `ray start "
             "--head`, and name another by RAY_ADDRESS=host:port, or by ray.init(address=...) before the service starts"

@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from mosec_asgi import log
 from mosec_asgi.errors import StartupError
@@ -77,6 +77,11 @@ class RayCluster:
         self._looks: list[asyncio.Future[Room]] = []
         self._users = 0
 
+    @property
+    def broker_pid(self) -> int | None:
+        """The process that speaks with Ray; None where there is none."""
+        return None if self._broker is None else self._broker.pid
+
     def use(self) -> None:
         """Count one more user, who calls `leave` at the end."""
         self._users += 1
@@ -113,7 +118,11 @@ class RayCluster:
         """
         self._open()
         self._numbers += 1
-        number, token, secret = self._numbers, secrets.token_bytes(handshake.TOKEN_SIZE), secrets.token_bytes(handshake.SECRET_SIZE)
+        number, token, secret = (
+            self._numbers,
+            secrets.token_bytes(handshake.TOKEN_SIZE),
+            secrets.token_bytes(handshake.SECRET_SIZE),
+        )
         self._actors[number] = (token, actor)
 
         def start() -> None:
@@ -228,7 +237,10 @@ class RayCluster:
         self._listener = listener
         assert listener.address is not None
         logger.info(
-            "connected to Ray at %s: %s; its workers connect to %s port %d", report.cluster, report.told, *listener.address
+            "connected to Ray at %s: %s; its workers connect to %s port %d",
+            report.cluster,
+            report.told,
+            *listener.address,
         )
         waiting, self._waiting = self._waiting, []
         for start in waiting:
@@ -238,7 +250,7 @@ class RayCluster:
         self._disconnected("the connection to Ray was lost: its head node has been gone for long, or was stopped")
 
     def _disconnected(self, why: str) -> None:
-        """Note that there is no connection: all actors have ended, or end by themselves; the next launch connects anew."""
+        """Note that there is no connection: all actors have ended, or end soon; the next launch connects anew."""
         broker, self._broker = self._broker, None
         if broker is not None:
             broker.close()
@@ -311,18 +323,23 @@ class Broker(asyncio.Protocol):
         self._unsent.append(connect)
         self._opening = self._loop.create_task(self._open())
 
+    @property
+    def pid(self) -> int:
+        """The number of the process."""
+        return self._process.pid
+
     async def _open(self) -> None:
         await self._loop.create_connection(lambda: self, sock=self._sock)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Send what was to be sent before."""
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        # Not by its type: uvloop's are of another.
+        self._transport = cast("asyncio.Transport", transport)
         if self._closed:
             transport.close()
             return
         for command in self._unsent:
-            transport.write(packed(command))
+            self._transport.write(packed(command))
         self._unsent.clear()
 
     def data_received(self, data: bytes) -> None:
@@ -376,4 +393,3 @@ def _where() -> Connect:
         return Connect(None, "", {})
     context = ray.get_runtime_context()
     return Connect(context.gcs_address, context.namespace, dict(context.runtime_env))
-

@@ -1,4 +1,4 @@
-"""The class of the actors. Ray is sent it by value, so that a node can say what it lacks where it lacks this package."""
+"""The class of the actors. Ray sends it by value, so a node that lacks this package can say so."""
 
 from __future__ import annotations
 

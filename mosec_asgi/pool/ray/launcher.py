@@ -49,9 +49,7 @@ class RayLauncher:
         main = main_module() if spec.worker.__module__ == "__main__" else ("", "")
         options = self._options
         link.begin(
-            self._cluster.launch(
-                link, pickled, spec.stage, variables, options.actor_options, options.placement, main
-            )
+            self._cluster.launch(link, pickled, spec.stage, variables, options.actor_options, options.placement, main)
         )
         return link
 
