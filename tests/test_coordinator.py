@@ -425,6 +425,7 @@ async def test_the_slowest_stage_of_a_route_says_when_to_come_again() -> None:
             while len(second.has) + service.coordinator.statistics().stages[1].queued < 16:
                 await first.gets_work()
                 first.reply(seconds=0.0001)
+            await second.gets_work()
             before = service.coordinator.statistics()
             if not service.coordinator._stages[1].admission.times.mean:
                 await saturate(service, second, clock, 0.125)

@@ -68,7 +68,7 @@ class Bench:
 
     # -- the owner ---------------------------------------------------------------------------------------------------
 
-    def answered(self, task: Task, code: int, payload: Payload, now: float) -> None:
+    def answered(self, task: Task, code: int, payload: Payload, now: float, among: int = 1) -> None:
         assert now == self.clock.now
         self.answers[task.id] = (code, payload)
         task.settle()
@@ -207,6 +207,17 @@ async def test_where_tasks_stand_in_their_pipeline_goes_with_them() -> None:
             expected.append(flags)
         b.loop.turn()
         assert [flag for tasks in b.worker.sent for flag in tasks.flags] == expected
+
+
+async def test_of_tasks_that_have_come_together_none_is_sent_before_the_one_that_has_most_right() -> None:
+    async with bench() as b:
+        for number, priority in ((1, -2), (2, 3), (3, 0)):
+            task = new_task(number, b.clock.now)
+            task.priority = priority
+            b.stage.enqueue(task, b.clock.now, 3)
+        assert b.worker.given == []
+        b.loop.turn()
+        assert b.worker.given == [2]
 
 
 async def test_a_task_that_comes_alone_is_sent_at_once_and_one_after_a_crowd_waits_for_the_turns_end() -> None:

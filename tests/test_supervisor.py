@@ -11,6 +11,7 @@ from fakes import PATIENCE, FakeClock, FakeLauncher, FakeWorker, Held, settled_l
 
 from mosec_asgi.errors import StartupError
 from mosec_asgi.messages import Chunks, LinkError, Results
+from mosec_asgi.pool import rolling
 from mosec_asgi.pool.lifecycle import State
 from mosec_asgi.pool.supervisor import CLOSE_SECONDS, DRAIN_SECONDS, EXIT_SECONDS, PoolWorker, Supervisor
 
@@ -891,6 +892,28 @@ async def test_a_successor_takes_the_place_of_a_worker_that_dies_meanwhile() -> 
     pool.last.ready()
     await pool.supervisor.wait_ready(worker)
     assert (pool.supervisor.ready, pool.supervisor.restarts) == (1, 0)
+
+
+async def test_a_change_waits_for_what_one_that_was_given_up_has_left() -> None:
+    pool = Pool()
+    await pool.started()
+    given_up = asyncio.ensure_future(rolling.renew(pool.supervisor))
+    await asyncio.sleep(0)
+    left = pool.last
+    left.stops_when_asked = False
+    given_up.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await given_up
+    assert left.asked_to_stop
+    launched = len(pool.launcher.launched)
+    renewed = asyncio.ensure_future(rolling.renew(pool.supervisor))
+    await settled_loop()
+    assert len(pool.launcher.launched) == launched, "two beside the one that serves"
+    left.exit()
+    await settled_loop()
+    assert len(pool.launcher.launched) == launched + 1
+    pool.last.ready()
+    await asyncio.wait_for(renewed, PATIENCE)
 
 
 async def test_places_without_a_worker_that_serves_are_taken_away_first() -> None:

@@ -384,14 +384,14 @@ class Coordinator:
         """A time before which no task's deadline is."""
         return self._sweep_timer.when
 
-    def answered(self, task: Task, code: int, payload: Payload, now: float) -> None:
-        """Take a worker's answer to `task`: on to the next stage, or to its client."""
+    def answered(self, task: Task, code: int, payload: Payload, now: float, among: int = 1) -> None:
+        """Take a worker's answer to `task`, one of `among`: on to the next stage, or to its client."""
         head = b""
         if code == OK:
             if not task.at_last_stage:
                 task.advance(payload, now)
                 self._admission.arrived(task.stage)
-                self._stages[task.stages[task.position]].enqueue(task, now)
+                self._stages[task.stages[task.position]].enqueue(task, now, among)
                 return
         elif code == REPLY:
             code, payload, head = self._reply(task, payload)

@@ -156,8 +156,8 @@ class Owner(Protocol):
     def earliest_deadline(self) -> float:
         """A time before which no task's deadline is."""
 
-    def answered(self, task: Task, code: int, payload: Payload, now: float) -> None:
-        """Take a worker's answer to `task`."""
+    def answered(self, task: Task, code: int, payload: Payload, now: float, among: int = 1) -> None:
+        """Take a worker's answer to `task`, one of `among` answers that have come together."""
 
     def streamed(self, task: Task, chunk: bytes, now: float) -> None:
         """Take a piece of the stream that is the answer to `task`; raise `LinkError` if none may come now."""
@@ -330,8 +330,8 @@ class Stage:
 
     # -- told by the owner -------------------------------------------------------------------------------------------
 
-    def enqueue(self, task: Task, now: float) -> None:
-        """Take in a task that has arrived at this stage."""
+    def enqueue(self, task: Task, now: float, among: int = 1) -> None:
+        """Take in a task that has arrived at this stage, one of `among` that may have come together."""
         self.scheduler.enqueue(task, now)
         if (told := self.events.arrived) is not None:
             told(task, now)
@@ -340,7 +340,8 @@ class Stage:
         elif not self._marked:
             # A task that may be late is judged at the turn's end: no caller hears an outcome before `submit` returns.
             in_time = task.deadline >= now + self.admission.margin
-            if in_time and self._calm and self.scheduler.starts_at_once:
+            # Nor is one that others come with: they may have more right to the worker.
+            if in_time and among == 1 and self._calm and self.scheduler.starts_at_once:
                 self._start_alone(now)
             else:
                 self._mark()
@@ -418,12 +419,12 @@ class Stage:
                 task.note_time(self.plan.name, now)
         if (came := self.events.came) is not None:
             came(worker.worker_id, tasks, results, now)
-        wanted = 0
+        wanted, among = 0, len(tasks)
         answered = self._owner.answered
         for task, code, payload in zip(tasks, codes, payloads, strict=True):
             if task.state is not State.SETTLED:
                 wanted += 1
-                answered(task, code, payload, now)
+                answered(task, code, payload, now, among)
             elif not isinstance(payload, bytes):
                 payload.drop()
         # Measured when the answers are on their way, so that clients do not wait for it.

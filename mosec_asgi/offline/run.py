@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from mosec_asgi.calls.mapping import REFUSALS, Ask
 from mosec_asgi.errors import MosecError
+from mosec_asgi.offline.cpu_policy import batch_work
 from mosec_asgi.offline.done import Done
 from mosec_asgi.offline.faults import Halted
 from mosec_asgi.offline.records import Failed, failure, opened
@@ -92,7 +93,7 @@ class Mapping:
         first = next(asks, None)
         if first is None:
             return
-        with engine() as running:
+        with engine() as running, batch_work():
             self._progress.start(time.monotonic())
             self._stopping.lines_are_in_hand()
             asks = itertools.chain([first], asks)

@@ -1,8 +1,9 @@
 """Changes of a stage's workers while it serves: more of them, fewer, or others in their place, one after the other.
 
 A replacement is ready before the worker in its place drains, and that one has ended before the next is begun: so there
-is one worker more than usual at a time, and never one less. The caller holds `Supervisor.changing`, but for `Recycler`,
-which takes it.
+is one worker more than usual at a time, and never one less. What a change has left behind for which nobody waits any
+more, a worker that drains or is being killed, has ended before the next change begins. The caller holds
+`Supervisor.changing`, but for `Recycler`, which takes it.
 """
 
 from __future__ import annotations
@@ -47,6 +48,8 @@ async def scale(pool: Supervisor, num: int, variables: Sequence[Mapping[str, str
 
 
 async def _add(pool: Supervisor, places: Sequence[Place]) -> None:
+    await pool.wait_ended(pool.leaving)
+    _check_open(pool)
     begun: list[PoolWorker] = []
     before = pool.size
     try:
@@ -82,6 +85,7 @@ async def renew(pool: Supervisor, change: Callable[[WorkerSpec], WorkerSpec] | N
 
 
 async def _replace(pool: Supervisor, place: Place, spec: WorkerSpec) -> None:
+    await pool.wait_ended(pool.leaving)
     _check_open(pool)
     before = place.worker
     worker = pool.begin(place, spec)

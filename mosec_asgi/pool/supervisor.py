@@ -279,6 +279,11 @@ class Supervisor:
         return tuple(self._places)
 
     @property
+    def leaving(self) -> Sequence[PoolWorker]:
+        """The workers that have no place any more, or never had one, and have not ended."""
+        return tuple(self._leaving)
+
+    @property
     def draining(self) -> int:
         """The number of workers that answer what they have, and are given nothing more."""
         return sum(worker.state is State.DRAINING for worker in self._leaving)

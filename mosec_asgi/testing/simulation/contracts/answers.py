@@ -23,6 +23,7 @@ from mosec_asgi.testing.simulation.contracts.contract import Contract
 from mosec_asgi.testing.simulation.contracts.dues import TOLERANCE, Dues
 from mosec_asgi.testing.simulation.contracts.journal import Journal
 from mosec_asgi.testing.simulation.contracts.streams import Streams
+from mosec_asgi.testing.simulation.contracts.time_limits import STUCK, STUCK_OR_DRAINING
 from mosec_asgi.testing.simulation.model import Case, ServiceModel
 
 
@@ -142,9 +143,9 @@ class Answers(Checker):
         require(failure == TIMED_OUT or stalled, Contract.TIME, "%s: called a stalled client", case)
 
     def _is_stuck(self, case: Case) -> bool:
-        """Whether the worker that has begun a task makes no progress."""
+        """Whether the worker that has begun a task makes no progress, or may be taken for one that makes none."""
         life = case.life
-        return life is not None and life.fault == "stuck" and case.id in life.begun
+        return life is not None and life.fault in (STUCK, STUCK_OR_DRAINING) and case.id in life.begun
 
     def _check_drop(self, case: Case, failure: Failure) -> None:
         """Check that a task which cannot be done in time was dropped from a queue, not from a worker."""

@@ -9,7 +9,7 @@ from mosec_asgi.testing.simulation.contracts.checker import Checker
 from mosec_asgi.testing.simulation.contracts.contract import Contract
 from mosec_asgi.testing.simulation.contracts.journal import Journal
 from mosec_asgi.testing.simulation.contracts.respawn import Respawn
-from mosec_asgi.testing.simulation.contracts.time_limits import TimeLimits
+from mosec_asgi.testing.simulation.contracts.time_limits import STUCK, TimeLimits
 from mosec_asgi.testing.simulation.model import Case, Life, Phase, ServiceModel
 
 
@@ -50,7 +50,7 @@ class Crash(Checker):
             case.deaths += 1
         if case.done:
             return
-        answered = not (begun and life.fault == "stuck")
+        answered = not (begun and life.fault == STUCK)
         self._journal.require(answered, Contract.TIME, "%s: on a stuck worker, no 408", case)
         if case.events or case.deaths >= life.stage.plan.max_attempts:
             case.fails(WORKER_DIED)

@@ -9,6 +9,10 @@ from mosec_asgi.testing.simulation.contracts.contract import Contract
 from mosec_asgi.testing.simulation.contracts.dues import TOLERANCE, Dues
 from mosec_asgi.testing.simulation.model import Life, Phase
 
+STUCK = "stuck"
+# Both limits have passed. For which of them the service has ended it is not to be seen from here.
+STUCK_OR_DRAINING = "stuck, or too long in draining"
+
 
 class TimeLimits(Checker):
     """Checks when workers are ended for being slow."""
@@ -20,8 +24,12 @@ class TimeLimits(Checker):
         if life.phase is Phase.STOPPING:
             return self._stopped_late(life)
         if self._drains_late(life):
-            return "too long in draining"
-        return self._stuck(life)
+            return STUCK_OR_DRAINING if self._is_stuck(life) else "too long in draining"
+        still = self._journal.now - life.still_since
+        self._journal.require(
+            self._is_stuck(life), Contract.TIME, "%s was ended after %.3f s without a step", life, still
+        )
+        return STUCK
 
     def _started_late(self, life: Life) -> str:
         late = self._journal.now >= life.launched_at + life.stage.plan.start_timeout - TOLERANCE
@@ -39,13 +47,10 @@ class TimeLimits(Checker):
         limit = self._service.world.limits.drain_timeout
         return life.phase is Phase.DRAINING and self._journal.now >= life.left_at + limit - TOLERANCE
 
-    def _stuck(self, life: Life) -> str:
-        still = self._journal.now - life.still_since
+    def _is_stuck(self, life: Life) -> bool:
         # A look comes a little late, and what it sees may have begun just after the one before.
         limit = life.spec.timeout + GRACE_SECONDS - LOOK_SECONDS - TOLERANCE
-        right = bool(life.unheard) and still >= limit
-        self._journal.require(right, Contract.TIME, "%s was ended after %.3f s without a step", life, still)
-        return "stuck"
+        return bool(life.unheard) and self._journal.now - life.still_since >= limit
 
     def settle(self, dues: Dues) -> None:
         """Check that no worker is beyond its limits and lives."""
