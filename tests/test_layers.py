@@ -174,9 +174,9 @@ def test_only_the_settings_read_the_environment() -> None:
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.Attribute) and node.attr in ("environ", "getenv")
     }
-    # `pool.process.launcher` sets the variables of its workers there, and reads only what to put back; an actor sets its
-    # own. The URL of redis reaches the workers in no other way: `set_redis_url` is called on a class, before there is a
-    # server.
+    # `pool.process.launcher` sets the variables of its workers there, and reads only what to put back; an actor sets
+    # its own. The URL of redis reaches the workers in no other way: `set_redis_url` is called on a class, before there
+    # is a server.
     assert readers <= {"config", "pool.process.launcher", "pool.ray.actor", "mixin.redis_worker"}
 
 

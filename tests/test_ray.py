@@ -215,6 +215,14 @@ async def test_without_ray_it_is_said_what_to_install(monkeypatch: pytest.Monkey
             pass
 
 
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1"])
+async def test_a_cluster_that_is_not_there_is_named(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    with pytest.raises(StartupError, match=f"cannot connect to a Ray cluster at {address}: .* RAY_ADDRESS=host:port"):
+        async with on_ray(RayCluster(asyncio.get_running_loop()), ray_stage(workers.Where)):
+            pass
+
+
 APP = """
 import os
 from mosec_asgi import Server, Worker

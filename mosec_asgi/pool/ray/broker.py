@@ -65,13 +65,16 @@ def main(descriptor: int) -> None:
 
 def connected(command: Connect, sock: socket.socket) -> Broker:
     """Return a broker that is connected to Ray; where that fails, say so and end this process."""
+    address = command.address or variables_of(["RAY_ADDRESS"]).get("RAY_ADDRESS", "")
     try:
+        if address.startswith("ray://"):
+            raise ConnectionError("this is the address of a Ray client, and actors connect to a node of the cluster")
         return Broker(command, sock)
     except ImportError as error:
         text = f"executor='ray' needs Ray ({error}): pip install 'mosec-asgi[ray]'"
     # Ray raises errors of many kinds here, plain ones among them.
     except Exception as error:
-        where = command.address or variables_of(["RAY_ADDRESS"]).get("RAY_ADDRESS", "this machine, nor start one here")
+        where = address or "this machine, nor start one here"
         text = (
             f"cannot connect to a Ray cluster at {where}: {type(error).__name__}: {error}. Start one by `ray start "
             "--head`, and name another by RAY_ADDRESS=host:port, or by ray.init(address=...) before the service starts"
