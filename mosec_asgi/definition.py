@@ -112,11 +112,7 @@ def plan_stage(
             event_type=event_type,
             strict_json=settings.strict_json,
             stream_buffer=settings.stream_buffer,
-            # A worker that is not a process gets all payloads as bytes.
-            buffers_apart=all(
-                each.executor == "process" and each.worker.deserialize_ipc is Worker.deserialize_ipc
-                for each in followers
-            ),
+            buffers_apart=_buffers_apart(runtime, followers),
             log_level=settings.effective_log_level,
             log_text=settings.debug,
             traces=traces,
@@ -150,6 +146,13 @@ def plan_stage(
         rules=_rules(runtime, settings),
         labels=runtime.labels,
     )
+
+
+def _buffers_apart(runtime: Runtime, followers: Sequence[Runtime]) -> bool:
+    """Whether large buffers of a stage's results may be sent apart from them: all that read them find them there."""
+    # Processes in shared memory, and actors in the store of Ray; all others get all payloads as bytes.
+    where = "ray" if runtime.executor == "ray" else "process"
+    return all(each.executor == where and each.worker.deserialize_ipc is Worker.deserialize_ipc for each in followers)
 
 
 def _rules(runtime: Runtime, settings: Settings) -> Rules:

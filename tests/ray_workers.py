@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import time
+from pathlib import Path
 from typing import Any
 
+import numpy
+
 from mosec_asgi import Worker
+from mosec_asgi.pool.ray.store import RayStore
 
 
 class Where(Worker):
@@ -33,3 +38,30 @@ class Adds(Worker):
 
     def forward(self, data: list[Any]) -> list[Any]:
         return [*data, os.getpid()]
+
+
+class Makes(Worker):
+    """Makes an array of so many numbers; of "kept", one number: of objects that it keeps in the store for others."""
+
+    def forward(self, data: Any) -> Any:
+        if data == "kept":
+            (store,) = [each for each in gc.get_objects() if type(each) is RayStore]
+            return numpy.array([store.kept])
+        return {"pid": os.getpid(), "array": numpy.arange(data, dtype=numpy.float64)}
+
+
+class Sums(Worker):
+    """Sums an array up, once the file is there that the name of its length says, if it is a special one."""
+
+    gate = 100_003
+
+    def forward(self, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data.tolist()
+        array = data["array"]
+        if len(array) == self.gate:
+            path = Path(os.environ["GATE"])
+            path.with_suffix(".begun").touch()
+            while not path.exists():
+                time.sleep(0.005)
+        return [float(array.sum()), array.flags.writeable, data["pid"], os.getpid()]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import json
 import os
 import signal
 import sys
@@ -26,6 +27,7 @@ from ray_nodes import RayNodes
 
 from mosec_asgi import Worker
 from mosec_asgi.batching.coordinator import Coordinator
+from mosec_asgi.batching.engine import StageStatistics
 from mosec_asgi.batching.stage import StagePlan
 from mosec_asgi.config import check_keywords, resolve
 from mosec_asgi.definition import plan_service
@@ -94,6 +96,11 @@ async def on_ray(cluster: RayCluster, *stages: Runtime, **settings: Any) -> Asyn
 
 def ray_stage(worker: type[Worker], num: int = 1, **options: Any) -> Runtime:
     return Runtime(worker, num, executor="ray", **options)
+
+
+def waiting(stage: StageStatistics) -> int:
+    """Return how many tasks are at a stage."""
+    return stage.queued + stage.in_flight
 
 
 async def seen(engine: contract.Engine, place: int, number: int) -> set[Any]:
@@ -213,6 +220,42 @@ async def test_without_ray_it_is_said_what_to_install(monkeypatch: pytest.Monkey
     with pytest.raises(StartupError, match=r"pip install 'mosec-asgi\[ray\]'"):
         async with on_ray(RayCluster(asyncio.get_running_loop()), ray_stage(workers.Where)):
             pass
+
+
+async def test_large_arrays_pass_between_nodes_by_the_store_and_are_freed(cluster: RayCluster) -> None:
+    stages = ray_stage(workers.Makes), ray_stage(workers.Sums, ray_actor_options={"resources": {"second": 1}})
+    async with on_ray(cluster, *stages) as engine:
+        for size in (10, 1_000_000, 200_000):
+            total, writeable, *_ = await engine.ask(size)
+            assert total == size * (size - 1) / 2
+            # What lies in the store is read in place.
+            assert writeable == (size == 10)
+        for _ in range(100):
+            if await engine.ask("kept") == [0]:
+                break
+        assert await engine.ask("kept") == [0]
+
+
+async def test_what_is_lost_with_its_owner_is_made_again(cluster: RayCluster, tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    stages = ray_stage(workers.Makes), ray_stage(workers.Sums, env=[{"GATE": str(gate)}])
+    async with on_ray(cluster, *stages, timeout=60_000) as engine:
+        before = (await engine.ask(10))[2]
+        _, first = engine.submit(workers.Sums.gate)
+        await wait_for(gate.with_suffix(".begun").exists)
+        others = [engine.submit(200_000 + number)[1] for number in range(5)]
+        # All have been made.
+        await wait_for(lambda: not waiting(engine.coordinator.statistics().stages[0]))
+        os.kill(before, signal.SIGKILL)
+        await wait_for(lambda: not Path(f"/proc/{before}").exists())
+        gate.touch()
+        for number, caller in enumerate(others, 200_000):
+            outcome = await asyncio.wait_for(caller.future, 60)
+            assert outcome.code == 200, outcome
+            total, _, pid, _ = json.loads(outcome.payload)
+            assert total == number * (number - 1) / 2
+            assert pid != before
+        assert (await first.future).code == 200
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1"])

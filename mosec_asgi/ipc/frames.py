@@ -44,7 +44,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 
-from mosec_asgi.messages import REPLY, Cancels, Chunks, Credits, ForwardTime, LinkError, Results, Tasks
+from mosec_asgi.messages import LOST, REPLY, Cancels, Chunks, Credits, ForwardTime, LinkError, Results, Tasks
 
 MAGIC = 0x6D61
 MAX_BODY = 1 << 34
@@ -76,10 +76,10 @@ _ENTRY_SIZES = {
 _ONE_TASK = struct.Struct(HEADER.format + TASK_ENTRY)
 _ONE_RESULT = struct.Struct(HEADER.format + RESULT_ENTRY)
 _ONE_CHUNK = struct.Struct(HEADER.format + CHUNK_ENTRY)
-# The statuses of a result: a result, a result in shared memory, a reply, an error, or 499 (nginx's number) where nobody
-# waits for it.
+# The statuses of a result: a result, a result in shared memory, an input that is lost, a reply, an error, or 499
+# (nginx's number) where nobody waits for it.
 IN_MEMORY = 1200
-STATUSES = frozenset({IN_MEMORY, REPLY, 200, *range(400, 600)})
+STATUSES = frozenset({IN_MEMORY, LOST, REPLY, 200, *range(400, 600)})
 
 
 class FrameError(LinkError):

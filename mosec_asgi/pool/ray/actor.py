@@ -33,6 +33,7 @@ from mosec_asgi.pool.ray.handshake import HandshakeError
 from mosec_asgi.pool.ray.listener import tune
 from mosec_asgi.pool.ray.orders import Order
 from mosec_asgi.pool.ray.port import RayPort
+from mosec_asgi.pool.ray.store import RayStore
 from mosec_asgi.version import __version__
 
 # Seconds in which the connection to the server has to come about, with several tries.
@@ -142,6 +143,7 @@ def _serve(spec: WorkerSpec, port: RayPort, sock: socket.socket) -> None:
     _keep_from_children(port)
     with contextlib.suppress(Ending), _ends_with_the_server(sock, end):
         try:
+            port.store = port.kept = _store(spec)
             worker = load(spec)
             rehearsals = examples(worker)
             runner = runner_for(worker, spec, port, kernel)
@@ -164,6 +166,16 @@ def _serve(spec: WorkerSpec, port: RayPort, sock: socket.socket) -> None:
             if kernel is not None:
                 kernel.set(0.0)
             runner.close()
+
+
+def _store(spec: WorkerSpec) -> RayStore | None:
+    """Return where large payloads lie that pass between stages of actors."""
+    try:
+        return RayStore(spec.timeout)
+    except (ImportError, AttributeError) as error:
+        # It then reads what others put there no better; they have the same version.
+        logger.warning("large payloads go through the server, as this version of Ray has other ways: %s", error)
+        return None
 
 
 def _kernel_timer() -> KernelTimer | None:

@@ -40,6 +40,8 @@ from mosec_asgi.pool.ray.orders import (
 from mosec_asgi.pool.ray.room import asked, in_words, lacking
 
 READ_SIZE = 1 << 16
+# Seconds in which the head of a cluster has to take a connection.
+CONNECT_SECONDS = 10.0
 # Characters of Ray's own text about the end of an actor that are shown.
 MOST_OF_TEXT = 500
 
@@ -69,6 +71,7 @@ def connected(command: Connect, sock: socket.socket) -> Broker:
     try:
         if address.startswith("ray://"):
             raise ConnectionError("this is the address of a Ray client, and actors connect to a node of the cluster")
+        _check_there(address)
         return Broker(command, sock)
     except ImportError as error:
         text = f"executor='ray' needs Ray ({error}): pip install 'mosec-asgi[ray]'"
@@ -81,6 +84,13 @@ def connected(command: Connect, sock: socket.socket) -> Broker:
         )
     sock.sendall(packed(Refused(text)))
     sys.exit(1)
+
+
+def _check_there(address: str) -> None:
+    """Raise `OSError` if nothing listens at a cluster's address: Ray itself would try for a minute and more."""
+    host, _, port = address.rpartition(":")
+    if port.isdigit():
+        socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
 
 
 class Broker:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import struct
 from typing import Protocol
 
 from mosec_asgi import log
 from mosec_asgi.inside.spec import WorkerSpec
 from mosec_asgi.ipc import frames
 from mosec_asgi.ipc.channel import Channel
-from mosec_asgi.messages import Cancels, Chunks, Credits, Progress, Results, Tasks
+from mosec_asgi.messages import OK, Cancels, Chunks, Credits, LinkError, Payload, Progress, Results, Tasks
 from mosec_asgi.pool.link import WorkerEvents
 from mosec_asgi.pool.ray.listener import tune
 from mosec_asgi.pool.ray.orders import Ended
+from mosec_asgi.pool.ray.store import HEAD
 
 # Seconds after which it is told what an actor waits for that has not begun.
 PATIENCE_SECONDS = 15.0
@@ -67,6 +69,8 @@ class RayLink:
         self._ending = "has not ended"
         self._begun = self._beats = 0
         self._memory = 0
+        # Objects in the store that nobody needs any more, of which the actor is told in the next turn.
+        self._freed: list[int] = []
         self._timer: asyncio.TimerHandle | None = None
 
     @property
@@ -87,10 +91,9 @@ class RayLink:
     # -- to the worker -----------------------------------------------------------------------------------------------
 
     def send(self, tasks: Tasks) -> None:
-        """Give the worker tasks; what another link holds of their payloads is copied."""
+        """Give the worker tasks; what a link of another kind holds of their payloads is copied."""
         if not all(isinstance(payload, bytes) for payload in tasks.payloads):
-            payloads = [payload if isinstance(payload, bytes) else payload.read() for payload in tasks.payloads]
-            tasks = tasks._replace(payloads=payloads)
+            tasks = _sendable(tasks)
         self._send(frames.encode_tasks(tasks))
 
     def cancel(self, cancels: Cancels) -> None:
@@ -214,10 +217,7 @@ class RayLink:
     def _on_frame(self, frame: frames.Frame) -> None:
         self._beats += 1
         if isinstance(frame, Results):
-            if frames.IN_MEMORY in frame.codes:
-                self._broke("it refers to shared memory, and has none")
-            else:
-                self._events.results(frame)
+            self._on_results(frame)
         elif isinstance(frame, frames.Noted):
             self._begun, self._memory = frame.begun, frame.memory
         elif isinstance(frame, Chunks):
@@ -229,6 +229,35 @@ class RayLink:
         else:
             self._broke(f"a worker does not send {type(frame).__name__}")
 
+    def _on_results(self, results: Results) -> None:
+        if frames.IN_MEMORY in results.codes:
+            try:
+                results = self._held(results)
+            except struct.error:
+                self._broke("it refers to Ray's store by what is no reference")
+                return
+        self._events.results(results)
+
+    def _held(self, results: Results) -> Results:
+        """Return results with payloads that lie in Ray's store."""
+        payloads: list[Payload] = [
+            StoredPayload(payload, self) if code == frames.IN_MEMORY and isinstance(payload, bytes) else payload
+            for code, payload in zip(results.codes, results.payloads, strict=True)
+        ]
+        codes = [OK if code == frames.IN_MEMORY else code for code in results.codes]
+        return results._replace(codes=codes, payloads=payloads)
+
+    def free(self, number: int) -> None:
+        """Let the actor know that nobody needs an object any more which it has put into the store."""
+        if not self._freed and not self._gone:
+            # In a later turn, with others, and because the caller is in the middle of a change.
+            self._loop.call_soon(self._tell_freed)
+        self._freed.append(number)
+
+    def _tell_freed(self) -> None:
+        freed, self._freed = self._freed, []
+        self._send(frames.encode_blocks(frames.Freed(freed)))
+
     def _broke(self, reason: str) -> None:
         """End the link, because the worker has sent something invalid."""
         assert self._channel is not None
@@ -238,3 +267,46 @@ class RayLink:
     def _on_closed(self, reason: str) -> None:
         if not self._closed:
             self._events.closed(f"broke its connection ({reason})" if reason else "")
+
+
+class StoredPayload:
+    """A payload in Ray's object store, which the server does not read; see `messages.HeldPayload`.
+
+    Attributes:
+        reference: by which an actor finds it.
+    """
+
+    __slots__ = ("_link", "_number", "_size", "reference")
+
+    def __init__(self, reference: bytes, link: RayLink) -> None:
+        numbers: tuple[int, int] = HEAD.unpack_from(reference)
+        self._number, self._size = numbers
+        self.reference = reference
+        self._link = link
+
+    def __len__(self) -> int:
+        return self._size
+
+    def read(self) -> bytes:
+        """Refuse: it is for the next stage, whose workers are actors as well."""
+        raise LinkError("a result lies in Ray's store, where the server does not read it")
+
+    def load(self) -> object:
+        """Refuse, as `read` does."""
+        return self.read()
+
+    def drop(self) -> None:
+        """Have it freed."""
+        self._link.free(self._number)
+
+
+def _sendable(tasks: Tasks) -> Tasks:
+    """Return tasks whose payloads are bytes: references to Ray's store, and copies of what lies elsewhere."""
+    flags, payloads = list(tasks.flags), list(tasks.payloads)
+    for place, payload in enumerate(payloads):
+        if isinstance(payload, StoredPayload):
+            flags[place] |= frames.SHARED
+            payloads[place] = payload.reference
+        elif not isinstance(payload, bytes):
+            payloads[place] = payload.read()
+    return tasks._replace(flags=flags, payloads=payloads)

@@ -22,6 +22,7 @@ from collections.abc import Callable
 from mosec_asgi.ipc import frames
 from mosec_asgi.messages import Cancels, Credits, Results, Tasks
 from mosec_asgi.pool.process.port import SocketPort
+from mosec_asgi.pool.ray.store import RayStore
 
 # Seconds between two notes of steps, and between two looks at the memory that the process takes.
 BEAT_SECONDS = 0.1
@@ -33,6 +34,7 @@ class RayPort(SocketPort):
     """A port on a connection to the server.
 
     Attributes:
+        kept: the store, where large results are left for the next stage.
         at_once: the worker runs the tasks of a message one after the other without a pause, and then those of the next.
     """
 
@@ -41,6 +43,7 @@ class RayPort(SocketPort):
         self._notes = Notes(self._send_note)
         super().__init__(sock, self._notes)
         self.at_once = False
+        self.kept: RayStore | None = None
         # Answers that go out with the next note.
         self._waiting = b""
         # The server has said that it sends no more: the end of the connection is in good order.
@@ -68,6 +71,8 @@ class RayPort(SocketPort):
             self.ended = self._finished = True
         elif isinstance(frame, (Tasks, Cancels, Credits)):
             self._take(frame)
+        elif isinstance(frame, frames.Freed) and self.kept is not None:
+            self.kept.freed(frame.blocks)
         else:
             raise frames.FrameError(f"an actor is sent tasks, not {type(frame).__name__}")
 
