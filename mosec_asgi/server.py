@@ -356,6 +356,13 @@ class Server:
         """Return the settings of the service with those of a command line, by name, which win."""
         return config.resolve(self._keywords, None, command_line)
 
+    def announce_end(self) -> None:
+        """Say that the end is near: `/readyz` answers 503 from here on, while requests are still admitted.
+
+        A load balancer that asks for it sends its requests elsewhere; see `close`.
+        """
+        self._lifetime.announce_end()
+
     def close(self) -> None:
         """Admit no more requests: `/readyz` and new requests answer 503 from here on, and admitted ones finish."""
         self._lifetime.close()

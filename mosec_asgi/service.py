@@ -261,6 +261,10 @@ class Service:
             await self._close_tracing()
             self._let_go()
 
+    def announce_end(self) -> None:
+        """Say at `/readyz` that the end is near; requests are still admitted."""
+        self._coordinator.announce_end()
+
     def close(self) -> None:
         """Admit no more requests."""
         self._coordinator.close()

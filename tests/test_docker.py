@@ -24,12 +24,14 @@ from harness import ROOT, free_port
 from mosec_asgi.batching.coordinator import CLOSE_SECONDS
 from mosec_asgi.batching.engine import StageStatistics, Statistics
 from mosec_asgi.config import Settings
+from mosec_asgi.host.draining import SILENCE_SECONDS
 from mosec_asgi.observing.exposition import Exposition
 from mosec_asgi.observing.metrics import ServiceMetrics, StageMetrics
 
 DOCKER = ROOT / "docker"
 DOCKERFILES = [DOCKER / "Dockerfile", DOCKER / "Dockerfile.cuda"]
 KUBERNETES = list(yaml.safe_load_all((DOCKER / "kubernetes.yaml").read_text()))
+ADAPTER = yaml.safe_load((DOCKER / "prometheus" / "adapter.yaml").read_text())["rules"]["custom"]
 COMPOSE = yaml.safe_load((DOCKER / "compose.yaml").read_text())
 DASHBOARD = json.loads((DOCKER / "grafana" / "dashboards" / "mosec.json").read_text())
 
@@ -48,15 +50,31 @@ def passes(*command: str) -> None:
 
 
 def pod() -> dict[str, Any]:
-    [deployment] = [document for document in KUBERNETES if document["kind"] == "Deployment"]
-    spec: dict[str, Any] = deployment["spec"]["template"]["spec"]
+    spec: dict[str, Any] = of_kind("Deployment")["spec"]["template"]["spec"]
     return spec
 
 
+def of_kind(kind: str) -> dict[str, Any]:
+    """Return the one document of a kind that the manifest has."""
+    found: list[dict[str, Any]] = [document for document in KUBERNETES if document["kind"] == kind]
+    [document] = found
+    return document
+
+
+def shown_metrics() -> str:
+    """Return what a service with one stage shows at `/metrics`."""
+    metrics = ServiceMetrics("mosec_service", [StageMetrics("Model_1", batched=True, streams=True)])
+    stage = StageStatistics("Model_1", 0, 0, 0, ready=1, workers=1, restarts=0, down=False)
+    return Exposition(metrics, lambda: Statistics(0, False, (stage,))).render("")[0].decode()
+
+
 def shutdown_seconds(timeout_ms: int) -> float:
-    """Return the most that a stop may take: uvicorn waits for requests, the coordinator for its tasks and workers."""
+    """Return the most that a stop may take.
+
+    Silent connections may bring their last requests, uvicorn waits for these, the coordinator for tasks and workers.
+    """
     timeout = Settings(timeout=timeout_ms).timeout_seconds
-    return (math.ceil(timeout) + 1) + timeout + CLOSE_SECONDS
+    return SILENCE_SECONDS + (math.ceil(timeout) + 1) + timeout + CLOSE_SECONDS
 
 
 # -- the images --------------------------------------------------------------------------------------------------------
@@ -225,7 +243,7 @@ def test_kubernetes_keeps_the_images_init_and_its_user() -> None:
 
 
 def test_the_service_of_kubernetes_finds_the_pods() -> None:
-    deployment, service = KUBERNETES
+    deployment, service = of_kind("Deployment"), of_kind("Service")
     template = deployment["spec"]["template"]
     assert service["spec"]["selector"] == deployment["spec"]["selector"]["matchLabels"]
     assert service["spec"]["selector"].items() <= template["metadata"]["labels"].items()
@@ -233,6 +251,39 @@ def test_the_service_of_kubernetes_finds_the_pods() -> None:
     assert service["spec"]["ports"][0]["targetPort"] == port["name"]
     assert template["metadata"]["annotations"]["prometheus.io/port"] == str(port["containerPort"])
     assert port["containerPort"] == Settings().port
+
+
+def test_an_update_of_kubernetes_takes_no_pod_before_another_is_ready() -> None:
+    deployment, budget, scaler = map(of_kind, ["Deployment", "PodDisruptionBudget", "HorizontalPodAutoscaler"])
+    assert deployment["spec"]["strategy"]["rollingUpdate"] == {"maxUnavailable": 0, "maxSurge": 1}
+    assert budget["spec"]["selector"] == deployment["spec"]["selector"]
+    assert budget["spec"]["maxUnavailable"] < scaler["spec"]["minReplicas"]
+    container = pod()["containers"][0]
+    asked = {kind: container[f"{kind}Probe"]["httpGet"]["path"] for kind in ("startup", "readiness", "liveness")}
+    assert asked == {"startup": "/readyz", "readiness": "/readyz", "liveness": "/livez"}
+    # No request comes any more before the stop begins to refuse connections.
+    probe = container["readinessProbe"]
+    assert probe["periodSeconds"] <= int(container["lifecycle"]["preStop"]["exec"]["command"][-1])
+
+
+def test_the_autoscaler_scales_the_deployment_by_metrics_that_the_adapter_makes() -> None:
+    scaler, deployment = of_kind("HorizontalPodAutoscaler")["spec"], of_kind("Deployment")
+    target = scaler["scaleTargetRef"]
+    assert (target["kind"], target["name"]) == (deployment["kind"], deployment["metadata"]["name"])
+    assert "replicas" not in deployment["spec"]
+    asked = [metric["pods"]["metric"]["name"] for metric in scaler["metrics"]]
+    assert asked == [rule["name"]["as"] for rule in ADAPTER]
+    [wait, _] = scaler["metrics"]
+    assert 0 < int(wait["pods"]["target"]["averageValue"]) < Settings().timeout / 2, "before requests are refused"
+
+
+def test_the_series_of_the_adapters_rules_are_metrics_of_the_service() -> None:
+    text = shown_metrics()
+    for rule in ADAPTER:
+        names = re.findall(r"mosec_service_\w+", rule["seriesQuery"] + rule["metricsQuery"])
+        assert len(names) == 3
+        for name in names:
+            assert re.search(rf"^{name}\{{stage=", text, re.M), name
 
 
 # -- Prometheus and Grafana --------------------------------------------------------------------------------------------
@@ -282,9 +333,7 @@ def test_the_dashboard_uses_its_variables_and_no_others() -> None:
 
 def test_the_dashboard_shows_each_metric_of_the_service() -> None:
     """Each but those that say the same as another in a coarser or an older way."""
-    metrics = ServiceMetrics("mosec_service", [StageMetrics("Model_1", batched=True, streams=True)])
-    stage = StageStatistics("Model_1", 0, 0, 0, ready=1, workers=1, restarts=0, down=False)
-    text = Exposition(metrics, lambda: Statistics(0, False, (stage,))).render("")[0].decode()
+    text = shown_metrics()
     shown = " ".join(target["expr"] for panel in DASHBOARD["panels"] for target in panel.get("targets", ()))
     shown += (DOCKER / "prometheus" / "alerts.yaml").read_text()
     missing = {name for name in re.findall(r"(?m)^# TYPE (\S+?)(?:_total)? ", text) if name not in shown}

@@ -176,6 +176,20 @@ def test_each_condition_of_an_alert_finds_its_numbers(prometheus: Prometheus) ->
     assert {rule["name"]: rule["health"] for rule in rules} == dict.fromkeys(conditions, "ok")
 
 
+def test_the_autoscalers_metrics_find_their_numbers(prometheus: Prometheus) -> None:
+    """The queries of prometheus-adapter's rules, filled in as it does, with an instance in the place of a pod."""
+    rules = yaml.safe_load((DOCKER / "prometheus" / "adapter.yaml").read_text())["rules"]["custom"]
+    for rule in rules:
+        query = (
+            rule["metricsQuery"].replace("<<.LabelMatchers>>", 'job=~"mosec|other"').replace("<<.GroupBy>>", "instance")
+        )
+        assert "<<" not in query
+        wait_until(lambda query=query: prometheus.finds(f"{query} > 0"), query)
+        # One for each pod.
+        assert len(prometheus.ask("query", query=query)["result"]) == 1
+        assert re.match(r"mosec_service_\w+\{namespace!=\"\",pod!=\"\"\}$", rule["seriesQuery"])
+
+
 def test_each_variable_of_the_dashboard_has_values(prometheus: Prometheus) -> None:
     found = {}
     for variable in DASHBOARD["templating"]["list"]:

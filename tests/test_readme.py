@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import html
+import io
 import json
 import re
+import runpy
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +16,9 @@ import pytest
 from harness import ROOT, python, running
 
 from mosec_asgi import config
+from mosec_asgi.cli.banner import show
+from mosec_asgi.cli.output import Output
+from mosec_asgi.host.listening import Listener
 
 README = (ROOT / "README.md").read_text()
 DOCS = ROOT / "docs"
@@ -141,6 +148,28 @@ def test_the_numbers_are_those_of_the_results() -> None:
     table = (DOCS / "numbers.md").read_text()
     for ratio in list(ratios.values())[:10]:
         assert f"| {ratio:.2f} |" in table or f"| {ratio:.1f} |" in table
+
+
+def test_the_recording_shows_what_the_commands_print_today(folder: Path) -> None:
+    """docs/session.svg is made by `make picture`: it has to be made anew where this fails."""
+    picture = html.unescape(re.sub(r"<[^>]*>", "\n", (DOCS / "session.svg").read_text())).splitlines()
+    server = runpy.run_path(str(folder / "server.py"))["server"]
+    printed = io.StringIO()
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        listener = Listener(sock, tls=False)
+        show(Output(printed), listener, config.Settings(dashboard=True), server.openapi())
+        port = sock.getsockname()[1]
+    wanted = printed.getvalue().replace(f":{port}", ":8000").splitlines()[1:]
+    wanted += [
+        "mosec-asgi serve server:server --dashboard",
+        *re.findall(r"^    (curl .*)\n    (\{.*)$", README, re.M)[0],
+    ]
+    assert len(wanted) > 8
+    for line in wanted:
+        # A terminal breaks lines that are longer than it is wide.
+        assert any(line.startswith(part) and len(part) >= min(len(line), 100) for part in picture if part), line
+    assert (DOCS / "session.svg").read_text().count("<image ") >= 3, "of the dashboard"
+    assert "](docs/session.svg)" in README
 
 
 def test_the_readme_leads_to_every_page_that_stands_in_the_repository() -> None:

@@ -26,6 +26,9 @@ class Idle:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.asked = True
 
+    def announce_end(self) -> None:
+        pass
+
     def close(self) -> None:
         pass
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import http.client
 import json
 import os
 import re
@@ -164,6 +165,56 @@ def test_requests_that_the_server_had_not_read_when_the_signal_came_are_answered
             program.send(signal.SIGTERM)
             program.send(signal.SIGCONT)
             assert [client.recv(1000)[:12] for client in clients] == [b"HTTP/1.1 200"] * 8
+        assert program.wait() == 0
+
+
+async def test_clients_that_keep_connections_lose_no_request_to_a_stop(tmp_path: Path) -> None:
+    """Each is told by an answer that its connection ends, or finds it closed while it is silent; none gets 503."""
+    lost: list[str] = []
+    closed = 0
+
+    async def ask(port: int) -> None:
+        nonlocal closed
+        async with connection.connected(port) as link:
+            while True:
+                try:
+                    answer = await link.ask("/inference", json.dumps(str(tmp_path / "runs")).encode())
+                except connection.Lost as error:
+                    lost.append(str(error))
+                    return
+                if answer.status != 200:
+                    lost.append(f"{answer.status} {answer.text}")
+                if answer.headers.get("connection") == "close":
+                    closed += 1
+                    return
+                await asyncio.sleep(0.01)
+
+    with serving(tmp_path, STAGES) as program:
+        clients = [asyncio.ensure_future(ask(program.port)) for _ in range(8)]
+        await until(lambda: (tmp_path / "runs").exists() and (tmp_path / "runs").stat().st_size > 100, "no load")
+        program.send(signal.SIGTERM)
+        await asyncio.gather(*clients)
+        assert (lost, closed) == ([], 8)
+        assert await asyncio.to_thread(program.wait) == 0
+
+
+def test_a_stop_is_announced_at_readyz_while_requests_are_still_answered(tmp_path: Path) -> None:
+    with serving(tmp_path, STAGES) as program:
+        probe, client = (http.client.HTTPConnection("127.0.0.1", program.port, timeout=20) for _ in range(2))
+        body = json.dumps(str(tmp_path / "runs"))
+
+        def asked(link: http.client.HTTPConnection, method: str, path: str, body: str = "") -> int:
+            link.request(method, path, body)
+            with link.getresponse() as answer:
+                answer.read()
+                return answer.status
+
+        assert asked(probe, "GET", "/readyz") == asked(client, "POST", "/inference", body) == 200
+        program.send(signal.SIGTERM)
+        wait_until(lambda: asked(probe, "GET", "/readyz") == 503, "/readyz does not say so")
+        assert asked(client, "POST", "/inference", body) == 200
+        probe.close()
+        client.close()
         assert program.wait() == 0
 
 

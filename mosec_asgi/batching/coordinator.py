@@ -138,6 +138,7 @@ class Coordinator:
         self._admission: Admission
         self._admitted: dict[int, Task] = {}
         self._closing = False
+        self._end_announced = False
         self._loading = True
         # What a client can cause by itself: it may ask for a time of a millisecond.
         self._ration = Ration(logger, lambda seconds, say: self._loop.call_later(seconds, say), clock)
@@ -246,6 +247,10 @@ class Coordinator:
         for launcher in self._launchers:
             launcher.close()
 
+    def announce_end(self) -> None:
+        """Show in the statistics, and so at `/readyz`, that the end is near; requests are still admitted."""
+        self._end_announced = True
+
     def close(self) -> None:
         """Admit no more requests: the answer is 503 from here on."""
         self._closing = True
@@ -331,7 +336,9 @@ class Coordinator:
         """Return how things stand."""
         now = self._clock()
         stages = tuple(stage.statistics(now) for stage in self._stages)
-        return Statistics(len(self._admitted), self._closing, stages, self._shared_memory(), self._loading)
+        return Statistics(
+            len(self._admitted), self._closing or self._end_announced, stages, self._shared_memory(), self._loading
+        )
 
     def _refusal(self, stages: tuple[int, ...], timeout: float, now: float) -> Refusal | None:
         if self._closing:

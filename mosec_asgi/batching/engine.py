@@ -54,7 +54,7 @@ class Statistics:
 
     Attributes:
         admitted: calls admitted and not yet answered.
-        closing: the service is shutting down and admits no more.
+        closing: the service is shutting down, and soon admits no more.
         stages: in the order of the service's list.
         shared_memory: bytes of shared memory that payloads take.
         loading: the workers are being started for the first time, and no call is admitted yet.

@@ -1,14 +1,17 @@
-"""The end of a service whose place another has taken on the same socket: no call is lost.
+"""The end of a service that others go on without: no call is lost.
 
-It accepts no more connections; the other does. Clients keep connections open between their requests, and one that is
-closed may just then be carrying the next. So each further answer says `connection: close`, which a client does not
-mistake, and silent connections stay open for a while, for their next request to come.
+It accepts no more connections; another service does, on the same socket or behind the same balancer. Clients and
+balancers keep connections open between their requests, and one that is closed may just then be carrying the next. So
+each further answer says `connection: close`, which a client does not mistake, and silent connections stay open for a
+while, for their next request to come.
 """
 
 from __future__ import annotations
 
 import asyncio
 import copy
+import socket
+from collections.abc import Callable
 from typing import Any
 
 import uvicorn
@@ -23,6 +26,33 @@ SILENCE_SECONDS = 0.5
 _POLL_SECONDS = 0.02
 
 
+class DrainingServer(uvicorn.Server):
+    """uvicorn, which drains before it shuts down, whatever has asked for the end."""
+
+    def __init__(self, config: uvicorn.Config, admit_no_more: Callable[[], object]) -> None:
+        """Prepare.
+
+        Args:
+            config: uvicorn's.
+            admit_no_more: called when it has drained; what comes then is refused.
+        """
+        super().__init__(config)
+        self._admit_no_more = admit_no_more
+        self._drained = False
+
+    async def drain(self) -> None:
+        """Answer what has come, and end the program once its clients have gone."""
+        self._drained = True
+        await drain(self)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Shut down as uvicorn does, behind what still comes on the connections that there are."""
+        if not self._drained:
+            await self.drain()
+        self._admit_no_more()
+        await super().shutdown(sockets)
+
+
 async def drain(runner: uvicorn.Server) -> None:
     """Answer what has come, and end the program once its clients have gone."""
     for server in runner.servers:
@@ -33,7 +63,7 @@ async def drain(runner: uvicorn.Server) -> None:
     asked: set[object] = set()
     loop = asyncio.get_running_loop()
     end = loop.time() + SILENCE_SECONDS
-    while state.connections and loop.time() < end:
+    while state.connections and loop.time() < end and not runner.force_exit:
         new = state.connections - asked
         asked |= new
         for connection in new:

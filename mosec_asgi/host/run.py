@@ -21,7 +21,7 @@ from starlette.types import Message, Receive, Scope, Send
 from mosec_asgi import log
 from mosec_asgi.config import Settings
 from mosec_asgi.host import listening, tls
-from mosec_asgi.host.draining import drain
+from mosec_asgi.host.draining import DrainingServer
 from mosec_asgi.host.handover import Handover
 from mosec_asgi.host.hangup import Hangup
 from mosec_asgi.host.interrupts import told_of_signals
@@ -35,8 +35,6 @@ if TYPE_CHECKING:
 DAEMON_DIED = 1
 # uvicorn's code for an app that has not started.
 START_FAILED = 3
-# Seconds after a signal in which requests are still admitted: those that had come before it, and were not yet read.
-LISTEN_SECONDS = 0.05
 # New objects between two collections of the youngest generation; Python's own is 700 to 2,000.
 GC_THRESHOLD = 50_000
 
@@ -56,6 +54,9 @@ class Server(Protocol):
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         """Answer a request, or follow the life of the app."""
+
+    def announce_end(self) -> None:
+        """Say at `/readyz` that the end is near; requests are still admitted."""
 
     def close(self) -> None:
         """Admit no more requests."""
@@ -107,7 +108,7 @@ def run(server: Server, settings: Settings, hosting: Hosting = Hosting()) -> int
     # Where another process serves, this one takes no connections until it can answer them.
     program = _Program(server, lambda: _tell_ready(listener, hosting), early=not hosting.follows)
     protocol = _http_protocol(server, settings)
-    runner = uvicorn.Server(_uvicorn_config(program, settings, protocol))
+    runner = DrainingServer(_uvicorn_config(program, settings, protocol), server.close)
     program.end = lambda: setattr(runner, "should_exit", True)
     program.follow_parent = functools.partial(_follow_parent, hosting.handover, runner)
     server.on_daemon_exit = program.daemon_ended
@@ -145,7 +146,7 @@ def _tell_ready(listener: listening.Listener, hosting: Hosting) -> None:
         hosting.handover.tell_ready()
 
 
-def _follow_parent(handover: Handover | None, runner: uvicorn.Server) -> None:
+def _follow_parent(handover: Handover | None, runner: DrainingServer) -> None:
     """Do what the parent says of a process that another follows."""
     if handover is None:
         return
@@ -153,7 +154,7 @@ def _follow_parent(handover: Handover | None, runner: uvicorn.Server) -> None:
 
     def begin() -> None:
         logger.info("another process has taken over; this one answers what it has, and ends")
-        draining.add(asyncio.get_running_loop().create_task(drain(runner)))
+        draining.add(asyncio.get_running_loop().create_task(runner.drain()))
 
     # To the handlers that are there for it, as for any other wish to end the program.
     handover.follow(begin, lambda: signal.raise_signal(signal.SIGTERM))
@@ -208,16 +209,13 @@ class _Program:
         start = _Start(self, send, self._ready)
         if self._early:
             self._service.on_answering = start.answering
-        with told_of_signals(self._close_soon, self.note), Hangup(self._service.restart).heard():
+        with told_of_signals(self._service.announce_end, self.note), Hangup(self._service.restart).heard():
             await self._service(scope, receive, start.send)
 
     def note(self, number: int) -> None:
         """Take note of a signal."""
         self.forced = self.signalled and number == signal.SIGINT
         self.signalled = True
-
-    def _close_soon(self) -> None:
-        asyncio.get_running_loop().call_later(LISTEN_SECONDS, self._service.close)
 
     def start_failed(self, why: str) -> None:
         """Stop, and exit with a code that says why: a stage cannot start."""

