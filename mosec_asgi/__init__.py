@@ -14,6 +14,7 @@ General layout; each floor imports only from those below it:
     checks.py               F6  what a server refuses of where it is run, and of its middleware
     service.py              F6  a service that runs: engine, app, metrics on one event loop
     steering.py             F6  changes while it serves: scale, configure, restart
+    following.py            F6  stages on Ray that follow the cluster's size
     admin.py                F6  the Unix socket by which these are asked for
     calls/                  F6  calls from the program itself: infer, stream, engine(), map
     host/                   F6  run() under uvicorn, signals, the dry run

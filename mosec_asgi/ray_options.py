@@ -31,19 +31,22 @@ class RayOptions:
     Attributes:
         actor_options: of each of its actors, such as `num_gpus`.
         placement: "SPREAD", "PACK", a placement group of Ray, or None for Ray's own choice.
+        follows: there are as many workers as fit into the cluster.
     """
 
     actor_options: Mapping[str, Any] = field(default_factory=dict)
     placement: Any = None
+    follows: bool = False
 
 
-def checked_ray_options(options: Any, placement: Any, worker: str) -> RayOptions:
+def checked_ray_options(options: Any, placement: Any, worker: str, *, follows: bool = False) -> RayOptions:
     """Return what a stage asks of Ray.
 
     Args:
         options: as the user has given them.
         placement: likewise.
         worker: the name of its class.
+        follows: its number of workers is "auto".
 
     Raises:
         DefinitionError: something does not fit; the text says what to change.
@@ -66,4 +69,9 @@ def checked_ray_options(options: Any, placement: Any, worker: str) -> RayOptions
         raise DefinitionError(
             f'placement of {worker} must be "SPREAD", "PACK" or a placement group of Ray, not {placement!r}'
         )
-    return RayOptions(dict(options), placement)
+    if follows and not any(options.get(name) for name in ("num_cpus", "num_gpus", "memory", "resources")):
+        raise DefinitionError(
+            f'num="auto" of {worker} needs to know what a worker takes of a node; say so, as by '
+            "ray_actor_options={'num_gpus': 1}"
+        )
+    return RayOptions(dict(options), placement, follows)

@@ -10,7 +10,7 @@ import pickle
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from mosec_asgi import log, paths
 from mosec_asgi.annotations import single_item_annotation
@@ -51,7 +51,7 @@ class Runtime:
     def __init__(
         self,
         worker: type[Worker],
-        num: int = 1,
+        num: int | Literal["auto"] = 1,
         max_batch_size: int = 1,
         max_wait_time: int = 0,
         timeout: float = 0,
@@ -81,7 +81,8 @@ class Runtime:
 
         Args:
             worker: a subclass of `Worker`.
-            num: processes that run it, at least 1.
+            num: processes that run it, at least 1. With executor="ray" also "auto": as many as fit into the cluster, by
+                what `ray_actor_options` asks for each, while nodes come and go; the setting `max_workers` bounds it.
             max_batch_size: the most items that `forward` receives at once; 1 turns batching off.
             max_wait_time: milliseconds that a task may wait, from its arrival at the stage, for its batch to fill.
                 0 leaves it to the scheduler, within the service's setting `wait`.
@@ -132,7 +133,8 @@ class Runtime:
             DefinitionError: an argument does not fit; the text says what to change.
         """
         self.worker = _checked_worker(worker)
-        self.num = _at_least(num, "num", 1)
+        follows = _follows(num, executor)
+        self.num = 1 if follows else _at_least(num, "num", 1)
         self.devices = _checked_devices(devices)
         self.workers_per_device = _at_least(workers_per_device, "workers_per_device", 1)
         # Of those that the devices make; a dry run has one.
@@ -162,7 +164,7 @@ class Runtime:
         self.methods = _checked_methods(self.worker, methods)
         self.preload = _checked_preload(preload, start_method, self.env)
         self.executor = _checked_executor(executor, start_method, self.env, self.preload)
-        self.ray = _checked_ray(ray_actor_options, placement, self.executor, self.env, self.worker)
+        self.ray = _checked_ray(ray_actor_options, placement, self.executor, self.env, self.worker, follows=follows)
         self.max_calls = _at_least(max_calls, "max_calls", 0)
         self.max_memory = _checked_memory(max_memory, self.executor)
         # What stays in this process need not be pickled.
@@ -632,15 +634,33 @@ def _checked_executor(
     return executor  # type: ignore[no-any-return]  # one of the two by now
 
 
+def _follows(num: Any, executor: Any) -> bool:
+    """Whether there are to be as many workers as fit into a cluster."""
+    if num != AUTO:
+        return False
+    if executor != "ray":
+        raise DefinitionError(
+            'num="auto" is for executor="ray", which follows a cluster; on one machine give a number, or '
+            'devices="auto" for a worker on each GPU'
+        )
+    return True
+
+
 def _checked_ray(
-    options: Any, placement: Any, executor: Any, env: list[dict[str, str]] | None, worker: type[Worker]
+    options: Any,
+    placement: Any,
+    executor: Any,
+    env: list[dict[str, str]] | None,
+    worker: type[Worker],
+    *,
+    follows: bool,
 ) -> RayOptions | None:
     if executor != "ray":
         for name, given in (("ray_actor_options", options), ("placement", placement)):
             if given is not None:
                 raise DefinitionError(f"{name} of {worker.__name__} is for executor='ray'; leave it out, or set that")
         return None
-    checked = checked_ray_options(options, placement, worker.__name__)
+    checked = checked_ray_options(options, placement, worker.__name__, follows=follows)
     taken = [name for variables in env or () for name in variables if name in _DEVICE_VARIABLES]
     if taken and checked.actor_options.get("num_gpus"):
         raise DefinitionError(

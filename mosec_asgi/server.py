@@ -10,7 +10,7 @@ import contextlib
 import sys
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from multiprocessing.process import BaseProcess
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from mosec_asgi import config, log
 from mosec_asgi.checks import check_main_guard, check_no_loop, checked_middleware
@@ -115,7 +115,7 @@ class Server:
     def append_worker(
         self,
         worker: type[Worker],
-        num: int = 1,
+        num: int | Literal["auto"] = 1,
         max_batch_size: int = 1,
         max_wait_time: int = 0,
         start_method: str = "spawn",
@@ -146,7 +146,7 @@ class Server:
 
         Args:
             worker: a subclass of `Worker`.
-            num: processes that run it, at least 1.
+            num: processes that run it, at least 1; with executor="ray" also "auto", see `Runtime`.
             max_batch_size: the most items that `forward` receives at once; 1 turns batching off.
             max_wait_time: milliseconds that a task may wait for its batch to fill, from its arrival at the stage. 0
                 leaves it to the scheduler, within the setting `wait`.

@@ -133,6 +133,8 @@ class Service:
         self._pipelines: Pipelines | None = None
         self._memory: SharedMemory | None = None
         self._ray: RayCluster | None = None
+        self._following: asyncio.Task[None] | None = None
+        self._stages = stages
         self._metrics = ServiceMetrics(
             settings.namespace,
             [
@@ -216,6 +218,7 @@ class Service:
             if self._follows:
                 await self._take_over()
             self._began, self._state = self._clock(), SERVING
+            self._follow_cluster()
         except BaseException:
             starting.cancel()
             await asyncio.wait([starting, *self._stop_listeners(0)])
@@ -244,8 +247,26 @@ class Service:
                         return
                     await asyncio.sleep(POLL_SECONDS)
 
+    def _follow_cluster(self) -> None:
+        """Keep as many workers as fit into the cluster, of those stages that want that."""
+        following = {plan.name: plan.ray for plan in self._stages if plan.ray is not None and plan.ray.follows}
+        if not following or self._ray is None:
+            return
+        from mosec_asgi.following import Following
+
+        followed = Following(
+            self._ray,
+            following,
+            lambda stage: self._coordinator.statistics().stages[self.steering.place_of(stage)].workers,
+            self.steering.scale,
+            self._settings.max_workers,
+        )
+        self._following = self.loop.create_task(followed.run())
+
     async def stop(self) -> None:
         """Finish what was admitted, within the service's timeout, and end all workers."""
+        if self._following is not None:
+            self._following.cancel()
         for watch in self._daemon_watches:
             watch.cancel()
         if self._taking_ports is not None:

@@ -19,7 +19,7 @@ FLOORS = {
     "cli": 8, "__main__": 8, "testing": 8,
     "server": 7, "offline": 7, "tuning": 7,
     "defined": 6, "definition": 6, "service": 6, "steering": 6, "admin": 6, "lifetime": 6, "entrance": 6,
-    "checks": 6, "host": 6, "calls": 6,
+    "checks": 6, "host": 6, "calls": 6, "following": 6,
     "protocols": 6,
     "web": 5,
     "batching": 4,

@@ -456,6 +456,8 @@ def test_workers_of_a_main_module_that_cannot_be_imported_are_refused(
         ({"executor": "rays"}, 'executor must be "process", "thread", "ray" or a function'),
         ({"executor": "ray", "preload": True}, "preload is for workers that are processes of this machine"),
         ({"executor": "ray", "start_method": "fork"}, "start_method is for workers that are processes of this machine"),
+        ({"num": "auto"}, 'num="auto" is for executor="ray"'),
+        ({"executor": "ray", "num": "auto"}, 'num="auto" of .* needs to know what a worker takes'),
         ({"executor": "ray", "devices": "auto"}, "ray_actor_options={'num_gpus': 1} and num"),
         ({"executor": "ray", "ray_actor_options": 3}, "ray_actor_options of .* must be a dictionary of options"),
         ({"executor": "ray", "ray_actor_options": {"num_gpus": -1}}, "num_gpus must be a number, 0 or more, not -1"),
