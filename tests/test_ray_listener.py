@@ -47,7 +47,7 @@ class Port:
         self.listener.expect(TOKEN, Expected(SECRET, lambda sock, host: self.came.append(sock)))
 
     def order(self, secret: bytes = SECRET, token: bytes = TOKEN) -> Order:
-        return Order("", (), ("", ""), self.address, token, secret, {}, b"")
+        return Order("", (), ("", ""), self.address, token, secret, {}, b"", "worker")
 
     async def connect(self, secret: bytes = SECRET, token: bytes = TOKEN) -> socket.socket:
         return await asyncio.to_thread(connect, self.order(secret, token))

@@ -101,8 +101,11 @@ IN_SERVE = Way("mosec_asgi by serve.ingress, HAProxy", _in_serve)
 
 
 @contextlib.contextmanager
-def cluster() -> Iterator[Cluster]:
-    """Run Ray, with all models of Ray Serve deployed, for the time of a block.
+def cluster(*, serves: bool = True) -> Iterator[Cluster]:
+    """Run Ray for the time of a block.
+
+    Args:
+        serves: with all models of Ray Serve deployed.
 
     Raises:
         BenchmarkError: it is not installed, or has not started.
@@ -115,7 +118,7 @@ def cluster() -> Iterator[Cluster]:
         log = Path(folder) / "log"
         with log.open("wb") as output:
             process = subprocess.Popen(
-                [sys.executable, str(PROGRAM)],
+                [sys.executable, str(PROGRAM), *([] if serves else ["nodes"])],
                 env=os.environ | _environment(folder),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,

@@ -96,7 +96,7 @@ class RayCluster:
         self,
         actor: Actor,
         spec: bytes,
-        stage: str,
+        name: str,
         variables: Mapping[str, str],
         options: Mapping[str, Any],
         placement: Any,
@@ -107,7 +107,7 @@ class RayCluster:
         Args:
             actor: hears of it, after this has returned.
             spec: a pickled `WorkerSpec`.
-            stage: its name.
+            name: of the worker.
             variables: environment variables of the worker.
             options: of the actor, for Ray.
             placement: see `RayOptions`.
@@ -132,8 +132,8 @@ class RayCluster:
             assert self._listener.address is not None
             self._listener.expect(token, Expected(secret, actor.connected))
             paths = [os.path.abspath(path) for path in sys.path]
-            order = Order(__version__, paths, main, self._listener.address, token, secret, dict(variables), spec)
-            launch = Launch(number, pickle.dumps(dict(options)), pickle.dumps(placement), stage, tuple(order))
+            order = Order(__version__, paths, main, self._listener.address, token, secret, dict(variables), spec, name)
+            launch = Launch(number, pickle.dumps(dict(options)), pickle.dumps(placement), tuple(order))
             self._send(launch)
 
         if self._listener is None:

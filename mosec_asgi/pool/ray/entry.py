@@ -18,6 +18,10 @@ class Entry:
         """
         self._order = order
 
+    def __repr__(self) -> str:
+        # What Ray puts before its lines.
+        return str(self._order[8])
+
     def run(self) -> str:
         """Run the worker to its end; return what kept it from beginning, or nothing."""
         # On the server's own machine its modules are found where the server finds them. On others these folders are

@@ -49,7 +49,15 @@ class RayLauncher:
         main = main_module() if spec.worker.__module__ == "__main__" else ("", "")
         options = self._options
         link.begin(
-            self._cluster.launch(link, pickled, spec.stage, variables, options.actor_options, options.placement, main)
+            self._cluster.launch(
+                link,
+                pickled,
+                f"{spec.stage} {spec.worker_id}",
+                variables,
+                options.actor_options,
+                options.placement,
+                main,
+            )
         )
         return link
 

@@ -26,6 +26,7 @@ class Order(NamedTuple):
         token, secret: see `handshake`.
         variables: environment variables to set before the worker is loaded.
         spec: a pickled `WorkerSpec`.
+        name: of the worker, before its lines in Ray's logs.
     """
 
     version: str
@@ -36,6 +37,7 @@ class Order(NamedTuple):
     secret: bytes
     variables: Mapping[str, str]
     spec: bytes
+    name: str
 
 
 class Connect(NamedTuple):
@@ -59,14 +61,12 @@ class Launch(NamedTuple):
         number: what the server calls it.
         options: pickled options of the actor (`RayOptions.actor_options`); pickled as they may hold objects of Ray.
         placement: pickled, as `RayOptions.placement`.
-        stage: whose actors are to be together, or apart.
         order: what it is to do, by position.
     """
 
     number: int
     options: bytes
     placement: bytes
-    stage: str
     order: tuple[Any, ...]
 
 
