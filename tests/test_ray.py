@@ -25,7 +25,7 @@ import test_executors as contract
 from harness import python, running, skip_module_without
 from ray_nodes import RayNodes
 
-from mosec_asgi import Worker
+from mosec_asgi import Server, Worker
 from mosec_asgi.batching.coordinator import Coordinator
 from mosec_asgi.batching.engine import StageStatistics
 from mosec_asgi.batching.stage import StagePlan
@@ -256,6 +256,15 @@ async def test_what_is_lost_with_its_owner_is_made_again(cluster: RayCluster, tm
             assert total == number * (number - 1) / 2
             assert pid != before
         assert (await first.future).code == 200
+
+
+async def test_a_stage_has_as_many_workers_as_fit_into_the_cluster(cluster: RayCluster) -> None:
+    server = Server()
+    # The second node has 100 of it.
+    options = {"resources": {"second": 40}}
+    server.append_worker(workers.Where, num="auto", executor="ray", ray_actor_options=options)
+    async with server.lifespan():
+        await wait_for(lambda: server.statistics().stages[0].ready == 2)
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1"])

@@ -55,6 +55,7 @@ def test_what_is_lacking_is_said_with_what_would_help() -> None:
     assert "it asks for 1 GPU" in taken
     assert "free: 12 CPU" in taken
     assert "lower num" in taken
+    assert "and so much is free" in lacking([SMALL, LARGE], {"CPU": 12.0, "GPU": 1.0}, {"GPU": 1.0})
     assert "Ray's logs" in lacking([SMALL], {"CPU": 4.0}, {})
 
 

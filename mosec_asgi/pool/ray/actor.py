@@ -41,7 +41,8 @@ CONNECT_SECONDS = 10.0
 RETRY_SECONDS = 0.2
 # Seconds that a worker has to end, once its server is gone.
 END_SECONDS = 10.0
-_SERVER_GONE = signal.SIGUSR2
+# A signal that nothing else uses, where there are such.
+_SERVER_GONE: int = getattr(signal, "SIGRTMAX", signal.SIGUSR2 + 1) - 1
 
 logger = log.internal_logger(__name__)
 

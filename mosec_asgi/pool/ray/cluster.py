@@ -263,7 +263,7 @@ class RayCluster:
                 look.set_exception(ConnectionError(why))
         self._looks.clear()
         for number in list(self._actors):
-            self._end(Ended(number, "has ended", why))
+            self._end(Ended(number, f"has ended: {why}", why))
 
     def _end(self, ended: Ended) -> None:
         known = self._actors.get(ended.number)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import socket
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from typing import NamedTuple
 from mosec_asgi import log
 from mosec_asgi.pool.ray import handshake
 from mosec_asgi.pool.ray.handshake import HandshakeError
+from mosec_asgi.ration import Ration
 
 # Seconds in which a connection has to prove whose it is.
 HANDSHAKE_SECONDS = 5.0
@@ -57,6 +59,8 @@ class Listener:
         self._expected: dict[bytes, Expected] = {}
         self._unproved: dict[asyncio.Task[None], socket.socket] = {}
         self._socket: socket.socket | None = None
+        # Whoever reaches the port can cause such lines.
+        self._ration = Ration(logger)
 
     @property
     def unproved(self) -> int:
@@ -92,6 +96,7 @@ class Listener:
                 task.cancel()
         self._unproved.clear()
         self._expected.clear()
+        self._ration.say_all(logging.WARNING)
 
     def expect(self, token: bytes, expected: Expected) -> None:
         """Have one connection accepted that proves to be the worker `token`."""
@@ -113,7 +118,10 @@ class Listener:
         sock.setblocking(False)
         if len(self._unproved) >= self._most_unproved:
             # The oldest, and not the new one: whoever opens many must not keep the workers out.
-            next(iter(self._unproved)).cancel()
+            oldest = next(iter(self._unproved))
+            # At once: its end takes some turns of the loop, in which others come.
+            del self._unproved[oldest]
+            oldest.cancel()
         task = self._loop.create_task(self._prove(sock, str(address[0])))
         self._unproved[task] = sock
         task.add_done_callback(self._proved)
@@ -128,7 +136,9 @@ class Listener:
         except (HandshakeError, OSError, asyncio.TimeoutError) as error:
             sock.close()
             why = str(error) or f"it said nothing for {self._seconds:g} s"
-            logger.warning("a connection from %s to the port of Ray's workers was closed: %s", host, why)
+            self._ration.log(
+                logging.WARNING, "a connection from %s to the port of Ray's workers was closed: %s", host, why
+            )
         except BaseException:
             sock.close()
             raise

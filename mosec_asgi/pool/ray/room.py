@@ -53,9 +53,14 @@ def lacking(nodes: Sequence[Mapping[str, float]], free: Mapping[str, float], wan
             f"it asks for {needs}, and no node has that ({has}, of {most}); ask for less in ray_actor_options, or add "
             "a node"
         )
+    if _times(free, wanted):
+        return (
+            f"it asks for {needs}, and so much is free ({in_words(free)}): Ray starts its process, or no single node has "
+            "that left; `ray status` and Ray's logs may say which"
+        )
     return (
-        f"it asks for {needs}, and of what {has} nobody has left so much free (free: {in_words(free)}); lower num, ask "
-        "for less in ray_actor_options, or add a node"
+        f"it asks for {needs}, and {has} of which so much is not free (free: {in_words(free)}); lower num, ask for less "
+        "in ray_actor_options, or add a node"
     )
 
 
