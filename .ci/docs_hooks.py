@@ -16,7 +16,9 @@ from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / ".ci")]
+
+import docs_api  # noqa: E402
 
 from mosec_asgi import config, errors  # noqa: E402
 from mosec_asgi.batching.engine import StageStatistics, Statistics  # noqa: E402
@@ -25,6 +27,8 @@ from mosec_asgi.observing.metrics import ServiceMetrics, StageMetrics  # noqa: E
 
 # Pages that stand elsewhere, by their names on the site.
 INCLUDED = {"contributing.md": ROOT / "CONTRIBUTING.md", "changelog.md": ROOT / "CHANGELOG.md"}
+# Pages that are made from the code.
+MADE = ("reference.md", "api.md")
 # What is passed to the functions of `errors` that make a failure, to show its text.
 SAMPLES: dict[str, tuple[Any, ...]] = {
     "too_large": (10 * 1024 * 1024,),
@@ -48,12 +52,13 @@ def on_files(files: Any, config: Any) -> Any:
     for name, path in INCLUDED.items():
         files.append(File.generated(config, name, content=rewritten(path.read_text(), ROOT, files, config)))
     files.append(File.generated(config, "reference.md", content=reference()))
+    files.append(File.generated(config, "api.md", content=docs_api.api()))
     return files
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
     """Rewrite the links of a page of docs/."""
-    made = page.file.src_uri in INCLUDED or page.file.src_uri == "reference.md"
+    made = page.file.src_uri in (*INCLUDED, *MADE)
     return markdown if made else rewritten(markdown, ROOT / "docs", files, config)
 
 
@@ -75,7 +80,7 @@ def rewritten(text: str, folder: Path, files: Any, config: Any) -> str:
         by_path = {included: name for name, included in INCLUDED.items()}
         if path in by_path:
             return by_path[path]
-        if folder == ROOT / "docs" and written in (*INCLUDED, "reference.md"):
+        if folder == ROOT / "docs" and written in (*INCLUDED, *MADE):
             return written
         if not path.exists():
             raise PluginError(f"a link leads to {written}, which is not there")

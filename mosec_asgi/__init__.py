@@ -13,12 +13,15 @@ General layout; each floor imports only from those below it:
     entrance.py             F6  the server as an ASGI app: lifespan, and requests to a service that does not run yet
     checks.py               F6  what a server refuses of where it is run, and of its middleware
     service.py              F6  a service that runs: engine, app, metrics on one event loop
+    web_service.py          F6  one whose engine is another process: the web side
+    front.py                F6  what callers of either meet: app, calls, protocols' ports
     steering.py             F6  changes while it serves: scale, configure, restart
     following.py            F6  stages on Ray that follow the cluster's size
     admin.py                F6  the Unix socket by which these are asked for
     calls/                  F6  calls from the program itself: infer, stream, engine(), map
     host/                   F6  run() under uvicorn, signals, the dry run
     protocols.py            F6  public names of protocols: OpenAI, and what one's own is made of
+    remote/                 F5  the engine and its callers in different processes
     web/                    F5  HTTP in, HTTP out; the OpenAPI document; uvicorn/: HTTP/1.1 and HTTP/2 under run()
     batching/               F4  the engine: admission, queues, batches, deadlines; engine: what its callers may ask
     pool/                   F3  the live workers of a stage; process/: workers that are processes
@@ -28,6 +31,7 @@ General layout; each floor imports only from those below it:
     worker.py, runtime.py   F1  what users subclass and configure
     ray_options.py          F1  what a stage asks of Ray, where its workers run there
     streaming.py, events.py F1  the same for streams: ContinuousWorker; Event and its form on the wire
+    hints.py                F1  what a type checker is told of a worker
     stops.py                F1  a text that is written, up to where it stops
     mixin/, formats.py      F1  formats other than the default; what they share
     annotations.py          F1  what forward takes and returns
@@ -37,6 +41,7 @@ General layout; each floor imports only from those below it:
     request.py, reply.py    F0  what a worker may know of a request, and set of its response
     paths.py                F0  routes as users write them
     config.py               F0  settings: keyword < MOSEC_* environment < command line
+    keywords.py             F0  the same as keywords, for editors and type checkers
     log.py, errors.py       F0  log lines; the error tree, and each status that the service answers
     protocol.py             F0  mosec's import path of a part of it
     log_output.py           F0  where log lines go: standard error, without waiting for its reader

@@ -11,11 +11,8 @@ of folders are easily wrong. Each connection is for one request, and what is rea
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import socket
-import stat
-import struct
 from collections.abc import Awaitable, Callable, Mapping
 from http import HTTPStatus
 from typing import Any, NamedTuple, Protocol
@@ -25,6 +22,7 @@ import orjson
 
 from mosec_asgi import log
 from mosec_asgi.errors import DefinitionError, MosecError, StartupError
+from mosec_asgi.ipc import private_socket
 from mosec_asgi.steering import Steering
 
 # Bytes of a request's head, and of its body.
@@ -36,7 +34,6 @@ MOST_CONNECTIONS = 16
 # Seconds in which answers are still written when the service has stopped.
 LAST_SECONDS = 1.0
 _READ_BYTES = 16 * 1024
-_CREDENTIALS = struct.Struct("3i")
 
 logger = log.internal_logger(__name__)
 
@@ -97,7 +94,10 @@ class AdminSocket:
         Raises:
             StartupError: that is not possible; the text says what to change.
         """
-        self._sock = _listen(self._path, takes_over=self._takes_over)
+        try:
+            self._sock = private_socket.listen(self._path, backlog=MOST_CONNECTIONS, takes_over=self._takes_over)
+        except private_socket.CannotListen as error:
+            raise StartupError(_cannot(self._path, str(error))) from error
         self._inode = os.lstat(self._path).st_ino
         self._loop.add_reader(self._sock.fileno(), self._accept)
         logger.info("seen and changed at %s: mosec-asgi ctl --socket %s status", self._path, self._path)
@@ -110,10 +110,7 @@ class AdminSocket:
         if not self._loop.is_closed():
             self._loop.remove_reader(sock.fileno())
         sock.close()
-        with contextlib.suppress(OSError):
-            # Another may have taken its place.
-            if os.lstat(self._path).st_ino == self._inode:
-                os.unlink(self._path)
+        private_socket.remove(self._path, self._inode)
 
     async def finish(self) -> None:
         """Let those who have asked for something have their answers, after the service has stopped."""
@@ -133,8 +130,7 @@ class AdminSocket:
             logger.debug("no connection to the admin socket: %s", error)
             return
         connection.setblocking(False)
-        user = _peer(connection)
-        if user not in (None, 0, os.geteuid()):
+        if (user := private_socket.stranger(connection)) is not None:
             logger.warning("the admin socket was opened by user %d, and is only for user %d", user, os.geteuid())
             connection.close()
         elif len(self._serving) >= MOST_CONNECTIONS:
@@ -257,64 +253,6 @@ def _encoded(status: HTTPStatus, content: Any) -> bytes:
         f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
     )
     return head.encode() + body
-
-
-def _peer(connection: socket.socket) -> int | None:
-    """Return the user at the other end; None where the system does not tell, and only the file's mode protects it."""
-    if not hasattr(socket, "SO_PEERCRED"):
-        return None
-    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-    user: int = _CREDENTIALS.unpack(credentials)[1]
-    return user
-
-
-def _listen(path: str, *, takes_over: bool) -> socket.socket:
-    """Listen at a path, on a socket that only this user can open."""
-    _remove_left_behind(path, in_use=takes_over)
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        # Linux gives the file the mode of the socket, so that nobody can open it before the next line; others do not.
-        os.fchmod(sock.fileno(), stat.S_IRUSR | stat.S_IWUSR)
-        sock.bind(path)
-        os.chmod(path, stat.S_IRUSR | stat.S_IWUSR)
-        sock.listen(MOST_CONNECTIONS)
-    except OSError as error:
-        sock.close()
-        raise StartupError(_cannot(path, error.strerror or str(error))) from error
-    sock.setblocking(False)
-    return sock
-
-
-def _remove_left_behind(path: str, *, in_use: bool) -> None:
-    """Remove a socket on which nobody listens any more, as a program leaves it that was killed.
-
-    Args:
-        path: where it may be.
-        in_use: remove one on which somebody listens, too.
-    """
-    try:
-        mode = os.lstat(path).st_mode
-    except FileNotFoundError:
-        return
-    except OSError as error:
-        raise StartupError(_cannot(path, error.strerror or str(error))) from error
-    if not stat.S_ISSOCK(mode):
-        raise StartupError(_cannot(path, "a file is there that is no socket"))
-    if in_use:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(path)
-        return
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.settimeout(1.0)
-        try:
-            probe.connect(path)
-        except ConnectionRefusedError:
-            with contextlib.suppress(OSError):
-                os.unlink(path)
-        except OSError as error:
-            raise StartupError(_cannot(path, f"a socket is there: {error.strerror or error}")) from error
-        else:
-            raise StartupError(_cannot(path, "another program listens there"))
 
 
 def _cannot(path: str, why: str) -> str:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import inspect
 import multiprocessing.process
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from mosec_asgi.errors import DefinitionError
 
 if TYPE_CHECKING:
     from starlette.middleware import Middleware
+
+    from mosec_asgi.config import Settings
+    from mosec_asgi.request import Request
 
 
 def checked_middleware(given: Any) -> list[Middleware]:
@@ -26,6 +30,25 @@ def checked_middleware(given: Any) -> list[Middleware]:
         if not isinstance(each, Middleware):
             raise DefinitionError(f"{each!r} in middleware is no Middleware object; {remedy}")
     return list(given)
+
+
+def checked_tenant(given: Any) -> Callable[[Request], str] | None:
+    """Return what `Server(tenant=...)` was given, if it is a function of a request."""
+    if given is None:
+        return None
+    remedy = "write `def tenant(request): return request.query.get('user', '')`, and pass the function"
+    if not callable(given) or inspect.iscoroutinefunction(given):
+        raise DefinitionError(f"tenant must be a plain function that returns a text, not {given!r}; {remedy}")
+    try:
+        signature = inspect.signature(given)
+    except (TypeError, ValueError):
+        # Written in C, and says nothing.
+        return given  # type: ignore[no-any-return]
+    try:
+        signature.bind(None)
+    except TypeError as error:
+        raise DefinitionError(f"tenant is called with a request, and takes {signature}: {error}; {remedy}") from None
+    return given  # type: ignore[no-any-return]
 
 
 def check_main_guard(what: str) -> None:
@@ -58,3 +81,13 @@ def check_no_loop() -> None:
         "Start the workers there with `async with server.lifespan():` and serve the app `server` by any ASGI server, "
         "as in `await uvicorn.Server(uvicorn.Config(server)).serve()`; or call run() in a program of its own"
     )
+
+
+def check_own_engine(settings: Settings) -> None:
+    """Refuse to start several web processes for the engine of another program."""
+    if settings.engine:
+        raise DefinitionError(
+            f"http_processes={settings.http_processes} starts web processes with an engine of their own, and "
+            f"engine={settings.engine!r} says that another program has it; leave one of them out, or start the web "
+            "processes by an ASGI server: `uvicorn app:server --workers 4`"
+        )

@@ -132,6 +132,18 @@ class Settings:
         least=0,
         most=65535,
     )
+    http_processes: int = _setting(
+        1,
+        "web processes of `run()` and `mosec-asgi serve`; above 1 they share the models, which the main process has, "
+        "and each needs about as much memory as the program without its models",
+        least=1,
+        most=256,
+    )
+    engine: str = _setting(
+        "",
+        "path of the Unix socket of an engine (`mosec-asgi engine`), whose models answer in the place of own ones; "
+        "empty to load them in this program",
+    )
     load_shedding: bool = _setting(
         True,
         "answer 429 at once to requests that cannot be finished in time at the measured speed of the workers, and "

@@ -145,12 +145,16 @@ def plan_stage(
         times=settings.server_timing,
         rules=_rules(runtime, settings),
         labels=runtime.labels,
+        coalesce=runtime.coalesce,
     )
 
 
 def _buffers_apart(runtime: Runtime, followers: Sequence[Runtime]) -> bool:
     """Whether large buffers of a stage's results may be sent apart from them: all that read them find them there."""
     # Processes in shared memory, and actors in the store of Ray; all others get all payloads as bytes.
+    if runtime.executor == "ray" and runtime.coalesce:
+        # The server gives each of equal tasks a copy, and what lies in Ray's store it does not read.
+        return False
     where = "ray" if runtime.executor == "ray" else "process"
     return all(each.executor == where and each.worker.deserialize_ipc is Worker.deserialize_ipc for each in followers)
 

@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING
 
 from mosec_asgi import log
 from mosec_asgi.errors import CLOSING, NOT_STARTED, WRONG_LOOP, DefinitionError, EventLoopError, Failure, StartupError
-from mosec_asgi.lifetime import GivenUp, Lifetime
+from mosec_asgi.lifetime import GivenUp, Lifetime, Running
 
 if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
 
-    from mosec_asgi.service import Service
 
 logger = log.internal_logger(__name__)
 
@@ -83,7 +82,7 @@ class Entrance:
             await self._lifetime.leave()
         await send({"type": "lifespan.shutdown.complete"})
 
-    async def _start_late(self, scope: Scope, send: Send) -> Service | None:
+    async def _start_late(self, scope: Scope, send: Send) -> Running | None:
         """Start at the first request, for an app whose lifespan nobody runs."""
         if self._lifetime.given_up:
             await _refuse(scope, send, CLOSING)

@@ -212,6 +212,12 @@ STAGE_DOWN = Failure(
 LOADING = Failure(
     HTTPStatus.SERVICE_UNAVAILABLE, "the models are still being loaded; GET /readyz says which", retry_after=5
 )
+ENGINE_AWAY = Failure(
+    HTTPStatus.SERVICE_UNAVAILABLE, "the engine of this service does not run at this moment", retry_after=1
+)
+ENGINE_LOST = Failure(
+    HTTPStatus.SERVICE_UNAVAILABLE, "the engine of this service has ended before it had answered", retry_after=1
+)
 NOT_STARTED = Failure(HTTPStatus.SERVICE_UNAVAILABLE, "the service could not be started", retry_after=5)
 WRONG_LOOP = Failure(
     HTTPStatus.SERVICE_UNAVAILABLE, "the service could not be started: it needs an event loop of asyncio"

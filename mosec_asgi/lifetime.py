@@ -11,7 +11,7 @@ A start ends early in two ways: the program was told to end (`close`), or nobody
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from mosec_asgi import log
 from mosec_asgi.errors import EventLoopError, StartupError
@@ -19,10 +19,67 @@ from mosec_asgi.errors import EventLoopError, StartupError
 # Not asyncio, which workers need not load: see `server`.
 if TYPE_CHECKING:
     import asyncio
+    import subprocess
+    from multiprocessing.process import BaseProcess
 
-    from mosec_asgi.service import Service
+    from starlette.types import ASGIApp
+
+    from mosec_asgi.batching.engine import Statistics
+    from mosec_asgi.calls.inference import Inference
+    from mosec_asgi.observing.statistics import ServiceReport
+    from mosec_asgi.steering import Steering
+    from mosec_asgi.web.direct import DirectRoutes
 
 logger = log.internal_logger(__name__)
+
+
+class Running(Protocol):
+    """A service that runs, with an engine of its own (`service`) or that of another process (`web_service`).
+
+    Attributes:
+        loop: on which it was made.
+        app: answers requests, once it is started.
+        direct_routes: those that `run()` can serve without the app, by path.
+        calls: takes calls of objects, once it is started.
+    """
+
+    loop: asyncio.AbstractEventLoop
+    app: ASGIApp
+    direct_routes: DirectRoutes | None
+    calls: Inference
+
+    @property
+    def steering(self) -> Steering:
+        """Changes it."""
+
+    def is_here(self) -> bool:
+        """Whether this is the event loop that it runs on."""
+
+    async def start(self, answering: Callable[[], object]) -> None:
+        """Start it; raises `StartupError` where it never will serve."""
+
+    async def stop(self) -> None:
+        """Finish what was admitted, and stop it."""
+
+    def announce_end(self) -> None:
+        """Say at `/readyz` that the end is near; requests are still admitted."""
+
+    def close(self) -> None:
+        """Admit no more requests."""
+
+    def abandon(self) -> None:
+        """End it at once."""
+
+    def statistics(self) -> Statistics:
+        """Return how things stand."""
+
+    def report(self) -> ServiceReport:
+        """Return how things stand, and what has been counted and measured so far."""
+
+    def watch_daemon(
+        self, name: str, process: subprocess.Popen[Any] | BaseProcess, on_exit: Callable[[str, int], None]
+    ) -> None:
+        """Call `on_exit` with the name and the exit code once `process` has ended."""
 
 
 class GivenUp(Exception):
@@ -38,13 +95,13 @@ class Lifetime:
         given_up: the end was asked for while the workers were loading, so that there is nothing to serve.
     """
 
-    def __init__(self, start: Callable[[], Coroutine[Any, Any, Service]]) -> None:
+    def __init__(self, start: Callable[[], Coroutine[Any, Any, Running]]) -> None:
         """Begin with nothing that runs; `start` returns a service that serves."""
-        self.running: Service | None = None
-        self.answering: Service | None = None
+        self.running: Running | None = None
+        self.answering: Running | None = None
         self.given_up = False
         self._start = start
-        self._starting: asyncio.Task[Service] | None = None
+        self._starting: asyncio.Task[Running] | None = None
         # The blocks that need the service to run, and those that wait for its start.
         self._blocks = 0
         self._waiting = 0
@@ -61,7 +118,7 @@ class Lifetime:
         """Whether the service runs or is being started, on an event loop that runs."""
         return self._starting is not None and self._starting.get_loop().is_running()
 
-    async def enter(self) -> Service:
+    async def enter(self) -> Running:
         """Begin a block that needs the service, and start it if nobody has.
 
         Raises:
@@ -79,7 +136,7 @@ class Lifetime:
         if self._blocks <= 0:
             await self.stop()
 
-    async def start_late(self) -> Service:
+    async def start_late(self) -> Running:
         """Start the service for a request, if nobody has; for what it raises see `enter`.
 
         The client of that request may leave, and the next request finds the workers loading all the same.
@@ -118,13 +175,13 @@ class Lifetime:
             running.abandon()
             logger.warning("the end was forced; %d requests were dropped", dropped)
 
-    def _forget(self) -> Service | None:
+    def _forget(self) -> Running | None:
         """Return the service that runs, if any, and begin anew."""
         running, self.running, self._starting = self.running, None, None
         self.given_up, self._started_late, self._blocks = False, False, 0
         return running
 
-    async def _ensure_started(self) -> Service:
+    async def _ensure_started(self) -> Running:
         """Start the service on this event loop, once; wait for a start that is under way."""
         import asyncio
 
@@ -180,14 +237,14 @@ class Lifetime:
             self._blocks = 0
         return loop
 
-    async def _run_start(self) -> Service:
+    async def _run_start(self) -> Running:
         try:
             self.running = await self._start()
         finally:
             self.answering = None
         return self.running
 
-    async def _drop(self, starting: asyncio.Task[Service]) -> None:
+    async def _drop(self, starting: asyncio.Task[Running]) -> None:
         """End a start for which nobody waits any more, and what it has begun."""
         import asyncio
 

@@ -63,6 +63,9 @@ class HeldPayload(Protocol):
     def read(self) -> bytes:
         """Return the payload as bytes, as if the worker had sent them."""
 
+    def copy(self) -> bytes:
+        """Return the payload as bytes that stand for themselves, whatever it is; it stays where it is."""
+
     def load(self) -> Any:
         """Return the object that is pickled in the payload, in place of dropping it.
 

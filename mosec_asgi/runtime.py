@@ -9,8 +9,9 @@ import os
 import pickle
 import re
 import sys
+import typing
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 from mosec_asgi import log, paths
 from mosec_asgi.annotations import single_item_annotation
@@ -21,6 +22,10 @@ from mosec_asgi.streaming import ContinuousWorker, is_async, is_generator, strea
 from mosec_asgi.worker import Worker
 
 START_METHODS = ("spawn", "fork")
+# For editors and type checkers.
+StartMethod: TypeAlias = Literal["spawn", "fork"]
+Executor: TypeAlias = Literal["process", "thread", "ray"] | Callable[..., Any]
+Method: TypeAlias = Literal["GET", "POST", "PUT", "PATCH", "DELETE"]
 # For `devices`: those that are found.
 AUTO = "auto"
 METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
@@ -55,7 +60,7 @@ class Runtime:
         max_batch_size: int = 1,
         max_wait_time: int = 0,
         timeout: float = 0,
-        start_method: str = "spawn",
+        start_method: StartMethod = "spawn",
         env: list[dict[str, str]] | None = None,
         *,
         max_attempts: int = 2,
@@ -64,9 +69,9 @@ class Runtime:
         preload: bool = False,
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
-        executor: str | Callable[..., Any] = "process",
+        executor: Executor = "process",
         latency_target: float = 0,
-        methods: Sequence[str] | None = None,
+        methods: Sequence[Method] | None = None,
         max_calls: int = 0,
         max_memory: int = 0,
         devices: str | Sequence[str | int] | None = None,
@@ -74,6 +79,7 @@ class Runtime:
         max_batch_cost: int = 0,
         refuse_over_cost: bool = False,
         sort_by_cost: bool = False,
+        coalesce: bool = False,
         ray_actor_options: Mapping[str, Any] | None = None,
         placement: Any = None,
     ) -> None:
@@ -107,7 +113,8 @@ class Runtime:
                 returns. "ray" for an actor of Ray each, on whichever machine of a cluster; see docs/ray.md. Or a
                 function that makes a `pool.link.Launcher` of the stage's plan and the event loop.
             latency_target: milliseconds that a task should spend at this stage at most; a call that would wait and be
-                there for longer is refused with 429. 0 leaves it to the deadline and the load.
+                there for longer is refused with 429, and no batch is formed that would take longer by what is
+                learned of batches; see docs/batching.md. 0 leaves it to the deadline and the load.
             methods: of HTTP, that the routes take of which this is the first stage: of GET, POST, PUT, PATCH and
                 DELETE; None for POST. HEAD comes with GET, and OPTIONS is always answered. A GET or DELETE without a
                 body gives `forward` None: the worker says `takes_request`, and reads the query there.
@@ -125,6 +132,8 @@ class Runtime:
             refuse_over_cost: refuse such an item with 413.
             sort_by_cost: form batches of items of like cost among those that wait, for a model that pads them to the
                 longest; `max_batch_cost` then bounds the cost of the longest times the number of items.
+            coalesce: compute equal inputs that are at the stage at the same time once, for a `forward` whose result
+                depends on its input alone. See docs/batching.md.
             ray_actor_options: with executor="ray", the options of each actor, such as `{"num_gpus": 1}`.
             placement: with executor="ray", "SPREAD" for workers on as many machines as there are, "PACK" for the
                 server's own machine as long as it has room, or a placement group of Ray; None for Ray's own choice.
@@ -176,6 +185,7 @@ class Runtime:
         self.labels = _checked_labels(self.worker, self.max_batch_cost, refuse_over_cost, sort_by_cost)
         if self.labels is not None and (self.max_batch_size == 1 or issubclass(self.worker, ContinuousWorker)):
             self._check_unbatched()
+        self.coalesce = _checked_coalesce(self.worker, coalesce)
         self._advise()
         # Orders the stages of a server as they were written, whatever order the routes name them in.
         self.sequence = next(_created)
@@ -466,6 +476,23 @@ def _checked_labels(worker: type[Worker], max_cost: int, refuse: Any, by_cost: A
     return Labels(worker, counts, groups, max_cost if refuse else 0)
 
 
+def _checked_coalesce(worker: type[Worker], coalesce: Any) -> bool:
+    if not isinstance(coalesce, bool):
+        raise DefinitionError(f"coalesce must be True or False, not {coalesce!r}")
+    if coalesce and worker.takes_request:
+        raise DefinitionError(
+            f"coalesce of {worker.__name__} shares one result among requests with equal inputs, and with "
+            "`takes_request` the result may depend on which request it is; leave out one of the two, or put what reads "
+            "the request into a stage of its own"
+        )
+    if coalesce and streams(worker):
+        raise DefinitionError(
+            f"coalesce of {worker.__name__} shares one result among requests, and a stream goes to one client at that "
+            "client's pace; leave coalesce out, or set it on a stage before"
+        )
+    return coalesce
+
+
 def _checked_methods(worker: type[Worker], methods: Any) -> tuple[str, ...] | None:
     if methods is None:
         return None
@@ -488,6 +515,8 @@ def _checked_methods(worker: type[Worker], methods: Any) -> tuple[str, ...] | No
 
 
 def _checked_worker(worker: Any) -> type[Worker]:
+    # `append_worker(Echo[str])`, of a class with a parameter.
+    worker = typing.get_origin(worker) or worker
     if isinstance(worker, Worker):
         raise DefinitionError(
             f"append the class {type(worker).__name__} itself, not an instance of it: it is made in the worker process"

@@ -13,16 +13,12 @@ from multiprocessing.process import BaseProcess
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from mosec_asgi import config, log
-from mosec_asgi.checks import check_main_guard, check_no_loop, checked_middleware
+from mosec_asgi.checks import check_main_guard, check_no_loop, check_own_engine, checked_middleware, checked_tenant
 from mosec_asgi.defined import DEFAULT_ROUTE, Defined
 from mosec_asgi.entrance import Entrance
 from mosec_asgi.errors import DefinitionError, StartupError
-from mosec_asgi.lifetime import GivenUp, Lifetime
-from mosec_asgi.runtime import (
-    Runtime,
-    check_importable,
-    check_timeouts,
-)
+from mosec_asgi.lifetime import GivenUp, Lifetime, Running
+from mosec_asgi.runtime import Executor, Method, Runtime, StartMethod, check_importable, check_timeouts
 from mosec_asgi.worker import Worker
 
 if TYPE_CHECKING:
@@ -31,15 +27,19 @@ if TYPE_CHECKING:
 
     from starlette.middleware import Middleware
     from starlette.types import Receive, Scope, Send
+    from typing_extensions import Unpack
 
     from mosec_asgi.calls.blocking import BlockingEngine
     from mosec_asgi.calls.inference import Inference
     from mosec_asgi.host.run import Hosting
+    from mosec_asgi.keywords import Keywords
     from mosec_asgi.observing.statistics import ServiceReport
-    from mosec_asgi.service import Platform, Service
+    from mosec_asgi.request import Request
+    from mosec_asgi.service import Platform, WebProcesses
     from mosec_asgi.steering import Steering
     from mosec_asgi.web.direct import DirectRoutes
     from mosec_asgi.web.protocols.seam import Protocol
+    from mosec_asgi.web_service import Web
 
 # What a shell gives a program that ctrl-c has ended.
 INTERRUPTED = 130
@@ -62,17 +62,26 @@ class Server:
     # Set while a command imports the module of a service, which must not begin to serve by that.
     _only_imported: ClassVar[bool] = False
 
-    def __init__(self, *, middleware: Sequence[Middleware] = (), **settings: Any) -> None:
+    def __init__(
+        self,
+        *,
+        middleware: Sequence[Middleware] = (),
+        tenant: Callable[[Request], str] | None = None,
+        **settings: Unpack[Keywords],
+    ) -> None:
         """Begin with no stages.
 
         Args:
             middleware: `starlette.middleware.Middleware` objects, the outermost first; each request goes through them,
                 `/metrics` and the documents included. With middleware, `run()` serves all requests through ASGI, which
                 takes longer.
+            tenant: returns on whose behalf a request comes, where tenants are to have their turns; empty for nobody's.
+                It is asked once for each request of a client, on the event loop, in place of the setting
+                `tenant_header`. See docs/batching.md.
             **settings: see `config.Settings`: capacity, timeout (milliseconds), wait (milliseconds), start_timeout
                 (milliseconds), event_timeout (milliseconds), stall_timeout (milliseconds), stream_buffer (bytes),
-                load_shedding, address, port, uds, ssl_certfile, ssl_keyfile, namespace, log_level, debug,
-                dashboard, access_log, server_timing, tracing, dry_run, compression,
+                http_processes, engine, load_shedding, address, port, uds, ssl_certfile, ssl_keyfile, namespace,
+                log_level, debug, dashboard, access_log, server_timing, tracing, dry_run, compression,
                 max_request_size (bytes), strict_json, api_keys (a list), api_key_file, public (a list), cors_origins (a
                 list), allowed_hosts (a list), title, version, path. The environment's `MOSEC_<NAME>` wins over
                 them, but for `title` and `version`, and `run()`'s command line over both.
@@ -82,6 +91,7 @@ class Server:
         """
         self._keywords = config.check_keywords(settings)
         self._middleware = checked_middleware(middleware)
+        self._tenant_of = checked_tenant(tenant)
         self._defined = Defined()
         self._daemons: dict[str, subprocess.Popen[Any] | BaseProcess] = {}
         self._lifetime = Lifetime(self._start)
@@ -100,7 +110,10 @@ class Server:
         # Settings that win over the environment; set by tools of the command line.
         self._overrides: dict[str, Any] = {}
         # The service whose workers are loading.
-        self._loading: Service | None = None
+        self._loading: Running | None = None
+        # Set where web processes are its callers, by `run()` and `run_engine`; and in such a process of `run()`.
+        self._web_processes: WebProcesses | None = None
+        self._web: Web | None = None
         # Set by `testing.serving`: workers in this process instead of their own.
         self._platform: Platform | None = None
         if type(self).__call__ is Server.__call__:
@@ -118,7 +131,7 @@ class Server:
         num: int | Literal["auto"] = 1,
         max_batch_size: int = 1,
         max_wait_time: int = 0,
-        start_method: str = "spawn",
+        start_method: StartMethod = "spawn",
         env: list[dict[str, str]] | None = None,
         timeout: float = 0,
         route: str | list[str] = DEFAULT_ROUTE,
@@ -129,9 +142,9 @@ class Server:
         preload: bool = False,
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
-        executor: str | Callable[..., Any] = "process",
+        executor: Executor = "process",
         latency_target: float = 0,
-        methods: Sequence[str] | None = None,
+        methods: Sequence[Method] | None = None,
         max_calls: int = 0,
         max_memory: int = 0,
         devices: str | Sequence[str | int] | None = None,
@@ -139,6 +152,7 @@ class Server:
         max_batch_cost: int = 0,
         refuse_over_cost: bool = False,
         sort_by_cost: bool = False,
+        coalesce: bool = False,
         ray_actor_options: Mapping[str, Any] | None = None,
         placement: Any = None,
     ) -> None:
@@ -165,7 +179,7 @@ class Server:
             kwargs: the same by name.
             executor: what the workers run on: "process", "thread", or "ray" for actors of Ray; see `Runtime`.
             latency_target: milliseconds that a task should spend at this stage at most; calls that would wait and be
-                there for longer are refused with 429. 0 for no such wish.
+                there for longer are refused with 429, and batches are no larger than that allows. 0 for no such wish.
             methods: of HTTP, that the route takes; the first stage says them, for POST alone leave it out. See
                 `Runtime`.
             max_calls: calls that a worker answers before another takes its place, without a call lost; 0 for no limit.
@@ -174,9 +188,10 @@ class Server:
                 `Runtime`. In the place of `num`.
             workers_per_device: workers that share each of the devices.
             max_batch_cost: the most that the items of a batch may cost together, by the worker's `cost(item)`; 0 for no
-                bound. See docs/batching.md for this and the next two.
+                bound. See docs/batching.md for this and the next three.
             refuse_over_cost: refuse an item that costs more with 413; otherwise it runs alone.
             sort_by_cost: form batches of items of like cost, for a model that pads them to the longest.
+            coalesce: compute equal inputs that wait or run at the same time once.
             ray_actor_options: with executor="ray", the options of each actor, such as `{"num_gpus": 1}`.
             placement: with executor="ray", "SPREAD", "PACK" or a placement group of Ray; see docs/ray.md.
 
@@ -208,6 +223,7 @@ class Server:
             max_batch_cost=max_batch_cost,
             refuse_over_cost=refuse_over_cost,
             sort_by_cost=sort_by_cost,
+            coalesce=coalesce,
             ray_actor_options=ray_actor_options,
             placement=placement,
         )
@@ -332,7 +348,43 @@ class Server:
         if settings.dry_run:
             return dry_run.run(self._defined.routes, settings, import_main=self._is_main)
         self._follows = hosting is not None and hosting.follows
-        return run.run(self, settings, hosting or run.Hosting())
+        hosting = hosting or run.Hosting()
+        if settings.http_processes > 1 and hosting.handover is None:
+            check_own_engine(settings)
+            from mosec_asgi.host import web_processes
+
+            return web_processes.run(self, settings, hosting, self._as_web_process, self._lifetime.force_stop)
+        return run.run(self, settings, hosting)
+
+    def _as_web_process(self, web: Web) -> None:
+        """Be one of the web processes of this program, which has been forked."""
+        self._web, self._web_processes = web, None
+
+    def take_web_processes(self, web: WebProcesses) -> None:
+        """Have web processes as callers beside this one."""
+        self._web_processes = web
+
+    def run_engine(self, settings: config.Settings, path: str) -> int:
+        """Run the models for web processes that come to a Unix socket; return the exit code.
+
+        Args:
+            settings: of the service.
+            path: of the socket.
+
+        Raises:
+            DefinitionError: there is no stage to serve, or worker processes cannot import one.
+        """
+        self._defined.check()
+        check_importable(self._defined.routes)
+        from mosec_asgi.host import engine, standard_streams
+
+        standard_streams.open_missing()
+        self._settings = settings
+        log.configure(settings.effective_log_level, text=settings.debug, others=("asyncio",))
+        config.advise(settings)
+        check_timeouts(self._defined.routes, settings.timeout_seconds)
+        self.take_web_processes(engine.AtPath(path))
+        return engine.run(self, self._lifetime.force_stop)
 
     def serve(self, settings: config.Settings, hosting: Hosting | None = None) -> int:
         """Serve as `run()` does, for a program that has imported the service, as the command `serve` has.
@@ -649,14 +701,14 @@ class Server:
         return None
 
     @property
-    def _running(self) -> Service | None:
+    def _running(self) -> Running | None:
         return self._lifetime.running
 
     # -- its life ----------------------------------------------------------------------------------------------------
 
-    async def _start(self) -> Service:
+    async def _start(self) -> Running:
+        from mosec_asgi.front import Shown
         from mosec_asgi.host.interrupts import told_of_signals
-        from mosec_asgi.service import Service
 
         self._defined.check()
         settings = self._settings or config.resolve(self._keywords, None, self._overrides)
@@ -668,17 +720,34 @@ class Server:
             if self._platform is None:
                 check_main_guard("the server was started")
                 check_importable(self._defined.routes)
-        running = Service(
+        shown = Shown(
             self._defined.routes,
-            settings,
-            import_main=self._is_main,
+            self.openapi,
+            self._middleware,
+            self._defined.protocols,
             own_http=self._settings is not None,
-            follows=self._follows,
-            platform=self._platform,
-            document=self.openapi,
-            middleware=self._middleware,
-            protocols=self._defined.protocols,
+            simulated=self._platform is not None,
+            tenant_of=self._tenant_of,
         )
+        running: Running
+        if self._platform is None and (self._web is not None or settings.engine):
+            from mosec_asgi.web_service import WebService
+
+            running = WebService(shown, settings, self._web)
+        else:
+            from mosec_asgi.service import Service
+
+            if self._settings is None and self._platform is None:
+                # An ASGI server of another kind runs this.
+                self._advise_of_processes(settings)
+            running = Service(
+                shown,
+                settings,
+                import_main=self._is_main,
+                follows=self._follows,
+                platform=self._platform,
+                web=self._web_processes,
+            )
 
         def answering() -> None:
             if self.on_answering is not None:
@@ -694,6 +763,19 @@ class Server:
         for name, process in self._daemons.items():
             running.watch_daemon(name, process, self._on_daemon_exit)
         return running
+
+    def _advise_of_processes(self, settings: config.Settings) -> None:
+        from mosec_asgi.host.siblings import warn_of_siblings
+
+        pipelines = self._defined.routes.values()
+        runtimes = {id(runtime): runtime for pipeline in pipelines for runtime in pipeline}
+        warn_of_siblings(self._defined.routes, sum(runtime.num for runtime in runtimes.values()))
+        if settings.http_processes > 1:
+            logger.warning(
+                "http_processes=%d has no effect here: it counts under server.run() and `mosec-asgi serve`; with "
+                "another ASGI server start `mosec-asgi engine`, and as many processes of that server with MOSEC_ENGINE",
+                settings.http_processes,
+            )
 
     def _on_daemon_exit(self, name: str, code: int) -> None:
         if self.on_daemon_exit is not None:

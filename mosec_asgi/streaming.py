@@ -20,6 +20,7 @@ from mosec_asgi.events import (
     encoder_for,
     is_event_stream,
 )
+from mosec_asgi.hints import In, Out
 from mosec_asgi.worker import SSEWorker, Worker
 
 __all__ = [
@@ -40,7 +41,7 @@ __all__ = [
 ]
 
 
-class ContinuousWorker(SSEWorker):
+class ContinuousWorker(SSEWorker[In, Out]):
     """A model that works in steps, where requests join and leave the running batch between two steps.
 
     This is iteration-level scheduling, as Orca introduced it for language models (Yu et al., OSDI 2022): a request
@@ -51,11 +52,13 @@ class ContinuousWorker(SSEWorker):
             def step(self): ...           # one token for each taken slot: yield slot, token; yield slot, self.FINISHED
             def evict(self, slot): ...    # the slot is free again
 
+    `ContinuousWorker[Prompt, str]` says for type checkers what an item is, and its events.
+
     At most `max_batch_size` slots are taken at a time. One thread calls the three methods, one after the other.
     """
 
     @abc.abstractmethod
-    def admit(self, item: Any) -> Hashable:
+    def admit(self, item: In) -> Hashable:
         """Take a request into the running batch; it takes part from the next step on.
 
         Args:
@@ -69,7 +72,7 @@ class ContinuousWorker(SSEWorker):
         """
 
     @abc.abstractmethod
-    def step(self) -> Iterable[tuple[Hashable, Any]]:
+    def step(self) -> Iterable[tuple[Hashable, Out | Finished | BaseException]]:
         """Do one step for all that is in the batch; called only while at least one slot is taken.
 
         Returns:
@@ -88,7 +91,7 @@ class ContinuousWorker(SSEWorker):
             slot: what `admit` returned.
         """
 
-    def forward(self, data: Any) -> Iterator[Any]:
+    def forward(self, data: In) -> Iterator[Out]:
         """Run one request by itself, as the warm-up does with `example`: yield its events."""
         slot = self.admit(data)
         try:

@@ -8,12 +8,13 @@ import inspect
 import pickle
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import orjson
 
 from mosec_asgi import formats
 from mosec_asgi.events import EVENT_STREAM, FINISHED, Event
+from mosec_asgi.hints import Forward, In, Out, StreamingForward, Typed
 from mosec_asgi.request import Request
 from mosec_asgi.schema import MOSEC_REF_TEMPLATE, ParseTarget, forward_json_schema
 
@@ -21,7 +22,7 @@ from mosec_asgi.schema import MOSEC_REF_TEMPLATE, ParseTarget, forward_json_sche
 _reading = threading.Lock()
 
 
-class Worker(abc.ABC):
+class Worker(Typed[In, Out], abc.ABC):
     """A model, or any step of work, that runs in a process of its own as one stage of a pipeline.
 
     A request passes `deserialize` -> `forward` -> `serialize` when the pipeline has one stage. With several, the first
@@ -31,6 +32,10 @@ class Worker(abc.ABC):
     Load models in `__init__`: it runs once in each worker process, where `worker_id`, `stage` and `max_batch_size` are
     already set. They can be assigned, and what `__init__` or the class assigns is set anew before the first request, as
     in mosec. Raise the errors of `mosec_asgi` to answer a request with a client's or a server's error.
+
+    `class Upper(Worker[str, str])` says for type checkers what an item is, and the result for it; with batching too,
+    where `forward` takes and returns lists of these. A class may leave that out, and does where a mixin goes by the
+    annotations of `forward`, as `PydanticMixin` does.
 
     Attributes:
         example: an input of `forward` (for a stage with batching, a list or a tuple of inputs: one batch) that is run
@@ -120,20 +125,24 @@ class Worker(abc.ABC):
             raise RuntimeError(f"{name}.request() needs `takes_request = True` in the class {name}")
         return Request() if self._request_at is None else self._request_at(index)
 
-    @abc.abstractmethod
-    def forward(self, data: Any) -> Any:
-        """Do the work.
+    if TYPE_CHECKING:
+        forward: Forward[In, Out]
+    else:
 
-        Args:
-            data: one decoded item; with `max_batch_size` > 1, a list of 1 to `max_batch_size` items.
+        @abc.abstractmethod
+        def forward(self, data: Any) -> Any:
+            """Do the work.
 
-        Returns:
-            the result; with `max_batch_size` > 1, a sequence with one result per item, in the same order. An exception
-            at an item's place answers that item with that error.
+            Args:
+                data: one decoded item; with `max_batch_size` > 1, a list of 1 to `max_batch_size` items.
 
-        Raises:
-            MosecError: to answer the request, or the whole batch, with that error.
-        """
+            Returns:
+                the result; with `max_batch_size` > 1, a sequence with one result per item, in the same order. An
+                exception at an item's place answers that item with that error.
+
+            Raises:
+                MosecError: to answer the request, or the whole batch, with that error.
+            """
 
     def deserialize(self, data: bytes) -> Any:
         """Decode the body of a request. Default: JSON, and what Python's `json` takes for it (`formats.loads_json`).
@@ -196,7 +205,7 @@ class Worker(abc.ABC):
         """
         return forward_json_schema(cls, target, ref_template, batched=cls._max_batch_size > 1)
 
-    def after_fork(self) -> None:  # noqa: B027 - a hook that most workers do not need
+    def after_fork(self) -> None:
         """Set up what must not be shared. Called once in each worker of a stage with `preload`, after its fork.
 
         `__init__` has then run in another process, with a `worker_id` of 0: this is the place for what depends on that
@@ -207,14 +216,14 @@ class Worker(abc.ABC):
         """Return an item that `infer` was given as `forward` is to have it; a format with a schema checks it here."""
         return item
 
-    def _answered(self, payloads: Sequence[bytes]) -> None:  # noqa: B027
+    def _answered(self, payloads: Sequence[bytes]) -> None:
         """Called when tasks with these encoded inputs are answered, and so will not be run again elsewhere."""
 
-    def close(self) -> None:  # noqa: B027 - a hook that most workers do not need
+    def close(self) -> None:
         """Release what `__init__` took. Called once when the worker stops in good order; the default does nothing."""
 
 
-class SSEWorker(Worker):
+class SSEWorker(Worker, Typed[In, Out]):
     """A worker whose results are streams: events that go to the client as they are made.
 
     Two ways to write `forward`. It calls `send_stream_event` and returns, as in mosec; what it then returns is ignored.
@@ -227,7 +236,7 @@ class SSEWorker(Worker):
     and what it gives `send_stream_event` meanwhile goes to the client, as in mosec.
 
     An event is text, bytes or an `Event`. With another `resp_mime_type` than `text/event-stream` the client gets the
-    bare bytes as they come.
+    bare bytes as they come. `class Count(SSEWorker[int, str])` says for type checkers what an item is, and its events.
 
     When a client leaves, `is_cancelled(index)` turns true, and a generator that has no other client left is closed, so
     that its `finally` runs. A client that reads too slowly stops its own stream: alone in `forward` it is waited for,
@@ -237,6 +246,9 @@ class SSEWorker(Worker):
     FINISHED: Final = FINISHED
 
     resp_mime_type = EVENT_STREAM
+
+    if TYPE_CHECKING:
+        forward: StreamingForward[In, Out]
 
     _send_event: Callable[[Any, int], None] | None = None
 

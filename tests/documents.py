@@ -38,6 +38,7 @@ NEEDS_MORE_THAN_A_SCHEMA = {
     "segment_anything",
     "sentiment",
     "stable_diffusion",
+    "transcribe",
 }
 LARGE_MODELS = NEEDS_MORE_THAN_A_SCHEMA - {"environment", "fastapi_app"}
 # To make up requests by chance for their schemas takes most of a processor for a quarter of a minute each.

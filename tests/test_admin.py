@@ -14,6 +14,7 @@ import pytest
 
 from mosec_asgi import Server, Worker, admin
 from mosec_asgi.errors import StartupError
+from mosec_asgi.ipc import private_socket
 
 
 class Echo(Worker):
@@ -117,17 +118,10 @@ async def test_connections_have_a_bound(tmp_path: Path) -> None:
 async def test_another_user_is_turned_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "admin.sock"
     async with server_at(path):
-        monkeypatch.setattr(admin, "_peer", lambda connection: os.geteuid() + 12345)
+        monkeypatch.setattr(private_socket, "stranger", lambda connection: os.geteuid() + 12345)
         assert await said(path, b"GET / HTTP/1.1\r\n\r\n") == b""
-        monkeypatch.setattr(admin, "_peer", lambda connection: 0)
+        monkeypatch.setattr(private_socket, "stranger", lambda connection: None)
         assert (await asked(path, "GET", "/"))[0] == 200
-
-
-@pytest.mark.skipif(not hasattr(socket, "SO_PEERCRED"), reason="the system does not tell")
-def test_the_kernel_tells_who_connects() -> None:
-    ours, theirs = socket.socketpair(socket.AF_UNIX)
-    with ours, theirs:
-        assert admin._peer(ours) == os.geteuid()
 
 
 async def test_a_socket_that_a_killed_service_has_left_is_replaced(tmp_path: Path) -> None:

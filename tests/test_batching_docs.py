@@ -33,13 +33,28 @@ def test_the_program_batches_by_cost_and_key() -> None:
     testing.run(check())
 
 
+def test_the_function_says_whose_a_request_is() -> None:
+    [program] = re.findall(r"```python\n(# tenants.py\n.*?)```", PAGE, re.DOTALL)
+    names: dict[str, Any] = {"__name__": "tenants"}
+    exec(program, names)
+
+    async def check() -> None:
+        async with testing.serving(names["server"]) as service:
+            ours = {"authorization": "Bearer key-1"}
+            assert (await service.client.post("/inference", json=4, headers=ours)).json() == 8
+            refused = await service.client.post("/inference", json=4)
+            assert (refused.status_code, "one of our keys" in refused.text) == (400, True)
+
+    testing.run(check())
+
+
 def test_it_names_what_there_is() -> None:
     for name in (*HOOKS, "x-batch-key", "x-priority", "gave_way"):
         assert f"{name}" in PAGE
     for setting in ("priority_header", "tenant_header", "tenant_weights"):
         assert setting in FIELDS
         assert setting in PAGE
-    for argument in ("max_batch_cost", "refuse_over_cost", "sort_by_cost"):
+    for argument in ("max_batch_cost", "refuse_over_cost", "sort_by_cost", "coalesce"):
         assert argument in inspect.signature(Server.append_worker).parameters
         assert argument in PAGE
     assert f"{MOST_KEY} bytes" in PAGE

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import inspect
 import os
 import re
 import subprocess
@@ -12,6 +13,8 @@ from pathlib import Path
 import pytest
 from harness import ROOT, skip_module_without
 
+import mosec_asgi.mixin
+import mosec_asgi.protocols
 from mosec_asgi import config, errors
 
 skip_module_without("mkdocs", "material")
@@ -34,7 +37,7 @@ def text_of(page: Path) -> str:
 
 def test_each_page_of_docs_is_in_the_navigation() -> None:
     found = re.findall(r"(\w+\.md)", (ROOT / "mkdocs.yml").read_text())
-    made = {"reference.md", "changelog.md", "contributing.md"}
+    made = {"reference.md", "api.md", "changelog.md", "contributing.md"}
     assert set(found) - made == {path.name for path in (ROOT / "docs").glob("*.md")}
     assert "\nstrict: true\n" in (ROOT / "mkdocs.yml").read_text()
 
@@ -50,6 +53,20 @@ def test_the_reference_has_each_setting_flag_variable_metric_and_error(site: Pat
     assert errors.CLOSING.text in page
     assert errors.at_capacity(1).text in page
     assert "WrongShape" in page
+
+
+def test_each_public_name_is_there_with_its_docstring_and_its_arguments(site: Path) -> None:
+    page = " ".join(text_of(site / "api" / "index.html").split())
+    for module in (mosec_asgi, mosec_asgi.mixin, mosec_asgi.protocols):
+        for name in module.__all__:
+            sentence = (getattr(module, name).__doc__ or "").partition(".")[0].replace("`", "")
+            assert name.startswith("_") or " ".join(sentence.split()) in page, name
+    for method in ("append_worker", "infer", "stream", "scale", "is_cancelled", "send_stream_event"):
+        assert f".{method}" in page
+    for argument in inspect.signature(mosec_asgi.Server.append_worker).parameters:
+        assert argument == "self" or f"{argument}: " in page, argument
+    assert "settings_with" not in page
+    assert "Args:" not in page
 
 
 def test_pages_that_stand_elsewhere_are_included_with_their_pictures(site: Path) -> None:

@@ -33,7 +33,7 @@ def usage(example: str, folder: Path) -> list[str]:
     [line] = re.findall(rf"python examples/{example}/client\.py (.*)", text)[:1]
     arguments = shlex.split(line, comments=True)
     for argument in arguments:
-        if re.fullmatch(r"[\w/-]+\.(png|jpg|md|txt)", argument):
+        if re.fullmatch(r"[\w/-]+\.(png|jpg|md|txt|wav)", argument):
             file = folder / argument
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_bytes(png())
@@ -56,4 +56,4 @@ def test_without_a_server_a_client_says_so_in_one_line(example: str, tmp_path: P
 def test_the_table_has_a_row_for_each_example() -> None:
     rows = re.findall(r"^\| \[(\w+)\]\((\w+)\) \|", (EXAMPLES / "README.md").read_text(), re.MULTILINE)
     assert [(name, folder) for name, folder in rows if name != folder] == []
-    assert sorted(name for name, _ in rows) == sorted(path.parent.name for path in EXAMPLES.glob("*/server.py"))
+    assert sorted(name for name, _ in rows) == sorted(path.parent.name for path in EXAMPLES.glob("*/README.md"))

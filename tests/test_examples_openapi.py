@@ -11,7 +11,15 @@ from harness import ROOT, TESTS, python, running
 # Where an app of its own has the service, and the command line.
 MOUNTED = {"fastapi_app": "/ml"}
 # Their models take long to load: they are asked where all else of them is tested, by the service that runs there.
-ELSEWHERE = ["embedding", "onnx_classifier", "rerank", "segment_anything", "sentiment", "stable_diffusion"]
+ELSEWHERE = [
+    "embedding",
+    "onnx_classifier",
+    "rerank",
+    "segment_anything",
+    "sentiment",
+    "stable_diffusion",
+    "transcribe",
+]
 EXAMPLES = sorted({path.stem for path in (ROOT / "openapi").glob("*.json")} - set(ELSEWHERE))
 
 

@@ -8,6 +8,7 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 from mosec_asgi.batching.engine import StageStatistics, Statistics
 from mosec_asgi.observing.exposition import Exposition
 from mosec_asgi.observing.metrics import DURATION_BUCKETS, LATENCY_BUCKETS, SIZE_BUCKETS, ServiceMetrics, StageMetrics
+from mosec_asgi.observing.statistics import BatchLine
 
 OPENMETRICS = "application/openmetrics-text; version=1.0.0"
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
@@ -38,7 +39,18 @@ NOW = Statistics(
     closing=False,
     stages=(
         StageStatistics("Pre_1", queued=0, in_flight=0, slots_in_use=0, ready=1, workers=1, restarts=0, down=False),
-        StageStatistics("Model_2", 4, 6, 3, ready=2, workers=2, restarts=1, down=False, expected_wait=0.25),
+        StageStatistics(
+            "Model_2",
+            4,
+            6,
+            3,
+            ready=2,
+            workers=2,
+            restarts=1,
+            down=False,
+            expected_wait=0.25,
+            batch_line=BatchLine(0.005, 0.001, 45.0),
+        ),
     ),
     shared_memory=4096,
 )
@@ -66,6 +78,10 @@ def test_what_is_refused_expected_and_done_in_vain_is_shown() -> None:
     found = samples(service())
     assert found[key("mosec_service_refused_total", stage="Pre_1", reason="capacity")] == 1
     assert found[key("mosec_service_expected_wait_second", stage="Model_2")] == 0.25
+    assert found[key("mosec_service_batch_fixed_second", stage="Model_2")] == 0.005
+    assert found[key("mosec_service_batch_item_second", stage="Model_2")] == 0.001
+    assert found[key("mosec_service_batch_size_allowed", stage="Model_2")] == 45
+    assert key("mosec_service_batch_size_allowed", stage="Pre_1") not in found
     assert found[key("mosec_service_goodput_total", stage="Pre_1", result="in_time")] == 9
     assert found[key("mosec_service_goodput_total", stage="Pre_1", result="in_vain")] == 2
 

@@ -28,7 +28,7 @@ def listener_to(*events: str) -> tuple[StageObserver, list[tuple[Any, ...]]]:
 
 def test_there_is_a_hook_for_each_event_and_no_other() -> None:
     assert sorted(StageEvents.__annotations__) == sorted(EVENTS)
-    assert len(EVENTS) == 12
+    assert len(EVENTS) == 13
 
 
 @pytest.mark.parametrize("event", EVENTS)

@@ -36,6 +36,13 @@ def test_at_first_nothing_was_brought() -> None:
     assert (offered.per_second, offered.count) == (0.0, 0)
 
 
+def test_what_is_taken_back_before_it_was_counted_is_made_up_for_later() -> None:
+    offered = Offered(1.0)
+    brought(offered, [10, 10, 10, -4, 14])
+    assert offered.per_second == pytest.approx(20.0 * (10 + 10 + 0 + 10) / 40)
+    assert offered.doubt > 0
+
+
 def test_a_burst_leaves_spans_in_which_little_comes() -> None:
     offered = Offered(1.0)
     brought(offered, [18, 0, 18, 0])

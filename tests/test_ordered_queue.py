@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from fakes import new_task
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
@@ -98,6 +98,34 @@ def test_weights_are_kept() -> None:
         *(task(n, tenant="gold") for n in range(12)), *(task(n + 100, tenant="free") for n in range(4)), rules=rules
     )
     assert [sum(number < 100 for number in order(queue)[: 4 * n]) for n in (1, 2, 3)] == [3, 6, 9]
+
+
+@settings(max_examples=200)
+@given(
+    events=st.lists(st.one_of(st.sampled_from("abc"), st.none()), max_size=80),
+    weights=st.sampled_from(({}, {"a": 3.0}, {"b": 2.0, "c": 4.0})),
+)
+def test_no_tenant_starves_and_this_is_the_bound(events: list[str | None], weights: dict[str, float]) -> None:
+    """Of each other tenant at most its weight's worth starts for each turn that a task and those before it take."""
+    queue = OrderedQueue(Rules(weights=weights), 3)
+    turns: dict[int, float] = {}
+    between: dict[int, dict[str, int]] = {}
+    for number, tenant in enumerate([*events, *[None] * len(events)]):
+        if tenant is not None:
+            made = task(number, float(number), tenant=tenant)
+            before = sum(each.tenant == tenant for each in queue.waiting())
+            turns[number] = math.ceil((before + 1) / weights.get(tenant, 1.0)) + 1
+            between[number] = dict.fromkeys("abc", 0)
+            queue.append(made)
+        elif queue.live:
+            [begun] = queue.first(1)
+            serve(queue)
+            for other, count in between.pop(begun.id).items():
+                if other != begun.tenant:
+                    assert count <= turns[begun.id] * weights.get(other, 1.0)
+            for counts in between.values():
+                counts[begun.tenant] += 1
+    assert not queue.live
 
 
 def test_what_is_settled_before_its_turn_is_given_back() -> None:

@@ -344,6 +344,16 @@ def test_a_latency_target_is_kept_near_the_capacity_too() -> None:
     assert good(history, 1.0, 20.0) > 0.8
 
 
+@pytest.mark.parametrize("num", [1, 2])
+def test_a_latency_target_below_the_time_of_a_full_batch_is_kept_and_most_is_served(num: int) -> None:
+    # A full batch takes 133 ms, and was what admission reckoned with: all that had to wait was refused.
+    stages = [world.SimulatedStage(lambda random, items, now: 0.005 + 0.001 * items, num, 128, latency_target=0.05)]
+    history = run(stages, cases.poisson(700.0 * num, 2, 12))
+    served = sorted(a.latency for a in history.within(0.5, 2.0) if a.code == 200)
+    assert len(served) > 0.9 * 700 * num * 1.5
+    assert served[int(0.99 * len(served))] <= 1.1 * 0.05
+
+
 def test_what_is_refused_is_counted_by_its_reason_and_what_is_done_by_its_use() -> None:
     history = run(CONSTANT, cases.poisson(60.0, 15, 13), capacity=15)
     stage = history.metrics.stages[0]

@@ -229,6 +229,10 @@ def test_all_start_and_no_worker_idles_beside_them(
         answer(stage, *ids, worker=worker, now=now)
         now += 0.01
     assert sorted(started) == sorted(made)
+    if not by_cost:
+        for alike in {(each.key, each.priority, each.tenant) for each in made.values()}:
+            ours = [n for n in started if (made[n].key, made[n].priority, made[n].tenant) == alike]
+            assert ours == sorted(ours), "of one key, priority and tenant they start in order of arrival"
 
 
 # -- none starves ------------------------------------------------------------------------------------------------------

@@ -40,7 +40,16 @@ def folder(tmp_path: Path) -> Path:
 def test_every_python_snippet_is_a_named_program() -> None:
     assert "".join([README, *PAGES.values()]).count("```python") == len(FOUND)
     assert len(set(FOUND)) == len(PROGRAMS), "a program that stands in two places is the same in both"
-    assert set(PROGRAMS) == {"server.py", "typed.py", "app.py", "call.py", "streams.py", "models.py", "uploads.py"}
+    assert set(PROGRAMS) == {
+        "server.py",
+        "typed.py",
+        "app.py",
+        "call.py",
+        "streams.py",
+        "models.py",
+        "uploads.py",
+        "hinted.py",
+    }
 
 
 def test_the_service_in_20_lines_answers_as_shown(folder: Path, log: Path) -> None:
@@ -98,6 +107,16 @@ def test_the_upload_is_what_its_annotation_says(folder: Path, log: Path) -> None
         assert program.client.post("/inference", data={"caption": "bear"}).status_code == 422
         large = {"image": ("photo.png", bytes(5 * 1024 * 1024 + 1))}
         assert program.client.post("/inference", files=large).status_code == 413
+
+
+def test_the_hinted_service_adds_up_what_its_model_returns(folder: Path) -> None:
+    (folder / "ask.py").write_text(
+        "import asyncio, hinted\n\n"
+        "async def main():\n    async with hinted.server:\n        print(await hinted.total(['a', 'bcd']))\n\n"
+        "if __name__ == '__main__':\n    asyncio.run(main())\n"
+    )
+    done = subprocess.run([sys.executable, "ask.py"], cwd=folder, capture_output=True, text=True, timeout=180)
+    assert done.stdout == "4\n", done.stderr
 
 
 def test_the_mounted_app_serves_its_own_route_and_the_model(folder: Path, log: Path) -> None:
@@ -179,7 +198,7 @@ def test_the_readme_leads_to_every_page_that_stands_in_the_repository() -> None:
 
 
 # Pages that are there on the site alone.
-MADE = ("reference.md", "contributing.md", "changelog.md")
+MADE = ("api.md", "reference.md", "contributing.md", "changelog.md")
 
 
 @pytest.mark.parametrize("page", ["README.md", *sorted(f"docs/{path.name}" for path in DOCS.glob("*.md"))])

@@ -217,3 +217,19 @@ def test_tasks_that_were_answered_together_count_as_many_as_they_are() -> None:
         times.add(99, 0.0001)
     times.read()
     assert times.mean == pytest.approx((0.05 + 99 * 0.0001) / 100)
+
+
+def test_another_size_of_a_full_unit_changes_what_is_said_of_it_and_nothing_of_others() -> None:
+    times = ServiceTimes(100)
+    for number in range(40):
+        items = 10 + 2 * (number % 10)
+        times.add(items, 0.005 + 0.001 * items, float(number))
+    assert times.read()
+    assert times.mean == pytest.approx(0.105, rel=0.01)
+    of_ten = times.of(10, times.mean)
+    times.resize(20)
+    assert times.mean == pytest.approx(0.025, rel=0.01)
+    assert times.of(10, times.mean) == pytest.approx(of_ten)
+    times.add(10, 0.015, 50.0)
+    assert times.read()
+    assert times.mean == pytest.approx(0.025, rel=0.01)

@@ -450,6 +450,26 @@ def test_a_cancelled_call_from_the_program_ends_its_span() -> None:
     assert attribute(the("infer /inference"), "error.type") == "client_left"
 
 
+def test_a_call_that_shares_the_work_of_another_names_it_and_has_no_forward() -> None:
+    async def check() -> None:
+        server = Server(timeout=60_000, tracing=True)
+        server.append_worker(workers.First, coalesce=True)
+        async with testing.serving(server) as service:
+            service.worker(workers.First).slow(1.0)
+            asked = []
+            for name in ("one", "two"):
+                headers = {"x-request-id": name}
+                asked.append(asyncio.ensure_future(service.client.post("/inference", json=1, headers=headers)))
+                await asyncio.sleep(0.1)
+            assert [answer.status_code for answer in await asyncio.gather(*asked)] == [200, 200]
+
+    run(check())
+    first, second = spans("First_1")
+    assert [attribute(span, "mosec.coalesced_with") for span in (first, second)] == [None, "one"]
+    assert parent_id(the("forward")) == own_id(first)
+    assert second.status.status_code is StatusCode.UNSET
+
+
 def test_a_batch_whose_worker_died_is_tried_again_within_the_same_span() -> None:
     async def check() -> None:
         async with testing.serving(a_server(workers.Batched)) as service:

@@ -11,15 +11,14 @@ import contextlib
 import sys
 import time
 from collections.abc import Sequence
-from statistics import median
 
-from load import Measurement
+import processes
 from problems import BenchmarkError
 
 from on_ray import page
 from on_ray.page import Number
 from on_ray.rows import ROWS, Row
-from on_ray.ways import Cluster, Way, cluster
+from on_ray.ways import Cluster, Served, Way, cluster
 
 WARM_UP_SECONDS = 1
 # wrk leaves in the middle of its last requests.
@@ -58,31 +57,42 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(row: Row, ray: Cluster, rounds: int, seconds: int) -> dict[Way, Number]:
     print(f"\n{row.title}", flush=True)
     with contextlib.ExitStack() as stack:
-        urls = {way: stack.enter_context(way.run(row, ray)) for way in row.ways}
-        for url in urls.values():
-            row.load.put_on(url, row.connections, WARM_UP_SECONDS)
-        measured: dict[Way, list[Measurement]] = {way: [] for way in urls}
+        ways = {way: stack.enter_context(way.run(row, ray)) for way in row.ways}
+        for served in ways.values():
+            row.load.put_on(served.url, row.connections, WARM_UP_SECONDS)
+        measured: dict[Way, list[Number]] = {way: [] for way in ways}
         for _ in range(rounds):
-            for way, url in urls.items():
+            for way, served in ways.items():
                 time.sleep(SETTLE_SECONDS)
-                measured[way].append(row.load.put_on(url, row.connections, seconds))
-    numbers = {way: _median(way, those) for way, those in measured.items()}
+                measured[way].append(_measure(row, way, served, seconds))
+    numbers = {way: page.median_of(those) for way, those in measured.items()}
     for one in numbers.values():
-        print(f"  {one.way:<45} {one.per_second:>9,.1f} req/s   median {one.p50_ms:7.1f} ms   p99 {one.p99_ms:7.1f} ms")
+        print(
+            f"  {one.way:<42} {one.per_second:>9,.1f} req/s  median {one.p50_ms:7.1f} ms  99 % {one.p99_ms:7.1f} ms"
+            f"  {one.cpu_us:9,.0f} us of processor time each"
+        )
     return numbers
 
 
-def _median(way: Way, those: Sequence[Measurement]) -> Number:
-    rate, p50, p99 = (median(getattr(one, name) for one in those) for name in ("per_second", "p50_ms", "p99_ms"))
-    return Number(way.title, rate, p50, p99)
+def _measure(row: Row, way: Way, served: Served, seconds: int) -> Number:
+    before = _processor_seconds(served)
+    measured = row.load.put_on(served.url, row.connections, seconds)
+    cpu = 1e6 * (_processor_seconds(served) - before) / measured.done
+    return Number(way.title, measured.per_second, measured.p50_ms, measured.p99_ms, cpu)
+
+
+def _processor_seconds(served: Served) -> float:
+    return sum(processes.read_stat(pid).own for pid in served.processes())
 
 
 def _meets(bar: tuple[Way, Way, float], numbers: dict[Way, Number]) -> bool:
     ours, theirs, least = bar
     ratio = numbers[ours].per_second / numbers[theirs].per_second
+    cheaper = numbers[theirs].cpu_us / numbers[ours].cpu_us
     met = ratio >= least
     says = "" if met else "   MISSED"
-    print(f"  {ours.title}: {ratio:.2f} times {theirs.title}, at least {least:g}{says}", flush=True)
+    print(f"  {ours.title} does {ratio:.2f} times the requests/s of {theirs.title}, at least {least:g}{says}")
+    print(f"  and takes 1/{cheaper:.1f} of its processor time", flush=True)
     return met
 
 

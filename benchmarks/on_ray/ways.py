@@ -1,6 +1,6 @@
 """How a model is served: as a service of its own, by Ray Serve alone, and by this package within Ray Serve.
 
-A further way is a function that takes a row and the cluster, and is a context in which the model answers at a URL.
+A further way is a function that takes a row and the cluster, and is a context in which the model is served.
 """
 
 from __future__ import annotations
@@ -14,12 +14,13 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import processes
 import servers
 from problems import BenchmarkError
 
@@ -37,10 +38,25 @@ class Cluster:
     Attributes:
         address: of the head, for `RAY_ADDRESS`.
         url: of Ray Serve.
+        process: from which all of Ray's processes descend.
     """
 
     address: str
     url: str
+    process: int
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """A model that answers.
+
+    Attributes:
+        url: where.
+        processes: return the processes that its requests pass.
+    """
+
+    url: str
+    processes: Callable[[], Iterable[int]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,46 +65,72 @@ class Way:
 
     Attributes:
         title: what it is called in the table.
-        run: has a row's model answer at the URL that it yields.
+        run: has a row's model answer for the time of a block.
     """
 
     title: str
-    run: Callable[[Row, Cluster], AbstractContextManager[str]]
+    run: Callable[[Row, Cluster], AbstractContextManager[Served]]
 
 
 @contextlib.contextmanager
-def _local(row: Row, ray: Cluster) -> Iterator[str]:
+def _local(row: Row, ray: Cluster) -> Iterator[Served]:
     with servers.running(row.service, ["mosec_asgi"], row.load) as [server]:
-        yield server.url
+        yield Served(server.url, lambda: processes.members(server.process.pid))
 
 
 @contextlib.contextmanager
-def _on_actors(row: Row, ray: Cluster, suffix: str = "_ray") -> Iterator[str]:
+def _on_actors(row: Row, ray: Cluster, suffix: str = "_ray") -> Iterator[Served]:
     os.environ["RAY_ADDRESS"] = ray.address
     try:
         with servers.running(f"{row.service}{suffix}", ["mosec_asgi"], row.load) as [server]:
-            yield server.url
+            yield Served(server.url, lambda: {*processes.members(server.process.pid), *_actors(ray)})
     finally:
         del os.environ["RAY_ADDRESS"]
 
 
-def _by_frames(row: Row, ray: Cluster) -> AbstractContextManager[str]:
+def _actors(ray: Cluster) -> set[int]:
+    """Return our actors, of which no other way has any meanwhile."""
+    found: set[int] = set()
+    for pid in processes.members(ray.process):
+        with contextlib.suppress(OSError):
+            command = (processes.PROC / str(pid) / "cmdline").read_bytes()
+            if command.startswith(b"ray::") and b"Serve" not in command and command.rstrip(b"\0").endswith(b".run"):
+                found.update(processes.members(pid))
+    return found
+
+
+def _by_frames(row: Row, ray: Cluster) -> AbstractContextManager[Served]:
     return _on_actors(row, ray, "_ray_frames")
 
 
 @contextlib.contextmanager
-def _serve(row: Row, ray: Cluster) -> Iterator[str]:
-    yield f"{ray.url}/{row.name}"
+def _serve(row: Row, ray: Cluster) -> Iterator[Served]:
+    yield _deployed(row.name, ray)
 
 
 @contextlib.contextmanager
-def _serve_by_grpc(row: Row, ray: Cluster) -> Iterator[str]:
-    yield f"{ray.url}/{row.name}-grpc"
+def _serve_by_grpc(row: Row, ray: Cluster) -> Iterator[Served]:
+    yield _deployed(f"{row.name}-grpc", ray)
 
 
 @contextlib.contextmanager
-def _in_serve(row: Row, ray: Cluster) -> Iterator[str]:
-    yield f"{ray.url}/ours-{row.name}{servers.ROUTE}"
+def _in_serve(row: Row, ray: Cluster) -> Iterator[Served]:
+    yield _deployed(f"ours-{row.name}", ray, servers.ROUTE)
+
+
+def _deployed(app: str, ray: Cluster, path: str = "") -> Served:
+    return Served(f"{ray.url}/{app}{path}", lambda: _of_app(app, ray))
+
+
+def _of_app(app: str, ray: Cluster) -> set[int]:
+    """Return the replicas of an app, what runs in them, and HAProxy, which no other app uses meanwhile."""
+    found: set[int] = set()
+    for pid in processes.members(ray.process):
+        with contextlib.suppress(OSError):
+            command = (processes.PROC / str(pid) / "cmdline").read_bytes()
+            if command.startswith(b"ray::ServeReplica:%s:" % app.encode()) or b"bin/haproxy" in command:
+                found.update(processes.members(pid))
+    return found
 
 
 LOCAL = Way("mosec_asgi, run()", _local)
@@ -133,7 +175,7 @@ def cluster(*, serves: bool = True) -> Iterator[Cluster]:
             if not said:
                 end = "\n".join(log.read_text(errors="replace").splitlines()[-30:])
                 raise BenchmarkError(f"Ray has not started:\n{end}")
-            yield Cluster(**json.loads(said))
+            yield Cluster(**json.loads(said), process=process.pid)
         finally:
             process.stdin.close()
             try:

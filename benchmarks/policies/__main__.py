@@ -13,7 +13,7 @@ from pathlib import Path
 
 import machine
 
-from policies import fairness, plots, report
+from policies import fairness, plots, report, targets
 from policies.ours import Ours
 from policies.patterns import Pattern, grid
 from policies.rivals import BentoML, Mosec, Triton
@@ -52,12 +52,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not options.patterns:
         routes = fairness.rows(options.seed)
         print(f"\n{report.fairness(routes)}")
+        loads, best = targets.rows()
+        print(f"\n{targets.text(loads, best)}")
         settings = {"seed": options.seed, "seeds": options.seeds, "runs": runs, "hop_ms": HOP * 1000}
         # Nothing else of the machine matters: time is virtual.
         origin = {name: value for name, value in machine.describe().items() if name in ("date", "python", "commit")}
-        report.write_json(RESULTS / "policies.json", origin, settings, results, routes)
-        drawn = plots.draw(RESULTS, results)
-        print(f"\nwritten: {RESULTS}/policies.json" + (", policies.png, policies-model.png" if drawn else ""))
+        report.write_json(RESULTS / "policies.json", origin, settings, results, routes, targets.numbers(loads, best))
+        drawn = plots.draw(RESULTS, results, loads, best)
+        print(
+            f"\nwritten: {RESULTS}/policies.json"
+            + (", policies.png, policies-model.png, policies-target.png" if drawn else "")
+        )
         if not drawn:
             print("no plots: matplotlib is missing (pip install 'mosec-asgi[bench]')")
     return 0

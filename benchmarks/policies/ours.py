@@ -31,16 +31,17 @@ _NOBODY = _Nobody()
 class Ours:
     """A `Scheduler`, asked as a stage asks it, at the end of each turn of the loop."""
 
-    def __init__(self, workers: int, batch: int, max_wait: float | None) -> None:
+    def __init__(self, workers: int, batch: int, max_wait: float | None, target: float = 0.0) -> None:
         """Begin with idle workers.
 
         Args:
             workers: how many.
             batch: the most tasks in a batch.
             max_wait: seconds; None where the user has set none.
+            target: of the latency, in seconds; 0 for none.
         """
         wait = DEFAULT_WAIT if max_wait is None else max_wait
-        self._scheduler: Scheduler[int] = Scheduler(batch, wait, adaptive=max_wait is None)
+        self._scheduler: Scheduler[int] = Scheduler(batch, wait, adaptive=max_wait is None, latency_target=target)
         for worker in range(workers):
             self._scheduler.add_worker(worker)
         self._jobs: dict[int, Job] = {}

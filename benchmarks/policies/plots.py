@@ -10,6 +10,7 @@ from typing import Any
 
 from policies.patterns import Closed, Open, Pattern
 from policies.simulation import Outcome
+from policies.targets import TARGET, Row
 from policies.verdict import Outcomes, is_ours
 
 Results = Mapping[Pattern, Outcomes]
@@ -18,8 +19,8 @@ LAYOUTS = ((1, 64), (4, 32))
 COLOURS = ("#c03028", "#e08878", "#4878a8", "#68a060", "#202020", "#989898")
 
 
-def draw(folder: Path, results: Results) -> bool:
-    """Write `policies.png` and `policies-model.png`, if matplotlib is there; return whether it is."""
+def draw(folder: Path, results: Results, loads: Sequence[Row], best: Mapping[int, float]) -> bool:
+    """Write `policies.png`, and those of one model and of a target, if matplotlib is there; return whether it is."""
     if importlib.util.find_spec("matplotlib") is None:
         return False
     # Not by `import`: matplotlib is optional, and this way the type checker does not need it either.
@@ -30,7 +31,24 @@ def draw(folder: Path, results: Results) -> bool:
         figure.tight_layout()
         figure.savefig(folder / f"{name}.png", dpi=100)
         pyplot.close(figure)
+    figure = _targets(pyplot, loads, best)
+    figure.tight_layout()
+    figure.savefig(folder / "policies-target.png", dpi=100)
+    pyplot.close(figure)
     return True
+
+
+def _targets(pyplot: Any, loads: Sequence[Row], best: Mapping[int, float]) -> Any:
+    """Draw p99 by load where there is a latency target, for each number of workers."""
+    figure, all_axes = pyplot.subplots(1, len(best), figsize=(15, 5), sharey=True)
+    for axes, (workers, possible) in zip(all_axes, best.items(), strict=True):
+        points = {each.rate: each.outcomes for each in loads if each.workers == workers}
+        _curves(axes, points, _p99, "tasks a second for each worker", "p99 latency, ms")
+        axes.axhline(TARGET * 1000, color="#808080", linestyle="--", linewidth=1)
+        axes.axvline(possible, color="#808080", linestyle=":", linewidth=1)
+        axes.set(ylim=(0, 4 * TARGET * 1000), title=f"{workers} worker{'s' if workers > 1 else ''}")
+    all_axes[0].legend()
+    return figure
 
 
 def _profiles(pyplot: Any, results: Results) -> Any:

@@ -45,7 +45,12 @@ def fairness(rows: Sequence[Row]) -> str:
 
 
 def write_json(
-    path: Path, origin: dict[str, Any], settings: dict[str, Any], results: Results, routes: Sequence[Row]
+    path: Path,
+    origin: dict[str, Any],
+    settings: dict[str, Any],
+    results: Results,
+    routes: Sequence[Row],
+    targets: dict[str, object],
 ) -> None:
     """Write all numbers, a line for each pattern; of each policy: tasks a second, p50 and p99 in ms, batch size."""
     names = list(next(iter(results.values())))
@@ -64,6 +69,7 @@ def write_json(
         "settings": settings,
         "verdicts": verdicts,
         "routes": [{name: round(value, 3) for name, value in asdict(row).items()} for row in routes],
+        "latency_target": targets,
     }
     lines = [
         json.dumps({"pattern": pattern.name, **{name: _numbers(one) for name, one in outcomes.items()}})

@@ -1,4 +1,4 @@
-"""The policies of three other servers, after their documentation. Whole milliseconds are those of their event loops.
+"""The policies of four other servers, after their documentation. Whole milliseconds are those of their event loops.
 
 *mosec* (https://mosecorg.github.io/mosec, "Concept and FAQs"; `max_wait_time` of `append_worker`, `--wait`, 10 ms): a
 stage's requests wait in one queue; a controller takes from it for each worker that is ready, until the batch is full or
@@ -18,6 +18,10 @@ that has just started learns, one by one, are left out.
 *Triton* (https://docs.nvidia.com/deeplearning/triton-inference-server, "Batchers"): when a model instance is available,
 the largest preferred size that can be formed is sent, or else, after `max_queue_delay_microseconds` (0 by default), all
 that is there. Its timers are the system's, not an event loop's.
+
+*Clipper* (Crankshaw et al., "Clipper: A Low-Latency Online Prediction Serving System", NSDI 2017, section 4.3): each
+worker has a bound on the size of its batches, which grows by a fixed amount as long as batches take no longer than the
+latency objective, and is reduced by a tenth where one does (additive increase, multiplicative decrease).
 """
 
 from __future__ import annotations
@@ -129,6 +133,40 @@ class Triton(_Free):
             if size is None and now < until:
                 return orders, until
             orders.append(self._order(size or min(self._batch, len(self._queue))))
+        return orders, None
+
+    def timer(self, when: float, now: float) -> float:
+        """Return when the timer fires."""
+        return when
+
+
+class Clipper(_Free):
+    """All that is there, up to a bound for each worker that grows step by step and falls back by a tenth."""
+
+    STEP = 1
+    BACK_OFF = 0.9
+
+    def __init__(self, workers: int, batch: int, target: float) -> None:
+        """Begin with all workers free and batches of one; `target` is in seconds."""
+        super().__init__(workers, batch)
+        self._target = target
+        self._bound = [1.0] * workers
+
+    def answered(self, worker: int, jobs: Sequence[Job], seconds: float, now: float) -> None:
+        """Hear that a worker is free; adapt its bound to the time of its batch."""
+        super().answered(worker, jobs, seconds, now)
+        bound = self._bound[worker]
+        if seconds > self._target:
+            self._bound[worker] = max(1.0, bound * self.BACK_OFF)
+        elif len(jobs) >= int(bound):
+            # Only a batch that was as large as it may be says that a larger one may do.
+            self._bound[worker] = min(float(self._batch), bound + self.STEP)
+
+    def decide(self, now: float) -> tuple[Orders, float | None]:
+        """Send to every free worker what may go."""
+        orders: Orders = []
+        while self._free and self._queue:
+            orders.append(self._order(min(int(self._bound[self._free[0]]), len(self._queue))))
         return orders, None
 
     def timer(self, when: float, now: float) -> float:

@@ -19,8 +19,9 @@ from mosec_asgi import errors, log
 from mosec_asgi.batching import changes
 from mosec_asgi.batching.admission import Admission, Reason, Refusal
 from mosec_asgi.batching.changes import StageValues
-from mosec_asgi.batching.engine import Caller, Statistics
+from mosec_asgi.batching.engine import TAKES_HELD, Caller, Statistics
 from mosec_asgi.batching.flow import Flow
+from mosec_asgi.batching.scheduler import Scheduler
 from mosec_asgi.batching.stage import Stage, StagePlan
 from mosec_asgi.batching.task import State, Task
 from mosec_asgi.errors import (
@@ -38,7 +39,7 @@ from mosec_asgi.lazy_timer import LazyTimer
 from mosec_asgi.messages import LOST, OK, REPLY, Call, Chunk, Credit, LinkError, Outcome, Payload, StageTime, drop_all
 from mosec_asgi.observing.observer import StageObserver
 from mosec_asgi.pool.link import Launcher
-from mosec_asgi.pool.supervisor import CLOSE_SECONDS, DRAIN_SECONDS, STOPPING
+from mosec_asgi.pool.supervisor import CLOSE_SECONDS, DRAIN_SECONDS, STOPPING, PoolWorker
 from mosec_asgi.ration import Ration
 from mosec_asgi.reply import cut
 
@@ -293,12 +294,12 @@ class Coordinator:
         stages = self._routes[call.route].stages
         timeout = self._limits.timeout if call.timeout is None else min(call.timeout, self._limits.timeout)
         now = self._clock()
-        other: Task | None = None
+        others: Sequence[Task] = ()
         if not self._admission.is_calm(call.route, len(self._admitted), timeout, now):
             refusal = self._refusal(stages, timeout, now)
             if refusal is not None:
-                other = self._yields_to(call, refusal)
-                if other is None:
+                others = self._yields_to(call, refusal)
+                if not others:
                     self._refuse(call, caller, refusal, now)
                     return
         deadline = now + timeout
@@ -309,7 +310,7 @@ class Coordinator:
         if self._admission.follows[call.route]:
             self._admission.admitted(stages)
         self._stages[stages[0]].enqueue(task, now)
-        if other is not None:
+        for other in others:
             self._give_way(other, now)
 
     def credit(self, credit: Credit) -> None:
@@ -332,6 +333,10 @@ class Coordinator:
                 told(task, self._clock())
             self.failed(task, CLIENT_LEFT)
 
+    def scheduler(self, stage: int) -> Scheduler[PoolWorker]:
+        """Return the scheduler of a stage, for whoever looks on."""
+        return self._stages[stage].scheduler
+
     def statistics(self) -> Statistics:
         """Return how things stand."""
         now = self._clock()
@@ -353,11 +358,13 @@ class Coordinator:
                 return Refusal(Reason.STAGE_DOWN, stage)
         return self._admission.judge(stages, timeout, now)
 
-    def _yields_to(self, call: Call, refusal: Refusal) -> Task | None:
-        """Return the task that gives its place to a call that would be refused; None where none does."""
+    def _yields_to(self, call: Call, refusal: Refusal) -> Sequence[Task]:
+        """Return the tasks that give their place to a call that would be refused; empty where none does."""
         if refusal.reason not in ANSWERS_TO_TOO_MANY:
-            return None
-        return self._stages[refusal.stage].scheduler.yields_to(call.priority, call.tenant, call.cost)
+            return ()
+        # Of several that share the work for one, each takes a place in the service, and all of them one in the queue.
+        whole = refusal.reason is not Reason.CAPACITY
+        return self._stages[refusal.stage].yields_to(call.priority, call.tenant, call.cost, whole=whole)
 
     def _give_way(self, task: Task, now: float) -> None:
         """Answer a task that waits and that has given its place to another, if it still waits."""
@@ -413,7 +420,7 @@ class Coordinator:
             # Its client waits: a task that nobody waits for has been settled before.
             code, payload = self._not_left(task, payload)
         # The result of a call of objects is read by its caller, where it lies.
-        if not (isinstance(payload, bytes) or (task.objects and task.flow is None)):
+        if not (isinstance(payload, bytes) or (task.flow is None and (task.objects or _takes_held(task.caller, code)))):
             code, payload = self._read(task, code, payload)
         self._settle(task, _new(Outcome, (task.id, code, payload, None, head, task.times)))
 
@@ -571,6 +578,11 @@ class Coordinator:
 def _may_lose(plan: StagePlan) -> bool:
     """Whether what a stage passes on lies where it may be lost: in actors of Ray."""
     return plan.executor == "ray" and plan.specs[0].buffers_apart and bool(plan.specs[0].next_stages)
+
+
+def _takes_held(caller: Caller, code: int) -> bool:
+    """Whether a caller reads a large result where it lies, though it is bytes for a client: see `engine.TAKES_HELD`."""
+    return code == OK and getattr(caller, TAKES_HELD, False)
 
 
 def _tell(caller: Caller, outcome: Outcome, request_id: str) -> None:

@@ -10,7 +10,11 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from mosec_asgi.messages import Call, Chunk, Credit, Outcome
-from mosec_asgi.observing.statistics import WorkerReport
+from mosec_asgi.observing.statistics import BatchLine, WorkerReport
+
+# An attribute of a caller that takes, and drops, results which a link holds, though they are bytes for a client; others
+# are given these as bytes. It is asked for large results alone.
+TAKES_HELD = "takes_held"
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +35,7 @@ class StageStatistics:
         concurrency: tasks, or batches where there is batching, that a worker runs at a time.
         places: its workers.
         draining: workers that are being replaced, and answer what they have.
+        batch_line: what a batch takes, where a latency target bounds batches and that is known.
     """
 
     name: str
@@ -46,6 +51,7 @@ class StageStatistics:
     concurrency: int = 1
     places: tuple[WorkerReport, ...] = ()
     draining: int = 0
+    batch_line: BatchLine | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +64,7 @@ class Statistics:
         stages: in the order of the service's list.
         shared_memory: bytes of shared memory that payloads take.
         loading: the workers are being started for the first time, and no call is admitted yet.
+        away: the engine is another process, which is not there.
     """
 
     admitted: int
@@ -65,6 +72,7 @@ class Statistics:
     stages: tuple[StageStatistics, ...]
     shared_memory: int = 0
     loading: bool = False
+    away: bool = False
 
 
 class Caller(Protocol):

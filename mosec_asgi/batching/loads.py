@@ -177,6 +177,18 @@ class Loads(Generic[WorkerKey]):
         """Return the tasks that `worker` has not answered and has begun: it began `count` of all that it was sent."""
         return [task for task in self[worker].sent.values() if task.place <= count]
 
+    def size_of_ended(self, worker: WorkerKey, first: int) -> int:
+        """Return how many tasks there were in a batch that a worker has come to the end of; 0 where it has not.
+
+        Args:
+            worker: whose it was.
+            first: the place of its first task.
+        """
+        load = self[worker]
+        if first in load.batches:
+            return 0
+        return min((place for place in load.batches if place > first), default=load.given + 1) - first
+
     # -- what has happened -------------------------------------------------------------------------------------------
 
     def add(self, worker: WorkerKey) -> None:

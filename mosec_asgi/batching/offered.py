@@ -21,7 +21,7 @@ class Offered:
     """Arrivals at a stage, or answers of its workers.
 
     Attributes:
-        count: arrivals in the span that has not ended; whoever sees one adds to it.
+        count: arrivals in the span that has not ended; whoever sees one adds to it, and takes back what was none.
     """
 
     __slots__ = ("_began", "_half", "_rates", "count", "span")
@@ -43,15 +43,16 @@ class Offered:
     def roll(self, now: float) -> None:
         """End the span if it is over."""
         if self._began is None:
-            self._began, self.count = now, 0
+            self._began, self.count = now, min(0, self.count)
             return
         elapsed = now - self._began
         if elapsed < self.span:
             return
         # Nobody has asked for longer than a span where nobody had to wait: all of that time counts as the spans it was.
         spans = min(MANY_SPANS, int(elapsed / self.span))
-        self._rates = [*self._rates[spans:], *[self.count / elapsed] * spans]
-        self._began, self.count = now, 0
+        self._rates = [*self._rates[spans:], *[max(0, self.count) / elapsed] * spans]
+        # Less than none where those that were taken back again were not counted yet.
+        self._began, self.count = now, min(0, self.count)
 
     @property
     def per_second(self) -> float:

@@ -28,9 +28,12 @@ from mosec_asgi.batching.policy import Pick, Policy, WorkerKey, quarantine
 from mosec_asgi.batching.policy.batch import BatchPolicy
 from mosec_asgi.batching.policy.ordered import OrderedBatchPolicy
 from mosec_asgi.batching.policy.rules import Rules
+from mosec_asgi.batching.policy.steered import SteeredBatchPolicy, SteeredOrderedBatchPolicy
+from mosec_asgi.batching.policy.steering import Steering
 from mosec_asgi.batching.policy.window import WindowPolicy
 from mosec_asgi.batching.queue import TaskQueue
 from mosec_asgi.batching.task import Task
+from mosec_asgi.observing.statistics import BatchLine
 
 
 @dataclass(slots=True)
@@ -58,6 +61,7 @@ class Scheduler(Generic[WorkerKey]):
         concurrency: int = 1,
         ordered: bool = True,
         rules: Rules | None = None,
+        latency_target: float = 0.0,
         policy: Policy[WorkerKey] | None = None,
     ) -> None:
         """Begin with an empty queue and no workers.
@@ -69,6 +73,7 @@ class Scheduler(Generic[WorkerKey]):
             concurrency: batches, or tasks where there is no batching, that a worker runs at a time.
             ordered: a worker answers in the order in which it was sent its tasks; else in any.
             rules: of cost, key, priority and tenant; None for those of a stage that has set none.
+            latency_target: seconds that a task should be at the stage, which bounds batches; 0 for no such wish.
             policy: picks tasks and workers; None for windows without batching and for batches in order of arrival.
         """
         self.batched = max_batch_size > 1
@@ -78,6 +83,8 @@ class Scheduler(Generic[WorkerKey]):
         self.queue = TaskQueue()
         self.loads: Loads[WorkerKey] = Loads(batched=self.batched, concurrency=concurrency, ordered=ordered)
         self._arrivals = Arrivals() if adaptive and self.batched else None
+        # Bounds the batches by the latency target; None where there is none, or no batching.
+        self.steering = self._steering_for(latency_target)
         self._policy = policy or self._usual_policy(max_batch_size, max_wait)
         self._in_order_of_arrival = True
         if not self.rules.plain:
@@ -87,9 +94,18 @@ class Scheduler(Generic[WorkerKey]):
         return f"<Scheduler queued={self.queued} sent={self.in_flight} workers={len(self.loads)}>"
 
     def _usual_policy(self, max_batch_size: int, max_wait: float) -> Policy[WorkerKey]:
-        return BatchPolicy(max_batch_size, max_wait, self._arrivals) if self.batched else WindowPolicy()
+        if not self.batched:
+            return WindowPolicy()
+        if self.steering is not None:
+            return SteeredBatchPolicy(max_batch_size, max_wait, self._arrivals, self.steering)
+        return BatchPolicy(max_batch_size, max_wait, self._arrivals)
 
-    def configure(self, max_batch_size: int, max_wait: float, *, adaptive: bool, concurrency: int) -> None:
+    def _steering_for(self, latency_target: float) -> Steering | None:
+        return Steering(latency_target, self._size, self.rules) if latency_target > 0.0 and self.batched else None
+
+    def configure(
+        self, max_batch_size: int, max_wait: float, *, adaptive: bool, concurrency: int, latency_target: float = 0.0
+    ) -> None:
         """Go on with other values, by the usual policy; for the arguments see `__init__`.
 
         Whether there is batching stays as it is. What workers have already is not touched.
@@ -99,6 +115,10 @@ class Scheduler(Generic[WorkerKey]):
         elif self._arrivals is None:
             self._arrivals = Arrivals()
         self._size, self._max_wait = max_batch_size, max_wait
+        if self.steering is None or latency_target <= 0.0:
+            self.steering = self._steering_for(latency_target)
+        else:
+            self.steering.configure(latency_target, max_batch_size)
         if self._in_order_of_arrival:
             self._policy = self._usual_policy(max_batch_size, max_wait)
         else:
@@ -180,6 +200,10 @@ class Scheduler(Generic[WorkerKey]):
         self.queue = OrderedQueue.of(self.queue, self.rules, self._size)
         if not self.batched:
             self._policy = WindowPolicy(ahead=False)
+        elif self.steering is not None:
+            self._policy = SteeredOrderedBatchPolicy(
+                self._size, self._max_wait, self._arrivals, self.rules, self.steering
+            )
         else:
             self._policy = OrderedBatchPolicy(self._size, self._max_wait, self._arrivals, self.rules)
 
@@ -219,11 +243,39 @@ class Scheduler(Generic[WorkerKey]):
         tasks = loads.answered(worker, ids, now)
         if not tasks:
             return tasks
+        if self.steering is not None:
+            self._learn(worker, tasks, seconds, now)
         if arrivals is not None:
             arrivals.answered(now, self.queue.live + loads.in_flight + len(tasks), seconds, idle=idle)
         elif not self.batched and loads.concurrency == 1:
             loads[worker].measure(seconds / len(tasks))
         return tasks
+
+    def _learn(self, worker: WorkerKey, tasks: Sequence[Task], seconds: float, now: float) -> None:
+        """Note what a batch has taken, if these answers are its last."""
+        first = tasks[-1].batch
+        count = self.loads.size_of_ended(worker, first)
+        if self.steering is not None and count:
+            # Where a worker runs several batches at a time, it is not known when each was begun.
+            seconds = now - tasks[0].began if self.loads.concurrency == 1 else seconds
+            self.steering.learn([task for task in tasks if task.batch == first], count, seconds)
+
+    @property
+    def slots(self) -> int:
+        """Batches, or tasks where there is no batching, that run at a time; where no worker is ready, those of one."""
+        return max(1, self.workers) * self.loads.concurrency
+
+    @property
+    def batch_line(self) -> BatchLine | None:
+        """What batches take, where a latency target bounds them and that is known."""
+        return None if self.steering is None else self.steering.line(self.slots)
+
+    @property
+    def together(self) -> int:
+        """The most tasks that the next batch may hold, with those that wait: fewer where a latency target bounds it."""
+        if self.steering is None:
+            return min(self._size, self.queue.live)
+        return min(self.steering.size(self.slots), self.queue.live)
 
     def pressing(self, before: float) -> list[Task]:
         """Return the tasks whose deadline is before a time, of those that could be sent to some worker now."""
@@ -253,6 +305,10 @@ class Scheduler(Generic[WorkerKey]):
             pick = self._policy.pick(queue, loads, now)
             if not isinstance(pick, Pick):
                 return assignments, pick
+            if self.steering is not None:
+                # The next pick asks when this worker will be done.
+                for task in pick.tasks:
+                    task.began = now
             self._give(pick, assignments)
         return assignments, None
 

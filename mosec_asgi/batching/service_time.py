@@ -77,6 +77,11 @@ class Memory:
         """Of all."""
         return max(0.0, self._squares / self.count - self.mean**2)
 
+    def scale(self, factor: float) -> None:
+        """Go on as if all times had been so many times as long."""
+        self._sum *= factor
+        self._squares *= factor * factor
+
     def is_outdated(self, recent: float, count: int) -> bool:
         """Whether the mean of the latest `count` times, which is `recent`, differs by more than chance explains."""
         return abs(recent - self.mean) > max(CERTAIN * math.sqrt(self.variance / count), 0.1 * self.mean)
@@ -135,6 +140,18 @@ class ServiceTimes:
     def of(self, items: int, full: float) -> float:
         """Return what a unit of `items` takes where a full one takes `full` seconds."""
         return full * self._scale(items)
+
+    def resize(self, size: int) -> None:
+        """Go on with another size of a full unit: all times are those of a unit of that size from here on."""
+        factor = self._scale(size)
+        self._share, self._size = self._share / factor, size
+        self._memory.scale(factor)
+        self.mean *= factor
+        self.least *= factor
+        self.usual *= factor
+        self.high *= factor
+        self._ordered = [time * factor for time in self._ordered]
+        self._longer = [time * factor for time in self._longer]
 
     def left(self, elapsed: float) -> float:
         """Return what a unit that has taken `elapsed` seconds so far still takes: what those took that took longer."""

@@ -25,6 +25,7 @@ from mosec_asgi.batching.engine import StageStatistics
 from mosec_asgi.batching.loads import AnswerError
 from mosec_asgi.batching.policy.rules import Rules
 from mosec_asgi.batching.scheduler import Assignment, Scheduler
+from mosec_asgi.batching.single_flight import SingleFlight
 from mosec_asgi.batching.stage_admission import StageAdmission
 from mosec_asgi.batching.task import State, Task
 from mosec_asgi.errors import INTERNAL_ERROR, STAGE_DOWN, TIMED_OUT, UNSEEN, WORKER_DIED, Failure, describe, too_slow
@@ -37,10 +38,12 @@ from mosec_asgi.messages import (
     INGRESS,
     OBJECT_IN,
     OBJECT_OUT,
+    OK,
     TRACED,
     Cancels,
     Chunks,
     Credits,
+    HeldPayload,
     LinkError,
     Payload,
     Results,
@@ -94,6 +97,7 @@ class StagePlan:
         times: note of each task what its time has gone into.
         rules: which task is next, and which share a batch.
         labels: what is to be known of an item before it comes here, for `rules`; None for nothing.
+        coalesce: equal inputs that are here at the same time are computed once.
     """
 
     specs: list[WorkerSpec]
@@ -118,6 +122,7 @@ class StagePlan:
     times: bool = False
     rules: Rules = field(default_factory=Rules)
     labels: Labels | None = None
+    coalesce: bool = False
 
     @property
     def name(self) -> str:
@@ -128,6 +133,14 @@ class StagePlan:
     def timeout(self) -> float:
         """Seconds that a worker may take for one step of its work."""
         return self.specs[0].timeout
+
+    @property
+    def steered_target(self) -> float:
+        """The seconds that a task should be at the stage, where batches are formed by that; else 0.
+
+        Streams of a batch end one by one, when their clients have read them: what they take says nothing of a batch.
+        """
+        return 0.0 if self.streams else self.latency_target
 
     @property
     def sure_wait(self) -> float:
@@ -212,6 +225,7 @@ class Stage:
             concurrency=plan.concurrency,
             ordered=plan.ordered,
             rules=plan.rules,
+            latency_target=plan.steered_target,
         )
         self.pool = Supervisor(
             plan.specs,
@@ -242,6 +256,7 @@ class Stage:
             latency_target=plan.latency_target,
         )
         self._watchdog: Watchdog[PoolWorker] = Watchdog(lambda worker: worker.spec.timeout + GRACE_SECONDS)
+        self._flights = SingleFlight(keyed=plan.rules.keyed) if plan.coalesce else None
         self._marked = False
         # That events have been dropped.
         self._told_of_events = False
@@ -280,6 +295,7 @@ class Stage:
             self.plan.concurrency,
             tuple(self._worker_report(place, now) for place in self.pool.places),
             self.pool.draining,
+            self.scheduler.batch_line,
         )
 
     def _worker_report(self, place: Place, now: float) -> WorkerReport:
@@ -320,7 +336,13 @@ class Stage:
             adaptive=values.adaptive,
             latency_target=values.latency_target,
         )
-        self.scheduler.configure(plan.batch_size, plan.max_wait, adaptive=plan.adaptive, concurrency=plan.concurrency)
+        self.scheduler.configure(
+            plan.batch_size,
+            plan.max_wait,
+            adaptive=plan.adaptive,
+            concurrency=plan.concurrency,
+            latency_target=plan.steered_target,
+        )
         self.admission.configure(
             batch_size=plan.batch_size,
             concurrency=plan.concurrency,
@@ -332,9 +354,12 @@ class Stage:
 
     def enqueue(self, task: Task, now: float, among: int = 1) -> None:
         """Take in a task that has arrived at this stage, one of `among` that may have come together."""
-        self.scheduler.enqueue(task, now)
-        if (told := self.events.arrived) is not None:
-            told(task, now)
+        if self._flights is None:
+            self.scheduler.enqueue(task, now)
+            if (told := self.events.arrived) is not None:
+                told(task, now)
+        elif self._joins(self._flights, task, now):
+            return
         if self.pool.down:
             self._owner.failed(task, STAGE_DOWN)
         elif not self._marked:
@@ -346,8 +371,30 @@ class Stage:
             else:
                 self._mark()
 
+    def _joins(self, flights: SingleFlight, task: Task, now: float) -> bool:
+        """Take in a task, and return whether it waits for the answer to another."""
+        if (told := self.events.arrived) is not None:
+            told(task, now)
+        unit = task if self.pool.down else flights.join(task, _flags(task), now)
+        if unit is not None:
+            self.scheduler.enqueue(unit, now)
+            return False
+        self.admission.joined(first=task.position == 0)
+        if (joined := self.events.joined) is not None:
+            joined(task, flights.flight(task), now)
+        return True
+
     def drop(self, task: Task) -> None:
         """Expect nothing more of a task that is about to be settled before this stage has answered it."""
+        if self._flights is None:
+            self._drop(task)
+        elif (unit := self._flights.leave(task)) is not None:
+            self._drop(unit)
+            if unit is not task:
+                unit.settle()
+
+    def _drop(self, task: Task) -> None:
+        """Expect nothing more of a task of the queue, or of a worker, for which nobody waits any more."""
         if task.state is State.QUEUED:
             self.scheduler.discard(task)
             if task.alone or not self.scheduler.queued:
@@ -358,6 +405,25 @@ class Stage:
         if worker is not None:
             self._cancelled.setdefault(worker, []).append(task.id)
             self._mark()
+
+    def yields_to(self, priority: int, tenant: str, cost: int, *, whole: bool) -> Sequence[Task]:
+        """Return what gives its place to a call that would be refused; empty where nothing does.
+
+        Args:
+            priority: of the call.
+            tenant: whose it is.
+            cost: of its input.
+            whole: a unit of work is to give its place, with all that wait for it; else one call is enough.
+        """
+        unit = self.scheduler.yields_to(priority, tenant, cost)
+        if unit is None:
+            return ()
+        waiting = self._waiting_for(unit)
+        return waiting if whole else waiting[-1:]
+
+    def _waiting_for(self, task: Task) -> Sequence[Task]:
+        """Return the tasks that end with a task of the queue, or of a worker: itself, or those that share it."""
+        return (task,) if self._flights is None else self._flights.callers(task)
 
     def credit(self, task: Task, size: int) -> None:
         """Let the worker of a stream send `size` more bytes."""
@@ -406,14 +472,19 @@ class Stage:
         except AnswerError as error:
             drop_all(payloads)
             raise LinkError(str(error)) from error
+        sent = tasks
+        if self._flights is not None:
+            in_vain = sum(task.state is State.SETTLED for task in tasks)
+            tasks, results = self._flights.landed(tasks, results, self._copied)
+            ids, codes, payloads, _, _, labels = results
         if labels:
             # Of what goes to the next stage, where that asks.
             for task, label in zip(tasks, labels, strict=True):
                 task.cost, task.key = label
-        if tasks:
-            units = units - self.scheduler.units if batched else len(tasks)
+        if sent:
+            units = units - self.scheduler.units if batched else len(sent)
             # The next stage may begin the tasks at once and then overwrites `began`.
-            began = tasks[0].began
+            began = sent[0].began
         if self.plan.times:
             for task in tasks:
                 task.note_time(self.plan.name, now)
@@ -427,13 +498,28 @@ class Stage:
                 answered(task, code, payload, now, among)
             elif not isinstance(payload, bytes):
                 payload.drop()
+        if self._flights is not None:
+            wanted = len(sent) - in_vain
         # Measured when the answers are on their way, so that clients do not wait for it.
-        if tasks:
-            self.admission.answered(len(tasks), began, now, units=units, wanted=wanted > 0)
+        if sent:
+            steering = self.scheduler.steering
+            if steering is not None:
+                self.admission.batches_of(steering.usual_size(self.scheduler.slots))
+            self.admission.answered(len(sent), began, now, units=units, wanted=wanted > 0)
         if (told := self.events.answered) is not None:
-            told(worker.worker_id, tasks, seconds, wanted, now)
+            told(worker.worker_id, sent, seconds, wanted, now)
         if self.scheduler.queued:
             self._mark()
+
+    def _copied(self, payload: HeldPayload, tasks: Sequence[Task]) -> tuple[int, bytes]:
+        """Return the code and the payload of an answer that a link holds, for those beside the one that has it."""
+        try:
+            return OK, payload.copy()
+        # It may have to be unpickled here, which runs the code of its classes.
+        except Exception:
+            extra = {"stage": self.plan.name, "request_id": " ".join(task.request_id for task in tasks)}
+            logger.exception("answered 500: the result of an equal request could not be copied", extra=extra)
+            return INTERNAL_ERROR.code, INTERNAL_ERROR.text.encode()
 
     def worker_chunks(self, worker: PoolWorker, chunks: Chunks) -> None:
         """Take in pieces of streams."""
@@ -492,9 +578,12 @@ class Stage:
                 again.append(task)
             else:
                 why = "in the middle of this stream" if begun_stream else f"with this task: {task.attempts}"
-                logger.error("answered 500: workers died %s", why, extra=self._extra(worker, task))
-                self._owner.failed(task, WORKER_DIED)
+                for each in self._waiting_for(task):
+                    logger.error("answered 500: workers died %s", why, extra=self._extra(worker, each))
+                    self._owner.failed(each, WORKER_DIED)
         self.scheduler.requeue(again)
+        if self._flights is not None:
+            self._flights.requeued(again)
         self._fit()
         self.admission.worker_gone(self._clock())
         self._mark()
@@ -503,7 +592,8 @@ class Stage:
         """Answer all that waits: no worker will come."""
         self.admission.went_down()
         for task in self.scheduler.queue.waiting():
-            self._owner.failed(task, STAGE_DOWN)
+            for each in self._waiting_for(task):
+                self._owner.failed(each, STAGE_DOWN)
 
     # -- a turn ------------------------------------------------------------------------------------------------------
 
@@ -535,10 +625,11 @@ class Stage:
         """Answer the tasks that could be sent now and can no longer be finished in time."""
         pressing = self.scheduler.pressing(now + self.admission.margin)
         if pressing:
-            together = min(self.plan.batch_size, self.scheduler.queued)
+            together = self.scheduler.together
             for task in pressing:
-                if self._owner.is_late(task, together, now):
-                    self._owner.too_late(task, now)
+                for each in self._waiting_for(task):
+                    if self._owner.is_late(each, together, now):
+                        self._owner.too_late(each, now)
 
     def _start_alone(self, now: float) -> None:
         """Send a task that is alone, and poll for its answer where that is expected in a moment."""
@@ -586,6 +677,8 @@ class Stage:
                 flags.append(_flags(task))
             request_ids.append(task.request_id)
             payloads.append(task.payload)
+        if self._flights is not None:
+            self._flights.sent(tasks, now)
         worker = assignment.worker
         try:
             message = Tasks(ids, flags, request_ids, payloads)
@@ -614,7 +707,8 @@ class Stage:
         logger.error("answered 500: tasks could not be sent to a worker", exc_info=error, extra=extra)
         for task in tasks:
             if task.state is not State.SETTLED:
-                self._owner.failed(task, INTERNAL_ERROR)
+                for each in self._waiting_for(task):
+                    self._owner.failed(each, INTERNAL_ERROR)
         self.pool.kill(worker, "could not be sent its tasks")
 
     # -- stuck workers -----------------------------------------------------------------------------------------------
@@ -630,7 +724,8 @@ class Stage:
             failure = describe(too_slow(timeout, UNSEEN))
             for task in loads.begun(worker, worker.link.progress().begun):
                 if task.state is not State.SETTLED:
-                    self._owner.timed_out(task, failure)
+                    for each in self._waiting_for(task):
+                        self._owner.timed_out(each, failure)
             self.pool.kill(worker, f"was stuck: it did nothing for {timeout + GRACE_SECONDS:g} s")
         if self.scheduler.in_flight:
             self._look_timer = self._loop.call_later(LOOK_SECONDS, self._look)

@@ -113,7 +113,8 @@ class StageAdmission:
 
     __slots__ = (
         "_batch_size", "_before_next", "_concurrency", "_every", "_first_pause", "_firsts", "_max_wait",
-        "_no_worker_since", "_pause", "_progress", "_read_due", "_soon", "_soon_due", "_start", "careful", "caution",
+        "_most", "_no_worker_since", "_pause", "_progress", "_read_due", "_soon", "_soon_due", "_start", "careful",
+        "caution",
         "coming", "direct", "done", "down", "due", "easy", "known", "load", "margin", "offered", "on_change",
         "per_task", "pressure", "shared", "short", "slots", "supply", "supply_scatter", "target", "times", "upstream",
     )  # fmt: skip
@@ -141,7 +142,8 @@ class StageAdmission:
             latency_target: seconds that a task should spend here at most; 0 for no such wish.
         """
         self.load = load
-        self._batch_size = batch_size
+        # The size of a batch where there is always work, and the most that one may have.
+        self._batch_size = self._most = batch_size
         self._concurrency = concurrency
         self._max_wait = max_wait
         self.target = latency_target
@@ -182,16 +184,26 @@ class StageAdmission:
         Where a unit of work is another from here on, what was measured of units is forgotten, and nothing is refused
         for it until it is known again.
         """
-        if (batch_size, concurrency) != (self._batch_size, self._concurrency):
-            self._batch_size, self._concurrency = batch_size, concurrency
+        if (batch_size, concurrency) != (self._most, self._concurrency):
+            self._batch_size = self._most = batch_size
+            self._concurrency = concurrency
             self.times = ServiceTimes(batch_size)
             self.known = self.careful = False
             self.easy = self.per_task = self.caution = self.pressure = 0.0
             self.short = math.inf
             self.margin = -math.inf
+        elif not latency_target:
+            self.batches_of(batch_size)
         self._max_wait = max_wait
         self.target = latency_target
         self._changed()
+
+    def batches_of(self, size: int) -> None:
+        """Reckon with batches of another size: a latency target bounds them. What was measured of batches stays."""
+        if size != self._batch_size:
+            self._batch_size = size
+            self.times.resize(size)
+            self.due = self._read_due = -math.inf
 
     # -- what has happened -------------------------------------------------------------------------------------------
 
@@ -251,6 +263,16 @@ class StageAdmission:
             if overdue and 2 * overdue >= running:
                 pause.until, pause.seconds = now, seconds
         return False
+
+    def joined(self, *, first: bool) -> None:
+        """Note that a call, which was counted as it came, shares the work of another.
+
+        Args:
+            first: this is the first stage of its route.
+        """
+        self.offered.count -= 1
+        if first and self.shared:
+            self.direct.count -= 1
 
     def worker_ready(self, seconds: float) -> None:
         """Note that there is one more worker, `seconds` after its launch."""

@@ -28,7 +28,7 @@ from mosec_asgi.defined import DEFAULT_ROUTE
 from mosec_asgi.errors import CallError, DefinitionError
 
 if TYPE_CHECKING:
-    from mosec_asgi.service import Service
+    from mosec_asgi.lifetime import Running
 
 # Seconds between two looks whether the loop, which somebody else may have ended, is still there.
 LOOK_SECONDS = 0.5
@@ -47,7 +47,7 @@ _threads: dict[asyncio.AbstractEventLoop, _LoopThread] = {}
 class BlockingEngine:
     """The engine of a server, for code that blocks; made by `Server.engine`. Any thread may call its methods."""
 
-    def __init__(self, server: AbstractAsyncContextManager[Any], running: Callable[[], Service | None]) -> None:
+    def __init__(self, server: AbstractAsyncContextManager[Any], running: Callable[[], Running | None]) -> None:
         """Prepare; nothing is started.
 
         Args:
@@ -56,7 +56,7 @@ class BlockingEngine:
         """
         self._server = server
         self._running = running
-        self._service: Service | None = None
+        self._service: Running | None = None
         # For each block that has begun and not ended, the thread that it needs; None for a service that others run.
         self._needed: list[_LoopThread | None] = []
 
@@ -201,7 +201,7 @@ class BlockingEngine:
         return self._results(Pump(service.calls, service.loop, lane, timeout), asks, service, ordered=ordered)
 
     def _results(
-        self, pump: Pump, asks: Iterable[Ask], service: Service, *, ordered: bool
+        self, pump: Pump, asks: Iterable[Ask], service: Running, *, ordered: bool
     ) -> Generator[tuple[int, Any], None, None]:
         def take() -> list[tuple[int, Any]]:
             while not (taken := pump.take(LOOK_SECONDS)):
@@ -221,7 +221,7 @@ class BlockingEngine:
             with contextlib.suppress(CallError):
                 self._wait(_close(stream))
 
-    def _here(self) -> Service:
+    def _here(self) -> Running:
         """Return the service that is called.
 
         Raises:
@@ -235,7 +235,7 @@ class BlockingEngine:
             raise CallError(BLOCKS_THE_LOOP)
         return service
 
-    def _look_at(self, service: Service) -> None:
+    def _look_at(self, service: Running) -> None:
         if self._running() is not service or service.loop.is_closed():
             raise CallError(NOT_RUNNING, HTTPStatus.SERVICE_UNAVAILABLE)
 

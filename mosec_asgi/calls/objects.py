@@ -3,19 +3,33 @@
 from __future__ import annotations
 
 import pickle
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 from mosec_asgi.errors import EncodingError, ServerError
 from mosec_asgi.inside.pickler import PROTOCOL, Pickler
 from mosec_asgi.ipc import frames
-from mosec_asgi.ipc.shm import OwnBlocks
+from mosec_asgi.ipc.reference import Span
 from mosec_asgi.messages import Payload
+
+
+class Blocks(Protocol):
+    """Where large buffers are put; see `ipc.shm.OwnBlocks`."""
+
+    def put(self, data: bytes | memoryview) -> Span | None:
+        """Write a block; None where there is no room."""
+
+    def take_back(self, spans: Sequence[Span]) -> None:
+        """Have blocks written over, which nobody has been told of."""
+
+    def hold(self, description: bytes) -> Payload:
+        """Return the payload that lies in blocks that were put, by their description."""
 
 
 class Objects:
     """Pickles what workers are given. Large buffers, such as arrays, go into shared memory where there is some."""
 
-    def __init__(self, blocks: OwnBlocks | None = None) -> None:
+    def __init__(self, blocks: Blocks | None = None) -> None:
         """Prepare.
 
         Args:

@@ -10,6 +10,7 @@ from mosec_asgi.batching.coordinator import Limits, RoutePlan
 from mosec_asgi.batching.stage import StagePlan
 from mosec_asgi.errors import CallError
 from mosec_asgi.labels import Labels
+from mosec_asgi.remote.handshake import RouteShape
 
 # Calls in flight with which `map` keeps a stage of one quick worker, which takes its tasks one by one, at work.
 LEAST_IN_FLIGHT = 32
@@ -66,6 +67,11 @@ def call_routes(stages: Sequence[StagePlan], routes: Sequence[RoutePlan], limits
             labels=plans[0].labels,
         )
     return found
+
+
+def route_shapes(routes: Mapping[str, CallRoute]) -> list[RouteShape]:
+    """Return what a web process and its engine must know alike of the routes."""
+    return [RouteShape(route.path, route.stages, route.streams) for route in routes.values()]
 
 
 def found(routes: Mapping[str, CallRoute], path: str, *, streams: bool) -> CallRoute:

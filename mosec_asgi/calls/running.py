@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from mosec_asgi.errors import CallError
 
 if TYPE_CHECKING:
-    from mosec_asgi.service import Service
+    from mosec_asgi.lifetime import Running
 
 NOT_RUNNING = (
     "the server is not running: it has not been started, or has been stopped. Call it inside of `async with server:`, "
@@ -21,7 +21,7 @@ ELSEWHERE = (
 )
 
 
-def not_here(running: Service | None) -> CallError:
+def not_here(running: Running | None) -> CallError:
     """Return the error of a call on an event loop on which no service runs.
 
     Args:

@@ -24,6 +24,7 @@ class Entry(NamedTuple):
 
 COMMANDS = {
     "serve": Entry("serve", "serve models over HTTP; --reload for development"),
+    "engine": Entry("engine", "run the models for several web processes, which others start"),
     "check": Entry("check", "show what a service would be, and warn of what may be wrong; starts nothing"),
     "dry-run": Entry("dry_run", "start one worker a stage, and send each pipeline its example once"),
     "top": Entry("top.command", "watch a service that runs: throughput, latency, queues, batches, workers"),

@@ -11,7 +11,9 @@ from collections.abc import Mapping, Sequence
 
 from mosec_asgi import log
 from mosec_asgi.config import Settings
+from mosec_asgi.definition import openapi_document
 from mosec_asgi.errors import Failure, StartupError
+from mosec_asgi.front import Shown
 from mosec_asgi.host.stage_use import stage_metrics, use_of
 from mosec_asgi.runtime import Runtime
 from mosec_asgi.service import Service
@@ -50,7 +52,8 @@ def _one_worker_each(routes: Mapping[str, Sequence[Runtime]]) -> dict[str, list[
 
 
 async def _run(routes: Mapping[str, Sequence[Runtime]], settings: Settings, *, import_main: bool) -> int:
-    service = Service(routes, settings, import_main=import_main)
+    shown = Shown(routes, lambda: openapi_document(routes, settings))
+    service = Service(shown, settings, import_main=import_main)
     try:
         await service.start()
     except StartupError as error:

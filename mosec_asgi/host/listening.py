@@ -7,6 +7,7 @@ import errno
 import os
 import socket
 import stat
+import sys
 
 from mosec_asgi.config import Settings
 from mosec_asgi.errors import StartupError
@@ -74,14 +75,37 @@ def listen(settings: Settings) -> Listener:
     return Listener(_listen_at_port(settings.address, settings.port), tls=tls)
 
 
+def listen_often(settings: Settings, count: int) -> list[Listener]:
+    """Listen with several sockets, one for each web process, among which the system divides the connections.
+
+    Each has a queue of its own, which stays with the program that has made it: what waits there when its process dies
+    is accepted by the next. Where the system does not divide connections, all processes share one socket.
+
+    Raises:
+        StartupError: that is not possible; the text says what to change.
+    """
+    first = listen(settings)
+    if settings.uds or not sys.platform.startswith("linux"):
+        return [first] * count
+    port = first.sock.getsockname()[1]
+    # It has shown that nobody else listens there. Of several sockets each must say that there may be others.
+    first.close()
+    return [
+        Listener(_listen_at_port(settings.address, port, shared=True), tls=bool(settings.ssl_certfile))
+        for _ in range(count)
+    ]
+
+
 def _url(scheme: str, address: str, port: int) -> str:
     return f"{scheme}://{f'[{address}]' if ':' in address else address}:{port}"
 
 
-def _listen_at_port(address: str, port: int) -> socket.socket:
+def _listen_at_port(address: str, port: int, *, shared: bool = False) -> socket.socket:
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     sock = socket.socket(family, socket.SOCK_STREAM)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if shared:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     try:
         sock.bind((address, port))
         # Listening makes the port taken for good: two sockets can be bound to it, but only one can listen.

@@ -8,6 +8,7 @@ import functools
 import gc
 import importlib.util
 import math
+import os
 import signal
 import threading
 import time
@@ -78,10 +79,12 @@ class Hosting:
     Attributes:
         ready: called, on the event loop, with what it listens on, once all workers are ready.
         handover: with the process before this one, and the one after it.
+        listener: where it listens, in the place of what the settings say: it is one of several web processes.
     """
 
     ready: Callable[[listening.Listener], object] | None = None
     handover: Handover | None = None
+    listener: listening.Listener | None = None
 
     @property
     def follows(self) -> bool:
@@ -103,16 +106,19 @@ def run(server: Server, settings: Settings, hosting: Hosting = Hosting()) -> int
     Raises:
         StartupError: it cannot listen where the settings say, or not with that certificate.
     """
-    tls.check(settings)
-    listener = _listener(settings, hosting.handover)
+    if hosting.listener is None:
+        tls.check(settings)
+    listener = hosting.listener or _listener(settings, hosting.handover)
     # Where another process serves, this one takes no connections until it can answer them.
     program = _Program(server, lambda: _tell_ready(listener, hosting), early=not hosting.follows)
+    program.is_one_of_several = hosting.listener is not None
     protocol = _http_protocol(server, settings)
     runner = DrainingServer(_uvicorn_config(program, settings, protocol), server.close)
     program.end = lambda: setattr(runner, "should_exit", True)
     program.follow_parent = functools.partial(_follow_parent, hosting.handover, runner)
     server.on_daemon_exit = program.daemon_ended
-    logger.info("serving on %s; GET /readyz says when the workers are ready", listener.name)
+    if hosting.listener is None:
+        logger.info("serving on %s; GET /readyz says when the workers are ready", listener.name)
     code = 0
     with _signals_recorded(program):
         try:
@@ -125,7 +131,8 @@ def run(server: Server, settings: Settings, hosting: Hosting = Hosting()) -> int
         shared.ration.say_all()
     if program.signalled:
         code = signal.SIGINT + 128 if program.forced else 0
-    logger.info("the service has stopped")
+    if hosting.listener is None:
+        logger.info("the service has stopped")
     return program.failure or code
 
 
@@ -172,6 +179,7 @@ class _Program:
         signalled: a signal has asked for the end.
         forced: a SIGINT has come after that.
         failure: the exit code, where something else than a signal has ended the program.
+        is_one_of_several: its workers are those of another process, which looks after them.
     """
 
     def __init__(self, server: Server, ready: Callable[[], object], *, early: bool) -> None:
@@ -190,6 +198,7 @@ class _Program:
         self.end: Callable[[], object] = lambda: None
         self.signalled = self.forced = False
         self.failure = 0
+        self.is_one_of_several = False
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         """Answer a request, or follow the life of the app."""
@@ -209,7 +218,8 @@ class _Program:
         start = _Start(self, send, self._ready)
         if self._early:
             self._service.on_answering = start.answering
-        with told_of_signals(self._service.announce_end, self.note), Hangup(self._service.restart).heard():
+        hangup = contextlib.nullcontext() if self.is_one_of_several else Hangup(self._service.restart).heard()
+        with told_of_signals(self._service.announce_end, self.note), hangup:
             await self._service(scope, receive, start.send)
 
     def note(self, number: int) -> None:
@@ -270,8 +280,9 @@ class _Start:
             await self._telling
             if kind == "lifespan.startup.failed":
                 self._program.start_failed(message["message"])
-        if ready:
+        if ready and not self._program.is_one_of_several:
             logger.info("all workers are ready, %.1f s after the start", time.monotonic() - self._began)
+        if ready:
             # uvicorn accepts connections in the same turn of the loop.
             asyncio.get_running_loop().call_soon(self._ready)
 
@@ -354,3 +365,9 @@ def _signals_recorded(program: _Program) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def reap(pid: int) -> None:
+    """Wait for the end of a process that was forked, and that ends by itself."""
+    with contextlib.suppress(ChildProcessError):
+        os.waitpid(pid, 0)

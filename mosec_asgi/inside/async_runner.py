@@ -97,7 +97,8 @@ class AsyncRunner:
             loop: to run on; None for one of its own, which `serve` runs.
             timer: bounds the time of the user's own formats, which block the loop; None where nothing can.
         """
-        self._worker = worker
+        # Of any kind: what its `forward` takes and returns depends on that, and on the stage.
+        self._worker: Any = worker
         self._spec = spec
         self._port = port
         self._kernel = kernel
@@ -179,7 +180,7 @@ class AsyncRunner:
     async def closing(self) -> None:
         """Let the worker release what it took, on a loop that runs."""
         self._codec.close()
-        closing = self._worker.close()  # type: ignore[func-returns-value]
+        closing = self._worker.close()
         if inspect.isawaitable(closing):
             await closing
 

@@ -39,7 +39,8 @@ class PlainRunner:
             port: where tasks come from and results go.
             timer: bounds the time of `forward`.
         """
-        self._worker = worker
+        # Of any kind: what its `forward` takes and returns depends on that, and on the stage.
+        self._worker: Any = worker
         self._port = port
         self._timer = timer
         self._batches = spec.max_batch_size > 1

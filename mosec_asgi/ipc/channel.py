@@ -12,12 +12,27 @@ import select
 import socket
 import time
 from collections.abc import Callable
+from typing import Any, Protocol
 
-from mosec_asgi.ipc.frames import Decoder, Frame, FrameError
+from mosec_asgi.ipc.frames import Decoder, FrameError
 
 READ_SIZE = 256 * 1024
 _scratch = bytearray(READ_SIZE)
 _scratch_view = memoryview(_scratch)
+
+
+class FrameReader(Protocol):
+    """Bytes in, frames out; see `frames.Decoder`."""
+
+    @property
+    def pending(self) -> int:
+        """Bytes taken in that are not yet part of a whole frame."""
+
+    def receive_data(self, data: bytes) -> None:
+        """Take in bytes as they came, cut anywhere."""
+
+    def next_frame(self) -> Any:
+        """Return the next whole frame, or None; raises `FrameError`."""
 
 
 class Channel:
@@ -26,10 +41,11 @@ class Channel:
     def __init__(
         self,
         sock: socket.socket,
-        on_frame: Callable[[Frame], None],
+        on_frame: Callable[[Any], None],
         on_closed: Callable[[str], None],
         *,
         busy_polls: bool = False,
+        decoder: FrameReader | None = None,
     ) -> None:
         """Take over a socket; nothing is read before `open`.
 
@@ -40,12 +56,13 @@ class Channel:
                 where it has closed it in good order. Not called after `close`, nor before `send` or `finish` returns.
             busy_polls: the other side runs on a processor of its own, so that `busy_poll` can see it answer; that
                 needs uvloop.
+            decoder: reads frames of another kind than those of workers.
         """
         sock.setblocking(False)
         self._sock = sock
         self._on_frame = on_frame
         self._on_closed = on_closed
-        self._decoder = Decoder()
+        self._decoder: FrameReader = decoder or Decoder()
         self._unsent: list[memoryview] = []
         self._open = False
         # Writing has failed, and `on_closed` is about to be called.
@@ -65,6 +82,11 @@ class Channel:
             self._poll = select.poll()
             self._poll.register(self._sock, select.POLLIN)
             self._poll.register(waits_on(), select.POLLIN)
+
+    @property
+    def is_clear(self) -> bool:
+        """Whether all that was sent is on its way."""
+        return not self._unsent
 
     def send(self, data: bytes) -> None:
         """Send a frame: at once where the pipe has room, and the rest as soon as it has; order is kept.

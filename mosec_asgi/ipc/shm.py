@@ -349,7 +349,11 @@ class SharedPayload:
 
     def __reduce__(self) -> tuple[type[bytes], tuple[bytes]]:
         """Leave this memory as plain bytes, as if the worker had sent them through its pipe."""
-        return bytes, (self._inline(),)
+        return bytes, (self.copy(),)
+
+    def lies_in(self, memory: SharedMemory) -> bool:
+        """Whether this is the memory that it lies in."""
+        return self._memory is memory
 
     def read(self) -> bytes:
         """Return a copy.
@@ -388,7 +392,8 @@ class SharedPayload:
         """Note that the task does not need it any more. To be called once."""
         self._ledger.drop(self.blocks)
 
-    def _inline(self) -> bytes:
+    def copy(self) -> bytes:
+        """Return it as plain bytes, as if the worker had sent them through its pipe; a pickle is made anew."""
         contents = self._contents
         if contents.kind is reference.Kind.BYTES:
             return self.read()
@@ -453,14 +458,19 @@ class WorkerMemory:
         try:
             for place, code in enumerate(codes):
                 if code == frames.IN_MEMORY:
-                    payloads[place] = self._hold(payloads[place])
+                    payloads[place] = self.hold(payloads[place])
                     codes[place] = OK
         except FrameError:
             drop_all(payloads)
             raise
         return results._replace(codes=codes, payloads=payloads)
 
-    def _hold(self, description: Payload) -> SharedPayload:
+    def hold(self, description: Payload) -> SharedPayload:
+        """Return the payload that this writer describes.
+
+        Raises:
+            FrameError: the reference is not valid, or does not lie in its region.
+        """
         assert isinstance(description, bytes)
         contents = reference.unpack(description)
         if self._region is None:
@@ -490,6 +500,10 @@ class WorkerMemory:
         if self._region is None or not self._region.freed:
             return b""
         return frames.encode_blocks(frames.Freed(self._region.take_freed()))
+
+    def take_freed(self) -> list[int]:
+        """Return the blocks of its region that are free, of which it has not been told."""
+        return [] if self._region is None or not self._region.freed else self._region.take_freed()
 
     def close(self) -> None:
         """Note that its process has ended. Idempotent."""

@@ -15,7 +15,7 @@ from prometheus_client.exposition import choose_encoder
 
 from mosec_asgi.observing.custom import CustomMetrics
 from mosec_asgi.observing.metrics import DURATION_BUCKETS, Histogram, ServiceMetrics, StageMetrics
-from mosec_asgi.observing.statistics import ServiceNow, StageNow
+from mosec_asgi.observing.statistics import BatchLine, ServiceNow, StageNow
 
 # A sample: its name, its labels, and its value; a timestamp or an exemplar may follow.
 _SAMPLE = re.compile(
@@ -140,6 +140,7 @@ class Exposition:
         yield self._gauge("workers_ready", "workers that can be given tasks", shown, [stage.ready for stage in now])
         draining = [stage.draining for stage in now]
         yield self._gauge("workers_draining", "workers that leave once they have answered", shown, draining)
+        yield from self._batch_lines([(stage, each.batch_line) for stage, each in zip(shown, now, strict=True)])
         yield self._counter("worker_restarts", "workers started in place of dead ones", shown, restarts)
         yield self._counter("tasks_rejected", "requests refused at a stage", stages, [s.rejected for s in stages])
         yield self._counter_by(
@@ -155,7 +156,28 @@ class Exposition:
         yield self._counter(
             "tasks_cancelled", "tasks whose client left while at a stage", stages, [s.cancellations for s in stages]
         )
+        coalescing = [stage for stage in stages if stage.coalesces]
+        if coalescing:
+            yield self._counter(
+                "tasks_coalesced",
+                "requests that waited for the answer to another with an equal input, at a stage with coalesce",
+                coalescing,
+                [stage.coalesced for stage in coalescing],
+            )
         yield from self._stream_metrics([stage for stage in stages if stage.streams])
+
+    def _batch_lines(self, stages: Sequence[tuple[StageMetrics, BatchLine | None]]) -> Iterator[Metric]:
+        """Tell what is known of batches where a latency target bounds them."""
+        known = [(stage, line) for stage, line in stages if line is not None]
+        if not known:
+            return
+        shown = [stage for stage, _ in known]
+        fixed = [line.fixed for _, line in known]
+        yield self._gauge("batch_fixed_second", "what a batch takes, beside what each item of it adds", shown, fixed)
+        added = [line.per_unit for _, line in known]
+        yield self._gauge("batch_item_second", "what each item, or unit of cost, adds to a batch's time", shown, added)
+        most = [line.most for _, line in known]
+        yield self._gauge("batch_size_allowed", "the most that a batch may hold for latency_target", shown, most)
 
     def _stream_metrics(self, stages: Sequence[StageMetrics]) -> Iterator[Metric]:
         if not stages:

@@ -81,6 +81,8 @@ class StageMetrics(StageObserver):
         queue_wait: seconds from a task's arrival at the stage to its being sent to a worker.
         refusals: calls that were refused because of this stage, by the reason.
         in_time, in_vain: tasks that workers have answered while a client still waited, and when none did any more.
+        coalesced: calls that were answered with the work for another, whose input is equal.
+        coalesces: whether the stage does that; it is shown only then.
         timeouts, cancellations: calls that ended at this stage by a 408, and by their client's leaving.
         streams_open: streams that have begun and not ended.
         events: events sent so far.
@@ -88,8 +90,12 @@ class StageMetrics(StageObserver):
         event_gap: seconds between two events of a stream.
     """
 
-    def __init__(self, stage: str, *, batched: bool, streams: bool = False, costed: bool = False) -> None:
+    def __init__(
+        self, stage: str, *, batched: bool, streams: bool = False, costed: bool = False, coalesces: bool = False
+    ) -> None:
         self.stage = stage
+        self.coalesces = coalesces
+        self.coalesced = 0
         self.batch_cost = Histogram(COST_BUCKETS) if costed else None
         self.batched = batched
         self.streams = streams
@@ -120,6 +126,10 @@ class StageMetrics(StageObserver):
     def refused(self, code: int, reason: str, now: float) -> None:
         """Count a call that was not admitted."""
         self.refusals[reason] = self.refusals.get(reason, 0) + 1
+
+    def joined(self, task: ObservedTask, flight: ObservedTask, now: float) -> None:
+        """Count a call that waits for the work for another."""
+        self.coalesced += 1
 
     def sent(self, worker_id: int, tasks: Sequence[ObservedTask], now: float) -> None:
         """Measure how long tasks have waited, and the size of their batch."""

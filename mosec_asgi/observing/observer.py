@@ -68,6 +68,9 @@ class StageObserver:
     def arrived(self, task: ObservedTask, now: float) -> None:
         """Note that a task has come to the queue."""
 
+    def joined(self, task: ObservedTask, flight: ObservedTask, now: float) -> None:
+        """Note that a task that has come waits for the answer to another, whose input is equal; see `single_flight`."""
+
     def sent(self, worker_id: int, tasks: Sequence[ObservedTask], now: float) -> None:
         """Note that tasks have left the queue for a worker, in one message: a batch where there is batching."""
 
@@ -119,6 +122,7 @@ class StageEvents:
 
     refused: Callable[[int, str, float], None] | None
     arrived: Callable[[ObservedTask, float], None] | None
+    joined: Callable[[ObservedTask, ObservedTask, float], None] | None
     sent: Callable[[int, Sequence[ObservedTask], float], None] | None
     came: Callable[[int, Sequence[ObservedTask], Results, float], None] | None
     lost: Callable[[int, Sequence[ObservedTask], float], None] | None

@@ -142,6 +142,7 @@ def _stage(samples: _Samples, name: str) -> StageReport:
         refused=samples.by("refused_total", "reason", name),
         timed_out=samples.number("tasks_timed_out_total", name),
         cancelled=samples.number("tasks_cancelled_total", name),
+        coalesced=samples.number("tasks_coalesced_total", name),
         streams_open=samples.number("streams_open", name),
         events=samples.number("events_sent_total", name),
         first_event=samples.histogram("first_event_second", name),

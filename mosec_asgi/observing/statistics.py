@@ -22,6 +22,21 @@ STOPPED, LOADING, SERVING, STOPPING = "stopped", "loading", "serving", "stopping
 
 
 @dataclass(frozen=True, slots=True)
+class BatchLine:
+    """What is known of the batches of a stage with a latency target: one of `n` takes `fixed + per_unit * n` seconds.
+
+    Attributes:
+        fixed: the seconds of a batch that do not depend on what is in it.
+        per_unit: the seconds that each task adds, or each unit of cost where the stage counts costs.
+        most: the largest batch that the target allows, in the same unit; infinite where it allows any.
+    """
+
+    fixed: float
+    per_unit: float
+    most: float
+
+
+@dataclass(frozen=True, slots=True)
 class WorkerReport:
     """A worker of a stage, or its place while there is none.
 
@@ -67,6 +82,7 @@ class StageReport:
         process: how long workers took for a task, or a batch where there is batching.
         in_time: tasks that workers have answered while a client waited.
         in_vain: tasks that workers have answered when no client waited any more.
+        coalesced: calls that waited for the answer to another with an equal input, at a stage with `coalesce`.
         refused: calls that were refused because of this stage, by the reason.
         timed_out: tasks answered 408 here.
         cancelled: tasks whose client left while they were here.
@@ -100,6 +116,7 @@ class StageReport:
     streams_open: int = 0
     events: int = 0
     first_event: Distribution = EMPTY
+    coalesced: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,6 +217,10 @@ class StageNow(Protocol):
         """Tasks, or batches, that a worker runs at a time."""
 
     @property
+    def batch_line(self) -> BatchLine | None:
+        """What a batch takes, where a latency target bounds batches and that is known."""
+
+    @property
     def places(self) -> Sequence[WorkerReport]:
         """Its workers."""
 
@@ -294,6 +315,7 @@ def _stage(measured: StageMetrics, now: StageNow, routes: tuple[str, ...]) -> St
         streams_open=measured.streams_open,
         events=measured.events,
         first_event=_distribution(measured.first_event) if measured.streams else EMPTY,
+        coalesced=measured.coalesced,
     )
 
 

@@ -309,6 +309,12 @@ class StageTracing(StageObserver):
             span = self._tracing.start(self._stage, _context_of(task.trace), SpanKind.INTERNAL, attributes, now)
             self._visits[task.id] = _Visit(span)
 
+    def joined(self, task: ObservedTask, flight: ObservedTask, now: float) -> None:
+        """Note for whose answer a task waits: its own span has no `forward`."""
+        visit = self._visits.get(task.id)
+        if visit is not None:
+            visit.span.set_attribute("mosec.coalesced_with", flight.request_id)
+
     def sent(self, worker_id: int, tasks: Sequence[ObservedTask], now: float) -> None:
         """Note who runs with whom."""
         visits = self._visits

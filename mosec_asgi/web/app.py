@@ -24,7 +24,7 @@ from mosec_asgi.web.asgi import AsgiExchange, AsgiRoute
 from mosec_asgi.web.asgi_streams import StreamRoute
 from mosec_asgi.web.body import BodyReader
 from mosec_asgi.web.budget import Budget
-from mosec_asgi.web.dashboard import Dashboard
+from mosec_asgi.web.dashboard import DashboardPage
 from mosec_asgi.web.direct import DirectRoute, DirectRoutes
 from mosec_asgi.web.disconnect import DisconnectWatch
 from mosec_asgi.web.exchange import NO_BUDGET, RequestIds, Route, Shared
@@ -41,6 +41,7 @@ from mosec_asgi.web.page import Page
 from mosec_asgi.web.responses import Response
 from mosec_asgi.web.root import Root
 from mosec_asgi.web.swagger import swagger
+from mosec_asgi.web.whole import Here, Whole
 
 if TYPE_CHECKING:
     from mosec_asgi.observing.tracing import Tracing
@@ -75,8 +76,9 @@ class App:
         tracing: Tracing | None = None,
         forms: Mapping[str, Callable[[Failure], Response]] | None = None,
         title: str = "mosec-asgi service",
-        dashboard: Dashboard | None = None,
+        dashboard: DashboardPage | None = None,
         keys: Keys | None = None,
+        whole: Whole | None = None,
     ) -> None:
         """Build the routes.
 
@@ -99,8 +101,9 @@ class App:
             title: of the service.
             dashboard: the live page, if there is one.
             keys: of which a request must bring one; None lets everybody in.
+            whole: what is shown of the service; None for that of `engine`, `metrics` and `custom`.
         """
-        health = Health(engine, metrics, custom)
+        health = Health(whole or Here(engine, metrics, custom))
         names = [f"{', '.join(route.methods)} {route.path}" for route in routes]
         self.shared = shared = Shared(
             engine,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +31,32 @@ POLICY = (
 )
 
 
-class Dashboard(Page):
-    """The endpoints of the page, and the record of the last minutes."""
+class DashboardPage(Page):
+    """The endpoints of the page."""
+
+    def __init__(self, told: Callable[[str, str], Awaitable[bytes]]) -> None:
+        """Bind it to what the page shows.
+
+        Args:
+            told: returns its numbers, given `run` and `after` of the request; raises `LookupError` where there are none
+                at this moment.
+        """
+        super().__init__(ASSETS, POLICY)
+        self._told = told
+
+    async def data(self, request: Request) -> Response:
+        """Send how the service stands, and the points that the page has not: those from `after` on, of its `run`."""
+        asked = request.query_params
+        try:
+            told = await self._told(asked.get("run", ""), asked.get("after", ""))
+        except LookupError:
+            return Response("the engine of this service does not run at this moment", 503)
+        headers = {"cache-control": "no-store", "x-content-type-options": "nosniff"}
+        return Response(told, media_type="application/json", headers=headers)
+
+
+class Dashboard(DashboardPage):
+    """The page, and the record of the last minutes."""
 
     def __init__(self, report: Callable[[], ServiceReport], *, title: str, stages: int) -> None:
         """Begin with an empty record.
@@ -42,7 +66,7 @@ class Dashboard(Page):
             title: of the service.
             stages: how many it has.
         """
-        super().__init__(ASSETS, POLICY)
+        super().__init__(self.told)
         self._report = report
         self._title = title
         self._history = History(stages)
@@ -55,12 +79,10 @@ class Dashboard(Page):
             self._add()
             await asyncio.sleep(INTERVAL)
 
-    async def data(self, request: Request) -> Response:
-        """Send how the service stands, and the points that the page has not: those from `after` on, of its `run`."""
+    async def told(self, run: str, after: str) -> bytes:
+        """Return the numbers as JSON: how the service stands, and the points of its `run` from `after` on."""
         report = self._add()
-        asked = request.query_params
-        after = asked.get("after", "")
-        known = asked.get("run") == self._run and after.isdecimal() and len(after) < 16
+        known = run == self._run and after.isdecimal() and len(after) < 16
         told: dict[str, Any] = {
             "run": self._run,
             "title": self._title,
@@ -71,8 +93,7 @@ class Dashboard(Page):
             "routes": dict(self._history.latest.routes) if self._history.latest else {},
             "history": self._history.columns(int(after) if known else 0),
         }
-        headers = {"cache-control": "no-store", "x-content-type-options": "nosniff"}
-        return Response(orjson.dumps(told), media_type="application/json", headers=headers)
+        return orjson.dumps(told)
 
     def _add(self) -> ServiceReport:
         """Return how the service stands, and add it to the record where it is time to."""

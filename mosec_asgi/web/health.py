@@ -5,18 +5,16 @@ from __future__ import annotations
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
-from mosec_asgi.batching.engine import Engine, StageStatistics
-from mosec_asgi.observing.custom import CustomMetrics
-from mosec_asgi.observing.exposition import Exposition
-from mosec_asgi.observing.metrics import ServiceMetrics
+from mosec_asgi.batching.engine import StageStatistics
+from mosec_asgi.web.whole import Whole
 
 
 class Health:
     """The endpoints that probes and Prometheus call."""
 
-    def __init__(self, engine: Engine, metrics: ServiceMetrics, custom: CustomMetrics | None = None) -> None:
-        self._engine = engine
-        self._exposition = Exposition(metrics, engine.statistics, custom)
+    def __init__(self, whole: Whole) -> None:
+        """Bind to a service."""
+        self._whole = whole
 
     async def livez(self, request: Request) -> Response:
         """Answer 200 as long as the event loop runs."""
@@ -24,7 +22,9 @@ class Health:
 
     async def readyz(self, request: Request) -> Response:
         """Answer 200 when every stage has a worker, else 503 with the stages that have none, or are being loaded."""
-        now = self._engine.statistics()
+        now = await self._whole.statistics()
+        if now.away:
+            return JSONResponse({"status": "no engine", "stages": {}}, status_code=503)
         if now.loading and not now.closing:
             loading = {stage.name: _progress(stage) for stage in now.stages if stage.ready < stage.workers}
             return JSONResponse({"status": "loading", "stages": loading}, status_code=503)
@@ -41,7 +41,9 @@ class Health:
 
     async def metrics(self, request: Request) -> Response:
         """Show the metrics as Prometheus text, or OpenMetrics where the Accept header asks for it."""
-        body, content_type = self._exposition.render(request.headers.get("accept", ""))
+        body, content_type = await self._whole.metrics(request.headers.get("accept", ""))
+        if not content_type:
+            return PlainTextResponse(body.decode(), status_code=503)
         return Response(body, headers={"content-type": content_type})
 
 

@@ -49,16 +49,16 @@ class BatchPolicy(Generic[WorkerKey]):
             worker = first_to_be_free(loads) if full else None
             if worker is None:
                 return None
-        elif not full and now < (until := self._wait_until(oldest, queue, loads, now)):
+        elif not full and now < (until := self._wait_until(self._size, oldest, queue, loads, now)):
             return until
         return Pick(worker, queue.first(self._size))
 
-    def _wait_until(self, oldest: Task, queue: TaskQueue, loads: Loads[WorkerKey], now: float) -> float:
-        """Return until when an idle worker waits for the batch that begins with `oldest` to fill."""
+    def _wait_until(self, size: int, oldest: Task, queue: TaskQueue, loads: Loads[WorkerKey], now: float) -> float:
+        """Return until when an idle worker waits for a batch of `size` that begins with `oldest` to fill."""
         most = oldest.queued + self._max_wait
         if self._arrivals is None:
             return most
-        if self._arrivals.will_fill(self._size, now):
+        if self._arrivals.will_fill(size, now):
             return min(most, oldest.queued + self._arrivals.batch_seconds)
         return self._arrivals.linger_until(queue.live, loads.in_flight, loads.free, self._max_wait)
 

@@ -68,7 +68,7 @@ class OrderedBatchPolicy(BatchPolicy[WorkerKey]):
         else:
             leader = queue.leader()
             if leader is None or not queue.is_full(leader):
-                until = self._wait_until(oldest, queue, loads, now)
+                until = self._wait_until(self._size, oldest, queue, loads, now)
                 if now >= until:
                     first = leader
                 elif first is None:

@@ -55,12 +55,12 @@ def lacking(nodes: Sequence[Mapping[str, float]], free: Mapping[str, float], wan
         )
     if _times(free, wanted):
         return (
-            f"it asks for {needs}, and so much is free ({in_words(free)}): Ray starts its process, or no single node has "
-            "that left; `ray status` and Ray's logs may say which"
+            f"it asks for {needs}, and so much is free ({in_words(free)}): Ray starts its process, or no single node "
+            "has that left; `ray status` and Ray's logs may say which"
         )
     return (
-        f"it asks for {needs}, and {has} of which so much is not free (free: {in_words(free)}); lower num, ask for less "
-        "in ray_actor_options, or add a node"
+        f"it asks for {needs}, and {has} of which so much is not free (free: {in_words(free)}); lower num, ask for "
+        "less in ray_actor_options, or add a node"
     )
 
 

@@ -44,6 +44,7 @@ class SimulatedClient:
         timeout = most if arrival.timeout is None else min(most, arrival.timeout)
         # A caller of objects may have put its input into memory, which is the engine's to drop.
         held = case.objects and not self._around.scenario.pickled
+        case.held = held
         payload: Payload = self._oracle.memory.hold(case.payload) if held else case.payload
         call = Call(
             case.id,

@@ -59,6 +59,7 @@ class History:
             observers=[self._metrics, [_SizeObserver(index, self.oracle) for index in range(len(stages))]],
             clock=self._clock,
         )
+        self.oracle.dispatch.scheduler = self._coordinator.scheduler
         self._number = 0
         self._changing: set[asyncio.Task[None]] = set()
         self._unanswered = 0

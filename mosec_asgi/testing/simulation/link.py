@@ -6,7 +6,7 @@ the pool: the link reports that it is closed, and why.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from random import Random
 from typing import Protocol
 
@@ -59,6 +59,8 @@ class SimulatedLink:
         # Sending has failed, which is about to be reported.
         self._broken = False
         self._gone = False
+        # Which of the results that are being read lie in memory.
+        self._holds: Sequence[bool] = ()
         # What is on its way; None asks the worker to stop.
         self._for_worker: list[Asked | None] = []
         self._for_server: list[Said] = []
@@ -196,7 +198,8 @@ class SimulatedLink:
         said, self._for_server = self._for_server, []
         for message in said:
             if self._is_open:
-                self._oracle.replies.hear(self._life, message, self._report)
+                self._holds = self._draw_holds(message) if isinstance(message, Results) else ()
+                self._oracle.replies.hear(self._life, message, self._report, self._holds)
         if self._ended is not None and self._is_open:
             self._report_closed(self._ended)
 
@@ -211,12 +214,17 @@ class SimulatedLink:
             self._events.failed(message.traceback)
 
     def _in_memory(self, results: Results) -> list[Payload]:
-        """Return the payloads of results, as many of them in memory as the scenario wants."""
-        often = self._around.scenario.holds
+        """Return the payloads of results, those of them in memory that were drawn."""
+        payloads = map(as_bytes, results.payloads)
         return [
-            self._oracle.memory.hold(payload) if code == OK and self._random.random() < often else payload
-            for code, payload in zip(results.codes, map(as_bytes, results.payloads), strict=True)
+            self._oracle.memory.hold(payload) if held else payload
+            for held, payload in zip(self._holds, payloads, strict=True)
         ]
+
+    def _draw_holds(self, results: Results) -> Sequence[bool]:
+        """Return which results are to lie in memory: as many as the scenario wants."""
+        often = self._around.scenario.holds
+        return [code == OK and self._random.random() < often for code in results.codes]
 
     def _report_closed(self, reason: str) -> None:
         self._shut()

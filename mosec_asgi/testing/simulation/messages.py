@@ -72,6 +72,10 @@ class Held:
         self._require_held("read")
         return self._payload
 
+    def copy(self) -> bytes:
+        """Return the payload as bytes."""
+        return self.read()
+
     def load(self) -> bytes:
         """Return the payload in place of dropping it: nothing is pickled in a simulation."""
         payload = self.read()

@@ -55,6 +55,8 @@ class Case:
         deaths: workers of that stage that died and had begun it.
         alone: it must have a worker for itself.
         life: the worker that has it, or had it last.
+        flight: the requests that share its work at this stage; None where it is alone with it.
+        held: its payload lies in memory that a link shares with its worker.
         expected: its answer, where there is only one left that is right.
         left: its client has left.
         arrived_at: when it was submitted.
@@ -66,9 +68,9 @@ class Case:
     """
 
     __slots__ = (
-        "admitted", "alone", "arrival", "arrived_at", "chunks", "deaths", "events", "expected", "id", "latest", "left",
-        "life", "name", "number", "objects", "outcome", "payload", "position", "queued_at", "read", "refusals",
-        "reported", "sequence", "soonest", "stages", "streams", "submitted", "unread",
+        "admitted", "alone", "arrival", "arrived_at", "chunks", "deaths", "events", "expected", "flight", "held", "id",
+        "latest", "left", "life", "name", "number", "objects", "outcome", "payload", "position", "queued_at", "read",
+        "refusals", "reported", "sequence", "soonest", "stages", "streams", "submitted", "unread",
     )  # fmt: skip
 
     def __init__(self, number: int, call_id: int, arrival: Arrival, stages: tuple[int, ...], *, streams: bool) -> None:
@@ -84,7 +86,9 @@ class Case:
         self.refusals: list[tuple[Failure, int | None]] = []
         self.outcome: Outcome | None = None
         self.position = 0
-        self.payload = b"%d" % number
+        self.payload = b"body %d" % arrival.body if arrival.body else b"%d" % number
+        self.flight: Flight | None = None
+        self.held = False
         self.sequence = 0
         self.queued_at = 0.0
         self.deaths = 0
@@ -133,9 +137,68 @@ class Case:
         """Whether it has been answered."""
         return self.outcome is not None
 
+    @property
+    def unit(self) -> Case:
+        """What stands for it in the queue and on workers."""
+        return self if self.flight is None else self.flight
+
+    @property
+    def input(self) -> tuple[bytes, str, str, int, str]:
+        """What must be the same where work is shared: the payload, how it comes and goes, and whose turn it is."""
+        kind = "objects" if self.objects else "bytes"
+        comes, goes = kind if self.position == 0 else "", kind if self.is_last else ""
+        return self.payload, comes, goes, self.arrival.priority, self.arrival.tenant
+
     def fails(self, failure: Failure) -> None:
         """Note that only one answer is left that is right: this failure."""
         self.expected = Outcome.of_failure(self.id, failure)
+
+    def belongs_to(self, life: Life | None) -> None:
+        """Note which worker has it."""
+        self.life = life
+
+
+class Flight(Case):
+    """Requests with equal inputs at a stage that computes those once: what its queue and its workers see of them.
+
+    Attributes:
+        callers: the requests, in order of arrival; some may have been answered.
+    """
+
+    __slots__ = ("callers",)
+
+    def __init__(self, first: Case) -> None:
+        for name in Case.__slots__:
+            setattr(self, name, getattr(first, name))
+        self.callers: list[Case] = []
+        self.join(first)
+
+    def join(self, case: Case) -> None:
+        """Let a request share the work."""
+        self.callers.append(case)
+        case.flight = self
+        case.life = self.life
+
+    @property
+    def live(self) -> list[Case]:
+        """Those that wait for the answer."""
+        return [case for case in self.callers if not case.done]
+
+    @property
+    def done(self) -> bool:
+        """Whether nobody waits for the answer any more."""
+        return not self.live
+
+    def fails(self, failure: Failure) -> None:
+        """Note that all get this failure."""
+        for case in self.live:
+            case.fails(failure)
+
+    def belongs_to(self, life: Life | None) -> None:
+        """Note which worker has it."""
+        self.life = life
+        for case in self.callers:
+            case.life = life
 
 
 class Life:
@@ -265,6 +328,7 @@ class StageModel:
         changes: that were asked for and have not ended.
         failed_starts: how many there were.
         waiting: what waits for a worker, in order; some may have been answered meanwhile.
+        flights: requests that share their work, until it is done, by their input.
         overtaken: what was waiting when others were sent that came after it.
         restarts: workers that were to be started in place of others.
         arrivals: how many have come.
@@ -285,6 +349,7 @@ class StageModel:
     changes: list[Change] = field(default_factory=list)
     failed_starts: int = 0
     waiting: list[Case] = field(default_factory=list)
+    flights: dict[tuple[bytes, str, str, int, str], Flight] = field(default_factory=dict)
     overtaken: set[Case] = field(default_factory=set)
     arrivals: int = 0
     restarts: int = 0
@@ -349,7 +414,10 @@ class StageModel:
         ready, batched = self.ready, self.plan.batch_size > 1
         units = sum(life.batches if batched else len(life.unheard) for life in ready)
         waiting = len(self.live())
-        return any(units + waiting // plan.batch_size >= len(ready) * plan.concurrency for plan in self.views)
+        return any(
+            units + waiting // (1 if plan.steered_target else plan.batch_size) >= len(ready) * plan.concurrency
+            for plan in self.views
+        )
 
     def holds_a_batch(self, plan: StagePlan) -> bool:
         """Whether what waits, and need not be alone, fills a batch of a plan."""
@@ -369,8 +437,44 @@ class StageModel:
         self.arrivals += 1
         case.sequence = self.arrivals
         case.queued_at = now
-        self.waiting.append(case)
+        case.flight = None
+        if not self.plan.coalesce or self.down or case.held:
+            self.waiting.append(case)
+        else:
+            self._share(case)
         self.note_work(now)
+
+    def _share(self, case: Case) -> None:
+        flight = self.flights.get(case.input)
+        if flight is None or flight.done:
+            flight = self.flights[case.input] = Flight(case)
+            self.waiting.append(flight)
+        else:
+            flight.join(case)
+
+    def withdraw(self, case: Case) -> None:
+        """Let a request go that was not admitted."""
+        flight = case.flight
+        if flight is None:
+            self.waiting.remove(case)
+            return
+        case.flight = None
+        flight.callers.remove(case)
+        if not flight.callers:
+            self.waiting.remove(flight)
+            del self.flights[flight.input]
+
+    def land(self, unit: Case) -> list[Case]:
+        """Let a worker have answered; return the requests that are to get the answer."""
+        if not isinstance(unit, Flight):
+            return [] if unit.done else [unit]
+        if self.flights.get(unit.input) is unit:
+            del self.flights[unit.input]
+        return unit.live
+
+    def unit_of(self, task_id: int) -> Case | None:
+        """Return what waits here under a number."""
+        return next((unit for unit in self.live() if unit.id == task_id), None)
 
     def come_back(self, case: Case) -> None:
         """Let a request wait in its old place: its worker has died."""

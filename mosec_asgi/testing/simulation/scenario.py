@@ -79,6 +79,7 @@ class Arrival:
         poison: the stage whose workers die of it, or None.
         fails_at: the stage that answers it with an error, or None.
         priority, tenant, key, cost: of the call; its inputs of later stages have the same.
+        body: what it asks for: those of the same number ask for the same; 0 where no other does.
     """
 
     at: float
@@ -95,6 +96,7 @@ class Arrival:
     tenant: str = ""
     key: str = ""
     cost: int = 1
+    body: int = 0
 
 
 class Kind(enum.Enum):
@@ -249,8 +251,10 @@ def draw(random: Random, world: World | None = None) -> Scenario:
         pickled=random.random() < 0.2,
         changes=_draw_changes(random, world, end),
     )
-    # Drawn last, so that the rest of a history is what it was before there were rules.
-    return scenario if random.random() < 0.6 else _in_order(random, scenario, given=given)
+    # Drawn last, so that the rest of a history is what it was before there were rules, and before work was shared.
+    if random.random() >= 0.6:
+        scenario = _in_order(random, scenario, given=given)
+    return scenario if random.random() < 0.7 else _alike(random, scenario, given=given)
 
 
 def _draw_changes(random: Random, world: World, end: float) -> list[Change]:
@@ -298,6 +302,26 @@ def _in_order(random: Random, scenario: Scenario, *, given: bool) -> Scenario:
         )
         for arrival in scenario.arrivals
     ]
+    return replace(scenario, world=replace(scenario.world, stages=stages), arrivals=arrivals)
+
+
+def _alike(random: Random, scenario: Scenario, *, given: bool) -> Scenario:
+    """Return the scenario with clients that ask for the same, and stages that compute it once."""
+    stages = scenario.world.stages
+    if not given:
+        stages = [replace(stage, coalesce=not stage.streams and random.random() < 0.7) for stage in stages]
+    bodies = random.choice((1, 3, 8))
+    first: dict[int, Arrival] = {}
+    arrivals = []
+    for arrival in scenario.arrivals:
+        body = random.randint(1, bodies) if random.random() < 0.8 else 0
+        if body:
+            # What follows from the input is the same for all of them.
+            same = first.setdefault(body, arrival)
+            arrival = replace(
+                arrival, body=body, poison=same.poison, fails_at=same.fails_at, key=same.key, cost=same.cost
+            )
+        arrivals.append(arrival)
     return replace(scenario, world=replace(scenario.world, stages=stages), arrivals=arrivals)
 
 

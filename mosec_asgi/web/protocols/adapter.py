@@ -15,8 +15,9 @@ from mosec_asgi.messages import Call, Chunk, Credit, Outcome, Payload, drop_all
 from mosec_asgi.reply import Reply
 from mosec_asgi.request import Request as ToldRequest
 from mosec_asgi.web.exchange import Request, StreamForm
+from mosec_asgi.web.protocols.about import told
 from mosec_asgi.web.protocols.ordering import NO_ORDERING, Ordering
-from mosec_asgi.web.protocols.plain import timeout_of, told
+from mosec_asgi.web.protocols.plain import timeout_of
 from mosec_asgi.web.protocols.seam import NO_CACHE, Ask, Endpoint, EventForm, Problem
 from mosec_asgi.web.responses import Header, Response
 from mosec_asgi.web.several import CallsInTurn, Turns
@@ -174,7 +175,7 @@ class ProtocolRoute:
         self.methods: Sequence[str] = tuple(endpoint.methods)
         asked = [pipelines.by_route[path].target for path in endpoint.routes]
         self.streams = any(target.streams for target in asked)
-        self.takes_request = any(target.takes_request for target in asked)
+        self.takes_request = pipelines.ordering.tenant_of is not None or any(target.takes_request for target in asked)
         self.is_health = endpoint.is_health
         self.admits = endpoint.admits and type(endpoint).admit is not Endpoint.admit
         endpoint.standing = pipelines
@@ -203,14 +204,14 @@ class ProtocolRoute:
         if pipeline is None or ask.route not in self._endpoint.routes:
             raise ServerError(f"the endpoint {self.path} asks the route {ask.route!r}, which is not among its `routes`")
         request.state = asked = _Asked(ask, pipeline)
+        about = told(request, self.path) if pipeline.target.takes_request else None
         if self._pipelines.ordering.reads:
-            asked.priority, asked.tenant = self._pipelines.ordering.wishes(request.headers)
+            asked.priority, asked.tenant = self._pipelines.ordering.wishes(request, self.path, about)
         if pipeline.target.streams:
             asked.form = self._endpoint.stream(ask)
             if asked.form is None:
                 asked.events = [[] for _ in range(len(ask.items))]
         count = len(ask.items)
-        about = told(request, self.path) if pipeline.target.takes_request else None
         if count == 1:
             return (self.call(asked, 0, request.request_id, timeout, about),)
         if not 1 <= count <= self._endpoint.max_calls:

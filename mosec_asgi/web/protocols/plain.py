@@ -10,9 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
-from uuid import UUID
 
-from mosec_asgi import request as requests
 from mosec_asgi.errors import BAD_TIMEOUT, NO_DATA, Failure
 from mosec_asgi.labels import Labels
 from mosec_asgi.messages import FIELDS, OK, Call, Chunk, Outcome
@@ -20,6 +18,7 @@ from mosec_asgi.reply import unpacked_head
 from mosec_asgi.runtime import BODYLESS
 from mosec_asgi.streaming import Event, encode_event, is_event_stream
 from mosec_asgi.web.exchange import Request
+from mosec_asgi.web.protocols.about import told
 from mosec_asgi.web.protocols.ordering import NO_ORDERING, Ordering, ordered
 from mosec_asgi.web.responses import Header, Headers, Response, reason
 
@@ -169,7 +168,7 @@ class OrderedRoute(PlainRoute):
         calls = super().calls(request)
         if isinstance(calls, Failure):
             return calls
-        call = ordered(calls[0], request, self.ordering, self.labels)
+        call = ordered(calls[0], request, self.path, self.ordering, self.labels)
         return call if isinstance(call, Failure) else (call,)
 
 
@@ -227,32 +226,12 @@ def routes(
             kind = OrderedRequestRoute if takes_request else OrderedRoute
             route = kind(path, place, content_type, streams=streams, new_id=new_id, methods=methods)
             route.ordering, route.labels = ordering, labels
+            route.takes_request = takes_request or ordering.tenant_of is not None
             made.append(route)
         else:
             plain = RequestRoute if takes_request else PlainRoute
             made.append(plain(path, place, content_type, streams=streams, new_id=new_id, methods=methods))
     return made
-
-
-def told(request: Request, path: str) -> requests.Request:
-    """Return what workers are told of a request that came by the route `path`."""
-    headers = requests.Headers(
-        {name.decode("latin-1"): value.decode("latin-1") for name, value in request.headers.items()}
-    )
-    return requests.Request(
-        request.request_id,
-        path,
-        request.method,
-        headers,
-        request.query.decode("latin-1"),
-        # An app around this one may have kinds of its own, of which a worker knows nothing.
-        {
-            name: value if isinstance(value, (str, int, float, UUID)) else str(value)
-            for name, value in request.path_params.items()
-        },
-        headers.get("traceparent", ""),
-        requests.packed_state(request.context),
-    )
 
 
 def timeout_of(headers: Headers) -> float | Failure | None:

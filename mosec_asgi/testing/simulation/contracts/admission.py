@@ -57,7 +57,7 @@ class Admission(Checker):
     def _refused(self, case: Case) -> None:
         """Note which refusals are right at this moment; the client hears of its refusal in a later turn."""
         self._journal.note("%s: is to be refused", case.name)
-        self._service.stages[case.stage].waiting.remove(case)
+        self._service.stages[case.stage].withdraw(case)
         case.refusals = self._right_refusals(case, case.latest - self._journal.now)
 
     def _right_refusals(self, case: Case, timeout: float) -> list[tuple[Failure, int | None]]:

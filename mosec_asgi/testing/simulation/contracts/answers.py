@@ -119,7 +119,7 @@ class Answers(Checker):
         self._journal.count("refused 429")
         self._journal.count("gave way")
         now = self._journal.now
-        has = case.life is not None and case.id in case.life.unheard
+        has = self._is_on_a_worker(case)
         require(not has, Contract.BOUNDED, "%s gave way, and a worker has it", case)
         priority, tenant = case.arrival.priority, case.arrival.tenant
         heirs = [
@@ -145,7 +145,13 @@ class Answers(Checker):
     def _is_stuck(self, case: Case) -> bool:
         """Whether the worker that has begun a task makes no progress, or may be taken for one that makes none."""
         life = case.life
-        return life is not None and life.fault in (STUCK, STUCK_OR_DRAINING) and case.id in life.begun
+        return life is not None and life.fault in (STUCK, STUCK_OR_DRAINING) and case.unit.id in life.begun
+
+    @staticmethod
+    def _is_on_a_worker(case: Case) -> bool:
+        """Whether a worker has a request; not where others share its work, who may have been sent without it."""
+        shared = case.flight is not None and len(case.flight.callers) > 1
+        return not shared and case.life is not None and case.unit.id in case.life.unheard
 
     def _check_drop(self, case: Case, failure: Failure) -> None:
         """Check that a task which cannot be done in time was dropped from a queue, not from a worker."""
@@ -154,7 +160,7 @@ class Answers(Checker):
         self._journal.count("dropped from the queue")
         shedding = self._service.world.limits.load_shedding and failure.code == TIMED_OUT.code
         require(shedding, Contract.TIME, "%s: dropped: %s", case, failure)
-        has = case.life is not None and case.id in case.life.unheard
+        has = self._is_on_a_worker(case)
         require(not has, Contract.TIME, "%s: dropped, and a worker has it", case)
 
     def _dropped_by(self, case: Case) -> str:

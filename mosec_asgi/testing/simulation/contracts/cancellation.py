@@ -27,7 +27,7 @@ class Cancellation(Checker):
         """A worker is told which of its tasks are over."""
         self._journal.note("%s: is told of clients that have left: %s", life, message.ids)
         for task_id in message.ids:
-            over = self._service.by_id[task_id].done
+            over = life.unheard.get(task_id, self._service.by_id[task_id]).done
             self._journal.require(over, Contract.CANCELLATION, "task %d cancelled, is live", task_id)
         life.cancelled.update(message.ids)
 

@@ -22,6 +22,8 @@ class Contract(enum.Enum):
     ORDER = "10 order"
     CHANGE = "12 change without loss"
     COMPANY = "what shares a batch is of one key and within its budget"
+    ONCE = "equal inputs that are at a stage at one time are computed once"
+    TARGET = "no batch is too large for its stage's latency target"
     PROGRESS = "no task waits beside a worker that could run it"
     PROTOCOL = "workers are spoken to as they can understand"
     MESSAGES = "messages are the same after any way"

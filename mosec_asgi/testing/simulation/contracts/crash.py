@@ -56,7 +56,7 @@ class Crash(Checker):
             case.fails(WORKER_DIED)
         else:
             case.alone = case.deaths > 0
-            case.life = None
+            case.belongs_to(None)
             life.stage.come_back(case)
 
     def link_ends(self, life: Life, reason: str, take: Callable[[str], None]) -> None:

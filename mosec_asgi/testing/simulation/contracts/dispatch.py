@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from itertools import accumulate
+
+from mosec_asgi.batching.scheduler import Scheduler
 from mosec_asgi.messages import EGRESS, INGRESS, OBJECT_IN, OBJECT_OUT, Payload, Tasks
+from mosec_asgi.pool.supervisor import PoolWorker
 from mosec_asgi.testing.simulation.contracts.checker import Checker
 from mosec_asgi.testing.simulation.contracts.contract import Contract
+from mosec_asgi.testing.simulation.contracts.dues import TOLERANCE
 from mosec_asgi.testing.simulation.contracts.journal import Journal
 from mosec_asgi.testing.simulation.contracts.waiting import Waiting
-from mosec_asgi.testing.simulation.model import Case, Life, ServiceModel
+from mosec_asgi.testing.simulation.model import Case, Flight, Life, ServiceModel
 
 # A worker that needs as long for a task is sent no second one before it has answered.
 SLOW_SECONDS = 0.002
 MOST_AHEAD = 128
+# Seconds.
+ROUNDING = 1e-6
 
 
 class Dispatch(Checker):
@@ -20,6 +28,8 @@ class Dispatch(Checker):
     def __init__(self, service: ServiceModel, journal: Journal, waiting: Waiting) -> None:
         super().__init__(service, journal)
         self._waiting = waiting
+        # Returns the scheduler of a stage: its own predictions must be heeded.
+        self.scheduler: Callable[[int], Scheduler[PoolWorker]] | None = None
 
     def sent(self, life: Life, message: Tasks) -> None:
         """A worker is sent tasks."""
@@ -33,23 +43,32 @@ class Dispatch(Checker):
         for task_id, flags, name, payload in zip(
             message.ids, message.flags, message.request_ids, message.payloads, strict=True
         ):
-            case = self._live(name, life)
+            case = self._live(task_id, name, life)
             journal.require(case.id == task_id, Contract.RIGHT_ANSWER, "%s was sent as task %d", case, task_id)
             self._waiting.starts(stage, case, before)
             before = case
             self._check_content(case, flags, payload)
             self._check_attempts(case, stage.plan.max_attempts)
-            case.life = life
+            case.belongs_to(life)
             life.unheard[task_id] = case
             life.units[task_id] = message.ids[0]
         self._check_company(life, [life.unheard[task_id] for task_id in message.ids])
+        if not ahead:
+            self._check_target(life, [life.unheard[task_id] for task_id in message.ids])
         alone = not life.runs_alone or len(life.unheard) == 1
         journal.require(alone, Contract.CRASH, "tasks beside one to be alone: %s", life)
         self._check_amount(life, len(message.ids), ahead)
         stage.note_work(now)
 
-    def _live(self, name: str, life: Life) -> Case:
+    def _live(self, task_id: int, name: str, life: Life) -> Case:
+        unit = life.stage.unit_of(task_id)
+        if isinstance(unit, Flight):
+            self._journal.require(unit.name == name, Contract.RIGHT_ANSWER, "%s was sent as %s", unit, name)
+            self._journal.count("work for several" if len(unit.live) > 1 else "work for one that others may share")
+            return unit
         case = self._service.open.get(name)
+        if case is not None and case.flight is not None:
+            raise self._journal.fail(Contract.ONCE, f"{case} was sent to {life}, and {case.flight} is equal")
         if case is None or case.done or case.left or case.submitted > case.admitted:
             raise self._journal.fail(Contract.CANCELLATION, f"{name} was sent to {life} though it is over")
         return case
@@ -81,6 +100,35 @@ class Dispatch(Checker):
         if plan.rules.max_cost:
             self._journal.count("batches within a budget")
 
+    def _check_target(self, life: Life, unit: list[Case]) -> None:
+        """Check that a smaller batch would not have had a task in time which this one has late, by what is predicted.
+
+        Args:
+            life: a worker that begins the batch now.
+            unit: what it is sent.
+        """
+        plan = life.stage.plan
+        scheduler = None if self.scheduler is None else self.scheduler(life.stage.index)
+        steering = None if scheduler is None else scheduler.steering
+        if steering is None or scheduler is None or plan.rules.by_cost or len(unit) == 1 or not steering.times.known:
+            return
+        costs = [case.arrival.cost if plan.rules.max_cost else 1 for case in unit]
+        predicted = [steering.times.of(max(1, total)) for total in accumulate(costs)]
+        if steering.times.of(1) > steering.target:
+            # A target that nothing can meet.
+            return
+        self._journal.count("batches for a target")
+        require, now = self._journal.require, self._journal.now
+        whole = predicted[-1]
+        require(whole <= steering.target + ROUNDING, Contract.TARGET, "%s has a batch of %s s", life, whole)
+        floor = steering.times.of(steering.bounds(scheduler.slots).floor)
+        dues = [min(case.queued_at + steering.target, case.latest) - now for case in unit]
+        for place in range(1, len(unit)):
+            smaller = predicted[place - 1]
+            if floor <= smaller + ROUNDING:
+                saved = [due for due in dues[:place] if smaller + TOLERANCE <= due < whole - TOLERANCE]
+                require(not saved, Contract.TARGET, "%s has a batch of %d, %d is in time", life, len(unit), place)
+
     def _check_amount(self, life: Life, count: int, batches: int) -> None:
         """Check that a worker has no more than it can run, and what may be sent ahead.
 
@@ -95,8 +143,9 @@ class Dispatch(Checker):
             require(count <= max(sizes), Contract.BOUNDED, "a batch of %d for %s", count, life)
             require(count <= life.spec.max_batch_size, Contract.CHANGE, "a batch of %d for %s", count, life)
             if batches >= plan.concurrency:
-                # One that costs enough is full as well, whatever of it fits.
-                full = count in sizes or plan.rules.max_cost > 0 or plan.rules.by_cost
+                # One that costs enough is full as well, whatever of it fits, and one that may not grow for its target.
+                steered = any(view.steered_target for view in life.stage.views)
+                full = count in sizes or plan.rules.max_cost > 0 or plan.rules.by_cost or steered
                 ahead = batches == plan.concurrency and full
                 require(ahead, Contract.BOUNDED, "%d tasks ahead for %s with %d batches", count, life, batches)
             return

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from mosec_asgi.errors import CANCELLED, INTERNAL_ERROR, STAGE_DOWN
 from mosec_asgi.messages import OK, Chunks, Outcome, Results
@@ -23,8 +23,8 @@ class Replies(Checker):
         self._streams = streams
         self._respawn = respawn
 
-    def hear(self, life: Life, message: Said, take: Callable[[Said], None]) -> None:
-        """A message of a worker reaches the service, which `take`s it."""
+    def hear(self, life: Life, message: Said, take: Callable[[Said], None], held: Sequence[bool] = ()) -> None:
+        """A message of a worker reaches the service, which `take`s it; `held` says which results lie in memory."""
         before, life.fault = life.fault, ""
         affected: list[Case] = []
         if life.phase is Phase.STOPPING:
@@ -34,7 +34,7 @@ class Replies(Checker):
         else:
             life.fault = _wrong(life, message)
             if not life.fault:
-                affected = self._heard(life, message)
+                affected = self._heard(life, message, held)
         wrong = life.fault
         if wrong:
             self._journal.note("%s: %s", life, wrong)
@@ -47,19 +47,19 @@ class Replies(Checker):
             life.fault = before
         self._streams.passed_on(affected, lost=lost)
 
-    def _heard(self, life: Life, message: Said) -> list[Case]:
+    def _heard(self, life: Life, message: Said, held: Sequence[bool]) -> list[Case]:
         """Take what a worker says into the model; return the requests whose clients are to get events."""
         if isinstance(message, Ready):
             self._respawn.ready(life)
         elif isinstance(message, Failed):
             life.failed_at = self._journal.now
         elif isinstance(message, Results):
-            self._heard_results(life, message)
+            self._heard_results(life, message, held)
         else:
             return self._streams.heard(life, message)
         return []
 
-    def _heard_results(self, life: Life, message: Results) -> None:
+    def _heard_results(self, life: Life, message: Results, held: Sequence[bool]) -> None:
         self._journal.note("%s: answers %s", life, message.ids)
         now = life.heard_at = self._journal.now
         life.stage.note_work(now)
@@ -72,8 +72,10 @@ class Replies(Checker):
         cases = [life.unheard.pop(task_id) for task_id in message.ids]
         for task_id in message.ids:
             del life.units[task_id]
-        for case, code, payload in zip(cases, message.codes, message.payloads, strict=True):
-            if not case.done:
+        for unit, code, payload, is_held in zip(cases, message.codes, message.payloads, held, strict=True):
+            for place, case in enumerate(life.stage.land(unit)):
+                # One of them has what lies in memory, and the others a copy.
+                case.held = is_held and not place
                 self._answer(case, code, as_bytes(payload), now)
         life.stage.note_work(now)
 

@@ -1,0 +1,242 @@
+"""`http_processes`: several web processes on one port, with one engine, which this process has.
+
+    program: engine, workers ── pair of sockets ── nursery ── forks ──► web process, web process, ...
+                 └──────────── a connection each ─────────────────────────────┘
+
+A web process that ends is started again, sooner or later depending on how often that happens. It has taken its clients'
+connections with it, and nothing else. At the end of the program the web processes answer what they have, and only then
+the engine ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import signal
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from mosec_asgi import log
+from mosec_asgi.config import Settings
+from mosec_asgi.host import engine, listening, nursery, tls
+from mosec_asgi.host import run as one_process
+from mosec_asgi.host.nursery import DEAF, ENDED, FORK, MESSAGE, SIGNAL, STARTED
+from mosec_asgi.host.run import START_FAILED, Hosting
+from mosec_asgi.service import WebProcesses
+from mosec_asgi.web.uvicorn import supported
+from mosec_asgi.web_service import Web
+
+# Seconds before one that has ended is started again: at first, and at most; and how long one must have run to count as
+# well.
+LEAST_PAUSE, MOST_PAUSE = 0.05, 5.0
+WELL_SECONDS = 10.0
+# Seconds, beside the service's own grace, in which web processes end.
+END_SECONDS = 3.0
+# So many have failed, and none has come so far as to serve: it is no accident.
+MOST_FAILURES = 3
+NURSERY_DIED = 1
+
+logger = log.internal_logger(__name__)
+
+
+class Server(one_process.Server, engine.Server, Protocol):
+    """What is served: `mosec_asgi.Server`."""
+
+    def take_web_processes(self, web: WebProcesses) -> None:
+        """Have web processes as callers."""
+
+
+def run(
+    server: Server,
+    settings: Settings,
+    hosting: Hosting,
+    as_web_process: Callable[[Web], object],
+    abandon: Callable[[], object],
+) -> int:
+    """Serve until a signal ends it.
+
+    Args:
+        server: the service.
+        settings: its settings.
+        hosting: what else the program has.
+        as_web_process: makes of the server, in a process that was forked, what one web process has of it.
+        abandon: ends all workers at once.
+
+    Returns:
+        the exit code; see `run.run`.
+
+    Raises:
+        StartupError: it cannot listen where the settings say, or not with that certificate.
+    """
+    tls.check(settings)
+    _import_once(settings)
+    count = settings.http_processes
+    listeners = listening.listen_often(settings, count)
+    name = listeners[0].name
+    # The file of a Unix socket is this process's to remove.
+    own = [listening.Listener(each.sock, tls=bool(settings.ssl_certfile), owned=False) for each in listeners]
+
+    def serve(index: int, connection: socket.socket, listener: listening.Listener) -> int:
+        as_web_process(Web(connection, count, lambda: signal.raise_signal(signal.SIGTERM)))
+        return one_process.run(server, settings, Hosting(listener=listener))
+
+    pid, control = nursery.start(own, serve)
+    logger.info("%d web processes serve on %s; GET /readyz says when the workers are ready", count, name)
+    url = listeners[0]
+    web = _Web(control, count, settings.grace_seconds + END_SECONDS)
+    server.take_web_processes(web)
+    try:
+        # The nursery has them as well, and nobody must think that the program still listens at its end.
+        if not settings.uds:
+            for each in listeners:
+                each.sock.close()
+        return engine.run(
+            server,
+            abandon,
+            ready=lambda: hosting.ready(url) if hosting.ready is not None else None,
+            before_end=web.end,
+            told=web.follow,
+        )
+    finally:
+        control.close()
+        if settings.uds:
+            listeners[0].close()
+        one_process.reap(pid)
+
+
+def _import_once(settings: Settings) -> None:
+    """Import what each web process needs, so that they share it."""
+    importlib.import_module("mosec_asgi.web.app")
+    if settings.http != "plain" and not supported.problems():
+        importlib.import_module("mosec_asgi.web.uvicorn.gathering")
+        importlib.import_module("mosec_asgi.web.uvicorn.http1")
+
+
+@dataclass
+class _Place:
+    """A place for a web process.
+
+    Attributes:
+        pid: of the process; 0 while there is none.
+        started: when it was, in seconds.
+        pause: seconds before the next start.
+    """
+
+    pid: int = 0
+    started: float = 0.0
+    pause: float = LEAST_PAUSE
+
+
+class _Web:
+    """The web processes, as the program has them; see `service.WebProcesses`."""
+
+    def __init__(self, control: socket.socket, count: int, end_seconds: float) -> None:
+        self.expected = 2 * count
+        self._control = control
+        self._places = [_Place() for _ in range(count)]
+        self._end_seconds = end_seconds
+        self._take: Callable[[socket.socket], object] | None = None
+        self._ending = False
+        self._failures = 0
+        self._ended = asyncio.Event()
+        self._end_program: Callable[[int], object] = lambda code: None
+        self._loop: asyncio.AbstractEventLoop
+
+    def follow(self, end_program: Callable[[int], object]) -> None:
+        """Listen to the nursery, on the running event loop; `end_program` ends the program with an exit code."""
+        self._end_program = end_program
+        self._loop = asyncio.get_running_loop()
+        self._loop.add_reader(self._control.fileno(), self._hear)
+
+    def start(self, take: Callable[[socket.socket], object]) -> None:
+        """Start them all; each of their connections is given to `take`."""
+        self._take = take
+        for index in range(len(self._places)):
+            self._start(index)
+
+    def close(self) -> None:
+        """Start none any more."""
+        self._ending, self._take = True, None
+
+    async def end(self) -> None:
+        """Have them answer what they have, and end."""
+        self._ending = True
+        self._say(DEAF)
+        self._signal_all(signal.SIGTERM)
+        if any(place.pid for place in self._places):
+            ended = self._loop.create_task(self._ended.wait())
+            await asyncio.wait([ended], timeout=self._end_seconds)
+            ended.cancel()
+        if late := [place.pid for place in self._places if place.pid]:
+            logger.warning("web processes that have not ended in time are killed: %s", late)
+            self._signal_all(signal.SIGKILL)
+
+    def _start(self, index: int) -> None:
+        if self._ending or self._take is None:
+            return
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        with theirs:
+            try:
+                socket.send_fds(self._control, [MESSAGE.pack(FORK, index, 0)], [theirs.fileno()])
+            except OSError as error:
+                ours.close()
+                logger.error("no web process can be started: %s", error)
+                return
+        self._take(ours)
+
+    def _hear(self) -> None:
+        while True:
+            try:
+                message = self._control.recv(MESSAGE.size)
+            except (BlockingIOError, InterruptedError):
+                return
+            except OSError:
+                message = b""
+            if len(message) != MESSAGE.size:
+                self._loop.remove_reader(self._control.fileno())
+                self._ended.set()
+                if not self._ending:
+                    logger.error("the process that starts web processes has ended; the service stops")
+                    self._end_program(NURSERY_DIED)
+                return
+            kind, index, number = MESSAGE.unpack(message)
+            if kind == STARTED:
+                self._places[index].pid, self._places[index].started = number, time.monotonic()
+                if self._ending:
+                    self._say(SIGNAL, number, signal.SIGTERM)
+            elif kind == ENDED:
+                self._has_ended(index, number)
+
+    def _has_ended(self, index: int, code: int) -> None:
+        place = self._places[index]
+        pid, place.pid = place.pid, 0
+        if self._ending:
+            if not any(each.pid for each in self._places):
+                self._ended.set()
+            return
+        how = f"by signal {-code}" if code < 0 else f"with exit code {code}"
+        logger.warning("the web process %d has ended %s; another is started", pid, how)
+        if time.monotonic() - place.started > WELL_SECONDS:
+            place.pause, self._failures = LEAST_PAUSE, 0
+        elif code > 0:
+            self._failures += 1
+        if self._failures >= MOST_FAILURES:
+            logger.error("web processes cannot be started; the service stops")
+            self._end_program(START_FAILED)
+            return
+        self._loop.call_later(place.pause, self._start, index)
+        place.pause = min(MOST_PAUSE, 2 * place.pause)
+
+    def _signal_all(self, number: signal.Signals) -> None:
+        for place in self._places:
+            if place.pid:
+                self._say(SIGNAL, place.pid, number)
+
+    def _say(self, kind: int, first: int = 0, second: int = 0) -> None:
+        try:
+            self._control.send(MESSAGE.pack(kind, first, second))
+        except OSError as error:
+            logger.debug("the process that starts web processes hears nothing: %s", error)

@@ -1,0 +1,95 @@
+"""A Unix socket at a path that only this user can open, and root; who connects is asked of the kernel all the same.
+
+Modes and groups of folders are easily wrong, and what is read from such a socket is trusted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import stat
+import struct
+
+_CREDENTIALS = struct.Struct("3i")
+
+
+class CannotListen(Exception):
+    """There can be no socket at the path; the text says why."""
+
+
+def listen(path: str, *, backlog: int, takes_over: bool = False) -> socket.socket:
+    """Listen at a path, without blocking.
+
+    Args:
+        path: of the socket.
+        backlog: connections that may wait to be accepted.
+        takes_over: remove a socket at which somebody listens.
+
+    Raises:
+        CannotListen: that is not possible.
+    """
+    _remove_left_behind(path, in_use=takes_over)
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        # Linux gives the file the mode of the socket, so that nobody can open it before the next line; others do not.
+        os.fchmod(sock.fileno(), stat.S_IRUSR | stat.S_IWUSR)
+        sock.bind(path)
+        os.chmod(path, stat.S_IRUSR | stat.S_IWUSR)
+        sock.listen(backlog)
+    except OSError as error:
+        sock.close()
+        raise CannotListen(error.strerror or str(error)) from error
+    sock.setblocking(False)
+    return sock
+
+
+def remove(path: str, inode: int) -> None:
+    """Remove the file of a socket, unless another has taken its place."""
+    with contextlib.suppress(OSError):
+        if os.lstat(path).st_ino == inode:
+            os.unlink(path)
+
+
+def stranger(connection: socket.socket) -> int | None:
+    """Return the user at the other end, where that is neither this one nor root.
+
+    None where the system does not tell who it is, and only the file's mode protects the socket.
+    """
+    if not hasattr(socket, "SO_PEERCRED"):
+        return None
+    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    user: int = _CREDENTIALS.unpack(credentials)[1]
+    return None if user in (0, os.geteuid()) else user
+
+
+def _remove_left_behind(path: str, *, in_use: bool) -> None:
+    """Remove a socket on which nobody listens any more, as a program leaves it that was killed.
+
+    Args:
+        path: where it may be.
+        in_use: remove one on which somebody listens, too.
+    """
+    try:
+        mode = os.lstat(path).st_mode
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise CannotListen(error.strerror or str(error)) from error
+    if not stat.S_ISSOCK(mode):
+        raise CannotListen("a file is there that is no socket")
+    if in_use:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(1.0)
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            with contextlib.suppress(OSError):
+                os.unlink(path)
+        except OSError as error:
+            raise CannotListen(f"a socket is there: {error.strerror or error}") from error
+        else:
+            raise CannotListen("another program listens there")

@@ -1,0 +1,349 @@
+"""The engine as a web process has it: another process at the end of a socket, which may come and go."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import pickle
+import socket
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from mosec_asgi import log
+from mosec_asgi.batching.engine import Caller, Statistics
+from mosec_asgi.errors import CLOSING, ENGINE_AWAY, ENGINE_LOST, Failure
+from mosec_asgi.ipc.arena import LARGE
+from mosec_asgi.ipc.channel import Channel
+from mosec_asgi.ipc.frames import FrameError
+from mosec_asgi.messages import Call, Credit, Outcome, drop_all
+from mosec_asgi.observing.metrics import ServiceMetrics
+from mosec_asgi.observing.statistics import ServiceReport
+from mosec_asgi.remote import counts, frames
+from mosec_asgi.remote.memory import PutPayload, WebMemory
+from mosec_asgi.remote.standing import Standing
+
+# Seconds in which a question is answered, or not at all: by then the one who asks has gone.
+ASK_SECONDS = 10.0
+# Seconds for which the engine may wait to hear what was taken of results and streams, unless that is much. Else it
+# would be woken for each, most often just before the next call comes.
+LATER_SECONDS = 0.005
+# The part of the room for results, or for a stream, that is much.
+MUCH = 1 / 4
+
+logger = log.internal_logger(__name__)
+
+
+class Away(LookupError):
+    """There is no engine to ask."""
+
+
+class RemoteEngine:
+    """Runs calls in another process; see `batching.engine.Engine`. Where that is gone, calls are answered 503."""
+
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, metrics: ServiceMetrics, *, stream_buffer: int = 256 * 1024
+    ) -> None:
+        """Begin without an engine.
+
+        Args:
+            loop: of the callers.
+            metrics: in which this process's answers are counted, for the engine to add up.
+            stream_buffer: bytes of a stream that may wait for its client.
+        """
+        self._stream_buffer = stream_buffer
+        self._loop = loop
+        self._metrics = metrics
+        # Returns a number for a call. The same are not used again with the next engine.
+        self.new_id: Callable[[], int] = itertools.count(1).__next__
+        self.memory: WebMemory | None = None
+        self._channel: Channel | None = None
+        # For each route, whether its first workers can read shared memory.
+        self._apart: Sequence[bool] = ()
+        self._on_lost: Callable[[str], object] = _nobody
+        self._open: dict[int, Caller] = {}
+        self._said: list[Any] = []
+        self._flushing = False
+        # How much is said later, as a part of what would be too much.
+        self._later = 0.0
+        self._later_timer: asyncio.TimerHandle | None = None
+        self._closing = False
+        self._end_announced = False
+        self._questions: dict[int, asyncio.Future[bytes]] = {}
+        self._numbers = itertools.count(1)
+        self._standing: Standing | None = None
+        # Set when the last call is settled, once nobody may make another.
+        self._idle: asyncio.Future[None] | None = None
+
+    def __repr__(self) -> str:
+        return f"<RemoteEngine {'connected' if self.is_there else 'away'}, {len(self._open)} calls>"
+
+    @property
+    def is_there(self) -> bool:
+        """Whether there is an engine."""
+        return self._channel is not None
+
+    # -- the connection ----------------------------------------------------------------------------------------------
+
+    def connect(
+        self, sock: socket.socket, apart: Sequence[bool], memory: WebMemory | None, on_lost: Callable[[str], object]
+    ) -> None:
+        """Take a connection to an engine that has said welcome.
+
+        Args:
+            sock: the connection.
+            apart: for each route, whether its first workers can read shared memory.
+            memory: that is shared with them.
+            on_lost: called with the reason when the connection has ended, once all calls are answered.
+        """
+        self._apart, self.memory, self._on_lost = apart, memory, on_lost
+        self._channel = channel = Channel(sock, self._on_frame, self._lost, decoder=frames.Decoder())
+        channel.open(self._loop)
+
+    def disconnect(self) -> None:
+        """End the connection; what has no outcome yet is answered 503. Idempotent."""
+        if self._channel is not None:
+            self._say(counts.taken(self._metrics))
+            self._flush()
+            self._let_go()
+
+    def announce_end(self) -> None:
+        """Show in the statistics, and so at `/readyz`, that the end is near; calls are still taken."""
+        self._end_announced = True
+
+    def close(self) -> None:
+        """Take no more calls."""
+        self._closing = True
+
+    async def finish(self, grace: float) -> None:
+        """Take no more calls, and let those that run finish within `grace` seconds."""
+        self._closing = True
+        if self._open:
+            self._idle = self._loop.create_future()
+            await asyncio.wait([self._idle], timeout=grace)
+
+    def _lost(self, reason: str) -> None:
+        on_lost = self._on_lost
+        self._let_go()
+        on_lost(reason)
+
+    def _let_go(self) -> None:
+        if self._later_timer is not None:
+            self._later_timer.cancel()
+            self._later_timer = None
+        channel, self._channel = self._channel, None
+        memory, self.memory = self.memory, None
+        self._on_lost = _nobody
+        self._said, self._standing = [], None
+        if channel is not None:
+            channel.close()
+        if memory is not None:
+            memory.close()
+        callers, self._open = self._open, {}
+        for call_id, caller in callers.items():
+            self._tell(caller, Outcome.of_failure(call_id, ENGINE_LOST))
+        questions, self._questions = self._questions, {}
+        for question in questions.values():
+            if not question.done():
+                question.set_exception(Away())
+
+    # -- asked by callers --------------------------------------------------------------------------------------------
+
+    def submit(self, call: Call, caller: Caller) -> None:
+        """Have a call run; see `Engine.submit`."""
+        call_id, payload = call.id, call.payload
+        if call_id in self._open:
+            raise ValueError(f"a call with the number {call_id} runs already; take numbers from new_id()")
+        if self._channel is None or self._closing:
+            self._refuse(call, caller, CLOSING if self._closing else ENGINE_AWAY)
+            return
+        told: bytes | tuple[bytes]
+        if type(payload) is bytes:
+            told = payload
+            if len(payload) >= LARGE and self.memory is not None and self._apart[call.route]:
+                description = self.memory.put_payload(payload)
+                if description is not None:
+                    told = (description,)
+        elif isinstance(payload, PutPayload):
+            if payload.memory is not self.memory:
+                # It was put where an engine before this one could read it.
+                self._refuse(call, caller, ENGINE_LOST)
+                return
+            told = (payload.description,)
+        else:
+            told = pickle.loads(pickle.dumps(payload))
+            drop_all((payload,))
+        self._open[call_id] = caller
+        self._said.append(frames.plain_call(call, told))
+        if not self._flushing:
+            self._flushing = True
+            self._loop.call_soon(self._flush)
+
+    def cancel(self, call_id: int) -> None:
+        """Drop a call that nobody waits for; see `Engine.cancel`."""
+        caller = self._open.pop(call_id, None)
+        if caller is not None:
+            self._say(call_id)
+            self._tell(caller, frames.cancelled(call_id))
+
+    def credit(self, credit: Credit) -> None:
+        """Note what the client has taken of a stream; see `Engine.credit`."""
+        if credit.call_id in self._open:
+            self._say_later((credit.call_id, credit.size), credit.size / (MUCH * self._stream_buffer))
+
+    def statistics(self) -> Statistics:
+        """Return how things stood when the engine has last said so."""
+        closing = self._closing or self._end_announced
+        if self._standing is None:
+            return Statistics(0, closing, (), away=True)
+        now = self._standing.statistics
+        if closing and not now.closing:
+            return Statistics(now.admitted, True, now.stages, now.shared_memory, now.loading)
+        return now
+
+    @property
+    def room(self) -> Mapping[str, tuple[int, int]]:
+        """By route, how many calls the workers run at once, and how many are worth having in flight, as last heard."""
+        return {} if self._standing is None else self._standing.room
+
+    def report(self) -> ServiceReport:
+        """Return the same as a report of the whole service."""
+        return ServiceReport() if self._standing is None else self._standing.report
+
+    async def refresh(self) -> Standing:
+        """Ask how things stand.
+
+        Raises:
+            Away: there is no engine.
+        """
+        told = Standing.read(await self.ask("standing"))
+        if self._channel is not None:
+            self._standing = told
+        return told
+
+    async def ask(self, kind: str, text: str = "") -> bytes:
+        """Ask the engine's process something else than to run a call; what there is, see `callers`.
+
+        Raises:
+            Away: there is no engine, or it does not answer.
+        """
+        if self._channel is None:
+            raise Away
+        number = next(self._numbers)
+        answer: asyncio.Future[bytes] = self._loop.create_future()
+        self._questions[number] = answer
+        self._say(counts.taken(self._metrics))
+        self._say((number, kind, text))
+        try:
+            return await asyncio.wait_for(answer, ASK_SECONDS)
+        except asyncio.TimeoutError:
+            raise Away from None
+        finally:
+            self._questions.pop(number, None)
+
+    def _refuse(self, call: Call, caller: Caller, failure: Failure) -> None:
+        drop_all((call.payload,))
+        # Later: nobody is answered before he has done asking.
+        self._loop.call_soon(self._tell, caller, Outcome.of_failure(call.id, failure))
+
+    def _say(self, entry: Any) -> None:
+        if self._channel is None:
+            return
+        self._said.append(entry)
+        if not self._flushing:
+            self._flushing = True
+            self._loop.call_soon(self._flush)
+
+    def _say_later(self, entry: Any, part: float) -> None:
+        """Say what is not urgent: with what is said next, or in a moment, or at once where much has gathered.
+
+        Args:
+            entry: what to say.
+            part: how much it is, as a part of much.
+        """
+        if self._channel is None:
+            return
+        self._said.append(entry)
+        self._later += part
+        if self._later >= 1 and not self._flushing:
+            self._flushing = True
+            self._loop.call_soon(self._flush)
+        elif self._later_timer is None:
+            self._later_timer = self._loop.call_later(LATER_SECONDS, self._flush_later)
+
+    def _flush_later(self) -> None:
+        self._later_timer = None
+        self._flush()
+
+    def _flush(self) -> None:
+        """Send all that was said in this turn."""
+        self._flushing, self._later = False, 0.0
+        said = self._said
+        if said and self._channel is not None:
+            self._said = []
+            self._channel.send(frames.encode(said))
+
+    # -- heard from the engine ---------------------------------------------------------------------------------------
+
+    def _on_frame(self, entries: list[Any]) -> None:
+        try:
+            for entry in entries:
+                if type(entry) is tuple:
+                    size = len(entry)
+                    if size == 2 or size == frames.OUTCOME_FIELDS:
+                        self._on_outcome(entry)
+                    elif size == 3:
+                        caller = self._open.get(entry[0])
+                        if caller is not None:
+                            self._pass_on(caller, entry)
+                    else:
+                        self._on_answer(*entry)
+                elif entry is None:
+                    # Told where there is nothing, too: somebody waits for it.
+                    self._say(counts.taken(self._metrics))
+                elif self.memory is not None:
+                    self.memory.freed(entry)
+        except (FrameError, TypeError, ValueError, IndexError) as error:
+            logger.exception("the connection to the engine is given up, because what it says cannot be read")
+            self._lost(str(error))
+
+    def _on_outcome(self, entry: tuple[Any, ...]) -> None:
+        call_id = entry[0]
+        caller = self._open.pop(call_id, None)
+        payload = entry[1] if len(entry) == 2 else entry[2]
+        if type(payload) is tuple:
+            description, payload = payload[0], b""
+            if self.memory is None:
+                raise FrameError("a result lies in shared memory, and there is none")
+            if caller is not None:
+                payload = self.memory.read(description)
+            self._say_later((call_id,), len(payload) / (MUCH * self.memory.size))
+        if caller is not None:
+            self._tell(caller, frames.outcome_of(entry, payload))
+
+    def _on_answer(self, number: int, answered: bool, data: bytes, _: None) -> None:
+        question = self._questions.get(number)
+        if question is not None and not question.done():
+            if answered:
+                question.set_result(data)
+            else:
+                question.set_exception(Away())
+
+    def _tell(self, caller: Caller, outcome: Outcome) -> None:
+        try:
+            caller.settled(outcome)
+        except Exception:
+            # A fault of this caller must not stop the work for the others.
+            logger.exception("the outcome of a request was not passed on")
+        if self._idle is not None and not self._open and not self._idle.done():
+            self._idle.set_result(None)
+
+    @staticmethod
+    def _pass_on(caller: Caller, entry: tuple[Any, ...]) -> None:
+        try:
+            caller.streamed(frames.chunk_of(entry))
+        except Exception:
+            logger.exception("a piece of a stream was not passed on")
+
+
+def _nobody(_: str) -> None:
+    """Hear nothing of a connection that was ended here."""

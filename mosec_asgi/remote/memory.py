@@ -1,0 +1,217 @@
+"""Large payloads between a web process and the workers of an engine: written once by one, and read where they lie.
+
+A web process has a region of its own, as each worker has one (`ipc.ledger`): it alone writes there, and the engine says
+which blocks are free again. What workers have written it copies out at once, and says so.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+from collections.abc import Sequence
+from typing import Any
+
+from mosec_asgi.ipc import reference
+from mosec_asgi.ipc.arena import LARGE
+from mosec_asgi.ipc.frames import FrameError
+from mosec_asgi.ipc.mapped import Mapped
+from mosec_asgi.ipc.reference import Kind, Span
+from mosec_asgi.ipc.shm import Share, SharedMemory, SharedPayload, WorkerMemory
+from mosec_asgi.messages import Payload
+
+
+class PutPayload:
+    """A payload that this process has put into shared memory, until it is submitted; see `messages.HeldPayload`.
+
+    Attributes:
+        description: what the engine is told of it.
+        memory: where it lies.
+    """
+
+    __slots__ = ("description", "memory")
+
+    def __init__(self, description: bytes, memory: WebMemory) -> None:
+        self.description = description
+        self.memory = memory
+
+    def __len__(self) -> int:
+        return LARGE
+
+    def __reduce__(self) -> tuple[type[bytes], tuple[bytes]]:
+        """Leave this memory as plain bytes."""
+        return bytes, (self.copy(),)
+
+    def read(self) -> bytes:
+        """Return a copy of what was put as bytes.
+
+        Raises:
+            FrameError: it is an object.
+        """
+        taken = self.memory.read(self.description)
+        if not isinstance(taken, bytes):
+            raise FrameError("an object in shared memory is not read as bytes")
+        return taken
+
+    def copy(self) -> bytes:
+        """Return a copy of what was put, an object as one pickle; it stays where it is."""
+        taken = self.memory.read(self.description)
+        return taken if isinstance(taken, bytes) else pickle.dumps(taken.load(), protocol=5)
+
+    def load(self) -> Any:
+        """Return the object that is pickled here."""
+        taken = self.memory.read(self.description)
+        self.drop()
+        return pickle.loads(taken) if isinstance(taken, bytes) else taken.load()
+
+    def drop(self) -> None:
+        """Have its blocks written over."""
+        self.memory.take_back(reference.unpack(self.description).spans)
+
+
+class TakenPayload:
+    """An object that was copied out of shared memory, and is not unpickled yet; see `messages.HeldPayload`."""
+
+    __slots__ = ("_buffers", "_stream")
+
+    def __init__(self, stream: bytes, buffers: Sequence[bytearray]) -> None:
+        self._stream = stream
+        self._buffers = buffers
+
+    def __len__(self) -> int:
+        return LARGE
+
+    def __reduce__(self) -> tuple[type[bytes], tuple[bytes]]:
+        return bytes, (pickle.dumps(self.load(), protocol=5),)
+
+    def read(self) -> bytes:
+        """Return the object as one pickle."""
+        return pickle.dumps(self.load(), protocol=5)
+
+    copy = read
+
+    def load(self) -> Any:
+        """Return the object; its arrays may be written to, as they are copies."""
+        return pickle.loads(self._stream, buffers=self._buffers)
+
+    def drop(self) -> None:
+        """Do nothing: the memory was given back when this was copied."""
+
+
+class WebMemory:
+    """The shared memory, as a web process has it; also the place of `calls.objects` for large buffers.
+
+    Attributes:
+        size: bytes of each region: its own, and those of workers.
+    """
+
+    def __init__(self, descriptor: int, total: int, region: tuple[int, int]) -> None:
+        """Map it, and close the descriptor.
+
+        Raises:
+            StartupError: the system refuses it.
+        """
+        self._descriptor = descriptor
+        self.size = region[1] or LARGE
+        try:
+            self._mapped = Mapped(Share(descriptor, total, region))
+        except BaseException:
+            os.close(descriptor)
+            raise
+
+    def put(self, data: bytes | memoryview) -> Span | None:
+        """Write a block; None where there is no room."""
+        return self._mapped.put(data)
+
+    def put_payload(self, payload: bytes) -> bytes | None:
+        """Write a payload, and return its description; None where there is no room."""
+        span = self._mapped.put(payload)
+        return None if span is None else reference.pack(Kind.BYTES, [span])
+
+    def take_back(self, spans: Sequence[Span]) -> None:
+        """Have blocks written over, of which the engine has not been told."""
+        self._mapped.take_back(spans)
+
+    def hold(self, description: bytes) -> PutPayload:
+        """Return the payload that lies in blocks that were put, by their description."""
+        return PutPayload(description, self)
+
+    def freed(self, blocks: Sequence[int]) -> None:
+        """Take note that blocks may be written to again."""
+        self._mapped.freed(blocks)
+
+    def read(self, description: bytes) -> bytes | TakenPayload:
+        """Return a copy of what lies in the memory.
+
+        Raises:
+            FrameError: the description is none.
+        """
+        contents = reference.unpack(description)
+        read = self._mapped.read
+        if contents.kind is Kind.BYTES:
+            return read(contents.spans[0])
+        if contents.kind is Kind.PICKLE:
+            return TakenPayload(contents.stream, [bytearray(read(span)) for span in contents.spans])
+        stream, *buffers = contents.spans
+        return TakenPayload(read(stream), [bytearray(read(span)) for span in buffers])
+
+    def close(self) -> None:
+        """Close the file. What is mapped goes when nobody refers to it any more."""
+        os.close(self._descriptor)
+
+
+class CallerMemory:
+    """The engine's account of one web process: what lies in its region, and what it has been given to read."""
+
+    def __init__(self, memory: SharedMemory) -> None:
+        """Open a region; there may be none left."""
+        self._memory = memory
+        self._account: WorkerMemory = memory.open_worker()
+        # Results that it has been told of and has not read, by the calls' numbers there.
+        self._given: dict[int, SharedPayload] = {}
+
+    @property
+    def share(self) -> Share:
+        """What the web process is given."""
+        return self._account.share
+
+    def payload(self, description: bytes) -> SharedPayload:
+        """Return the payload that the web process has written.
+
+        Raises:
+            FrameError: there is none, or it does not lie in its region.
+        """
+        return self._account.hold(description)
+
+    def give(self, call_id: int, payload: Payload) -> tuple[bytes] | None:
+        """Return what tells the web process where a result lies; None for one that does not lie in this memory."""
+        if not isinstance(payload, SharedPayload) or not payload.lies_in(self._memory):
+            return None
+        self._given[call_id] = payload
+        return (payload.description,)
+
+    def taken(self, call_id: int) -> None:
+        """Note that a result has been read.
+
+        Raises:
+            FrameError: it had none.
+        """
+        payload = self._given.pop(call_id, None)
+        if payload is None:
+            raise FrameError(f"call {call_id} has no result in shared memory")
+        payload.drop()
+        self._memory.give_back()
+
+    def freed(self) -> list[int]:
+        """Return the blocks of its region that are free, of which it has not been told."""
+        return self._account.take_freed()
+
+    def on_full(self, tell: Any) -> None:
+        """Have `tell` called when it should be told of its free blocks."""
+        self._account.on_full(tell)
+
+    def close(self) -> None:
+        """Note that the web process is gone."""
+        given, self._given = self._given, {}
+        for payload in given.values():
+            payload.drop()
+        self._account.close()

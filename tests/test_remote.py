@@ -1,0 +1,504 @@
+"""Both ends of an engine in another process, joined in this one by a pair of sockets."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import pickle
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from harness import until
+
+from mosec_asgi.batching.engine import Caller, Statistics
+from mosec_asgi.errors import CANCELLED, CLOSING, ENGINE_AWAY, ENGINE_LOST
+from mosec_asgi.ipc import reference
+from mosec_asgi.ipc.arena import LARGE
+from mosec_asgi.ipc.reference import Kind
+from mosec_asgi.ipc.shm import SharedMemory, SharedPayload
+from mosec_asgi.messages import OK, Call, Chunk, Credit, Outcome, StageTime
+from mosec_asgi.observing.metrics import ServiceMetrics
+from mosec_asgi.observing.statistics import ServiceReport
+from mosec_asgi.remote import frames
+from mosec_asgi.remote.callers import Callers
+from mosec_asgi.remote.dialing import Dialing
+from mosec_asgi.remote.engine import Away, RemoteEngine
+from mosec_asgi.remote.handshake import Hello, RouteShape
+from mosec_asgi.remote.listening import EngineSocket
+from mosec_asgi.remote.standing import Standing
+
+ROUTES = [RouteShape("/inference", ("Echo_1",), streams=False)]
+
+
+class Engine:
+    """What the test says of each call becomes of it."""
+
+    def __init__(self) -> None:
+        self.calls: dict[int, tuple[Call, Caller]] = {}
+        self.credits: list[Credit] = []
+        self.cancelled: list[Call] = []
+
+    def new_id(self) -> int:
+        raise AssertionError("web processes number their calls themselves")
+
+    def submit(self, call: Call, caller: Caller) -> None:
+        self.calls[call.id] = (call, caller)
+
+    def cancel(self, call_id: int) -> None:
+        found = self.calls.pop(call_id, None)
+        if found is not None:
+            call, caller = found
+            self.cancelled.append(call)
+            if not isinstance(call.payload, bytes):
+                call.payload.drop()
+            caller.settled(frames.cancelled(call_id))
+
+    def credit(self, credit: Credit) -> None:
+        self.credits.append(credit)
+
+    def statistics(self) -> Statistics:
+        return Statistics(len(self.calls), False, ())
+
+    async def next_call(self) -> tuple[Call, Caller]:
+        await until(lambda: self.calls, "a call comes")
+        return next(iter(self.calls.values()))
+
+    def settle(self, call: Call, code: int = OK, payload: Any = b"", **more: Any) -> None:
+        _, caller = self.calls.pop(call.id)
+        if not isinstance(call.payload, bytes):
+            call.payload.drop()
+        caller.settled(Outcome(call.id, code, payload, **more))
+
+
+class Web:
+    """Whoever has made calls in a web process."""
+
+    def __init__(self) -> None:
+        self.outcomes: list[Outcome] = []
+        self.chunks: list[Chunk] = []
+
+    def settled(self, outcome: Outcome) -> None:
+        self.outcomes.append(outcome)
+
+    def streamed(self, chunk: Chunk) -> None:
+        self.chunks.append(chunk)
+
+    async def outcome(self) -> Outcome:
+        await until(lambda: self.outcomes, "an outcome comes")
+        return self.outcomes.pop(0)
+
+
+class Pair:
+    """An engine, and web processes that are connected to it."""
+
+    def __init__(self, memory: SharedMemory | None = None, apart: bool = True) -> None:
+        self.engine = Engine()
+        self.memory = memory
+        self.metrics = ServiceMetrics("x", [])
+        self.callers = Callers(self.engine, ROUTES, [apart], self.metrics, memory, self._answer)
+        self.dialing: list[asyncio.Task[None]] = []
+
+    async def _answer(self, kind: str, text: str) -> bytes:
+        if kind == "standing":
+            return Standing(self.engine.statistics(), ServiceReport(), {"/inference": (3, 7)}).packed()
+        if kind == "metrics":
+            await self.callers.gather_counts()
+            return repr(sorted(self.metrics.throughput.items())).encode()
+        if kind == "broken":
+            raise RuntimeError("a fault")
+        raise LookupError(kind)
+
+    async def web(self, path: str = "", given: socket.socket | None = None) -> RemoteEngine:
+        loop = asyncio.get_running_loop()
+        if not path and given is None:
+            given, theirs = socket.socketpair()
+            given.setblocking(False)
+            self.callers.add(theirs)
+        remote = RemoteEngine(loop, ServiceMetrics("x", []))
+        dialing = Dialing(remote, ROUTES, path, given)
+        self.dialing.append(loop.create_task(dialing.run()))
+        await dialing.tried.wait()
+        return remote
+
+    async def close(self) -> None:
+        for each in self.dialing:
+            each.cancel()
+        await asyncio.wait(self.dialing)
+        self.callers.close()
+
+
+@asynccontextmanager
+async def paired(*, shared: bool = False, apart: bool = True) -> AsyncIterator[tuple[Pair, RemoteEngine]]:
+    memory = SharedMemory(1 << 20, 2) if shared else None
+    pair = Pair(memory, apart)
+    remote = await pair.web()
+    try:
+        yield pair, remote
+    finally:
+        remote.disconnect()
+        await pair.close()
+        if memory is not None:
+            assert not memory.in_use
+            memory.close()
+
+
+def call(remote: RemoteEngine, payload: Any = b"in", **more: Any) -> Call:
+    return Call(remote.new_id(), 0, payload, "request", **more)
+
+
+async def test_a_call_goes_there_and_its_outcome_comes_back() -> None:
+    async with paired() as (pair, remote):
+        web = Web()
+        asked = call(remote, timeout=2.5, key="k", tenant="t", priority=3, cost=9, trace="00-1-1-01")
+        remote.submit(asked, web)
+        assert not web.outcomes
+        got, _ = await pair.engine.next_call()
+        assert got._replace(id=asked.id) == asked
+        assert got.id != asked.id
+        times = (StageTime("Echo_1", 0.5, 1.5),)
+        pair.engine.settle(got, 400, b"no", retry_after=7, head=b"h", times=times)
+        assert await web.outcome() == Outcome(asked.id, 400, b"no", 7, b"h", times)
+
+
+async def test_two_web_processes_have_the_same_numbers_and_get_their_own_answers() -> None:
+    async with paired() as (pair, first):
+        second = await pair.web()
+        webs = []
+        for remote in (first, second):
+            web = Web()
+            remote.submit(call(remote, b"%d" % len(webs)), web)
+            webs.append(web)
+        await until(lambda: len(pair.engine.calls) == 2, "both calls come")
+        for asked, _ in list(pair.engine.calls.values()):
+            pair.engine.settle(asked, payload=bytes(asked.payload) + b"!")  # type: ignore[arg-type]
+        assert [(await web.outcome()).payload for web in webs] == [b"0!", b"1!"]
+        second.disconnect()
+
+
+async def test_what_is_said_in_one_turn_is_one_write(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with paired() as (pair, remote):
+        sent: list[int] = []
+        encode = frames.encode
+        monkeypatch.setattr(frames, "encode", lambda entries: sent.append(len(entries)) or encode(entries))
+        web = Web()
+        for _ in range(5):
+            remote.submit(call(remote), web)
+        await until(lambda: len(pair.engine.calls) == 5, "the calls come")
+        for asked, _ in list(pair.engine.calls.values()):
+            pair.engine.settle(asked)
+        await until(lambda: len(web.outcomes) == 5, "the outcomes come")
+        assert [count for count in sent if count > 1] == [5, 5]
+
+
+async def test_a_stream_comes_in_order_and_what_is_taken_is_told() -> None:
+    async with paired() as (pair, remote):
+        web = Web()
+        asked = call(remote)
+        remote.submit(asked, web)
+        got, caller = await pair.engine.next_call()
+        for piece in (b"a", b"b"):
+            caller.streamed(Chunk(got.id, piece))
+        pair.engine.settle(got)
+        assert (await web.outcome()).code == OK
+        assert web.chunks == [Chunk(asked.id, b"a"), Chunk(asked.id, b"b")]
+        other = call(remote)
+        remote.submit(other, web)
+        remote.credit(Credit(other.id, 5))
+        got, _ = await pair.engine.next_call()
+        await until(lambda: pair.engine.credits, "what was taken is told")
+        assert pair.engine.credits == [Credit(got.id, 5)]
+
+
+async def test_a_cancelled_call_is_settled_at_once_and_dropped_there() -> None:
+    async with paired() as (pair, remote):
+        web = Web()
+        asked = call(remote)
+        remote.submit(asked, web)
+        remote.cancel(asked.id)
+        assert web.outcomes == [Outcome(asked.id, CANCELLED, b"")]
+        await until(lambda: pair.engine.cancelled, "it is dropped")
+        remote.cancel(asked.id)
+        assert len(web.outcomes) == 1
+
+
+async def test_an_outcome_that_crosses_a_cancel_is_dropped() -> None:
+    async with paired(shared=True) as (pair, remote):
+        assert pair.memory is not None
+        web = Web()
+        asked = call(remote)
+        remote.submit(asked, web)
+        got, _ = await pair.engine.next_call()
+        pair.engine.settle(got, payload=lying(pair.memory, b"x" * LARGE))
+        remote.cancel(asked.id)
+        memory = pair.memory
+        await until(lambda: not memory.in_use, "its memory is given back")
+        assert [outcome.code for outcome in web.outcomes] == [CANCELLED]
+
+
+async def test_the_end_of_a_web_process_drops_its_calls_alone() -> None:
+    async with paired() as (pair, first):
+        second = await pair.web()
+        web, other = Web(), Web()
+        first.submit(call(first, b"first"), web)
+        second.submit(call(second, b"second"), other)
+        await until(lambda: len(pair.engine.calls) == 2, "both calls come")
+        second.disconnect()
+        await until(lambda: pair.engine.cancelled, "its call is dropped")
+        assert [each.payload for each in pair.engine.cancelled] == [b"second"]
+        assert (await other.outcome()).failure == ENGINE_LOST
+        assert len(pair.callers) == 1
+        [(got, _)] = pair.engine.calls.values()
+        pair.engine.settle(got, payload=b"out")
+        assert (await web.outcome()).payload == b"out"
+
+
+async def test_without_an_engine_calls_are_refused_later() -> None:
+    remote = RemoteEngine(asyncio.get_running_loop(), ServiceMetrics("x", []))
+    web = Web()
+    remote.submit(call(remote), web)
+    assert not web.outcomes
+    assert (await web.outcome()).failure == ENGINE_AWAY
+    assert remote.statistics().away
+    with pytest.raises(Away):
+        await remote.refresh()
+    remote.close()
+    remote.submit(call(remote), web)
+    assert (await web.outcome()).failure == CLOSING
+
+
+async def test_an_engine_that_comes_back_is_found(tmp_path: Path) -> None:
+    path = str(tmp_path / "engine.sock")
+    pair = Pair()
+    listening = EngineSocket(path)
+    listening.start(pair.callers.add)
+    assert os.stat(path).st_mode & 0o777 == 0o600
+    remote = await pair.web(path)
+    assert remote.room == {"/inference": (3, 7)}
+    web = Web()
+    remote.submit(call(remote), web)
+    await pair.engine.next_call()
+    listening.close()
+    pair.callers.close()
+    assert (await web.outcome()).failure == ENGINE_LOST
+    assert not remote.is_there
+    assert not os.path.exists(path)
+    again = Pair()
+    listening = EngineSocket(path)
+    listening.start(again.callers.add)
+    await until(lambda: remote.is_there, "it is found")
+    remote.submit(call(remote), web)
+    got, _ = await again.engine.next_call()
+    again.engine.settle(got, payload=b"out")
+    assert (await web.outcome()).payload == b"out"
+    remote.disconnect()
+    await pair.close()
+    listening.close()
+    again.callers.close()
+
+
+async def test_a_program_with_other_routes_is_refused_with_the_reason(caplog: pytest.LogCaptureFixture) -> None:
+    async with paired() as (pair, _):
+        loop = asyncio.get_running_loop()
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)
+        pair.callers.add(theirs)
+        remote = RemoteEngine(loop, ServiceMetrics("x", []))
+        dialing = Dialing(remote, [RouteShape("/other", ("Other_1",), streams=False)], "", ours)
+        await dialing.run()
+        assert not remote.is_there
+        assert (
+            "serves /other (Other_1), the engine /inference (Echo_1); start both from the same program" in caplog.text
+        )
+
+
+def test_another_version_is_refused() -> None:
+    hello = Hello(tuple(ROUTES), 1, version="0.0.1")
+    assert "mosec-asgi 0.0.1 on Python" in hello.differs_from(ROUTES)
+    assert not Hello(tuple(ROUTES), 1).differs_from(ROUTES)
+
+
+@pytest.mark.parametrize(
+    "said", [b"", b"GET / HTTP/1.1\r\n\r\n", b"\x02\0\0\0{]", b"\x02\0\0\0{}", b"\xff\xff\xff\xff", pickle.dumps(1)]
+)
+async def test_whoever_says_no_hello_is_not_heard(said: bytes) -> None:
+    async with paired() as (pair, _):
+        ours, theirs = socket.socketpair()
+        pair.callers.add(theirs)
+        ours.send(said)
+        ours.shutdown(socket.SHUT_WR)
+        loop = asyncio.get_running_loop()
+        ours.setblocking(False)
+        # What was not read at all resets the connection.
+        with contextlib.suppress(ConnectionResetError):
+            assert await asyncio.wait_for(loop.sock_recv(ours, 9), 20) == b""
+        assert len(pair.callers) == 1
+        ours.close()
+
+
+@pytest.mark.parametrize(
+    "entry", [(0,), (1, 2, 3, 4, 5), "text", 1.5, [1], *[(number, *[None] * 12) for number in (0, -1, 1 << 40, "x")]]
+)
+async def test_garbage_ends_the_connection_and_drops_its_calls(entry: Any) -> None:
+    async with paired() as (pair, remote):
+        web = Web()
+        remote.submit(call(remote), web)
+        await pair.engine.next_call()
+        assert remote._channel is not None
+        remote._channel.send(frames.encode([entry]))
+        await until(lambda: not len(pair.callers), "the connection is closed")
+        assert len(pair.engine.cancelled) == 1
+        assert (await web.outcome()).failure == ENGINE_LOST
+
+
+async def test_garbage_of_the_engine_ends_the_connection() -> None:
+    async with paired() as (pair, remote):
+        web = Web()
+        remote.submit(call(remote), web)
+        _, caller = await pair.engine.next_call()
+        caller._say((1, 2, 3, 4, 5))  # type: ignore[attr-defined]
+        assert (await web.outcome()).failure == ENGINE_LOST
+        await until(lambda: pair.engine.cancelled, "the call is dropped")
+
+
+# -- large payloads --------------------------------------------------------------------------------------------------
+
+
+def lying(memory: SharedMemory, payload: bytes) -> SharedPayload:
+    """Return a payload that lies in shared memory, as a worker's result does."""
+    blocks = memory.own_blocks()
+    span = blocks.put(payload)
+    assert span is not None
+    return blocks.hold(reference.pack(Kind.BYTES, [span]))
+
+
+async def test_a_large_body_is_written_once_and_read_where_it_lies() -> None:
+    async with paired(shared=True) as (pair, remote):
+        assert pair.memory is not None
+        body = os.urandom(LARGE)
+        web = Web()
+        # More together than there is room for, so that blocks are written again.
+        for _ in range(40):
+            remote.submit(call(remote, body), web)
+            got, _ = await pair.engine.next_call()
+            assert isinstance(got.payload, SharedPayload)
+            assert got.payload.read() == body
+            pair.engine.settle(got, payload=lying(pair.memory, body[::-1]))
+            assert (await web.outcome()).payload == body[::-1]
+
+
+async def test_what_finds_no_room_goes_through_the_socket() -> None:
+    async with paired(shared=True) as (pair, remote):
+        body = os.urandom(LARGE * 10)
+        web = Web()
+        for _ in range(3):
+            remote.submit(call(remote, body), web)
+        await until(lambda: len(pair.engine.calls) == 3, "the calls come")
+        calls = [each for each, _ in pair.engine.calls.values()]
+        assert [type(each.payload) for each in calls] == [SharedPayload, bytes, bytes]
+        for each in calls:
+            payload = each.payload if isinstance(each.payload, bytes) else each.payload.read()
+            pair.engine.settle(each, payload=payload)
+        assert [(await web.outcome()).payload == body for _ in calls] == [True] * 3
+
+
+async def test_a_route_whose_workers_read_no_shared_memory_gets_bytes() -> None:
+    async with paired(shared=True, apart=False) as (pair, remote):
+        web = Web()
+        remote.submit(call(remote, b"x" * LARGE), web)
+        got, _ = await pair.engine.next_call()
+        assert got.payload == b"x" * LARGE
+        pair.engine.settle(got)
+
+
+async def test_an_object_with_large_buffers_comes_back_as_one_that_may_be_changed() -> None:
+    async with paired(shared=True) as (pair, remote):
+        assert pair.memory is not None
+        blocks = pair.memory.own_blocks()
+        large = bytearray(os.urandom(LARGE))
+        spans: list[Any] = []
+        stream = pickle.dumps(
+            {"a": pickle.PickleBuffer(large)}, 5, buffer_callback=lambda buffer: spans.append(blocks.put(buffer.raw()))
+        )
+        web = Web()
+        remote.submit(call(remote, objects=True), web)
+        got, _ = await pair.engine.next_call()
+        pair.engine.settle(got, payload=blocks.hold(reference.pack(Kind.PICKLE, spans, stream)))
+        payload: Any = (await web.outcome()).payload
+        value = payload.load()["a"]
+        assert value == large
+        value[0] ^= 1
+        memory = pair.memory
+        await until(lambda: not memory.in_use, "its memory is given back")
+
+
+async def test_a_web_process_that_dies_with_payloads_leaves_no_memory_taken() -> None:
+    async with paired(shared=True) as (pair, _):
+        assert pair.memory is not None
+        second = await pair.web()
+        web = Web()
+        for _ in range(3):
+            second.submit(call(second, b"x" * LARGE), web)
+        await until(lambda: len(pair.engine.calls) == 3, "the calls come")
+        got, _ = await pair.engine.next_call()
+        pair.engine.settle(got, payload=lying(pair.memory, b"y" * LARGE))
+        assert pair.memory.in_use
+        assert second._channel is not None
+        # As the kernel does for a process that was killed.
+        second._channel._sock.shutdown(socket.SHUT_RDWR)
+        memory = pair.memory
+        await until(lambda: not memory.in_use, "its memory is given back")
+        assert [outcome.code for outcome in web.outcomes].count(503) >= 2
+
+
+# -- questions -------------------------------------------------------------------------------------------------------
+
+
+async def test_answers_of_all_processes_are_counted_together() -> None:
+    async with paired() as (pair, first):
+        second = await pair.web()
+        for remote, count in ((first, 2), (second, 3)):
+            for _ in range(count):
+                remote._metrics.answered("/inference", 200, 0.01)
+        expected = repr([(("/inference", 200), 5)]).encode()
+        assert await first.ask("metrics") == expected
+        assert await second.ask("metrics") == expected
+        assert pair.metrics.duration.count == 5
+        assert not first._metrics.duration.count
+        second._metrics.answered("/inference", 200, 0.01)
+        second.disconnect()
+        await until(lambda: pair.metrics.duration.count == 6, "the last is counted at the end")
+
+
+async def test_a_question_that_cannot_be_answered_fails() -> None:
+    async with paired() as (_, remote):
+        for kind in ("unknown", "broken"):
+            with pytest.raises(Away):
+                await remote.ask(kind)
+
+
+async def test_a_question_fails_with_the_connection() -> None:
+    async with paired() as (pair, remote):
+        asked = asyncio.ensure_future(remote.ask("standing"))
+        await asyncio.sleep(0)
+        pair.callers.close()
+        with pytest.raises(Away):
+            await asked
+
+
+async def test_at_its_end_a_web_process_waits_for_its_calls() -> None:
+    async with paired() as (pair, remote):
+        web = Web()
+        remote.submit(call(remote), web)
+        got, _ = await pair.engine.next_call()
+        ending = asyncio.ensure_future(remote.finish(20))
+        await asyncio.sleep(0)
+        assert not ending.done()
+        pair.engine.settle(got)
+        await asyncio.wait_for(ending, 10)
+        assert (await web.outcome()).code == OK
+        assert remote.statistics().closing
