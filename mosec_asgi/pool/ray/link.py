@@ -46,7 +46,13 @@ class RayLink:
     """One life of a worker in an actor; see `pool.link.WorkerLink`."""
 
     def __init__(
-        self, spec: WorkerSpec, events: WorkerEvents, loop: asyncio.AbstractEventLoop, cluster: Cluster
+        self,
+        spec: WorkerSpec,
+        events: WorkerEvents,
+        loop: asyncio.AbstractEventLoop,
+        cluster: Cluster,
+        *,
+        confirm_seconds: float = CONFIRM_SECONDS,
     ) -> None:
         """Prepare; `begin` is called once the actor has a number.
 
@@ -55,7 +61,9 @@ class RayLink:
             events: hears what it does.
             loop: to listen on.
             cluster: ends the actor.
+            confirm_seconds: in which Ray confirms its end.
         """
+        self._confirm_seconds = confirm_seconds
         self._spec = spec
         self._events = events
         self._loop = loop
@@ -142,7 +150,7 @@ class RayLink:
         """End the actor."""
         if not self._gone:
             self._stop_timer()
-            self._timer = self._loop.call_later(CONFIRM_SECONDS, self._unconfirmed)
+            self._timer = self._loop.call_later(self._confirm_seconds, self._unconfirmed)
             # In a later turn: where nothing has been started yet, its end is reported at once.
             self._loop.call_soon(self._kill)
 
@@ -193,7 +201,7 @@ class RayLink:
     def _unconfirmed(self) -> None:
         """Go on without Ray's word: the connection has ended, and the actor ends with it."""
         self._cluster.forget(self._number)
-        self._ending = f"was killed, which Ray has not confirmed within {CONFIRM_SECONDS:g} s"
+        self._ending = f"was killed, which Ray has not confirmed within {self._confirm_seconds:g} s"
         self._exit()
 
     def _exit(self) -> None:
