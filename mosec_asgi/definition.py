@@ -112,11 +112,7 @@ def plan_stage(
             event_type=event_type,
             strict_json=settings.strict_json,
             stream_buffer=settings.stream_buffer,
-            # A worker that is not a process gets all payloads as bytes.
-            buffers_apart=all(
-                each.executor == "process" and each.worker.deserialize_ipc is Worker.deserialize_ipc
-                for each in followers
-            ),
+            buffers_apart=_buffers_apart(runtime, followers),
             log_level=settings.effective_log_level,
             log_text=settings.debug,
             traces=traces,
@@ -141,6 +137,7 @@ def plan_stage(
         start_method=runtime.start_method,
         preload=runtime.preload,
         executor=runtime.executor,
+        ray=runtime.ray,
         latency_target=runtime.latency_target / 1000,
         recycling=Recycling(runtime.max_calls, runtime.max_memory),
         takes_request=runtime.worker.takes_request,
@@ -150,6 +147,16 @@ def plan_stage(
         labels=runtime.labels,
         coalesce=runtime.coalesce,
     )
+
+
+def _buffers_apart(runtime: Runtime, followers: Sequence[Runtime]) -> bool:
+    """Whether large buffers of a stage's results may be sent apart from them: all that read them find them there."""
+    # Processes in shared memory, and actors in the store of Ray; all others get all payloads as bytes.
+    if runtime.executor == "ray" and runtime.coalesce:
+        # The server gives each of equal tasks a copy, and what lies in Ray's store it does not read.
+        return False
+    where = "ray" if runtime.executor == "ray" else "process"
+    return all(each.executor == where and each.worker.deserialize_ipc is Worker.deserialize_ipc for each in followers)
 
 
 def _rules(runtime: Runtime, settings: Settings) -> Rules:

@@ -23,6 +23,9 @@ from mosec_asgi.request import Request
 OK = 200
 # The code of a result that is a `Reply`: what it sets, and the encoded result behind it (`reply`). No status of HTTP.
 REPLY = 1201
+# The code of a result that says: what the stage before had put into the store for this task is lost, and the task was
+# not begun. No status of HTTP.
+LOST = 1202
 
 
 # What stands between the text of a failure and its fields.

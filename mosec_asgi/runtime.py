@@ -17,6 +17,7 @@ from mosec_asgi import log, paths
 from mosec_asgi.annotations import single_item_annotation
 from mosec_asgi.errors import DefinitionError
 from mosec_asgi.labels import Labels, check_hooks
+from mosec_asgi.ray_options import RayOptions, checked_ray_options
 from mosec_asgi.streaming import ContinuousWorker, is_async, is_generator, streams
 from mosec_asgi.worker import Worker
 
@@ -55,7 +56,7 @@ class Runtime:
     def __init__(
         self,
         worker: type[Worker],
-        num: int = 1,
+        num: int | Literal["auto"] = 1,
         max_batch_size: int = 1,
         max_wait_time: int = 0,
         timeout: float = 0,
@@ -79,12 +80,15 @@ class Runtime:
         refuse_over_cost: bool = False,
         sort_by_cost: bool = False,
         coalesce: bool = False,
+        ray_actor_options: Mapping[str, Any] | None = None,
+        placement: Any = None,
     ) -> None:
         """Describe a stage; nothing is started.
 
         Args:
             worker: a subclass of `Worker`.
-            num: processes that run it, at least 1.
+            num: processes that run it, at least 1. With executor="ray" also "auto": as many as fit into the cluster, by
+                what `ray_actor_options` asks for each, while nodes come and go; the setting `max_workers` bounds it.
             max_batch_size: the most items that `forward` receives at once; 1 turns batching off.
             max_wait_time: milliseconds that a task may wait, from its arrival at the stage, for its batch to fill.
                 0 leaves it to the scheduler, within the service's setting `wait`.
@@ -106,7 +110,8 @@ class Runtime:
             executor: what the workers run on: "process", or "thread", a thread of the server's own process each: for
                 models that release the GIL, for notebooks and for tests. A thread has no `env`, and cannot be
                 interrupted: one whose `forward` exceeds the timeout is given up and replaced, and runs on until it
-                returns. Or a function that makes a `pool.link.Launcher` of the stage's plan and the event loop.
+                returns. "ray" for an actor of Ray each, on whichever machine of a cluster; see docs/ray.md. Or a
+                function that makes a `pool.link.Launcher` of the stage's plan and the event loop.
             latency_target: milliseconds that a task should spend at this stage at most; a call that would wait and be
                 there for longer is refused with 429, and no batch is formed that would take longer by what is
                 learned of batches; see docs/batching.md. 0 leaves it to the deadline and the load.
@@ -129,12 +134,16 @@ class Runtime:
                 longest; `max_batch_cost` then bounds the cost of the longest times the number of items.
             coalesce: compute equal inputs that are at the stage at the same time once, for a `forward` whose result
                 depends on its input alone. See docs/batching.md.
+            ray_actor_options: with executor="ray", the options of each actor, such as `{"num_gpus": 1}`.
+            placement: with executor="ray", "SPREAD" for workers on as many machines as there are, "PACK" for the
+                server's own machine as long as it has room, or a placement group of Ray; None for Ray's own choice.
 
         Raises:
             DefinitionError: an argument does not fit; the text says what to change.
         """
         self.worker = _checked_worker(worker)
-        self.num = _at_least(num, "num", 1)
+        follows = _follows(num, executor)
+        self.num = 1 if follows else _at_least(num, "num", 1)
         self.devices = _checked_devices(devices)
         self.workers_per_device = _at_least(workers_per_device, "workers_per_device", 1)
         # Of those that the devices make; a dry run has one.
@@ -164,10 +173,11 @@ class Runtime:
         self.methods = _checked_methods(self.worker, methods)
         self.preload = _checked_preload(preload, start_method, self.env)
         self.executor = _checked_executor(executor, start_method, self.env, self.preload)
+        self.ray = _checked_ray(ray_actor_options, placement, self.executor, self.env, self.worker, follows=follows)
         self.max_calls = _at_least(max_calls, "max_calls", 0)
         self.max_memory = _checked_memory(max_memory, self.executor)
         # What stays in this process need not be pickled.
-        crosses = self.executor == "process" and start_method == "spawn"
+        crosses = self.executor == "ray" or (self.executor == "process" and start_method == "spawn")
         self.args, self.kwargs = _checked_arguments(self.worker, args, kwargs, crosses=crosses)
         _check_batch(self.worker, self.max_batch_size)
         self.max_batch_cost = _at_least(max_batch_cost, "max_batch_cost", 0)
@@ -360,7 +370,7 @@ def check_importable(routes: Mapping[str, Sequence[Runtime]]) -> None:
     why = _not_importable(main)
     guarded = set() if why else _guarded(main)
     for runtime in [runtime for pipeline in routes.values() for runtime in pipeline]:
-        spawned = runtime.executor == "process" and runtime.start_method == "spawn"
+        spawned = runtime.executor == "ray" or (runtime.executor == "process" and runtime.start_method == "spawn")
         if why and spawned and runtime.worker.__module__ == "__main__":
             raise DefinitionError(
                 f"worker processes cannot import {runtime.worker.__qualname__}: it is defined in {why}. Move it into a "
@@ -632,10 +642,17 @@ def _checked_executor(
 ) -> str | Callable[..., Any]:
     if executor == "process":
         return "process"
-    if executor != "thread" and not callable(executor):
+    if executor not in ("thread", "ray") and not callable(executor):
         raise DefinitionError(
-            f'executor must be "process", "thread" or a function that makes a launcher, not {executor!r}'
+            f'executor must be "process", "thread", "ray" or a function that makes a launcher, not {executor!r}'
         )
+    if executor == "ray":
+        for name, is_given in (("preload", preload), ("start_method", start_method != "spawn")):
+            if is_given:
+                raise DefinitionError(
+                    f"{name} is for workers that are processes of this machine, and executor='ray' has Ray start them; "
+                    f"leave {name} out, or use executor='process'"
+                )
     if executor == "thread":
         for name, given in (("env", env), ("preload", preload), ("start_method", start_method != "spawn")):
             if given:
@@ -644,6 +661,41 @@ def _checked_executor(
                     f"leave {name} out, or use executor='process'"
                 )
     return executor  # type: ignore[no-any-return]  # one of the two by now
+
+
+def _follows(num: Any, executor: Any) -> bool:
+    """Whether there are to be as many workers as fit into a cluster."""
+    if num != AUTO:
+        return False
+    if executor != "ray":
+        raise DefinitionError(
+            'num="auto" is for executor="ray", which follows a cluster; on one machine give a number, or '
+            'devices="auto" for a worker on each GPU'
+        )
+    return True
+
+
+def _checked_ray(
+    options: Any,
+    placement: Any,
+    executor: Any,
+    env: list[dict[str, str]] | None,
+    worker: type[Worker],
+    *,
+    follows: bool,
+) -> RayOptions | None:
+    if executor != "ray":
+        for name, given in (("ray_actor_options", options), ("placement", placement)):
+            if given is not None:
+                raise DefinitionError(f"{name} of {worker.__name__} is for executor='ray'; leave it out, or set that")
+        return None
+    checked = checked_ray_options(options, placement, worker.__name__, follows=follows)
+    taken = [name for variables in env or () for name in variables if name in _DEVICE_VARIABLES]
+    if taken and checked.actor_options.get("num_gpus"):
+        raise DefinitionError(
+            f"env of {worker.__name__} sets {taken[0]}, which Ray does for an actor with num_gpus; leave it out of env"
+        )
+    return checked
 
 
 def _checked_devices(devices: Any) -> str | tuple[str, ...] | None:
@@ -667,6 +719,11 @@ def _check_beside_devices(num: int, executor: Any, preload: Any, env: Any) -> No
     if num != 1:
         raise DefinitionError("num follows from devices; leave it out, or set workers_per_device for several on each")
     if executor != "process":
+        if executor == "ray":
+            raise DefinitionError(
+                "devices is for workers that are processes; Ray chooses a GPU for each actor: leave devices out, and "
+                "set ray_actor_options={'num_gpus': 1} and num"
+            )
         raise DefinitionError("devices is for workers that are processes; leave out executor, or devices")
     if preload:
         raise DefinitionError(

@@ -10,7 +10,7 @@ import contextlib
 import sys
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from multiprocessing.process import BaseProcess
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from mosec_asgi import config, log
 from mosec_asgi.checks import check_main_guard, check_no_loop, check_own_engine, checked_middleware, checked_tenant
@@ -128,7 +128,7 @@ class Server:
     def append_worker(
         self,
         worker: type[Worker],
-        num: int = 1,
+        num: int | Literal["auto"] = 1,
         max_batch_size: int = 1,
         max_wait_time: int = 0,
         start_method: StartMethod = "spawn",
@@ -153,12 +153,14 @@ class Server:
         refuse_over_cost: bool = False,
         sort_by_cost: bool = False,
         coalesce: bool = False,
+        ray_actor_options: Mapping[str, Any] | None = None,
+        placement: Any = None,
     ) -> None:
         """Append a stage to the pipeline of one route, or of several that then share its workers.
 
         Args:
             worker: a subclass of `Worker`.
-            num: processes that run it, at least 1.
+            num: processes that run it, at least 1; with executor="ray" also "auto", see `Runtime`.
             max_batch_size: the most items that `forward` receives at once; 1 turns batching off.
             max_wait_time: milliseconds that a task may wait for its batch to fill, from its arrival at the stage. 0
                 leaves it to the scheduler, within the setting `wait`.
@@ -175,7 +177,7 @@ class Server:
                 model that runs on the CPU; see docs/preload.md.
             args: what the worker's `__init__` is called with, by place, in each process; such as the path of a model.
             kwargs: the same by name.
-            executor: what the workers run on: "process", or "thread"; see `Runtime`.
+            executor: what the workers run on: "process", "thread", or "ray" for actors of Ray; see `Runtime`.
             latency_target: milliseconds that a task should spend at this stage at most; calls that would wait and be
                 there for longer are refused with 429, and batches are no larger than that allows. 0 for no such wish.
             methods: of HTTP, that the route takes; the first stage says them, for POST alone leave it out. See
@@ -190,6 +192,8 @@ class Server:
             refuse_over_cost: refuse an item that costs more with 413; otherwise it runs alone.
             sort_by_cost: form batches of items of like cost, for a model that pads them to the longest.
             coalesce: compute equal inputs that wait or run at the same time once.
+            ray_actor_options: with executor="ray", the options of each actor, such as `{"num_gpus": 1}`.
+            placement: with executor="ray", "SPREAD", "PACK" or a placement group of Ray; see docs/ray.md.
 
         Raises:
             DefinitionError: an argument does not fit, or the workers have been started; the text says what to change.
@@ -220,6 +224,8 @@ class Server:
             refuse_over_cost=refuse_over_cost,
             sort_by_cost=sort_by_cost,
             coalesce=coalesce,
+            ray_actor_options=ray_actor_options,
+            placement=placement,
         )
         self._defined.append(runtime, route)
 

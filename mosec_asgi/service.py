@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp
 
     from mosec_asgi.observing.exposition import Exposition
+    from mosec_asgi.pool.ray.cluster import RayCluster
     from mosec_asgi.remote.callers import Callers
     from mosec_asgi.web.dashboard import Dashboard
     from mosec_asgi.web.direct import DirectRoutes
@@ -126,6 +127,9 @@ class Service:
         self._call_routes = call_routes(stages, pipelines, limits)
         self._route_plans, self._limits = pipelines, limits
         self._memory: SharedMemory | None = None
+        self._ray: RayCluster | None = None
+        self._following: asyncio.Task[None] | None = None
+        self._stages = stages
         self._metrics = ServiceMetrics(
             settings.namespace,
             [
@@ -214,6 +218,7 @@ class Service:
             if self._follows:
                 await self._take_over()
             self._began, self._state = self._clock(), SERVING
+            self._follow_cluster()
         except BaseException:
             starting.cancel()
             await asyncio.wait([starting, *self._front.stop_ports(0)])
@@ -259,8 +264,26 @@ class Service:
             return await (self._dashboard or self._opened_dashboard()).told(run, after)
         raise LookupError(kind)
 
+    def _follow_cluster(self) -> None:
+        """Keep as many workers as fit into the cluster, of those stages that want that."""
+        following = {plan.name: plan.ray for plan in self._stages if plan.ray is not None and plan.ray.follows}
+        if not following or self._ray is None:
+            return
+        from mosec_asgi.following import Following
+
+        followed = Following(
+            self._ray,
+            following,
+            lambda stage: self._coordinator.statistics().stages[self.steering.place_of(stage)].workers,
+            self.steering.scale,
+            self._settings.max_workers,
+        )
+        self._following = self.loop.create_task(followed.run())
+
     async def stop(self) -> None:
         """Finish what was admitted, within the service's timeout, and end all workers."""
+        if self._following is not None:
+            self._following.cancel()
         for each in self._daemon_watches:
             each.cancel()
         if self._taking_ports is not None:
@@ -356,6 +379,14 @@ class Service:
             return plan.executor(plan, loop)
         if plan.executor == "thread":
             return ThreadLauncher(loop)
+        if plan.executor == "ray":
+            # Imported here: no other service needs it.
+            from mosec_asgi.pool.ray.cluster import RayCluster
+            from mosec_asgi.pool.ray.launcher import RayLauncher
+
+            if self._ray is None:
+                self._ray = RayCluster(loop, self._settings.ray_port)
+            return RayLauncher(loop, plan.ray, self._ray)
         return ProcessLauncher(
             loop,
             plan.start_method,

@@ -35,6 +35,7 @@ LONG = (
     "test_map",
     "test_examples_sentiment",
     "test_examples_ocr",
+    "test_ray",
     "test_infer",
     "test_faults",
     "test_streams",

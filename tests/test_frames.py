@@ -94,6 +94,10 @@ def encode(frame: frames.Frame) -> bytes:
             return frames.encode_ready()
         case frames.Failed():
             return frames.encode_failed(frame.text)
+        case frames.Noted():
+            return frames.encode_noted(frame)
+        case frames.Finish():
+            return frames.encode_finish()
 
 
 def fields(frame: frames.Frame) -> dict[str, Any]:
@@ -293,7 +297,23 @@ def test_an_unknown_kind_is_refused(kind: int) -> None:
         decoder.next_frame()
 
 
-@pytest.mark.parametrize("kind", [frames.Kind.READY, frames.Kind.FAILED])
+@pytest.mark.parametrize("frame", [frames.Noted(3, 1 << 40), frames.Finish()])
+def test_what_is_said_to_and_by_an_actor_crosses(frame: frames.Frame) -> None:
+    decoder = frames.Decoder()
+    decoder.receive_data(encode(frame))
+    assert decoder.next_frame() == frame
+    assert decoder.next_frame() is None
+
+
+@pytest.mark.parametrize("length", [15, 17])
+def test_a_note_of_another_length_is_refused(length: int) -> None:
+    decoder = frames.Decoder()
+    decoder.receive_data(header(kind=frames.Kind.NOTED, count=1, length=length) + bytes(length))
+    with pytest.raises(frames.FrameError):
+        decoder.next_frame()
+
+
+@pytest.mark.parametrize("kind", [frames.Kind.READY, frames.Kind.FAILED, frames.Kind.FINISH])
 def test_a_notice_with_rows_is_refused(kind: frames.Kind) -> None:
     decoder = frames.Decoder()
     decoder.receive_data(header(kind=kind, count=1))

@@ -19,7 +19,7 @@ FLOORS = {
     "cli": 8, "__main__": 8, "testing": 8,
     "server": 7, "offline": 7, "tuning": 7,
     "defined": 6, "definition": 6, "service": 6, "steering": 6, "admin": 6, "lifetime": 6, "entrance": 6,
-    "checks": 6, "host": 6, "calls": 6,
+    "checks": 6, "host": 6, "calls": 6, "following": 6,
     "front": 6, "web_service": 6,
     "protocols": 6,
     "web": 5, "remote": 5,
@@ -27,6 +27,7 @@ FLOORS = {
     "pool": 3, "inside": 3,
     "ipc": 2,
     "observing": 1, "worker": 1, "streaming": 1, "events": 1, "runtime": 1, "mixin": 1, "schema": 1, "annotations": 1,
+    "ray_options": 1,
     "formats": 1, "stops": 1, "hints": 1,
     "messages": 0, "request": 0, "reply": 0, "paths": 0, "labels": 0, "wishes": 0,
     "config": 0, "keywords": 0, "log": 0, "log_output": 0, "ration": 0, "errors": 0, "protocol": 0, "lazy_timer": 0,
@@ -49,12 +50,14 @@ PURE = {
     "web.budget", "calls.window", "offline.done", "offline.progress", "offline.faults", "cli.top.watch",
     "tuning.fit", "tuning.model", "tuning.room", "tuning.simulation", "tuning.search", "tuning.text",
     "pool.lifecycle", "pool.watchdog", "pool.recycling", "inside.isolation",
+    "pool.ray.handshake", "pool.ray.orders", "pool.ray.room",
     "ipc.frames", "ipc.arena", "ipc.reference", "ipc.ledger", "remote.frames", "remote.counts",
 }  # fmt: skip
 IMPURE = {"asyncio", "socket", "time", "threading", "multiprocessing", "signal", "subprocess", "os", "select"}
 HEAVY = {
     "starlette", "uvicorn", "pydantic", "prometheus_client", "msgpack", "msgspec", "numbin", "numpy", "redis",
     "asyncio", "ssl", "argparse", "tempfile", "click", "rich", "watchfiles", "opentelemetry",
+    "ray",
 }  # fmt: skip
 
 MODULES = {
@@ -140,11 +143,11 @@ def test_a_room_imports_nothing_of_one_that_it_must_not_know(room: str, stranger
 
 
 def test_whoever_holds_a_link_need_not_know_of_processes() -> None:
-    """Beside the process executor itself, only what puts a service together knows it."""
+    """Beside the process executor itself, only what puts a service together knows it, and an actor, which is one."""
     knowing = {
         module.split(".")[0]
         for module, path in MODULES.items()
-        if not module.startswith("pool.process")
+        if not module.startswith(("pool.process", "pool.ray"))
         for target in own(imports(path))
         if target.startswith("pool.process")
     }
@@ -175,9 +178,10 @@ def test_only_the_settings_read_the_environment() -> None:
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.Attribute) and node.attr in ("environ", "getenv")
     }
-    # `pool.process.launcher` sets the variables of its workers there, and reads only what to put back. The URL of redis
-    # reaches the workers in no other way: `set_redis_url` is called on a class, before there is a server.
-    assert readers <= {"config", "pool.process.launcher", "mixin.redis_worker"}
+    # `pool.process.launcher` sets the variables of its workers there, and reads only what to put back; an actor sets
+    # its own. The URL of redis reaches the workers in no other way: `set_redis_url` is called on a class, before there
+    # is a server.
+    assert readers <= {"config", "pool.process.launcher", "pool.ray.actor", "mixin.redis_worker"}
 
 
 @pytest.mark.parametrize(

@@ -453,7 +453,26 @@ def test_workers_of_a_main_module_that_cannot_be_imported_are_refused(
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ({"executor": "ray"}, 'executor must be "process", "thread" or a function'),
+        ({"executor": "rays"}, 'executor must be "process", "thread", "ray" or a function'),
+        ({"executor": "ray", "preload": True}, "preload is for workers that are processes of this machine"),
+        ({"executor": "ray", "start_method": "fork"}, "start_method is for workers that are processes of this machine"),
+        ({"num": "auto"}, 'num="auto" is for executor="ray"'),
+        ({"executor": "ray", "num": "auto"}, 'num="auto" of .* needs to know what a worker takes'),
+        ({"executor": "ray", "devices": "auto"}, "ray_actor_options={'num_gpus': 1} and num"),
+        ({"executor": "ray", "ray_actor_options": 3}, "ray_actor_options of .* must be a dictionary of options"),
+        ({"executor": "ray", "ray_actor_options": {"num_gpus": -1}}, "num_gpus must be a number, 0 or more, not -1"),
+        ({"executor": "ray", "ray_actor_options": {"max_restarts": 2}}, "has 'max_restarts'; leave it out: the server"),
+        ({"executor": "ray", "placement": "NEAR"}, 'placement of .* must be "SPREAD", "PACK" or a placement group'),
+        ({"placement": "PACK"}, "placement of .* is for executor='ray'"),
+        ({"ray_actor_options": {}}, "ray_actor_options of .* is for executor='ray'"),
+        (
+            {
+                "executor": "ray",
+                "env": [{"CUDA_VISIBLE_DEVICES": "0"}],
+                "ray_actor_options": {"num_gpus": 1},
+            },
+            "env of .* sets CUDA_VISIBLE_DEVICES, which Ray does",
+        ),
         ({"executor": "thread", "env": [{"A": "1"}]}, "env is for workers that are processes"),
         ({"executor": "thread", "preload": True}, "preload is for workers that are processes"),
         ({"executor": "thread", "start_method": "fork"}, "start_method is for workers that are processes"),

@@ -1,5 +1,7 @@
 """Two nodes of Ray on this machine, with the models deployed by Ray Serve, until standard input is closed.
 
+With the argument `nodes` they are alone.
+
 It says in a line of JSON where they are.
 """
 
@@ -28,6 +30,10 @@ def main() -> None:
     )
     try:
         cluster.add_node(num_cpus=16, object_store_memory=STORE_BYTES, resources={"second": 10})
+        if sys.argv[1:] == ["nodes"]:
+            print(json.dumps({"address": cluster.address, "url": ""}), flush=True)
+            sys.stdin.read()
+            return
         ray.init(address=cluster.address, log_to_driver=False)
         port = int(os.environ["BENCH_PORT"])
         serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": port})

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from load import ITEM, Posts, arrays
 
-from on_ray.ways import HANDLES, HANDLES_GRPC, IN_SERVE, LOCAL, SERVE, Way
+from on_ray.ways import ACTORS, FRAMES, HANDLES, HANDLES_GRPC, IN_SERVE, LOCAL, SERVE, Way
 
 ARRAY_BYTES = 10_000_000
 # What is slow is to be measured, and no error.
@@ -44,8 +44,8 @@ ROWS = (
         "batched_echo",
         128,
         ECHOES,
-        (LOCAL, SERVE, IN_SERVE),
-        ((LOCAL, SERVE, 10),),
+        (LOCAL, ACTORS, SERVE, IN_SERVE),
+        ((LOCAL, SERVE, 10), (ACTORS, SERVE, 10)),
     ),
     Row(
         "model",
@@ -53,7 +53,8 @@ ROWS = (
         "model",
         256,
         ECHOES,
-        (LOCAL, SERVE, IN_SERVE),
+        (LOCAL, ACTORS, SERVE, IN_SERVE),
+        ((ACTORS, LOCAL, 0.9),),
     ),
     Row(
         "arrays",
@@ -61,6 +62,7 @@ ROWS = (
         "arrays",
         4,
         arrays(ARRAY_BYTES),
-        (LOCAL, HANDLES, HANDLES_GRPC),
+        (LOCAL, ACTORS, FRAMES, HANDLES, HANDLES_GRPC),
+        ((ACTORS, HANDLES, 1), (ACTORS, FRAMES, 2)),
     ),
 )

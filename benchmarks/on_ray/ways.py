@@ -79,6 +79,31 @@ def _local(row: Row, ray: Cluster) -> Iterator[Served]:
 
 
 @contextlib.contextmanager
+def _on_actors(row: Row, ray: Cluster, suffix: str = "_ray") -> Iterator[Served]:
+    os.environ["RAY_ADDRESS"] = ray.address
+    try:
+        with servers.running(f"{row.service}{suffix}", ["mosec_asgi"], row.load) as [server]:
+            yield Served(server.url, lambda: {*processes.members(server.process.pid), *_actors(ray)})
+    finally:
+        del os.environ["RAY_ADDRESS"]
+
+
+def _actors(ray: Cluster) -> set[int]:
+    """Return our actors, of which no other way has any meanwhile."""
+    found: set[int] = set()
+    for pid in processes.members(ray.process):
+        with contextlib.suppress(OSError):
+            command = (processes.PROC / str(pid) / "cmdline").read_bytes()
+            if command.startswith(b"ray::") and b"Serve" not in command and command.rstrip(b"\0").endswith(b".run"):
+                found.update(processes.members(pid))
+    return found
+
+
+def _by_frames(row: Row, ray: Cluster) -> AbstractContextManager[Served]:
+    return _on_actors(row, ray, "_ray_frames")
+
+
+@contextlib.contextmanager
 def _serve(row: Row, ray: Cluster) -> Iterator[Served]:
     yield _deployed(row.name, ray)
 
@@ -109,6 +134,8 @@ def _of_app(app: str, ray: Cluster) -> set[int]:
 
 
 LOCAL = Way("mosec_asgi, run()", _local)
+ACTORS = Way("mosec_asgi, run(), executor='ray'", _on_actors)
+FRAMES = Way("mosec_asgi, executor='ray', through the server", _by_frames)
 SERVE = Way("Ray Serve, @serve.batch, HAProxy", _serve)
 HANDLES = Way("Ray Serve, handles by the object store", _serve)
 HANDLES_GRPC = Way("Ray Serve, handles by gRPC", _serve_by_grpc)
@@ -116,8 +143,11 @@ IN_SERVE = Way("mosec_asgi by serve.ingress, HAProxy", _in_serve)
 
 
 @contextlib.contextmanager
-def cluster() -> Iterator[Cluster]:
-    """Run Ray, with all models of Ray Serve deployed, for the time of a block.
+def cluster(*, serves: bool = True) -> Iterator[Cluster]:
+    """Run Ray for the time of a block.
+
+    Args:
+        serves: with all models of Ray Serve deployed.
 
     Raises:
         BenchmarkError: it is not installed, or has not started.
@@ -130,7 +160,7 @@ def cluster() -> Iterator[Cluster]:
         log = Path(folder) / "log"
         with log.open("wb") as output:
             process = subprocess.Popen(
-                [sys.executable, str(PROGRAM)],
+                [sys.executable, str(PROGRAM), *([] if serves else ["nodes"])],
                 env=os.environ | _environment(folder),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,

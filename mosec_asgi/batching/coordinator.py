@@ -36,7 +36,7 @@ from mosec_asgi.errors import (
     StartupError,
 )
 from mosec_asgi.lazy_timer import LazyTimer
-from mosec_asgi.messages import OK, REPLY, Call, Chunk, Credit, LinkError, Outcome, Payload, StageTime, drop_all
+from mosec_asgi.messages import LOST, OK, REPLY, Call, Chunk, Credit, LinkError, Outcome, Payload, StageTime, drop_all
 from mosec_asgi.observing.observer import StageObserver
 from mosec_asgi.pool.link import Launcher
 from mosec_asgi.pool.supervisor import CLOSE_SECONDS, DRAIN_SECONDS, STOPPING, PoolWorker
@@ -126,6 +126,8 @@ class Coordinator:
         """
         self._plans = stages
         self._routes = routes
+        # Those whose tasks may have to begin again, as what passes between their stages may be lost.
+        self._keeps = [any(_may_lose(stages[place]) for place in route.stages) for route in routes]
         self._make_launcher = launcher
         self._observers = observers
         self._limits = limits
@@ -403,12 +405,17 @@ class Coordinator:
         head = b""
         if code == OK:
             if not task.at_last_stage:
+                if self._keeps[task.route] and task.position == 0 and isinstance(task.payload, bytes):
+                    task.body = task.payload
                 task.advance(payload, now)
                 self._admission.arrived(task.stage)
                 self._stages[task.stages[task.position]].enqueue(task, now, among)
                 return
         elif code == REPLY:
             code, payload, head = self._reply(task, payload)
+        elif code == LOST:
+            self._lost(task, now)
+            return
         elif code == errors.CANCELLED:
             # Its client waits: a task that nobody waits for has been settled before.
             code, payload = self._not_left(task, payload)
@@ -416,6 +423,17 @@ class Coordinator:
         if not (isinstance(payload, bytes) or (task.flow is None and (task.objects or _takes_held(task.caller, code)))):
             code, payload = self._read(task, code, payload)
         self._settle(task, _new(Outcome, (task.id, code, payload, None, head, task.times)))
+
+    def _lost(self, task: Task, now: float) -> None:
+        """Begin a task again at its first stage, where what a later one was to be given is lost."""
+        first = self._stages[task.stages[0]]
+        sent_events = task.flow is not None and task.flow.events
+        if task.body is None or sent_events or task.starts >= first.plan.max_attempts:
+            self.failed(task, errors.WORKER_DIED)
+            return
+        task.begin_again(now)
+        self._admission.arrived(task.stage)
+        first.enqueue(task, now)
 
     @staticmethod
     def _reply(task: Task, payload: Payload) -> tuple[int, bytes, bytes]:
@@ -555,6 +573,11 @@ class Coordinator:
                 self.timed_out(task)
         if self._admitted:
             self._sweep_timer.set(min(task.deadline for task in self._admitted.values()))
+
+
+def _may_lose(plan: StagePlan) -> bool:
+    """Whether what a stage passes on lies where it may be lost: in actors of Ray."""
+    return plan.executor == "ray" and plan.specs[0].buffers_apart and bool(plan.specs[0].next_stages)
 
 
 def _takes_held(caller: Caller, code: int) -> bool:

@@ -58,6 +58,7 @@ from mosec_asgi.pool.recycling import NEVER, Recycling
 from mosec_asgi.pool.rolling import Recycler
 from mosec_asgi.pool.supervisor import DRAIN_SECONDS, Place, PoolWorker, Supervisor
 from mosec_asgi.pool.watchdog import Watchdog
+from mosec_asgi.ray_options import RayOptions
 from mosec_asgi.request import Request, packed
 
 # Seconds beyond its timeout that a worker gets to come back by itself, before it is taken for stuck.
@@ -87,7 +88,9 @@ class StagePlan:
         start_timeout: seconds that a worker may take to load and warm up.
         start_method: of its processes, where they are processes: "spawn" or "fork".
         preload: fork them from one that has loaded the worker.
-        executor: what the workers run on: "process", "thread", or what makes a launcher of the plan and the event loop.
+        executor: what the workers run on: "process", "thread", "ray", or what makes a launcher of the plan and the
+            event loop.
+        ray: what is asked of Ray, where they run on that.
         latency_target: seconds that a task should be at the stage at most; 0 for no such wish.
         takes_request: its workers are told of the requests.
         recycling: when a worker is replaced though it is well.
@@ -111,6 +114,7 @@ class StagePlan:
     start_method: str = "spawn"
     preload: bool = False
     executor: str | Callable[[StagePlan, asyncio.AbstractEventLoop], Launcher] = "process"
+    ray: RayOptions | None = None
     latency_target: float = 0.0
     takes_request: bool = False
     defaults: Mapping[str, str] = field(default_factory=dict)

@@ -73,6 +73,8 @@ class Task:
         position: which of `stages` it is at, from 0.
         at_last_stage: whether that is its pipeline's last.
         payload: the encoded input of the stage that it is at; empty once it is settled.
+        body: its first input, where it may have to begin again; None where that is not kept.
+        starts: how often it has begun at its first stage.
         arrived: when it was admitted, in seconds of the coordinator's clock.
         deadline: when it is answered 408.
         queued: when it came to the queue of the stage that it is at.
@@ -96,9 +98,9 @@ class Task:
     """
 
     __slots__ = (
-        "alone", "arrived", "at_last_stage", "attempts", "batch", "began", "caller", "cost", "deadline", "example",
-        "flow", "id", "key", "number", "objects", "payload", "place", "position", "priority", "queued", "request",
-        "request_id", "route", "stages", "state", "tenant", "times", "trace",
+        "alone", "arrived", "at_last_stage", "attempts", "batch", "began", "body", "caller", "cost", "deadline",
+        "example", "flow", "id", "key", "number", "objects", "payload", "place", "position", "priority", "queued",
+        "request", "request_id", "route", "stages", "starts", "state", "tenant", "times", "trace",
     )  # fmt: skip
 
     def __init__(
@@ -121,6 +123,8 @@ class Task:
         self.arrived = self.queued = self.began = now
         self.deadline = deadline
         self.attempts = 0
+        self.body: bytes | None = None
+        self.starts = 1
         self.alone = False
         self.flow = flow
         self.number = self.place = self.batch = 0
@@ -169,11 +173,25 @@ class Task:
         if self.flow is not None:
             self.flow.go_on()
 
+    def begin_again(self, now: float) -> None:
+        """Go back to the first stage with what it came with, because what a later one was to be given is lost."""
+        assert self.body is not None
+        self.step(Event.ADVANCE)
+        self._drop_payload()
+        self.position = 0
+        self.at_last_stage = False
+        self.payload = self.body
+        self.queued = now
+        self.attempts = 0
+        self.alone = False
+        self.starts += 1
+
     def settle(self) -> None:
         """End its life; the payload's memory is free from here on."""
         self.step(Event.SETTLE)
         self._drop_payload()
         self.payload = b""
+        self.body = None
 
     def _drop_payload(self) -> None:
         payload = self.payload

@@ -104,7 +104,7 @@ class AsyncRunner:
         self._kernel = kernel
         if spec.traces:
             port.measure()
-        self._codec = Codec(worker, spec, port.memory, timer, self._show_life)
+        self._codec = Codec(worker, spec, port.memory, timer, self._show_life, port.store)
         self._batches = spec.max_batch_size > 1
         streaming = streams(type(worker)) and not spec.next_stages
         self._outlet = Outlet(worker, spec, self._codec, port) if streaming else None

@@ -26,14 +26,14 @@ from mosec_asgi.errors import (
     too_slow,
 )
 from mosec_asgi.inside.ending import Ending
-from mosec_asgi.inside.pickler import PROTOCOL, Pickler, load
+from mosec_asgi.inside.pickler import PROTOCOL, Lost, Pickler, Store, load
 from mosec_asgi.inside.returned import UNFINISHED, check_finished
 from mosec_asgi.inside.spec import WorkerSpec
 from mosec_asgi.inside.timer import NoTimer, Timer
 from mosec_asgi.ipc import frames, reference
 from mosec_asgi.ipc.arena import LARGE
 from mosec_asgi.ipc.mapped import Mapped
-from mosec_asgi.messages import EGRESS, EXAMPLE, INGRESS, OBJECT_IN, OBJECT_OUT, REPLY, packed_failure
+from mosec_asgi.messages import EGRESS, EXAMPLE, INGRESS, LOST, OBJECT_IN, OBJECT_OUT, REPLY, packed_failure
 from mosec_asgi.ration import Ration
 from mosec_asgi.reply import Reply, packed_head
 from mosec_asgi.worker import Worker, several_examples
@@ -65,6 +65,7 @@ class Left(BaseException):
 
 
 _NOBODY = Failure(CANCELLED, "")
+_LOST = Failure(LOST, "")
 
 
 class Codec:
@@ -77,6 +78,7 @@ class Codec:
         memory: Mapped | None = None,
         timer: Timer | NoTimer | None = None,
         beat: Callable[[], None] | None = None,
+        store: Store | None = None,
     ) -> None:
         """Bind the codec to a worker.
 
@@ -86,6 +88,7 @@ class Codec:
             memory: what it shares with the server.
             timer: bounds the time of the formats that the user has written.
             beat: called before and after each of them, which is a step of its own.
+            store: in place of such memory, where the worker may run on another machine.
         """
         self._worker = worker
         self._timer = timer or NoTimer()
@@ -94,6 +97,7 @@ class Codec:
         self._spec = spec
         self._labels = spec.labels
         self._memory = memory
+        self._store = store
         self._serialize = self._bounded("serialize")
         self._deserialize_bounded = self._bounded("deserialize")
         self._serialize_ipc = self._bounded("serialize_ipc")
@@ -107,11 +111,13 @@ class Codec:
         self._changes = _is_users(worker.deserialize)
         self._changes_ipc = _is_users(worker.deserialize_ipc)
         # Between stages, buffers apart from the rest only where both sides take the default way.
-        self._pickler = self._objects if default and spec.buffers_apart else None
+        self._pickler = (store or self._objects) if default and spec.buffers_apart else None
 
     def decode(self, flags: int, payload: bytes) -> Any:
         """Return the input of `forward`; raises what the worker's `deserialize` raises."""
         if flags & frames.SHARED:
+            if self._store is not None:
+                return self._store.load(payload)
             contents = reference.unpack(payload)
             if self._memory is None:
                 raise frames.FrameError("a task lies in shared memory, and this worker has none")
@@ -277,6 +283,8 @@ class Codec:
         """Log a fault once, with its request ids, and return what the clients are told."""
         if type(error) is Left:
             return _NOBODY
+        if type(error) is Lost:
+            return _LOST
         try:
             failure = describe(error)
             # Where the client is told less than the exception's text, the log shows the text.

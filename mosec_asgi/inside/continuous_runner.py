@@ -42,7 +42,7 @@ class ContinuousRunner:
         self._slots = spec.max_batch_size
         if spec.traces:
             port.measure()
-        self._codec = Codec(worker, spec, port.memory, timer, port.progress.beat)
+        self._codec = Codec(worker, spec, port.memory, timer, port.progress.beat, port.store)
         self._outlet = Outlet(worker, spec, self._codec, port)
         self._timer = timer
         # The tasks by their slots, the slots by their tasks, and the messages in which the tasks came.

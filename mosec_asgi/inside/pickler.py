@@ -38,6 +38,20 @@ class Memory(Protocol):
         """Have blocks written over, which nobody has been told of."""
 
 
+class Lost(BaseException):
+    """What a task was to be given is lost with whoever had it. The user's code never raises it; it is not logged."""
+
+
+class Store(Protocol):
+    """Where results for the next stage are put that its workers read, and the server does not."""
+
+    def dump(self, result: Any) -> tuple[int, bytes]:
+        """Return a result as the status and the payload of an answer; raises what its pickling raises."""
+
+    def load(self, payload: bytes) -> Any:
+        """Return what another worker has put there; raises `Lost`."""
+
+
 class Pickler:
     """Pickles results of a worker, or what it is given."""
 
@@ -50,10 +64,7 @@ class Pickler:
     def dump(self, result: Any) -> tuple[int, bytes]:
         """Return a result as the status and the payload of an answer; raises what its pickling raises."""
         try:
-            if "torch" in sys.modules:
-                stream = self._dump_with_tensors(result)
-            else:
-                stream = pickle.dumps(result, PROTOCOL, buffer_callback=self._place)
+            stream = self._stream(result)
         except BaseException:
             self._memory.take_back(self._spans)
             self._spans = []
@@ -62,6 +73,11 @@ class Pickler:
             return 200, stream
         spans, self._spans = self._spans, []
         return self._as_reference(stream, spans)
+
+    def _stream(self, result: Any) -> bytes:
+        if "torch" in sys.modules:
+            return self._dump_with_tensors(result)
+        return pickle.dumps(result, PROTOCOL, buffer_callback=self._place)
 
     def _as_reference(self, stream: bytes, spans: list[Span]) -> tuple[int, bytes]:
         span = self._memory.put(stream) if len(stream) >= LARGE else None

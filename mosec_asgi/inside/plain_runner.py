@@ -50,7 +50,7 @@ class PlainRunner:
         if spec.traces:
             port.measure()
             self._watched = Watched(timer, port, self._inside)
-        self._codec = Codec(worker, spec, port.memory, timer, port.progress.beat)
+        self._codec = Codec(worker, spec, port.memory, timer, port.progress.beat, port.store)
         self._algorithm = BatchAlgorithm(spec, self._codec, port, time.perf_counter)
         # The unit that runs now.
         self._unit = Unit(NO_TASKS, ())

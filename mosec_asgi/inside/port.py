@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
+from mosec_asgi.inside.pickler import Store
 from mosec_asgi.inside.stopwatch import Stopwatch
 from mosec_asgi.ipc.mapped import Mapped
 from mosec_asgi.labels import UNLABELLED
@@ -50,11 +51,13 @@ class Port(abc.ABC):
         tasks: messages of tasks that have come and have not been begun.
         cancelled: tasks that the worker has and nobody waits for.
         ended: the server has ended the stream, or is gone: no more tasks come.
+        store: the store in which it leaves large payloads for other workers, in the place of such memory.
         stopwatch: measures when `forward` has a traced task; None where there are none.
         labelled: results are sent with what the next stage asks to know of them (`codec.Labelled`).
     """
 
     stopwatch: Stopwatch | None = None
+    store: Store | None = None
 
     def __init__(self, progress: ProgressNotes) -> None:
         self.progress = progress

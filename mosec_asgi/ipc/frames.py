@@ -19,6 +19,8 @@ read for many tasks. All numbers are little-endian.
     FREED    = count x (block u64): nobody needs these blocks any more, so the worker may write there again
     READY    = nothing: the worker has loaded and warmed up
     FAILED   = text: the traceback of a worker that could not start
+    NOTED    = 1 x (begun u64, memory u64): how far a worker has come that shares no memory with the server
+    FINISH   = nothing: no more tasks come; where the end of the stream says that the server is gone
 
 A large payload lies in memory that both sides share, and a reference to it (`ipc.reference`) stands in its place: the
 flag `SHARED` of a task and the status `IN_MEMORY` of a result say so. A block of that memory is identified by its
@@ -42,7 +44,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 
-from mosec_asgi.messages import REPLY, Cancels, Chunks, Credits, ForwardTime, LinkError, Results, Tasks
+from mosec_asgi.messages import LOST, REPLY, Cancels, Chunks, Credits, ForwardTime, LinkError, Results, Tasks
 
 MAGIC = 0x6D61
 MAX_BODY = 1 << 34
@@ -74,10 +76,10 @@ _ENTRY_SIZES = {
 _ONE_TASK = struct.Struct(HEADER.format + TASK_ENTRY)
 _ONE_RESULT = struct.Struct(HEADER.format + RESULT_ENTRY)
 _ONE_CHUNK = struct.Struct(HEADER.format + CHUNK_ENTRY)
-# The statuses of a result: a result, a result in shared memory, a reply, an error, or 499 (nginx's number) where nobody
-# waits for it.
+# The statuses of a result: a result, a result in shared memory, an input that is lost, a reply, an error, or 499
+# (nginx's number) where nobody waits for it.
 IN_MEMORY = 1200
-STATUSES = frozenset({IN_MEMORY, REPLY, 200, *range(400, 600)})
+STATUSES = frozenset({IN_MEMORY, LOST, REPLY, 200, *range(400, 600)})
 
 
 class FrameError(LinkError):
@@ -101,6 +103,8 @@ class Kind(enum.IntEnum):
     TIMED = 12
     LABELLED = 13
     BOTH = 14
+    NOTED = 15
+    FINISH = 16
 
 
 # A flag of a task: its payload is a reference to shared memory.
@@ -140,7 +144,20 @@ class Failed:
     text: str
 
 
-Frame = Tasks | Results | Chunks | Cancels | Credits | Kept | Released | Freed | Ready | Failed
+@dataclass(slots=True)
+class Noted:
+    """The worker has begun so many tasks in its life, and takes so many bytes of memory; 0 where it does not know."""
+
+    begun: int
+    memory: int
+
+
+@dataclass(slots=True)
+class Finish:
+    """The worker is to stop once it has answered what it has."""
+
+
+Frame = Tasks | Results | Chunks | Cancels | Credits | Kept | Released | Freed | Ready | Failed | Noted | Finish
 
 # The frames that are tables of numbers and nothing else.
 _NUMBERS: dict[int, tuple[str, Callable[..., Frame]]] = {
@@ -161,6 +178,8 @@ def _table(entry: str, count: int) -> struct.Struct:
 _TASK_ROW = _table(TASK_ENTRY, 1)
 _RESULT_ROW = _table(RESULT_ENTRY, 1)
 _CHUNK_ROW = _table(CHUNK_ENTRY, 1)
+_NOTED_ROW = struct.Struct("<QQ")
+_ONE_NOTED = struct.Struct(HEADER.format + "QQ")
 
 
 def _pack_table(entry: str, columns: Sequence[Iterable[int]], count: int) -> bytes:
@@ -269,6 +288,16 @@ def encode_ready() -> bytes:
 def encode_failed(text: str) -> bytes:
     """Return the frame of a worker that could not start; `text` is its traceback."""
     return _frame(Kind.FAILED, 0, 0.0, [b"", text.encode(errors="backslashreplace")])
+
+
+def encode_noted(noted: Noted) -> bytes:
+    """Return the frame that says how far the worker has come."""
+    return _ONE_NOTED.pack(MAGIC, Kind.NOTED, 1, _NOTED_ROW.size, 0.0, noted.begun, noted.memory)
+
+
+def encode_finish() -> bytes:
+    """Return the frame that asks the worker to stop."""
+    return _frame(Kind.FINISH, 0, 0.0, [b""])
 
 
 class Decoder:
@@ -463,7 +492,11 @@ def _decode_asked(data: bytes, start: int, end: int, count: int) -> Tasks:
     return tasks._replace(requests=_cut(data, position, sizes))
 
 
-def _decode_notice(kind: int, count: int, body: bytes) -> Ready | Failed:
+def _decode_notice(kind: int, count: int, body: bytes) -> Ready | Failed | Noted | Finish:
+    if kind == Kind.NOTED and count == 1 and len(body) == _NOTED_ROW.size:
+        return Noted(*_NOTED_ROW.unpack(body))
+    if kind == Kind.FINISH and not body and not count:
+        return Finish()
     if kind == Kind.READY and not body and not count:
         return Ready()
     if kind == Kind.FAILED and not count:
