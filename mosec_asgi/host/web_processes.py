@@ -211,6 +211,9 @@ class _Web:
             if len(message) != MESSAGE.size:
                 self._loop.remove_reader(self._control.fileno())
                 self._ended.set()
+                # Nobody can send them a signal any more. They end when their connections to the engine do.
+                for place in self._places:
+                    place.pid = 0
                 if not self._ending:
                     logger.error("the process that starts web processes has ended; the service stops")
                     self._end_program(NURSERY_DIED)
