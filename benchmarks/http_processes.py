@@ -219,6 +219,8 @@ def kills(count: int) -> list[str]:
         finally:
             server.process.terminate()
             server.process.wait(servers.SECONDS_TO_STOP * 3)
+            # The one that `multiprocessing` keeps beside the program ends just after it.
+            time.sleep(1.0)
             if remain := [pid for pid in itertools.chain.from_iterable(parts.values()) if _command(pid)]:
                 wrong.append(f"processes are left: {remain}")
             servers.stop([server])

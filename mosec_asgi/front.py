@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp
 
     from mosec_asgi.observing.tracing import Tracing
+    from mosec_asgi.request import Request
     from mosec_asgi.web.dashboard import DashboardPage
     from mosec_asgi.web.direct import DirectRoutes
     from mosec_asgi.web.exchange import Shared
@@ -88,8 +89,6 @@ class Front:
         metrics: ServiceMetrics,
         call_routes: dict[str, CallRoute],
         tracing: Tracing | None,
-        *,
-        processes: int = 1,
     ) -> None:
         """Prepare; `build` makes the app.
 
@@ -100,7 +99,6 @@ class Front:
             metrics: what to count into.
             call_routes: what a caller must know of the routes; kept, and changed with the stages.
             tracing: makes the spans of requests.
-            processes: that share the machine's memory for bodies and answers.
         """
         self.loop = asyncio.get_running_loop()
         self._shown = shown
@@ -109,7 +107,6 @@ class Front:
         self._metrics = metrics
         self._call_routes = call_routes
         self._tracing = tracing
-        self._processes = processes
         self._keys = key_ring(settings)
         self._key_look: asyncio.TimerHandle | None = None
         # What endpoints of protocols ask, if there are any.
@@ -157,7 +154,7 @@ class Front:
             for path, pipeline in self._shown.routes.items()
         ]
         settings = self._settings
-        memory = memory_limit() // self._processes
+        memory = memory_limit()
         spoken = self._protocol_routes(objects, listens=listens)
         app = App(
             [*plain.routes(results, self._engine.new_id, self._ordering()), *spoken],
@@ -168,7 +165,7 @@ class Front:
             max_request_size=settings.max_request_size,
             compressed=settings.compression,
             server=SERVER,
-            body_memory=settings.body_memory // self._processes or memory // 4,
+            body_memory=settings.body_memory or memory // 4,
             limits=http_limits(settings, memory),
             access_log=settings.access_log,
             # The protocols of `run()` do it themselves.

@@ -358,7 +358,7 @@ class Server:
 
     def _as_web_process(self, web: Web) -> None:
         """Be one of the web processes of this program, which has been forked."""
-        self._web, self._web_processes = web, None
+        self._web, self._web_processes, self._settings = web, None, web.settings
 
     def take_web_processes(self, web: WebProcesses) -> None:
         """Have web processes as callers beside this one."""

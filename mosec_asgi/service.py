@@ -122,6 +122,7 @@ class Service:
         self._tracing = opened_tracing(settings, self._clock)
         placing = None if platform else place
         stages, pipelines, limits = plan_service(routes, settings, traces=self._tracing is not None, place=placing)
+        self._plans = stages
         self._workers = sum(len(plan.specs) for plan in stages)
         self._call_routes = call_routes(stages, pipelines, limits)
         self._route_plans, self._limits = pipelines, limits
@@ -237,7 +238,9 @@ class Service:
         from mosec_asgi.remote.callers import Callers
 
         routes = route_shapes(self._call_routes)
-        apart = [route.apart for route in self._call_routes.values()]
+        # What lies in shared memory is not compared with other inputs.
+        firsts = [self._plans[route.stages[0]] for route in self._route_plans]
+        apart = [plan.executor == "process" and not plan.coalesce for plan in firsts]
         self._callers = Callers(self._coordinator, routes, apart, self._metrics, self._memory, self._answer_web_process)
         web.start(self._callers.add)
 

@@ -56,12 +56,12 @@ class Web:
 
     Attributes:
         connection: to the engine.
-        processes: how many there are.
+        settings: of one of them.
         alone: called when the connection has ended.
     """
 
     connection: socket.socket
-    processes: int
+    settings: Settings
     alone: Callable[[], object]
 
 
@@ -86,8 +86,7 @@ class WebService:
         # Its stages are the engine's to count.
         metrics = ServiceMetrics(settings.namespace, [])
         self._engine = RemoteEngine(self.loop, metrics, stream_buffer=settings.stream_buffer)
-        processes = 1 if web is None else web.processes
-        self._front = Front(shown, settings, self._engine, metrics, self._call_routes, tracing, processes=processes)
+        self._front = Front(shown, settings, self._engine, metrics, self._call_routes, tracing)
         self._dialing: asyncio.Task[None] | None = None
         self._daemon_watches: list[asyncio.Task[None]] = []
         # As those of `service.Service`.

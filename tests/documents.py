@@ -32,6 +32,7 @@ NEEDS_MORE_THAN_A_SCHEMA = {
     "environment",
     "fastapi_app",
     "generate",
+    "lora",
     "ocr",
     "onnx_classifier",
     "rerank",

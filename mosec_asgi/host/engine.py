@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import socket
+import threading
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
@@ -39,6 +40,9 @@ class Server(Protocol):
 
     async def restart(self) -> None:
         """Replace all workers, one after the other."""
+
+    def announce_end(self) -> None:
+        """Say at `/readyz` that the end is near; requests are still admitted."""
 
     def close(self) -> None:
         """Admit no more requests."""
@@ -113,8 +117,10 @@ class _Run:
     async def serve(self, told: Callable[[Callable[[int], object]], object]) -> int:
         loop = asyncio.get_running_loop()
         self._end, self._ending = asyncio.Event(), loop.create_future()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, self._signalled, number)
+        # In another thread Python handles no signals.
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                loop.add_signal_handler(number, self._signalled, number)
         self._server.on_daemon_exit = self._daemon_ended
         told(self._end_with)
         serving = loop.create_task(self._serve())
@@ -133,18 +139,22 @@ class _Run:
     async def _serve(self) -> None:
         began = time.monotonic()
         try:
-            async with self._server.lifespan():
-                if not self._end.is_set():
-                    logger.info("all workers are ready, %.1f s after the start", time.monotonic() - began)
-                    self._ready()
-                with Hangup(self._server.restart).heard():
-                    await self._end.wait()
-                if self._before_end is not None:
-                    await self._before_end()
-                self._server.close()
+            with Hangup(self._server.restart).heard():
+                await self._serve_until_end(began)
         except StartupError as error:
             logger.error("the service could not be started: %s", error)
             self._code = START_FAILED
+
+    async def _serve_until_end(self, began: float) -> None:
+        async with self._server.lifespan():
+            if not self._end.is_set():
+                logger.info("all workers are ready, %.1f s after the start", time.monotonic() - began)
+                self._ready()
+            await self._end.wait()
+            self._server.announce_end()
+            if self._before_end is not None:
+                await self._before_end()
+            self._server.close()
 
     def _signalled(self, number: int) -> None:
         if self._end.is_set() and number == signal.SIGINT and not self._ending.done():

@@ -16,13 +16,14 @@ import signal
 import socket
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from mosec_asgi import log
 from mosec_asgi.config import Settings
 from mosec_asgi.host import engine, listening, nursery, tls
 from mosec_asgi.host import run as one_process
+from mosec_asgi.host.memory import memory_limit
 from mosec_asgi.host.nursery import DEAF, ENDED, FORK, MESSAGE, SIGNAL, STARTED
 from mosec_asgi.host.run import START_FAILED, Hosting
 from mosec_asgi.service import WebProcesses
@@ -79,9 +80,11 @@ def run(
     # The file of a Unix socket is this process's to remove.
     own = [listening.Listener(each.sock, tls=bool(settings.ssl_certfile), owned=False) for each in listeners]
 
+    of_one = _divided(settings)
+
     def serve(index: int, connection: socket.socket, listener: listening.Listener) -> int:
-        as_web_process(Web(connection, count, lambda: signal.raise_signal(signal.SIGTERM)))
-        return one_process.run(server, settings, Hosting(listener=listener))
+        as_web_process(Web(connection, of_one, lambda: signal.raise_signal(signal.SIGTERM)))
+        return one_process.run(server, of_one, Hosting(listener=listener))
 
     pid, control = nursery.start(own, serve)
     logger.info("%d web processes serve on %s; GET /readyz says when the workers are ready", count, name)
@@ -105,6 +108,16 @@ def run(
         if settings.uds:
             listeners[0].close()
         one_process.reap(pid)
+
+
+def _divided(settings: Settings) -> Settings:
+    """Return the settings of one of several processes, which share the memory for what clients send and leave."""
+    memory, count = memory_limit(), settings.http_processes
+    return replace(
+        settings,
+        body_memory=max(1, (settings.body_memory or memory // 4) // count),
+        answer_memory=max(1, (settings.answer_memory or memory // 4) // count),
+    )
 
 
 def _import_once(settings: Settings) -> None:

@@ -36,7 +36,7 @@ class FrameReader(Protocol):
 
 
 class Channel:
-    """A duplex pipe to one worker, as the event loop sees it."""
+    """A duplex pipe to one worker, or to another process of the service, as the event loop sees it."""
 
     def __init__(
         self,

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import pickle
 import socket
 from collections.abc import Awaitable, Sequence
 from typing import Any, Protocol
@@ -224,10 +223,9 @@ class WebProcess:
         given = None if self._memory is None else self._memory.give(call_id, payload)
         if given is not None:
             return given
-        # Every payload leaves as bytes by pickle.
-        plain = pickle.loads(pickle.dumps(payload))
-        if not isinstance(payload, bytes):
-            payload.drop()
+        assert not isinstance(payload, bytes)
+        plain = payload.copy()
+        payload.drop()
         return plain
 
     # -- to the web process ------------------------------------------------------------------------------------------

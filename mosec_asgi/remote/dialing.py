@@ -135,8 +135,11 @@ class Dialing:
         self._lost.set_result(reason)
 
     def _tell_away(self, why: str) -> None:
+        if self._given is not None:
+            # The program ends, and so does this process.
+            logger.info("the engine is gone: %s", why)
         # Once for each reason: it is tried every two seconds.
-        if why != self._told:
+        elif why != self._told:
             self._told = why
             logger.warning("there is no engine%s: %s; until there is one, calls are answered 503", self._at, why)
 

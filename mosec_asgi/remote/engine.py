@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import pickle
 import socket
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from mosec_asgi import log
@@ -66,8 +66,7 @@ class RemoteEngine:
         # How much is said later, as a part of what would be too much.
         self._later = 0.0
         self._later_timer: asyncio.TimerHandle | None = None
-        self._closing = False
-        self._end_announced = False
+        self._closing = self._ending = False
         self._questions: dict[int, asyncio.Future[bytes]] = {}
         self._numbers = itertools.count(1)
         self._standing: Standing | None = None
@@ -107,16 +106,16 @@ class RemoteEngine:
             self._let_go()
 
     def announce_end(self) -> None:
-        """Show in the statistics, and so at `/readyz`, that the end is near; calls are still taken."""
-        self._end_announced = True
+        """Say in the statistics that the end is near; calls are still taken."""
+        self._ending = True
 
     def close(self) -> None:
         """Take no more calls."""
-        self._closing = True
+        self._closing = self._ending = True
 
     async def finish(self, grace: float) -> None:
         """Take no more calls, and let those that run finish within `grace` seconds."""
-        self._closing = True
+        self.close()
         if self._open:
             self._idle = self._loop.create_future()
             await asyncio.wait([self._idle], timeout=grace)
@@ -157,7 +156,7 @@ class RemoteEngine:
             self._refuse(call, caller, CLOSING if self._closing else ENGINE_AWAY)
             return
         told: bytes | tuple[bytes]
-        if type(payload) is bytes:
+        if isinstance(payload, bytes):
             told = payload
             if len(payload) >= LARGE and self.memory is not None and self._apart[call.route]:
                 description = self.memory.put_payload(payload)
@@ -170,8 +169,8 @@ class RemoteEngine:
                 return
             told = (payload.description,)
         else:
-            told = pickle.loads(pickle.dumps(payload))
-            drop_all((payload,))
+            told = payload.copy()
+            payload.drop()
         self._open[call_id] = caller
         self._said.append(frames.plain_call(call, told))
         if not self._flushing:
@@ -192,13 +191,10 @@ class RemoteEngine:
 
     def statistics(self) -> Statistics:
         """Return how things stood when the engine has last said so."""
-        closing = self._closing or self._end_announced
         if self._standing is None:
-            return Statistics(0, closing, (), away=True)
+            return Statistics(0, self._ending, (), away=True)
         now = self._standing.statistics
-        if closing and not now.closing:
-            return Statistics(now.admitted, True, now.stages, now.shared_memory, now.loading)
-        return now
+        return replace(now, closing=True) if self._ending else now
 
     @property
     def room(self) -> Mapping[str, tuple[int, int]]:

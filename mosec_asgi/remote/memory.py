@@ -81,13 +81,15 @@ class TakenPayload:
         return LARGE
 
     def __reduce__(self) -> tuple[type[bytes], tuple[bytes]]:
-        return bytes, (pickle.dumps(self.load(), protocol=5),)
+        return bytes, (self.copy(),)
 
-    def read(self) -> bytes:
+    def copy(self) -> bytes:
         """Return the object as one pickle."""
         return pickle.dumps(self.load(), protocol=5)
 
-    copy = read
+    def read(self) -> bytes:
+        """Return the same."""
+        return self.copy()
 
     def load(self) -> Any:
         """Return the object; its arrays may be written to, as they are copies."""

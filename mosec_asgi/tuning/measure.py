@@ -99,6 +99,8 @@ async def measure(server: Server, runtime: Runtime, items: Sequence[Any], bounds
     alone._overrides = {
         **server._overrides,
         "admin_socket": "",
+        # Its own workers are measured, and no others.
+        "engine": "",
         "log_level": "warning",
         "capacity": max(1000, 2 * bounds.most),
         "timeout": _TIMEOUT_MS,
@@ -119,6 +121,8 @@ def _alone(runtime: Runtime, most: int) -> Runtime:
     other.max_batch_cost, other.sort_by_cost, other.labels = 0, False, None
     other.max_calls = other.max_memory = 0
     other.latency_target = 0.0
+    # A batch that is too large is to fail, and not to be run again in parts that pass.
+    other.isolation_calls = 0
     other.methods = None
     return other
 
@@ -153,7 +157,7 @@ class _Driven:
         result, good = self._result, []
         for first in range(0, len(items), _CHUNK):
             part = items[first : first + _CHUNK]
-            for place, (item, answer) in enumerate(zip(part, await self._sent(part), strict=True), first):
+            for place, (item, answer) in enumerate(zip(part, await self._sent_apart(part), strict=True), first):
                 label = self._label(item)
                 failure = next((each for each in (answer, label) if isinstance(each, BaseException)), None)
                 if failure is not None:
@@ -211,6 +215,15 @@ class _Driven:
             load = max(costs) * len(costs) if self._runtime.sort_by_cost else sum(costs)
             result.by_cost.append(Point(load / process.count, point.seconds))
         return point
+
+    async def _sent_apart(self, items: Sequence[Any]) -> list[Any]:
+        """Send items together, and those that fail once more by themselves: one may have failed the others."""
+        answers = await self._sent(items)
+        if len(items) > 1:
+            for place, answer in enumerate(answers):
+                if isinstance(answer, BaseException):
+                    [answers[place]] = await self._sent([items[place]])
+        return answers
 
     async def _sent(self, items: Sequence[Any]) -> list[Any]:
         calls = (self._server.infer(item, ROUTE) for item in items)

@@ -1,0 +1,70 @@
+"""One worker is started for each of these."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytest
+
+from mosec_asgi import Runtime, Server, ValidationError, Worker
+from mosec_asgi.offline.faults import Halted
+from mosec_asgi.tuning.measure import Bounds, measure
+
+FIXED, PER_ITEM = 0.004, 0.001
+
+
+class Model(Worker):
+    """Takes what a batch of so many items takes, and no negative ones."""
+
+    @staticmethod
+    def cost(item: Any) -> int:
+        """Return what an item costs."""
+        return abs(int(item))
+
+    def forward(self, data: list[int]) -> list[int]:
+        time.sleep(FIXED + PER_ITEM * len(data))
+        if len(data) > 12:
+            raise MemoryError("too large a batch")
+        return [item + 1 for item in data]
+
+
+class Picky(Worker):
+    """Takes nothing."""
+
+    def forward(self, data: Any) -> Any:
+        raise ValidationError("not one of mine")
+
+
+class PickyInPart(Worker):
+    """Takes no negative items."""
+
+    def forward(self, data: int) -> int:
+        if data < 0:
+            raise ValidationError("negative")
+        return data + 1
+
+
+async def test_batches_grow_until_one_fails_and_each_is_measured_by_items_and_by_cost() -> None:
+    measured = await measure(Server(), Runtime(Model, max_batch_size=4), [1, 2, 3, 4], Bounds(20.0, 16, 60.0))
+    assert measured.most == 12
+    assert "a batch of 16 failed" in measured.ended
+    assert measured.outputs == [2, 3, 4, 5]
+    assert [label.cost for label in measured.labels] == [1, 2, 3, 4]
+    assert measured.refused == 0
+    for point in measured.by_items:
+        assert point.seconds >= FIXED + PER_ITEM * point.x * 0.999
+    assert len(measured.by_cost) == len(measured.by_items)
+    assert measured.memory > 0
+
+
+async def test_items_that_fail_are_counted_and_told_and_the_others_go_on() -> None:
+    measured = await measure(Server(), Runtime(PickyInPart), [5, -1, 7], Bounds(2.0, 16, 60.0))
+    assert (measured.outputs, measured.kept, measured.refused) == ([6, 8], [0, 2], 1)
+    assert "negative" in measured.why_refused
+    assert measured.most == 1
+
+
+async def test_a_stage_that_takes_nothing_ends_it_and_says_what_to_write() -> None:
+    with pytest.raises(Halted, match=r"Picky takes none of the sample's items.*not one of mine"):
+        await measure(Server(), Runtime(Picky), [1], Bounds(2.0, 4, 60.0))
