@@ -9,7 +9,7 @@ from typing import Any
 from mosec_asgi import log
 from mosec_asgi.batching.changes import StageValues
 from mosec_asgi.batching.coordinator import Coordinator
-from mosec_asgi.batching.stage import StagePlan
+from mosec_asgi.batching.stage_plan import StagePlan
 from mosec_asgi.config import Settings
 from mosec_asgi.definition import plan_stage
 from mosec_asgi.errors import DefinitionError

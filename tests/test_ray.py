@@ -28,7 +28,7 @@ from ray_nodes import RayNodes
 from mosec_asgi import Server, Worker
 from mosec_asgi.batching.coordinator import Coordinator
 from mosec_asgi.batching.engine import StageStatistics
-from mosec_asgi.batching.stage import StagePlan
+from mosec_asgi.batching.stage_plan import StagePlan
 from mosec_asgi.config import check_keywords, resolve
 from mosec_asgi.definition import plan_service
 from mosec_asgi.errors import StartupError
