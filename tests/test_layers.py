@@ -26,7 +26,7 @@ FLOORS = {
     "batching": 4,
     "pool": 3, "inside": 3,
     "ipc": 2,
-    "observing": 1, "worker": 1, "streaming": 1, "events": 1, "runtime": 1, "mixin": 1, "schema": 1, "annotations": 1,
+    "observing": 1, "worker": 1, "streaming": 1, "events": 1, "runtime": 1, "route_checks": 1, "mixin": 1, "schema": 1, "annotations": 1,
     "ray_options": 1,
     "formats": 1, "stops": 1, "hints": 1,
     "messages": 0, "request": 0, "reply": 0, "paths": 0, "labels": 0, "wishes": 0,
