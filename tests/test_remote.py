@@ -422,7 +422,7 @@ async def test_an_engine_that_does_not_answer_is_given_no_calls(monkeypatch: pyt
         pair.runs.clear()
         with pytest.raises(Away):
             await remote.ask("metrics")
-        assert (await web.outcome()).failure == ENGINE_LOST
+        assert (await web.outcome()).failure == ENGINE_AWAY
         await until(lambda: pair.engine.cancelled, "the engine hears that nobody waits for the call")
         assert remote.is_silent
         assert remote.statistics().away

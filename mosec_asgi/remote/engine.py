@@ -145,17 +145,17 @@ class RemoteEngine:
             channel.close()
         if memory is not None:
             memory.close()
-        self._lose_calls()
+        self._lose_calls(ENGINE_LOST)
         questions, self._questions = self._questions, {}
         for question in questions.values():
             if not question.done():
                 question.set_exception(Away())
 
-    def _lose_calls(self) -> list[int]:
+    def _lose_calls(self, failure: Failure) -> list[int]:
         """Answer all calls 503; return their numbers."""
         callers, self._open = self._open, {}
         for call_id, caller in callers.items():
-            self._tell(caller, Outcome.of_failure(call_id, ENGINE_LOST))
+            self._tell(caller, Outcome.of_failure(call_id, failure))
         return list(callers)
 
     def _fall_silent(self) -> None:
@@ -163,9 +163,9 @@ class RemoteEngine:
         if self._channel is None or self._silent:
             return
         self._silent, self._standing = True, None
-        lost = self._lose_calls()
+        lost = self._lose_calls(ENGINE_AWAY)
         logger.warning(
-            "the engine has not answered for %g s; until it does, calls are answered 503, as are the %d that it had",
+            "the engine has not answered for %g s; until it does, calls are answered 503, also those that it had: %d",
             ASK_SECONDS,
             len(lost),
         )
