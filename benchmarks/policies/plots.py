@@ -31,6 +31,15 @@ def draw(folder: Path, results: Results, loads: Sequence[Row], best: Mapping[int
         figure.tight_layout()
         figure.savefig(folder / f"{name}.png", dpi=100)
         pyplot.close(figure)
+    return draw_targets(folder, loads, best)
+
+
+def draw_targets(folder: Path, loads: Sequence[Row], best: Mapping[int, float]) -> bool:
+    """Write `policies-target.png`, if matplotlib is there; return whether it is."""
+    if importlib.util.find_spec("matplotlib") is None:
+        return False
+    importlib.import_module("matplotlib").use("Agg")
+    pyplot = importlib.import_module("matplotlib.pyplot")
     figure = _targets(pyplot, loads, best)
     figure.tight_layout()
     figure.savefig(folder / "policies-target.png", dpi=100)
