@@ -132,7 +132,7 @@ def _styles(results: Mapping[Any, Outcomes]) -> dict[str, dict[str, Any]]:
     names = next(iter(results.values()))
     return {
         name: {"color": colour, "linewidth": 2.2 if is_ours(name) else 1.3, "zorder": 3 if is_ours(name) else 2}
-        for name, colour in zip(names, COLOURS, strict=True)
+        for name, colour in zip(names, COLOURS, strict=False)
     }
 
 
