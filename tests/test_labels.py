@@ -107,3 +107,13 @@ def test_a_hook_needs_no_instance() -> None:
     check_hooks(Text)
     with pytest.raises(DefinitionError, match=r"write it as a static method: `@staticmethod def cost\(item\):`"):
         check_hooks(Bound)
+
+
+def test_what_is_no_exception_is_an_error_of_the_hook_too() -> None:
+    class Exits(Text):
+        @staticmethod
+        def cost(item: Any) -> int:
+            raise SystemExit("secret")
+
+    with pytest.raises(ServerError, match=r"^Exits.cost raised SystemExit$"):
+        Labels(Exits, counts=True, groups=False).of("x")
