@@ -113,9 +113,10 @@ class Labels:
         ask: Callable[[Any], Any] = getattr(self.worker, hook)
         try:
             return ask(item)
-        except MosecError:
+        except (MosecError, KeyboardInterrupt):
             raise
-        except Exception as error:
+        # A library may raise what is no `Exception`, and the event loop that asks would end with it.
+        except BaseException as error:
             # The text of a foreign exception may hold what clients must not see; the log has the traceback.
             raise ServerError(f"{self.worker.__name__}.{hook} raised {type(error).__name__}") from error
 

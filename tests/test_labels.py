@@ -117,3 +117,13 @@ def test_a_key_is_plain_text_whatever_it_is_a_member_of() -> None:
     key = checked_key(Adapter.FIRST, "the key")
     assert key == "first"
     assert type(key) is str
+
+
+def test_what_is_no_exception_is_an_error_of_the_hook_too() -> None:
+    class Exits(Text):
+        @staticmethod
+        def cost(item: Any) -> int:
+            raise SystemExit("secret")
+
+    with pytest.raises(ServerError, match=r"^Exits.cost raised SystemExit$"):
+        Labels(Exits, counts=True, groups=False).of("x")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import gc
 import json
 import os
@@ -19,7 +20,7 @@ from harness import until
 
 from mosec_asgi.batching.engine import Caller, Statistics
 from mosec_asgi.errors import CANCELLED, CLOSING, ENGINE_AWAY, ENGINE_LOST, INTERNAL_ERROR
-from mosec_asgi.ipc import reference
+from mosec_asgi.ipc import private_socket, reference
 from mosec_asgi.ipc.arena import LARGE
 from mosec_asgi.ipc.reference import Kind
 from mosec_asgi.ipc.shm import SharedMemory, SharedPayload
@@ -28,6 +29,7 @@ from mosec_asgi.observing.metrics import ServiceMetrics
 from mosec_asgi.observing.statistics import ServiceReport
 from mosec_asgi.remote import engine as remote_engine
 from mosec_asgi.remote import frames, handshake
+from mosec_asgi.remote import listening as listening_module
 from mosec_asgi.remote.callers import MOST_LETTERS, MOST_REASONS, Callers
 from mosec_asgi.remote.dialing import Dialing
 from mosec_asgi.remote.engine import Away, RemoteEngine
@@ -604,3 +606,38 @@ async def test_at_its_end_a_web_process_waits_for_its_calls() -> None:
         await asyncio.wait_for(ending, 10)
         assert (await web.outcome()).code == OK
         assert remote.statistics().closing
+
+
+async def test_a_lack_of_descriptors_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Scarce(socket.socket):
+        tried = 0
+
+        def accept(self) -> Any:
+            self.tried += 1
+            if self.tried == 1:
+                raise OSError(errno.EMFILE, "Too many open files")
+            return super().accept()
+
+    listens = private_socket.listen
+    scarce: list[Scarce] = []
+
+    def listen(path: str, *, backlog: int) -> Scarce:
+        scarce.append(Scarce(fileno=listens(path, backlog=backlog).detach()))
+        scarce[0].setblocking(False)
+        return scarce[0]
+
+    monkeypatch.setattr(private_socket, "listen", listen)
+    monkeypatch.setattr(listening_module, "PAUSE_SECONDS", 0.05)
+    taken: list[socket.socket] = []
+    listening = EngineSocket(str(tmp_path / "e.sock"))
+    listening.start(taken.append)
+    with socket.socket(socket.AF_UNIX) as web:
+        web.connect(str(tmp_path / "e.sock"))
+        await until(lambda: taken, "it is accepted")
+    # Not in each turn of the loop.
+    assert scarce[0].tried == 2
+    assert caplog.text.count("no web process can connect now: Too many open files") == 1
+    taken[0].close()
+    listening.close()

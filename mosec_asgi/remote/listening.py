@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import socket
 from collections.abc import Callable
@@ -12,6 +13,9 @@ from mosec_asgi.errors import StartupError
 from mosec_asgi.ipc import private_socket
 
 BACKLOG = 64
+# What keeps everybody from being accepted, and seconds before the next try.
+SHORTAGES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+PAUSE_SECONDS = 1.0
 
 logger = log.internal_logger(__name__)
 
@@ -55,12 +59,21 @@ class EngineSocket:
         sock.close()
         private_socket.remove(self._path, self._inode)
 
+    def _listen_again(self, sock: socket.socket, take: Callable[[socket.socket], object]) -> None:
+        if self._sock is sock:
+            self._loop.add_reader(sock.fileno(), self._accept, sock, take)
+
     def _accept(self, sock: socket.socket, take: Callable[[socket.socket], object]) -> None:
         try:
             connection, _ = sock.accept()
         except OSError as error:
-            # Whoever it was has gone, or there is no descriptor left for him.
-            logger.debug("no connection to the engine: %s", error)
+            if error.errno in SHORTAGES:
+                # He stays in the queue, and would be found there at once, again and again.
+                logger.warning("no web process can connect now: %s; tried again in %g s", error.strerror, PAUSE_SECONDS)
+                self._loop.remove_reader(sock.fileno())
+                self._loop.call_later(PAUSE_SECONDS, self._listen_again, sock, take)
+            else:
+                logger.debug("no connection to the engine: %s", error)
             return
         if (user := private_socket.stranger(connection)) is not None:
             logger.warning("the engine's socket was opened by user %d, and is only for user %d", user, os.geteuid())
