@@ -122,7 +122,7 @@ class Labels:
 
 
 def checked_key(key: str, what: str) -> str:
-    """Return a key that may be kept.
+    """Return a key that may be kept, as plain text where it is a member of an `Enum`.
 
     Raises:
         ClientError: it is too long, or no Unicode.
@@ -133,7 +133,7 @@ def checked_key(key: str, what: str) -> str:
         raise ClientError(f"{what} is no Unicode text") from None
     if size > MOST_KEY:
         raise ClientError(f"{what} is a key of {size} bytes, and a key has at most {MOST_KEY}; send a shorter one")
-    return key
+    return str.__str__(key)
 
 
 def check_hooks(worker: type[Any]) -> None:

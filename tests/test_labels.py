@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 import pickle
+from enum import Enum
 from typing import Any
 
 import pytest
 
 from mosec_asgi import Worker
 from mosec_asgi.errors import ClientError, DefinitionError, MosecError, ServerError
-from mosec_asgi.labels import MOST_KEY, Label, Labels, check_hooks
+from mosec_asgi.labels import MOST_KEY, Label, Labels, check_hooks, checked_key
 
 
 class Text(Worker):
@@ -117,3 +118,12 @@ def test_what_is_no_exception_is_an_error_of_the_hook_too() -> None:
 
     with pytest.raises(ServerError, match=r"^Exits.cost raised SystemExit$"):
         Labels(Exits, counts=True, groups=False).of("x")
+
+
+def test_a_key_is_plain_text_whatever_it_is_a_member_of() -> None:
+    class Adapter(str, Enum):
+        FIRST = "first"
+
+    key = checked_key(Adapter.FIRST, "the key")
+    assert key == "first"
+    assert type(key) is str
