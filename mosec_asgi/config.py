@@ -419,7 +419,12 @@ def check_keywords(keywords: Mapping[str, Any]) -> dict[str, Any]:
     """
     unknown = sorted(set(keywords) - set(FIELDS))
     if unknown:
-        raise DefinitionError(f"unknown setting {', '.join(unknown)}; the settings are {', '.join(FIELDS)}")
+        # Imported for the message only: every program that serves imports this module.
+        import difflib
+
+        near = [each for name in unknown for each in difflib.get_close_matches(name, FIELDS, n=1)]
+        meant = f"did you mean {', '.join(near)}? The" if near else "the"
+        raise DefinitionError(f"unknown setting {', '.join(unknown)}; {meant} settings are {', '.join(FIELDS)}")
     return {name: _checked(name, value, f"Server({name}=...)") for name, value in keywords.items()}
 
 
