@@ -243,6 +243,8 @@ def test_an_unknown_keyword_is_refused_with_the_nearest_name() -> None:
     told = r"unknown setting adress, prot; did you mean address, port\? The settings are capacity, .*port"
     with pytest.raises(DefinitionError, match=told):
         check_keywords({"prot": 1, "adress": "", "port": 1})
+    with pytest.raises(DefinitionError, match=r"unknown setting host; did you mean address\?"):
+        check_keywords({"host": ""})
 
 
 def test_settings_cannot_be_changed() -> None:
