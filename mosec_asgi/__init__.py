@@ -29,6 +29,7 @@ General layout; each floor imports only from those below it:
     ipc/                    F2  bytes between the server and a worker process
     observing/              F1  metrics, their Prometheus text, metrics of users' workers
     worker.py, runtime.py   F1  what users subclass and configure
+    route_checks.py         F1  whether the stages of a route, and the routes, fit together
     ray_options.py          F1  what a stage asks of Ray, where its workers run there
     streaming.py, events.py F1  the same for streams: ContinuousWorker; Event and its form on the wire
     hints.py                F1  what a type checker is told of a worker

@@ -8,7 +8,8 @@ from urllib.parse import unquote
 
 from mosec_asgi import paths
 from mosec_asgi.errors import DefinitionError
-from mosec_asgi.runtime import Runtime, check_labels, check_parameters, check_pipeline, check_routes, stage_names
+from mosec_asgi.route_checks import check_labels, check_parameters, check_pipeline, check_routes
+from mosec_asgi.runtime import Runtime, stage_names
 
 if TYPE_CHECKING:
     from mosec_asgi.web.protocols.seam import Protocol

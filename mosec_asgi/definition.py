@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from mosec_asgi.batching.coordinator import Limits, RoutePlan
 from mosec_asgi.batching.policy.rules import Rules
-from mosec_asgi.batching.stage import StagePlan
+from mosec_asgi.batching.stage_plan import StagePlan
 from mosec_asgi.config import Settings, listed
 from mosec_asgi.errors import DefinitionError
 from mosec_asgi.host.placement import Placement

@@ -18,7 +18,8 @@ from mosec_asgi.defined import DEFAULT_ROUTE, Defined
 from mosec_asgi.entrance import Entrance
 from mosec_asgi.errors import DefinitionError, StartupError
 from mosec_asgi.lifetime import GivenUp, Lifetime, Running
-from mosec_asgi.runtime import Executor, Method, Runtime, StartMethod, check_importable, check_timeouts
+from mosec_asgi.route_checks import check_importable, check_timeouts
+from mosec_asgi.runtime import Executor, Method, Runtime, StartMethod
 from mosec_asgi.worker import Worker
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ from mosec_asgi.admin import AdminSocket
 from mosec_asgi.batching.coordinator import Coordinator
 from mosec_asgi.batching.engine import Engine, Statistics
 from mosec_asgi.batching.future import FutureOutcome
-from mosec_asgi.batching.stage import StagePlan
+from mosec_asgi.batching.stage_plan import StagePlan
 from mosec_asgi.calls.inference import Inference
 from mosec_asgi.calls.objects import Objects
 from mosec_asgi.calls.routes import call_routes, route_shapes

@@ -9,11 +9,12 @@ from typing import Any
 from mosec_asgi import log
 from mosec_asgi.batching.changes import StageValues
 from mosec_asgi.batching.coordinator import Coordinator
-from mosec_asgi.batching.stage import StagePlan
+from mosec_asgi.batching.stage_plan import StagePlan
 from mosec_asgi.config import Settings
 from mosec_asgi.definition import plan_stage
 from mosec_asgi.errors import DefinitionError
-from mosec_asgi.runtime import Runtime, changed, check_timeouts, stage_names
+from mosec_asgi.route_checks import check_timeouts
+from mosec_asgi.runtime import Runtime, changed, stage_names
 
 # Digits of a stage's number; Python refuses to read very many.
 _MOST_DIGITS = 9

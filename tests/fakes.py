@@ -23,7 +23,7 @@ from common import until as until
 from mosec_asgi.batching.coordinator import Coordinator, Limits, RoutePlan
 from mosec_asgi.batching.flow import Flow
 from mosec_asgi.batching.future import FutureOutcome
-from mosec_asgi.batching.stage import StagePlan
+from mosec_asgi.batching.stage_plan import StagePlan
 from mosec_asgi.batching.task import Task
 from mosec_asgi.errors import Failure, StartupError
 from mosec_asgi.inside.spec import WorkerSpec

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from mosec_asgi.batching.coordinator import Coordinator
 from mosec_asgi.batching.engine import Caller
-from mosec_asgi.batching.stage import StagePlan
+from mosec_asgi.batching.stage_plan import StagePlan
 from mosec_asgi.inside.spec import WorkerSpec
 from mosec_asgi.messages import (
     Call,

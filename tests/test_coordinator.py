@@ -25,7 +25,7 @@ from fakes import (
 from pickled import PickledCoordinator
 
 from mosec_asgi.batching.engine import StageStatistics
-from mosec_asgi.batching.stage import StagePlan
+from mosec_asgi.batching.stage_plan import StagePlan
 from mosec_asgi.errors import (
     CANCELLED,
     CLIENT_LEFT,

@@ -27,7 +27,7 @@ FLOORS = {
     "pool": 3, "inside": 3,
     "ipc": 2,
     "observing": 1, "worker": 1, "streaming": 1, "events": 1, "runtime": 1, "mixin": 1, "schema": 1, "annotations": 1,
-    "ray_options": 1,
+    "ray_options": 1, "route_checks": 1,
     "formats": 1, "stops": 1, "hints": 1,
     "messages": 0, "request": 0, "reply": 0, "paths": 0, "labels": 0, "wishes": 0,
     "config": 0, "keywords": 0, "log": 0, "log_output": 0, "ration": 0, "errors": 0, "protocol": 0, "lazy_timer": 0,

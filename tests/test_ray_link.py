@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from common import settled_loop, until
+from common import PATIENCE, settled_loop, until
 
 from mosec_asgi import Worker
 from mosec_asgi.inside.spec import WorkerSpec
@@ -90,7 +90,7 @@ class Ends:
 
     async def said_by_server(self) -> frames.Frame:
         decoder = frames.Decoder()
-        decoder.receive_data(await running().sock_recv(self.actor, 1 << 16))
+        decoder.receive_data(await asyncio.wait_for(running().sock_recv(self.actor, 1 << 16), PATIENCE))
         frame = decoder.next_frame()
         assert frame is not None
         return frame

@@ -40,7 +40,7 @@ from mosec_asgi import ContinuousWorker, Runtime, Server, SSEWorker, Worker
 from mosec_asgi.batching.flow import Flow
 from mosec_asgi.batching.policy.rules import Rules
 from mosec_asgi.batching.single_flight import Flight, SingleFlight
-from mosec_asgi.batching.stage import StagePlan
+from mosec_asgi.batching.stage_plan import StagePlan
 from mosec_asgi.batching.task import Event, State
 from mosec_asgi.errors import (
     CLIENT_LEFT,

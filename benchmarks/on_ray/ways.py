@@ -85,7 +85,7 @@ def _on_actors(row: Row, ray: Cluster, suffix: str = "_ray") -> Iterator[Served]
         with servers.running(f"{row.service}{suffix}", ["mosec_asgi"], row.load) as [server]:
             yield Served(server.url, lambda: {*processes.members(server.process.pid), *_actors(ray)})
     finally:
-        del os.environ["RAY_ADDRESS"]
+        os.environ.pop("RAY_ADDRESS", None)
 
 
 def _actors(ray: Cluster) -> set[int]:

@@ -12,7 +12,7 @@ from random import Random
 from mosec_asgi import Worker, log
 from mosec_asgi.batching.coordinator import Coordinator, Limits, RoutePlan
 from mosec_asgi.batching.policy.rules import Rules
-from mosec_asgi.batching.stage import StagePlan
+from mosec_asgi.batching.stage_plan import StagePlan
 from mosec_asgi.inside.spec import WorkerSpec
 from mosec_asgi.messages import OK, Call, Cancels, Chunk, Chunks, Credit, Credits, Outcome, Progress, Results, Tasks
 from mosec_asgi.observing.metrics import ServiceMetrics, StageMetrics

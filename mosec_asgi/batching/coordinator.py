@@ -22,7 +22,8 @@ from mosec_asgi.batching.changes import StageValues
 from mosec_asgi.batching.engine import TAKES_HELD, Caller, Statistics
 from mosec_asgi.batching.flow import Flow
 from mosec_asgi.batching.scheduler import Scheduler
-from mosec_asgi.batching.stage import Stage, StagePlan
+from mosec_asgi.batching.stage import Stage
+from mosec_asgi.batching.stage_plan import StagePlan
 from mosec_asgi.batching.task import State, Task
 from mosec_asgi.errors import (
     CLIENT_LEFT,

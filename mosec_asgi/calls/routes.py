@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from http import HTTPStatus
 
 from mosec_asgi.batching.coordinator import Limits, RoutePlan
-from mosec_asgi.batching.stage import StagePlan
+from mosec_asgi.batching.stage_plan import StagePlan
 from mosec_asgi.errors import CallError
 from mosec_asgi.labels import Labels
 from mosec_asgi.remote.handshake import RouteShape

@@ -17,7 +17,8 @@ from mosec_asgi.cli.output import GOOD, WARN, output
 from mosec_asgi.config import FIELDS, SECRETS, Settings
 from mosec_asgi.errors import DefinitionError
 from mosec_asgi.pool.process.launcher import usable_cores
-from mosec_asgi.runtime import Runtime, check_importable, check_timeouts, stage_names
+from mosec_asgi.route_checks import check_importable, check_timeouts
+from mosec_asgi.runtime import Runtime, stage_names
 
 _METHODS = ("get", "put", "post", "delete", "patch", "query")
 # Schemas within each other that are shown.

@@ -15,7 +15,7 @@ from mosec_asgi.cli.loading import load_server, server_arguments
 from mosec_asgi.cli.output import GOOD, STRONG, WARN, Output, output
 from mosec_asgi.defined import DEFAULT_ROUTE
 from mosec_asgi.offline.faults import Halted
-from mosec_asgi.runtime import check_importable
+from mosec_asgi.route_checks import check_importable
 from mosec_asgi.tuning import items as sample
 from mosec_asgi.tuning import picture, text
 from mosec_asgi.tuning.model import Choice

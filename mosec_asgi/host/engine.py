@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import socket
+import threading
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
@@ -116,8 +117,10 @@ class _Run:
     async def serve(self, told: Callable[[Callable[[int], object]], object]) -> int:
         loop = asyncio.get_running_loop()
         self._end, self._ending = asyncio.Event(), loop.create_future()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, self._signalled, number)
+        # In another thread Python handles no signals.
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                loop.add_signal_handler(number, self._signalled, number)
         self._server.on_daemon_exit = self._daemon_ended
         told(self._end_with)
         serving = loop.create_task(self._serve())

@@ -8,6 +8,7 @@ may not read the connection for long, so a thread watches it as well.
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import os
 import pickle
 import select
@@ -126,15 +127,20 @@ def _receive(sock: socket.socket, size: int) -> bytes:
 def _unpickled(order: Order) -> WorkerSpec:
     """Return what to run; its class is imported, from the server's main module where it is defined there."""
     name, path = order.main
-    # As `multiprocessing` does it in a spawned process: as `__mp_main__`, so that what the program does under its guard
-    # is not done here.
-    if name:
-        spawn._fixup_main_from_name(name)  # type: ignore[attr-defined]
-    elif path:
-        here = path if os.path.exists(path) else os.path.abspath(os.path.basename(path))
-        spawn._fixup_main_from_path(here)  # type: ignore[attr-defined]
-    spec: WorkerSpec = pickle.loads(order.spec)
-    return spec
+    process: Any = multiprocessing.current_process()
+    # As `multiprocessing` does it in a spawned process: the main module is imported as `__mp_main__`, so that what the
+    # program does under its guard is not done here, and one that serves without a guard is told so.
+    process._inheriting = True
+    try:
+        if name:
+            spawn._fixup_main_from_name(name)  # type: ignore[attr-defined]
+        elif path:
+            here = path if os.path.exists(path) else os.path.abspath(os.path.basename(path))
+            spawn._fixup_main_from_path(here)  # type: ignore[attr-defined]
+        spec: WorkerSpec = pickle.loads(order.spec)
+        return spec
+    finally:
+        del process._inheriting
 
 
 def _serve(spec: WorkerSpec, port: RayPort, sock: socket.socket) -> None:

@@ -35,13 +35,14 @@ def main(first: int, histories: int, processes: int | None = None) -> int:
             total += summary
             violations += found
             done += parts[part]
+            # At once: a long run may be ended before it is through.
+            for text in found:
+                print(f"\n{text}\n", flush=True)
             _tell_progress(done, histories, time.monotonic() - began, len(violations))
             if len(violations) >= MOST_VIOLATIONS:
                 pool.shutdown(cancel_futures=True)
                 break
     print(file=sys.stderr)
-    for text in violations:
-        print(f"{text}\n")
     print(total)
     print(f"{len(violations)} contracts broken" if violations else "all contracts held")
     return 1 if violations else 0

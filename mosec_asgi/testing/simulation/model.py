@@ -13,7 +13,7 @@ from collections import Counter, deque
 from dataclasses import dataclass, field
 
 from mosec_asgi.batching.policy.rules import Rules
-from mosec_asgi.batching.stage import StagePlan
+from mosec_asgi.batching.stage_plan import StagePlan
 from mosec_asgi.errors import Failure
 from mosec_asgi.inside.spec import WorkerSpec
 from mosec_asgi.messages import Outcome

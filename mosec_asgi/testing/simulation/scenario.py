@@ -14,7 +14,7 @@ from random import Random
 from mosec_asgi.batching.changes import StageValues
 from mosec_asgi.batching.coordinator import Limits, RoutePlan
 from mosec_asgi.batching.policy.rules import Rules
-from mosec_asgi.batching.stage import StagePlan
+from mosec_asgi.batching.stage_plan import StagePlan
 from mosec_asgi.inside.spec import WorkerSpec
 from mosec_asgi.pool.recycling import NEVER, Recycling
 from mosec_asgi.worker import Worker

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from random import Random
 
-from mosec_asgi.batching.stage import StagePlan
+from mosec_asgi.batching.stage_plan import StagePlan
 from mosec_asgi.errors import CANCELLED, StartupError
 from mosec_asgi.inside.spec import WorkerSpec
 from mosec_asgi.messages import Cancels, Chunks, Credits, Progress, Results, Tasks

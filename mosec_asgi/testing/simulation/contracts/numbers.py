@@ -6,7 +6,7 @@ import math
 from dataclasses import replace
 
 from mosec_asgi.batching.engine import StageStatistics, Statistics
-from mosec_asgi.batching.stage import StagePlan
+from mosec_asgi.batching.stage_plan import StagePlan
 from mosec_asgi.testing.simulation.contracts.checker import Checker
 from mosec_asgi.testing.simulation.contracts.contract import Contract
 from mosec_asgi.testing.simulation.model import StageModel

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mosec_asgi.batching.stage import StagePlan
+from mosec_asgi.batching.stage_plan import StagePlan
 from mosec_asgi.testing.simulation.contracts.checker import Checker
 from mosec_asgi.testing.simulation.contracts.contract import Contract
 from mosec_asgi.testing.simulation.contracts.dues import TOLERANCE, Dues
