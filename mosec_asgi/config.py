@@ -419,7 +419,10 @@ def check_keywords(keywords: Mapping[str, Any]) -> dict[str, Any]:
     """
     unknown = sorted(set(keywords) - set(FIELDS))
     if unknown:
-        raise DefinitionError(f"unknown setting {', '.join(unknown)}; the settings are {', '.join(FIELDS)}")
+        by_flag = {flag[2:]: name for name, flag in FLAGS.items()}
+        near = [by_flag[meant] for name in unknown if (meant := meant_by(f"--{name}")) in by_flag]
+        which = f"did you mean {', '.join(near)}? The" if near else "the"
+        raise DefinitionError(f"unknown setting {', '.join(unknown)}; {which} settings are {', '.join(FIELDS)}")
     return {name: _checked(name, value, f"Server({name}=...)") for name, value in keywords.items()}
 
 

@@ -213,7 +213,7 @@ LOADING = Failure(
     HTTPStatus.SERVICE_UNAVAILABLE, "the models are still being loaded; GET /readyz says which", retry_after=5
 )
 ENGINE_AWAY = Failure(
-    HTTPStatus.SERVICE_UNAVAILABLE, "the engine of this service does not run at this moment", retry_after=1
+    HTTPStatus.SERVICE_UNAVAILABLE, "the engine of this service is not running; retry in a second", retry_after=1
 )
 ENGINE_LOST = Failure(
     HTTPStatus.SERVICE_UNAVAILABLE, "the engine of this service has ended before it had answered", retry_after=1

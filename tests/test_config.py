@@ -235,8 +235,16 @@ def test_a_port_that_does_not_exist_is_refused() -> None:
 
 
 def test_an_unknown_keyword_is_refused_with_the_names_that_there_are() -> None:
-    with pytest.raises(DefinitionError, match=r"unknown setting adress, prot; the settings are capacity, .*port"):
+    with pytest.raises(DefinitionError, match=r"unknown setting qqq; the settings are capacity, .*port"):
+        check_keywords({"qqq": 1, "port": 1})
+
+
+def test_an_unknown_keyword_is_refused_with_the_nearest_name() -> None:
+    told = r"unknown setting adress, prot; did you mean address, port\? The settings are capacity, .*port"
+    with pytest.raises(DefinitionError, match=told):
         check_keywords({"prot": 1, "adress": "", "port": 1})
+    with pytest.raises(DefinitionError, match=r"unknown setting host; did you mean address\?"):
+        check_keywords({"host": ""})
 
 
 def test_settings_cannot_be_changed() -> None:

@@ -15,6 +15,10 @@ from harness import ROOT, free_port
 
 EXAMPLES = ROOT / "examples"
 CLIENTS = sorted(path.parent.name for path in EXAMPLES.glob("*/client.py"))
+SERVERS = sorted(EXAMPLES.glob("*/server.py"))
+# Lines of code.
+PAGE = 70
+HEAVY = {"diffusers", "jax", "rapidocr_onnxruntime", "sentence_transformers", "sklearn", "torch", "transformers"}
 
 
 def png() -> bytes:
@@ -57,3 +61,34 @@ def test_the_table_has_a_row_for_each_example() -> None:
     rows = re.findall(r"^\| \[(\w+)\]\((\w+)\) \|", (EXAMPLES / "README.md").read_text(), re.MULTILINE)
     assert [(name, folder) for name, folder in rows if name != folder] == []
     assert sorted(name for name, _ in rows) == sorted(path.parent.name for path in EXAMPLES.glob("*/README.md"))
+
+
+def test_what_is_served_is_a_page() -> None:
+    """The model's code has modules of its own, so that each server.py can be read at one look."""
+    assert {path.parent.name: length for path in SERVERS if (length := lines_of_code(path.read_text())) > PAGE} == {}
+
+
+def lines_of_code(source: str) -> int:
+    """Return how many lines have code, without comments and docstrings."""
+    prose: set[int] = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
+            prose.update(range(node.lineno, (node.end_lineno or node.lineno) + 1))
+    lines = enumerate(source.splitlines(), 1)
+    return sum(bool(line.strip()) and not line.strip().startswith("#") and place not in prose for place, line in lines)
+
+
+def test_only_workers_import_what_is_heavy() -> None:
+    """The process that speaks HTTP imports the same module: torch there is seconds, and hundreds of megabytes."""
+    program = f"""
+import importlib, sys
+for name in {[path.parent.name for path in SERVERS]}:
+    try:
+        importlib.import_module(f"examples.{{name}}.server")
+    except ModuleNotFoundError:
+        continue  # not installed; its own test says so
+    heavy = {HEAVY} & set(sys.modules)
+    assert not heavy, (name, heavy)
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr

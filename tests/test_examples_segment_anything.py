@@ -19,6 +19,9 @@ from PIL import Image, ImageDraw
 
 from examples.segment_anything import server
 
+# As the server finds it: by its folder, which it adds to the path.
+import sam  # isort: skip
+
 EXAMPLE = ROOT / "examples" / "segment_anything"
 
 
@@ -152,7 +155,7 @@ def test_what_is_no_msgpack_and_what_has_no_image_is_refused(program: Program) -
     [([[0, 1], [0, 1]], [2, 2]), ([[1, 0], [1, 1]], [0, 2, 1, 1]), ([[0, 0]], [2]), ([[1]], [0, 1])],
 )
 def test_runs_go_down_the_columns_and_begin_outside(mask: list[list[int]], counts: list[int]) -> None:
-    assert server.run_lengths(np.array(mask, bool)) == counts
+    assert sam.run_lengths(np.array(mask, bool)) == counts
 
 
 def run_client(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -186,7 +189,7 @@ def test_the_client_says_in_one_line_what_is_wrong(program: Program, tmp_path: P
 
 @pytest.mark.parametrize("stage", [server.Read, server.Encode, server.Segment])
 def test_a_model_that_is_not_there_is_told_with_the_variable_to_set(stage: Any, monkeypatch: Any) -> None:
-    monkeypatch.setattr(server, "MODEL", "/no/such/folder")
+    monkeypatch.setattr(sam, "MODEL", "/no/such/folder")
     with pytest.raises(RuntimeError, match="SAM_MODEL=/no/such/folder cannot be loaded: it must be a folder"):
         stage()
 

@@ -118,7 +118,7 @@ def test_a_folder_without_a_tokenizer_is_refused(
     """Else all words would be the unknown one, and all texts of a length alike."""
     shutil.copy(Path(environment["SENTIMENT_MODEL"], "config.json"), tmp_path)
     server = importlib.import_module("examples.sentiment.server")
-    monkeypatch.setattr(server, "MODEL", str(tmp_path))
+    monkeypatch.setattr(sys.modules["distilbert"], "MODEL", str(tmp_path))
     with pytest.raises(RuntimeError, match="DistilBERT and its tokenizer"):
         server.Tokenize()
 
@@ -145,7 +145,7 @@ def test_a_gpu_that_is_not_there_is_named(server: ModuleType, monkeypatch: pytes
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises(RuntimeError, match=r"SENTIMENT_GPUS names GPU 3, which torch .* cannot use"):
-        server.device()
+        sys.modules["distilbert"].device()
 
 
 def test_it_keeps_to_its_document(program: Program, tmp_path: Path) -> None:

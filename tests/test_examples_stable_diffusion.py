@@ -20,6 +20,9 @@ from harness import ROOT, Program, free_port, running
 from PIL import Image
 
 from examples.stable_diffusion import server
+
+# As the server finds it: by its folder, which it adds to the path.
+import diffusion  # isort: skip
 from mosec_asgi import ValidationError
 
 EXAMPLE = ROOT / "examples" / "stable_diffusion"
@@ -121,7 +124,8 @@ def test_what_the_safety_checker_keeps_back_is_refused_alone() -> None:
         return SimpleNamespace(images=np.ones((len(prompt), 8, 8, 3)), nsfw_content_detected=flags)
 
     stage = object.__new__(server.Paint)
-    stage.pipeline = checked
+    stage.pipeline = object.__new__(diffusion.Pipeline)
+    stage.pipeline.run = checked
     good, refused = stage.forward([server.Picture(prompt=text) for text in ("good", "bad")])
     assert good[1].min() == 255
     assert isinstance(refused, ValidationError)
@@ -153,14 +157,14 @@ def test_the_client_says_in_one_line_what_is_wrong(program: Program, tmp_path: P
 
 @pytest.mark.parametrize("stage", [server.Read, server.Paint])
 def test_a_model_that_is_not_there_is_told_with_the_variable_to_set(stage: Any, monkeypatch: Any) -> None:
-    monkeypatch.setattr(server, "MODEL", "/no/such/folder")
+    monkeypatch.setattr(diffusion, "MODEL", "/no/such/folder")
     with pytest.raises(RuntimeError, match="DIFFUSION_MODEL=/no/such/folder cannot be loaded: it must be a folder"):
         stage()
 
 
 def test_a_folder_without_a_tokenizer_is_refused(environment: dict[str, str], tmp_path: Path, monkeypatch: Any) -> None:
     shutil.copy(Path(environment["DIFFUSION_MODEL"], "model_index.json"), tmp_path)
-    monkeypatch.setattr(server, "MODEL", str(tmp_path))
+    monkeypatch.setattr(diffusion, "MODEL", str(tmp_path))
     with pytest.raises(RuntimeError, match="cannot be loaded"):
         server.Read()
 

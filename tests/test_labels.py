@@ -110,15 +110,6 @@ def test_a_hook_needs_no_instance() -> None:
         check_hooks(Bound)
 
 
-def test_a_key_is_plain_text_whatever_it_is_a_member_of() -> None:
-    class Adapter(str, Enum):
-        FIRST = "first"
-
-    key = checked_key(Adapter.FIRST, "the key")
-    assert key == "first"
-    assert type(key) is str
-
-
 def test_what_is_no_exception_is_an_error_of_the_hook_too() -> None:
     class Exits(Text):
         @staticmethod
@@ -127,3 +118,12 @@ def test_what_is_no_exception_is_an_error_of_the_hook_too() -> None:
 
     with pytest.raises(ServerError, match=r"^Exits.cost raised SystemExit$"):
         Labels(Exits, counts=True, groups=False).of("x")
+
+
+def test_a_key_is_plain_text_whatever_it_is_a_member_of() -> None:
+    class Adapter(str, Enum):
+        FIRST = "first"
+
+    key = checked_key(Adapter.FIRST, "the key")
+    assert key == "first"
+    assert type(key) is str

@@ -20,9 +20,7 @@ THEIRS = (
     "accelerate", "diffusers", "jax", "onnxruntime", "PIL", "sentence_transformers", "sklearn", "torch", "transformers",
 )  # fmt: skip
 # Where examples have modules of their own.
-MODULES = [
-    str(EXAMPLES / name) for name in ("generate", "onnx_classifier/modules", "embedding/modules", "lora/modules")
-]
+MODULES = [str(EXAMPLES / "generate"), *map(str, sorted(EXAMPLES.glob("*/modules")))]
 _IMPORTS_THEIRS = re.compile(rf"^ *(?:from|import) (?:{'|'.join(THEIRS)})\b", re.MULTILINE)
 
 Found = dict[Path, dict[int, str]]

@@ -14,13 +14,10 @@ With the environment variable API_KEY all of them but the page, the documents, h
 """
 
 import argparse
-import asyncio
 import contextlib
-import dataclasses
 import os
-import secrets
 import sqlite3
-import struct
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Annotated
@@ -30,71 +27,24 @@ from fastapi import Depends, FastAPI, HTTPException, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import JSONResponse
-from fastapi.security import APIKeyHeader
 from fastapi.staticfiles import StaticFiles
 from pydantic import BaseModel, Field
-from starlette.datastructures import Headers
-from starlette.types import ASGIApp, Receive, Scope, Send
-from typing_extensions import TypedDict
 
-from mosec_asgi import MosecError, Server, SSEWorker, ValidationError
-from mosec_asgi.mixin import File, MultipartMixin, PydanticMixin
+from mosec_asgi import MosecError, Server
 
-API_KEY = os.environ.get("API_KEY", "")
+# The modules beside this one, wherever it is imported from.
+sys.path.insert(0, str(Path(__file__).parent / "modules"))
+from access import NeedsKey, check_key
+from readers import Answer, Describe, Read
+
 # Other sites whose pages may call this app.
 ORIGINS = os.environ.get("ORIGINS", "http://localhost:5173").split(",")
 BOOKS = [("hamlet", "To be, or not to be: that is the question"), ("macbeth", "Tomorrow, and tomorrow, and tomorrow")]
 
 
-# -- the models: these run in processes of their own -------------------------------------------------------------------
-
-
-class Answer(TypedDict):
-    """How long it takes to read a text."""
-
-    seconds: float
-
-
-class Read(PydanticMixin):
-    """Say how long it takes to read a text."""
-
-    words_a_minute = 240
-
-    def forward(self, data: list[str]) -> list[Answer]:
-        """Return the seconds for each text of a batch."""
-        return [{"seconds": round(len(text.split()) * 60 / self.words_a_minute, 2)} for text in data]
-
-
-@dataclasses.dataclass
-class Picture:
-    """A form with an image."""
-
-    image: File
-    title: Annotated[str, Field(max_length=100)] = "Untitled"
-
-
-class Describe(MultipartMixin, SSEWorker):
-    """Describe an image, word by word; the answer is a stream of plain text."""
-
-    resp_mime_type = "text/plain; charset=utf-8"
-
-    async def forward(self, data: Picture) -> AsyncIterator[str]:
-        """Yield the words."""
-        content = data.image.data
-        if not content.startswith(b"\x89PNG\r\n\x1a\n") or len(content) < 24:
-            raise ValidationError("the image is no PNG")
-        width, height = struct.unpack(">II", content[16:24])
-        for word in f"{data.title}: an image of {width} by {height} pixels in {len(content)} bytes.".split():
-            yield f"{word} "
-            await asyncio.sleep(0.1)
-
-
 server = Server()
 server.append_worker(Read, max_batch_size=32)
 server.append_worker(Describe, concurrency=100, route="/describe")
-
-
-# -- the app -----------------------------------------------------------------------------------------------------------
 
 
 @contextlib.asynccontextmanager
@@ -106,25 +56,6 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with server.lifespan(app):
             app.state.shelf = shelf
             yield
-
-
-def check_key(key: Annotated[str | None, Depends(APIKeyHeader(name="x-api-key", auto_error=False))]) -> None:
-    """Refuse a request without the right key."""
-    if API_KEY and not secrets.compare_digest((key or "").encode(), API_KEY.encode()):
-        raise HTTPException(401, "send the right key in the header x-api-key")
-
-
-class NeedsKey:
-    """`Depends(check_key)` for an app that is mounted: FastAPI's dependencies do not reach there."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Check the key of a call of a model; documents, health and metrics are free."""
-        if scope["type"] == "http" and scope["method"] == "POST":
-            check_key(Headers(scope=scope).get("x-api-key"))
-        await self.app(scope, receive, send)
 
 
 class Book(BaseModel):

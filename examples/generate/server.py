@@ -7,53 +7,25 @@ Two stages. `Read` makes tokens of a conversation. `Write` writes up to eight te
 step: a request joins between two steps, and leaves as soon as its text is done.
 """
 
-import itertools
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
-from pydantic import BaseModel, Field
-
-from mosec_asgi import ContinuousWorker, Server, ValidationError
+from mosec_asgi import ContinuousWorker, Server
 from mosec_asgi.mixin import PydanticMixin
 from mosec_asgi.protocols import Delta, OpenAI
 
 # The modules beside this one, wherever it is imported from.
 sys.path.insert(0, str(Path(__file__).parent))
 
+from chat import Message, Request, prompt_of
 from completion import Completion, Prompt
-from smollm import CONTEXT, NAME, SLOTS, SmolLM2, load_tokenizer, open_model
+from smollm import NAME, SLOTS, SmolLM2, load_tokenizer, open_model
 
 ROUTE = "/generate"
 # Tokens of a prompt that are taken in between two steps: as long as that takes, all other texts wait.
 PIECE = 64
-# What the model was trained with where a conversation has no system message.
-SYSTEM = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
-
-Stop = Annotated[str, Field(min_length=1, max_length=100)]
-
-
-# No number as text, and no field that this service would ignore.
-class Message(BaseModel, strict=True, extra="forbid"):
-    """A message of a conversation."""
-
-    role: Literal["system", "user", "assistant"]
-    content: str = Field(max_length=4000)
-
-
-class Request(BaseModel, strict=True, extra="forbid"):
-    """A conversation to go on with."""
-
-    model: str = NAME
-    messages: list[Message] = Field(min_length=1, max_length=32)
-    max_tokens: int = Field(default=128, ge=1, description="Tokens to write at most.")
-    max_completion_tokens: int | None = Field(default=None, ge=1, description="The newer name of `max_tokens`.")
-    temperature: float = Field(default=1.0, ge=0, le=2, description="0 takes the likeliest token.")
-    seed: int | None = Field(default=None, ge=0, lt=2**63, description="The same seed gives the same text.")
-    stop: Stop | Annotated[list[Stop], Field(max_length=4)] = Field(
-        default=[], description="Texts before which the writing ends."
-    )
 
 
 class Read(PydanticMixin):
@@ -66,26 +38,7 @@ class Read(PydanticMixin):
 
     def forward(self, data: Request) -> Prompt:
         """Make tokens of the messages."""
-        tokens = self.tokens_of(data.messages)
-        room = CONTEXT - len(tokens)
-        if room < 1:
-            raise ValidationError(f"they are {len(tokens)} tokens, and a text of this model has {CONTEXT} at most")
-        return Prompt(
-            tokens,
-            limit=min(data.max_completion_tokens or data.max_tokens, room),
-            temperature=data.temperature,
-            seed=data.seed,
-            stop=[data.stop] if isinstance(data.stop, str) else data.stop,
-        )
-
-    def tokens_of(self, messages: list[Message]) -> list[int]:
-        """Return a conversation in the form that the model was trained with, up to where the answer begins."""
-        begin, end = self.tokenizer.special("<|im_start|>"), self.tokenizer.special("<|im_end|>")
-        if messages[0].role != "system":
-            messages = [Message(role="system", content=SYSTEM), *messages]
-        encode = self.tokenizer.encode
-        turns = [[begin, *encode(f"{turn.role}\n{turn.content}"), end, *encode("\n")] for turn in messages]
-        return [*itertools.chain(*turns), begin, *encode("assistant\n")]
+        return prompt_of(data, self.tokenizer)
 
 
 class Write(ContinuousWorker):

@@ -9,18 +9,16 @@ memory of the network. A language model with adapters is served in the same way.
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-import torch
 from pydantic import BaseModel, Field
 from typing_extensions import TypedDict
 
 from mosec_asgi import Server, Worker
 from mosec_asgi.mixin import PydanticMixin
 
-# In workers too, which find this module by its path.
+# Where workers find the module of the model.
 sys.path.insert(0, str(Path(__file__).parent / "modules"))
-from adapters import made, run
 
 Row = Annotated[list[Annotated[float, Field(ge=0, le=16)]], Field(min_length=8, max_length=8)]
 
@@ -58,18 +56,15 @@ class Classify(Worker[Question, Answer]):
         return item.adapter
 
     def __init__(self) -> None:
-        trained = made()
-        self.network, self.adapters = trained["network"], trained["adapters"]
+        # Here, not above: it imports torch, of which the process that speaks HTTP has no need.
+        from adapters import Network
+
+        self.network = Network()
 
     def forward(self, data: list[Question]) -> list[Answer]:
         """Return the digits of a batch, all of whose items have the adapter of the first."""
-        pixels = torch.tensor([each.image for each in data]) / 16
-        adapter: Any = self.adapters.get(data[0].adapter)
-        best = run(self.network, adapter, pixels).softmax(1).max(1)
-        return [
-            {"digit": digit, "probability": probability}
-            for digit, probability in zip(best.indices.tolist(), best.values.tolist(), strict=True)
-        ]
+        read = self.network.read([each.image for each in data], data[0].adapter)
+        return [{"digit": digit, "probability": probability} for digit, probability in read]
 
 
 server = Server()

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 
 from mosec_asgi import Server, ValidationError, Worker
 from mosec_asgi.protocols import OpenInference, Tensor
@@ -32,6 +31,9 @@ class Classify(Worker):
     example = [{"image": np.zeros((SIZE, SIZE), np.float32)}] * 64
 
     def __init__(self) -> None:
+        # Here, not above: of the processes, only workers need it.
+        import onnxruntime
+
         options = onnxruntime.SessionOptions()
         # Its parts take microseconds: more threads would only wait for each other.
         options.intra_op_num_threads = 1

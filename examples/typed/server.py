@@ -9,22 +9,23 @@ are the OpenAPI document at /openapi/swagger/. Two routes with the same answers:
 /rank/msgpack has msgspec structs and msgpack.
 
 The model is the vector space model of information retrieval, over groups of three letters: a text is the vector of how
-often it has each group, hashed to `DIMENSIONS` places, and two texts are as close as the angle between their vectors.
+often it has each group, hashed to 4096 places, and two texts are as close as the angle between their vectors.
 """
 
-import zlib
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated
 
 import msgspec
-import numpy as np
-import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field
 
 from mosec_asgi import Server
 from mosec_asgi.mixin import PydanticMixin, TypedMsgPackMixin
 
-DIMENSIONS = 4096
+# The module of the model, wherever it is imported from.
+sys.path.insert(0, str(Path(__file__).parent / "modules"))
+from letters import closest, embed
 
 Passage = Annotated[str, Field(max_length=2000)]
 
@@ -109,27 +110,6 @@ def rank(queries: Sequence[Query] | Sequence[PackedQuery]) -> list[list[tuple[in
         rankings.append(closest(vectors[start + 1 : end] @ vectors[start], query.at_least))
         start = end
     return rankings
-
-
-def embed(texts: Sequence[str]) -> npt.NDArray[np.float32]:
-    """Return one row for each text, of length 1, or 0 for a text without a letter."""
-    rows, columns = [], []
-    for row, text in enumerate(texts):
-        padded = f" {' '.join(text.lower().split())} "
-        for place in range(len(padded) - 2):
-            rows.append(row)
-            columns.append(zlib.crc32(padded[place : place + 3].encode()) % DIMENSIONS)
-    vectors = np.zeros((len(texts), DIMENSIONS), np.float32)
-    np.add.at(vectors, (rows, columns), 1)
-    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-    np.divide(vectors, lengths, out=vectors, where=lengths > 0)
-    return vectors
-
-
-def closest(scores: npt.NDArray[np.float32], at_least: float) -> list[tuple[int, float]]:
-    """Return the places and scores from `at_least` on, the best one first, and the first of equals first."""
-    matches = [(place, round(min(float(score), 1.0), 4)) for place, score in enumerate(scores)]
-    return sorted((match for match in matches if match[1] >= at_least), key=lambda match: -match[1])
 
 
 server = Server()

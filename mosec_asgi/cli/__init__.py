@@ -83,5 +83,6 @@ def _of_click(error: click.ClickException) -> str:
         text = f"No such option '{error.option_name}'. Did you mean '--{meant}'?"
     context = getattr(error, "ctx", None)
     if isinstance(error, click.UsageError) and context is not None:
-        return f"{text.rstrip('.')}; see {context.command_path} --help"
+        end = " See" if text.endswith("?") else "; see"
+        return f"{text.rstrip('.')}{end} {context.command_path} --help"
     return text

@@ -50,7 +50,7 @@ class DashboardPage(Page):
         try:
             told = await self._told(asked.get("run", ""), asked.get("after", ""))
         except LookupError:
-            return Response("the engine of this service does not run at this moment", 503)
+            return Response("the engine of this service is not running; retry in a second", 503)
         headers = {"cache-control": "no-store", "x-content-type-options": "nosniff"}
         return Response(told, media_type="application/json", headers=headers)
 

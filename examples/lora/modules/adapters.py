@@ -91,5 +91,19 @@ def made() -> dict[str, Any]:
     return trained
 
 
+class Network:
+    """The network with its adapters."""
+
+    def __init__(self) -> None:
+        trained = made()
+        self._layers, self._adapters = trained["network"], trained["adapters"]
+
+    def read(self, images: list[Any], adapter: str) -> list[tuple[int, float]]:
+        """Return which digit each image shows, and how sure that is, with an adapter; `none` is no adapter."""
+        pixels = torch.tensor(images) / BRIGHTEST
+        best = run(self._layers, self._adapters.get(adapter), pixels).softmax(1).max(1)
+        return list(zip(best.indices.tolist(), best.values.tolist(), strict=True))
+
+
 if __name__ == "__main__":
     made()

@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 
 FILE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mosec_asgi" / "digits.onnx"
 SIZE = 8
@@ -22,6 +20,10 @@ BRIGHTEST = 16.0
 
 def images() -> tuple[Any, Any, Any, Any]:
     """Return the images to train with, those to test with, and which digits each of them shows."""
+    # Only where there is something to train or to test: they take a second to load.
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
     digits = load_digits()
     parts = train_test_split(digits.images.astype(np.float32), digits.target, test_size=0.25, random_state=0)
     return tuple(parts)
@@ -29,7 +31,6 @@ def images() -> tuple[Any, Any, Any, Any]:
 
 def train() -> bytes:
     """Return a network with one hidden layer, in ONNX: images in, the digits and the probabilities of all ten out."""
-    # Only where there is something to train: they take a second to load.
     import onnx
     from onnx import TensorProto, helper, numpy_helper
     from sklearn.exceptions import ConvergenceWarning
