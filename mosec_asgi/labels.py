@@ -113,15 +113,16 @@ class Labels:
         ask: Callable[[Any], Any] = getattr(self.worker, hook)
         try:
             return ask(item)
-        except MosecError:
+        except (MosecError, KeyboardInterrupt):
             raise
-        except Exception as error:
+        # A library may raise what is no `Exception`, and the event loop that asks would end with it.
+        except BaseException as error:
             # The text of a foreign exception may hold what clients must not see; the log has the traceback.
             raise ServerError(f"{self.worker.__name__}.{hook} raised {type(error).__name__}") from error
 
 
 def checked_key(key: str, what: str) -> str:
-    """Return a key that may be kept.
+    """Return a key that may be kept, as plain text where it is a member of an `Enum`.
 
     Raises:
         ClientError: it is too long, or no Unicode.
@@ -132,7 +133,7 @@ def checked_key(key: str, what: str) -> str:
         raise ClientError(f"{what} is no Unicode text") from None
     if size > MOST_KEY:
         raise ClientError(f"{what} is a key of {size} bytes, and a key has at most {MOST_KEY}; send a shorter one")
-    return key
+    return str.__str__(key)
 
 
 def check_hooks(worker: type[Any]) -> None:

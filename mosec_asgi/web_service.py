@@ -214,11 +214,13 @@ class _Elsewhere:
 
     async def statistics(self) -> Statistics:
         """Return how things stand."""
-        try:
-            await self._engine.refresh()
-        except Away:
-            # So do its statistics say.
-            pass
+        # Of one that does not answer the connection asks, from time to time.
+        if not self._engine.is_silent:
+            try:
+                await self._engine.refresh()
+            except Away:
+                # So do its statistics say.
+                pass
         return self._engine.statistics()
 
     async def metrics(self, accept: str) -> tuple[bytes, str]:

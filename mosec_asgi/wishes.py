@@ -12,8 +12,8 @@ from mosec_asgi.labels import checked_key
 MOST_PRIORITY = 10
 
 
-def check(priority: int, key: str, tenant: str) -> None:
-    """Refuse what a program must not ask for.
+def checked(priority: int, key: str, tenant: str) -> tuple[int, str, str]:
+    """Refuse what a program must not ask for; return the rest as plain data, where it is a member of an `Enum`.
 
     Raises:
         CallError: it is no priority, no key, or no tenant; the text says what is.
@@ -23,13 +23,16 @@ def check(priority: int, key: str, tenant: str) -> None:
             f"priority is a whole number from {-MOST_PRIORITY} to {MOST_PRIORITY}, not {priority!r}; the higher comes "
             "first, and 0 is what others have"
         )
-    for name, text in (("key", key), ("tenant", tenant)):
-        if not isinstance(text, str):
-            raise CallError(f"{name} is a text, not {text!r}; use str() for a number")
-        try:
-            checked_key(text, f"the argument {name}")
-        except MosecError as error:
-            raise CallError(str(error)) from error
+    return int(priority), _checked_text(key, "key"), _checked_text(tenant, "tenant")
+
+
+def _checked_text(text: str, name: str) -> str:
+    if not isinstance(text, str):
+        raise CallError(f"{name} is a text, not {text!r}; use str() for a number")
+    try:
+        return checked_key(text, f"the argument {name}")
+    except MosecError as error:
+        raise CallError(str(error)) from error
 
 
 def read_text(header: bytes, name: str) -> str:

@@ -15,6 +15,7 @@ import pytest
 
 # The files that take longest, ten seconds of processor time or more, the longest first.
 LONG = (
+    "test_ray",
     "test_examples_openapi",
     "test_examples_embedding",
     "test_examples_generate",
@@ -33,9 +34,12 @@ LONG = (
     "test_cli_tune",
     "test_tuning_search",
     "test_map",
+    "test_web_processes",
+    "test_examples_lora",
+    "test_examples_transcribe",
+    "test_recipes_docs",
     "test_examples_sentiment",
     "test_examples_ocr",
-    "test_ray",
     "test_infer",
     "test_faults",
     "test_streams",

@@ -143,3 +143,30 @@ def test_a_stage_that_takes_no_time_has_no_bound() -> None:
     assert times.within(1.0) == math.inf
     assert times.of(1000) == 0.0
     assert "BatchTime" in repr(times)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_uneven_times_for_long_do_not_carry_the_line_away(seed: int) -> None:
+    # Each change scaled the times of all other classes, again and again, without a bound: to 10^18 times the truth.
+    chance, times, slow = random.Random(seed), BatchTime(), 1.0
+    for number in range(3000):
+        if number % 60 == 0:
+            slow = chance.choice((1.0, 1.0, 1.0, 3.0, 8.0))
+        amount = min(128, int(chance.paretovariate(0.7)))
+        times.add(amount, (0.005 + 0.001 * amount) * slow * chance.lognormvariate(0.0, 0.7))
+        for size in (1, 32):
+            assert times.fixed + times.per_unit * size < 8 * 25 * (0.005 + 0.001 * size)
+
+
+def test_a_bad_time_of_large_batches_is_forgotten_though_only_small_ones_are_run() -> None:
+    times = learned(*[(64, 4.0), (32, 3.0), (1, 1.0)] * 8)
+    for _ in range(40):
+        times.add(1, 0.006)
+    # No larger than so many times the small one, by which the next size is allowed and measured.
+    assert times.of(2) <= 0.013
+    assert times.of(64) <= 64 * 0.006 + 1e-9
+
+
+def test_what_is_measured_of_large_batches_counts_however_much_they_take() -> None:
+    times = learned(*[(1, 0.006), (32, 1.0)] * 40)
+    assert times.of(32) == pytest.approx(1.0, rel=0.1)

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
+import signal
 import socket
 import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +17,9 @@ import pytest
 from mosec_asgi import Server, Worker
 from mosec_asgi.config import Settings
 from mosec_asgi.errors import DefinitionError
-from mosec_asgi.host import listening
+from mosec_asgi.host import listening, nursery
 from mosec_asgi.host.memory import memory_limit
-from mosec_asgi.host.web_processes import _divided
+from mosec_asgi.host.web_processes import MOST_FAILURES, WELL_SECONDS, _divided, _Web
 
 
 def test_they_divide_the_memory_for_bodies_and_answers() -> None:
@@ -55,3 +60,57 @@ def test_they_cannot_have_the_engine_of_another_program(monkeypatch: pytest.Monk
     monkeypatch.setattr(sys, "argv", ["server.py"])
     with pytest.raises(DefinitionError, match="says that another program has it; leave one of them out"):
         server.run()
+
+
+@pytest.fixture
+def control() -> Iterator[tuple[socket.socket, socket.socket]]:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    ours.setblocking(False)
+    with ours, theirs:
+        yield ours, theirs
+
+
+@pytest.mark.parametrize("others_serve", [False, True])
+async def test_those_that_fail_end_the_program_unless_others_serve(
+    control: tuple[socket.socket, socket.socket], others_serve: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    ended: list[int] = []
+    web = _Web(control[0], 2, 1.0)
+    web.follow(ended.append)
+    try:
+        web._places[0].pid, web._places[0].started = 10, time.monotonic() - (WELL_SECONDS + 1) * others_serve
+        for number in range(MOST_FAILURES + 1):
+            web._places[1].pid, web._places[1].started = 100 + number, time.monotonic()
+            web._has_ended(1, 3)
+        assert bool(ended) is not others_serve
+        # Once the program ends, no other is promised.
+        assert len(ended) <= 1
+        assert caplog.text.count("another is started") == (MOST_FAILURES + 1 if others_serve else MOST_FAILURES - 1)
+    finally:
+        asyncio.get_running_loop().remove_reader(control[0].fileno())
+
+
+def test_a_fork_that_fails_is_told_and_ends_nothing(
+    control: tuple[socket.socket, socket.socket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse() -> int:
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(os, "fork", refuse)
+    ours, theirs = control
+    forks = nursery._Nursery(theirs, [], lambda index, connection, listener: 0)
+    os.close(forks._woken)
+    os.close(forks._wake)
+    engine, web = socket.socketpair()
+    with engine:
+        socket.send_fds(ours, [nursery.MESSAGE.pack(nursery.FORK, 1, 0)], [web.fileno()])
+        web.close()
+        assert forks._hear()
+        assert nursery.MESSAGE.unpack(ours.recv(nursery.MESSAGE.size)) == (nursery.ENDED, 1, 0)
+        # The engine does not wait for it.
+        assert engine.recv(1) == b""
+    # It is not blocked for the next one.
+    assert signal.SIGTERM not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    ours.send(nursery.MESSAGE.pack(nursery.FORK, 1, 0))
+    assert forks._hear()
+    assert nursery.MESSAGE.unpack(ours.recv(nursery.MESSAGE.size)) == (nursery.ENDED, 1, 0)

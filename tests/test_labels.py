@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 import pickle
+from enum import Enum
 from typing import Any
 
 import pytest
 
 from mosec_asgi import Worker
 from mosec_asgi.errors import ClientError, DefinitionError, MosecError, ServerError
-from mosec_asgi.labels import MOST_KEY, Label, Labels, check_hooks
+from mosec_asgi.labels import MOST_KEY, Label, Labels, check_hooks, checked_key
 
 
 class Text(Worker):
@@ -107,3 +108,22 @@ def test_a_hook_needs_no_instance() -> None:
     check_hooks(Text)
     with pytest.raises(DefinitionError, match=r"write it as a static method: `@staticmethod def cost\(item\):`"):
         check_hooks(Bound)
+
+
+def test_what_is_no_exception_is_an_error_of_the_hook_too() -> None:
+    class Exits(Text):
+        @staticmethod
+        def cost(item: Any) -> int:
+            raise SystemExit("secret")
+
+    with pytest.raises(ServerError, match=r"^Exits.cost raised SystemExit$"):
+        Labels(Exits, counts=True, groups=False).of("x")
+
+
+def test_a_key_is_plain_text_whatever_it_is_a_member_of() -> None:
+    class Adapter(str, Enum):
+        FIRST = "first"
+
+    key = checked_key(Adapter.FIRST, "the key")
+    assert key == "first"
+    assert type(key) is str

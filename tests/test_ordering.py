@@ -131,6 +131,8 @@ async def test_what_goes_wrong_in_it_is_the_answer_to_that_request_alone(
         name = request.headers["x-user"]
         if name == "raises":
             raise KeyError("secret")
+        if name == "exits":
+            raise SystemExit("secret")
         if name == "refuses":
             raise ClientError("no such user")
         return {"number": 5, "long": "x" * (MOST_KEY + 1)}.get(name, name)
@@ -145,16 +147,21 @@ async def test_what_goes_wrong_in_it_is_the_answer_to_that_request_alone(
             headers = {"x-user": name, "x-request-id": f"of-{name}"}
             return await client.post(path, json={"model": "places", "input": "x"}, headers=headers)
 
-        names = ("raises", "refuses", "number", "long", "ada")
+        names = ("raises", "refuses", "number", "long", "ada", "exits")
         answers = dict(zip(names, await asyncio.gather(*map(ask, names)), strict=True))
-        assert [answers[name].status_code for name in names] == [500, 400, 500, 400, 200]
+        assert [answers[name].status_code for name in names] == [500, 400, 500, 400, 200, 500]
         assert "the function `tenant` of the server raised KeyError" in answers["raises"].text
         assert "secret" not in answers["raises"].text
+        assert "the function `tenant` of the server raised SystemExit" in answers["exits"].text
         assert "no such user" in answers["refuses"].text
         assert "returned a int; return a text" in answers["number"].text
         assert f"has at most {MOST_KEY}" in answers["long"].text
         errors = [record for record in logged.records if record.levelno >= logging.ERROR]
-        assert sorted(told(record, "request_id") for record in errors) == [("of-number",), ("of-raises",)]
+        assert sorted(told(record, "request_id") for record in errors) == [
+            ("of-exits",),
+            ("of-number",),
+            ("of-raises",),
+        ]
 
 
 @pytest.mark.parametrize(

@@ -354,6 +354,16 @@ def test_a_latency_target_below_the_time_of_a_full_batch_is_kept_and_most_is_ser
     assert served[int(0.99 * len(served))] <= 1.1 * 0.05
 
 
+def test_under_heavy_overload_batches_for_a_latency_target_do_not_shrink_to_single_tasks() -> None:
+    # Each that was running was taken to be full. So with two workers at single tasks all that had to wait was refused,
+    # and the workers stayed at single tasks: 446 a second each, where 760 are possible at the target.
+    stages = [world.SimulatedStage(lambda random, items, now: 0.005 + 0.001 * items, 2, 128, latency_target=0.05)]
+    history = run(stages, cases.poisson(4800.0, 3, 12))
+    served = sorted(a.latency for a in history.within(2.2, 3.0) if a.code == 200)
+    assert len(served) / 0.8 / 2 > 760
+    assert served[int(0.99 * len(served))] <= 1.1 * 0.05
+
+
 def test_what_is_refused_is_counted_by_its_reason_and_what_is_done_by_its_use() -> None:
     history = run(CONSTANT, cases.poisson(60.0, 15, 13), capacity=15)
     stage = history.metrics.stages[0]

@@ -56,7 +56,61 @@ def test_the_longer_the_first_has_waited_the_smaller_is_the_batch_down_to_the_fl
     assert made.fit(tasks(128, 0.01), NOW, 1).size == 35
     # What could be in time only in a smaller batch bounds nothing.
     assert made.fit(tasks(128, 0.03), NOW, 1).size == 45
-    assert made.fit(tasks(128, 9.0), NOW, 1).size == 45
+    assert made.fit(tasks(128, 0.05), NOW, 1).size == 45
+
+
+def test_where_a_whole_batch_is_overdue_before_it_begins_the_target_bounds_nothing() -> None:
+    made = steering()
+    late = [*tasks(45, 0.051), *tasks(83)]
+    assert made.fit(late, NOW, 1) == Fit(128, full=True)
+    # One that is in time still, or was when its worker begins, has the batches of the target.
+    assert made.fit([*tasks(44, 0.051), *tasks(84, 0.049)], NOW, 1).size < 46
+    assert made.fit(tasks(128, 0.045), NOW + 0.006, 1).size == 128
+    # All fit the batch of the target: there is nothing to gain.
+    assert made.fit(tasks(44, 9.0), NOW, 1) == Fit(44, full=False)
+
+
+def test_beyond_the_target_batches_keep_the_deadlines_that_those_of_the_target_do_and_grow_by_steps() -> None:
+    late = [*tasks(45, 0.051, deadline=NOW + 0.08), *tasks(83)]
+    assert steering().fit(late, NOW, 1).size == 75
+    # What cannot be in time in the batch of the target either bounds nothing.
+    assert steering().fit([*tasks(45, 9.0, deadline=NOW + 0.04), *tasks(83)], NOW, 1).size == 128
+    assert steering(amounts=(1, 4, 16, 32)).fit(tasks(128, 9.0), NOW, 1).size == 64
+
+
+def test_beyond_the_target_costs_are_bounded_by_their_budget() -> None:
+    made = steering(rules=Rules(max_cost=80), amounts=(1, 4, 16, 64, 128))
+    assert made.fit(tasks(60, 9.0, cost=2), NOW, 1).size == 40
+    assert made.fit(tasks(60, cost=2), NOW, 1).size == 22
+
+
+def test_when_a_task_that_comes_is_done_is_told_by_what_each_worker_has() -> None:
+    made = steering()
+    loads: Loads[str] = Loads(batched=True, concurrency=1, ordered=True)
+    assert made.done_in(0, loads, NOW) is None
+    for worker in "ab":
+        loads.add(worker)
+    assert made.done_in(0, loads, NOW) == 0.0
+    loads.give("a", given := tasks(20))
+    assert made.done_in(0, loads, NOW) == 0.0
+    loads.give("b", other := tasks(1, 0.0))
+    for task in [*given, *other]:
+        task.began = NOW - 0.002
+    # Batches of 28 follow each other; `b` is free in 4 ms, `a` in 23.
+    assert made.done_in(0, loads, NOW) == pytest.approx(0.004 + 0.033)
+    assert made.done_in(28, loads, NOW) == pytest.approx(0.023 + 0.033)
+    assert made.done_in(56, loads, NOW) == pytest.approx(0.004 + 2 * 0.033)
+    # Sent ahead to `b`.
+    loads.give("b", tasks(11)[1:])
+    assert made.done_in(0, loads, NOW) == pytest.approx(0.019 + 0.033)
+
+
+def test_when_a_task_is_done_is_not_told_where_costs_or_nothing_is_known() -> None:
+    loads: Loads[str] = Loads(batched=True, concurrency=1, ordered=True)
+    loads.add("a")
+    assert steering(amounts=()).done_in(5, loads, NOW) is None
+    assert steering(rules=Rules(max_cost=80)).done_in(5, loads, NOW) is None
+    assert steering(0.001).done_in(5, loads, NOW) is None
 
 
 def test_a_late_task_does_not_keep_those_behind_it_from_being_in_time() -> None:
@@ -95,6 +149,11 @@ def test_no_batch_is_predicted_to_miss_what_a_smaller_one_above_the_floor_would_
         assert size == len(waiting)
         return
     of, floor = made.times.of, made.bounds(slots).floor
+    allowed = max(1, int(made.bounds(slots).most))
+    if size > allowed:
+        # Beyond what is possible: all are late that there may be in a batch of the target.
+        assert all(task.queued + target < start for task in waiting[:allowed])
+        return
     assert size == 1 or of(size) <= target * (1 + 1e-6)
     for smaller in range(1, size):
         if smaller >= floor:

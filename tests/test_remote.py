@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
+import json
 import os
 import pickle
 import socket
@@ -16,7 +18,7 @@ import pytest
 from harness import until
 
 from mosec_asgi.batching.engine import Caller, Statistics
-from mosec_asgi.errors import CANCELLED, CLOSING, ENGINE_AWAY, ENGINE_LOST
+from mosec_asgi.errors import CANCELLED, CLOSING, ENGINE_AWAY, ENGINE_LOST, INTERNAL_ERROR
 from mosec_asgi.ipc import reference
 from mosec_asgi.ipc.arena import LARGE
 from mosec_asgi.ipc.reference import Kind
@@ -24,8 +26,9 @@ from mosec_asgi.ipc.shm import SharedMemory, SharedPayload
 from mosec_asgi.messages import OK, Call, Chunk, Credit, Outcome, StageTime
 from mosec_asgi.observing.metrics import ServiceMetrics
 from mosec_asgi.observing.statistics import ServiceReport
-from mosec_asgi.remote import frames
-from mosec_asgi.remote.callers import Callers
+from mosec_asgi.remote import engine as remote_engine
+from mosec_asgi.remote import frames, handshake
+from mosec_asgi.remote.callers import MOST_LETTERS, MOST_REASONS, Callers
 from mosec_asgi.remote.dialing import Dialing
 from mosec_asgi.remote.engine import Away, RemoteEngine
 from mosec_asgi.remote.handshake import Hello, RouteShape
@@ -33,6 +36,10 @@ from mosec_asgi.remote.listening import EngineSocket
 from mosec_asgi.remote.standing import Standing
 
 ROUTES = [RouteShape("/inference", ("Echo_1",), streams=False)]
+
+
+class Tenant(str):
+    """A text, as a member of an `Enum` is one."""
 
 
 class Engine:
@@ -97,6 +104,9 @@ class Pair:
     """An engine, and web processes that are connected to it."""
 
     def __init__(self, memory: SharedMemory | None = None, apart: bool = True) -> None:
+        # Cleared while the engine does not answer.
+        self.runs = asyncio.Event()
+        self.runs.set()
         self.engine = Engine()
         self.memory = memory
         self.metrics = ServiceMetrics("x", [])
@@ -104,6 +114,7 @@ class Pair:
         self.dialing: list[asyncio.Task[None]] = []
 
     async def _answer(self, kind: str, text: str) -> bytes:
+        await self.runs.wait()
         if kind == "standing":
             return Standing(self.engine.statistics(), ServiceReport(), {"/inference": (3, 7)}).packed()
         if kind == "metrics":
@@ -322,22 +333,113 @@ def test_another_version_is_refused() -> None:
     assert not Hello(tuple(ROUTES), 1).differs_from(ROUTES)
 
 
+def hello_of(**fields: Any) -> bytes:
+    body = json.dumps({"routes": [], "pid": 1, "version": "1", "python": "3", **fields}).encode()
+    return len(body).to_bytes(4, "little") + body
+
+
 @pytest.mark.parametrize(
-    "said", [b"", b"GET / HTTP/1.1\r\n\r\n", b"\x02\0\0\0{]", b"\x02\0\0\0{}", b"\xff\xff\xff\xff", pickle.dumps(1)]
+    "said",
+    [
+        b"",
+        b"GET / HTTP/1.1\r\n\r\n",
+        b"\x02\0\0\0{]",
+        b"\x02\0\0\0{}",
+        b"\xff\xff\xff\xff",
+        pickle.dumps(1),
+        (200_000).to_bytes(4, "little") + b"[" * 200_000,
+        hello_of(pid="me"),
+        hello_of(pid=None),
+        hello_of(routes=[{"path": "/x", "stages": 1, "streams": False}]),
+    ],
+    ids=range(10),
 )
-async def test_whoever_says_no_hello_is_not_heard(said: bytes) -> None:
+async def test_whoever_says_no_hello_is_not_heard(said: bytes, caplog: pytest.LogCaptureFixture) -> None:
     async with paired() as (pair, _):
+        loop = asyncio.get_running_loop()
+        faults: list[Any] = []
+        loop.set_exception_handler(lambda loop, context: faults.append(context))
         ours, theirs = socket.socketpair()
         pair.callers.add(theirs)
-        ours.send(said)
-        ours.shutdown(socket.SHUT_WR)
-        loop = asyncio.get_running_loop()
         ours.setblocking(False)
         # What was not read at all resets the connection.
-        with contextlib.suppress(ConnectionResetError):
+        with contextlib.suppress(ConnectionResetError, BrokenPipeError):
+            await asyncio.wait_for(loop.sock_sendall(ours, said), 20)
+            ours.shutdown(socket.SHUT_WR)
             assert await asyncio.wait_for(loop.sock_recv(ours, 9), 20) == b""
         assert len(pair.callers) == 1
         ours.close()
+        await asyncio.sleep(0)
+        gc.collect()
+        assert not faults
+        assert "Traceback" not in caplog.text
+
+
+async def test_of_those_that_are_refused_so_much_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    async with paired() as (pair, _):
+        loop = asyncio.get_running_loop()
+        for number in range(MOST_REASONS + 5):
+            ours, theirs = socket.socketpair()
+            ours.setblocking(False)
+            pair.callers.add(theirs)
+            await loop.sock_sendall(ours, hello_of(version=f"{number}," * 10_000))
+            answer = await asyncio.wait_for(handshake.received(loop, ours), 20)
+            assert len(answer[0]["refused"]) == MOST_LETTERS
+            ours.close()
+        assert caplog.text.count("is refused") == MOST_REASONS
+
+
+async def test_a_call_that_cannot_be_told_fails_alone() -> None:
+    async with paired() as (pair, remote):
+        webs = [Web(), Web()]
+        remote.submit(call(remote, tenant=Tenant("one")), webs[0])
+        remote.submit(call(remote), webs[1])
+        assert (await webs[0].outcome()).failure == INTERNAL_ERROR
+        got, _ = await pair.engine.next_call()
+        pair.engine.settle(got, payload=b"out")
+        assert (await webs[1].outcome()).payload == b"out"
+
+
+async def test_a_result_that_cannot_be_told_fails_alone() -> None:
+    async with paired() as (pair, remote):
+        webs = [Web(), Web()]
+        for web in webs:
+            remote.submit(call(remote), web)
+        await until(lambda: len(pair.engine.calls) == 2, "both calls come")
+        first, second = [asked for asked, _ in pair.engine.calls.values()]
+        pair.engine.settle(first, 400, b"no", head=Tenant("x"))
+        pair.engine.settle(second, payload=b"out")
+        assert (await webs[0].outcome()).failure == INTERNAL_ERROR
+        assert (await webs[1].outcome()).payload == b"out"
+
+
+async def test_an_engine_that_does_not_answer_is_given_no_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with paired() as (pair, remote):
+        monkeypatch.setattr(remote_engine, "ASK_SECONDS", 0.02)
+        web = Web()
+        remote.submit(call(remote), web)
+        await pair.engine.next_call()
+        pair.runs.clear()
+        with pytest.raises(Away):
+            await remote.ask("metrics")
+        assert (await web.outcome()).failure == ENGINE_AWAY
+        await until(lambda: pair.engine.cancelled, "the engine hears that nobody waits for the call")
+        assert remote.is_silent
+        assert remote.statistics().away
+        remote.submit(call(remote), web)
+        assert (await web.outcome()).failure == ENGINE_AWAY
+        # Others are not kept waiting for what does not come.
+        monkeypatch.setattr(remote_engine, "ASK_SECONDS", 20.0)
+        with pytest.raises(Away):
+            await asyncio.wait_for(remote.ask("metrics"), 1)
+        pair.runs.set()
+        await remote.refresh()
+        assert not remote.is_silent
+        assert not remote.statistics().away
+        remote.submit(call(remote), web)
+        got, _ = await pair.engine.next_call()
+        pair.engine.settle(got)
+        assert (await web.outcome()).code == OK
 
 
 @pytest.mark.parametrize(

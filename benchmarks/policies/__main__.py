@@ -40,7 +40,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seeds", type=int, default=SEEDS, help="runs of each pattern, of which the medians count")
     parser.add_argument("--patterns", default="", help="only those whose name has this in it; nothing is written")
     parser.add_argument("--processes", type=int, default=os.cpu_count())
+    parser.add_argument("--targets", action="store_true", help="only the part about latency targets, a minute or two")
     options = parser.parse_args(arguments)
+    if options.targets:
+        loads, best = targets.rows()
+        print(targets.text(loads, best))
+        report.replace_targets(RESULTS / "policies.json", targets.numbers(loads, best))
+        plots.draw_targets(RESULTS, loads, best)
+        return 0
     patterns = [pattern for pattern in grid(options.seed) if options.patterns in pattern.name]
     if not patterns:
         parser.error(f"no pattern has {options.patterns!r} in its name; one is {grid(0)[0].name!r}")

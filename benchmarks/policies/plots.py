@@ -31,6 +31,15 @@ def draw(folder: Path, results: Results, loads: Sequence[Row], best: Mapping[int
         figure.tight_layout()
         figure.savefig(folder / f"{name}.png", dpi=100)
         pyplot.close(figure)
+    return draw_targets(folder, loads, best)
+
+
+def draw_targets(folder: Path, loads: Sequence[Row], best: Mapping[int, float]) -> bool:
+    """Write `policies-target.png`, if matplotlib is there; return whether it is."""
+    if importlib.util.find_spec("matplotlib") is None:
+        return False
+    importlib.import_module("matplotlib").use("Agg")
+    pyplot = importlib.import_module("matplotlib.pyplot")
     figure = _targets(pyplot, loads, best)
     figure.tight_layout()
     figure.savefig(folder / "policies-target.png", dpi=100)
@@ -123,7 +132,7 @@ def _styles(results: Mapping[Any, Outcomes]) -> dict[str, dict[str, Any]]:
     names = next(iter(results.values()))
     return {
         name: {"color": colour, "linewidth": 2.2 if is_ours(name) else 1.3, "zorder": 3 if is_ours(name) else 2}
-        for name, colour in zip(names, COLOURS, strict=True)
+        for name, colour in zip(names, COLOURS, strict=False)
     }
 
 

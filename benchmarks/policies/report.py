@@ -81,6 +81,16 @@ def write_json(
     path.write_text(f'{text},\n  "patterns": [\n    {joined}\n  ]\n}}\n')
 
 
+def replace_targets(path: Path, targets: Mapping[str, object]) -> None:
+    """Put other numbers about latency targets into a file that `write_json` has written."""
+    data = json.loads(path.read_text())
+    patterns = data.pop("patterns")
+    data["latency_target"] = targets
+    text = json.dumps(data, indent=2, ensure_ascii=False).removesuffix("\n}")
+    joined = ",\n    ".join(json.dumps(each) for each in patterns)
+    path.write_text(f'{text},\n  "patterns": [\n    {joined}\n  ]\n}}\n')
+
+
 def _numbers(outcome: Outcome) -> list[float]:
     return [
         round(outcome.per_second, 1),

@@ -220,7 +220,7 @@ class Admission:
     def _too_long_a_queue(self, stage: StageAdmission, timeout: float, now: float) -> Reason | None:
         if stage.waiting >= stage.short and self._stands(stage, timeout, now):
             return Reason.OVERLOAD
-        if stage.target and stage.wait(stage.load.queued, now) and stage.leaves(0.0, 0, timeout, now) > stage.target:
+        if stage.is_over_target(timeout, now):
             return Reason.LATENCY_TARGET
         return None
 

@@ -23,7 +23,11 @@ large as any before it. So what is not known is found out by batches that lose n
 
 *Changes.* When the latest `RUN` batches of a class all take longer than all before them, or all less, by more than
 `BEYOND`, the older times of all classes are scaled by as much: a machine that is throttled or shared becomes slower as
-a whole.
+a whole. What is scaled is a guess, and guesses of guesses would lose themselves on a machine whose times are uneven. So
+each stays within what the latest times allow: a larger batch takes no less, and no more for each unit.
+
+*Old times.* A class of which none of the latest `RECENT` batches was says little: it may be from a bad time of the
+machine, and if it kept batches small, it would never be measured again. It counts as one of few batches.
 """
 
 from __future__ import annotations
@@ -42,6 +46,8 @@ GROWTH = 2.0
 # A stage has changed where so many batches in a row lie beyond all before them by this factor.
 RUN = 3
 BEYOND = 1.25
+# A class that was not seen in so many batches is old.
+RECENT = 4 * KEPT
 # The share of batches that take no longer than is predicted, and how far above the line a prediction may be.
 USUAL = 0.9
 MOST_FACTOR = 2.0
@@ -67,13 +73,16 @@ class BatchTime:
         largest: the largest amount that was measured; 0 while nothing is known.
     """
 
-    __slots__ = ("_classes", "factor", "fixed", "largest", "per_unit")
+    __slots__ = ("_classes", "_count", "_seen", "factor", "fixed", "largest", "per_unit")
 
     def __init__(self) -> None:
         self.fixed = self.per_unit = 0.0
         self.factor = 1.0
         self.largest = 0
         self._classes: dict[int, deque[tuple[int, float]]] = {}
+        # How many batches were noted, and of each class how many had been when its latest was.
+        self._count = 0
+        self._seen: dict[int, int] = {}
 
     def __repr__(self) -> str:
         return f"<BatchTime {self.factor:.2f} * ({self.fixed:.6f} + {self.per_unit:.6f} * amount)>"
@@ -95,6 +104,8 @@ class BatchTime:
         if times is None:
             times = self._classes[number] = deque(maxlen=KEPT)
         times.append((amount, seconds))
+        self._count += 1
+        self._seen[number] = self._count
         self.largest = max(self.largest, amount)
         self._follow(times)
         self._fit()
@@ -132,24 +143,36 @@ class BatchTime:
         if change <= 0.0:
             return
         kept = list(times)[-RUN:]
+        known, took = sum(amount for amount, _ in kept) / RUN, median(seconds for _, seconds in kept)
         for others in self._classes.values():
-            scaled = [(amount, seconds * change) for amount, seconds in others]
+            scaled = [
+                (amount, min(took * max(1.0, amount / known), max(took * min(1.0, amount / known), seconds * change)))
+                for amount, seconds in others
+            ]
             others.clear()
             others.extend(scaled)
         times.clear()
         times.extend(kept)
 
     def _fit(self) -> None:
-        points = _plausible([self._point(times) for _, times in sorted(self._classes.items())])
+        points = _plausible([self._point_of(number) for number in sorted(self._classes)])
         self.fixed, self.per_unit = _line(points)
         ratios = sorted(
             seconds / (self._on_line(amount) or math.inf)
-            for times in self._classes.values()
+            for number, times in self._classes.items()
             for amount, seconds in times
+            if self._is_recent(number)
         )
         # One alone is chance.
         usual = ratios[min(max(0, len(ratios) - 2), int(USUAL * len(ratios)))] if len(ratios) > 1 else 1.0
         self.factor = min(MOST_FACTOR, max(1.0, usual))
+
+    def _is_recent(self, number: int) -> bool:
+        return self._count - self._seen[number] < RECENT
+
+    def _point_of(self, number: int) -> _Point:
+        point = self._point(self._classes[number])
+        return point if self._is_recent(number) else point._replace(weight=min(point.weight, SURE - 1))
 
     def _point(self, times: Sequence[tuple[int, float]]) -> _Point:
         """Return the point of a class, without its slowest quarter and its quickest."""

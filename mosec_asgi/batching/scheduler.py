@@ -277,6 +277,10 @@ class Scheduler(Generic[WorkerKey]):
             return min(self._size, self.queue.live)
         return min(self.steering.size(self.slots), self.queue.live)
 
+    def done_in(self, now: float) -> float | None:
+        """Return in how many seconds a task is done that comes now; None where no latency target tells (`Steering`)."""
+        return None if self.steering is None else self.steering.done_in(self.queue.live, self.loads, now)
+
     def pressing(self, before: float) -> list[Task]:
         """Return the tasks whose deadline is before a time, of those that could be sent to some worker now."""
         return self.queue.pressing(before, MAX_WINDOW) if self.loads.any_room else []

@@ -32,6 +32,8 @@ PROBE_SECONDS = 1.0
 SHORT_SECONDS = 0.01
 # Seconds for which an evaluation of the measurements is used again. One evaluation takes some 0.1 ms.
 FRESH_SECONDS = 0.05
+# Of an end that is predicted, in seconds: less is an error of rounding.
+ROUNDING = 1e-6
 # Seconds of work in a quick worker's window, as in the scheduler: may be ahead though nothing is queued.
 WINDOW_SECONDS = 0.0015
 
@@ -100,6 +102,8 @@ class StageAdmission:
         supply_scatter: the squared coefficient of variation of those stages' times.
         upstream: seconds that tasks on their way here take at earlier stages, without waiting there.
         target: seconds that a task should spend here at most; 0 for no such wish.
+        done_in: tells for a time in how many seconds a task is done that comes then, where batches are formed for the
+            target: it knows what each worker has. None where it cannot tell.
         times: of its units of work.
         on_change: called when there are more or fewer workers.
         down: no call can be served here; the caller refuses it, with the reason.
@@ -115,7 +119,7 @@ class StageAdmission:
         "_batch_size", "_before_next", "_concurrency", "_every", "_first_pause", "_firsts", "_max_wait",
         "_most", "_no_worker_since", "_pause", "_progress", "_read_due", "_soon", "_soon_due", "_start", "careful",
         "caution",
-        "coming", "direct", "done", "down", "due", "easy", "known", "load", "margin", "offered", "on_change",
+        "coming", "direct", "done", "done_in", "down", "due", "easy", "known", "load", "margin", "offered", "on_change",
         "per_task", "pressure", "shared", "short", "slots", "supply", "supply_scatter", "target", "times", "upstream",
     )  # fmt: skip
 
@@ -147,6 +151,7 @@ class StageAdmission:
         self._concurrency = concurrency
         self._max_wait = max_wait
         self.target = latency_target
+        self.done_in: Callable[[float], float | None] = _unknown
         self.times = ServiceTimes(batch_size)
         self._firsts = ServiceTimes() if streams else None
         self.offered = Offered(timeout)
@@ -467,6 +472,13 @@ class StageAdmission:
         """Return how many units must be done before there is a slot for a task that comes after `queued` others."""
         return self.load.units + queued // self._batch_size - self.slots + 1
 
+    def is_over_target(self, timeout: float, now: float) -> bool:
+        """Whether a call that comes now has to wait, and would be here for longer than the target."""
+        if not self.target or not self.wait(self.load.queued, now):
+            return False
+        seconds = self.done_in(now) if self._no_worker_since is None else None
+        return (self.leaves(0.0, 0, timeout, now) if seconds is None else seconds) > self.target + ROUNDING
+
     def backlog(self, now: float) -> float:
         """Return the seconds that the tasks here and on their way here take; 0 while that is not known."""
         self._read(now)
@@ -514,6 +526,11 @@ class StageAdmission:
             self._soon_due = now + seconds / 10.0
             self._soon = self.load.begun_before(now + seconds - self.times.least)
         return self._soon
+
+
+def _unknown(now: float) -> float | None:
+    """Tell nothing: no batches are formed for a target."""
+    return None
 
 
 def _share(value: float, least: float, most: float) -> float:

@@ -178,7 +178,7 @@ class Inference:
         """
         seconds = None if timeout is None else _seconds(timeout)
         if priority or key or tenant:
-            wishes.check(priority, key, tenant)
+            priority, key, tenant = wishes.checked(priority, key, tenant)
         cost = 1
         if where.labels is not None:
             cost, own = where.labels.of(item)
@@ -304,8 +304,8 @@ def _seconds(timeout: float | None) -> float | None:
         return None
     if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not timeout >= 1:
         raise CallError(f"timeout is a number of milliseconds, at least 1, not {timeout!r}; 3 seconds are 3000")
-    # An integer may be larger than any float.
-    return min(timeout, _MOST_MILLISECONDS) / 1000
+    # An integer may be larger than any float. A float of numpy's would not be read as one by an engine elsewhere.
+    return float(min(timeout, _MOST_MILLISECONDS) / 1000)
 
 
 def _id_bytes(request_id: str) -> bytes:

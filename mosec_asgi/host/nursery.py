@@ -8,7 +8,7 @@ its web processes share. The program leads it over a pair of sockets, one messag
     DEAF                listen no more: the queues of connections close once the web processes have closed theirs
 
     STARTED index pid
-    ENDED index status
+    ENDED index status      also of one that could not be forked
 
 When the program ends, however it does, so do its web processes, and this one behind them.
 """
@@ -35,6 +35,8 @@ MESSAGE = struct.Struct("<Bii")
 # Seconds that web processes have for their end when the program is gone.
 LAST_SECONDS = 5.0
 _POLL_SECONDS = 0.05
+# In the place of the exit code of one that could not be forked.
+_NOT_FORKED = 0
 
 logger = log.internal_logger(__name__)
 
@@ -119,7 +121,10 @@ class _Nursery:
             return False
         kind, first, second = MESSAGE.unpack(message)
         if kind == FORK:
-            self._fork(first, socket.socket(fileno=descriptors[0]))
+            if descriptors:
+                self._fork(first, socket.socket(fileno=descriptors[0]))
+            else:
+                self._not_forked(first, "there is no descriptor left for its connection")
         elif kind == SIGNAL and first in self._running:
             os.kill(first, second)
         elif kind == DEAF:
@@ -130,13 +135,24 @@ class _Nursery:
     def _fork(self, index: int, connection: socket.socket) -> None:
         # A signal that comes before the process has its own handlers must not be lost, as it is led to its end by one.
         signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM,))
-        pid = os.fork()
+        try:
+            pid = os.fork()
+        except OSError as error:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM,))
+            connection.close()
+            self._not_forked(index, error.strerror or str(error))
+            return
         if not pid:
             self._be_web_process(index, connection)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM,))
         connection.close()
         self._running[pid] = index
         self._tell(STARTED, index, pid)
+
+    def _not_forked(self, index: int, why: str) -> None:
+        # It is tried again, as with one that ended at once: processes or memory may be short for a moment only.
+        logger.error("no web process can be forked: %s", why)
+        self._tell(ENDED, index, _NOT_FORKED)
 
     def _be_web_process(self, index: int, connection: socket.socket) -> None:
         code = 1

@@ -36,7 +36,7 @@ LEAST_PAUSE, MOST_PAUSE = 0.05, 5.0
 WELL_SECONDS = 10.0
 # Seconds, beside the service's own grace, in which web processes end.
 END_SECONDS = 3.0
-# So many have failed, and none has come so far as to serve: it is no accident.
+# So many have failed, and none serves: it is no accident.
 MOST_FAILURES = 3
 NURSERY_DIED = 1
 
@@ -190,6 +190,7 @@ class _Web:
     def _start(self, index: int) -> None:
         if self._ending or self._take is None:
             return
+        self._places[index].started = time.monotonic()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         with theirs:
             try:
@@ -211,6 +212,9 @@ class _Web:
             if len(message) != MESSAGE.size:
                 self._loop.remove_reader(self._control.fileno())
                 self._ended.set()
+                # Nobody can send them a signal any more. They end when their connections to the engine do.
+                for place in self._places:
+                    place.pid = 0
                 if not self._ending:
                     logger.error("the process that starts web processes has ended; the service stops")
                     self._end_program(NURSERY_DIED)
@@ -231,15 +235,21 @@ class _Web:
                 self._ended.set()
             return
         how = f"by signal {-code}" if code < 0 else f"with exit code {code}"
-        logger.warning("the web process %d has ended %s; another is started", pid, how)
-        if time.monotonic() - place.started > WELL_SECONDS:
+        what = f"the web process {pid} has ended {how}" if pid else "a web process could not be forked"
+        now = time.monotonic()
+        if now - place.started > WELL_SECONDS:
             place.pause, self._failures = LEAST_PAUSE, 0
         elif code > 0:
             self._failures += 1
-        if self._failures >= MOST_FAILURES:
-            logger.error("web processes cannot be started; the service stops")
+        # Those that serve do so, whatever keeps others from it.
+        if self._failures >= MOST_FAILURES and not any(
+            each.pid and now - each.started > WELL_SECONDS for each in self._places
+        ):
+            logger.error("%s, as others before; the service stops", what)
+            self._ending = True
             self._end_program(START_FAILED)
             return
+        logger.warning("%s; another is started in %g s", what, place.pause)
         self._loop.call_later(place.pause, self._start, index)
         place.pause = min(MOST_PAUSE, 2 * place.pause)
 

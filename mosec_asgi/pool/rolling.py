@@ -78,6 +78,7 @@ async def renew(pool: Supervisor, change: Callable[[WorkerSpec], WorkerSpec] | N
             those that have not had their turn.
     """
     for place in pool.places:
+        await pool.wait_ended(pool.leaving)
         now = place.spec if place.worker is None else place.worker.spec
         wanted = place.spec if change is None else change(place.spec)
         if change is None or wanted != now:
@@ -85,7 +86,7 @@ async def renew(pool: Supervisor, change: Callable[[WorkerSpec], WorkerSpec] | N
 
 
 async def _replace(pool: Supervisor, place: Place, spec: WorkerSpec) -> None:
-    await pool.wait_ended(pool.leaving)
+    """Replace the worker of a place. What others have left behind must have ended; see the module's text."""
     _check_open(pool)
     before = place.worker
     worker = pool.begin(place, spec)
@@ -136,6 +137,8 @@ class Recycler:
         backoff = Backoff()
         while True:
             async with self._pool.changing:
+                # Meanwhile the worker may die, and another take its place.
+                await self._pool.wait_ended(self._pool.leaving)
                 if worker.state is not State.READY or self._pool.stopping:
                     return
                 logger.info("another worker is started in the place of one that %s", reason, extra=extra)

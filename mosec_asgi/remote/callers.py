@@ -30,6 +30,8 @@ COUNT_SECONDS = 1.0
 HELLO_SECONDS = 60.0
 # Seconds in which the last answers are still written when the engine has stopped, and between two looks at them.
 LAST_SECONDS, POLL_SECONDS = 2.0, 0.01
+# Reasons to refuse a web process of which a line is logged, and letters of one.
+MOST_REASONS, MOST_LETTERS = 100, 4000
 # Questions of one web process that are answered at a time.
 MOST_QUESTIONS = 64
 
@@ -119,7 +121,7 @@ class Callers:
             for descriptor in descriptors:
                 os.close(descriptor)
             hello = Hello.read(said)
-            if why := hello.differs_from(self.routes):
+            if why := hello.differs_from(self.routes)[:MOST_LETTERS]:
                 self._refuse(connection, why)
                 return
             memory = None if self._memory is None else CallerMemory(self._memory)
@@ -150,7 +152,7 @@ class Callers:
         socket.send_fds(connection, [handshake.encoded(message)], [share.descriptor])
 
     def _refuse(self, connection: socket.socket, why: str) -> None:
-        if why not in self._refused:
+        if why not in self._refused and len(self._refused) < MOST_REASONS:
             self._refused.add(why)
             logger.error("a web process is refused: %s", why)
         connection.send(handshake.encoded(Welcome(refused=why, pid=os.getpid())))
@@ -249,7 +251,21 @@ class WebProcess:
         said = self._said
         if said:
             self._said = []
-            self._channel.send(frames.encode(said))
+            try:
+                self._channel.send(frames.encode(said))
+            except ValueError:
+                self._send_apart(said)
+
+    def _send_apart(self, said: list[Any]) -> None:
+        """Send what can be sent of that which cannot be sent as a whole; in the place of the rest, that it failed."""
+        encoded, failed = frames.encode_apart(said)
+        for entry, error in failed:
+            logger.error("the web process %d cannot be told a result: %s", self._pid, error, exc_info=error)
+            if type(entry) is tuple and len(entry) in (2, frames.OUTCOME_FIELDS):
+                outcome = Outcome.of_failure(entry[0], INTERNAL_ERROR)
+                encoded.append(frames.encode([frames.plain_outcome(outcome, entry[0], INTERNAL_ERROR.text.encode())]))
+        for frame in encoded:
+            self._channel.send(frame)
 
     @property
     def is_clear(self) -> bool:

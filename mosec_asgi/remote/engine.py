@@ -11,7 +11,7 @@ from typing import Any
 
 from mosec_asgi import log
 from mosec_asgi.batching.engine import Caller, Statistics
-from mosec_asgi.errors import CLOSING, ENGINE_AWAY, ENGINE_LOST, Failure
+from mosec_asgi.errors import CLOSING, ENGINE_AWAY, ENGINE_LOST, INTERNAL_ERROR, Failure
 from mosec_asgi.ipc.arena import LARGE
 from mosec_asgi.ipc.channel import Channel
 from mosec_asgi.ipc.frames import FrameError
@@ -22,7 +22,8 @@ from mosec_asgi.remote import counts, frames
 from mosec_asgi.remote.memory import PutPayload, WebMemory
 from mosec_asgi.remote.standing import Standing
 
-# Seconds in which a question is answered, or not at all: by then the one who asks has gone.
+# Seconds in which a question is answered. An engine that takes longer does not run at this moment: it is stopped,
+# swapped out, or holds Python's lock. Until it answers again, it is given no calls, which would only gather here.
 ASK_SECONDS = 10.0
 # Seconds for which the engine may wait to hear what was taken of results and streams, unless that is much. Else it
 # would be woken for each, most often just before the next call comes.
@@ -67,6 +68,8 @@ class RemoteEngine:
         self._later = 0.0
         self._later_timer: asyncio.TimerHandle | None = None
         self._closing = self._ending = False
+        # A question was not answered in time.
+        self._silent = False
         self._questions: dict[int, asyncio.Future[bytes]] = {}
         self._numbers = itertools.count(1)
         self._standing: Standing | None = None
@@ -80,6 +83,11 @@ class RemoteEngine:
     def is_there(self) -> bool:
         """Whether there is an engine."""
         return self._channel is not None
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether there is an engine that does not answer."""
+        return self._silent
 
     # -- the connection ----------------------------------------------------------------------------------------------
 
@@ -132,18 +140,38 @@ class RemoteEngine:
         channel, self._channel = self._channel, None
         memory, self.memory = self.memory, None
         self._on_lost = _nobody
-        self._said, self._standing = [], None
+        self._said, self._standing, self._silent = [], None, False
         if channel is not None:
             channel.close()
         if memory is not None:
             memory.close()
-        callers, self._open = self._open, {}
-        for call_id, caller in callers.items():
-            self._tell(caller, Outcome.of_failure(call_id, ENGINE_LOST))
+        self._lose_calls(ENGINE_LOST)
         questions, self._questions = self._questions, {}
         for question in questions.values():
             if not question.done():
                 question.set_exception(Away())
+
+    def _lose_calls(self, failure: Failure) -> list[int]:
+        """Answer all calls 503; return their numbers."""
+        callers, self._open = self._open, {}
+        for call_id, caller in callers.items():
+            self._tell(caller, Outcome.of_failure(call_id, failure))
+        return list(callers)
+
+    def _fall_silent(self) -> None:
+        """Note that the engine does not answer: nobody waits for it."""
+        if self._channel is None or self._silent:
+            return
+        self._silent, self._standing = True, None
+        lost = self._lose_calls(ENGINE_AWAY)
+        logger.warning(
+            "the engine has not answered for %g s; until it does, calls are answered 503, also those that it had: %d",
+            ASK_SECONDS,
+            len(lost),
+        )
+        # It may hear that when it runs again.
+        for call_id in lost:
+            self._say(call_id)
 
     # -- asked by callers --------------------------------------------------------------------------------------------
 
@@ -152,7 +180,7 @@ class RemoteEngine:
         call_id, payload = call.id, call.payload
         if call_id in self._open:
             raise ValueError(f"a call with the number {call_id} runs already; take numbers from new_id()")
-        if self._channel is None or self._closing:
+        if self._channel is None or self._closing or self._silent:
             self._refuse(call, caller, CLOSING if self._closing else ENGINE_AWAY)
             return
         told: bytes | tuple[bytes]
@@ -211,7 +239,7 @@ class RemoteEngine:
         Raises:
             Away: there is no engine.
         """
-        told = Standing.read(await self.ask("standing"))
+        told = Standing.read(await self._asked("standing", ""))
         if self._channel is not None:
             self._standing = told
         return told
@@ -222,6 +250,11 @@ class RemoteEngine:
         Raises:
             Away: there is no engine, or it does not answer.
         """
+        if self._silent:
+            raise Away
+        return await self._asked(kind, text)
+
+    async def _asked(self, kind: str, text: str) -> bytes:
         if self._channel is None:
             raise Away
         number = next(self._numbers)
@@ -232,6 +265,7 @@ class RemoteEngine:
         try:
             return await asyncio.wait_for(answer, ASK_SECONDS)
         except asyncio.TimeoutError:
+            self._fall_silent()
             raise Away from None
         finally:
             self._questions.pop(number, None)
@@ -276,7 +310,24 @@ class RemoteEngine:
         said = self._said
         if said and self._channel is not None:
             self._said = []
-            self._channel.send(frames.encode(said))
+            try:
+                self._channel.send(frames.encode(said))
+            except ValueError:
+                self._send_apart(said)
+
+    def _send_apart(self, said: list[Any]) -> None:
+        """Send what can be sent of that which cannot be sent as a whole; calls that cannot are failed."""
+        assert self._channel is not None
+        encoded, failed = frames.encode_apart(said)
+        for frame in encoded:
+            self._channel.send(frame)
+        for entry, error in failed:
+            logger.error("a call cannot be told to the engine: %s", error, exc_info=error)
+            caller = (
+                self._open.pop(entry[0], None) if type(entry) is tuple and len(entry) == frames.CALL_FIELDS else None
+            )
+            if caller is not None:
+                self._tell(caller, Outcome.of_failure(entry[0], INTERNAL_ERROR))
 
     # -- heard from the engine ---------------------------------------------------------------------------------------
 
@@ -317,6 +368,9 @@ class RemoteEngine:
             self._tell(caller, frames.outcome_of(entry, payload))
 
     def _on_answer(self, number: int, answered: bool, data: bytes, _: None) -> None:
+        if self._silent:
+            self._silent = False
+            logger.info("the engine answers again")
         question = self._questions.get(number)
         if question is not None and not question.done():
             if answered:

@@ -48,9 +48,26 @@ _new = tuple.__new__
 
 
 def encode(entries: list[Any]) -> bytes:
-    """Return entries as a frame."""
+    """Return entries as a frame.
+
+    Raises:
+        ValueError: one of them is no plain data, or all together are too large.
+    """
     body = marshal.dumps(entries, _VERSION)
+    if len(body) > MAX_BODY:
+        raise ValueError(f"a frame of {len(body)} bytes, and one has at most {MAX_BODY}")
     return HEADER.pack(MAGIC, len(body)) + body
+
+
+def encode_apart(entries: list[Any]) -> tuple[list[bytes], list[tuple[Any, ValueError]]]:
+    """Return each entry as a frame of its own, and those for which there is none, each with the reason."""
+    encoded, failed = list[bytes](), list[tuple[Any, ValueError]]()
+    for entry in entries:
+        try:
+            encoded.append(encode([entry]))
+        except ValueError as error:
+            failed.append((entry, error))
+    return encoded, failed
 
 
 class Decoder:

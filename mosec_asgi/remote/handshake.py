@@ -73,10 +73,11 @@ class Hello:
         """
         try:
             routes = tuple(
-                RouteShape(each["path"], tuple(each["stages"]), each["streams"]) for each in fields["routes"]
+                RouteShape(str(each["path"]), tuple(map(str, each["stages"])), bool(each["streams"]))
+                for each in fields["routes"]
             )
-            return cls(routes, fields["pid"], fields["version"], fields["python"])
-        except (KeyError, TypeError) as error:
+            return cls(routes, int(fields["pid"]), str(fields["version"]), str(fields["python"]))
+        except (KeyError, TypeError, ValueError) as error:
             raise HandshakeError("it said something else than hello") from error
 
     def differs_from(self, routes: Sequence[RouteShape]) -> str:
@@ -153,7 +154,7 @@ async def received(loop: asyncio.AbstractEventLoop, sock: socket.socket) -> tupl
     except BaseException as error:
         for descriptor in descriptors:
             os.close(descriptor)
-        if isinstance(error, ValueError):
+        if isinstance(error, (ValueError, RecursionError)):
             raise HandshakeError("it said something that is no JSON") from error
         raise
 

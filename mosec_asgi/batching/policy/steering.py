@@ -15,8 +15,14 @@ that size would be done is late or nearly so. It bounds nothing, and runs with t
 - the size with which a worker does `ENOUGH` of what it does with the largest batch that the target allows. Where the
   target is less than two batches of any size, the first would be nothing.
 
-*The ceiling.* No batch takes longer than the target, whatever waits. A target that a single item cannot meet is no
-target: batches are what they would be without. And no batch is more than twice as large as any that was measured.
+*The ceiling.* No batch takes longer than the target, so that who comes while it runs can still be in time. A target
+that a single item cannot meet is no target: batches are what they would be without. And no batch is more than twice as
+large as any that was measured.
+
+*Beyond what is possible.* If more comes than batches of the ceiling can do, the queue grows without end, though larger
+batches would do more. This shows where a whole batch of the ceiling is overdue before it begins. Then the target
+bounds nothing, until the queue is shorter: batches are as large as they would be without it, but for the deadlines that
+a batch of the ceiling would keep.
 
 *Waiting for a batch to fill* ends when one more task would have any late that can still be in time.
 """
@@ -25,6 +31,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from heapq import heapify, heapreplace
 from itertools import islice
 from typing import NamedTuple
 
@@ -186,8 +193,23 @@ class Steering:
             start: when a worker begins the batch.
             slots: how many batches run at a time.
         """
-        times, target = self.times, self.target
-        floor, most, _ = self.bounds(slots)
+        bounds, target = self.bounds(slots), self.target
+        fit = self._fit(tasks, start, bounds, target)
+        if fit.size < len(tasks) and self._is_overdue(tasks, fit.size, start, bounds):
+            cap = self._most if self._costs else float(self._size)
+            return self._fit(tasks, start, Bounds(bounds.most, min(cap, self.times.growth), bounds.lasting), math.inf)
+        return fit
+
+    def _is_overdue(self, tasks: Sequence[Task], size: int, start: float, bounds: Bounds) -> bool:
+        """Whether the largest batch that the target allows is late as a whole, however small it was made."""
+        if not self.times.known or self.amount(tasks[: size + 1]) <= bounds.most:
+            return False
+        return all(task.queued + self.target < start for task in tasks[:size])
+
+    def _fit(self, tasks: Sequence[Task], start: float, bounds: Bounds, target: float) -> Fit:
+        """Return how many of some tasks make a batch within bounds; see `fit`."""
+        times = self.times
+        floor, most, _ = bounds
         bounded = times.known and self.reached
         fixed, per_unit = start + times.factor * times.fixed, times.factor * times.per_unit
         late = fixed + per_unit * floor
@@ -226,6 +248,40 @@ class Steering:
         return amounts
 
     # -- on busy workers ---------------------------------------------------------------------------------------------
+
+    def done_in(self, queued: int, loads: Loads[WorkerKey], now: float) -> float | None:
+        """Return in how many seconds a task is done that comes now, by what each worker has and how old that is.
+
+        0 where it starts at once; None where that cannot be told: nothing is known, nothing is bounded, or tasks have
+        costs, and what those in the queue cost together is not known.
+
+        Args:
+            queued: how many wait.
+            loads: of the workers.
+            now: the time.
+        """
+        if self._costs or not self.times.known or not self.reached or not len(loads):
+            return None
+        free = [when for _, load in loads for when in self._ends(load, loads.concurrency, now)]
+        heapify(free)
+        size = self.usual_size(len(free))
+        seconds = self.times.of(size)
+        for _ in range(queued // size):
+            heapreplace(free, free[0] + seconds)
+        return free[0] - now + seconds if free[0] > now else 0.0
+
+    def _ends(self, load: Load, concurrency: int, now: float) -> list[float]:
+        """Return when each slot of a worker is free, by what is predicted."""
+        ends = [now] * concurrency
+        sent = iter(load.sent.values())
+        for place, count in enumerate(load.batches.values()):
+            batch = list(islice(sent, count))
+            seconds = self.times.of(len(batch))
+            if place < concurrency:
+                heapreplace(ends, max(now, batch[0].began + seconds))
+            else:
+                heapreplace(ends, ends[0] + seconds)
+        return ends
 
     def first_to_be_free(self, loads: Loads[WorkerKey], now: float) -> tuple[WorkerKey, float] | None:
         """Return the worker with all that it can run and nothing ahead that will be free first, and when."""

@@ -71,9 +71,10 @@ def _asked(tenant_of: Callable[[requests.Request], str], request: requests.Reque
     """Return what the user's function says."""
     try:
         tenant = tenant_of(request)
-    except MosecError:
+    except (MosecError, KeyboardInterrupt):
         raise
-    except Exception as error:
+    # A library may raise what is no `Exception`; beyond here it would end the event loop, or leave the client waiting.
+    except BaseException as error:
         # Its text may hold what clients must not see; the log has the traceback.
         raise ServerError(f"the function `tenant` of the server raised {type(error).__name__}") from error
     if not isinstance(tenant, str):

@@ -120,6 +120,11 @@ class Dispatch(Checker):
         self._journal.count("batches for a target")
         require, now = self._journal.require, self._journal.now
         whole = predicted[-1]
+        allowed = sum(seconds <= steering.target + ROUNDING for seconds in predicted)
+        if allowed < len(unit) and all(case.queued_at + steering.target < now + ROUNDING for case in unit[:allowed]):
+            # So many that all of the largest batch for the target are late: there the target bounds nothing.
+            self._journal.count("batches beyond a target")
+            return
         require(whole <= steering.target + ROUNDING, Contract.TARGET, "%s has a batch of %s s", life, whole)
         floor = steering.times.of(steering.bounds(scheduler.slots).floor)
         dues = [min(case.queued_at + steering.target, case.latest) - now for case in unit]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from mosec_asgi.testing.simulation.contracts.checker import Checker
 from mosec_asgi.testing.simulation.contracts.contract import Contract
+from mosec_asgi.testing.simulation.contracts.dues import TOLERANCE
 from mosec_asgi.testing.simulation.model import Life, Phase
 
 
@@ -17,11 +18,12 @@ class Shutdown(Checker):
         if not service.started and any(stage.down for stage in service.stages):
             # It cannot start, and ends what it had started.
             service.stopping = service.stopping or (self._journal.now, 0.0)
-        needed = service.stopping is not None or life in life.stage.leaving or self._is_dropped(life)
+        over = self._is_over()
+        needed = over or life in life.stage.leaving or self._is_dropped(life)
         require(needed, Contract.SHUTDOWN, "%s was asked to stop without need", life)
         live = [case.name for case in life.unheard.values() if not case.done]
         require(not live, Contract.SHUTDOWN, "%s was asked to stop and has %s", life, live)
-        drained = service.stopping is not None or not life.unheard
+        drained = over or not life.unheard
         require(drained, Contract.CHANGE, "%s was asked to stop and has not answered all", life)
         if life.finished_at is None:
             life.finished_at = self._journal.now
@@ -29,8 +31,16 @@ class Shutdown(Checker):
             life.phase = Phase.STOPPING
             life.unheard.clear()
             life.units.clear()
-        if service.stopping is not None and life not in life.stage.leaving:
+        if over and life not in life.stage.leaving:
             service.stopped = True
+
+    def _is_over(self) -> bool:
+        """Whether the service has been told to stop, and has nothing left to answer, or no time left for it."""
+        service = self._service
+        if service.stopping is None:
+            return False
+        told, grace = service.stopping
+        return self._journal.now >= told + grace - TOLERANCE or all(case.done for case in service.open.values())
 
     @staticmethod
     def _is_dropped(life: Life) -> bool:
