@@ -81,6 +81,8 @@ def train() -> dict[str, Any]:
 
 def made() -> dict[str, Any]:
     """Return what was trained before, or train it."""
+    # Its parts take microseconds: on busy processors more threads would mostly wait for each other.
+    torch.set_num_threads(1)
     if not FILE.exists():
         FILE.parent.mkdir(parents=True, exist_ok=True)
         # Whoever looks meanwhile finds all of it or nothing.
