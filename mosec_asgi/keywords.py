@@ -23,6 +23,7 @@ class Keywords(TypedDict, total=False):
     drain_timeout: int
     max_workers: int
     admin_socket: str
+    ray_port: int
     http_processes: int
     engine: str
     load_shedding: bool

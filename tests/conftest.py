@@ -52,16 +52,34 @@ LONG = (
     "test_app",
     "test_examples_filetype",
 )
+# Those that `make test-long` runs: each takes half a minute or more on two cores.
+APART = (
+    "test_ray",
+    "test_ray_serve_docs",
+    "test_examples_embedding",
+    "test_examples_lora",
+    "test_examples_ocr",
+    "test_examples_rerank",
+    "test_examples_segment_anything",
+    "test_examples_stable_diffusion",
+    "test_image",
+    "test_typing",
+)
 # So many tests of a file are quick ones.
 MANY = 100
 
 
+# Before pytest itself chooses by marks.
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put the files into an order in which several processes, each given the next file when it is free, end together.
 
     First files of many quick tests, which soon show whether anything is wrong at large. Then the longest files: one
     that came last would run alone. Then the others, which fill the gaps at the end.
     """
+    for item in items:
+        if item.path.stem in APART:
+            item.add_marker("long")
     counts = Counter(item.path for item in items)
 
     def place(item: pytest.Item) -> tuple[int, int]:

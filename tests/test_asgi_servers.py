@@ -97,7 +97,14 @@ def test_workers_end_by_themselves_when_the_server_is_killed(server: str, tmp_pa
     with serving(server, tmp_path) as program:
         # Some servers have a process that supervises, and others below it that serve and have our workers.
         main = program.process.pid
-        for pid in (main, *(child for child in child_processes(main) if child_processes(child))):
+
+        def serve() -> list[int]:
+            return [child for child in child_processes(main) if child_processes(child)]
+
+        if server == "uvicorn-2-workers":
+            # The second of them may not have come to its workers yet when the first is ready.
+            wait_until(lambda: len(serve()) == 2, "the second process has no workers")
+        for pid in (main, *serve()):
             os.kill(pid, signal.SIGKILL)
         program.wait()
         program.assert_nothing_left(10.0)

@@ -80,6 +80,8 @@ globals().update(
 @asynccontextmanager
 async def on_ray(cluster: RayCluster, *stages: Runtime, **settings: Any) -> AsyncIterator[contract.Engine]:
     """Start the engine of a pipeline, whose stages may run on Ray or in processes."""
+    # An actor takes seconds to start where other tests run beside.
+    settings = {"timeout": 1000 * int(contract.PATIENCE), **settings}
     plans, routes, limits = plan_service({"/inference": list(stages)}, resolve(check_keywords(settings)))
 
     def launcher(plan: StagePlan, loop: asyncio.AbstractEventLoop) -> Launcher:

@@ -75,7 +75,9 @@ def test_an_outcome_crosses(outcome: Outcome) -> None:
     [entry] = decoded(frames.encode([frames.plain_outcome(outcome, outcome.call_id, payload)]))
     assert frames.outcome_of(entry, payload) == outcome
     # The usual result is no more than a number and its bytes.
-    assert (len(entry) == 2) == (outcome.code == OK and not outcome.head and not outcome.times)
+    assert (len(entry) == 2) == (
+        outcome.code == OK and not outcome.head and not outcome.times and outcome.retry_after is None
+    )
 
 
 @given(CHUNKS)

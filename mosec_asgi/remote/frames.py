@@ -141,7 +141,7 @@ def call_of(entry: tuple[Any, ...], call_id: int, payload: Any) -> Call:
 def plain_outcome(outcome: Outcome, call_id: int, payload: bytes | tuple[bytes]) -> tuple[Any, ...]:
     """Return an outcome as an entry, with the number and the payload that it has for the other side."""
     _, code, _, retry_after, head, times = outcome
-    if code == OK and not head and not times:
+    if code == OK and not head and not times and retry_after is None:
         return (call_id, payload)
     return (call_id, int(code), payload, retry_after, head, plain_times(times))
 
