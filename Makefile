@@ -56,7 +56,7 @@ test: $(VENV)/test.stamp lint ## install, and run the checks, the quick tests fi
 	@$(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder -m "not long"
 
 test-long: export PYTHONDONTWRITEBYTECODE =
-test-long: $(VENV)/test.stamp ## the tests beside these: Ray, large models, the container image, type checkers; four minutes
+test-long: $(VENV)/test.stamp ## the tests beside these: Ray, models and documents of the examples, the container image, type checkers; five minutes
 	@$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m long
 
 test-documents: $(VENV)/test.stamp ## each example against its OpenAPI document, with many more requests than in `make test`; five minutes

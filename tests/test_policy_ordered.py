@@ -258,8 +258,10 @@ def test_what_has_waited_max_wait_is_in_the_next_batch_whatever_its_key_or_cost(
             answer(stage, *(each.id for each in assignment.tasks), now=now)
         oldest = stage.queue.head()
         if oldest is not None and now >= oldest.queued + 0.1:
-            [batch, *_] = [assignment.tasks for assignment in stage.assign(now)[0]]
+            [batch, *ahead] = [assignment.tasks for assignment in stage.assign(now)[0]]
             assert oldest in batch
+            for sent in (batch, *ahead):
+                answer(stage, *(each.id for each in sent), now=now)
 
 
 @settings(max_examples=100)

@@ -907,7 +907,7 @@ MUTATIONS = [
         "a budget is exceeded",
         OrderedBatchPolicy,
         OrderedBatchPolicy._batch,
-        with_values(_budget=lambda most: most + 1),
+        with_values(_budget=lambda most: 2 * most),
     ),
     Mutation("a lane is run from its end", Bands, Bands.__iter__, last_comes_first),
     Mutation("priorities do not count", Bands, Bands._rank, priorities_do_not_count),
