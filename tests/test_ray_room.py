@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mosec_asgi.pool.ray.room import asked, fitting, in_words, lacking
+from mosec_asgi.pool.ray.room import asked, emptiest, fitting, in_words, lacking
 
 SMALL, LARGE = {"CPU": 4.0, "node:1": 1.0}, {"CPU": 8.0, "GPU": 2.0, "memory": 1e9}
 
@@ -62,3 +62,20 @@ def test_what_is_lacking_is_said_with_what_would_help() -> None:
 def test_resources_in_words_leave_out_what_each_node_has() -> None:
     assert in_words(SMALL) == "4 CPU"
     assert in_words({}) == "nothing"
+
+
+@pytest.mark.parametrize(
+    ("taken", "wanted", "node"),
+    [
+        ({}, {}, "large"),
+        ({"large": 1}, {}, "small"),
+        ({"large": 1, "small": 1}, {}, "large"),
+        ({"large": 2, "small": 1}, {"CPU": 1.0}, "small"),
+        ({"large": 2}, {"GPU": 1.0}, "large"),
+        ({}, {"TPU": 1.0}, ""),
+    ],
+)
+def test_the_next_of_those_that_are_spread_comes_where_fewest_are(
+    taken: dict[str, int], wanted: dict[str, float], node: str
+) -> None:
+    assert emptiest({"small": SMALL, "large": LARGE}, taken, wanted) == node

@@ -37,7 +37,7 @@ from mosec_asgi.pool.ray.orders import (
     Waits,
     packed,
 )
-from mosec_asgi.pool.ray.room import asked, in_words, lacking
+from mosec_asgi.pool.ray.room import asked, emptiest, in_words, lacking
 
 READ_SIZE = 1 << 16
 # Seconds in which the head of a cluster has to take a connection.
@@ -107,6 +107,8 @@ class Broker:
         self._lock = threading.Lock()
         self._actors: dict[int, Any] = {}
         self._wanted: dict[int, dict[str, float]] = {}
+        # Of those that are spread, the stage and the node that was chosen.
+        self._placed: dict[int, tuple[str, str]] = {}
         context = ray.init(
             command.address,
             namespace=command.namespace or None,
@@ -144,30 +146,47 @@ class Broker:
             options = pickle.loads(command.options)
             self._wanted[number] = asked(options)
             actor = self._class.options(
-                **options, **self._strategy(pickle.loads(command.placement)), max_restarts=0, max_task_retries=0
+                **options, **self._strategy(command), max_restarts=0, max_task_retries=0
             ).remote(command.order)
             self._actors[number] = actor
             actor.run.remote().future().add_done_callback(partial(self._ended, number))
         # Whatever is wrong with the options: Ray checks them in many places.
         except Exception as error:
             self._actors.pop(number, None)
+            self._placed.pop(number, None)
             self._send(Ended(number, "was not started", f"Ray refuses the actor: {type(error).__name__}: {error}"))
 
-    def _strategy(self, placement: Any) -> dict[str, Any]:
+    def _strategy(self, command: Launch) -> dict[str, Any]:
         """Return the options by which Ray chooses a node."""
+        placement = pickle.loads(command.placement)
         if placement is None:
             return {}
-        if placement == "SPREAD":
-            return {"scheduling_strategy": "SPREAD"}
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
         if placement == "PACK":
             # The server's own node as long as it has room, then as Ray chooses, which fills one after the other.
             node = self._ray.get_runtime_context().get_node_id()
-            strategy: Any = NodeAffinitySchedulingStrategy(node, soft=True, _spill_on_unavailable=True)
+        elif placement == "SPREAD":
+            node = self._emptiest(command)
+            if not node:
+                return {"scheduling_strategy": "SPREAD"}
         else:
-            strategy = PlacementGroupSchedulingStrategy(placement)
+            return {"scheduling_strategy": PlacementGroupSchedulingStrategy(placement)}
+        strategy = NodeAffinitySchedulingStrategy(node, soft=True, _spill_on_unavailable=True)
         return {"scheduling_strategy": strategy}
+
+    def _emptiest(self, command: Launch) -> str:
+        """Choose the node for one of the actors of a stage that are spread; empty where none has what it asks for.
+
+        Ray's own "SPREAD" takes the nodes in turn, and counts an actor that it has to try twice as two: both of two may
+        come to one node.
+        """
+        nodes = {node["NodeID"]: node["Resources"] for node in self._ray.nodes() if node["Alive"]}
+        taken = Counter(node for stage, node in self._placed.values() if stage == command.stage)
+        node = emptiest(nodes, taken, self._wanted[command.number])
+        if node:
+            self._placed[command.number] = (command.stage, node)
+        return node
 
     def _kill(self, command: Kill) -> None:
         actor = self._actors.get(command.number)
@@ -194,6 +213,7 @@ class Broker:
 
     def _tell_end(self, ended: Ended) -> None:
         self._wanted.pop(ended.number, None)
+        self._placed.pop(ended.number, None)
         # Ray ends an actor to which nobody has a handle.
         if self._actors.pop(ended.number, None) is not None:
             self._send(ended)

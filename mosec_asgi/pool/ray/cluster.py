@@ -107,7 +107,7 @@ class RayCluster:
         Args:
             actor: hears of it, after this has returned.
             spec: a pickled `WorkerSpec`.
-            name: of the worker.
+            name: of the worker: its stage, a blank, and its number there.
             variables: environment variables of the worker.
             options: of the actor, for Ray.
             placement: see `RayOptions`.
@@ -133,7 +133,8 @@ class RayCluster:
             self._listener.expect(token, Expected(secret, actor.connected))
             paths = [os.path.abspath(path) for path in sys.path]
             order = Order(__version__, paths, main, self._listener.address, token, secret, dict(variables), spec, name)
-            launch = Launch(number, pickle.dumps(dict(options)), pickle.dumps(placement), tuple(order))
+            stage = name.rpartition(" ")[0]
+            launch = Launch(number, pickle.dumps(dict(options)), pickle.dumps(placement), stage, tuple(order))
             self._send(launch)
 
         if self._listener is None:

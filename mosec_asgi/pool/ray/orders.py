@@ -61,12 +61,14 @@ class Launch(NamedTuple):
         number: what the server calls it.
         options: pickled options of the actor (`RayOptions.actor_options`); pickled as they may hold objects of Ray.
         placement: pickled, as `RayOptions.placement`.
+        stage: whose actors are to be spread, if they are.
         order: what it is to do, by position.
     """
 
     number: int
     options: bytes
     placement: bytes
+    stage: str
     order: tuple[Any, ...]
 
 

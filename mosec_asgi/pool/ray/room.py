@@ -36,6 +36,21 @@ def fitting(
     return min(by_nodes, own + _times(free, wanted))
 
 
+def emptiest(nodes: Mapping[str, Mapping[str, float]], taken: Mapping[str, int], wanted: Mapping[str, float]) -> str:
+    """Return the node for the next worker of a stage that is to be on as many nodes as there are.
+
+    Args:
+        nodes: the resources of each, by its name.
+        taken: by the same names, how many workers of the stage are there.
+        wanted: by each worker.
+
+    Returns:
+        of the nodes that have what is wanted, the one with the fewest workers; empty where none has.
+    """
+    able = [name for name, node in nodes.items() if not wanted or _times(node, wanted)]
+    return min(able, key=lambda name: (taken.get(name, 0), name), default="")
+
+
 def _times(there: Mapping[str, float], wanted: Mapping[str, float]) -> int:
     # Shares are written in decimals: three of 0.1 in 0.3.
     return min(int(there.get(name, 0.0) / amount + 1e-6) for name, amount in wanted.items())
