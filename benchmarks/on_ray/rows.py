@@ -45,7 +45,7 @@ ROWS = (
         128,
         ECHOES,
         (LOCAL, ACTORS, SERVE, IN_SERVE),
-        ((LOCAL, SERVE, 10), (ACTORS, SERVE, 10)),
+        ((ACTORS, SERVE, 10),),
     ),
     Row(
         "model",
