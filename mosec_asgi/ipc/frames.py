@@ -300,19 +300,13 @@ def encode_finish() -> bytes:
     return _frame(Kind.FINISH, 0, 0.0, [b""])
 
 
-class Decoder:
-    """Bytes in, frames out: feed `receive_data`, then take `next_frame` until it returns None."""
+class ReceiveBuffer:
+    """The bytes that a decoder of frames, of whatever kind, has taken in and not yet used."""
 
-    def __init__(self, max_body: int = MAX_BODY) -> None:
-        """Start at a frame's boundary.
-
-        Args:
-            max_body: the longest valid body, in bytes.
-        """
-        self._max_body = max_body
+    def __init__(self) -> None:
+        """Start at a frame's boundary."""
         self._buffer: bytes | bytearray = b""
         self._position = 0
-        self._needed = HEADER.size
 
     def receive_data(self, data: bytes) -> None:
         """Take in bytes as they came, cut anywhere."""
@@ -326,6 +320,25 @@ class Decoder:
                 del self._buffer[: self._position]
             self._buffer += data
         self._position = 0
+
+    @property
+    def pending(self) -> int:
+        """Bytes taken in that are not yet part of a whole frame."""
+        return len(self._buffer) - self._position
+
+
+class Decoder(ReceiveBuffer):
+    """Bytes in, frames out: feed `receive_data`, then take `next_frame` until it returns None."""
+
+    def __init__(self, max_body: int = MAX_BODY) -> None:
+        """Start at a frame's boundary.
+
+        Args:
+            max_body: the longest valid body, in bytes.
+        """
+        super().__init__()
+        self._max_body = max_body
+        self._needed = HEADER.size
 
     def next_frame(self) -> Frame | None:
         """Return the next whole frame, or None when more bytes are needed.
@@ -365,11 +378,6 @@ class Decoder:
         if kind in _NUMBERS:
             return _decode_numbers(kind, buffer, start, end, count)
         return _decode_notice(kind, count, buffer[start:end])
-
-    @property
-    def pending(self) -> int:
-        """Bytes taken in that are not yet part of a whole frame."""
-        return len(self._buffer) - self._position
 
 
 def _unpack_table(entry: str, data: bytes, start: int, end: int, count: int) -> tuple[list[tuple[int, ...]], int]:

@@ -31,7 +31,7 @@ from typing import Any
 
 from mosec_asgi import request as requests
 from mosec_asgi.errors import CANCELLED
-from mosec_asgi.ipc.frames import FrameError
+from mosec_asgi.ipc.frames import FrameError, ReceiveBuffer
 from mosec_asgi.messages import OK, Call, Chunk, Outcome, StageTime
 
 MAGIC = 0x6D65
@@ -70,25 +70,8 @@ def encode_apart(entries: list[Any]) -> tuple[list[bytes], list[tuple[Any, Value
     return encoded, failed
 
 
-class Decoder:
+class Decoder(ReceiveBuffer):
     """Bytes in, lists of entries out; see `ipc.channel.FrameReader`."""
-
-    def __init__(self) -> None:
-        """Start at a frame's boundary."""
-        self._buffer: bytes | bytearray = b""
-        self._position = 0
-
-    def receive_data(self, data: bytes) -> None:
-        """Take in bytes as they came, cut anywhere."""
-        if self._position == len(self._buffer):
-            self._buffer = data
-        else:
-            if not isinstance(self._buffer, bytearray):
-                self._buffer = bytearray(memoryview(self._buffer)[self._position :])
-            elif self._position:
-                del self._buffer[: self._position]
-            self._buffer += data
-        self._position = 0
 
     def next_frame(self) -> list[Any] | None:
         """Return the entries of the next whole frame, or None when more bytes are needed.
@@ -114,11 +97,6 @@ class Decoder:
             raise FrameError(f"no frame: {type(entries).__name__} in the place of a list")
         self._position = end
         return entries
-
-    @property
-    def pending(self) -> int:
-        """Bytes taken in that are not yet part of a whole frame."""
-        return len(self._buffer) - self._position
 
 
 def plain_call(call: Call, payload: bytes | tuple[bytes]) -> tuple[Any, ...]:
