@@ -200,3 +200,12 @@ class KernelTimer:
         """Kill the process in `seconds`, instead of what was set before; 0 for never."""
         span = _Span(0, 0, int(seconds), int(seconds % 1 * 1e9))
         self._library.timer_settime(self._timer, 0, ctypes.byref(span), None)
+
+
+def kernel_timer() -> KernelTimer | None:
+    """Return a timer of the kernel; None where the system has none."""
+    try:
+        return KernelTimer()
+    except OSError as error:
+        logger.debug("no timer of the kernel: %s", error)
+        return None

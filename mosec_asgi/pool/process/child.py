@@ -23,7 +23,7 @@ from mosec_asgi.inside.counting import hung_up, remove_if_orphaned
 from mosec_asgi.inside.ending import Ending
 from mosec_asgi.inside.loading import load, runner_for, speaker_for, warm_up
 from mosec_asgi.inside.spec import WorkerSpec
-from mosec_asgi.inside.timer import KernelTimer
+from mosec_asgi.inside.timer import KernelTimer, kernel_timer
 from mosec_asgi.ipc.mapped import Mapped
 from mosec_asgi.ipc.progress import ProgressPage
 from mosec_asgi.ipc.shm import Share
@@ -84,7 +84,7 @@ def _main(
 ) -> None:
     group.begin_worker()
     # Two timers: the one that bounds `forward` is set and cleared often and must not disarm the other.
-    kernel, end = _kernel_timer(), _kernel_timer()
+    kernel, end = kernel_timer(), kernel_timer()
     end_with_the_server(end, None if preloaded is None else sock)
     name_process(spec.stage, spec.worker_id)
     log.configure(spec.log_level, text=spec.log_text)
@@ -159,14 +159,6 @@ def name_process(stage: str, worker: int | str) -> None:
     name = kind.encode()[: max(0, _MOST_NAME - len(end))].decode(errors="ignore") + end
     with contextlib.suppress(OSError), open("/proc/self/comm", "w", encoding="utf-8") as file:
         file.write(name)
-
-
-def _kernel_timer() -> KernelTimer | None:
-    try:
-        return KernelTimer()
-    except OSError as error:
-        logger.debug("no timer of the kernel: %s", error)
-        return None
 
 
 def end_with_the_server(end: KernelTimer | None = None, pipe: socket.socket | None = None) -> None:

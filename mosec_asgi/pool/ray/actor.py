@@ -27,7 +27,7 @@ from mosec_asgi.inside.ending import Ending
 from mosec_asgi.inside.loading import load, runner_for, speaker_for, warm_up
 from mosec_asgi.inside.plain_runner import PlainRunner
 from mosec_asgi.inside.spec import WorkerSpec
-from mosec_asgi.inside.timer import KernelTimer
+from mosec_asgi.inside.timer import KernelTimer, kernel_timer
 from mosec_asgi.pool.process import group
 from mosec_asgi.pool.ray import handshake
 from mosec_asgi.pool.ray.handshake import HandshakeError
@@ -144,7 +144,7 @@ def _unpickled(order: Order) -> WorkerSpec:
 
 
 def _serve(spec: WorkerSpec, port: RayPort, sock: socket.socket) -> None:
-    kernel, end = _kernel_timer(), _kernel_timer()
+    kernel, end = kernel_timer(), kernel_timer()
     log.configure(spec.log_level, text=spec.log_text)
     log.speak_as(lambda: {"stage": spec.stage, "worker": spec.worker_id})
     _keep_from_children(port)
@@ -182,14 +182,6 @@ def _store(spec: WorkerSpec) -> RayStore | None:
     except (ImportError, AttributeError) as error:
         # It then reads what others put there no better; they have the same version.
         logger.warning("large payloads go through the server, as this version of Ray has other ways: %s", error)
-        return None
-
-
-def _kernel_timer() -> KernelTimer | None:
-    try:
-        return KernelTimer()
-    except OSError as error:
-        logger.debug("no timer of the kernel: %s", error)
         return None
 
 
