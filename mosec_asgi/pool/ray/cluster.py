@@ -96,7 +96,8 @@ class RayCluster:
         self,
         actor: Actor,
         spec: bytes,
-        name: str,
+        stage: str,
+        worker: int,
         variables: Mapping[str, str],
         options: Mapping[str, Any],
         placement: Any,
@@ -107,7 +108,8 @@ class RayCluster:
         Args:
             actor: hears of it, after this has returned.
             spec: a pickled `WorkerSpec`.
-            name: of the worker: its stage, a blank, and its number there.
+            stage: the name of the worker's stage.
+            worker: its number there.
             variables: environment variables of the worker.
             options: of the actor, for Ray.
             placement: see `RayOptions`.
@@ -132,8 +134,8 @@ class RayCluster:
             assert self._listener.address is not None
             self._listener.expect(token, Expected(secret, actor.connected))
             paths = [os.path.abspath(path) for path in sys.path]
+            name = f"{stage} {worker}"
             order = Order(__version__, paths, main, self._listener.address, token, secret, dict(variables), spec, name)
-            stage = name.rpartition(" ")[0]
             launch = Launch(number, pickle.dumps(dict(options)), pickle.dumps(placement), stage, tuple(order))
             self._send(launch)
 

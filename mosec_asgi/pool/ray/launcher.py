@@ -52,7 +52,8 @@ class RayLauncher:
             self._cluster.launch(
                 link,
                 pickled,
-                f"{spec.stage} {spec.worker_id}",
+                spec.stage,
+                spec.worker_id,
                 variables,
                 options.actor_options,
                 options.placement,
