@@ -234,9 +234,7 @@ class WebProcess:
 
     def _say(self, entry: Any) -> None:
         self._said.append(entry)
-        if not self._flushing:
-            self._flushing = True
-            self._loop.call_soon(self._flush)
+        self._flush_soon()
 
     def _flush_soon(self) -> None:
         if not self._flushing:

@@ -201,9 +201,7 @@ class RemoteEngine:
             payload.drop()
         self._open[call_id] = caller
         self._said.append(frames.plain_call(call, told))
-        if not self._flushing:
-            self._flushing = True
-            self._loop.call_soon(self._flush)
+        self._flush_soon()
 
     def cancel(self, call_id: int) -> None:
         """Drop a call that nobody waits for; see `Engine.cancel`."""
@@ -279,9 +277,7 @@ class RemoteEngine:
         if self._channel is None:
             return
         self._said.append(entry)
-        if not self._flushing:
-            self._flushing = True
-            self._loop.call_soon(self._flush)
+        self._flush_soon()
 
     def _say_later(self, entry: Any, part: float) -> None:
         """Say what is not urgent: with what is said next, or in a moment, or at once where much has gathered.
@@ -295,10 +291,15 @@ class RemoteEngine:
         self._said.append(entry)
         self._later += part
         if self._later >= 1 and not self._flushing:
-            self._flushing = True
-            self._loop.call_soon(self._flush)
+            self._flush_soon()
         elif self._later_timer is None:
             self._later_timer = self._loop.call_later(LATER_SECONDS, self._flush_later)
+
+    def _flush_soon(self) -> None:
+        """Send what was said at the end of this turn."""
+        if not self._flushing:
+            self._flushing = True
+            self._loop.call_soon(self._flush)
 
     def _flush_later(self) -> None:
         self._later_timer = None
