@@ -22,7 +22,7 @@ import orjson
 
 from mosec_asgi import log
 from mosec_asgi.errors import DefinitionError, MosecError, StartupError
-from mosec_asgi.ipc import private_socket
+from mosec_asgi.ipc.private_socket import CannotListen, PrivateSocket
 from mosec_asgi.steering import Steering
 
 # Bytes of a request's head, and of its body.
@@ -84,8 +84,7 @@ class AdminSocket:
         self._steering = steering
         self._report = report
         self._loop = asyncio.get_running_loop()
-        self._sock: socket.socket | None = None
-        self._inode = 0
+        self._socket = PrivateSocket(path, "the admin socket", "client of the admin socket")
         self._serving: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
@@ -95,22 +94,14 @@ class AdminSocket:
             StartupError: that is not possible; the text says what to change.
         """
         try:
-            self._sock = private_socket.listen(self._path, backlog=MOST_CONNECTIONS, takes_over=self._takes_over)
-        except private_socket.CannotListen as error:
+            self._socket.start(self._take, backlog=MOST_CONNECTIONS, takes_over=self._takes_over)
+        except CannotListen as error:
             raise StartupError(_cannot(self._path, str(error))) from error
-        self._inode = os.lstat(self._path).st_ino
-        self._loop.add_reader(self._sock.fileno(), self._accept)
         logger.info("seen and changed at %s: mosec-asgi ctl --socket %s status", self._path, self._path)
 
     def close(self) -> None:
         """Listen no more, and remove the socket's file. Idempotent."""
-        if self._sock is None:
-            return
-        sock, self._sock = self._sock, None
-        if not self._loop.is_closed():
-            self._loop.remove_reader(sock.fileno())
-        sock.close()
-        private_socket.remove(self._path, self._inode)
+        self._socket.close()
 
     async def finish(self) -> None:
         """Let those who have asked for something have their answers, after the service has stopped."""
@@ -121,19 +112,9 @@ class AdminSocket:
 
     # -- connections -------------------------------------------------------------------------------------------------
 
-    def _accept(self) -> None:
-        assert self._sock is not None
-        try:
-            connection, _ = self._sock.accept()
-        except OSError as error:
-            # Whoever it was has gone, or there is no descriptor left for him.
-            logger.debug("no connection to the admin socket: %s", error)
-            return
+    def _take(self, connection: socket.socket) -> None:
         connection.setblocking(False)
-        if (user := private_socket.stranger(connection)) is not None:
-            logger.warning("the admin socket was opened by user %d, and is only for user %d", user, os.geteuid())
-            connection.close()
-        elif len(self._serving) >= MOST_CONNECTIONS:
+        if len(self._serving) >= MOST_CONNECTIONS:
             connection.close()
         else:
             task = self._loop.create_task(self._serve(connection))

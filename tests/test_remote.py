@@ -29,7 +29,6 @@ from mosec_asgi.observing.metrics import ServiceMetrics
 from mosec_asgi.observing.statistics import ServiceReport
 from mosec_asgi.remote import engine as remote_engine
 from mosec_asgi.remote import frames, handshake
-from mosec_asgi.remote import listening as listening_module
 from mosec_asgi.remote.callers import MOST_LETTERS, MOST_REASONS, Callers
 from mosec_asgi.remote.dialing import Dialing
 from mosec_asgi.remote.engine import Away, RemoteEngine
@@ -623,13 +622,13 @@ async def test_a_lack_of_descriptors_is_waited_for(
     listens = private_socket.listen
     scarce: list[Scarce] = []
 
-    def listen(path: str, *, backlog: int) -> Scarce:
-        scarce.append(Scarce(fileno=listens(path, backlog=backlog).detach()))
+    def listen(path: str, *, backlog: int, takes_over: bool) -> Scarce:
+        scarce.append(Scarce(fileno=listens(path, backlog=backlog, takes_over=takes_over).detach()))
         scarce[0].setblocking(False)
         return scarce[0]
 
     monkeypatch.setattr(private_socket, "listen", listen)
-    monkeypatch.setattr(listening_module, "PAUSE_SECONDS", 0.05)
+    monkeypatch.setattr(private_socket, "PAUSE_SECONDS", 0.05)
     taken: list[socket.socket] = []
     listening = EngineSocket(str(tmp_path / "e.sock"))
     listening.start(taken.append)

@@ -5,17 +5,96 @@ Modes and groups of folders are easily wrong, and what is read from such a socke
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import errno
 import os
 import socket
 import stat
 import struct
+from collections.abc import Callable
+
+from mosec_asgi import log
+
+# What keeps everybody from being accepted, and seconds before the next try.
+SHORTAGES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+PAUSE_SECONDS = 1.0
 
 _CREDENTIALS = struct.Struct("3i")
+
+logger = log.internal_logger(__name__)
 
 
 class CannotListen(Exception):
     """There can be no socket at the path; the text says why."""
+
+
+class PrivateSocket:
+    """Takes connections of this user, or of root, at a path, on the running event loop."""
+
+    def __init__(self, path: str, name: str, client: str) -> None:
+        """Prepare; `start` listens.
+
+        Args:
+            path: of the socket.
+            name: what the logs call it.
+            client: what they call who connects.
+        """
+        self._path = path
+        self._name = name
+        self._client = client
+        self._loop = asyncio.get_running_loop()
+        self._sock: socket.socket | None = None
+        self._inode = 0
+
+    def start(self, take: Callable[[socket.socket], object], *, backlog: int, takes_over: bool = False) -> None:
+        """Listen.
+
+        Args:
+            take: is given each connection.
+            backlog: see `listen`.
+            takes_over: see `listen`.
+
+        Raises:
+            CannotListen: that is not possible.
+        """
+        self._sock = sock = listen(self._path, backlog=backlog, takes_over=takes_over)
+        self._inode = os.lstat(self._path).st_ino
+        self._loop.add_reader(sock.fileno(), self._accept, sock, take)
+
+    def close(self) -> None:
+        """Listen no more, and remove the socket's file. Idempotent."""
+        if self._sock is None:
+            return
+        sock, self._sock = self._sock, None
+        if not self._loop.is_closed():
+            self._loop.remove_reader(sock.fileno())
+        sock.close()
+        remove(self._path, self._inode)
+
+    def _listen_again(self, sock: socket.socket, take: Callable[[socket.socket], object]) -> None:
+        if self._sock is sock:
+            self._loop.add_reader(sock.fileno(), self._accept, sock, take)
+
+    def _accept(self, sock: socket.socket, take: Callable[[socket.socket], object]) -> None:
+        try:
+            connection, _ = sock.accept()
+        except OSError as error:
+            if error.errno in SHORTAGES:
+                # He stays in the queue, and would be found there at once, again and again.
+                reason = error.strerror
+                logger.warning("no %s can connect now: %s; tried again in %g s", self._client, reason, PAUSE_SECONDS)
+                self._loop.remove_reader(sock.fileno())
+                self._loop.call_later(PAUSE_SECONDS, self._listen_again, sock, take)
+            else:
+                # Whoever it was has gone.
+                logger.debug("no connection to %s: %s", self._name, error)
+            return
+        if (user := stranger(connection)) is not None:
+            logger.warning("%s was opened by user %d, and is only for user %d", self._name, user, os.geteuid())
+            connection.close()
+            return
+        take(connection)
 
 
 def listen(path: str, *, backlog: int, takes_over: bool = False) -> socket.socket:
