@@ -9,7 +9,7 @@ import asyncio
 import itertools
 import pickle
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Hashable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, NamedTuple
 
@@ -43,12 +43,39 @@ from mosec_asgi.messages import (
 from mosec_asgi.observing.metrics import ServiceMetrics, StageMetrics
 from mosec_asgi.observing.observer import StageObserver
 from mosec_asgi.pool.link import WorkerEvents
+from mosec_asgi.streaming import ContinuousWorker, SSEWorker
 from mosec_asgi.worker import Worker
 
 
 class Echo(Worker):
     def forward(self, data: Any) -> Any:
         return data
+
+
+class Events(SSEWorker):
+    def forward(self, data: Any) -> Any:
+        yield data
+
+
+class AsyncEvents(SSEWorker):
+    async def forward(self, data: Any) -> Any:
+        yield data
+
+
+class Pushes(SSEWorker):
+    async def forward(self, data: Any) -> Any:
+        self.send_stream_event(data)
+
+
+class Steps(ContinuousWorker):
+    def admit(self, item: Any) -> Hashable:
+        return item
+
+    def step(self) -> Iterable[tuple[Hashable, Any]]:
+        return []
+
+    def evict(self, slot: Hashable) -> None:
+        pass
 
 
 def spec(

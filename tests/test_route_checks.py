@@ -4,44 +4,16 @@ from __future__ import annotations
 
 import sys
 import types
-from collections.abc import Hashable, Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from fakes import Echo
+from fakes import AsyncEvents, Echo, Events, Pushes, Steps
 
 from mosec_asgi.errors import DefinitionError
 from mosec_asgi.route_checks import check_importable, check_pipeline, check_routes, check_timeouts
 from mosec_asgi.runtime import Runtime
-from mosec_asgi.streaming import ContinuousWorker, SSEWorker
 from mosec_asgi.worker import Worker
-
-
-class Events(SSEWorker):
-    def forward(self, data: Any) -> Any:
-        yield data
-
-
-class AsyncEvents(SSEWorker):
-    async def forward(self, data: Any) -> Any:
-        yield data
-
-
-class Pushes(SSEWorker):
-    async def forward(self, data: Any) -> Any:
-        self.send_stream_event(data)
-
-
-class Steps(ContinuousWorker):
-    def admit(self, item: Any) -> Hashable:
-        return item
-
-    def step(self) -> Iterable[tuple[Hashable, Any]]:
-        return []
-
-    def evict(self, slot: Hashable) -> None:
-        pass
 
 
 @pytest.mark.parametrize("worker", [Events, AsyncEvents, Steps])

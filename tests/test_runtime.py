@@ -3,18 +3,18 @@ from __future__ import annotations
 import dataclasses
 import functools
 import multiprocessing
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Sequence
 from typing import Annotated, Any
 
 import numpy as np
 import pytest
-from fakes import Echo
+from fakes import AsyncEvents, Echo, Events, Pushes, Steps
 
 from mosec_asgi.config import Settings
 from mosec_asgi.definition import plan_service, plan_stage
 from mosec_asgi.errors import DefinitionError
 from mosec_asgi.runtime import Runtime, stage_names
-from mosec_asgi.streaming import ContinuousWorker, SSEWorker
+from mosec_asgi.streaming import ContinuousWorker
 from mosec_asgi.worker import Worker
 
 
@@ -44,32 +44,6 @@ class Generator(Worker):
 class AsyncGenerator(Worker):
     async def forward(self, data: Any) -> Any:
         yield data
-
-
-class Events(SSEWorker):
-    def forward(self, data: Any) -> Any:
-        yield data
-
-
-class AsyncEvents(SSEWorker):
-    async def forward(self, data: Any) -> Any:
-        yield data
-
-
-class Pushes(SSEWorker):
-    async def forward(self, data: Any) -> Any:
-        self.send_stream_event(data)
-
-
-class Steps(ContinuousWorker):
-    def admit(self, item: Any) -> Hashable:
-        return item
-
-    def step(self) -> Iterable[tuple[Hashable, Any]]:
-        return []
-
-    def evict(self, slot: Hashable) -> None:
-        pass
 
 
 class AsyncSteps(Steps):

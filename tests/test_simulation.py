@@ -15,8 +15,9 @@ from random import Random
 from typing import Any
 
 import pytest
+from fakes import Echo, Events, Steps
 
-from mosec_asgi import ContinuousWorker, Server, SSEWorker, Worker
+from mosec_asgi import Server
 from mosec_asgi.batching import coordinator, stage
 from mosec_asgi.batching.admission import Admission, Reason
 from mosec_asgi.batching.changes import StageValues
@@ -150,30 +151,10 @@ def test_a_scenario_has_its_clients_in_order() -> None:
 # -- a server of one's own ---------------------------------------------------------------------------------------------
 
 
-class Echo(Worker):
-    def forward(self, data: Any) -> Any:
-        return data
-
-
-class Chat(SSEWorker):
-    def forward(self, data: Any) -> Any:
-        yield data
-
-
-class Steps(ContinuousWorker):
-    def admit(self, item: Any) -> int:
-        return 0
-
-    def step(self) -> Any:
-        return []
-
-    def evict(self, slot: Any) -> None: ...
-
-
 def test_a_server_of_ones_own_can_be_simulated() -> None:
     server = Server(capacity=7, timeout=500, load_shedding=True)
     server.append_worker(Echo, num=2, max_batch_size=4, route=["/one", "/two"])
-    server.append_worker(Chat, route="/two")
+    server.append_worker(Events, route="/two")
     server.append_worker(Steps, max_batch_size=3, route="/three")
     summary = simulate(server, histories=60)
     assert summary.histories == 60

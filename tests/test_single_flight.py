@@ -18,9 +18,11 @@ import pytest
 import single_flight_workers as workers
 from fakes import (
     PATIENCE,
+    Events,
     FakeClock,
     Held,
     Service,
+    Steps,
     Ticket,
     answer,
     new_task,
@@ -36,7 +38,7 @@ from harness import running as program_running
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mosec_asgi import ContinuousWorker, Runtime, Server, SSEWorker, Worker
+from mosec_asgi import Runtime, Server, Worker
 from mosec_asgi.batching.flow import Flow
 from mosec_asgi.batching.policy.rules import Rules
 from mosec_asgi.batching.single_flight import Flight, SingleFlight
@@ -490,26 +492,11 @@ class Asks(Worker):
         return data
 
 
-class Chat(SSEWorker):
-    def forward(self, data: Any) -> Any:
-        yield data
-
-
-class Steps(ContinuousWorker):
-    def admit(self, item: Any) -> int:
-        return 0
-
-    def step(self) -> Any:
-        return []
-
-    def evict(self, slot: Any) -> None: ...
-
-
 @pytest.mark.parametrize(
     ("worker", "coalesce", "why"),
     [
         (Asks, True, "with `takes_request` the result may depend on which request it is"),
-        (Chat, True, "a stream goes to one client"),
+        (Events, True, "a stream goes to one client"),
         (Steps, True, "a stream goes to one client"),
         (workers.Adds, 1, "must be True or False, not 1"),
     ],
