@@ -80,10 +80,6 @@ Steps: TypeAlias = Generator[Wanted, Any, None]
 _Calls: TypeAlias = Generator[Wanted, Any, isolation.Outcome]
 
 _ROOM = Room()
-_NOT_ASYNC = (
-    "forward returned an asynchronous generator and is not asynchronous itself; write it as `async def`, so that the "
-    "worker runs an event loop"
-)
 
 
 @dataclass(slots=True, eq=False)
