@@ -260,9 +260,23 @@ class Front:
             self._key_look = self.loop.call_later(LOOK_SECONDS, self.look_at_keys)
 
     def close(self) -> None:
-        """Look at nothing any more."""
+        """Look at nothing any more, and name no traces."""
         if self._key_look is not None:
             self._key_look.cancel()
+        if self._tracing is not None:
+            log.forget_traces(self._tracing.trace_of)
+
+    # -- its traces --------------------------------------------------------------------------------------------------
+
+    def name_traces(self) -> None:
+        """Have the log name the trace of a request, until `close`."""
+        if self._tracing is not None:
+            log.name_traces(self._tracing.trace_of)
+
+    async def send_spans(self) -> None:
+        """Send the spans that are left; there are no more."""
+        if self._tracing is not None:
+            await asyncio.to_thread(self._tracing.close)
 
 
 def opened_tracing(settings: Settings, clock: Callable[[], float]) -> Tracing | None:

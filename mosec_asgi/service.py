@@ -183,8 +183,7 @@ class Service:
         """
         if self._custom is not None:
             self._custom.open()
-        if self._tracing is not None:
-            log.name_traces(self._tracing.trace_of)
+        self._front.name_traces()
         if not self._simulated:
             others = FURTHER_WORKERS if self._web is None else FURTHER_WORKERS + self._web.expected
             self._memory = shared_memory(self._settings.shared_memory, self._workers + others)
@@ -197,7 +196,7 @@ class Service:
             if self._admin is not None and not self._follows:
                 await self._admin.start()
         except BaseException:
-            await self._close_tracing()
+            await self._front.send_spans()
             self._let_go()
             raise
         starting = self.loop.create_task(self._coordinator.start())
@@ -222,7 +221,7 @@ class Service:
         except BaseException:
             starting.cancel()
             await asyncio.wait([starting, *self._front.stop_ports(0)])
-            await self._close_tracing()
+            await self._front.send_spans()
             self._let_go()
             raise
 
@@ -298,7 +297,7 @@ class Service:
             if self._admin is not None:
                 await self._admin.finish()
         finally:
-            await self._close_tracing()
+            await self._front.send_spans()
             self._let_go()
 
     def announce_end(self) -> None:
@@ -409,11 +408,6 @@ class Service:
             return []
         return [[tracing.stage(plan.name, batched=plan.batch_size > 1) for plan in stages]]
 
-    async def _close_tracing(self) -> None:
-        """Send the spans that are left."""
-        if self._tracing is not None:
-            await asyncio.to_thread(self._tracing.close)
-
     def _let_go(self) -> None:
         """Let go of what was shared with the workers, once they have ended, and end the record."""
         if self._admin is not None:
@@ -423,8 +417,6 @@ class Service:
             self._web.close()
         if self._callers is not None:
             self._callers.close()
-        if self._tracing is not None:
-            log.forget_traces(self._tracing.trace_of)
         if self._recording is not None:
             self._recording.cancel()
             self._recording = None

@@ -80,7 +80,7 @@ class WebService:
         self._thread = get_ident()
         self._settings = settings
         self._web = web
-        tracing = self._tracing = opened_tracing(settings, time.monotonic)
+        tracing = opened_tracing(settings, time.monotonic)
         stages, pipelines, limits = plan_service(shown.routes, settings, traces=tracing is not None)
         self._call_routes = call_routes(stages, pipelines, limits)
         # Its stages are the engine's to count.
@@ -102,8 +102,7 @@ class WebService:
         """
         objects = Objects(_EngineBlocks(self._engine))
         self.calls = self._front.call_objects(objects)
-        if self._tracing is not None:
-            log.name_traces(self._tracing.trace_of)
+        self._front.name_traces()
         self.app = self._front.build(objects, self._dashboard(), whole=_Elsewhere(self._engine), listens=False)
         self.direct_routes = self._front.direct_routes
         self._front.look_at_keys()
@@ -128,9 +127,7 @@ class WebService:
             await self._engine.finish(self._settings.grace_seconds)
         finally:
             self._let_go()
-            if self._tracing is not None:
-                log.forget_traces(self._tracing.trace_of)
-                await asyncio.to_thread(self._tracing.close)
+            await self._front.send_spans()
 
     def announce_end(self) -> None:
         """Say at `/readyz` that the end is near; requests are still admitted."""
