@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Protocol
 
 from mosec_asgi import log
@@ -23,6 +23,7 @@ from mosec_asgi.remote import counts, frames, handshake
 from mosec_asgi.remote.frames import CALL_FIELDS, MOST_CALL_ID
 from mosec_asgi.remote.handshake import HandshakeError, Hello, RouteShape, Welcome
 from mosec_asgi.remote.memory import CallerMemory
+from mosec_asgi.remote.outbox import Outbox
 
 # Seconds that a web process may take to tell what it has counted; then its last word counts.
 COUNT_SECONDS = 1.0
@@ -56,6 +57,7 @@ class Callers:
         metrics: ServiceMetrics,
         memory: SharedMemory | None,
         answer: Answers,
+        on_count: Callable[[int], object] = lambda _: None,
     ) -> None:
         """Begin with none.
 
@@ -66,11 +68,13 @@ class Callers:
             metrics: to which is added what web processes have counted.
             memory: that is shared with workers, if any is.
             answer: answers their other questions.
+            on_count: called with their number whenever it has changed.
         """
         self.engine = engine
         self.routes = routes
         self.metrics = metrics
         self.answer = answer
+        self._on_count = on_count
         self._apart = tuple(apart)
         self._memory = memory
         self._loop = asyncio.get_running_loop()
@@ -113,6 +117,7 @@ class Callers:
     def discard(self, process: WebProcess) -> None:
         """Forget a web process that is gone."""
         self._connected.discard(process)
+        self._on_count(len(self._connected))
 
     async def _greet(self, connection: socket.socket) -> None:
         connection.setblocking(False)
@@ -141,6 +146,7 @@ class Callers:
         self._numbers += 1
         process = WebProcess(self, connection, self._numbers, hello.pid, memory, self._loop)
         self._connected.add(process)
+        self._on_count(len(self._connected))
         logger.info("the web process %d is connected", hello.pid)
 
     def _welcome(self, connection: socket.socket, memory: CallerMemory | None) -> None:
@@ -191,14 +197,15 @@ class WebProcess:
         self._memory = memory
         self._loop = loop
         self._open: set[int] = set()
-        self._said: list[Any] = []
-        self._flushing = False
         self._answering: set[asyncio.Task[None]] = set()
         self._counts: asyncio.Future[None] | None = None
         self._channel = Channel(connection, self._on_frame, self._gone, decoder=frames.Decoder())
         self._channel.open(loop)
+        self._outbox = Outbox(self._channel, loop, self._cannot_tell, self._freed)
+        # Each answer and each piece of a stream is said, without a call in between.
+        self._say = self._outbox.say
         if memory is not None:
-            memory.on_full(self._flush_soon)
+            memory.on_full(self._outbox.flush_soon)
 
     def __repr__(self) -> str:
         return f"<WebProcess {self._pid}, {len(self._open)} calls>"
@@ -232,43 +239,25 @@ class WebProcess:
 
     # -- to the web process ------------------------------------------------------------------------------------------
 
-    def _say(self, entry: Any) -> None:
-        self._said.append(entry)
-        self._flush_soon()
+    def _freed(self) -> list[int] | None:
+        """Return the blocks that it may write to again, which it is told with all else."""
+        return None if self._memory is None else self._memory.freed()
 
-    def _flush_soon(self) -> None:
-        if not self._flushing:
-            self._flushing = True
-            self._loop.call_soon(self._flush)
-
-    def _flush(self) -> None:
-        """Send all that was said in this turn."""
-        self._flushing = False
-        if self._memory is not None and (freed := self._memory.freed()):
-            self._said.append(freed)
-        said = self._said
-        if said:
-            self._said = []
-            try:
-                self._channel.send(frames.encode(said))
-            except ValueError:
-                self._send_apart(said)
-
-    def _send_apart(self, said: list[Any]) -> None:
-        """Send what can be sent of that which cannot be sent as a whole; in the place of the rest, that it failed."""
-        encoded, failed = frames.encode_apart(said)
-        for entry, error in failed:
-            logger.error("the web process %d cannot be told a result: %s", self._pid, error, exc_info=error)
-            if type(entry) is tuple and len(entry) in (2, frames.OUTCOME_FIELDS):
-                outcome = Outcome.of_failure(entry[0], INTERNAL_ERROR)
-                encoded.append(frames.encode([frames.plain_outcome(outcome, entry[0], INTERNAL_ERROR.text.encode())]))
-        for frame in encoded:
-            self._channel.send(frame)
+    def _cannot_tell(self, entry: Any, error: ValueError) -> None:
+        """Say, in the place of a result that cannot be said, that the call has failed."""
+        logger.error("the web process %d cannot be told a result: %s", self._pid, error, exc_info=error)
+        if type(entry) is tuple and len(entry) in (2, frames.OUTCOME_FIELDS):
+            call_id = entry[0]
+            if type(entry[1 if len(entry) == 2 else 2]) is tuple:
+                # Nobody reads it.
+                self._taken(call_id)
+            outcome = Outcome.of_failure(call_id, INTERNAL_ERROR)
+            self._say(frames.plain_outcome(outcome, call_id, INTERNAL_ERROR.text.encode()))
 
     @property
     def is_clear(self) -> bool:
         """Whether all that was said to it is on its way."""
-        return not self._said and self._channel.is_clear
+        return self._outbox.is_clear
 
     def ask_counts(self) -> asyncio.Future[None]:
         """Have it tell what it has counted; return what is done once it has, or is gone."""
@@ -279,7 +268,7 @@ class WebProcess:
 
     def finish(self) -> None:
         """End the connection."""
-        self._flush()
+        self._outbox.flush()
         self._channel.close()
         self._gone("")
 
@@ -364,7 +353,7 @@ class WebProcess:
             self._engine.cancel(self._base + call_id)
         for task in self._answering:
             task.cancel()
-        self._said = []
+        self._outbox.close()
         if self._counts is not None and not self._counts.done():
             self._counts.set_result(None)
         if self._memory is not None:
