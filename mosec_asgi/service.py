@@ -36,7 +36,7 @@ from mosec_asgi.observing.metrics import ServiceMetrics, StageMetrics
 from mosec_asgi.observing.observer import StageObserver
 from mosec_asgi.observing.statistics import LOADING, SERVING, ServiceReport, report
 from mosec_asgi.pool.link import Launcher
-from mosec_asgi.pool.process.launcher import ProcessLauncher, usable_cores
+from mosec_asgi.pool.process.launcher import ProcessLauncher
 from mosec_asgi.pool.thread import ThreadLauncher
 from mosec_asgi.remote.standing import Standing
 from mosec_asgi.request import Request
@@ -240,20 +240,8 @@ class Service:
         # What lies in shared memory is not compared with other inputs.
         firsts = [self._plans[route.stages[0]] for route in self._route_plans]
         apart = [plan.executor == "process" and not plan.coalesce for plan in firsts]
-        self._callers = Callers(
-            self._coordinator,
-            routes,
-            apart,
-            self._metrics,
-            self._memory,
-            self._answer_web_process,
-            self._share_processors,
-        )
+        self._callers = Callers(self._coordinator, routes, apart, self._metrics, self._memory, self._answer_web_process)
         web.start(self._callers.add)
-
-    def _share_processors(self, web_processes: int) -> None:
-        """Poll for answers only where that takes no processor from web processes: each, and a worker, has its own."""
-        self._coordinator.poll(usable_cores() > web_processes + 1)
 
     async def _answer_web_process(self, kind: str, text: str) -> bytes:
         """Answer what a web process asks beside calls."""

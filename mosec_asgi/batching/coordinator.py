@@ -135,7 +135,6 @@ class Coordinator:
         self._clock = clock
         self._shared_memory = shared_memory
         self._traceparent = traceparent
-        self._polls = True
         self._stages: list[Stage] = []
         self._launchers: list[Launcher] = []
         self._admission: Admission
@@ -181,7 +180,6 @@ class Coordinator:
                     self._traceparent,
                 )
             )
-        self.poll(self._polls)
         self._admission = Admission(
             [stage.admission for stage in self._stages],
             [route.stages for route in self._routes],
@@ -335,12 +333,6 @@ class Coordinator:
             if (told := self._stages[task.stage].events.cancelled) is not None:
                 told(task, self._clock())
             self.failed(task, CLIENT_LEFT)
-
-    def poll(self, polls: bool) -> None:
-        """Say whether answers of workers may be looked for again and again; that takes a processor of its own."""
-        self._polls = polls
-        for stage in self._stages:
-            stage.polls = polls
 
     def scheduler(self, stage: int) -> Scheduler[PoolWorker]:
         """Return the scheduler of a stage, for whoever looks on."""

@@ -167,8 +167,6 @@ class Stage:
         # What was sent last was a single task.
         self._calm = True
         self._busy_poll = BusyPoll()
-        # Whether answers to single tasks may be looked for; see `Coordinator.poll`.
-        self.polls = True
         self._wake_timer = LazyTimer(loop, clock, self._mark)
         self._look_timer: asyncio.TimerHandle | None = None
         # What to tell workers at the end of the turn, beside their next tasks.
@@ -539,8 +537,7 @@ class Stage:
 
     def _start_alone(self, now: float) -> None:
         """Send a task that is alone, and poll for its answer where that is expected in a moment."""
-        assignments = self._dispatch(now)
-        for assignment in assignments if self.polls else ():
+        for assignment in self._dispatch(now):
             worker = assignment.worker
             load = self.scheduler.loads.get(worker)
             seconds = self._busy_poll.seconds(None if load is None else load.seconds_per_item)

@@ -127,12 +127,13 @@ class Codec:
                 return load(contents, self._memory)
             if flags & INGRESS and self._changes:
                 with self._memory.lend(contents.spans[0]) as lent:
-                    body = bytearray(lent)
-                return self._deserialize(body)
+                    own: Any = bytearray(lent)
+                return self._deserialize(own)
             payload = self._memory.read(contents.spans[0])
         if flags & INGRESS:
             # A `bytearray` is one copy: 2 µs for 100 kB.
-            return self._deserialize(bytearray(payload) if self._changes else payload)
+            body: Any = bytearray(payload) if self._changes else payload
+            return self._deserialize(body)
         if flags & OBJECT_IN:
             return self._item(payload)
         if flags & EXAMPLE:

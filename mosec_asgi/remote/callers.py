@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Sequence
 from typing import Any, Protocol
 
 from mosec_asgi import log
@@ -57,7 +57,6 @@ class Callers:
         metrics: ServiceMetrics,
         memory: SharedMemory | None,
         answer: Answers,
-        on_count: Callable[[int], object] = lambda _: None,
     ) -> None:
         """Begin with none.
 
@@ -68,13 +67,11 @@ class Callers:
             metrics: to which is added what web processes have counted.
             memory: that is shared with workers, if any is.
             answer: answers their other questions.
-            on_count: called with their number whenever it has changed.
         """
         self.engine = engine
         self.routes = routes
         self.metrics = metrics
         self.answer = answer
-        self._on_count = on_count
         self._apart = tuple(apart)
         self._memory = memory
         self._loop = asyncio.get_running_loop()
@@ -117,7 +114,6 @@ class Callers:
     def discard(self, process: WebProcess) -> None:
         """Forget a web process that is gone."""
         self._connected.discard(process)
-        self._on_count(len(self._connected))
 
     async def _greet(self, connection: socket.socket) -> None:
         connection.setblocking(False)
@@ -146,7 +142,6 @@ class Callers:
         self._numbers += 1
         process = WebProcess(self, connection, self._numbers, hello.pid, memory, self._loop)
         self._connected.add(process)
-        self._on_count(len(self._connected))
         logger.info("the web process %d is connected", hello.pid)
 
     def _welcome(self, connection: socket.socket, memory: CallerMemory | None) -> None:

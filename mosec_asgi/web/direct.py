@@ -194,7 +194,8 @@ class DirectExchange(Exchange):
         """Have the request run: its body is complete."""
         if self.response_complete:
             return
-        if self._more or type(self.body) is memoryview:
+        body: Any = self.body
+        if self._more or type(body) is memoryview:
             self._gather()
         if len(self.body) > LARGE_BODY and not self.hold(len(self.body)):
             self.refuse(NO_ROOM)
@@ -241,7 +242,7 @@ class DirectExchange(Exchange):
         if outcome.code == CANCELLED:
             super().settled(outcome)
             return
-        payload = outcome.payload
+        payload: Any = outcome.payload
         if type(payload) is not bytes and type(payload) is not memoryview and self.takes_held:
             self._settled_held(outcome, payload)
             return
