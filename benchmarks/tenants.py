@@ -49,7 +49,8 @@ class Batches(Worker):
         return data
 
 
-LAYOUTS = {
+# The worker, the settings of its stage, and the calls a second that it can do.
+LAYOUTS: dict[str, tuple[type[Worker], dict[str, Any], float]] = {
     "one worker": (Model, {"num": 1}, 1 / SECONDS_PER_CALL),
     "8 workers": (Model, {"num": 8}, 8 / SECONDS_PER_CALL),
     "batches of 16": (
