@@ -173,7 +173,7 @@ profile: $(VENV)/bench.stamp ## where the time goes; SCENARIO=echo
 faults: $(VENV)/test.stamp ## kill and stop workers under load, a minute for each promise
 	$(BIN)/python benchmarks/faults.py
 
-ray-faults: $(VENV)/bench.stamp ## the same with actors of Ray on two nodes, both on this machine; a minute
+ray-faults: $(VENV)/bench.stamp ## the same with actors of Ray on two nodes, both on this machine; four minutes, 12 GB of memory
 	$(BIN)/python benchmarks/ray_faults.py $(OPTIONS)
 
 changes: $(VENV)/test.stamp ## scale, configure and restart a service under load, twenty times each

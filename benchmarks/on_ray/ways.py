@@ -83,12 +83,12 @@ def _on_actors(row: Row, ray: Cluster, suffix: str = "_ray") -> Iterator[Served]
     os.environ["RAY_ADDRESS"] = ray.address
     try:
         with servers.running(f"{row.service}{suffix}", ["mosec_asgi"], row.load) as [server]:
-            yield Served(server.url, lambda: {*processes.members(server.process.pid), *_actors(ray)})
+            yield Served(server.url, lambda: {*processes.members(server.process.pid), *actors(ray)})
     finally:
         os.environ.pop("RAY_ADDRESS", None)
 
 
-def _actors(ray: Cluster) -> set[int]:
+def actors(ray: Cluster) -> set[int]:
     """Return our actors, of which no other way has any meanwhile."""
     found: set[int] = set()
     for pid in processes.members(ray.process):
@@ -143,11 +143,13 @@ IN_SERVE = Way("mosec_asgi by serve.ingress, HAProxy", _in_serve)
 
 
 @contextlib.contextmanager
-def cluster(*, serves: bool = True) -> Iterator[Cluster]:
+def cluster(*, serves: bool = True, idle: int = 0) -> Iterator[Cluster]:
     """Run Ray for the time of a block.
 
     Args:
         serves: with all models of Ray Serve deployed.
+        idle: without them, processes that wait on each node for actors when the block begins. An actor that finds one
+            takes it, in the place of a second of processor time for another; nobody puts a new one there.
 
     Raises:
         BenchmarkError: it is not installed, or has not started.
@@ -160,7 +162,7 @@ def cluster(*, serves: bool = True) -> Iterator[Cluster]:
         log = Path(folder) / "log"
         with log.open("wb") as output:
             process = subprocess.Popen(
-                [sys.executable, str(PROGRAM), *([] if serves else ["nodes"])],
+                [sys.executable, str(PROGRAM), *([] if serves else ["nodes", str(idle)])],
                 env=os.environ | _environment(folder),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
