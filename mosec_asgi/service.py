@@ -384,7 +384,7 @@ class Service:
             from mosec_asgi.pool.ray.launcher import RayLauncher
 
             if self._ray is None:
-                self._ray = RayCluster(loop, self._settings.ray_port)
+                self._ray = RayCluster(loop, self._settings.ray_port, self._settings.ray_tls)
             return RayLauncher(loop, plan.ray, self._ray)
         return ProcessLauncher(
             loop,

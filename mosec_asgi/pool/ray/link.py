@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 import struct
 from typing import Protocol
 
@@ -11,9 +10,9 @@ from mosec_asgi import log
 from mosec_asgi.inside.spec import WorkerSpec
 from mosec_asgi.ipc import frames
 from mosec_asgi.ipc.channel import Channel
+from mosec_asgi.ipc.stream import Stream
 from mosec_asgi.messages import OK, Cancels, Chunks, Credits, LinkError, Payload, Progress, Results, Tasks
 from mosec_asgi.pool.link import WorkerEvents
-from mosec_asgi.pool.ray.listener import tune
 from mosec_asgi.pool.ray.orders import Ended
 from mosec_asgi.pool.ray.store import HEAD
 
@@ -168,14 +167,13 @@ class RayLink:
 
     # -- from the cluster --------------------------------------------------------------------------------------------
 
-    def connected(self, sock: socket.socket, host: str) -> None:
+    def connected(self, sock: Stream, host: str) -> None:
         """Take over the connection, on which the actor has proved that it is this one."""
         if self._gone or self._closed:
             sock.close()
             return
         self._stop_timer()
         self._host = host
-        tune(sock)
         self._channel = Channel(sock, self._on_frame, self._on_closed)
         self._channel.open(self._loop)
 
