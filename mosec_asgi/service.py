@@ -385,7 +385,7 @@ class Service:
 
             if self._ray is None:
                 self._ray = RayCluster(loop, self._settings.ray_port, self._settings.ray_tls)
-            return RayLauncher(loop, plan.ray, self._ray)
+            return RayLauncher(loop, plan.ray, self._ray, self._custom)
         return ProcessLauncher(
             loop,
             plan.start_method,

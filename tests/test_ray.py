@@ -405,3 +405,36 @@ async def _echoes_by_tls(command: list[str], log: Path, environment: dict[str, s
         for data in (b"small", body):
             answer = await asyncio.to_thread(httpx.post, f"{program.url}/inference", content=data, timeout=60)
             assert (answer.status_code, answer.content) == (200, data)
+
+
+# -- what workers count ----------------------------------------------------------------------------------------------
+
+
+async def test_what_workers_count_is_shown_and_stays_when_they_die(cluster: RayCluster) -> None:
+    server = Server()
+    server.append_worker(workers.Counts, 2, executor="ray")
+    app = httpx.ASGITransport(app=server)
+    async with server.lifespan(), httpx.AsyncClient(transport=app, base_url="http://server") as client:
+
+        async def shown(sample: str) -> str:
+            lines = [line for line in (await client.get("/metrics")).text.splitlines() if line.startswith(sample)]
+            return lines[0].partition(" ")[2] if lines else ""
+
+        async def wait_for_shown(sample: str, value: str) -> None:
+            for _ in range(600):
+                if await shown(sample) == value:
+                    return
+                await asyncio.sleep(0.05)
+            raise AssertionError(f"{sample} is {await shown(sample)} and not {value}")
+
+        await asyncio.gather(*(server.infer("count") for _ in range(20)))
+        await wait_for_shown("asked_total", "20")
+        await wait_for_shown("took_count", "20")
+        await wait_for_shown("working", "2")
+        await server.restart()
+        await wait_for(lambda: server.statistics().stages[0].ready == 2)
+        # The live gauge is that of the new ones, which have set it when they were loaded.
+        await wait_for_shown("working", "2")
+        assert await shown("asked_total") == "20"
+        await server.infer("count")
+        await wait_for_shown("asked_total", "21")

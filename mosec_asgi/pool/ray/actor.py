@@ -25,14 +25,17 @@ from typing import Any
 from mosec_asgi import log
 from mosec_asgi.errors import StartupError
 from mosec_asgi.inside.codec import examples
+from mosec_asgi.inside.counting import share_after_fork
 from mosec_asgi.inside.ending import Ending
 from mosec_asgi.inside.loading import load, runner_for, speaker_for, warm_up
 from mosec_asgi.inside.plain_runner import PlainRunner
 from mosec_asgi.inside.spec import WorkerSpec
 from mosec_asgi.inside.timer import KernelTimer, kernel_timer
 from mosec_asgi.ipc.stream import Stream
+from mosec_asgi.observing.custom import VARIABLE
 from mosec_asgi.pool.process import group
 from mosec_asgi.pool.ray import handshake, tls
+from mosec_asgi.pool.ray.counts import Counts
 from mosec_asgi.pool.ray.handshake import HandshakeError
 from mosec_asgi.pool.ray.listener import tune
 from mosec_asgi.pool.ray.orders import Order
@@ -61,6 +64,18 @@ def run(order: tuple[Any, ...]) -> str:
     if told.version != __version__:
         return f"the node has mosec_asgi {__version__}, and the server {told.version}; install the same version on both"
     os.environ.update(told.variables)
+    counts = Counts()
+    if VARIABLE not in told.variables:
+        os.environ.update(counts.open())
+        # Something may have loaded prometheus_client before.
+        share_after_fork()
+    try:
+        return _run(told, counts)
+    finally:
+        counts.close()
+
+
+def _run(told: Order, counts: Counts) -> str:
     try:
         spec = _unpickled(told)
     except Exception:
@@ -81,7 +96,7 @@ def run(order: tuple[Any, ...]) -> str:
             "cluster's nodes reach the server's machine at all ports, or at the one that the setting ray_port says"
         )
     try:
-        _serve(spec, RayPort(sock), sock)
+        _serve(spec, RayPort(sock), sock, counts)
     finally:
         sock.close()
     return ""
@@ -178,7 +193,7 @@ def _unpickled(order: Order) -> WorkerSpec:
         del process._inheriting
 
 
-def _serve(spec: WorkerSpec, port: RayPort, sock: Stream) -> None:
+def _serve(spec: WorkerSpec, port: RayPort, sock: Stream, counts: Counts) -> None:
     kernel, end = kernel_timer(), kernel_timer()
     log.configure(spec.log_level, text=spec.log_text)
     log.speak_as(lambda: {"stage": spec.stage, "worker": spec.worker_id})
@@ -199,6 +214,7 @@ def _serve(spec: WorkerSpec, port: RayPort, sock: Stream) -> None:
         try:
             warm_up(runner, rehearsals, spec)
             port.ready()
+            counts.begin(port.send_frame)
             runner.serve()
         finally:
             signal.signal(_SERVER_GONE, _nothing)
@@ -208,6 +224,8 @@ def _serve(spec: WorkerSpec, port: RayPort, sock: Stream) -> None:
             if kernel is not None:
                 kernel.set(0.0)
             runner.close()
+            # With what that has counted.
+            counts.close()
 
 
 def _store(spec: WorkerSpec) -> RayStore | None:

@@ -40,7 +40,7 @@ class RayPort(SocketPort):
 
     def __init__(self, sock: Stream) -> None:
         """Take over a connection on which both sides have proved who they are."""
-        self._notes = Notes(self._send_note)
+        self._notes = Notes(self.send_frame)
         super().__init__(sock, self._notes)
         self.at_once = False
         self.kept: RayStore | None = None
@@ -85,9 +85,10 @@ class RayPort(SocketPort):
         else:
             self._send(encoded)
 
-    def _send_note(self, note: bytes) -> None:
+    def send_frame(self, frame: bytes) -> None:
+        """Send a frame that is about no task."""
         with self._lock:
-            self._send(note)
+            self._send(frame)
 
     def _send(self, data: bytes) -> None:
         if self._waiting:
