@@ -50,7 +50,7 @@ class Checkout:
 
 Package = Literal["mosec", "mosec_asgi", "litserve", "bare", "uvicorn", "static"]
 # Where one answers 200 once it is ready.
-READY = {"mosec_asgi": "/readyz", "litserve": "/health"}
+READY = {"mosec_asgi": "/readyz", "static": "/readyz", "litserve": "/health"}
 
 
 @dataclass(frozen=True, slots=True)
