@@ -222,6 +222,12 @@ class Settings:
     keep_alive: int = _setting(
         75_000, "milliseconds that a connection may be silent between two requests; then it is closed", least=1
     )
+    stop_delay: int = _setting(
+        500,
+        "milliseconds after SIGTERM in which the connections that there are may still bring requests, whose answers "
+        "say that they are the last; behind them, or at once where it is 0, requests are answered 503",
+        least=0,
+    )
     read_timeout: int = _setting(
         20_000,
         "milliseconds for a request's head to arrive, and as many for the beginning of its body, or for a pause in it; "

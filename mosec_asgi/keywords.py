@@ -50,6 +50,7 @@ class Keywords(TypedDict, total=False):
     body_memory: int
     answer_memory: int
     keep_alive: int
+    stop_delay: int
     read_timeout: int
     least_rate: int
     max_head_size: int

@@ -13,7 +13,7 @@ import pytest
 import uvicorn
 from harness import until
 
-from mosec_asgi.host.draining import drain
+from mosec_asgi.host.draining import DrainingServer, drain
 from mosec_asgi.web.uvicorn.gathering import gathering
 from mosec_asgi.web.uvicorn.http1 import Http1Protocol
 
@@ -112,3 +112,40 @@ async def test_a_connection_that_stays_silent_does_not_hold_the_end_up() -> None
         await serving
         assert await reader.read() == b""
         writer.close()
+
+
+@asynccontextmanager
+async def stopping(stop_delay: float) -> AsyncIterator[tuple[DrainingServer, list[str], Any, Any, asyncio.Task[None]]]:
+    """Have a client with a silent connection when a server is told to stop."""
+    said: list[str] = []
+    config = uvicorn.Config(App(), lifespan="off", log_config=None, timeout_graceful_shutdown=5)
+    runner = DrainingServer(config, lambda: said.append("no more"), stop_delay)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        serving = asyncio.ensure_future(runner._serve([listening.dup()]))
+        await until(lambda: runner.started, "it does not start")
+        reader, writer = await asyncio.open_connection(*listening.getsockname())
+        writer.write(REQUEST)
+        await head_of(reader)
+        runner.should_exit = True
+        try:
+            yield runner, said, reader, writer, serving
+        finally:
+            writer.close()
+            await serving
+
+
+async def test_a_stop_waits_as_long_as_it_is_told_and_no_longer_than_there_is_somebody_to_wait_for() -> None:
+    async with stopping(3600) as (runner, said, reader, writer, serving):
+        await until(lambda: not any(server.is_serving() for server in runner.servers), "it still takes connections")
+        assert not said
+        writer.write(REQUEST)
+        assert b"connection: close" in await head_of(reader)
+        await asyncio.wait_for(serving, 20)
+        assert said == ["no more"]
+
+
+async def test_a_stop_without_a_delay_closes_silent_connections_at_once() -> None:
+    async with stopping(0) as (_, said, reader, _, serving):
+        await asyncio.wait_for(serving, 20)
+        assert said == ["no more"]
+        assert await reader.read() == b""

@@ -27,8 +27,8 @@ from mosec_asgi.ipc.shm import SharedMemory, SharedPayload
 from mosec_asgi.messages import OK, Call, Chunk, Credit, Outcome, StageTime
 from mosec_asgi.observing.metrics import ServiceMetrics
 from mosec_asgi.observing.statistics import ServiceReport
+from mosec_asgi.remote import callers, frames, handshake
 from mosec_asgi.remote import engine as remote_engine
-from mosec_asgi.remote import frames, handshake
 from mosec_asgi.remote.callers import MOST_LETTERS, MOST_REASONS, Callers
 from mosec_asgi.remote.dialing import Dialing
 from mosec_asgi.remote.engine import Away, RemoteEngine
@@ -376,6 +376,16 @@ async def test_whoever_says_no_hello_is_not_heard(said: bytes, caplog: pytest.Lo
         assert "Traceback" not in caplog.text
 
 
+async def test_who_has_not_been_greeted_when_the_engine_ends_is_let_go() -> None:
+    async with paired() as (pair, _):
+        ours, theirs = socket.socketpair()
+        with ours:
+            pair.callers.add(theirs)
+            pair.callers.close()
+            await until(lambda: theirs.fileno() < 0, "its connection is closed")
+            assert ours.recv(1) == b""
+
+
 async def test_of_those_that_are_refused_so_much_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     async with paired() as (pair, _):
         loop = asyncio.get_running_loop()
@@ -575,6 +585,30 @@ async def test_answers_of_all_processes_are_counted_together() -> None:
         second._metrics.answered("/inference", 200, 0.01)
         second.disconnect()
         await until(lambda: pair.metrics.duration.count == 6, "the last is counted at the end")
+
+
+async def test_a_web_process_that_does_not_answer_delays_one_scrape_and_no_other(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    loop = asyncio.get_running_loop()
+    async with paired() as (pair, first):
+        second = await pair.web()
+        for remote in (first, second):
+            remote._metrics.answered("/inference", 200, 0.01)
+        # As one that is stopped, which reads nothing.
+        channel = second._channel
+        assert channel is not None
+        loop.remove_reader(channel._sock.fileno())
+        monkeypatch.setattr(callers, "COUNT_SECONDS", 0.02)
+        assert await first.ask("metrics") == repr([(("/inference", 200), 1)]).encode()
+        assert pair.callers.standing() == (2, 1)
+        monkeypatch.setattr(callers, "COUNT_SECONDS", 3600)
+        for _ in range(3):
+            await asyncio.wait_for(first.ask("metrics"), 5)
+        assert caplog.text.count("has not told") == 1
+        loop.add_reader(channel._sock.fileno(), channel._read)
+        await until(lambda: pair.callers.standing() == (2, 0), "it counts as one that does not answer")
+        assert await first.ask("metrics") == repr([(("/inference", 200), 2)]).encode()
 
 
 async def test_a_question_that_cannot_be_answered_fails() -> None:

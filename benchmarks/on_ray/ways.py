@@ -10,6 +10,7 @@ import importlib.util
 import json
 import os
 import random
+import signal
 import socket
 import subprocess
 import sys
@@ -93,12 +94,12 @@ def on_actors(
     os.environ["RAY_ADDRESS"] = ray.address
     try:
         with servers.running(f"{row.service}{suffix}", [package], row.load) as [server]:
-            yield Served(server.url, lambda: {*processes.members(server.process.pid), *_actors(ray)})
+            yield Served(server.url, lambda: {*processes.members(server.process.pid), *actors(ray)})
     finally:
         os.environ.pop("RAY_ADDRESS", None)
 
 
-def _actors(ray: Cluster) -> set[int]:
+def actors(ray: Cluster) -> set[int]:
     """Return our actors, of which no other way has any meanwhile."""
     found: set[int] = set()
     for pid in processes.members(ray.process):
@@ -153,11 +154,13 @@ IN_SERVE = Way("mosec_asgi by serve.ingress, HAProxy", _in_serve)
 
 
 @contextlib.contextmanager
-def cluster(*, serves: bool = True) -> Iterator[Cluster]:
+def cluster(*, serves: bool = True, idle: int = 0) -> Iterator[Cluster]:
     """Run Ray for the time of a block.
 
     Args:
         serves: with all models of Ray Serve deployed.
+        idle: without them, processes that wait on each node for actors when the block begins. An actor that finds one
+            takes it, in the place of a second of processor time for another; nobody puts a new one there.
 
     Raises:
         BenchmarkError: it is not installed, or has not started.
@@ -170,7 +173,7 @@ def cluster(*, serves: bool = True) -> Iterator[Cluster]:
         log = Path(folder) / "log"
         with log.open("wb") as output:
             process = subprocess.Popen(
-                [sys.executable, str(PROGRAM), *([] if serves else ["nodes"])],
+                [sys.executable, str(PROGRAM), *([] if serves else ["nodes", str(idle)])],
                 env=os.environ | _environment(folder),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
@@ -191,7 +194,10 @@ def cluster(*, serves: bool = True) -> Iterator[Cluster]:
             try:
                 process.wait(SECONDS_TO_STOP)
             except subprocess.TimeoutExpired:
-                process.kill()
+                # Those that wait for actors may be stopped, and notice nothing.
+                for pid in processes.members(process.pid):
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
                 process.wait()
             process.stdout.close()
 

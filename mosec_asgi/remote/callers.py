@@ -24,7 +24,8 @@ from mosec_asgi.remote.frames import CALL_FIELDS, MOST_CALL_ID
 from mosec_asgi.remote.handshake import HandshakeError, Hello, RouteShape, Welcome
 from mosec_asgi.remote.memory import CallerMemory
 
-# Seconds that a web process may take to tell what it has counted; then its last word counts.
+# Seconds that a web process may take to tell what it has counted; then its last word counts, and until it has answered
+# it is not waited for again.
 COUNT_SECONDS = 1.0
 # Seconds in which a connection must begin: a web process may have to be loaded first.
 HELLO_SECONDS = 60.0
@@ -87,13 +88,26 @@ class Callers:
         """Take a connection, of somebody who may be trusted."""
         task = self._loop.create_task(self._greet(connection))
         self._greeting.add(task)
-        task.add_done_callback(self._greeting.discard)
+
+        def greeted(task: asyncio.Task[None]) -> None:
+            self._greeting.discard(task)
+            # Perhaps before it has begun.
+            if task.cancelled():
+                connection.close()
+
+        task.add_done_callback(greeted)
 
     async def gather_counts(self) -> None:
-        """Have all web processes tell what they have counted, and wait for it."""
-        waiting = [each.ask_counts() for each in self._connected]
-        if waiting:
-            await asyncio.wait(waiting, timeout=COUNT_SECONDS)
+        """Have all web processes tell what they have counted, and wait for those that answer."""
+        asked = {each.ask_counts(): each for each in self._connected if not each.is_silent}
+        if asked:
+            _, late = await asyncio.wait(asked, timeout=COUNT_SECONDS)
+            for question in late:
+                asked[question].fall_silent()
+
+    def standing(self) -> tuple[int, int]:
+        """Return how many web processes are connected, and how many of them do not answer."""
+        return len(self._connected), sum(each.is_silent for each in self._connected)
 
     async def finish(self) -> None:
         """End all connections, once the last answers are on their way."""
@@ -195,6 +209,9 @@ class WebProcess:
         self._flushing = False
         self._answering: set[asyncio.Task[None]] = set()
         self._counts: asyncio.Future[None] | None = None
+        # It was asked what it has counted, and has not answered in time; and how often that was so.
+        self._silences = 0
+        self.is_silent = False
         self._channel = Channel(connection, self._on_frame, self._gone, decoder=frames.Decoder())
         self._channel.open(loop)
         if memory is not None:
@@ -277,6 +294,20 @@ class WebProcess:
             self._say(None)
         return self._counts
 
+    def fall_silent(self) -> None:
+        """Note that it does not answer: nobody waits for it until it has answered what it was asked."""
+        if self._counts is None or self.is_silent:
+            return
+        self.is_silent, self._silences = True, self._silences + 1
+        # Of one that is slow each time the metric tells: `web_processes_silent`.
+        level = logger.warning if self._silences == 1 else logger.debug
+        level(
+            "the web process %d has not told for %g s what it has counted: it is stopped, or busy; /metrics shows what "
+            "it has said before, and does not wait for it until it answers",
+            self._pid,
+            COUNT_SECONDS,
+        )
+
     def finish(self) -> None:
         """End the connection."""
         self._flush()
@@ -332,6 +363,10 @@ class WebProcess:
 
     def _counted(self, told: list[Any]) -> None:
         counts.add(self._callers.metrics, told)
+        if self.is_silent:
+            self.is_silent = False
+            level = logger.info if self._silences == 1 else logger.debug
+            level("the web process %d answers again", self._pid)
         waiting, self._counts = self._counts, None
         if waiting is not None and not waiting.done():
             waiting.set_result(None)
