@@ -132,6 +132,12 @@ class Settings:
         least=0,
         most=65535,
     )
+    ray_tls: str = _setting(
+        "auto",
+        "whether actors of Ray connect by TLS, with the files of RAY_TLS_SERVER_CERT, RAY_TLS_SERVER_KEY and "
+        "RAY_TLS_CA_CERT of each node: auto where RAY_USE_TLS is set, as Ray's own connections; on, off",
+        choices=("auto", "on", "off"),
+    )
     http_processes: int = _setting(
         1,
         "web processes of `run()` and `mosec-asgi serve`; above 1 they share the models, which the main process has, "

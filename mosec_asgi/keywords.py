@@ -24,6 +24,7 @@ class Keywords(TypedDict, total=False):
     max_workers: int
     admin_socket: str
     ray_port: int
+    ray_tls: Literal["auto", "on", "off"]
     http_processes: int
     engine: str
     load_shedding: bool

@@ -391,8 +391,8 @@ class Service:
             from mosec_asgi.pool.ray.launcher import RayLauncher
 
             if self._ray is None:
-                self._ray = RayCluster(loop, self._settings.ray_port)
-            return RayLauncher(loop, plan.ray, self._ray)
+                self._ray = RayCluster(loop, self._settings.ray_port, self._settings.ray_tls)
+            return RayLauncher(loop, plan.ray, self._ray, self._custom)
         return ProcessLauncher(
             loop,
             plan.start_method,

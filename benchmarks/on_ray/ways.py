@@ -10,6 +10,7 @@ import importlib.util
 import json
 import os
 import random
+import signal
 import socket
 import subprocess
 import sys
@@ -183,7 +184,10 @@ def cluster(*, serves: bool = True, idle: int = 0) -> Iterator[Cluster]:
             try:
                 process.wait(SECONDS_TO_STOP)
             except subprocess.TimeoutExpired:
-                process.kill()
+                # Those that wait for actors may be stopped, and notice nothing.
+                for pid in processes.members(process.pid):
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
                 process.wait()
             process.stdout.close()
 
