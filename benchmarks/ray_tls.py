@@ -7,29 +7,27 @@ counts, that of the server and of its actors: it does not depend on what else th
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
 import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
+import servers
 from on_ray import ways
 from on_ray.__main__ import run
-from on_ray.rows import ROWS, Row
+from on_ray.rows import ROWS
 from problems import BenchmarkError
 
-SETTING = "MOSEC_RAY_TLS"
+ROOT = Path(__file__).resolve().parents[1]
 
 
-@contextlib.contextmanager
-def _with(setting: str, way: ways.Way, row: Row, ray: ways.Cluster) -> Iterator[ways.Served]:
-    os.environ[SETTING] = setting
-    with way.run(row, ray) as served:
-        yield served
+def _way(setting: str, suffix: str) -> ways.Way:
+    package = servers.Checkout(f"TLS {setting}", ROOT, variables=(("MOSEC_RAY_TLS", setting),))
+    return ways.Way(f"executor='ray', TLS {setting}", partial(ways.on_actors, suffix=suffix, package=package))
 
 
 def _certified(folder: Path) -> dict[str, str]:
@@ -55,12 +53,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             os.environ.update(_certified(Path(folder)))
             with ways.cluster(serves=False) as ray:
                 for row in ROWS:
-                    way = ways.FRAMES if ways.FRAMES in row.ways else ways.ACTORS
-                    off, on = (
-                        ways.Way(f"{way.title}, TLS {setting}", partial(_with, setting, way))
-                        for setting in ("off", "on")
-                    )
-                    run(dataclasses.replace(row, ways=(off, on), bars=()), ray, options.rounds, options.seconds)
+                    # Arrays go through the server here, and not by Ray's store, whose connections are Ray's.
+                    suffix = "_ray_frames" if ways.FRAMES in row.ways else "_ray"
+                    compared = dataclasses.replace(row, ways=(_way("off", suffix), _way("on", suffix)), bars=())
+                    run(compared, ray, options.rounds, options.seconds)
     except BenchmarkError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -24,7 +24,7 @@ from mosec_asgi.ipc import private_socket, reference
 from mosec_asgi.ipc.arena import LARGE
 from mosec_asgi.ipc.reference import Kind
 from mosec_asgi.ipc.shm import SharedMemory, SharedPayload
-from mosec_asgi.messages import OK, Call, Chunk, Credit, Outcome, StageTime
+from mosec_asgi.messages import OK, Call, Chunk, Credit, Outcome, Pieces, StageTime
 from mosec_asgi.observing.metrics import ServiceMetrics
 from mosec_asgi.observing.statistics import ServiceReport
 from mosec_asgi.remote import callers, frames, handshake
@@ -504,6 +504,76 @@ async def test_a_large_body_is_written_once_and_read_where_it_lies() -> None:
             assert (await web.outcome()).payload == body[::-1]
 
 
+class Reader(Web):
+    """Whoever reads large results where they lie."""
+
+    takes_held = True
+
+
+async def test_a_large_result_is_read_where_it_lies_by_whoever_does_so() -> None:
+    async with paired(shared=True) as (pair, remote):
+        memory = pair.memory
+        assert memory is not None
+        web = Reader()
+        # More together than there is room for, so that blocks are written again.
+        for number in range(40):
+            remote.submit(call(remote), web)
+            got, _ = await pair.engine.next_call()
+            body = bytes([number]) * (LARGE + number)
+            pair.engine.settle(got, payload=lying(memory, body))
+            held: Any = (await web.outcome()).payload
+            assert (len(held), held.read()) == (len(body), body)
+            with held.lend() as lent:
+                assert lent == body
+                assert memory.in_use
+            held.drop()
+            await until(lambda: not memory.in_use, "its memory is given back")
+
+
+async def test_what_is_dropped_after_its_engine_is_not_told_to_the_next_one(tmp_path: Path) -> None:
+    path = str(tmp_path / "engine.sock")
+    memory = SharedMemory(1 << 20, 2)
+    pair = Pair(memory)
+    listening = EngineSocket(path)
+    listening.start(pair.callers.add)
+    remote = await pair.web(path)
+    web = Reader()
+    remote.submit(call(remote), web)
+    got, _ = await pair.engine.next_call()
+    pair.engine.settle(got, payload=lying(memory, b"x" * LARGE))
+    held: Any = (await web.outcome()).payload
+    listening.close()
+    pair.callers.close()
+    await until(lambda: not remote.is_there, "it is gone")
+    assert not memory.in_use
+    again = Pair()
+    listening = EngineSocket(path)
+    listening.start(again.callers.add)
+    await until(lambda: remote.is_there, "the next is found")
+    held.drop()
+    await remote.refresh()
+    assert remote.is_there
+    remote.disconnect()
+    await pair.close()
+    listening.close()
+    again.callers.close()
+    memory.close()
+
+
+async def test_a_body_in_pieces_is_written_as_one() -> None:
+    async with paired(shared=True) as (pair, remote):
+        web = Web()
+        body = os.urandom(LARGE + 1000)
+        pieces = [body[:10], memoryview(body)[10:20_000], body[20_000:]]
+        for parts, size in ((pieces, len(body)), (pieces[:1], 10)):
+            remote.submit(call(remote, Pieces(parts, size)), web)
+            got, _ = await pair.engine.next_call()
+            assert isinstance(got.payload, SharedPayload) == (size >= LARGE)
+            assert (got.payload if isinstance(got.payload, bytes) else got.payload.read()) == body[:size]
+            pair.engine.settle(got, payload=b"out")
+            assert (await web.outcome()).payload == b"out"
+
+
 async def test_what_finds_no_room_goes_through_the_socket() -> None:
     async with paired(shared=True) as (pair, remote):
         body = os.urandom(LARGE * 10)
@@ -517,6 +587,23 @@ async def test_what_finds_no_room_goes_through_the_socket() -> None:
             payload = each.payload if isinstance(each.payload, bytes) else each.payload.read()
             pair.engine.settle(each, payload=payload)
         assert [(await web.outcome()).payload == body for _ in calls] == [True] * 3
+
+
+async def test_what_cannot_be_told_leaves_no_memory_taken() -> None:
+    async with paired(shared=True) as (pair, remote):
+        assert pair.memory is not None
+        assert remote.memory is not None
+        web = Web()
+        remote.submit(call(remote, b"x" * LARGE, tenant=Tenant("one")), web)
+        assert (await web.outcome()).failure == INTERNAL_ERROR
+        writer = remote.memory._mapped.writer
+        assert writer is not None
+        assert not writer.in_use
+        remote.submit(call(remote), web)
+        got, _ = await pair.engine.next_call()
+        pair.engine.settle(got, payload=lying(pair.memory, b"x" * LARGE), head=Tenant("x"))
+        assert (await web.outcome()).failure == INTERNAL_ERROR
+        assert not pair.memory.in_use
 
 
 async def test_a_route_whose_workers_read_no_shared_memory_gets_bytes() -> None:

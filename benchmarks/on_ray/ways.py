@@ -80,10 +80,20 @@ def _local(row: Row, ray: Cluster) -> Iterator[Served]:
 
 
 @contextlib.contextmanager
-def _on_actors(row: Row, ray: Cluster, suffix: str = "_ray") -> Iterator[Served]:
+def on_actors(
+    row: Row, ray: Cluster, suffix: str = "_ray", package: servers.Package | servers.Checkout = "mosec_asgi"
+) -> Iterator[Served]:
+    """Serve a row's model by actors.
+
+    Args:
+        row: whose.
+        ray: where.
+        suffix: of the service's name.
+        package: by which version of this package, with which settings.
+    """
     os.environ["RAY_ADDRESS"] = ray.address
     try:
-        with servers.running(f"{row.service}{suffix}", ["mosec_asgi"], row.load) as [server]:
+        with servers.running(f"{row.service}{suffix}", [package], row.load) as [server]:
             yield Served(server.url, lambda: {*processes.members(server.process.pid), *actors(ray)})
     finally:
         os.environ.pop("RAY_ADDRESS", None)
@@ -101,7 +111,7 @@ def actors(ray: Cluster) -> set[int]:
 
 
 def _by_frames(row: Row, ray: Cluster) -> AbstractContextManager[Served]:
-    return _on_actors(row, ray, "_ray_frames")
+    return on_actors(row, ray, "_ray_frames")
 
 
 @contextlib.contextmanager
@@ -135,7 +145,7 @@ def _of_app(app: str, ray: Cluster) -> set[int]:
 
 
 LOCAL = Way("mosec_asgi, run()", _local)
-ACTORS = Way("mosec_asgi, run(), executor='ray'", _on_actors)
+ACTORS = Way("mosec_asgi, run(), executor='ray'", on_actors)
 FRAMES = Way("mosec_asgi, executor='ray', through the server", _by_frames)
 SERVE = Way("Ray Serve, @serve.batch, HAProxy", _serve)
 HANDLES = Way("Ray Serve, handles by the object store", _serve)

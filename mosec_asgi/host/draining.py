@@ -45,7 +45,7 @@ class DrainingServer(uvicorn.Server):
     async def drain(self) -> None:
         """Answer what has come, and end the program once its clients have gone: another has taken over."""
         self._drained = True
-        await drain(self)
+        await drain(self, SILENCE_SECONDS)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Shut down as uvicorn does, behind what still comes on the connections that there are."""
@@ -55,8 +55,8 @@ class DrainingServer(uvicorn.Server):
         await super().shutdown(sockets)
 
 
-async def drain(runner: uvicorn.Server, seconds: float = SILENCE_SECONDS) -> None:
-    """Answer what has come, and end the program once its clients have gone."""
+async def drain(runner: uvicorn.Server, seconds: float) -> None:
+    """Answer what has come, and end the program once its clients have gone, or have been silent for so many seconds."""
     for server in runner.servers:
         server.close()
     state = runner.server_state

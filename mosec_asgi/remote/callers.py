@@ -23,6 +23,7 @@ from mosec_asgi.remote import counts, frames, handshake
 from mosec_asgi.remote.frames import CALL_FIELDS, MOST_CALL_ID
 from mosec_asgi.remote.handshake import HandshakeError, Hello, RouteShape, Welcome
 from mosec_asgi.remote.memory import CallerMemory
+from mosec_asgi.remote.outbox import Outbox
 
 # Seconds that a web process may take to tell what it has counted; then its last word counts, and until it has answered
 # it is not waited for again.
@@ -205,8 +206,6 @@ class WebProcess:
         self._memory = memory
         self._loop = loop
         self._open: set[int] = set()
-        self._said: list[Any] = []
-        self._flushing = False
         self._answering: set[asyncio.Task[None]] = set()
         self._counts: asyncio.Future[None] | None = None
         # It was asked what it has counted, and has not answered in time; and how often that was so.
@@ -214,8 +213,11 @@ class WebProcess:
         self.is_silent = False
         self._channel = Channel(connection, self._on_frame, self._gone, decoder=frames.Decoder())
         self._channel.open(loop)
+        self._outbox = Outbox(self._channel, loop, self._cannot_tell, self._freed)
+        # Each answer and each piece of a stream is said, without a call in between.
+        self._say = self._outbox.say
         if memory is not None:
-            memory.on_full(self._flush_soon)
+            memory.on_full(self._outbox.flush_soon)
 
     def __repr__(self) -> str:
         return f"<WebProcess {self._pid}, {len(self._open)} calls>"
@@ -249,43 +251,25 @@ class WebProcess:
 
     # -- to the web process ------------------------------------------------------------------------------------------
 
-    def _say(self, entry: Any) -> None:
-        self._said.append(entry)
-        self._flush_soon()
+    def _freed(self) -> list[int] | None:
+        """Return the blocks that it may write to again, which it is told with all else."""
+        return None if self._memory is None else self._memory.freed()
 
-    def _flush_soon(self) -> None:
-        if not self._flushing:
-            self._flushing = True
-            self._loop.call_soon(self._flush)
-
-    def _flush(self) -> None:
-        """Send all that was said in this turn."""
-        self._flushing = False
-        if self._memory is not None and (freed := self._memory.freed()):
-            self._said.append(freed)
-        said = self._said
-        if said:
-            self._said = []
-            try:
-                self._channel.send(frames.encode(said))
-            except ValueError:
-                self._send_apart(said)
-
-    def _send_apart(self, said: list[Any]) -> None:
-        """Send what can be sent of that which cannot be sent as a whole; in the place of the rest, that it failed."""
-        encoded, failed = frames.encode_apart(said)
-        for entry, error in failed:
-            logger.error("the web process %d cannot be told a result: %s", self._pid, error, exc_info=error)
-            if type(entry) is tuple and len(entry) in (2, frames.OUTCOME_FIELDS):
-                outcome = Outcome.of_failure(entry[0], INTERNAL_ERROR)
-                encoded.append(frames.encode([frames.plain_outcome(outcome, entry[0], INTERNAL_ERROR.text.encode())]))
-        for frame in encoded:
-            self._channel.send(frame)
+    def _cannot_tell(self, entry: Any, error: ValueError) -> None:
+        """Say, in the place of a result that cannot be said, that the call has failed."""
+        logger.error("the web process %d cannot be told a result: %s", self._pid, error, exc_info=error)
+        if type(entry) is tuple and len(entry) in (2, frames.OUTCOME_FIELDS):
+            call_id = entry[0]
+            if type(entry[1 if len(entry) == 2 else 2]) is tuple:
+                # Nobody reads it.
+                self._taken(call_id)
+            outcome = Outcome.of_failure(call_id, INTERNAL_ERROR)
+            self._say(frames.plain_outcome(outcome, call_id, INTERNAL_ERROR.text.encode()))
 
     @property
     def is_clear(self) -> bool:
         """Whether all that was said to it is on its way."""
-        return not self._said and self._channel.is_clear
+        return self._outbox.is_clear
 
     def ask_counts(self) -> asyncio.Future[None]:
         """Have it tell what it has counted; return what is done once it has, or is gone."""
@@ -310,7 +294,7 @@ class WebProcess:
 
     def finish(self) -> None:
         """End the connection."""
-        self._flush()
+        self._outbox.flush()
         self._channel.close()
         self._gone("")
 
@@ -399,7 +383,7 @@ class WebProcess:
             self._engine.cancel(self._base + call_id)
         for task in self._answering:
             task.cancel()
-        self._said = []
+        self._outbox.close()
         if self._counts is not None and not self._counts.done():
             self._counts.set_result(None)
         if self._memory is not None:

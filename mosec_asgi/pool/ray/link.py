@@ -308,6 +308,10 @@ class StoredPayload:
         """Refuse: it is for the next stage, whose workers are actors as well."""
         raise LinkError("a result lies in Ray's store, where the server does not read it")
 
+    def lend(self) -> memoryview:
+        """Refuse, as `read` does."""
+        return memoryview(self.read())
+
     def copy(self) -> bytes:
         """Refuse, as `read` does."""
         return self.read()
