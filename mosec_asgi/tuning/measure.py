@@ -34,8 +34,9 @@ _CHUNK = 8
 _PASS_SHARE = 0.3
 # Measurements of each size, where there is time: the first one more, because much is loaded with it.
 _REPEATS = 4
-# Seconds that a call may take, and the part of a stage's time that `forward` may: what hangs ends in time.
-_MOST_SECONDS = 120.0
+# Seconds that `forward` may take at least and at most, and between these its part of a stage's time: what hangs ends in
+# time, and a machine that is busy is not taken for a model that hangs. A call may take twice as long.
+_FORWARD_SECONDS = (3.0, 60.0)
 _FORWARD_SHARE = 0.5
 
 
@@ -84,6 +85,12 @@ class Bounds:
     most: int
     batch_seconds: float
 
+    @property
+    def forward_seconds(self) -> float:
+        """What `forward` may take."""
+        least, most = _FORWARD_SECONDS
+        return min(most, max(least, _FORWARD_SHARE * self.seconds))
+
 
 async def measure(server: Server, runtime: Runtime, items: Sequence[Any], bounds: Bounds) -> Measured:
     """Measure a stage.
@@ -106,7 +113,7 @@ async def measure(server: Server, runtime: Runtime, items: Sequence[Any], bounds
         "engine": "",
         "log_level": "warning",
         "capacity": max(1000, 2 * bounds.most),
-        "timeout": round(1000 * min(_MOST_SECONDS, bounds.seconds)),
+        "timeout": round(2000 * bounds.forward_seconds),
         "load_shedding": False,
     }
     alone.register_runtime({ROUTE: [_alone(runtime, bounds)]})
@@ -126,7 +133,7 @@ def _alone(runtime: Runtime, bounds: Bounds) -> Runtime:
     # What kills its worker is to fail, and not to be run again in another one.
     other.max_attempts = 1
     other.latency_target = 0.0
-    other.timeout = min(runtime.timeout or math.inf, _FORWARD_SHARE * min(_MOST_SECONDS, bounds.seconds))
+    other.timeout = min(runtime.timeout or math.inf, bounds.forward_seconds)
     # A batch that is too large is to fail, and not to be run again in parts that pass.
     other.isolation_calls = 0
     other.methods = None
