@@ -34,6 +34,9 @@ _PASS_SHARE = 0.3
 # Measurements of each size, where there is time: the first one more, because much is loaded with it.
 _REPEATS = 4
 _TIMEOUT_MS = 120_000
+# Seconds at work of which processor time, counted in hundredths of a second, says something. A worker with less is so
+# quick that under load it keeps a processor busy with its messages.
+LEAST_BUSY = 0.2
 
 
 @dataclass
@@ -143,12 +146,13 @@ class _Driven:
     async def run(self, items: Sequence[Any]) -> Measured:
         pid = self._pid()
         began, before = time.monotonic(), self._report()
-        cpu = _cpu_seconds(pid)
+        main, others = _cpu_seconds(pid)
         good = await self._passed(items, began + _PASS_SHARE * self._bounds.seconds)
         await self._grow(good, began + self._bounds.seconds)
         busy = self._report().process.since(before.process).total
-        if self._pid() == pid and busy > 0:
-            self._result.cpu = max(0.0, _cpu_seconds(pid) - cpu) / busy
+        if self._pid() == pid:
+            then = _cpu_seconds(pid)
+            self._result.cpu = processors_of(then[0] - main, then[1] - others, busy)
         self._result.memory = _resident_bytes(self._pid())
         return self._result
 
@@ -255,14 +259,34 @@ def _sizes(most: int) -> list[int]:
     return sorted({size for each in doubled for size in (each, each * 3 // 2) if size <= most} | {most})
 
 
-def _cpu_seconds(pid: int) -> float:
-    """Return the processor time of a process and its threads; 0 where that is not known."""
+def processors_of(main: float, others: float, busy: float) -> float:
+    """Return the processors that a worker takes while it is at work.
+
+    Args:
+        main: processor seconds of the thread that runs `forward`. What it takes for its messages can be more than a
+            quick `forward` does.
+        others: those of all other threads.
+        busy: seconds that the worker was at work.
+    """
+    if busy < LEAST_BUSY:
+        return 1.0
+    return min(1.0, max(0.0, main) / busy) + max(0.0, others) / busy
+
+
+def _cpu_seconds(pid: int) -> tuple[float, float]:
+    """Return the processor time of a process's first thread, and of all others; 0 where that is not known."""
     try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            fields = file.read().rpartition(b")")[2].split()
+        whole, first = (_ticks(f"/proc/{pid}/{of}stat") for of in ("", f"task/{pid}/"))
     except OSError:
-        return 0.0
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        return 0.0, 0.0
+    second = os.sysconf("SC_CLK_TCK")
+    return first / second, max(0, whole - first) / second
+
+
+def _ticks(path: str) -> int:
+    with open(path, "rb") as file:
+        fields = file.read().rpartition(b")")[2].split()
+    return int(fields[11]) + int(fields[12])
 
 
 def _resident_bytes(pid: int) -> int:
