@@ -116,7 +116,13 @@ class InlineService:
             if found is not None:
                 return found
         there = ", ".join(f"{name} {number}" for name, number in self._workers)
-        raise DefinitionError(f"no single worker is called {wanted!r} {number}; there are {there}")
+        if len(names) > 1:
+            why = f"several stages are of {wanted!r}; name one"
+        else:
+            why = (
+                f"there is no worker {number} of {wanted!r}" if names else f"no stage and no class is called {wanted!r}"
+            )
+        raise DefinitionError(f"{why}: the workers are {there}")
 
     @property
     def statistics(self) -> Statistics:
