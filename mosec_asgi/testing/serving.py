@@ -112,7 +112,7 @@ class InlineService:
         wanted = stage if isinstance(stage, str) else stage.__name__
         names = {name for name, _ in self._workers if wanted in (name, name.rpartition("_")[0])}
         if len(names) == 1:
-            found = self._workers.get((names.pop(), number))
+            found = self._workers.get((next(iter(names)), number))
             if found is not None:
                 return found
         there = ", ".join(f"{name} {number}" for name, number in self._workers)
