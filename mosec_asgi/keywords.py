@@ -24,6 +24,7 @@ class Keywords(TypedDict, total=False):
     max_workers: int
     admin_socket: str
     ray_port: int
+    ray_tls: Literal["auto", "on", "off"]
     http_processes: int
     engine: str
     load_shedding: bool
@@ -49,6 +50,7 @@ class Keywords(TypedDict, total=False):
     body_memory: int
     answer_memory: int
     keep_alive: int
+    stop_delay: int
     read_timeout: int
     least_rate: int
     max_head_size: int

@@ -14,6 +14,7 @@ The messages stand on the lowest floor because all other floors use them; frames
 from __future__ import annotations
 
 import json
+import pickle
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
@@ -63,6 +64,13 @@ class HeldPayload(Protocol):
     def read(self) -> bytes:
         """Return the payload as bytes, as if the worker had sent them."""
 
+    def lend(self) -> memoryview:
+        """Return the payload as bytes where it lies, to be read, and released before the payload is dropped.
+
+        Raises:
+            LinkError: it is no bytes.
+        """
+
     def copy(self) -> bytes:
         """Return the payload as bytes that stand for themselves, whatever it is; it stays where it is."""
 
@@ -77,6 +85,46 @@ class HeldPayload(Protocol):
 
 
 Payload: TypeAlias = bytes | HeldPayload
+
+
+class Pieces:
+    """A payload as reads of a connection have brought it, which nobody has put together yet; see `HeldPayload`.
+
+    Attributes:
+        pieces: in their order; each may be a part of what a read has brought.
+    """
+
+    __slots__ = ("_size", "pieces")
+
+    def __init__(self, pieces: Sequence[bytes | memoryview], size: int) -> None:
+        """Keep pieces that have `size` bytes together."""
+        self.pieces = pieces
+        self._size = size
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __reduce__(self) -> tuple[type[bytes], tuple[bytes]]:
+        return bytes, (self.copy(),)
+
+    def read(self) -> bytes:
+        """Return them as one."""
+        return b"".join(self.pieces)
+
+    def lend(self) -> memoryview:
+        """Return the same."""
+        return memoryview(self.read())
+
+    def copy(self) -> bytes:
+        """Return the same."""
+        return self.read()
+
+    def load(self) -> Any:
+        """Return the object that is pickled in them."""
+        return pickle.loads(self.read())
+
+    def drop(self) -> None:
+        """Do nothing: they go when nobody refers to them any more."""
 
 
 class StageTime(NamedTuple):
@@ -137,7 +185,8 @@ class Outcome(NamedTuple):
         call_id: the number of the call.
         code: an HTTP status; 200 for a result.
         payload: the encoded result; empty for a stream that has ended well; a failure as `packed_failure`. Only the
-            result of a call of objects may be one that a link holds, which is the caller's to drop.
+            result of a call of objects, or of a caller that says so (`engine.TAKES_HELD`), may be one that a link
+            holds, which is the caller's to drop.
         retry_after: seconds after which the client may try again, or None where trying again is no remedy.
         head: of a result that is a `Reply`, what it sets (`reply`); empty for any other.
         times: of the stages that it has been at, where the service notes them; empty for a refusal.

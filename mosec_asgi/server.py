@@ -355,6 +355,13 @@ class Server:
             from mosec_asgi.host import web_processes
 
             return web_processes.run(self, settings, hosting, self._as_web_process, self._lifetime.force_stop)
+        # Once, by the first of those that follow each other.
+        if settings.http_processes > 1 and not hosting.follows:
+            logger.warning(
+                "http_processes=%d has no effect with --reload, under which one web process serves; for several, serve "
+                "without --reload",
+                settings.http_processes,
+            )
         return run.run(self, settings, hosting)
 
     def _as_web_process(self, web: Web) -> None:

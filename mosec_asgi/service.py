@@ -80,7 +80,11 @@ class WebProcesses(Protocol):
     expected: int
 
     def start(self, take: Callable[[socket.socket], object]) -> None:
-        """Give each of their connections to `take`, from now on."""
+        """Give each of their connections to `take`, from now on.
+
+        Raises:
+            StartupError: they cannot come: another engine has its place.
+        """
 
     def close(self) -> None:
         """Give no more."""
@@ -193,6 +197,9 @@ class Service:
             objects = Objects(self._memory.own_blocks())
         self.calls = self._front.call_objects(objects)
         try:
+            # Before any worker loads its model: where another engine has their place, nothing is to be started.
+            if self._web is not None:
+                self._take_web_processes(self._web)
             if self._admin is not None and not self._follows:
                 await self._admin.start()
         except BaseException:
@@ -210,8 +217,6 @@ class Service:
             if not self._follows:
                 await self._front.open_ports()
             self._front.look_at_keys()
-            if self._web is not None:
-                self._take_web_processes(self._web)
             answering()
             await starting
             if self._follows:
@@ -254,7 +259,9 @@ class Service:
             if self._exposition is None:
                 from mosec_asgi.observing.exposition import Exposition
 
-                self._exposition = Exposition(self._metrics, self._coordinator.statistics, self._custom)
+                self._exposition = Exposition(
+                    self._metrics, self._coordinator.statistics, self._custom, self._callers.standing
+                )
             body, content_type = self._exposition.render(text)
             return b"\n".join((content_type.encode(), body))
         if kind == "dashboard":
@@ -384,8 +391,8 @@ class Service:
             from mosec_asgi.pool.ray.launcher import RayLauncher
 
             if self._ray is None:
-                self._ray = RayCluster(loop, self._settings.ray_port)
-            return RayLauncher(loop, plan.ray, self._ray)
+                self._ray = RayCluster(loop, self._settings.ray_port, self._settings.ray_tls)
+            return RayLauncher(loop, plan.ray, self._ray, self._custom)
         return ProcessLauncher(
             loop,
             plan.start_method,

@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Message
 
 from mosec_asgi.batching.engine import Caller, Statistics
 from mosec_asgi.errors import CLIENT_LEFT, Failure
-from mosec_asgi.messages import OK, Call, Chunk, Credit, Outcome
+from mosec_asgi.messages import OK, Call, Chunk, Credit, HeldPayload, Outcome
 
 
 @dataclass
@@ -58,7 +58,7 @@ class FakeTask:
     def fail(self, code: int, text: str, retry_after: int | None = None) -> None:
         self.end(Failure(code, text, retry_after))
 
-    def end(self, outcome: bytes | Failure) -> None:
+    def end(self, outcome: bytes | HeldPayload | Failure) -> None:
         assert self.caller is not None, "a call ends once"
         # As an engine does, it keeps nothing of a call that has ended.
         caller, self.caller = self.caller, None

@@ -65,3 +65,19 @@ class Sums(Worker):
             while not path.exists():
                 time.sleep(0.005)
         return [float(array.sum()), array.flags.writeable, data["pid"], os.getpid()]
+
+
+class Counts(Worker):
+    """Counts its calls, and itself as long as it lives; answers with its process."""
+
+    def __init__(self) -> None:
+        from prometheus_client import Counter, Gauge, Histogram
+
+        self.asked = Counter("asked", "calls")
+        self.took = Histogram("took", "seconds")
+        Gauge("working", "workers", multiprocess_mode="livesum").set(1)
+
+    def forward(self, data: Any) -> int:
+        self.asked.inc()
+        self.took.observe(0.1)
+        return os.getpid()

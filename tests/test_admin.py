@@ -135,7 +135,9 @@ async def test_a_socket_that_a_killed_service_has_left_is_replaced(tmp_path: Pat
 async def test_a_socket_at_which_somebody_listens_is_left_alone(tmp_path: Path) -> None:
     path = tmp_path / "admin.sock"
     async with server_at(path):
-        with pytest.raises(StartupError, match=r"another program listens there. Choose another path.*admin_socket"):
+        with pytest.raises(
+            StartupError, match=r"another program listens there, process \d+. Choose another path.*admin_socket"
+        ):
             await server_at(path).__aenter__()
         assert (await asked(path, "GET", "/"))[0] == 200
 

@@ -237,7 +237,8 @@ def test_the_report_names_every_policy_and_the_worst_cases() -> None:
 def test_the_data_are_json_with_a_line_for_each_pattern(tmp_path: Path) -> None:
     pattern = small(patterns.Closed("closed", 8))
     results = {pattern: command.play(pattern)}
-    report.write_json(tmp_path / "data.json", {"date": "today"}, {"seed": 7}, results, [], {"target_ms": 50})
+    parts = {"latency_target": {"target_ms": 50}}
+    report.write_json(tmp_path / "data.json", {"date": "today"}, {"seed": 7}, results, [], parts)
     data = json.loads((tmp_path / "data.json").read_text())
     assert (data["date"], data["settings"], data["routes"]) == ("today", {"seed": 7}, [])
     assert data["latency_target"] == {"target_ms": 50}

@@ -177,6 +177,16 @@ def test_a_wrong_command_line_ends_at_once(folder: Path) -> None:
         assert "--timeout must be a whole number" in program.output
 
 
+def test_of_several_web_processes_there_is_one_which_is_said_once(folder: Path) -> None:
+    with serving(folder, "--http-processes=3") as program:
+        program.wait_ready()
+        edit(folder, "3")
+        program.wait_for_output("reloaded in")
+        [said] = [message for message in program.messages() if "http_processes" in message]
+        assert said.startswith("http_processes=3 has no effect with --reload")
+        assert "serve without --reload" in said
+
+
 def test_the_port_of_grpc_is_taken_once_the_process_before_has_let_it_go(folder: Path) -> None:
     pytest.importorskip("grpc")
     port = free_port()

@@ -19,7 +19,7 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 
 from mosec_asgi.batching.engine import Statistics
 from mosec_asgi.observing import custom as custom_metrics
-from mosec_asgi.observing.custom import MOST_DEAD, CustomMetrics
+from mosec_asgi.observing.custom import MOST_COUNTED, MOST_DEAD, CustomMetrics
 from mosec_asgi.observing.exposition import Exposition
 from mosec_asgi.observing.metrics import ServiceMetrics
 
@@ -121,6 +121,69 @@ def test_a_worker_that_dies_again_and_again_does_not_fill_the_directory(metrics:
     assert (now["counter_total"], now["histogram_count"]) == (len(pids), len(pids))
     # Each for itself, and the youngest.
     assert {name for name in now if name.startswith("gauge_all")} == {f"gauge_all{pid}" for pid in pids[-MOST_DEAD:]}
+
+
+OTHER = 3
+
+
+def of_another_machine(metrics: CustomMetrics, kind: str, value: float, number: int = OTHER) -> None:
+    """Have a worker on another machine count."""
+    file = Path(metrics.private, "theirs")
+    theirs = MmapedDict(str(file))
+    suffix = SUFFIXES.get(kind, "")
+    theirs.write_value(mmap_key("n", "n" + suffix, [], [], "help"), value, 0.0)
+    theirs.close()
+    metrics.counted(number, kind, file.read_bytes())
+    file.unlink()
+
+
+def test_another_machines_worker_is_added_to_those_of_this_one_as_long_as_it_lives(metrics: CustomMetrics) -> None:
+    count(metrics, "counter", LIVE, 1.0)
+    for value in (2.0, 3.0):
+        of_another_machine(metrics, "counter", value)
+        # Nobody takes it for dead, however often it is asked.
+        assert shown(metrics) == shown(metrics) == {"n_total": 1.0 + value}
+    metrics.foreign_ended(OTHER)
+    assert shown(metrics) == {"n_total": 4.0}
+    assert files(metrics) == sorted(["counter_0.db", f"counter_{LIVE}.db"])
+
+
+def test_with_it_its_live_gauges_go(metrics: CustomMetrics) -> None:
+    of_another_machine(metrics, "gauge_livesum", 2.0)
+    of_another_machine(metrics, "gauge_livesum", 4.0, OTHER + 1)
+    assert shown(metrics) == {"n": 6.0}
+    metrics.foreign_ended(OTHER)
+    assert shown(metrics) == {"n": 4.0}
+
+
+def test_each_of_them_is_shown_by_a_number_that_no_process_here_has(metrics: CustomMetrics) -> None:
+    of_another_machine(metrics, "gauge_all", 2.0)
+    of_another_machine(metrics, "gauge_all", 4.0, OTHER + 1)
+    numbers = [int(name[1:]) for name in shown(metrics)]
+    assert len(numbers) == 2
+    assert min(numbers) > 2**22
+
+
+def test_those_that_end_again_and_again_do_not_fill_the_directory(metrics: CustomMetrics) -> None:
+    for number in range(MOST_DEAD + 5):
+        of_another_machine(metrics, "gauge_all", 1.0, number)
+        metrics.foreign_ended(number)
+    assert len(files(metrics)) == MOST_DEAD
+
+
+@pytest.mark.parametrize("kind", ["../counter", "counter_1", "gauge", "", "exemplar"])
+def test_a_kind_that_is_none_is_not_written(
+    metrics: CustomMetrics, kind: str, logged: pytest.LogCaptureFixture
+) -> None:
+    metrics.counted(OTHER, kind, b"x")
+    assert files(metrics) == []
+    assert "were not taken" in logged.text
+
+
+def test_more_than_a_worker_may_send_is_not_written(metrics: CustomMetrics, logged: pytest.LogCaptureFixture) -> None:
+    metrics.counted(OTHER, "counter", bytes(MOST_COUNTED + 1))
+    assert files(metrics) == []
+    assert "were not taken" in logged.text
 
 
 def test_a_file_that_is_being_made_is_passed_over(metrics: CustomMetrics) -> None:

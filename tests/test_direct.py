@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import itertools
 import logging
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import uvloop
 from common import settled_loop, told, until
-from direct_side import FLOOD, LARGE, LIMIT, answered, post, serving
+from direct_side import FLOOD, LARGE, LIMIT, Client, Side, answered, post, serving
 from fake_engine import FakeEngine
+from fakes import Held
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from mosec_asgi.batching.engine import Caller
+from mosec_asgi.batching.engine import TAKES_HELD, Caller
 from mosec_asgi.errors import Failure
-from mosec_asgi.messages import Call
-from mosec_asgi.web.uvicorn.http1 import Http1Protocol
+from mosec_asgi.messages import Call, LinkError, Pieces
+from mosec_asgi.web.limits import DEFAULT
+from mosec_asgi.web.uvicorn.http1 import BODY, Http1Protocol
 
 # -- the same answers --------------------------------------------------------------------------------------------------
 
@@ -207,6 +211,267 @@ async def test_a_client_that_does_not_read_is_waited_for() -> None:
         # Only ASGI has a way to wait until there is room for more.
         assert side.asked == 1
         assert (await client.response()).body == b"last"
+
+
+# -- results that lie in shared memory ---------------------------------------------------------------------------------
+
+
+class Lent(Held):
+    """A result that is written over as soon as it is dropped, as its worker may do with shared memory."""
+
+    def __init__(self, contents: bytes) -> None:
+        super().__init__(contents)
+        self._memory = bytearray(contents)
+
+    def read(self) -> bytes:
+        raise AssertionError("it is sent from where it lies, without a copy of all")
+
+    def lend(self) -> memoryview:
+        assert not self.drops
+        return memoryview(self._memory)
+
+    def drop(self) -> None:
+        super().drop()
+        # Raises where somebody still has a part of it.
+        self._memory.extend(b"!")
+        self._memory[:] = bytes(len(self._memory))
+
+
+LOOPS = pytest.mark.parametrize("loop_of", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
+
+
+def run_on(loop_of: Callable[[], asyncio.AbstractEventLoop], main: Coroutine[Any, Any, None]) -> None:
+    loop = loop_of()
+    try:
+        loop.run_until_complete(main)
+    finally:
+        loop.close()
+
+
+@LOOPS
+@pytest.mark.parametrize("gathers", [True, False])
+def test_a_result_in_shared_memory_is_sent_from_there_and_then_dropped(
+    loop_of: Callable[[], asyncio.AbstractEventLoop], gathers: bool
+) -> None:
+    async def main() -> None:
+        async with serving(gathers=gathers) as side, side.client() as client:
+            for number, contents in enumerate((b"small", LARGE, FLOOD, b"", LARGE), 1):
+                client.send(post())
+                held = Lent(contents)
+                task = await side.task(number)
+                task.end(held)
+                assert held.drops == 1
+                response = await client.response()
+                assert response.body == contents
+                assert response.header("content-length") == str(len(contents))
+
+    run_on(loop_of, main())
+
+
+@LOOPS
+def test_a_client_that_leaves_before_it_has_read_all_has_it_dropped_once(
+    loop_of: Callable[[], asyncio.AbstractEventLoop],
+) -> None:
+    async def main() -> None:
+        async with serving() as side, side.client() as client:
+            client.send(post())
+            task = await side.task()
+            (connection,) = side.server.server_state.connections
+            connection.transport.abort()  # type: ignore[attr-defined]
+            # The protocol has not heard of it yet.
+            task.end(late := Lent(FLOOD))
+            assert late.drops == 1
+            assert await client.at_end()
+            async with side.client() as other:
+                other.send(post())
+                task = await side.task(2)
+                other.stop_reading()
+                task.end(held := Lent(FLOOD))
+                assert held.drops == 1
+                other.leave()
+
+    run_on(loop_of, main())
+
+
+@LOOPS
+def test_one_that_has_closed_its_side_gets_it_whole(loop_of: Callable[[], asyncio.AbstractEventLoop]) -> None:
+    async def main() -> None:
+        async with serving() as side, side.client() as client:
+            client.send(post())
+            client.end_sending()
+            task = await side.task()
+            assert await client.until(b"HTTP/1.1 ") == b"HTTP/1.1 "
+            task.end(Lent(LARGE))
+            assert (await client.rest()).endswith(b"\r\n\r\n" + LARGE)
+
+    run_on(loop_of, main())
+
+
+async def test_an_answer_that_is_packed_is_read_as_bytes() -> None:
+    async with serving(app={"compressed": True}) as side, side.client() as client:
+        client.send(post())
+        task = await side.task()
+        assert not getattr(task.caller, TAKES_HELD)
+        task.answer(b"x")
+        await client.response()
+
+
+async def test_a_result_that_is_no_bytes_is_a_fault_of_the_service(logged: pytest.LogCaptureFixture) -> None:
+    class Odd(Lent):
+        def lend(self) -> memoryview:
+            raise LinkError("it is an object")
+
+    async with serving() as side, side.client() as client:
+        client.send(post())
+        (await side.task()).end(odd := Odd(b""))
+        assert (await client.response()).status == 500
+        assert odd.drops == 1
+    assert "a request was not answered" in logged.text
+
+
+# -- bodies in pieces --------------------------------------------------------------------------------------------------
+
+
+class Gathering(FakeEngine):
+    """An engine that puts the pieces of a body together where a worker reads them."""
+
+    takes_pieces = True
+
+    def submit(self, call: Call, caller: Caller) -> None:
+        if isinstance(call.payload, Pieces):
+            self.pieces = len(call.payload.pieces)
+            assert len(call.payload) == sum(map(len, call.payload.pieces))
+            call = call._replace(payload=call.payload.read())
+        super().submit(call, caller)
+
+
+@pytest.mark.parametrize("size", [1, 65_535, 65_536, 200_000, len(LARGE)])
+async def test_an_engine_may_take_a_large_body_in_the_pieces_in_which_it_came(size: int) -> None:
+    async with serving(service=Gathering()) as side, side.client() as client:
+        # The head is known from the second request on.
+        for number in range(1, 4):
+            body = bytes([number]) * size
+            client.send(post(body))
+            task = await side.task(number)
+            assert task.body == body
+            task.answer(b"%d" % number)
+            assert (await client.response()).body == b"%d" % number
+        assert side.asked == 0
+
+
+# -- large bodies behind heads that have come before -------------------------------------------------------------------
+
+
+async def known(side: Side, client: Client, body: bytes) -> int:
+    """Have the head of a request with this body known; return how many requests that took."""
+    for number in (1, 2):
+        client.send(post(body))
+        (await side.task(number)).answer(b"first")
+        await client.response()
+    return 2
+
+
+@pytest.mark.parametrize("service", [FakeEngine, Gathering])
+@pytest.mark.parametrize("cuts", [(0,), (1,), (70_000,), (1, 2, 3, 100_000), (199_999,)])
+async def test_a_large_body_may_come_in_pieces_behind_a_known_head(
+    service: type[FakeEngine], cuts: tuple[int, ...]
+) -> None:
+    body = bytes(range(256)) * 1000
+    head = post(body).removesuffix(body)
+    async with serving(service=service()) as side, side.client() as client:
+        number = await known(side, client, body)
+        (connection,) = side.server.server_state.connections
+        for other in (body, body[::-1]):
+            number += 1
+            places = [0, *cuts, len(other)]
+            client.send(head + other[: places[1]])
+            for begin, end in itertools.pairwise(places[1:]):
+                await until(lambda: connection._awaits == BODY)
+                client.send(other[begin:end])
+                # So that it comes with a read of its own.
+                await client.drain()
+                await settled_loop()
+            task = await side.task(number)
+            assert task.body == other
+            task.answer(b"%d" % number)
+            assert (await client.response()).body == b"%d" % number
+        assert side.asked == 0
+
+
+async def test_what_comes_behind_such_a_body_is_the_next_request() -> None:
+    body = b"~" * 100_000
+    async with serving() as side, side.client() as client:
+        await known(side, client, body)
+        (connection,) = side.server.server_state.connections
+        both = post(body) + post(b"small") + post(body) + post(b"[2]", "/raw")
+        client.send(both[:60_000])
+        await until(lambda: connection._awaits == BODY)
+        client.send(both[60_000:])
+        for number, expected in enumerate((body, b"small", body, b"[2]"), 3):
+            task = await side.task(number)
+            assert task.body == expected
+            task.answer(b"%d" % number)
+            assert (await client.response()).body == b"%d" % number
+
+
+async def test_a_head_is_not_taken_for_that_of_the_request_behind_it() -> None:
+    body = b"~" * 100_000
+    async with serving() as side, side.client() as client:
+        # The first is answered at once, so that the second is on the short way as well, and its body comes in part.
+        client.send(post(b"", "/raw") + post(body)[:50_000])
+        assert (await client.response()).status == 400
+        client.send(post(body)[50_000:])
+        (await side.task()).answer(b"large")
+        assert (await client.response()).body == b"large"
+        client.send(post(b"", "/raw"))
+        assert (await client.response()).status == 400
+        client.send(post(b"[1]"))
+        task = await side.task(2)
+        assert task.body == b"[1]"
+        task.answer(b"small")
+        assert (await client.response()).body == b"small"
+
+
+async def test_one_that_leaves_in_the_middle_of_such_a_body_leaves_nothing() -> None:
+    body = b"~" * 100_000
+    async with serving() as side, side.client() as client:
+        await known(side, client, body)
+        (connection,) = side.server.server_state.connections
+        client.send(post(body)[:60_000])
+        await until(lambda: connection._awaits == BODY)
+        budget = side.direct_routes()[b"/json"].shared.budget
+        assert budget.used
+        client.leave()
+        await until(lambda: not side.server.server_state.connections)
+        assert not budget.used
+    assert len(side.service.tasks) == 2
+
+
+async def test_such_a_body_that_does_not_arrive_is_answered_408() -> None:
+    body = b"~" * 100_000
+    async with serving(limits=replace(DEFAULT, read_timeout=0.05)) as side, side.client() as client:
+        await known(side, client, body)
+        client.send(post(body)[:60_000])
+        response = await client.response()
+        assert (response.status, response.header("connection")) == (408, "close")
+    assert len(side.service.tasks) == 2
+
+
+async def test_such_bodies_have_the_same_room_as_others() -> None:
+    body = b"~" * 100_000
+    room = {"max_request_size": 150_000, "body_memory": 150_000}
+    async with serving(app=room) as side, side.client() as first, side.client() as second:
+        await known(side, first, body)
+        second.send(post(b"small"))
+        (await side.task(3)).answer()
+        await second.response()
+        for client in (first, second):
+            client.send(post(body)[:80_000])
+            await until(lambda: side.direct_routes()[b"/json"].shared.budget.used)
+        assert (await second.response()).status == 503
+        first.send(post(body)[80_000:])
+        (await side.task(4)).answer(b"done")
+        assert (await first.response()).body == b"done"
 
 
 # -- another protocol --------------------------------------------------------------------------------------------------

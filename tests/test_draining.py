@@ -13,7 +13,8 @@ import pytest
 import uvicorn
 from harness import until
 
-from mosec_asgi.host.draining import drain
+from mosec_asgi.host import draining
+from mosec_asgi.host.draining import SILENCE_SECONDS, DrainingServer, drain
 from mosec_asgi.web.uvicorn.gathering import gathering
 from mosec_asgi.web.uvicorn.http1 import Http1Protocol
 
@@ -69,7 +70,7 @@ async def test_a_silent_connections_next_request_is_answered_and_says_that_it_is
         reader, writer = await asyncio.open_connection(*listening.getsockname())
         writer.write(REQUEST)
         assert b"connection: close" not in await head_of(reader)
-        ending = asyncio.ensure_future(drain(runner))
+        ending = asyncio.ensure_future(drain(runner, SILENCE_SECONDS))
         await asyncio.sleep(0)
         writer.write(REQUEST)
         assert b"connection: close" in await head_of(reader)
@@ -88,7 +89,7 @@ async def test_what_runs_is_answered_and_what_comes_is_left_to_the_other_process
         app.may_answer.clear()
         writer.write(REQUEST)
         await until(lambda: app.asked == 1, "the request does not come")
-        await drain(runner)
+        await drain(runner, SILENCE_SECONDS)
         _, late = await asyncio.open_connection(*listening.getsockname())
         late.write(REQUEST)
         app.may_answer.set()
@@ -108,7 +109,50 @@ async def test_a_connection_that_stays_silent_does_not_hold_the_end_up() -> None
         reader, writer = await asyncio.open_connection(*listening.getsockname())
         writer.write(REQUEST)
         await head_of(reader)
-        await drain(runner)
+        await drain(runner, SILENCE_SECONDS)
         await serving
         assert await reader.read() == b""
         writer.close()
+
+
+@asynccontextmanager
+async def stopping(stop_delay: float) -> AsyncIterator[tuple[DrainingServer, list[str], Any, Any, asyncio.Task[None]]]:
+    """Have a client with a silent connection when a server is told to stop."""
+    said: list[str] = []
+    config = uvicorn.Config(
+        App(), lifespan="off", log_config=None, timeout_graceful_shutdown=5, timeout_keep_alive=3600
+    )
+    runner = DrainingServer(config, lambda: said.append("no more"), stop_delay)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        serving = asyncio.ensure_future(runner._serve([listening.dup()]))
+        await until(lambda: runner.started, "it does not start")
+        reader, writer = await asyncio.open_connection(*listening.getsockname())
+        writer.write(REQUEST)
+        await head_of(reader)
+        runner.should_exit = True
+        try:
+            yield runner, said, reader, writer, serving
+        finally:
+            writer.close()
+            await serving
+
+
+async def test_a_stop_waits_as_long_as_it_is_told_and_no_longer_than_there_is_somebody_to_wait_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(draining, "SILENCE_SECONDS", 0)
+    async with stopping(3600) as (runner, said, reader, writer, serving):
+        await until(lambda: not any(server.is_serving() for server in runner.servers), "it still takes connections")
+        assert not said
+        writer.write(REQUEST)
+        assert b"connection: close" in await head_of(reader)
+        await asyncio.wait_for(serving, 20)
+        assert said == ["no more"]
+
+
+async def test_a_stop_without_a_delay_closes_silent_connections_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(draining, "SILENCE_SECONDS", 3600)
+    async with stopping(0) as (_, said, reader, _, serving):
+        await asyncio.wait_for(serving, 20)
+        assert said == ["no more"]
+        assert await reader.read() == b""

@@ -98,6 +98,8 @@ def encode(frame: frames.Frame) -> bytes:
             return frames.encode_noted(frame)
         case frames.Finish():
             return frames.encode_finish()
+        case frames.Counted():
+            return frames.encode_counted(frame)
 
 
 def fields(frame: frames.Frame) -> dict[str, Any]:
@@ -297,7 +299,7 @@ def test_an_unknown_kind_is_refused(kind: int) -> None:
         decoder.next_frame()
 
 
-@pytest.mark.parametrize("frame", [frames.Noted(3, 1 << 40), frames.Finish()])
+@pytest.mark.parametrize("frame", [frames.Noted(3, 1 << 40), frames.Finish(), frames.Counted("gauge_max", b"values")])
 def test_what_is_said_to_and_by_an_actor_crosses(frame: frames.Frame) -> None:
     decoder = frames.Decoder()
     decoder.receive_data(encode(frame))
@@ -317,6 +319,14 @@ def test_a_note_of_another_length_is_refused(length: int) -> None:
 def test_a_notice_with_rows_is_refused(kind: frames.Kind) -> None:
     decoder = frames.Decoder()
     decoder.receive_data(header(kind=kind, count=1))
+    with pytest.raises(frames.FrameError):
+        decoder.next_frame()
+
+
+@pytest.mark.parametrize(("count", "body"), [(0, b""), (7, b"counter"), (9, b"counter"), (2, b"\xff\xffx")])
+def test_metrics_without_a_kind_or_values_are_refused(count: int, body: bytes) -> None:
+    decoder = frames.Decoder()
+    decoder.receive_data(header(kind=frames.Kind.COUNTED, count=count, length=len(body)) + body)
     with pytest.raises(frames.FrameError):
         decoder.next_frame()
 

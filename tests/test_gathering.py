@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import cast
 
 import pytest
+import uvloop
 
 from mosec_asgi.web.uvicorn.gathering import LARGE, GatheringTransport, TurnEnd
 
@@ -114,3 +116,48 @@ async def test_a_client_that_does_not_read_holds_back_asyncios_own_transport_too
     writer.transport.abort()
     server.close()
     await server.wait_closed()
+
+
+@pytest.mark.parametrize("size", [0, 1, LARGE, 32 << 20], ids=["empty", "small", "large", "more than the kernel takes"])
+@pytest.mark.parametrize("loop_of", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
+def test_of_a_body_that_is_lent_nothing_is_kept(loop_of: Callable[[], asyncio.AbstractEventLoop], size: int) -> None:
+    async def main() -> None:
+        class Answering(asyncio.Protocol):
+            def connection_made(self, transport: asyncio.BaseTransport) -> None:
+                # uvloop's are of no class of asyncio.
+                gathered = GatheringTransport(cast(asyncio.Transport, transport), TurnEnd(asyncio.get_running_loop()))
+                gathered.write(b"before")
+                for letter in (b"a", b"b"):
+                    memory = bytearray(letter * size)
+                    with memoryview(memory) as lent:
+                        gathered.write_response(b"head", lent)
+                    memory[:] = b"!" * size
+                gathered.close()
+
+        server = await asyncio.get_running_loop().create_server(Answering, "127.0.0.1", 0)
+        reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+        came = await asyncio.wait_for(reader.read(), 10)
+        assert came == b"beforehead" + b"a" * size + b"head" + b"b" * size
+        writer.transport.abort()
+        server.close()
+
+    loop = loop_of()
+    try:
+        loop.run_until_complete(asyncio.wait_for(main(), 30))
+    finally:
+        loop.close()
+
+
+async def test_a_body_that_is_lent_goes_through_tls_as_any_other() -> None:
+    class Encrypted(Leaving):
+        def get_extra_info(self, name: str, default: object = None) -> object:
+            return {"sslcontext": "some", "socket": "another"}.get(name, default)
+
+        def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+            raise AssertionError("it is told to pause, and never to go on")
+
+    inner = Encrypted()
+    memory = bytearray(b"b" * LARGE)
+    with memoryview(memory) as lent:
+        GatheringTransport(inner, TurnEnd(asyncio.get_running_loop())).write_response(b"head", lent)
+    assert inner.written == b"head" + b"b" * LARGE

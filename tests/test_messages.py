@@ -23,6 +23,7 @@ from mosec_asgi.messages import (
     Credits,
     ForwardTime,
     Outcome,
+    Pieces,
     Progress,
     Results,
     StageTime,
@@ -120,3 +121,14 @@ def test_what_links_hold_is_dropped_and_bytes_are_left_alone() -> None:
     first, second = Held(), Held()
     drop_all([first, b"x", second])
     assert (first.drops, second.drops) == (1, 1)
+
+
+def test_pieces_are_one_payload_for_whoever_reads_it() -> None:
+    pieces = Pieces([b"one ", memoryview(b"or two")[3:], b""], 7)
+    assert len(pieces) == 7
+    assert pieces.read() == pieces.copy() == pieces.lend() == b"one two"
+    # They leave this process as plain bytes.
+    assert pickle.loads(pickle.dumps(pieces)) == b"one two"
+    whole = pickle.dumps({"a": 1})
+    assert Pieces([whole[:3], whole[3:]], len(whole)).load() == {"a": 1}
+    drop_all([pieces])

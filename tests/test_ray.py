@@ -11,7 +11,9 @@ import inspect
 import json
 import os
 import signal
+import socket
 import sys
+import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -22,6 +24,7 @@ import pytest
 import pytest_asyncio
 import ray_workers as workers
 import test_executors as contract
+from authority import Authority, needs_openssl, variables
 from harness import python, running, skip_module_without
 from ray_nodes import RayNodes
 
@@ -32,6 +35,7 @@ from mosec_asgi.batching.stage_plan import StagePlan
 from mosec_asgi.config import check_keywords, resolve
 from mosec_asgi.definition import plan_service
 from mosec_asgi.errors import StartupError
+from mosec_asgi.messages import Call
 from mosec_asgi.pool.link import Launcher
 from mosec_asgi.pool.process.launcher import ProcessLauncher
 from mosec_asgi.pool.ray.cluster import RayCluster
@@ -315,3 +319,122 @@ async def test_a_server_that_is_killed_leaves_no_actor(nodes: RayNodes, tmp_path
         program.send(signal.SIGKILL)
         await asyncio.to_thread(program.wait)
         await wait_for(lambda: not Path(f"/proc/{actor}").exists())
+
+
+# -- by TLS ----------------------------------------------------------------------------------------------------------
+
+
+@needs_openssl
+async def test_the_promises_hold_by_tls_as_well(
+    nodes: RayNodes, cluster: RayCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = variables(Authority(tmp_path).node())
+    for name, value in files.items():
+        monkeypatch.setenv(name, value)
+    options = RayOptions({"runtime_env": {"env_vars": files}})
+    encrypted = RayCluster(asyncio.get_running_loop(), encrypted="on")
+    encrypted.use()
+    monkeypatch.setitem(contract.EXECUTORS, "tls", lambda loop: RayLauncher(loop, options, encrypted))
+    try:
+        await contract.test_each_answer_belongs_to_its_request("tls")
+        await contract.test_streams_come_whole_and_in_order("tls", contract.workers.CountsAsync)
+        await contract.test_a_client_that_leaves_is_told_to_forward("tls", tmp_path)
+        async with contract.serving("tls", Runtime(contract.workers.Echo)) as engine:
+            text = "ten letter" * 1_000_000
+            caller = contract.Caller(engine.coordinator)
+            engine.coordinator.submit(Call(1, 0, json.dumps(text).encode(), "large"), caller)
+            assert json.loads((await asyncio.wait_for(caller.future, contract.PATIENCE)).payload) == text
+    finally:
+        encrypted.leave()
+
+
+@needs_openssl
+async def test_an_actor_whose_node_has_no_certificate_says_so(
+    nodes: RayNodes, cluster: RayCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in variables(Authority(tmp_path).node()).items():
+        monkeypatch.setenv(name, value)
+    encrypted = RayCluster(asyncio.get_running_loop(), encrypted="on")
+    with pytest.raises(StartupError, match=r"by TLS: .*the variable RAY_TLS_SERVER_CERT is not set"):
+        async with on_ray(encrypted, ray_stage(workers.Where)):
+            pass
+
+
+ENCRYPTED = """
+from mosec_asgi import Server, Worker
+
+class Echo(Worker):
+    def deserialize(self, data):
+        return data
+
+    def serialize(self, data):
+        return data
+
+    def forward(self, data):
+        return data
+
+server = Server()
+server.append_worker(Echo, executor="ray")
+
+if __name__ == "__main__":
+    server.run()
+"""
+
+
+@needs_openssl
+async def test_where_ray_has_tls_its_workers_have_it_with_the_same_files(tmp_path: Path) -> None:
+    """A program of its own starts a cluster of its own, as there is none that has these certificates."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        # Nothing is sent; it says by which address this machine would.
+        sock.connect(("10.255.255.255", 1))
+        hosts = f"DNS:localhost,IP:127.0.0.1,IP:{sock.getsockname()[0]}"
+    environment = variables(Authority(tmp_path).node(hosts=hosts))
+    (tmp_path / "app.py").write_text(ENCRYPTED)
+    command = python(tmp_path / "app.py")
+    log, body = tmp_path / "output.log", os.urandom(10_000_000)
+    # Sockets lie below it, and their paths must be short.
+    with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp", ignore_cleanup_errors=True) as folder:
+        environment |= {"RAY_USE_TLS": "1", "RAY_ADDRESS": "local", "RAY_TMPDIR": folder}
+        await _echoes_by_tls(command, log, environment, body)
+
+
+async def _echoes_by_tls(command: list[str], log: Path, environment: dict[str, str], body: bytes) -> None:
+    with running(command, log, cwd=log.parent, environment=environment) as program:
+        await asyncio.to_thread(program.wait_ready, "/readyz", 120.0)
+        assert "by TLS" in program.output
+        for data in (b"small", body):
+            answer = await asyncio.to_thread(httpx.post, f"{program.url}/inference", content=data, timeout=60)
+            assert (answer.status_code, answer.content) == (200, data)
+
+
+# -- what workers count ----------------------------------------------------------------------------------------------
+
+
+async def test_what_workers_count_is_shown_and_stays_when_they_die(cluster: RayCluster) -> None:
+    server = Server()
+    server.append_worker(workers.Counts, 2, executor="ray")
+    app = httpx.ASGITransport(app=server)
+    async with server.lifespan(), httpx.AsyncClient(transport=app, base_url="http://server") as client:
+
+        async def shown(sample: str) -> str:
+            lines = [line for line in (await client.get("/metrics")).text.splitlines() if line.startswith(sample)]
+            return lines[0].partition(" ")[2] if lines else ""
+
+        async def wait_for_shown(sample: str, value: str) -> None:
+            for _ in range(600):
+                if await shown(sample) == value:
+                    return
+                await asyncio.sleep(0.05)
+            raise AssertionError(f"{sample} is {await shown(sample)} and not {value}")
+
+        await asyncio.gather(*(server.infer("count") for _ in range(20)))
+        await wait_for_shown("asked_total", "20")
+        await wait_for_shown("took_count", "20")
+        await wait_for_shown("working", "2")
+        await server.restart()
+        await wait_for(lambda: server.statistics().stages[0].ready == 2)
+        # The live gauge is that of the new ones, which have set it when they were loaded.
+        await wait_for_shown("working", "2")
+        assert await shown("asked_total") == "20"
+        await server.infer("count")
+        await wait_for_shown("asked_total", "21")

@@ -6,6 +6,7 @@ import asyncio
 import pickle
 import socket
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from mosec_asgi import Worker
 from mosec_asgi.inside.spec import WorkerSpec
 from mosec_asgi.ipc import frames
 from mosec_asgi.messages import Chunks, LinkError, Results, Tasks
+from mosec_asgi.observing.custom import CustomMetrics
 from mosec_asgi.pool.ray.link import RayLink, StoredPayload
 from mosec_asgi.pool.ray.orders import Ended
 from mosec_asgi.pool.ray.store import HEAD
@@ -70,10 +72,10 @@ class Cluster:
 
 
 class Ends:
-    def __init__(self, **times: float) -> None:
+    def __init__(self, counts: CustomMetrics | None = None, **times: float) -> None:
         self.heard, self.cluster = Heard(), Cluster()
         spec = WorkerSpec(Nothing, "Nothing_1", 1, 1, 1.0)
-        self.link = RayLink(spec, self.heard, running(), self.cluster, **times)
+        self.link = RayLink(spec, self.heard, running(), self.cluster, counts, **times)
         self.link.begin(7)
         with socket.create_server(("127.0.0.1", 0)) as server:
             self.actor = socket.create_connection(server.getsockname())
@@ -188,3 +190,21 @@ async def test_a_connection_that_comes_after_the_end_is_closed(ends: Ends) -> No
     ends.link.ended(Ended(7, "died"))
     ends.connect()
     assert await running().sock_recv(ends.actor, 10) == b""
+
+
+async def test_what_it_counts_is_kept_by_its_number_and_is_no_step(tmp_path: Path) -> None:
+    counts = CustomMetrics(None, (str(tmp_path),))
+    counts.open()
+    ends = Ends(counts)
+    ends.connect()
+    values = b"as prometheus_client writes them"
+    ends.actor.sendall(frames.encode_counted(frames.Counted("gauge_livesum", values)) + frames.encode_ready())
+    await until(lambda: ends.heard.said == ["ready"])
+    assert ends.link.progress() == (0, 1)
+    (file,) = Path(counts.private).iterdir()
+    assert file.name.startswith("gauge_livesum_")
+    assert file.read_bytes() == values
+    ends.close()
+    # With it its live gauges go.
+    assert list(Path(counts.private).iterdir()) == []
+    counts.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import pickle
 import socket
@@ -14,6 +15,7 @@ import pytest
 from common import until
 
 from mosec_asgi.ipc import frames
+from mosec_asgi.ipc.stream import Stream
 from mosec_asgi.messages import Results
 from mosec_asgi.pool.ray import handshake
 from mosec_asgi.pool.ray.actor import connect
@@ -43,13 +45,16 @@ class Port:
         self.listener.open("127.0.0.1")
         assert self.listener.address is not None
         self.address = self.listener.address
-        self.came: list[socket.socket] = []
+        self.came: list[Any] = []
+        self.expect_again()
+
+    def expect_again(self) -> None:
         self.listener.expect(TOKEN, Expected(SECRET, lambda sock, host: self.came.append(sock)))
 
     def order(self, secret: bytes = SECRET, token: bytes = TOKEN) -> Order:
         return Order("", (), ("", ""), self.address, token, secret, {}, b"", "worker")
 
-    async def connect(self, secret: bytes = SECRET, token: bytes = TOKEN) -> socket.socket:
+    async def connect(self, secret: bytes = SECRET, token: bytes = TOKEN) -> Stream:
         return await asyncio.to_thread(connect, self.order(secret, token))
 
     def close(self) -> None:
@@ -81,7 +86,7 @@ async def closed(sock: socket.socket) -> bool:
 
 
 async def test_a_worker_with_the_secret_is_let_in_once(port: Port) -> None:
-    with await port.connect() as sock:
+    with contextlib.closing(await port.connect()) as sock:
         await until(lambda: port.came)
         sock.sendall(b"first frame")
         assert await asyncio.get_running_loop().sock_recv(port.came[0], 100) == b"first frame"

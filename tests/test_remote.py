@@ -24,11 +24,11 @@ from mosec_asgi.ipc import private_socket, reference
 from mosec_asgi.ipc.arena import LARGE
 from mosec_asgi.ipc.reference import Kind
 from mosec_asgi.ipc.shm import SharedMemory, SharedPayload
-from mosec_asgi.messages import OK, Call, Chunk, Credit, Outcome, StageTime
+from mosec_asgi.messages import OK, Call, Chunk, Credit, Outcome, Pieces, StageTime
 from mosec_asgi.observing.metrics import ServiceMetrics
 from mosec_asgi.observing.statistics import ServiceReport
+from mosec_asgi.remote import callers, frames, handshake
 from mosec_asgi.remote import engine as remote_engine
-from mosec_asgi.remote import frames, handshake
 from mosec_asgi.remote.callers import MOST_LETTERS, MOST_REASONS, Callers
 from mosec_asgi.remote.dialing import Dialing
 from mosec_asgi.remote.engine import Away, RemoteEngine
@@ -376,6 +376,16 @@ async def test_whoever_says_no_hello_is_not_heard(said: bytes, caplog: pytest.Lo
         assert "Traceback" not in caplog.text
 
 
+async def test_who_has_not_been_greeted_when_the_engine_ends_is_let_go() -> None:
+    async with paired() as (pair, _):
+        ours, theirs = socket.socketpair()
+        with ours:
+            pair.callers.add(theirs)
+            pair.callers.close()
+            await until(lambda: theirs.fileno() < 0, "its connection is closed")
+            assert ours.recv(1) == b""
+
+
 async def test_of_those_that_are_refused_so_much_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     async with paired() as (pair, _):
         loop = asyncio.get_running_loop()
@@ -494,6 +504,76 @@ async def test_a_large_body_is_written_once_and_read_where_it_lies() -> None:
             assert (await web.outcome()).payload == body[::-1]
 
 
+class Reader(Web):
+    """Whoever reads large results where they lie."""
+
+    takes_held = True
+
+
+async def test_a_large_result_is_read_where_it_lies_by_whoever_does_so() -> None:
+    async with paired(shared=True) as (pair, remote):
+        memory = pair.memory
+        assert memory is not None
+        web = Reader()
+        # More together than there is room for, so that blocks are written again.
+        for number in range(40):
+            remote.submit(call(remote), web)
+            got, _ = await pair.engine.next_call()
+            body = bytes([number]) * (LARGE + number)
+            pair.engine.settle(got, payload=lying(memory, body))
+            held: Any = (await web.outcome()).payload
+            assert (len(held), held.read()) == (len(body), body)
+            with held.lend() as lent:
+                assert lent == body
+                assert memory.in_use
+            held.drop()
+            await until(lambda: not memory.in_use, "its memory is given back")
+
+
+async def test_what_is_dropped_after_its_engine_is_not_told_to_the_next_one(tmp_path: Path) -> None:
+    path = str(tmp_path / "engine.sock")
+    memory = SharedMemory(1 << 20, 2)
+    pair = Pair(memory)
+    listening = EngineSocket(path)
+    listening.start(pair.callers.add)
+    remote = await pair.web(path)
+    web = Reader()
+    remote.submit(call(remote), web)
+    got, _ = await pair.engine.next_call()
+    pair.engine.settle(got, payload=lying(memory, b"x" * LARGE))
+    held: Any = (await web.outcome()).payload
+    listening.close()
+    pair.callers.close()
+    await until(lambda: not remote.is_there, "it is gone")
+    assert not memory.in_use
+    again = Pair()
+    listening = EngineSocket(path)
+    listening.start(again.callers.add)
+    await until(lambda: remote.is_there, "the next is found")
+    held.drop()
+    await remote.refresh()
+    assert remote.is_there
+    remote.disconnect()
+    await pair.close()
+    listening.close()
+    again.callers.close()
+    memory.close()
+
+
+async def test_a_body_in_pieces_is_written_as_one() -> None:
+    async with paired(shared=True) as (pair, remote):
+        web = Web()
+        body = os.urandom(LARGE + 1000)
+        pieces = [body[:10], memoryview(body)[10:20_000], body[20_000:]]
+        for parts, size in ((pieces, len(body)), (pieces[:1], 10)):
+            remote.submit(call(remote, Pieces(parts, size)), web)
+            got, _ = await pair.engine.next_call()
+            assert isinstance(got.payload, SharedPayload) == (size >= LARGE)
+            assert (got.payload if isinstance(got.payload, bytes) else got.payload.read()) == body[:size]
+            pair.engine.settle(got, payload=b"out")
+            assert (await web.outcome()).payload == b"out"
+
+
 async def test_what_finds_no_room_goes_through_the_socket() -> None:
     async with paired(shared=True) as (pair, remote):
         body = os.urandom(LARGE * 10)
@@ -507,6 +587,23 @@ async def test_what_finds_no_room_goes_through_the_socket() -> None:
             payload = each.payload if isinstance(each.payload, bytes) else each.payload.read()
             pair.engine.settle(each, payload=payload)
         assert [(await web.outcome()).payload == body for _ in calls] == [True] * 3
+
+
+async def test_what_cannot_be_told_leaves_no_memory_taken() -> None:
+    async with paired(shared=True) as (pair, remote):
+        assert pair.memory is not None
+        assert remote.memory is not None
+        web = Web()
+        remote.submit(call(remote, b"x" * LARGE, tenant=Tenant("one")), web)
+        assert (await web.outcome()).failure == INTERNAL_ERROR
+        writer = remote.memory._mapped.writer
+        assert writer is not None
+        assert not writer.in_use
+        remote.submit(call(remote), web)
+        got, _ = await pair.engine.next_call()
+        pair.engine.settle(got, payload=lying(pair.memory, b"x" * LARGE), head=Tenant("x"))
+        assert (await web.outcome()).failure == INTERNAL_ERROR
+        assert not pair.memory.in_use
 
 
 async def test_a_route_whose_workers_read_no_shared_memory_gets_bytes() -> None:
@@ -575,6 +672,30 @@ async def test_answers_of_all_processes_are_counted_together() -> None:
         second._metrics.answered("/inference", 200, 0.01)
         second.disconnect()
         await until(lambda: pair.metrics.duration.count == 6, "the last is counted at the end")
+
+
+async def test_a_web_process_that_does_not_answer_delays_one_scrape_and_no_other(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    loop = asyncio.get_running_loop()
+    async with paired() as (pair, first):
+        second = await pair.web()
+        for remote in (first, second):
+            remote._metrics.answered("/inference", 200, 0.01)
+        # As one that is stopped, which reads nothing.
+        channel = second._channel
+        assert channel is not None
+        loop.remove_reader(channel._sock.fileno())
+        monkeypatch.setattr(callers, "COUNT_SECONDS", 0.02)
+        assert await first.ask("metrics") == repr([(("/inference", 200), 1)]).encode()
+        assert pair.callers.standing() == (2, 1)
+        monkeypatch.setattr(callers, "COUNT_SECONDS", 3600)
+        for _ in range(3):
+            await asyncio.wait_for(first.ask("metrics"), 5)
+        assert caplog.text.count("has not told") == 1
+        loop.add_reader(channel._sock.fileno(), channel._read)
+        await until(lambda: pair.callers.standing() == (2, 0), "it counts as one that does not answer")
+        assert await first.ask("metrics") == repr([(("/inference", 200), 2)]).encode()
 
 
 async def test_a_question_that_cannot_be_answered_fails() -> None:

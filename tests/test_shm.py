@@ -86,6 +86,39 @@ def test_a_large_body_goes_through_the_memory_and_a_small_one_does_not(pair: Pai
     assert pair.memory.in_use == 0
 
 
+def test_a_result_can_be_sent_from_where_it_lies_and_not_be_changed_there(pair: Pair) -> None:
+    account, mapped = pair.worker()
+    span = mapped.put(BODY)
+    assert span is not None
+    result = receive(account, reference.pack(Kind.BYTES, [span]))
+    with result.lend() as lent:
+        assert lent == BODY
+        with pytest.raises(TypeError):
+            lent[0] = 1
+    result.drop()
+    # Nothing keeps the memory from being closed.
+    lent.release()
+    other = mapped.put(BODY)
+    assert other is not None
+    parts = receive(account, reference.pack(Kind.PICKLE, [other], b"stream"))
+    with pytest.raises(frames.FrameError, match="must be bytes"):
+        parts.lend()
+    parts.drop()
+
+
+def test_pieces_are_written_behind_each_other(pair: Pair) -> None:
+    _, mapped = pair.worker()
+    span = mapped.put_pieces([BODY[:100], memoryview(BODY)[100:200], b"", BODY[200:]], len(BODY))
+    assert span is not None
+    assert mapped.read(span) == BODY
+    with mapped.lend(span) as lent:
+        assert lent == BODY
+        assert lent.readonly
+    with pytest.raises(frames.FrameError, match="is not in the memory"):
+        mapped.lend(Span(pair.memory._total, 1))
+    assert mapped.put_pieces([BODY] * 17, len(BODY) * 17) is None
+
+
 def test_a_result_for_the_client_comes_whole_and_its_place_is_free_at_once(pair: Pair) -> None:
     account, mapped = pair.worker()
     span = mapped.put(BODY)

@@ -218,6 +218,33 @@ def test_a_stop_is_announced_at_readyz_while_requests_are_still_answered(tmp_pat
         assert program.wait() == 0
 
 
+def test_without_a_delay_of_the_stop_requests_are_refused_from_the_signal_on(tmp_path: Path) -> None:
+    with serving(tmp_path, STAGES, environment={"MOSEC_STOP_DELAY": "0"}) as program:
+        probe, client = (http.client.HTTPConnection("127.0.0.1", program.port, timeout=20) for _ in range(2))
+
+        def asked(link: http.client.HTTPConnection, method: str, path: str, body: str = "") -> int | None:
+            """Return the status; None where the connection is closed."""
+            if link.sock is None:
+                return None
+            try:
+                link.request(method, path, body)
+                with link.getresponse() as answer:
+                    answer.read()
+                    return answer.status
+            except (OSError, http.client.HTTPException):
+                link.close()
+                return None
+
+        body = json.dumps(str(tmp_path / "runs"))
+        for link in (probe, client):
+            link.connect()
+        assert asked(probe, "GET", "/readyz") == asked(client, "POST", "/inference", body) == 200
+        program.send(signal.SIGTERM)
+        wait_until(lambda: asked(probe, "GET", "/readyz") != 200, "/readyz does not say so")
+        assert asked(client, "POST", "/inference", body) in (503, None)
+        assert program.wait() == 0
+
+
 @EACH_WAY_TO_RUN
 async def test_a_server_that_is_killed_under_load_leaves_nothing(tmp_path: Path, by: str) -> None:
     prefix = "/ml" if by == "mounted" else ""

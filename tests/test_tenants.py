@@ -7,7 +7,7 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mosec_asgi.batching.tenants import MOST_TENANTS, OTHERS, Tenants
+from mosec_asgi.batching.tenants import AGAIN, MOST_TENANTS, OTHERS, SAVED, Tenants
 
 COSTS = st.lists(st.integers(1, 50), min_size=1, max_size=60)
 
@@ -39,17 +39,71 @@ def test_the_number_of_tenants_has_a_bound() -> None:
 def test_tenants_whose_turn_is_over_make_room_for_others() -> None:
     tenants = Tenants({})
     for n in range(MOST_TENANTS):
-        tenants.served(f"tenant-{n}", 1, tenants.came(f"tenant-{n}", 1))
-    tenants.served("tenant-0", 1, tenants.came("tenant-0", 1))
+        tenants.served(f"tenant-{n}", tenants.came(f"tenant-{n}", 1))
+    tenants.served("tenant-0", tenants.came("tenant-0", 1))
     assert tenants.name("one more") == "one more"
 
 
-def test_the_greediest_has_the_most_waiting_for_its_weight() -> None:
-    tenants = Tenants({"gold": 4.0})
-    for _ in range(8):
-        turn = tenants.came("gold", 1)
-    for _ in range(3):
-        tenants.came("free", 1)
-    assert (tenants.demand("gold"), tenants.demand("free"), tenants.demand("nobody")) == (2.0, 3.0, 0.0)
-    tenants.served("gold", 1, turn)
-    assert tenants.demand("gold") == 1.75
+def rounds_of(tenants: Tenants, name: str, count: int, cost: int = 1) -> list[int]:
+    return [tenants.came(name, cost) for _ in range(count)]
+
+
+def serve(tenants: Tenants, name: str, count: int, cost: int = 1) -> int:
+    """Let a tenant have so many tasks, one after the other; return the round of the last."""
+    for _ in range(count):
+        tenants.served(name, tenants.came(name, cost))
+    return tenants.round
+
+
+@given(
+    weight=st.sampled_from((0.25, 1.0, 3.0, 50.0)),
+    others=st.integers(0, 200),
+    cost=st.sampled_from((1, 7, 500)),
+)
+def test_who_asks_for_less_saves_so_many_tasks_at_most(weight: float, others: int, cost: int) -> None:
+    tenants = Tenants({"light": weight})
+    now = serve(tenants, "heavy", others, cost)
+    ours = rounds_of(tenants, "light", 100, cost)
+    assert ours == sorted(ours)
+    early = sum(turn < now for turn in ours)
+    assert early <= SAVED
+    if now >= cost * (SAVED / weight + 1):
+        # A round may hold several, so that some of them are in the one that is served.
+        assert early == SAVED
+
+
+def test_a_turn_that_is_asked_for_is_that_of_a_task_that_comes() -> None:
+    tenants = Tenants({"gold": 3.0})
+    for _ in range(10):
+        for name in ("gold", "free", "gold"):
+            assert tenants.turn(name, 2) == tenants.came(name, 2)
+    assert tenants.turn("new", 1) == tenants.came("new", 1)
+
+
+def test_what_is_settled_from_the_end_gives_its_turn_to_the_next_and_all_of_it_leaves_nothing() -> None:
+    tenants = Tenants({})
+    turns = rounds_of(tenants, "a", 100)
+    for turn in reversed(turns[10:]):
+        tenants.left("a", 1, turn)
+    assert tenants.turn("a", 1) == turns[10]
+    for turn in turns[:10]:
+        tenants.left("a", 1, turn)
+    assert tenants.turn("a", 1) == turns[0], "as if it had asked for nothing"
+
+
+def test_the_next_task_of_a_tenant_stands_behind_those_that_wait() -> None:
+    tenants = Tenants({})
+    turns = rounds_of(tenants, "a", 100)
+    for turn in turns[:50]:
+        tenants.left("a", 1, turn)
+    assert tenants.came("a", 1) == turns[-1]
+
+
+def test_what_comes_back_from_a_dead_worker_is_before_all_others_and_is_not_charged_again() -> None:
+    tenants = Tenants({})
+    tenants.served("a", tenants.came("a", 1))
+    expected = tenants.turn("a", 1)
+    assert tenants.returned("a") == AGAIN < 0
+    assert tenants.turn("a", 1) == expected
+    tenants.left("a", 1, AGAIN)
+    assert tenants.turn("a", 1) == expected

@@ -53,3 +53,10 @@ def test_what_is_no_line_is_said_to_be_a_poor_one() -> None:
 def test_nothing_cannot_be_fitted() -> None:
     with pytest.raises(ValueError, match="no measurement"):
         fitted([])
+
+
+def test_times_that_scatter_are_said_to() -> None:
+    rng = random.Random(1)
+    points = [Point(size, 0.001 * 100 ** rng.random()) for size in SIZES for _ in range(5)]
+    assert fitted(points).scatters
+    assert not fitted([Point(size, (0.01 + 0.001 * size) * rng.uniform(0.9, 1.1)) for size in SIZES]).scatters

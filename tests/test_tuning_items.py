@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -33,3 +34,14 @@ def test_what_is_no_sample_is_refused(tmp_path: Path, text: str, message: str) -
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(WrongUse, match="cannot be read"):
         items.read(str(tmp_path / "none.jsonl"))
+
+
+def test_a_device_is_refused_and_a_pipe_is_known_as_one(tmp_path: Path) -> None:
+    with pytest.raises(WrongUse, match="/dev/zero is a device: name a file"):
+        items.read("/dev/zero")
+    os.mkfifo(tmp_path / "pipe")
+    assert items.is_pipe(str(tmp_path / "pipe"))
+    (tmp_path / "file").write_text("1\n")
+    assert not items.is_pipe(str(tmp_path / "file"))
+    assert not items.is_pipe("-")
+    assert not items.is_pipe(str(tmp_path / "none"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from typing import Any
 
@@ -85,3 +86,68 @@ def test_a_worker_takes_no_more_processors_than_its_threads_can(
     main: float, others: float, busy: float, expected: float
 ) -> None:
     assert processors_of(main, others, busy) == expected
+
+
+class Hangs(Worker):
+    """Comes to no end."""
+
+    def forward(self, data: Any) -> Any:
+        time.sleep(1000)
+
+
+class Dies(Worker):
+    """Takes its process with it."""
+
+    def forward(self, data: Any) -> Any:
+        os._exit(3)
+
+
+class FailsTheSecondTime(Worker):
+    """Answers once."""
+
+    answered = False
+
+    def forward(self, data: Any) -> Any:
+        if self.answered:
+            raise ValidationError("not again")
+        self.answered = True
+        return data
+
+
+class DiesOfLarge(Worker):
+    """Takes processor time, and dies of batches above four."""
+
+    def forward(self, data: list[Any]) -> list[Any]:
+        if len(data) > 4:
+            os._exit(3)
+        until = time.process_time() + 0.01
+        while time.process_time() < until:
+            pass
+        return data
+
+
+async def test_a_model_that_hangs_ends_it_in_time_and_says_what_to_do() -> None:
+    began = time.monotonic()
+    with pytest.raises(Halted, match=r"Hangs has answered none of the first 8 items .* give it more time by --seconds"):
+        await measure(Server(), Runtime(Hangs), list(range(100)), Bounds(1.0, 4, 60.0))
+    # A second for the items, and what it takes to start and to end a worker; not a timeout for each item.
+    assert time.monotonic() - began < 30
+
+
+async def test_a_model_of_which_workers_die_ends_it_with_the_reason() -> None:
+    with pytest.raises(Halted, match=r"Dies has answered none of .*worker"):
+        await measure(Server(), Runtime(Dies), list(range(100)), Bounds(1.0, 4, 60.0))
+
+
+async def test_a_model_that_fails_what_it_has_answered_before_ends_it_with_the_reason() -> None:
+    with pytest.raises(Halted, match=r"FailsTheSecondTime could not be measured: .*not again"):
+        await measure(Server(), Runtime(FailsTheSecondTime), [1], Bounds(5.0, 4, 60.0))
+
+
+async def test_what_a_worker_takes_of_the_machine_is_known_though_it_dies_of_the_largest_batch() -> None:
+    measured = await measure(Server(), Runtime(DiesOfLarge, max_batch_size=4), [1, 2], Bounds(20.0, 16, 60.0))
+    assert measured.most == 4
+    assert "a batch of 6 failed" in measured.ended
+    # More on a machine that has nothing else to do: it computes all the time.
+    assert measured.cpu > 0.0
+    assert measured.memory > 0

@@ -9,6 +9,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -93,10 +94,16 @@ def idle(program: Program) -> bool:
     return not any(program.metric(name) for name in gauges)
 
 
-def pids_that_answer(program: Program) -> set[int]:
-    """Return which web processes know the engine; each connects by itself, so that one does so after the other."""
-    answers = [program.client.get("/statistics", headers={"connection": "close"}) for _ in range(40)]
-    return {answer.json()["pid"] for answer in answers if answer.status_code == 200}
+def pids_that_serve(program: Program) -> set[int]:
+    """Return which web processes have heard of an engine that serves; each connects by itself."""
+    pids: set[int] = set()
+    # As long as it does not listen yet.
+    with contextlib.suppress(httpx.TransportError):
+        for _ in range(40):
+            told = program.client.get("/statistics", headers={"connection": "close"}).json()
+            if told["state"] == "serving":
+                pids.add(told["pid"])
+    return pids
 
 
 def test_every_kind_of_request_is_answered_and_counted_once(served: Program) -> None:
@@ -207,6 +214,33 @@ def test_at_a_path_they_share_one_socket_and_ctrl_c_ends_them(tmp_path: Path) ->
     assert not os.path.exists(path)
 
 
+def test_a_stopped_web_process_delays_one_scrape_and_no_other(tmp_path: Path) -> None:
+    path = str(tmp_path / "http.sock")
+
+    def silent() -> int:
+        [value] = [line.split()[1] for line in asked.get("/metrics").text.splitlines() if line.startswith(name)]
+        return int(value)
+
+    name = "mosec_service_web_processes_silent "
+    with running(python(SERVICE, "--http-processes", "2", "--uds", path), tmp_path / "output.log") as program:
+        program.wait_for_output("all workers are ready")
+        wait_until(lambda: program.output.count("is connected") == 2, "a web process does not find the engine")
+        stopped = web_processes(program)[0]
+        os.kill(stopped, signal.SIGSTOP)
+        # The other one takes the connection.
+        with httpx.Client(transport=httpx.HTTPTransport(uds=path), base_url="http://localhost", timeout=20) as asked:
+            assert asked.post("/inference", json=1).json() == 1
+            assert silent() == 1
+            began = time.monotonic()
+            assert [silent() for _ in range(10)] == [1] * 10
+            # Each would take a second.
+            assert time.monotonic() - began < 5
+            os.kill(stopped, signal.SIGCONT)
+            wait_until(lambda: silent() == 0, "it counts as one that does not answer")
+        assert sum("has not told" in message for message in program.messages()) == 1
+        assert program.stop() == 0
+
+
 def test_nothing_is_left_of_a_killed_program(tmp_path: Path) -> None:
     with started(tmp_path) as program:
         program.send(signal.SIGKILL)
@@ -256,7 +290,7 @@ def test_any_servers_processes_share_an_engine_which_may_go_and_come(tmp_path: P
         assert program.client.get("/metrics").status_code == 503
         assert program.client.get("/dashboard/data").status_code == 503
         with engine(tmp_path) as heart:
-            wait_until(lambda: len(pids_that_answer(program)) == 2, "a web process does not find the engine")
+            wait_until(lambda: len(pids_that_serve(program)) == 2, "a web process does not find the engine")
             ask_everything(program)
             assert program.client.get("/infer").text == "True ['0', '1', '2']"
             assert "mosec-asgi ctl" in program.client.get("/steered").text
@@ -268,7 +302,7 @@ def test_any_servers_processes_share_an_engine_which_may_go_and_come(tmp_path: P
             )
             heart.assert_nothing_left()
         with engine(tmp_path) as heart:
-            wait_until(lambda: len(pids_that_answer(program)) == 2, "a web process does not find the engine again")
+            wait_until(lambda: len(pids_that_serve(program)) == 2, "a web process does not find the engine again")
             assert program.client.post("/inference", json=1).json() == 1
             assert program.client.get("/infer").text == "True ['0', '1', '2']"
             assert heart.stop() == 0
@@ -280,7 +314,7 @@ def test_a_web_deploy_leaves_the_models_loaded(tmp_path: Path) -> None:
         workers: list[Any] = []
         for _ in range(2):
             with web(tmp_path) as program:
-                wait_until(lambda: len(pids_that_answer(program)) == 2, "a web process does not find the engine")
+                wait_until(lambda: len(pids_that_serve(program)) == 2, "a web process does not find the engine")
                 workers.append(program.client.post("/pid", json=0).json())
         assert heart.output.count("worker is ready") == WORKERS
         assert workers[0] == workers[1]
@@ -297,3 +331,43 @@ def test_several_processes_without_an_engine_warn_once(tmp_path: Path) -> None:
         assert [text for text in warnings if "loads all models" in text] == warnings
         assert len(warnings) == 1
         assert "mosec-asgi engine" in warnings[0]
+
+
+LOADS = """
+import os
+
+from mosec_asgi import Server, Worker
+
+
+class Model(Worker):
+    def __init__(self) -> None:
+        open(f"loaded-{os.getpid()}", "w").close()
+
+    def forward(self, data: int) -> int:
+        return data
+
+
+server = Server()
+server.append_worker(Model)
+"""
+
+
+def test_a_second_engine_at_a_taken_socket_ends_before_it_loads_anything(tmp_path: Path) -> None:
+    (tmp_path / "app.py").write_text(LOADS)
+    path = tmp_path / "engine.sock"
+    command = [sys.executable, "-m", "mosec_asgi", "engine", "app:server", "--socket", str(path)]
+    with running(command, tmp_path / "first.log", cwd=tmp_path) as first:
+        first.wait_for_output("all workers are ready")
+        with running(command, tmp_path / "second.log", cwd=tmp_path) as second:
+            assert second.wait() == 3
+            assert f"another program listens there, process {first.process.pid}. If that is an engine" in second.output
+            assert "--socket" in second.output
+        assert len(list(tmp_path.glob("loaded-*"))) == 1, "the second engine has loaded its model"
+        assert path.exists()
+        first.send(signal.SIGKILL)
+        first.wait()
+    assert path.exists(), "the test wants a file that was left behind"
+    with running(command, tmp_path / "third.log", cwd=tmp_path) as third:
+        third.wait_for_output("all workers are ready")
+        assert third.stop() == 0
+    assert not path.exists()

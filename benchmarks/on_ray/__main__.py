@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with cluster() as ray:
             for row in ROWS:
                 if not options.only or row.name in options.only:
-                    rates = _run(row, ray, options.rounds, options.seconds)
+                    rates = run(row, ray, options.rounds, options.seconds)
                     numbers[row.title] = list(rates.values())
                     for bar in row.bars:
                         met &= _meets(bar, rates)
@@ -54,7 +54,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0 if met else 1
 
 
-def _run(row: Row, ray: Cluster, rounds: int, seconds: int) -> dict[Way, Number]:
+def run(row: Row, ray: Cluster, rounds: int, seconds: int) -> dict[Way, Number]:
+    """Measure all ways of a row in turn; return what each does, the median of its rounds."""
     print(f"\n{row.title}", flush=True)
     with contextlib.ExitStack() as stack:
         ways = {way: stack.enter_context(way.run(row, ray)) for way in row.ways}

@@ -10,6 +10,7 @@ import importlib.util
 import json
 import os
 import random
+import signal
 import socket
 import subprocess
 import sys
@@ -79,16 +80,26 @@ def _local(row: Row, ray: Cluster) -> Iterator[Served]:
 
 
 @contextlib.contextmanager
-def _on_actors(row: Row, ray: Cluster, suffix: str = "_ray") -> Iterator[Served]:
+def on_actors(
+    row: Row, ray: Cluster, suffix: str = "_ray", package: servers.Package | servers.Checkout = "mosec_asgi"
+) -> Iterator[Served]:
+    """Serve a row's model by actors.
+
+    Args:
+        row: whose.
+        ray: where.
+        suffix: of the service's name.
+        package: by which version of this package, with which settings.
+    """
     os.environ["RAY_ADDRESS"] = ray.address
     try:
-        with servers.running(f"{row.service}{suffix}", ["mosec_asgi"], row.load) as [server]:
-            yield Served(server.url, lambda: {*processes.members(server.process.pid), *_actors(ray)})
+        with servers.running(f"{row.service}{suffix}", [package], row.load) as [server]:
+            yield Served(server.url, lambda: {*processes.members(server.process.pid), *actors(ray)})
     finally:
         os.environ.pop("RAY_ADDRESS", None)
 
 
-def _actors(ray: Cluster) -> set[int]:
+def actors(ray: Cluster) -> set[int]:
     """Return our actors, of which no other way has any meanwhile."""
     found: set[int] = set()
     for pid in processes.members(ray.process):
@@ -100,7 +111,7 @@ def _actors(ray: Cluster) -> set[int]:
 
 
 def _by_frames(row: Row, ray: Cluster) -> AbstractContextManager[Served]:
-    return _on_actors(row, ray, "_ray_frames")
+    return on_actors(row, ray, "_ray_frames")
 
 
 @contextlib.contextmanager
@@ -134,7 +145,7 @@ def _of_app(app: str, ray: Cluster) -> set[int]:
 
 
 LOCAL = Way("mosec_asgi, run()", _local)
-ACTORS = Way("mosec_asgi, run(), executor='ray'", _on_actors)
+ACTORS = Way("mosec_asgi, run(), executor='ray'", on_actors)
 FRAMES = Way("mosec_asgi, executor='ray', through the server", _by_frames)
 SERVE = Way("Ray Serve, @serve.batch, HAProxy", _serve)
 HANDLES = Way("Ray Serve, handles by the object store", _serve)
@@ -143,11 +154,13 @@ IN_SERVE = Way("mosec_asgi by serve.ingress, HAProxy", _in_serve)
 
 
 @contextlib.contextmanager
-def cluster(*, serves: bool = True) -> Iterator[Cluster]:
+def cluster(*, serves: bool = True, idle: int = 0) -> Iterator[Cluster]:
     """Run Ray for the time of a block.
 
     Args:
         serves: with all models of Ray Serve deployed.
+        idle: without them, processes that wait on each node for actors when the block begins. An actor that finds one
+            takes it, in the place of a second of processor time for another; nobody puts a new one there.
 
     Raises:
         BenchmarkError: it is not installed, or has not started.
@@ -160,7 +173,7 @@ def cluster(*, serves: bool = True) -> Iterator[Cluster]:
         log = Path(folder) / "log"
         with log.open("wb") as output:
             process = subprocess.Popen(
-                [sys.executable, str(PROGRAM), *([] if serves else ["nodes"])],
+                [sys.executable, str(PROGRAM), *([] if serves else ["nodes", str(idle)])],
                 env=os.environ | _environment(folder),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
@@ -181,7 +194,10 @@ def cluster(*, serves: bool = True) -> Iterator[Cluster]:
             try:
                 process.wait(SECONDS_TO_STOP)
             except subprocess.TimeoutExpired:
-                process.kill()
+                # Those that wait for actors may be stopped, and notice nothing.
+                for pid in processes.members(process.pid):
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
                 process.wait()
             process.stdout.close()
 

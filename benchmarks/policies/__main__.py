@@ -13,7 +13,7 @@ from pathlib import Path
 
 import machine
 
-from policies import fairness, plots, report, targets
+from policies import fairness, plots, report, targets, tenants
 from policies.ours import Ours
 from policies.patterns import Pattern, grid
 from policies.rivals import BentoML, Mosec, Triton
@@ -41,13 +41,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--patterns", default="", help="only those whose name has this in it; nothing is written")
     parser.add_argument("--processes", type=int, default=os.cpu_count())
     parser.add_argument("--targets", action="store_true", help="only the part about latency targets, a minute or two")
+    parser.add_argument("--tenants", action="store_true", help="only the part about two tenants, a minute")
     options = parser.parse_args(arguments)
     if options.targets:
         loads, best = targets.rows()
         print(targets.text(loads, best))
-        report.replace_targets(RESULTS / "policies.json", targets.numbers(loads, best))
+        report.replace(RESULTS / "policies.json", "latency_target", targets.numbers(loads, best))
         plots.draw_targets(RESULTS, loads, best)
         return 0
+    if options.tenants:
+        light, shares = tenants.rows(options.processes)
+        print(tenants.text(light, shares))
+        report.replace(RESULTS / "policies.json", "tenants", tenants.numbers(light, shares))
+        return int(not tenants.holds(light, shares))
     patterns = [pattern for pattern in grid(options.seed) if options.patterns in pattern.name]
     if not patterns:
         parser.error(f"no pattern has {options.patterns!r} in its name; one is {grid(0)[0].name!r}")
@@ -61,10 +67,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"\n{report.fairness(routes)}")
         loads, best = targets.rows()
         print(f"\n{targets.text(loads, best)}")
+        light, shares = tenants.rows(options.processes)
+        print(f"\n{tenants.text(light, shares)}")
         settings = {"seed": options.seed, "seeds": options.seeds, "runs": runs, "hop_ms": HOP * 1000}
         # Nothing else of the machine matters: time is virtual.
         origin = {name: value for name, value in machine.describe().items() if name in ("date", "python", "commit")}
-        report.write_json(RESULTS / "policies.json", origin, settings, results, routes, targets.numbers(loads, best))
+        parts: dict[str, object] = {
+            "latency_target": targets.numbers(loads, best),
+            "tenants": tenants.numbers(light, shares),
+        }
+        report.write_json(RESULTS / "policies.json", origin, settings, results, routes, parts)
         drawn = plots.draw(RESULTS, results, loads, best)
         print(
             f"\nwritten: {RESULTS}/policies.json"
@@ -72,6 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         if not drawn:
             print("no plots: matplotlib is missing (pip install 'mosec-asgi[bench]')")
+        return int(not tenants.holds(light, shares))
     return 0
 
 

@@ -50,9 +50,18 @@ def write_json(
     settings: dict[str, Any],
     results: Results,
     routes: Sequence[Row],
-    targets: dict[str, object],
+    parts: Mapping[str, object],
 ) -> None:
-    """Write all numbers, a line for each pattern; of each policy: tasks a second, p50 and p99 in ms, batch size."""
+    """Write all numbers, a line for each pattern; of each policy: tasks a second, p50 and p99 in ms, batch size.
+
+    Args:
+        path: of the file.
+        origin: when and where.
+        settings: of the run.
+        results: of the patterns.
+        routes: what a flood on one of them costs the other.
+        parts: what else was measured, by the names of their entries.
+    """
     names = list(next(iter(results.values())))
     verdicts = {
         verdict.policy: {
@@ -69,7 +78,7 @@ def write_json(
         "settings": settings,
         "verdicts": verdicts,
         "routes": [{name: round(value, 3) for name, value in asdict(row).items()} for row in routes],
-        "latency_target": targets,
+        **parts,
     }
     lines = [
         json.dumps({"pattern": pattern.name, **{name: _numbers(one) for name, one in outcomes.items()}})
@@ -81,11 +90,11 @@ def write_json(
     path.write_text(f'{text},\n  "patterns": [\n    {joined}\n  ]\n}}\n')
 
 
-def replace_targets(path: Path, targets: Mapping[str, object]) -> None:
-    """Put other numbers about latency targets into a file that `write_json` has written."""
+def replace(path: Path, name: str, part: Mapping[str, object]) -> None:
+    """Put other numbers into an entry of a file that `write_json` has written."""
     data = json.loads(path.read_text())
     patterns = data.pop("patterns")
-    data["latency_target"] = targets
+    data[name] = part
     text = json.dumps(data, indent=2, ensure_ascii=False).removesuffix("\n}")
     joined = ",\n    ".join(json.dumps(each) for each in patterns)
     path.write_text(f'{text},\n  "patterns": [\n    {joined}\n  ]\n}}\n')

@@ -15,6 +15,9 @@ from mosec_asgi.observing.statistics import BatchLine, WorkerReport
 # An attribute of a caller that takes, and drops, results which a link holds, though they are bytes for a client; others
 # are given these as bytes. It is asked for large results alone.
 TAKES_HELD = "takes_held"
+# An attribute of an engine that puts payloads which came in pieces (`messages.Pieces`) together where a worker reads
+# them.
+TAKES_PIECES = "takes_pieces"
 
 
 @dataclass(frozen=True, slots=True)

@@ -215,43 +215,26 @@ class OrderedQueue(TaskQueue):
         found += [task for _, _, task in self._deadlines[: min(until, most - len(found))]]
         return found
 
-    def greediest(self) -> Task | None:
-        """Return the task that gives way to others under overload.
-
-        It is of the lowest priority there is, and there of the tenant that has most waiting in relation to its weight:
-        that tenant's last.
-        """
-        if not self._entries:
-            return None
-        demand, greediest = self.tenants.demand, self.tenants.greediest()
-        found, most = None, -1.0
-        # From the end: what stands there of a tenant is its last.
-        for _, _, task in reversed(self._all.of(self._all.worst())):
-            tenant = self._entries[task.id].tenant
-            if demand(tenant) > most:
-                found, most = task, demand(tenant)
-                if tenant == greediest:
-                    break
-        return found
-
     def yields_to(self, priority: int, tenant: str, cost: int) -> Task | None:
         """Return the task that gives its place to one that comes and would be refused; None where none does.
+
+        It is of the lowest priority there is, and there the one whose turn comes last: the last of the tenant that has
+        asked for most in relation to its weight.
 
         Args:
             priority: of the one that comes.
             tenant: whose it is.
             cost: of it.
         """
-        waiting = self.greediest()
-        if waiting is None:
+        if not self._entries:
             return None
-        if waiting.priority == priority:
-            ours, theirs = self.tenants.name(tenant), self._entries[waiting.id].tenant
-            after = self.tenants.demand(ours) + self._cost(cost) / self.tenants.weight(ours)
-            gives = ours != theirs and after < self.tenants.demand(theirs)
+        turn, _, last = self._all.of(self._all.worst())[-1]
+        if last.priority == priority:
+            ours, theirs = self.tenants.name(tenant), self._entries[last.id].tenant
+            gives = ours != theirs and self.tenants.turn(ours, self._cost(cost)) < turn
         else:
-            gives = waiting.priority < priority
-        return waiting if gives else None
+            gives = last.priority < priority
+        return last if gives else None
 
     # -- changed -----------------------------------------------------------------------------------------------------
 
@@ -271,9 +254,8 @@ class OrderedQueue(TaskQueue):
                 self.lone.append(task)
                 self.live += 1
             else:
-                # Its turn had come before that of all others.
-                name, _ = self._turn(task)
-                self._add(task, (name, 0))
+                name = self.tenants.name(task.tenant)
+                self._add(task, (name, self.tenants.returned(name)))
                 again = True
         self.lone = type(self.lone)(sorted(self.lone, key=_arrival))
         if again:
@@ -286,7 +268,7 @@ class OrderedQueue(TaskQueue):
             self.lone.remove(task)
         else:
             entry = self._remove(task)
-            self.tenants.left(entry.tenant, self._cost(task.cost))
+            self.tenants.left(entry.tenant, self._cost(task.cost), entry.row[0])
 
     def take(self, tasks: Sequence[Task]) -> None:
         """Take live tasks out, wherever they stand."""
@@ -296,7 +278,7 @@ class OrderedQueue(TaskQueue):
                 self.lone.remove(task)
             else:
                 entry = self._remove(task)
-                self.tenants.served(entry.tenant, self._cost(task.cost), entry.row[0])
+                self.tenants.served(entry.tenant, entry.row[0])
 
     def _cost(self, cost: int) -> int:
         """Return what a task costs its tenant: as much as any other where costs are not counted, and never nothing."""

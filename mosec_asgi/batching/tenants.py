@@ -1,4 +1,4 @@
-"""Whose turn it is among the tenants of a stage: deficit round robin. Pure.
+"""Whose turn it is among the tenants of a stage: deficit round robin, with a bounded allowance. Pure.
 
 In each round a tenant may spend as much as its weight, and what it does not spend counts for its next task; a task that
 costs more waits for as many rounds as it takes (Shreedhar and Varghese, "Efficient fair queuing using deficit round
@@ -7,21 +7,60 @@ tenant has asked for before, so it is computed once, as the task comes, and the 
 So the order costs a search in a sorted list, however many tenants there are, and fits any policy that takes tasks from
 wherever they stand.
 
-A tenant that has nothing waiting joins the round that is being served, with what it has not spent of it: it does not
-save up for later, and others do not fall behind because of it. What is settled before its turn is given back.
+*What is saved.* A tenant that asks for less than its share saves what it does not use, up to the cost of `SAVED` usual
+tasks, as a token bucket does. When it comes again, its turns are in rounds that are over, so before those of all who
+have had their share: also where it brings several tasks, which would else wait for one of the others in between. In any
+span of time a tenant gets its share and what it had saved at most, so that nobody waits for more than that of each
+other tenant beside the turns of both.
+
+What is settled before its turn is given back.
 
 The number of tenants that are told apart is bounded, because a client may choose its name: beyond it all others are one
-tenant, until some have been idle for a round.
+tenant, until some have been idle for a round. Who is forgotten and comes again is taken to have saved all that
+can be saved: whoever may choose among so many names can be many tenants anyway.
 """
 
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Mapping
+from typing import NamedTuple
+
+from mosec_asgi.batching.average import MovingAverage
 
 MOST_TENANTS = 256
 # Of those beyond the bound. No tenant that a client names has it.
 OTHERS = "\0others"
+# Tasks of the usual cost that a tenant may save. With fewer, those of a light tenant that come together wait for heavy
+# ones in between (`make policies`); with more, a burst would hold up others for longer.
+SAVED = 8
+# The round of tasks that had their turn and were lost with their worker.
+AGAIN = -1
+# The weight of the newest task in the usual cost.
+SMOOTHING = 0.05
+
+
+class Place(NamedTuple):
+    """How far a tenant has come.
+
+    Attributes:
+        round: in which its latest task's turn comes.
+        credit: what is left of it for its next task.
+    """
+
+    round: int
+    credit: float
+
+    def is_past(self, other: Place) -> bool:
+        """Whether a tenant at this place has had more than it would have at another one."""
+        return (self.round, -self.credit) > (other.round, -other.credit)
+
+    def after(self, cost: int, weight: float) -> Place:
+        """Return the place after one more task."""
+        short = cost - self.credit
+        rounds = math.ceil(short / weight) if short > 0 else 0
+        return Place(self.round + rounds, self.credit + rounds * weight - cost)
 
 
 class Tenant:
@@ -29,25 +68,16 @@ class Tenant:
 
     Attributes:
         weight: what it may spend in a round.
-        round: in which its latest task's turn comes.
-        credit: what is left of it for its next task.
-        waiting: the cost of its tasks that wait.
-        tasks: how many these are.
+        place: how far it has come.
+        turns: the rounds of its tasks that wait, in order.
     """
 
-    __slots__ = ("credit", "round", "tasks", "waiting", "weight")
+    __slots__ = ("place", "turns", "weight")
 
-    def __init__(self, weight: float, first: int) -> None:
+    def __init__(self, weight: float) -> None:
         self.weight = weight
-        self.round = first
-        self.credit = weight
-        self.waiting = 0
-        self.tasks = 0
-
-    @property
-    def demand(self) -> float:
-        """The cost of what waits, in relation to the weight: the tenant with the most is the greediest."""
-        return self.waiting / self.weight
+        self.place = Place(0, weight)
+        self.turns: list[int] = []
 
 
 class Tenants:
@@ -66,6 +96,7 @@ class Tenants:
         self.round = 0
         self._weights = weights
         self._tenants: dict[str, Tenant] = {}
+        self._usual_cost = MovingAverage(SMOOTHING)
 
     def __len__(self) -> int:
         return len(self._tenants)
@@ -79,49 +110,58 @@ class Tenants:
 
     def came(self, name: str, cost: int) -> int:
         """Note a task of a tenant known as `name`; return the round in which its turn comes."""
-        tenant = self._tenants.get(name)
-        if tenant is None:
-            tenant = self._tenants[name] = Tenant(self._weights.get(name, 1.0), self.round)
-        elif tenant.round < self.round:
-            tenant.round, tenant.credit = self.round, tenant.weight
-        tenant.waiting += cost
-        tenant.tasks += 1
-        short = cost - tenant.credit
-        if short > 0:
-            rounds = math.ceil(short / tenant.weight)
-            tenant.round += rounds
-            tenant.credit += rounds * tenant.weight
-        tenant.credit -= cost
-        return tenant.round
+        self._usual_cost.add(cost)
+        tenant = self._known(name)
+        tenant.place = self._from(tenant).after(cost, tenant.weight)
+        tenant.turns.append(tenant.place.round)
+        return tenant.place.round
 
-    def served(self, name: str, cost: int, turn: int) -> None:
+    def returned(self, name: str) -> int:
+        """Note a task that has had its turn and waits again; return its round, which is before all others."""
+        self._known(name).turns.insert(0, AGAIN)
+        return AGAIN
+
+    def turn(self, name: str, cost: int) -> int:
+        """Return the round in which the turn of a task would come that came now."""
+        tenant = self._tenants.get(name) or Tenant(self._weights.get(name, 1.0))
+        return self._from(tenant).after(cost, tenant.weight).round
+
+    def served(self, name: str, turn: int) -> None:
         """Note that a task has been begun whose turn was in the round `turn`."""
         self.round = max(self.round, turn)
-        self._gone(name, cost)
+        self._gone(name, turn)
 
-    def left(self, name: str, cost: int) -> None:
-        """Note that a task has been settled before its turn."""
-        self._gone(name, cost).credit += cost
+    def left(self, name: str, cost: int, turn: int) -> None:
+        """Note that a task has been settled before its turn, which was to be in the round `turn`."""
+        tenant = self._gone(name, turn)
+        if turn == AGAIN:
+            return
+        place = tenant.place
+        credit = place.credit + cost
+        # Its next task comes behind all that wait, of which the order stays.
+        most = place.round - tenant.turns[-1] if tenant.turns else place.round
+        back = min(int(credit // tenant.weight), most)
+        tenant.place = Place(place.round - back, credit - back * tenant.weight)
 
-    def demand(self, name: str) -> float:
-        """Return what a tenant has waiting, in relation to its weight."""
+    def _known(self, name: str) -> Tenant:
         tenant = self._tenants.get(name)
-        return tenant.demand if tenant is not None else 0.0
-
-    def greediest(self) -> str:
-        """Return the tenant that has most waiting in relation to its weight; there must be one."""
-        return max(self._tenants, key=self.demand)
-
-    def weight(self, name: str) -> float:
-        """Return the weight of a tenant."""
-        return self._weights.get(name, 1.0)
-
-    def _gone(self, name: str, cost: int) -> Tenant:
-        tenant = self._tenants[name]
-        tenant.waiting -= cost
-        tenant.tasks -= 1
+        if tenant is None:
+            tenant = self._tenants[name] = Tenant(self._weights.get(name, 1.0))
         return tenant
 
+    def _gone(self, name: str, turn: int) -> Tenant:
+        tenant = self._tenants[name]
+        del tenant.turns[bisect_left(tenant.turns, turn)]
+        return tenant
+
+    def _from(self, tenant: Tenant) -> Place:
+        """Return the place from which a tenant goes on: its own, or where one begins that has saved all it can."""
+        weight = tenant.weight
+        saved = SAVED * (self._usual_cost.value or 1.0)
+        rounds = min(self.round, math.ceil(saved / weight))
+        first = Place(self.round - rounds, min(weight, weight - rounds * weight + saved))
+        return first if first.is_past(tenant.place) else tenant.place
+
     def _forget_idle(self) -> None:
-        """Forget those whose turn is over and who have nothing waiting: they would begin anew anyway."""
-        self._tenants = {name: each for name, each in self._tenants.items() if each.tasks or each.round >= self.round}
+        """Forget those whose turn is over and who have nothing waiting."""
+        self._tenants = {n: each for n, each in self._tenants.items() if each.turns or each.place.round >= self.round}

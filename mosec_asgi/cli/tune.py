@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
 import shlex
+import signal
+import threading
+from collections.abc import Iterator
 from typing import Any
 
 import click
@@ -31,6 +35,18 @@ examples:
   mosec-asgi tune app:server --input sample.jsonl --throughput --plot tune.svg
   mosec-asgi tune app:server --input sample.jsonl --p99 1s --apply /run/app.sock
 """
+
+
+class Seconds(click.FloatRange):
+    """A number of seconds within bounds."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Return the seconds."""
+        seconds: float = super().convert(value, param, ctx)
+        if math.isnan(seconds):
+            # It is neither below nor above any bound.
+            self.fail(f"{value!r} is no number of seconds", param, ctx)
+        return seconds
 
 
 class Duration(click.ParamType):  # type: ignore[type-arg]  # generic in click's stubs alone
@@ -65,7 +81,7 @@ class Duration(click.ParamType):  # type: ignore[type-arg]  # generic in click's
 @click.option("--throughput", is_flag=True, help="The target: as many calls a second as can be, whatever they take.")
 @click.option(
     "--seconds",
-    type=click.FloatRange(5, 3600),
+    type=Seconds(5, 3600),
     default=90.0,
     show_default=True,
     help="For measurements and search together, beside the start of the workers.",
@@ -98,13 +114,16 @@ def command(
     served._defined.check()
     route, pipeline = pipeline_of(served, route)
     check_importable(served._defined.routes)
+    if sample.is_pipe(path):
+        click.echo(f"reading {path}, a pipe, until whoever writes it has ended ...", err=True)
     items = sample.read(path, column)
     client = None if socket is None else Client(socket)
     if client is not None:
         client.ask("GET", "/status")
     wanted = Wanted(target, seconds, max_batch_size, max_workers)
     try:
-        found = recommend(served, route, pipeline, items, wanted, lambda told: click.echo(f"{told} ...", err=True))
+        with _interrupted_by_sigterm():
+            found = recommend(served, route, pipeline, items, wanted, lambda told: click.echo(f"{told} ...", err=True))
     except Halted as error:
         raise CommandError(str(error)) from error
     out = output()
@@ -116,6 +135,19 @@ def command(
         return FAILED
     _show_remedy(server, path, found, socket, out)
     return 0 if client is None else _apply(client, found, out)
+
+
+@contextlib.contextmanager
+def _interrupted_by_sigterm() -> Iterator[None]:
+    """Have SIGTERM end a block as ctrl-c does: workers are stopped, and their files removed."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _show(found: Recommendation, target: float, out: Output) -> None:
@@ -163,6 +195,13 @@ def _warn(found: Recommendation, out: Output) -> None:
             out.line(f"warning: {model.name} refused {measured.refused} items: {measured.why_refused}", WARN)
         if measured.ended:
             out.line(f"{model.name}: no larger batch was measured: {measured.ended}")
+        if model.line.scatters:
+            out.line(
+                f"warning: the times of {model.name} scatter: half of its batches are off by more than "
+                f"{model.line.error:.0%}. What was calculated takes each as the usual one: the slow ones, and with "
+                "them p99, will be worse; verify under load",
+                WARN,
+            )
         if model.line.is_poor:
             out.line(
                 f"warning: the time of {model.name} does not fit a line: at {model.line.worst_at:g} it is off by "
@@ -199,12 +238,17 @@ def _show_rate(found: Recommendation, wanted: str, out: Output) -> None:
             WARN,
         )
         return
-    now = f"{found.now_rate:,.0f}" if found.now_rate else "none"
-    out.line(f"{best.rate:,.0f} calls a second {wanted}; as defined: {now}", STRONG)
+    now = _rate(found.now_rate) if found.now_rate else "none"
+    out.line(f"{_rate(best.rate)} calls a second {wanted}; as defined: {now}", STRONG)
     out.line(
-        f"at {best.played.rate:,.0f} a second: p50 {best.played.p50 * 1000:.3g} ms, p99 {best.played.p99 * 1000:.3g} "
+        f"at {_rate(best.played.rate)} a second: p50 {best.played.p50 * 1000:.3g} ms, p99 {best.played.p99 * 1000:.3g} "
         f"ms; mean batches {', '.join(f'{size:.1f}' for size in best.played.batches)} ({best.tried} settings tried)"
     )
+
+
+def _rate(calls: float) -> str:
+    """Return calls a second as text; a few of them with their fractions."""
+    return f"{calls:,.0f}" if calls >= 10 else f"{calls:.2g}"
 
 
 def _show_remedy(server: str, path: str, found: Recommendation, socket: str | None, out: Output) -> None:
@@ -230,7 +274,10 @@ def _show_remedy(server: str, path: str, found: Recommendation, socket: str | No
 def _apply(client: Client, found: Recommendation, out: Output) -> int:
     """Ask a running service for what can be changed while it serves; return the exit code."""
     failed = False
-    there = client.ask("GET", "/status")
+    try:
+        there = client.ask("GET", "/status")
+    except CommandError as error:
+        raise CommandError(f"nothing was changed, and what to write is said above: {error}") from error
     for model, now, best in zip(found.models, found.now, found.found.choices, strict=True):
         stage = next((stage for stage in there["stages"] if stage["name"] == model.name), None)
         if stage is None:

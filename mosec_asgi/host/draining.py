@@ -20,8 +20,8 @@ from uvicorn.server import ServerState
 
 from mosec_asgi.web.direct import CLOSE
 
-# Seconds in which a silent connection's next request is waited for. Who comes later finds the connection closed, as
-# after the time of `keep_alive`.
+# Seconds in which a silent connection's next request is waited for where another process has taken over; at a stop the
+# setting `stop_delay` says how many. Who comes later finds the connection closed, as after the time of `keep_alive`.
 SILENCE_SECONDS = 0.5
 _POLL_SECONDS = 0.02
 
@@ -29,32 +29,34 @@ _POLL_SECONDS = 0.02
 class DrainingServer(uvicorn.Server):
     """uvicorn, which drains before it shuts down, whatever has asked for the end."""
 
-    def __init__(self, config: uvicorn.Config, admit_no_more: Callable[[], object]) -> None:
+    def __init__(self, config: uvicorn.Config, admit_no_more: Callable[[], object], stop_delay: float) -> None:
         """Prepare.
 
         Args:
             config: uvicorn's.
             admit_no_more: called when it has drained; what comes then is refused.
+            stop_delay: seconds in which a silent connection's next request is waited for, where this is a stop.
         """
         super().__init__(config)
         self._admit_no_more = admit_no_more
+        self._stop_delay = stop_delay
         self._drained = False
 
     async def drain(self) -> None:
-        """Answer what has come, and end the program once its clients have gone."""
+        """Answer what has come, and end the program once its clients have gone: another has taken over."""
         self._drained = True
-        await drain(self)
+        await drain(self, SILENCE_SECONDS)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Shut down as uvicorn does, behind what still comes on the connections that there are."""
         if not self._drained:
-            await self.drain()
+            await drain(self, self._stop_delay)
         self._admit_no_more()
         await super().shutdown(sockets)
 
 
-async def drain(runner: uvicorn.Server) -> None:
-    """Answer what has come, and end the program once its clients have gone."""
+async def drain(runner: uvicorn.Server, seconds: float) -> None:
+    """Answer what has come, and end the program once its clients have gone, or have been silent for so many seconds."""
     for server in runner.servers:
         server.close()
     state = runner.server_state
@@ -62,7 +64,7 @@ async def drain(runner: uvicorn.Server) -> None:
     last.default_headers = [*state.default_headers, CLOSE]
     asked: set[object] = set()
     loop = asyncio.get_running_loop()
-    end = loop.time() + SILENCE_SECONDS
+    end = loop.time() + seconds
     while state.connections and loop.time() < end and not runner.force_exit:
         new = state.connections - asked
         asked |= new

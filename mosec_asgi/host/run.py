@@ -113,7 +113,10 @@ def run(server: Server, settings: Settings, hosting: Hosting = Hosting()) -> int
     program = _Program(server, lambda: _tell_ready(listener, hosting), early=not hosting.follows)
     program.is_one_of_several = hosting.listener is not None
     protocol = _http_protocol(server, settings)
-    runner = DrainingServer(_uvicorn_config(program, settings, protocol), server.close)
+    runner = DrainingServer(_uvicorn_config(program, settings, protocol), server.close, settings.stop_delay / 1000)
+    if not settings.stop_delay:
+        # Not only when uvicorn comes to it, a moment later.
+        program.announce_end = server.close
     program.end = lambda: setattr(runner, "should_exit", True)
     program.follow_parent = functools.partial(_follow_parent, hosting.handover, runner)
     server.on_daemon_exit = program.daemon_ended
@@ -174,6 +177,7 @@ class _Program:
     port when the app has started; it is told so as soon as the app answers, while models load.
 
     Attributes:
+        announce_end: called when a signal has asked for the end.
         end: ends uvicorn.
         follow_parent: called when the event loop runs.
         signalled: a signal has asked for the end.
@@ -194,6 +198,7 @@ class _Program:
         self._early = early
         self._ready = ready
         self.follow_parent: Callable[[], object] = lambda: None
+        self.announce_end: Callable[[], object] = server.announce_end
         self.direct_routes = server.direct_routes
         self.end: Callable[[], object] = lambda: None
         self.signalled = self.forced = False
@@ -219,7 +224,7 @@ class _Program:
         if self._early:
             self._service.on_answering = start.answering
         hangup = contextlib.nullcontext() if self.is_one_of_several else Hangup(self._service.restart).heard()
-        with told_of_signals(self._service.announce_end, self.note), hangup:
+        with told_of_signals(self.announce_end, self.note), hangup:
             await self._service(scope, receive, start.send)
 
     def note(self, number: int) -> None:

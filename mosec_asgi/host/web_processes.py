@@ -34,7 +34,7 @@ from mosec_asgi.web_service import Web
 # well.
 LEAST_PAUSE, MOST_PAUSE = 0.05, 5.0
 WELL_SECONDS = 10.0
-# Seconds, beside the service's own grace, in which web processes end.
+# Seconds, beside the delay of a stop and the service's own grace, in which web processes end.
 END_SECONDS = 3.0
 # So many have failed, and none serves: it is no accident.
 MOST_FAILURES = 3
@@ -89,7 +89,7 @@ def run(
     pid, control = nursery.start(own, serve)
     logger.info("%d web processes serve on %s; GET /readyz says when the workers are ready", count, name)
     url = listeners[0]
-    web = _Web(control, count, settings.grace_seconds + END_SECONDS)
+    web = _Web(control, count, settings.stop_delay / 1000 + settings.grace_seconds + END_SECONDS)
     server.take_web_processes(web)
     try:
         # The nursery has them as well, and nobody must think that the program still listens at its end.

@@ -125,6 +125,10 @@ class Codec:
                 if flags & OBJECT_IN:
                     return self._item(contents)
                 return load(contents, self._memory)
+            if flags & INGRESS and self._changes:
+                with self._memory.lend(contents.spans[0]) as lent:
+                    own: Any = bytearray(lent)
+                return self._deserialize(own)
             payload = self._memory.read(contents.spans[0])
         if flags & INGRESS:
             # A `bytearray` is one copy: 2 µs for 100 kB.
@@ -199,11 +203,11 @@ class Codec:
 
     def _answer_of(self, payload: Any) -> Answer:
         """Return an encoded result as an answer, in shared memory where it is large."""
-        if type(payload) is not bytes:
+        if type(payload) is not bytes and type(payload) is not bytearray:
             payload = _as_bytes(payload)
         if len(payload) >= LARGE and self._memory is not None and (span := self._memory.put(payload)) is not None:
             return frames.IN_MEMORY, reference.pack(reference.Kind.BYTES, [span])
-        return 200, payload
+        return 200, bytes(payload)
 
     def _reply(self, flags: int, reply: Reply) -> Answer:
         """Return a `Reply` as an answer."""

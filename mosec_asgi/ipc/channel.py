@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from mosec_asgi.ipc.frames import Decoder, FrameError
+from mosec_asgi.ipc.stream import Stream
 
 READ_SIZE = 256 * 1024
 _scratch = bytearray(READ_SIZE)
@@ -40,7 +41,7 @@ class Channel:
 
     def __init__(
         self,
-        sock: socket.socket,
+        sock: Stream,
         on_frame: Callable[[Any], None],
         on_closed: Callable[[str], None],
         *,
@@ -161,7 +162,7 @@ class Channel:
         if not self._open:
             return False
         try:
-            size = self._sock.recv_into(_scratch)
+            size = self._sock.recv_into(_scratch_view)
         except (BlockingIOError, InterruptedError):
             return False
         except OSError as error:

@@ -21,6 +21,7 @@ read for many tasks. All numbers are little-endian.
     FAILED   = text: the traceback of a worker that could not start
     NOTED    = 1 x (begun u64, memory u64): how far a worker has come that shares no memory with the server
     FINISH   = nothing: no more tasks come; where the end of the stream says that the server is gone
+    COUNTED  = file's kind, its bytes; count = the kind's length: what a worker on another machine has counted
 
 A large payload lies in memory that both sides share, and a reference to it (`ipc.reference`) stands in its place: the
 flag `SHARED` of a task and the status `IN_MEMORY` of a result say so. A block of that memory is identified by its
@@ -105,6 +106,7 @@ class Kind(enum.IntEnum):
     BOTH = 14
     NOTED = 15
     FINISH = 16
+    COUNTED = 17
 
 
 # A flag of a task: its payload is a reference to shared memory.
@@ -157,7 +159,18 @@ class Finish:
     """The worker is to stop once it has answered what it has."""
 
 
-Frame = Tasks | Results | Chunks | Cancels | Credits | Kept | Released | Freed | Ready | Failed | Noted | Finish
+@dataclass(slots=True)
+class Counted:
+    """The user's metrics of a worker, of one kind, as prometheus_client has them in a file."""
+
+    kind: str
+    values: bytes
+
+
+Frame = (
+    Tasks | Results | Chunks | Cancels | Credits
+    | Kept | Released | Freed | Ready | Failed | Noted | Finish | Counted
+)  # fmt: skip
 
 # The frames that are tables of numbers and nothing else.
 _NUMBERS: dict[int, tuple[str, Callable[..., Frame]]] = {
@@ -298,6 +311,12 @@ def encode_noted(noted: Noted) -> bytes:
 def encode_finish() -> bytes:
     """Return the frame that asks the worker to stop."""
     return _frame(Kind.FINISH, 0, 0.0, [b""])
+
+
+def encode_counted(counted: Counted) -> bytes:
+    """Return the frame of a file of metrics."""
+    kind = counted.kind.encode()
+    return _frame(Kind.COUNTED, len(kind), 0.0, [b"", kind, counted.values])
 
 
 class ReceiveBuffer:
@@ -500,11 +519,13 @@ def _decode_asked(data: bytes, start: int, end: int, count: int) -> Tasks:
     return tasks._replace(requests=_cut(data, position, sizes))
 
 
-def _decode_notice(kind: int, count: int, body: bytes) -> Ready | Failed | Noted | Finish:
+def _decode_notice(kind: int, count: int, body: bytes) -> Ready | Failed | Noted | Finish | Counted:
     if kind == Kind.NOTED and count == 1 and len(body) == _NOTED_ROW.size:
         return Noted(*_NOTED_ROW.unpack(body))
     if kind == Kind.FINISH and not body and not count:
         return Finish()
+    if kind == Kind.COUNTED and count < len(body) and body[:count].isascii():
+        return Counted(body[:count].decode(), body[count:])
     if kind == Kind.READY and not body and not count:
         return Ready()
     if kind == Kind.FAILED and not count:

@@ -160,7 +160,8 @@ class Ledger:
             FrameError: they are not in that writer's region; nothing is changed.
         """
         blocks = region.add(spans)
-        self.in_use += sum(block.length for block in blocks)
+        for block in blocks:
+            self.in_use += block.length
         return blocks
 
     def drop(self, blocks: Iterable[Block]) -> None:

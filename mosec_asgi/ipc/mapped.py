@@ -100,6 +100,15 @@ class Mapped:
         self._check(span)
         return self._all[span.begin : span.begin + span.length]
 
+    def lend(self, span: Span) -> memoryview:
+        """Return a block without a copy, to be read, and released before its writer may hear that it is free.
+
+        Raises:
+            FrameError: it is not in the memory.
+        """
+        self._check(span)
+        return memoryview(self._all)[span.begin : span.begin + span.length].toreadonly()
+
     def view(self, span: Span) -> memoryview:
         """Return a block without a copy, to be read and written; it stays in place while there are references.
 
@@ -123,6 +132,10 @@ class Mapped:
     def put(self, data: bytes | memoryview) -> Span | None:
         """Write a block for the next stage, or for the client; None where there is no room."""
         return self.writer.put(data) if self.writer is not None else None
+
+    def put_pieces(self, pieces: Sequence[bytes | memoryview], length: int) -> Span | None:
+        """Write pieces behind each other as one block of `length` bytes; None where there is no room."""
+        return self.writer.put_pieces(pieces, length) if self.writer is not None else None
 
     def take_back(self, spans: Sequence[Span]) -> None:
         """Free blocks of this worker of which the server has not been told."""

@@ -1,6 +1,10 @@
 """A Unix socket at a path that only this user can open, and root; who connects is asked of the kernel all the same.
 
 Modes and groups of folders are easily wrong, and what is read from such a socket is trusted.
+
+Of several programs that begin to listen at one path, in whatever moment, one does. A program that was killed has left
+its file, which must be removed before another is made; so each looks, removes and listens while it holds a lock on the
+folder. The lock is the kernel's (`flock`): it ends with its holder, and leaves no file.
 """
 
 from __future__ import annotations
@@ -8,17 +12,23 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import fcntl
 import os
 import socket
 import stat
 import struct
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 
 from mosec_asgi import log
 
 # What keeps everybody from being accepted, and seconds before the next try.
 SHORTAGES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 PAUSE_SECONDS = 1.0
+# Seconds in which whoever listens at a path must take a connection, or is there all the same.
+PROBE_SECONDS = 1.0
+# Seconds for which the folder's lock is waited for, and between two tries. It is held for as long as a probe takes.
+LOCK_SECONDS, LOCK_PAUSE_SECONDS = 5.0, 0.01
 
 _CREDENTIALS = struct.Struct("3i")
 
@@ -27,6 +37,18 @@ logger = log.internal_logger(__name__)
 
 class CannotListen(Exception):
     """There can be no socket at the path; the text says why."""
+
+
+class Taken(CannotListen):
+    """Another program listens at the path.
+
+    Attributes:
+        process: its number; 0 where the system does not tell.
+    """
+
+    def __init__(self, process: int) -> None:
+        super().__init__("another program listens there" + (f", process {process}" if process else ""))
+        self.process = process
 
 
 class PrivateSocket:
@@ -106,22 +128,25 @@ def listen(path: str, *, backlog: int, takes_over: bool = False) -> socket.socke
         takes_over: remove a socket at which somebody listens.
 
     Raises:
+        Taken: somebody listens there.
         CannotListen: that is not possible.
     """
-    _remove_left_behind(path, in_use=takes_over)
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        # Linux gives the file the mode of the socket, so that nobody can open it before the next line; others do not.
-        os.fchmod(sock.fileno(), stat.S_IRUSR | stat.S_IWUSR)
-        sock.bind(path)
-        os.chmod(path, stat.S_IRUSR | stat.S_IWUSR)
-        sock.listen(backlog)
-    except OSError as error:
-        sock.close()
-        why = "there is no such folder" if isinstance(error, FileNotFoundError) else error.strerror or str(error)
-        raise CannotListen(why) from error
-    sock.setblocking(False)
-    return sock
+    with _locked(os.path.dirname(path) or os.curdir):
+        _remove_left_behind(path, in_use=takes_over)
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            # Linux gives the file the mode of the socket, so that nobody can open it before the next line; others do
+            # not.
+            os.fchmod(sock.fileno(), stat.S_IRUSR | stat.S_IWUSR)
+            sock.bind(path)
+            os.chmod(path, stat.S_IRUSR | stat.S_IWUSR)
+            sock.listen(backlog)
+        except OSError as error:
+            sock.close()
+            why = "there is no such folder" if isinstance(error, FileNotFoundError) else error.strerror or str(error)
+            raise CannotListen(why) from error
+        sock.setblocking(False)
+        return sock
 
 
 def remove(path: str, inode: int) -> None:
@@ -138,9 +163,52 @@ def stranger(connection: socket.socket) -> int | None:
     """
     if not hasattr(socket, "SO_PEERCRED"):
         return None
-    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-    user: int = _CREDENTIALS.unpack(credentials)[1]
+    _, user = _peer(connection)
     return None if user in (0, os.geteuid()) else user
+
+
+def _peer(connection: socket.socket) -> tuple[int, int]:
+    """Return the process and the user at the other end, where the system tells."""
+    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    process, user, _ = _CREDENTIALS.unpack(credentials)
+    return process, user
+
+
+@contextlib.contextmanager
+def _locked(folder: str) -> Iterator[None]:
+    """Keep others out who would begin to listen in the same folder, for the time of a block.
+
+    Raises:
+        CannotListen: another program keeps the lock.
+    """
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:
+        # It is not there, which `bind` says, or must not be read.
+        yield
+        return
+    try:
+        _lock(descriptor)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _lock(descriptor: int) -> None:
+    end = time.monotonic() + LOCK_SECONDS
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > end:
+                raise CannotListen("another program keeps its folder locked") from None
+            time.sleep(LOCK_PAUSE_SECONDS)
+        except OSError as error:
+            # A file system without such locks, as some that lie on other machines.
+            logger.debug("the folder of a socket cannot be locked: %s", error)
+            return
+        else:
+            return
 
 
 def _remove_left_behind(path: str, *, in_use: bool) -> None:
@@ -163,7 +231,7 @@ def _remove_left_behind(path: str, *, in_use: bool) -> None:
             os.unlink(path)
         return
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.settimeout(1.0)
+        probe.settimeout(PROBE_SECONDS)
         try:
             probe.connect(path)
         except ConnectionRefusedError:
@@ -172,4 +240,4 @@ def _remove_left_behind(path: str, *, in_use: bool) -> None:
         except OSError as error:
             raise CannotListen(f"a socket is there: {error.strerror or error}") from error
         else:
-            raise CannotListen("another program listens there")
+            raise Taken(_peer(probe)[0] if hasattr(socket, "SO_PEERCRED") else 0)

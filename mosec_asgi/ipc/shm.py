@@ -33,6 +33,8 @@ from mosec_asgi.messages import OK, Payload, Results, Tasks, drop_all
 # Bytes; glibc keeps up to twice as much freed memory for the next payload.
 _KEPT_BY_MALLOC = 4 * 1024 * 1024
 
+# Makes a message from all its fields in a third of the time of `_replace`.
+_new = tuple.__new__
 _OVERCOMMIT = Path("/proc/sys/vm/overcommit_memory")
 
 logger = log.internal_logger(__name__)
@@ -85,7 +87,10 @@ class Writer:
 
     def put(self, data: bytes | memoryview) -> Span | None:
         """Write a block, and return where it lies; None where there is no room for it."""
-        length = len(data)
+        return self.put_pieces((data,), len(data))
+
+    def put_pieces(self, pieces: Sequence[bytes | memoryview], length: int) -> Span | None:
+        """Write pieces behind each other as one block of `length` bytes; see `put`."""
         with self._lock:
             place = self._arena.allocate(length)
             if place is None:
@@ -99,7 +104,9 @@ class Writer:
                 self._arena.free(place)
                 return None
         at = self._shift + place
-        self._mapping[at : at + length] = data
+        for piece in pieces:
+            self._mapping[at : at + len(piece)] = piece
+            at += len(piece)
         return Span(self._begin + place, length)
 
     def free(self, begin: int) -> None:
@@ -229,6 +236,10 @@ class SharedMemory:
     def read(self, span: Span) -> bytes:
         """Return a copy of a block."""
         return self._mapping[span.begin : span.begin + span.length]
+
+    def lend(self, span: Span) -> memoryview:
+        """Return a block where it lies, to be read, and released before its writer may hear that it is free."""
+        return memoryview(self._mapping)[span.begin : span.begin + span.length].toreadonly()
 
     def _view_gone(self, block: Block) -> None:
         self._ledger.drop((block,))
@@ -361,10 +372,17 @@ class SharedPayload:
         Raises:
             FrameError: it is a pickle with separate buffers, which cannot be sent to a client.
         """
+        return self._memory.read(self._span_of_bytes())
+
+    def lend(self) -> memoryview:
+        """Return it where it lies, to be read and released; raises as `read` does."""
+        return self._memory.lend(self._span_of_bytes())
+
+    def _span_of_bytes(self) -> Span:
         contents = self._contents
         if contents.kind is not reference.Kind.BYTES:
             raise FrameError(f"the answer to a client must be bytes, not a {contents.kind.name} in shared memory")
-        return self._memory.read(contents.spans[0])
+        return contents.spans[0]
 
     def load(self) -> Any:
         """Return the object that is pickled here, whose large buffers stay where they are; see `ipc.views`."""
@@ -446,7 +464,7 @@ class WorkerMemory:
             payloads[place] = sent[0]
             flags[place] |= frames.SHARED
             self._reader.send(tasks.ids[place], sent[1])
-        return tasks._replace(flags=flags, payloads=payloads)
+        return _new(Tasks, (tasks.ids, flags, tasks.request_ids, payloads, tasks.requests))
 
     def receive(self, results: Results) -> Results:
         """Return the results with payloads in shared memory in place of references.
@@ -463,7 +481,8 @@ class WorkerMemory:
         except FrameError:
             drop_all(payloads)
             raise
-        return results._replace(codes=codes, payloads=payloads)
+        ids, _, _, seconds, forwards, labels = results
+        return _new(Results, (ids, codes, payloads, seconds, forwards, labels))
 
     def hold(self, description: Payload) -> SharedPayload:
         """Return the payload that this writer describes.

@@ -15,6 +15,9 @@ a bounded number of others.
 
 If the user has set `PROMETHEUS_MULTIPROC_DIR`, that directory is used. Other programs may write there, so nothing in it
 is folded, and only the live gauges of dead workers are removed.
+
+Workers on other machines count in directories of their own and send what is in the files (`pool.ray.counts`). It is
+written here as the files of processes that have no number on this machine, and all else is the same.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ import contextlib
 import fcntl
 import multiprocessing.util
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -40,6 +44,13 @@ PREFIX = "mosec_asgi-metrics-"
 MOST_DEAD = 16
 # The number of the process to which the folded files belong by their names; no real process has it.
 FOLDED = "0"
+# The beginnings of the names of files that prometheus_client makes.
+KIND = re.compile(r"counter|histogram|summary|gauge_(live)?(all|min|max|sum|mostrecent)")
+# Bytes of a file that is taken from another machine.
+MOST_COUNTED = 1024 * 1024
+# Processes on other machines have numbers above those of this one: 2**22 is the most that Linux gives. The service's
+# own number is in them, as several services may have one directory.
+_FOREIGN = 10_000_000
 
 # A value, and when it was set (0 where that is not known).
 _Value = tuple[float, float]
@@ -93,6 +104,8 @@ class CustomMetrics:
         self._path = users or ""
         self._owned = False
         self._lock = -1
+        # The numbers of processes on other machines that live.
+        self._foreign: set[str] = set()
         self._removal: multiprocessing.util.Finalize | None = None
 
     @property
@@ -154,6 +167,35 @@ class CustomMetrics:
         except Exception as error:
             logger.warning("the custom metrics of process %d were not folded: %r", pid, error, exc_info=error)
 
+    def counted(self, number: int, kind: str, values: bytes) -> None:
+        """Take over what a process on another machine has counted, in the place of what it had counted before.
+
+        Args:
+            number: of the process, which is this service's to give.
+            kind: of the metrics, which is the beginning of a file's name.
+            values: what the file holds.
+        """
+        if not self._path:
+            return
+        name = _foreign(number)
+        try:
+            if not KIND.fullmatch(kind) or len(values) > MOST_COUNTED:
+                raise ValueError(f"{len(values)} bytes of the kind {kind[:40]!r}")
+            self._foreign.add(name)
+            # Whoever reads meanwhile finds the one or the other.
+            new = os.path.join(self._path, f"{kind}_{name}.new")
+            Path(new).write_bytes(values)
+            os.replace(new, os.path.join(self._path, f"{kind}_{name}.db"))
+        except Exception as error:
+            logger.warning("the custom metrics of a worker on Ray were not taken: %r", error, exc_info=error)
+
+    def foreign_ended(self, number: int) -> None:
+        """Take the metrics of a process on another machine over that has ended."""
+        name = _foreign(number)
+        if name in self._foreign:
+            self._foreign.remove(name)
+            self.ended(int(name))
+
     # -- asked by the registry ---------------------------------------------------------------------------------------
 
     def describe(self) -> list[Metric]:
@@ -185,7 +227,7 @@ class CustomMetrics:
         kept = []
         for file in sorted(self._files()):
             kind, _, number = file.stem.rpartition("_")
-            if number == FOLDED or not number.isdigit() or (number != str(gone) and _lives(int(number))):
+            if number == FOLDED or not number.isdigit() or (number != str(gone) and self._lives(number)):
                 continue
             if kind.startswith("gauge_live"):
                 file.unlink()
@@ -196,6 +238,9 @@ class CustomMetrics:
                 kept.append(file)
         for file in sorted(kept, key=lambda file: file.stat().st_mtime_ns)[:-MOST_DEAD]:
             file.unlink()
+
+    def _lives(self, number: str) -> bool:
+        return number in self._foreign or (len(number) < len(str(_FOREIGN)) and _lives(int(number)))
 
     def _fold_one(self, file: Path, kind: str) -> None:
         mmaped = _library()[1].MmapedDict
@@ -210,6 +255,11 @@ class CustomMetrics:
 
 def _values(rows: Iterator[tuple[str, float, float]]) -> Mapping[str, _Value]:
     return {key: (value, timestamp) for key, value, timestamp in rows}
+
+
+def _foreign(number: int) -> str:
+    """Return the number in the names of files of a process on another machine."""
+    return str(os.getpid() * _FOREIGN + number)
 
 
 def _lives(pid: int) -> bool:

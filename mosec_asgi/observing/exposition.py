@@ -33,7 +33,11 @@ class Exposition:
     """Shows what is counted and measured of a service; a collector of prometheus_client."""
 
     def __init__(
-        self, service: ServiceMetrics, now: Callable[[], ServiceNow], custom: CustomMetrics | None = None
+        self,
+        service: ServiceMetrics,
+        now: Callable[[], ServiceNow],
+        custom: CustomMetrics | None = None,
+        web: Callable[[], tuple[int, int]] | None = None,
     ) -> None:
         """Put together what is to be shown.
 
@@ -41,9 +45,11 @@ class Exposition:
             service: what was counted and measured.
             now: returns how things stand.
             custom: what users' workers count.
+            web: returns how many web processes there are beside this one, and how many of them do not answer.
         """
         self._service = service
         self._now = now
+        self._web = web
         self._registry = CollectorRegistry()
         self._registry.register(self)
         if custom is not None:
@@ -78,7 +84,21 @@ class Exposition:
             "shared memory that payloads on their way take",
             value=now.shared_memory,
         )
+        if self._web is not None:
+            yield from self._web_processes(*self._web())
         yield from self._stage_metrics(now.stages)
+
+    def _web_processes(self, connected: int, silent: int) -> Iterator[Metric]:
+        namespace = self._service.namespace
+        yield GaugeMetricFamily(
+            f"{namespace}_web_processes", "web processes that are connected to the engine", value=connected
+        )
+        yield GaugeMetricFamily(
+            f"{namespace}_web_processes_silent",
+            "web processes that have not told in time what they have counted, as they are stopped or busy; what they "
+            "had told before is shown",
+            value=silent,
+        )
 
     def _throughput(self) -> Metric:
         family = CounterMetricFamily(

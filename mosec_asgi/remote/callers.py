@@ -23,8 +23,10 @@ from mosec_asgi.remote import counts, frames, handshake
 from mosec_asgi.remote.frames import CALL_FIELDS, MOST_CALL_ID
 from mosec_asgi.remote.handshake import HandshakeError, Hello, RouteShape, Welcome
 from mosec_asgi.remote.memory import CallerMemory
+from mosec_asgi.remote.outbox import Outbox
 
-# Seconds that a web process may take to tell what it has counted; then its last word counts.
+# Seconds that a web process may take to tell what it has counted; then its last word counts, and until it has answered
+# it is not waited for again.
 COUNT_SECONDS = 1.0
 # Seconds in which a connection must begin: a web process may have to be loaded first.
 HELLO_SECONDS = 60.0
@@ -87,13 +89,26 @@ class Callers:
         """Take a connection, of somebody who may be trusted."""
         task = self._loop.create_task(self._greet(connection))
         self._greeting.add(task)
-        task.add_done_callback(self._greeting.discard)
+
+        def greeted(task: asyncio.Task[None]) -> None:
+            self._greeting.discard(task)
+            # Perhaps before it has begun.
+            if task.cancelled():
+                connection.close()
+
+        task.add_done_callback(greeted)
 
     async def gather_counts(self) -> None:
-        """Have all web processes tell what they have counted, and wait for it."""
-        waiting = [each.ask_counts() for each in self._connected]
-        if waiting:
-            await asyncio.wait(waiting, timeout=COUNT_SECONDS)
+        """Have all web processes tell what they have counted, and wait for those that answer."""
+        asked = {each.ask_counts(): each for each in self._connected if not each.is_silent}
+        if asked:
+            _, late = await asyncio.wait(asked, timeout=COUNT_SECONDS)
+            for question in late:
+                asked[question].fall_silent()
+
+    def standing(self) -> tuple[int, int]:
+        """Return how many web processes are connected, and how many of them do not answer."""
+        return len(self._connected), sum(each.is_silent for each in self._connected)
 
     async def finish(self) -> None:
         """End all connections, once the last answers are on their way."""
@@ -191,14 +206,18 @@ class WebProcess:
         self._memory = memory
         self._loop = loop
         self._open: set[int] = set()
-        self._said: list[Any] = []
-        self._flushing = False
         self._answering: set[asyncio.Task[None]] = set()
         self._counts: asyncio.Future[None] | None = None
+        # It was asked what it has counted, and has not answered in time; and how often that was so.
+        self._silences = 0
+        self.is_silent = False
         self._channel = Channel(connection, self._on_frame, self._gone, decoder=frames.Decoder())
         self._channel.open(loop)
+        self._outbox = Outbox(self._channel, loop, self._cannot_tell, self._freed)
+        # Each answer and each piece of a stream is said, without a call in between.
+        self._say = self._outbox.say
         if memory is not None:
-            memory.on_full(self._flush_soon)
+            memory.on_full(self._outbox.flush_soon)
 
     def __repr__(self) -> str:
         return f"<WebProcess {self._pid}, {len(self._open)} calls>"
@@ -232,43 +251,25 @@ class WebProcess:
 
     # -- to the web process ------------------------------------------------------------------------------------------
 
-    def _say(self, entry: Any) -> None:
-        self._said.append(entry)
-        self._flush_soon()
+    def _freed(self) -> list[int] | None:
+        """Return the blocks that it may write to again, which it is told with all else."""
+        return None if self._memory is None else self._memory.freed()
 
-    def _flush_soon(self) -> None:
-        if not self._flushing:
-            self._flushing = True
-            self._loop.call_soon(self._flush)
-
-    def _flush(self) -> None:
-        """Send all that was said in this turn."""
-        self._flushing = False
-        if self._memory is not None and (freed := self._memory.freed()):
-            self._said.append(freed)
-        said = self._said
-        if said:
-            self._said = []
-            try:
-                self._channel.send(frames.encode(said))
-            except ValueError:
-                self._send_apart(said)
-
-    def _send_apart(self, said: list[Any]) -> None:
-        """Send what can be sent of that which cannot be sent as a whole; in the place of the rest, that it failed."""
-        encoded, failed = frames.encode_apart(said)
-        for entry, error in failed:
-            logger.error("the web process %d cannot be told a result: %s", self._pid, error, exc_info=error)
-            if type(entry) is tuple and len(entry) in (2, frames.OUTCOME_FIELDS):
-                outcome = Outcome.of_failure(entry[0], INTERNAL_ERROR)
-                encoded.append(frames.encode([frames.plain_outcome(outcome, entry[0], INTERNAL_ERROR.text.encode())]))
-        for frame in encoded:
-            self._channel.send(frame)
+    def _cannot_tell(self, entry: Any, error: ValueError) -> None:
+        """Say, in the place of a result that cannot be said, that the call has failed."""
+        logger.error("the web process %d cannot be told a result: %s", self._pid, error, exc_info=error)
+        if type(entry) is tuple and len(entry) in (2, frames.OUTCOME_FIELDS):
+            call_id = entry[0]
+            if type(entry[1 if len(entry) == 2 else 2]) is tuple:
+                # Nobody reads it.
+                self._taken(call_id)
+            outcome = Outcome.of_failure(call_id, INTERNAL_ERROR)
+            self._say(frames.plain_outcome(outcome, call_id, INTERNAL_ERROR.text.encode()))
 
     @property
     def is_clear(self) -> bool:
         """Whether all that was said to it is on its way."""
-        return not self._said and self._channel.is_clear
+        return self._outbox.is_clear
 
     def ask_counts(self) -> asyncio.Future[None]:
         """Have it tell what it has counted; return what is done once it has, or is gone."""
@@ -277,9 +278,23 @@ class WebProcess:
             self._say(None)
         return self._counts
 
+    def fall_silent(self) -> None:
+        """Note that it does not answer: nobody waits for it until it has answered what it was asked."""
+        if self._counts is None or self.is_silent:
+            return
+        self.is_silent, self._silences = True, self._silences + 1
+        # Of one that is slow each time the metric tells: `web_processes_silent`.
+        level = logger.warning if self._silences == 1 else logger.debug
+        level(
+            "the web process %d has not told for %g s what it has counted: it is stopped, or busy; /metrics shows what "
+            "it has said before, and does not wait for it until it answers",
+            self._pid,
+            COUNT_SECONDS,
+        )
+
     def finish(self) -> None:
         """End the connection."""
-        self._flush()
+        self._outbox.flush()
         self._channel.close()
         self._gone("")
 
@@ -332,6 +347,10 @@ class WebProcess:
 
     def _counted(self, told: list[Any]) -> None:
         counts.add(self._callers.metrics, told)
+        if self.is_silent:
+            self.is_silent = False
+            level = logger.info if self._silences == 1 else logger.debug
+            level("the web process %d answers again", self._pid)
         waiting, self._counts = self._counts, None
         if waiting is not None and not waiting.done():
             waiting.set_result(None)
@@ -364,7 +383,7 @@ class WebProcess:
             self._engine.cancel(self._base + call_id)
         for task in self._answering:
             task.cancel()
-        self._said = []
+        self._outbox.close()
         if self._counts is not None and not self._counts.done():
             self._counts.set_result(None)
         if self._memory is not None:

@@ -10,24 +10,22 @@ from dataclasses import replace
 from typing import Any
 
 from mosec_asgi import log
-from mosec_asgi.batching.engine import Caller, Statistics
+from mosec_asgi.batching.engine import TAKES_HELD, Caller, Statistics
 from mosec_asgi.errors import CLOSING, ENGINE_AWAY, ENGINE_LOST, INTERNAL_ERROR, Failure
 from mosec_asgi.ipc.arena import LARGE
 from mosec_asgi.ipc.channel import Channel
 from mosec_asgi.ipc.frames import FrameError
-from mosec_asgi.messages import Call, Credit, Outcome, drop_all
+from mosec_asgi.messages import Call, Credit, Outcome, Payload, Pieces, drop_all
 from mosec_asgi.observing.metrics import ServiceMetrics
 from mosec_asgi.observing.statistics import ServiceReport
 from mosec_asgi.remote import counts, frames
-from mosec_asgi.remote.memory import PutPayload, WebMemory
+from mosec_asgi.remote.memory import LyingPayload, PutPayload, WebMemory
+from mosec_asgi.remote.outbox import Outbox
 from mosec_asgi.remote.standing import Standing
 
 # Seconds in which a question is answered. An engine that takes longer does not run at this moment: it is stopped,
 # swapped out, or holds Python's lock. Until it answers again, it is given no calls, which would only gather here.
 ASK_SECONDS = 10.0
-# Seconds for which the engine may wait to hear what was taken of results and streams, unless that is much. Else it
-# would be woken for each, most often just before the next call comes.
-LATER_SECONDS = 0.005
 # The part of the room for results, or for a stream, that is much.
 MUCH = 1 / 4
 
@@ -39,7 +37,14 @@ class Away(LookupError):
 
 
 class RemoteEngine:
-    """Runs calls in another process; see `batching.engine.Engine`. Where that is gone, calls are answered 503."""
+    """Runs calls in another process; see `batching.engine.Engine`. Where that is gone, calls are answered 503.
+
+    Attributes:
+        takes_pieces: see `batching.engine.TAKES_PIECES`.
+        memory: that is shared with the workers, if any is.
+    """
+
+    takes_pieces = True
 
     def __init__(
         self, loop: asyncio.AbstractEventLoop, metrics: ServiceMetrics, *, stream_buffer: int = 256 * 1024
@@ -58,15 +63,11 @@ class RemoteEngine:
         self.new_id: Callable[[], int] = itertools.count(1).__next__
         self.memory: WebMemory | None = None
         self._channel: Channel | None = None
+        self._outbox: Outbox | None = None
         # For each route, whether its first workers can read shared memory.
         self._apart: Sequence[bool] = ()
         self._on_lost: Callable[[str], object] = _nobody
         self._open: dict[int, Caller] = {}
-        self._said: list[Any] = []
-        self._flushing = False
-        # How much is said later, as a part of what would be too much.
-        self._later = 0.0
-        self._later_timer: asyncio.TimerHandle | None = None
         self._closing = self._ending = False
         # A question was not answered in time.
         self._silent = False
@@ -105,12 +106,13 @@ class RemoteEngine:
         self._apart, self.memory, self._on_lost = apart, memory, on_lost
         self._channel = channel = Channel(sock, self._on_frame, self._lost, decoder=frames.Decoder())
         channel.open(self._loop)
+        self._outbox = Outbox(channel, self._loop, self._cannot_tell)
 
     def disconnect(self) -> None:
         """End the connection; what has no outcome yet is answered 503. Idempotent."""
-        if self._channel is not None:
-            self._say(counts.taken(self._metrics))
-            self._flush()
+        if self._outbox is not None:
+            self._outbox.say(counts.taken(self._metrics))
+            self._outbox.flush()
             self._let_go()
 
     def announce_end(self) -> None:
@@ -134,13 +136,13 @@ class RemoteEngine:
         on_lost(reason)
 
     def _let_go(self) -> None:
-        if self._later_timer is not None:
-            self._later_timer.cancel()
-            self._later_timer = None
         channel, self._channel = self._channel, None
+        outbox, self._outbox = self._outbox, None
         memory, self.memory = self.memory, None
         self._on_lost = _nobody
-        self._said, self._standing, self._silent = [], None, False
+        self._standing, self._silent = None, False
+        if outbox is not None:
+            outbox.close()
         if channel is not None:
             channel.close()
         if memory is not None:
@@ -180,7 +182,8 @@ class RemoteEngine:
         call_id, payload = call.id, call.payload
         if call_id in self._open:
             raise ValueError(f"a call with the number {call_id} runs already; take numbers from new_id()")
-        if self._channel is None or self._closing or self._silent:
+        outbox = self._outbox
+        if outbox is None or self._closing or self._silent:
             self._refuse(call, caller, CLOSING if self._closing else ENGINE_AWAY)
             return
         told: bytes | tuple[bytes]
@@ -190,6 +193,8 @@ class RemoteEngine:
                 description = self.memory.put_payload(payload)
                 if description is not None:
                     told = (description,)
+        elif isinstance(payload, Pieces):
+            told = self._put(call.route, payload)
         elif isinstance(payload, PutPayload):
             if payload.memory is not self.memory:
                 # It was put where an engine before this one could read it.
@@ -200,8 +205,15 @@ class RemoteEngine:
             told = payload.copy()
             payload.drop()
         self._open[call_id] = caller
-        self._said.append(frames.plain_call(call, told))
-        self._flush_soon()
+        outbox.say(frames.plain_call(call, told))
+
+    def _put(self, route: int, pieces: Pieces) -> bytes | tuple[bytes]:
+        """Return what the engine is told of a payload that came in pieces."""
+        if len(pieces) >= LARGE and self.memory is not None and self._apart[route]:
+            description = self.memory.put_pieces(pieces)
+            if description is not None:
+                return (description,)
+        return pieces.read()
 
     def cancel(self, call_id: int) -> None:
         """Drop a call that nobody waits for; see `Engine.cancel`."""
@@ -212,8 +224,8 @@ class RemoteEngine:
 
     def credit(self, credit: Credit) -> None:
         """Note what the client has taken of a stream; see `Engine.credit`."""
-        if credit.call_id in self._open:
-            self._say_later((credit.call_id, credit.size), credit.size / (MUCH * self._stream_buffer))
+        if credit.call_id in self._open and self._outbox is not None:
+            self._outbox.say_later((credit.call_id, credit.size), credit.size / (MUCH * self._stream_buffer))
 
     def statistics(self) -> Statistics:
         """Return how things stood when the engine has last said so."""
@@ -274,61 +286,20 @@ class RemoteEngine:
         self._loop.call_soon(self._tell, caller, Outcome.of_failure(call.id, failure))
 
     def _say(self, entry: Any) -> None:
-        if self._channel is None:
+        if self._outbox is not None:
+            self._outbox.say(entry)
+
+    def _cannot_tell(self, entry: Any, error: ValueError) -> None:
+        """Fail a call that cannot be said."""
+        logger.error("a call cannot be told to the engine: %s", error, exc_info=error)
+        if type(entry) is not tuple or len(entry) != frames.CALL_FIELDS:
             return
-        self._said.append(entry)
-        self._flush_soon()
-
-    def _say_later(self, entry: Any, part: float) -> None:
-        """Say what is not urgent: with what is said next, or in a moment, or at once where much has gathered.
-
-        Args:
-            entry: what to say.
-            part: how much it is, as a part of much.
-        """
-        if self._channel is None:
-            return
-        self._said.append(entry)
-        self._later += part
-        if self._later >= 1 and not self._flushing:
-            self._flush_soon()
-        elif self._later_timer is None:
-            self._later_timer = self._loop.call_later(LATER_SECONDS, self._flush_later)
-
-    def _flush_soon(self) -> None:
-        """Send what was said at the end of this turn."""
-        if not self._flushing:
-            self._flushing = True
-            self._loop.call_soon(self._flush)
-
-    def _flush_later(self) -> None:
-        self._later_timer = None
-        self._flush()
-
-    def _flush(self) -> None:
-        """Send all that was said in this turn."""
-        self._flushing, self._later = False, 0.0
-        said = self._said
-        if said and self._channel is not None:
-            self._said = []
-            try:
-                self._channel.send(frames.encode(said))
-            except ValueError:
-                self._send_apart(said)
-
-    def _send_apart(self, said: list[Any]) -> None:
-        """Send what can be sent of that which cannot be sent as a whole; calls that cannot are failed."""
-        assert self._channel is not None
-        encoded, failed = frames.encode_apart(said)
-        for frame in encoded:
-            self._channel.send(frame)
-        for entry, error in failed:
-            logger.error("a call cannot be told to the engine: %s", error, exc_info=error)
-            caller = (
-                self._open.pop(entry[0], None) if type(entry) is tuple and len(entry) == frames.CALL_FIELDS else None
-            )
-            if caller is not None:
-                self._tell(caller, Outcome.of_failure(entry[0], INTERNAL_ERROR))
+        call_id, payload = entry[0], entry[2]
+        if type(payload) is tuple and self.memory is not None:
+            self.memory.hold(payload[0]).drop()
+        caller = self._open.pop(call_id, None)
+        if caller is not None:
+            self._tell(caller, Outcome.of_failure(call_id, INTERNAL_ERROR))
 
     # -- heard from the engine ---------------------------------------------------------------------------------------
 
@@ -359,14 +330,28 @@ class RemoteEngine:
         caller = self._open.pop(call_id, None)
         payload = entry[1] if len(entry) == 2 else entry[2]
         if type(payload) is tuple:
-            description, payload = payload[0], b""
-            if self.memory is None:
-                raise FrameError("a result lies in shared memory, and there is none")
-            if caller is not None:
-                payload = self.memory.read(description)
-            self._say_later((call_id,), len(payload) / (MUCH * self.memory.size))
+            payload = self._result(call_id, payload[0], caller)
         if caller is not None:
             self._tell(caller, frames.outcome_of(entry, payload))
+
+    def _result(self, call_id: int, description: bytes, caller: Caller | None) -> Payload:
+        """Return a result that lies in shared memory: as it is where its caller reads it there, else a copy."""
+        memory = self.memory
+        if memory is None:
+            raise FrameError("a result lies in shared memory, and there is none")
+        if caller is None:
+            self._was_read(memory, call_id, 0)
+            return b""
+        if getattr(caller, TAKES_HELD, False) and (span := memory.span_of_bytes(description)) is not None:
+            return LyingPayload(span, memory, call_id, self._was_read)
+        payload = memory.read(description)
+        self._was_read(memory, call_id, len(payload))
+        return payload
+
+    def _was_read(self, memory: WebMemory, call_id: int, size: int) -> None:
+        """Have the engine told, in a while, that a result was read, unless it is another engine by now."""
+        if memory is self.memory and self._outbox is not None:
+            self._outbox.say_later((call_id,), size / (MUCH * memory.size))
 
     def _on_answer(self, number: int, answered: bool, data: bytes, _: None) -> None:
         if self._silent:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from mosec_asgi import log
 from mosec_asgi.errors import StartupError
-from mosec_asgi.ipc.private_socket import CannotListen, PrivateSocket
+from mosec_asgi.ipc.private_socket import CannotListen, PrivateSocket, Taken
 
 BACKLOG = 64
 
@@ -33,6 +33,12 @@ class EngineSocket:
         """
         try:
             self._socket.start(take, backlog=BACKLOG)
+        except Taken as error:
+            raise StartupError(
+                f"this engine cannot listen at {self._path}: {error}. If that is an engine of the same service, web "
+                "processes have it, and this one is not needed; to replace it, end it first. Else choose another path "
+                "with --socket, and give it to the web processes as MOSEC_ENGINE"
+            ) from error
         except CannotListen as error:
             raise StartupError(
                 f"web processes cannot reach the engine at {self._path}: {error}. Choose another path with --socket"

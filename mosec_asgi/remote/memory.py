@@ -1,15 +1,16 @@
 """Large payloads between a web process and the workers of an engine: written once by one, and read where they lie.
 
 A web process has a region of its own, as each worker has one (`ipc.ledger`): it alone writes there, and the engine says
-which blocks are free again. What workers have written it copies out at once, and says so.
+which blocks are free again. What workers have written it copies out at once, or sends from there to a client (`lend`),
+and then says so.
 """
 
 from __future__ import annotations
 
 import os
 import pickle
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
 
 from mosec_asgi.ipc import reference
 from mosec_asgi.ipc.arena import LARGE
@@ -17,7 +18,10 @@ from mosec_asgi.ipc.frames import FrameError
 from mosec_asgi.ipc.mapped import Mapped
 from mosec_asgi.ipc.reference import Kind, Span
 from mosec_asgi.ipc.shm import Share, SharedMemory, SharedPayload, WorkerMemory
-from mosec_asgi.messages import Payload
+from mosec_asgi.messages import Payload, Pieces
+
+# Called with the memory in which a result lies, the number of its call, and its size.
+OnRead: TypeAlias = Callable[["WebMemory", int, int], None]
 
 
 class PutPayload:
@@ -57,6 +61,10 @@ class PutPayload:
         taken = self.memory.read(self.description)
         return taken if isinstance(taken, bytes) else pickle.dumps(taken.load(), protocol=5)
 
+    def lend(self) -> memoryview:
+        """Return the same."""
+        return memoryview(self.read())
+
     def load(self) -> Any:
         """Return the object that is pickled here."""
         taken = self.memory.read(self.description)
@@ -91,12 +99,57 @@ class TakenPayload:
         """Return the same."""
         return self.copy()
 
+    def lend(self) -> memoryview:
+        """Return the same."""
+        return memoryview(self.copy())
+
     def load(self) -> Any:
         """Return the object; its arrays may be written to, as they are copies."""
         return pickle.loads(self._stream, buffers=self._buffers)
 
     def drop(self) -> None:
         """Do nothing: the memory was given back when this was copied."""
+
+
+class LyingPayload:
+    """A result that lies where its worker has written it, until it is dropped; see `messages.HeldPayload`."""
+
+    __slots__ = ("_call_id", "_memory", "_on_read", "_span")
+
+    def __init__(self, span: Span, memory: WebMemory, call_id: int, on_read: OnRead) -> None:
+        self._span = span
+        self._memory = memory
+        self._call_id = call_id
+        self._on_read = on_read
+
+    def __len__(self) -> int:
+        return self._span.length
+
+    def __reduce__(self) -> tuple[type[bytes], tuple[bytes]]:
+        return bytes, (self.copy(),)
+
+    def lend(self) -> memoryview:
+        """Return it where it lies, to be read and released."""
+        return self._memory.lend(self._span)
+
+    def read(self) -> bytes:
+        """Return a copy."""
+        with self.lend() as lent:
+            return bytes(lent)
+
+    def copy(self) -> bytes:
+        """Return the same."""
+        return self.read()
+
+    def load(self) -> Any:
+        """Return the object that is pickled here."""
+        pickled = self.read()
+        self.drop()
+        return pickle.loads(pickled)
+
+    def drop(self) -> None:
+        """Have it written over."""
+        self._on_read(self._memory, self._call_id, self._span.length)
 
 
 class WebMemory:
@@ -129,6 +182,11 @@ class WebMemory:
         span = self._mapped.put(payload)
         return None if span is None else reference.pack(Kind.BYTES, [span])
 
+    def put_pieces(self, pieces: Pieces) -> bytes | None:
+        """Write a payload that came in pieces, and return its description; None where there is no room."""
+        span = self._mapped.put_pieces(pieces.pieces, len(pieces))
+        return None if span is None else reference.pack(Kind.BYTES, [span])
+
     def take_back(self, spans: Sequence[Span]) -> None:
         """Have blocks written over, of which the engine has not been told."""
         self._mapped.take_back(spans)
@@ -155,6 +213,23 @@ class WebMemory:
             return TakenPayload(contents.stream, [bytearray(read(span)) for span in contents.spans])
         stream, *buffers = contents.spans
         return TakenPayload(read(stream), [bytearray(read(span)) for span in buffers])
+
+    def span_of_bytes(self, description: bytes) -> Span | None:
+        """Return where a payload of bytes lies; None for an object.
+
+        Raises:
+            FrameError: the description is none.
+        """
+        contents = reference.unpack(description)
+        return contents.spans[0] if contents.kind is Kind.BYTES else None
+
+    def lend(self, span: Span) -> memoryview:
+        """Return a block without a copy, to be read, and released before the engine is told that it was read.
+
+        Raises:
+            FrameError: it is not in the memory.
+        """
+        return self._mapped.lend(span)
 
     def close(self) -> None:
         """Close the file. What is mapped goes when nobody refers to it any more."""

@@ -23,6 +23,8 @@ _LEAST_SCALE = 1e-4
 _LEAST_SECONDS = 1e-9
 # A line that misses the median at some x by more than this share is said to be a poor one.
 POOR = 0.15
+# The same, where half of all measurements miss the line by more than this share.
+SCATTERED = 0.3
 
 
 class Point(NamedTuple):
@@ -65,6 +67,11 @@ class Line:
     def is_poor(self) -> bool:
         """Whether the time is no line, or was not measured well."""
         return self.worst > POOR
+
+    @property
+    def scatters(self) -> bool:
+        """Whether batches of the same size take so different times that a line says little of a slow one."""
+        return self.error > SCATTERED
 
 
 def fitted(points: Sequence[Point]) -> Line:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,7 @@ def read(path: str, column: str | None = None) -> list[Any]:
     Raises:
         WrongUse: it cannot be read, has no item, or a line of it is none.
     """
+    _check_ends(path)
     kind = _TABLES.get(Path(path).suffix.lower(), "jsonl")
     form = Plain(kind, "", column)
     items = []
@@ -42,6 +45,21 @@ def read(path: str, column: str | None = None) -> list[Any]:
     if not items:
         raise WrongUse(f"{path} has no items: write one on each line, as clients send them")
     return items
+
+
+def is_pipe(path: str) -> bool:
+    """Whether a sample is a named pipe, whose reader waits for a writer."""
+    try:
+        return path != readers.STDIN and stat.S_ISFIFO(os.stat(path).st_mode)
+    except OSError:
+        # What cannot be read is refused by `read`.
+        return False
+
+
+def _check_ends(path: str) -> None:
+    """Refuse a device, which may have no end; raises `WrongUse`."""
+    if path != readers.STDIN and os.path.exists(path) and stat.S_ISCHR(os.stat(path).st_mode):
+        raise WrongUse(f"{path} is a device: name a file, or - for standard input")
 
 
 def _first(lines: Iterator[Line]) -> Iterator[Line]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import math
 import os
 import random
 import time
@@ -16,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from mosec_asgi.errors import MosecError
+from mosec_asgi.errors import INTERNAL_ERROR_TEXT, MosecError
 from mosec_asgi.labels import UNLABELLED, Label, Labels
 from mosec_asgi.observing.statistics import StageReport
 from mosec_asgi.offline.faults import Halted
@@ -33,10 +34,12 @@ _CHUNK = 8
 _PASS_SHARE = 0.3
 # Measurements of each size, where there is time: the first one more, because much is loaded with it.
 _REPEATS = 4
-_TIMEOUT_MS = 120_000
 # Seconds at work of which processor time, counted in hundredths of a second, says something. A worker with less is so
 # quick that under load it keeps a processor busy with its messages.
 LEAST_BUSY = 0.2
+# Seconds that a call may take, and the part of a stage's time that `forward` may: what hangs ends in time.
+_MOST_SECONDS = 120.0
+_FORWARD_SHARE = 0.5
 
 
 @dataclass
@@ -106,24 +109,27 @@ async def measure(server: Server, runtime: Runtime, items: Sequence[Any], bounds
         "engine": "",
         "log_level": "warning",
         "capacity": max(1000, 2 * bounds.most),
-        "timeout": _TIMEOUT_MS,
+        "timeout": round(1000 * min(_MOST_SECONDS, bounds.seconds)),
         "load_shedding": False,
     }
-    alone.register_runtime({ROUTE: [_alone(runtime, bounds.most)]})
+    alone.register_runtime({ROUTE: [_alone(runtime, bounds)]})
     async with alone:
         return await _Driven(alone, runtime, bounds).run(items)
 
 
-def _alone(runtime: Runtime, most: int) -> Runtime:
+def _alone(runtime: Runtime, bounds: Bounds) -> Runtime:
     """Return a stage with one worker, that takes batches as large as are sent."""
     other = copy.copy(runtime)
     other.num, other.most_workers = 1, 1
     other.env = runtime.env[:1] if runtime.env else None
     if runtime.max_batch_size > 1:
-        other.max_batch_size, other.max_wait_time = most, TOGETHER
+        other.max_batch_size, other.max_wait_time = bounds.most, TOGETHER
     other.max_batch_cost, other.sort_by_cost, other.labels = 0, False, None
     other.max_calls = other.max_memory = 0
+    # What kills its worker is to fail, and not to be run again in another one.
+    other.max_attempts = 1
     other.latency_target = 0.0
+    other.timeout = min(runtime.timeout or math.inf, _FORWARD_SHARE * min(_MOST_SECONDS, bounds.seconds))
     # A batch that is too large is to fail, and not to be run again in parts that pass.
     other.isolation_calls = 0
     other.methods = None
@@ -139,22 +145,37 @@ class _Driven:
         self._bounds = bounds
         self._result = Measured()
         self._rng = random.Random(0)
+        self._worker, self._began, self._cpu_before = 0, 0.0, (0.0, 0.0)
+        self._before = self._report()
         worker = runtime.worker
         self._counts, groups = hasattr(worker, "cost"), hasattr(worker, "batch_key")
         self._labels = Labels(worker, counts=self._counts, groups=groups) if self._counts or groups else None
 
     async def run(self, items: Sequence[Any]) -> Measured:
-        pid = self._pid()
-        began, before = time.monotonic(), self._report()
-        main, others = _cpu_seconds(pid)
-        good = await self._passed(items, began + _PASS_SHARE * self._bounds.seconds)
-        await self._grow(good, began + self._bounds.seconds)
-        busy = self._report().process.since(before.process).total
-        if self._pid() == pid:
-            then = _cpu_seconds(pid)
-            self._result.cpu = processors_of(then[0] - main, then[1] - others, busy)
-        self._result.memory = _resident_bytes(self._pid())
+        self._worker, self._began = self._pid(), time.monotonic()
+        self._cpu_before = _cpu_seconds(self._worker)
+        good = await self._passed(items, self._began + _PASS_SHARE * self._bounds.seconds)
+        self._note_use()
+        await self._grow(good, self._over)
+        if not self._result.by_items:
+            raise Halted(
+                f"{self._runtime.worker.__name__} could not be measured: {self._result.ended}. It has answered the "
+                "same items once before; see why it fails now and then"
+            )
         return self._result
+
+    @property
+    def _over(self) -> float:
+        """When the time is over."""
+        return self._began + self._bounds.seconds
+
+    def _note_use(self) -> None:
+        """Note what the worker has taken of the machine; what one takes that has replaced it is not comparable."""
+        busy = self._report().process.since(self._before.process).total
+        if self._pid() == self._worker:
+            then, before = _cpu_seconds(self._worker), self._cpu_before
+            self._result.cpu = processors_of(then[0] - before[0], then[1] - before[1], busy)
+        self._result.memory = _resident_bytes(self._pid()) or self._result.memory
 
     async def _passed(self, items: Sequence[Any], until: float) -> list[tuple[Any, Label]]:
         """Send each item once; return those that were answered, and keep what became of them."""
@@ -172,14 +193,27 @@ class _Driven:
                     result.labels.append(label)
                     result.outputs.append(answer)
                     result.kept.append(place)
-            if time.monotonic() > until and good:
+            if time.monotonic() > until:
                 break
         if not good:
-            raise Halted(
-                f"{self._runtime.worker.__name__} takes none of the sample's items: {result.why_refused}. Items are "
-                "what `server.infer` takes: write into the sample what `deserialize` returns"
-            )
+            raise Halted(self._why_none())
         return good
+
+    def _why_none(self) -> str:
+        """Return what to tell where no item was answered."""
+        name, why = self._runtime.worker.__name__, self._result.why_refused
+        if why.endswith(INTERNAL_ERROR_TEXT):
+            why += " (the log above says where)"
+        if time.monotonic() > self._began + _PASS_SHARE * self._bounds.seconds:
+            return (
+                f"{name} has answered none of the first {self._result.refused} items of the sample in "
+                f"{time.monotonic() - self._began:.0f} s: {why}. Take items that it cannot do out of the sample; if it "
+                "takes that long, give it more time by --seconds"
+            )
+        return (
+            f"{name} takes none of the sample's items: {why}. Items are what `server.infer` takes: write into the "
+            "sample what `deserialize` returns"
+        )
 
     async def _grow(self, good: Sequence[tuple[Any, Label]], until: float) -> None:
         result, bounds = self._result, self._bounds
@@ -189,9 +223,14 @@ class _Driven:
                 if repeat and time.monotonic() > until:
                     break
                 point = await self._timed([self._rng.choice(good) for _ in range(size)])
+                if point is None and size == 1 and time.monotonic() < until:
+                    # Of a single item, which was answered before: a failure says nothing of the size.
+                    continue
                 if point is None:
                     return
                 seconds = point.seconds
+            if not result.by_items:
+                return
             result.most = size
             if seconds > bounds.batch_seconds:
                 result.ended = f"a batch of {size} took {seconds * 1000:.0f} ms"
@@ -209,8 +248,10 @@ class _Driven:
         if failure is not None:
             result.ended = f"a batch of {len(batch)} failed: {' '.join(str(failure).split())}"
             return None
+        result.ended = ""
         after = self._report()
         process = after.process.since(before.process)
+        self._note_use()
         # Where the engine has made several batches of it, a line goes through their mean as well.
         point = Point(len(batch) / process.count, process.total / process.count)
         result.by_items.append(point)
@@ -225,7 +266,7 @@ class _Driven:
         answers = await self._sent(items)
         if len(items) > 1:
             for place, answer in enumerate(answers):
-                if isinstance(answer, BaseException):
+                if isinstance(answer, BaseException) and time.monotonic() < self._over:
                     [answers[place]] = await self._sent([items[place]])
         return answers
 

@@ -14,8 +14,10 @@ from collections.abc import Coroutine, Iterable, Sequence
 from time import perf_counter
 from typing import Any, Protocol
 
+from mosec_asgi.batching.engine import TAKES_PIECES
 from mosec_asgi.errors import CANCELLED, NO_ROOM, Failure
-from mosec_asgi.messages import OK, Outcome
+from mosec_asgi.ipc.arena import LARGE
+from mosec_asgi.messages import OK, HeldPayload, LinkError, Outcome, Pieces
 from mosec_asgi.web import access, compression, server_timing
 from mosec_asgi.web.exchange import LARGE_BODY, Exchange, Route, Shared
 from mosec_asgi.web.known_heads import KnownHeads
@@ -31,12 +33,16 @@ class DirectRoute:
     Attributes:
         route: of a protocol, without streams.
         shared: what it has in common with other routes.
+        takes_pieces: a large body is passed on in the pieces in which it came.
+        takes_held: a large result is sent from where a worker has written it.
     """
 
     def __init__(self, route: Route, shared: Shared) -> None:
         """Bind to a route."""
         self.route = route
         self.shared = shared
+        self.takes_pieces = getattr(route, "passes_body", False) and getattr(shared.engine, TAKES_PIECES, False)
+        self.takes_held = getattr(route, "passes_result", False) and not shared.compressed
         self._limit = shared.limit
         self._budget = shared.budget
         # The head of a result's answer, with places for its length and its request id, and the headers from which it
@@ -105,8 +111,8 @@ class Connection(Protocol):
     def own_headers(self) -> list[Header]:
         """Return the headers that each answer of the connection has."""
 
-    def respond(self, head: bytes, body: bytes, *, close: bool) -> None:
-        """Send an answer, and go on with the next request, or close."""
+    def respond(self, head: bytes, body: bytes | memoryview, *, close: bool) -> None:
+        """Send an answer, and go on with the next request, or close; of a `memoryview` nothing is kept."""
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> None:
         """Run something that takes several turns of the event loop, and drop it when the connection ends."""
@@ -129,7 +135,7 @@ class DirectExchange(Exchange):
         self.keep_alive = True
         self._connection = connection
         self._direct: DirectRoute
-        self._more: list[bytes] = []
+        self._more: list[bytes | memoryview] = []
         self._size = 0
         self._began = 0.0
         # The header Server-Timing of the answer, and the end of the head.
@@ -152,15 +158,20 @@ class DirectExchange(Exchange):
         self.request_id = self.shared.request_ids.of(headers)
         self.response_complete = False
 
-    def feed(self, body: bytes) -> None:
-        """Take a piece of the body: nearly always all of it."""
+    @property
+    def takes_held(self) -> bool:
+        """Whether a result is read where it lies; see `engine.TAKES_HELD`."""
+        return self._direct.takes_held
+
+    def feed(self, body: bytes | memoryview) -> None:
+        """Take a piece of the body: nearly always all of it. A `memoryview` only where the route takes pieces."""
         if self.response_complete:
             return
         if self.body:
             self._more.append(body)
             self._size += len(body)
         else:
-            self.body = body
+            self.body = body  # type: ignore[assignment]  # until `end`
             self._size = len(body)
 
     @property
@@ -183,14 +194,23 @@ class DirectExchange(Exchange):
         """Have the request run: its body is complete."""
         if self.response_complete:
             return
-        if self._more:
-            self.body = b"".join((self.body, *self._more))
-            self._more = []
+        body: Any = self.body
+        if self._more or type(body) is memoryview:
+            self._gather()
         if len(self.body) > LARGE_BODY and not self.hold(len(self.body)):
             self.refuse(NO_ROOM)
         else:
             self.submit()
         self.body = b""
+
+    def _gather(self) -> None:
+        """Make one body of the pieces in which it came, if only for whoever reads it."""
+        pieces = (self.body, *self._more)
+        self._more = []
+        if self._direct.takes_pieces and self._size >= LARGE:
+            self.body = Pieces(pieces, self._size)  # type: ignore[assignment]  # the route only passes it on
+        else:
+            self.body = b"".join(pieces)
 
     def close(self) -> None:
         """End with the connection: nobody waits for an answer any more."""
@@ -222,6 +242,10 @@ class DirectExchange(Exchange):
         if outcome.code == CANCELLED:
             super().settled(outcome)
             return
+        payload: Any = outcome.payload
+        if type(payload) is not bytes and type(payload) is not memoryview and self.takes_held:
+            self._settled_held(outcome, payload)
+            return
         self._call_id = None
         try:
             response = self.route.respond(self, (outcome,))
@@ -233,6 +257,17 @@ class DirectExchange(Exchange):
             self.answer(response)
         elif not self.response_complete:
             self._send(response)
+
+    def _settled_held(self, outcome: Outcome, held: HeldPayload) -> None:
+        """Answer with a result that lies in shared memory, without a copy of it."""
+        try:
+            with held.lend() as lent:
+                self.settled(outcome._replace(payload=lent))  # type: ignore[arg-type]  # it is only sent
+        except LinkError as error:
+            self._call_id = None
+            self.refuse(self._fault(error))
+        finally:
+            held.drop()
 
     def timed(self, response: Response, outcomes: Sequence[Outcome]) -> Response:
         """Keep the header for `_send`: a response with headers of its own needs a head of its own, 8 µs more."""

@@ -43,8 +43,9 @@ class Stream:
         self._sent = False
         self._chunks: list[Chunk] = []
         self._outcomes: Sequence[Outcome] | None = None
-        self._woken = asyncio.Event()
         self._loop = asyncio.get_running_loop()
+        # No `asyncio.Event`: until Python 3.12, each wait for one asks the system for the process's number.
+        self._waiter: asyncio.Future[None] | None = None
         self._written_at = 0.0
         self._is_idle = False
         self._timer: asyncio.TimerHandle | None = None
@@ -57,12 +58,12 @@ class Stream:
     def feed(self, chunk: Chunk) -> None:
         """Take the next chunk from the engine."""
         self._chunks.append(chunk)
-        self._woken.set()
+        self._wake()
 
     def end(self, outcomes: Sequence[Outcome]) -> None:
         """Take the outcomes from the engine, after the last chunk; none if the client has left."""
         self._outcomes = outcomes
-        self._woken.set()
+        self._wake()
 
     async def follow(self) -> Sequence[Outcome]:
         """Send the chunks as they come, until the outcomes are there.
@@ -79,8 +80,8 @@ class Stream:
             elif self._is_idle:
                 await self.write(self._form.comment or b"")
             else:
-                self._woken.clear()
-                await self._woken.wait()
+                self._waiter = self._loop.create_future()
+                await self._waiter
         return self._outcomes
 
     async def write(self, more: bytes | Callable[[], bytes] = b"", *, more_body: bool = True) -> None:
@@ -103,6 +104,12 @@ class Stream:
         if self._timer is not None:
             self._timer.cancel()
 
+    def _wake(self) -> None:
+        """Have `follow` look for what has come."""
+        waiter = self._waiter
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
+
     def _report(self, chunks: Sequence[Chunk]) -> None:
         sizes: dict[int, int] = {}
         for chunk in chunks:
@@ -118,7 +125,7 @@ class Stream:
         now = self._loop.time()
         if now - self._written_at >= self._keep_alive:
             self._is_idle = True
-            self._woken.set()
+            self._wake()
             self._timer = self._loop.call_later(self._keep_alive, self._look)
         else:
             self._timer = self._loop.call_at(self._written_at + self._keep_alive, self._look)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from mosec_asgi.inside.ending import Ending
 from mosec_asgi.inside.port import Port, ProgressNotes
 from mosec_asgi.ipc import frames
+from mosec_asgi.ipc.stream import Stream
 from mosec_asgi.messages import Cancels, Chunks, Credits, Results, Tasks
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ class PipeBroken(Ending):
 class SocketPort(Port):
     """A port on a socket. Receiving raises `FrameError` for bytes that are not a frame, or not one for a worker."""
 
-    def __init__(self, sock: socket.socket, progress: ProgressNotes) -> None:
+    def __init__(self, sock: Stream, progress: ProgressNotes) -> None:
         super().__init__(progress)
         self._sock = sock
         self._decoder = frames.Decoder()

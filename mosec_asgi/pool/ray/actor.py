@@ -14,6 +14,7 @@ import pickle
 import select
 import signal
 import socket
+import ssl
 import threading
 import time
 import traceback
@@ -22,14 +23,19 @@ from multiprocessing import spawn
 from typing import Any
 
 from mosec_asgi import log
+from mosec_asgi.errors import StartupError
 from mosec_asgi.inside.codec import examples
+from mosec_asgi.inside.counting import share_after_fork
 from mosec_asgi.inside.ending import Ending
 from mosec_asgi.inside.loading import load, runner_for, speaker_for, warm_up
 from mosec_asgi.inside.plain_runner import PlainRunner
 from mosec_asgi.inside.spec import WorkerSpec
 from mosec_asgi.inside.timer import KernelTimer, kernel_timer
+from mosec_asgi.ipc.stream import Stream
+from mosec_asgi.observing.custom import VARIABLE
 from mosec_asgi.pool.process import group
-from mosec_asgi.pool.ray import handshake
+from mosec_asgi.pool.ray import handshake, tls
+from mosec_asgi.pool.ray.counts import Counts
 from mosec_asgi.pool.ray.handshake import HandshakeError
 from mosec_asgi.pool.ray.listener import tune
 from mosec_asgi.pool.ray.orders import Order
@@ -58,6 +64,18 @@ def run(order: tuple[Any, ...]) -> str:
     if told.version != __version__:
         return f"the node has mosec_asgi {__version__}, and the server {told.version}; install the same version on both"
     os.environ.update(told.variables)
+    counts = Counts()
+    if VARIABLE not in told.variables:
+        os.environ.update(counts.open())
+        # Something may have loaded prometheus_client before.
+        share_after_fork()
+    try:
+        return _run(told, counts)
+    finally:
+        counts.close()
+
+
+def _run(told: Order, counts: Counts) -> str:
     try:
         spec = _unpickled(told)
     except Exception:
@@ -68,25 +86,31 @@ def run(order: tuple[Any, ...]) -> str:
         )
     try:
         sock = connect(told)
+    except StartupError as error:
+        return f"the actor cannot connect to its server by TLS: {error}"
+    except tls.TlsError as error:
+        return f"the actor cannot connect to its server at {told.address[0]} port {told.address[1]} by TLS: {error}"
     except (OSError, HandshakeError) as error:
         return (
             f"the actor cannot connect to its server at {told.address[0]} port {told.address[1]}: {error}; let the "
             "cluster's nodes reach the server's machine at all ports, or at the one that the setting ray_port says"
         )
     try:
-        _serve(spec, RayPort(sock), sock)
+        _serve(spec, RayPort(sock), sock, counts)
     finally:
         sock.close()
     return ""
 
 
-def connect(order: Order) -> socket.socket:
+def connect(order: Order) -> Stream:
     """Return a connection to the server on which both sides have proved who they are.
 
     Raises:
+        StartupError: the node lacks what TLS needs.
         OSError: there is none.
         HandshakeError: what listens there is not the server.
     """
+    context = tls.context(tls.files_of_node(), server_side=False) if order.tls else None
     until = time.monotonic() + CONNECT_SECONDS
     while True:
         try:
@@ -97,21 +121,47 @@ def connect(order: Order) -> socket.socket:
             time.sleep(RETRY_SECONDS)
             continue
         try:
-            _shake_hands(sock, order)
+            session = None if context is None else _encrypt(sock, context)
+            _shake_hands(sock, session, order)
         except BaseException:
             sock.close()
             raise
         tune(sock)
         sock.settimeout(None)
-        return sock
+        return sock if session is None else tls.TlsSocket(sock, session)
 
 
-def _shake_hands(sock: socket.socket, order: Order) -> None:
-    server_nonce = handshake.nonce_of(_receive(sock, handshake.GREETING_SIZE))
+def _encrypt(sock: socket.socket, context: ssl.SSLContext) -> tls.Session:
+    session = tls.Session(context, server_side=False)
+    sock.sendall(session.shake_hands())
+    while not session.established:
+        try:
+            answer = session.shake_hands(_receive_record(sock))
+        except tls.TlsError as error:
+            with contextlib.suppress(OSError):
+                sock.sendall(error.alert)
+            raise
+        sock.sendall(answer)
+    return session
+
+
+def _shake_hands(sock: socket.socket, session: tls.Session | None, order: Order) -> None:
+    secret = order.secret if session is None else session.bound(order.secret)
+    server_nonce = handshake.nonce_of(_hear(sock, session, handshake.GREETING_SIZE))
     nonce = os.urandom(handshake.NONCE_SIZE)
-    sock.sendall(handshake.claim(order.secret, order.token, server_nonce, nonce))
-    proof = _receive(sock, handshake.PROOF_SIZE)
-    handshake.check_proof(order.secret, order.token, server_nonce, nonce, proof)
+    claim = handshake.claim(secret, order.token, server_nonce, nonce)
+    sock.sendall(claim if session is None else session.encrypted(claim))
+    proof = _hear(sock, session, handshake.PROOF_SIZE)
+    handshake.check_proof(secret, order.token, server_nonce, nonce, proof)
+
+
+def _hear(sock: socket.socket, session: tls.Session | None, size: int) -> bytes:
+    return _receive(sock, size) if session is None else session.decrypted(_receive_record(sock))
+
+
+def _receive_record(sock: socket.socket) -> bytes:
+    head = _receive(sock, tls.HEAD_SIZE)
+    return head + _receive(sock, tls.length_after(head))
 
 
 def _receive(sock: socket.socket, size: int) -> bytes:
@@ -143,7 +193,7 @@ def _unpickled(order: Order) -> WorkerSpec:
         del process._inheriting
 
 
-def _serve(spec: WorkerSpec, port: RayPort, sock: socket.socket) -> None:
+def _serve(spec: WorkerSpec, port: RayPort, sock: Stream, counts: Counts) -> None:
     kernel, end = kernel_timer(), kernel_timer()
     log.configure(spec.log_level, text=spec.log_text)
     log.speak_as(lambda: {"stage": spec.stage, "worker": spec.worker_id})
@@ -164,6 +214,7 @@ def _serve(spec: WorkerSpec, port: RayPort, sock: socket.socket) -> None:
         try:
             warm_up(runner, rehearsals, spec)
             port.ready()
+            counts.begin(port.send_frame)
             runner.serve()
         finally:
             signal.signal(_SERVER_GONE, _nothing)
@@ -173,6 +224,8 @@ def _serve(spec: WorkerSpec, port: RayPort, sock: socket.socket) -> None:
             if kernel is not None:
                 kernel.set(0.0)
             runner.close()
+            # With what that has counted.
+            counts.close()
 
 
 def _store(spec: WorkerSpec) -> RayStore | None:
@@ -199,7 +252,7 @@ def _keep_from_children(port: RayPort) -> None:
 
 
 @contextlib.contextmanager
-def _ends_with_the_server(sock: socket.socket, end: KernelTimer | None) -> Iterator[None]:
+def _ends_with_the_server(sock: Stream, end: KernelTimer | None) -> Iterator[None]:
     """Have `ServerGone` raised within this block once the connection is gone, whatever the worker does then."""
 
     def server_gone(*_: object) -> None:

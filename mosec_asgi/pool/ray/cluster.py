@@ -15,7 +15,8 @@ from typing import Any, Protocol, cast
 
 from mosec_asgi import log
 from mosec_asgi.errors import StartupError
-from mosec_asgi.pool.ray import handshake
+from mosec_asgi.ipc.stream import Stream
+from mosec_asgi.pool.ray import handshake, tls
 from mosec_asgi.pool.ray.listener import Expected, Listener
 from mosec_asgi.pool.ray.orders import (
     Ask,
@@ -46,7 +47,7 @@ logger = log.internal_logger(__name__)
 class Actor(Protocol):
     """Hears what becomes of an actor."""
 
-    def connected(self, sock: socket.socket, host: str) -> None:
+    def connected(self, sock: Stream, host: str) -> None:
         """Take over the connection to it; `host` is where it runs."""
 
     def waits(self, text: str) -> None:
@@ -59,15 +60,18 @@ class Actor(Protocol):
 class RayCluster:
     """A Ray cluster, as the stages of one service share it. It is connected while there are stages that use it."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, port: int = 0) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, port: int = 0, encrypted: str = "auto") -> None:
         """Prepare; the first launch connects.
 
         Args:
             loop: on which everything is reported.
             port: to which actors connect; 0 for any that is free.
+            encrypted: the setting `ray_tls`: whether they do so by TLS.
         """
         self._loop = loop
         self._port = port
+        self._encrypted = encrypted
+        self._credentials: tls.Credentials | None = None
         self._numbers = 0
         self._actors: dict[int, tuple[bytes, Actor]] = {}
         self._broker: Broker | None = None
@@ -116,7 +120,7 @@ class RayCluster:
             main: the main module, if the worker's class is defined there; see `Order`.
 
         Raises:
-            StartupError: Ray is not installed, or the broker cannot be started.
+            StartupError: Ray is not installed, the files for TLS cannot be used, or the broker cannot be started.
         """
         self._open()
         self._numbers += 1
@@ -135,7 +139,18 @@ class RayCluster:
             self._listener.expect(token, Expected(secret, actor.connected))
             paths = [os.path.abspath(path) for path in sys.path]
             name = f"{stage} {worker}"
-            order = Order(__version__, paths, main, self._listener.address, token, secret, dict(variables), spec, name)
+            order = Order(
+                __version__,
+                paths,
+                main,
+                self._listener.address,
+                token,
+                secret,
+                dict(variables),
+                spec,
+                name,
+                tls=self._credentials is not None,
+            )
             launch = Launch(number, pickle.dumps(dict(options)), pickle.dumps(placement), stage, tuple(order))
             self._send(launch)
 
@@ -200,6 +215,10 @@ class RayCluster:
             return
         if importlib.util.find_spec("ray") is None:
             raise StartupError(MISSING)
+        self._credentials = None
+        if tls.is_wanted(self._encrypted):
+            self._credentials = tls.Credentials(tls.files_of_node())
+            self._credentials.load()
         broker = Broker(self._loop, self._heard, self._lost)
         try:
             broker.start(_where())
@@ -228,7 +247,7 @@ class RayCluster:
             self._connected(report)
 
     def _connected(self, report: Connected) -> None:
-        listener = Listener(self._loop)
+        listener = Listener(self._loop, self._credentials)
         try:
             listener.open(report.host, self._port)
         except OSError as error:
@@ -240,10 +259,11 @@ class RayCluster:
         self._listener = listener
         assert listener.address is not None
         logger.info(
-            "connected to Ray at %s: %s; its workers connect to %s port %d",
+            "connected to Ray at %s: %s; its workers connect to %s port %d%s",
             report.cluster,
             report.told,
             *listener.address,
+            "" if self._credentials is None else " by TLS",
         )
         waiting, self._waiting = self._waiting, []
         for start in waiting:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 
 from mosec_asgi.errors import StartupError
 from mosec_asgi.inside.spec import WorkerSpec
+from mosec_asgi.observing.custom import CustomMetrics
 from mosec_asgi.pool.link import WorkerEvents
 from mosec_asgi.pool.ray.cluster import RayCluster
 from mosec_asgi.pool.ray.link import RayLink
@@ -20,7 +21,11 @@ class RayLauncher:
     """Starts the workers of one stage as actors, on one event loop."""
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, options: RayOptions | None = None, cluster: RayCluster | None = None
+        self,
+        loop: asyncio.AbstractEventLoop,
+        options: RayOptions | None = None,
+        cluster: RayCluster | None = None,
+        counts: CustomMetrics | None = None,
     ) -> None:
         """Prepare; nothing is started.
 
@@ -28,11 +33,13 @@ class RayLauncher:
             loop: on which the workers' events are reported.
             options: what the stage asks of Ray.
             cluster: that of the service, which other stages use as well.
+            counts: where what the workers count is shown, if it is.
         """
         self._loop = loop
         self._options = options or RayOptions()
         self._cluster = cluster or RayCluster(loop)
         self._cluster.use()
+        self._counts = counts
         self._closed = False
 
     def launch(self, spec: WorkerSpec, variables: Mapping[str, str], events: WorkerEvents) -> RayLink:
@@ -45,7 +52,7 @@ class RayLauncher:
                 f"worker {spec.worker_id} of {spec.stage} cannot be sent to another node: {error}. Define its class at "
                 "the top level of a module, under its own name, and give it arguments that can be pickled"
             ) from error
-        link = RayLink(spec, events, self._loop, self._cluster)
+        link = RayLink(spec, events, self._loop, self._cluster, self._counts)
         main = main_module() if spec.worker.__module__ == "__main__" else ("", "")
         options = self._options
         link.begin(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 import struct
 from typing import Protocol
 
@@ -11,9 +10,10 @@ from mosec_asgi import log
 from mosec_asgi.inside.spec import WorkerSpec
 from mosec_asgi.ipc import frames
 from mosec_asgi.ipc.channel import Channel
+from mosec_asgi.ipc.stream import Stream
 from mosec_asgi.messages import OK, Cancels, Chunks, Credits, LinkError, Payload, Progress, Results, Tasks
+from mosec_asgi.observing.custom import CustomMetrics
 from mosec_asgi.pool.link import WorkerEvents
-from mosec_asgi.pool.ray.listener import tune
 from mosec_asgi.pool.ray.orders import Ended
 from mosec_asgi.pool.ray.store import HEAD
 
@@ -51,6 +51,7 @@ class RayLink:
         events: WorkerEvents,
         loop: asyncio.AbstractEventLoop,
         cluster: Cluster,
+        counts: CustomMetrics | None = None,
         *,
         confirm_seconds: float = CONFIRM_SECONDS,
     ) -> None:
@@ -61,6 +62,7 @@ class RayLink:
             events: hears what it does.
             loop: to listen on.
             cluster: ends the actor.
+            counts: where what the worker counts is shown, if it is.
             confirm_seconds: in which Ray confirms its end.
         """
         self._confirm_seconds = confirm_seconds
@@ -68,6 +70,7 @@ class RayLink:
         self._events = events
         self._loop = loop
         self._cluster = cluster
+        self._counts = counts
         self._number = 0
         self._host = ""
         self._channel: Channel | None = None
@@ -168,14 +171,13 @@ class RayLink:
 
     # -- from the cluster --------------------------------------------------------------------------------------------
 
-    def connected(self, sock: socket.socket, host: str) -> None:
+    def connected(self, sock: Stream, host: str) -> None:
         """Take over the connection, on which the actor has proved that it is this one."""
         if self._gone or self._closed:
             sock.close()
             return
         self._stop_timer()
         self._host = host
-        tune(sock)
         self._channel = Channel(sock, self._on_frame, self._on_closed)
         self._channel.open(self._loop)
 
@@ -214,6 +216,8 @@ class RayLink:
         self._stop_timer()
         if self._channel is not None:
             self._channel.close()
+        if self._counts is not None:
+            self._counts.foreign_ended(self._number)
 
     def _stop_timer(self) -> None:
         if self._timer is not None:
@@ -234,6 +238,11 @@ class RayLink:
             self._events.ready()
         elif isinstance(frame, frames.Failed):
             self._events.failed(frame.text)
+        elif isinstance(frame, frames.Counted):
+            # A thread of its own sends it, also where the worker hangs: that is no step.
+            self._beats -= 1
+            if self._counts is not None:
+                self._counts.counted(self._number, frame.kind, frame.values)
         else:
             self._broke(f"a worker does not send {type(frame).__name__}")
 
@@ -298,6 +307,10 @@ class StoredPayload:
     def read(self) -> bytes:
         """Refuse: it is for the next stage, whose workers are actors as well."""
         raise LinkError("a result lies in Ray's store, where the server does not read it")
+
+    def lend(self) -> memoryview:
+        """Refuse, as `read` does."""
+        return memoryview(self.read())
 
     def copy(self) -> bytes:
         """Refuse, as `read` does."""

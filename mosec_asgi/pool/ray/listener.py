@@ -11,7 +11,8 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from mosec_asgi import log
-from mosec_asgi.pool.ray import handshake
+from mosec_asgi.ipc.stream import Stream
+from mosec_asgi.pool.ray import handshake, tls
 from mosec_asgi.pool.ray.handshake import HandshakeError
 from mosec_asgi.ration import Ration
 
@@ -33,7 +34,7 @@ class Expected(NamedTuple):
     """
 
     secret: bytes
-    connected: Callable[[socket.socket, str], None]
+    connected: Callable[[Stream, str], None]
 
 
 class Listener:
@@ -42,6 +43,7 @@ class Listener:
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
+        credentials: tls.Credentials | None = None,
         *,
         seconds: float = HANDSHAKE_SECONDS,
         most_unproved: int = MOST_UNPROVED,
@@ -50,10 +52,12 @@ class Listener:
 
         Args:
             loop: to listen on.
+            credentials: for TLS, in which all is said; None for connections without it.
             seconds: in which a connection has to prove whose it is.
             most_unproved: connections that have not.
         """
         self._loop = loop
+        self._credentials = credentials
         self._seconds = seconds
         self._most_unproved = most_unproved
         self._expected: dict[bytes, Expected] = {}
@@ -132,7 +136,7 @@ class Listener:
     async def _prove(self, sock: socket.socket, host: str) -> None:
         """Let a connection prove whose it is, and hand it over; or close it."""
         try:
-            expected = await asyncio.wait_for(self._shake_hands(sock), self._seconds)
+            expected, stream = await asyncio.wait_for(self._begin(sock), self._seconds)
         except (HandshakeError, OSError, asyncio.TimeoutError) as error:
             sock.close()
             why = str(error) or f"it said nothing for {self._seconds:g} s"
@@ -143,21 +147,54 @@ class Listener:
             sock.close()
             raise
         else:
-            expected.connected(sock, host)
+            tune(sock)
+            expected.connected(stream, host)
 
-    async def _shake_hands(self, sock: socket.socket) -> Expected:
+    async def _begin(self, sock: socket.socket) -> tuple[Expected, Stream]:
+        if self._credentials is None:
+            return await self._shake_hands(sock, None), sock
+        session = self._credentials.session()
+        await self._encrypt(sock, session)
+        return await self._shake_hands(sock, session), tls.TlsSocket(sock, session)
+
+    async def _encrypt(self, sock: socket.socket, session: tls.Session) -> None:
+        while not session.established:
+            record = await self._receive_record(sock)
+            try:
+                answer = session.shake_hands(record)
+            except tls.TlsError as error:
+                # It goes at once, or not at all. What is left unread at a close would take it back.
+                with contextlib.suppress(OSError):
+                    sock.send(error.alert)
+                    sock.recv(tls.READ_SIZE)
+                raise
+            await self._loop.sock_sendall(sock, answer)
+
+    async def _shake_hands(self, sock: socket.socket, session: tls.Session | None) -> Expected:
         nonce = os.urandom(handshake.NONCE_SIZE)
-        await self._loop.sock_sendall(sock, handshake.greeting(nonce))
-        claimed = handshake.read_claim(await self._receive(sock, handshake.CLAIM_SIZE))
+        await self._say(sock, session, handshake.greeting(nonce))
+        claimed = handshake.read_claim(await self._hear(sock, session, handshake.CLAIM_SIZE))
         expected = self._expected.get(claimed.token)
         # An unknown token takes as long as a wrong secret.
         secret = os.urandom(handshake.SECRET_SIZE) if expected is None else expected.secret
-        proof = handshake.proof(secret, nonce, claimed)
+        proof = handshake.proof(secret if session is None else session.bound(secret), nonce, claimed)
         # One connection for each token.
         if expected is None or self._expected.pop(claimed.token, None) is None:
             raise HandshakeError("it belongs to no worker that was started")
-        await self._loop.sock_sendall(sock, proof)
+        await self._say(sock, session, proof)
         return expected
+
+    async def _say(self, sock: socket.socket, session: tls.Session | None, message: bytes) -> None:
+        await self._loop.sock_sendall(sock, message if session is None else session.encrypted(message))
+
+    async def _hear(self, sock: socket.socket, session: tls.Session | None, size: int) -> bytes:
+        if session is None:
+            return await self._receive(sock, size)
+        return session.decrypted(await self._receive_record(sock))
+
+    async def _receive_record(self, sock: socket.socket) -> bytes:
+        head = await self._receive(sock, tls.HEAD_SIZE)
+        return head + await self._receive(sock, tls.length_after(head))
 
     async def _receive(self, sock: socket.socket, size: int) -> bytes:
         """Receive so many bytes and no more: what follows is for another reader."""

@@ -27,6 +27,7 @@ class Order(NamedTuple):
         variables: environment variables to set before the worker is loaded.
         spec: a pickled `WorkerSpec`.
         name: of the worker, before its lines in Ray's logs.
+        tls: connect by TLS, with the files that are named on the worker's node.
     """
 
     version: str
@@ -38,6 +39,7 @@ class Order(NamedTuple):
     variables: Mapping[str, str]
     spec: bytes
     name: str
+    tls: bool = False
 
 
 class Connect(NamedTuple):

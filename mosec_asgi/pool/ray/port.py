@@ -15,11 +15,11 @@ Each frame shows that the worker does something; where it sends none, a step is 
 from __future__ import annotations
 
 import os
-import socket
 import time
 from collections.abc import Callable
 
 from mosec_asgi.ipc import frames
+from mosec_asgi.ipc.stream import Stream
 from mosec_asgi.messages import Cancels, Credits, Results, Tasks
 from mosec_asgi.pool.process.port import SocketPort
 from mosec_asgi.pool.ray.store import RayStore
@@ -38,9 +38,9 @@ class RayPort(SocketPort):
         at_once: the worker runs the tasks of a message one after the other without a pause, and then those of the next.
     """
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: Stream) -> None:
         """Take over a connection on which both sides have proved who they are."""
-        self._notes = Notes(self._send_note)
+        self._notes = Notes(self.send_frame)
         super().__init__(sock, self._notes)
         self.at_once = False
         self.kept: RayStore | None = None
@@ -85,9 +85,10 @@ class RayPort(SocketPort):
         else:
             self._send(encoded)
 
-    def _send_note(self, note: bytes) -> None:
+    def send_frame(self, frame: bytes) -> None:
+        """Send a frame that is about no task."""
         with self._lock:
-            self._send(note)
+            self._send(frame)
 
     def _send(self, data: bytes) -> None:
         if self._waiting:

@@ -72,6 +72,10 @@ class Held:
         self._require_held("read")
         return self._payload
 
+    def lend(self) -> memoryview:
+        """Return the payload as bytes."""
+        return memoryview(self.read())
+
     def copy(self) -> bytes:
         """Return the payload as bytes."""
         return self.read()

@@ -56,10 +56,17 @@ class Described(NamedTuple):
 
 
 class PlainRoute:
-    """A route as mosec has them; see `web.exchange.Route`."""
+    """A route as mosec has them; see `web.exchange.Route`.
+
+    Attributes:
+        passes_body: nothing reads a body here: it becomes the payload of a call as it is.
+        passes_result: the same of a result, which becomes the body of an answer.
+    """
 
     takes_request = False
     admits = False
+    passes_body = True
+    passes_result = True
 
     def __init__(
         self,
@@ -159,6 +166,8 @@ class RequestRoute(PlainRoute):
 class OrderedRoute(PlainRoute):
     """A route whose requests say something of the order in which they are run."""
 
+    # Labels may be read from it.
+    passes_body = False
     # Set after it is made.
     ordering: Ordering
     labels: Labels | None

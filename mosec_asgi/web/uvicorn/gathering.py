@@ -7,6 +7,8 @@ and two packets, and wakes the client twice, for every response; written togethe
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
 from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any, cast
@@ -54,6 +56,8 @@ class GatheringTransport(asyncio.Transport):
         # asyncio's own transports copy the pieces into one, or (3.12, 3.13) never tell the protocol to pause for them:
         # a client that does not read would not be held back.
         self._takes_several = type(transport).__module__.partition(".")[0] != "asyncio"
+        # To write to without the transport; -1 where that cannot be.
+        self._descriptor = self._find_descriptor()
         self._turn_end = turn_end
         self._held = b""
         # Called when the transport is to be closed; returns True if the caller will close it later, by `end`.
@@ -80,14 +84,36 @@ class GatheringTransport(asyncio.Transport):
         """Write all pieces as one."""
         self.write(b"".join(list_of_data))
 
-    def write_response(self, head: bytes, body: bytes) -> None:
-        """Write a whole response, without waiting for more."""
+    def write_response(self, head: bytes, body: bytes | memoryview) -> None:
+        """Write a whole response, without waiting for more; of a `memoryview` nothing is kept."""
         if self._held:
             self.flush()
-        if len(body) < LARGE or not self._takes_several:
+        if type(body) is memoryview:
+            self._write_lent(head, body)
+        elif len(body) < LARGE or not self._takes_several:
             self._transport.write(head + body)
         else:
             self._transport.writelines((head, body))
+
+    def _write_lent(self, head: bytes, body: memoryview) -> None:
+        """Write a response whose body may be written over once this returns: only what is not sent now is copied."""
+        sent = 0
+        transport = self._transport
+        if self._descriptor >= 0 and not transport.is_closing() and not transport.get_write_buffer_size():
+            # Where this fails, the transport finds out why.
+            with contextlib.suppress(OSError):
+                sent = os.writev(self._descriptor, (head, body))
+        if sent < len(head):
+            transport.write(head[sent:] + bytes(body))
+        elif sent < len(head) + len(body):
+            transport.write(bytes(body[sent - len(head) :]))
+
+    def _find_descriptor(self) -> int:
+        """Return the descriptor of a socket to which an answer goes as it is; -1 where there is none."""
+        if not self._takes_several or self._transport.get_extra_info("sslcontext") is not None:
+            return -1
+        sock = self._transport.get_extra_info("socket")
+        return -1 if sock is None else int(sock.fileno())
 
     def flush(self) -> None:
         """Write what is held."""
@@ -120,7 +146,7 @@ class GatheringTransport(asyncio.Transport):
             del self.write, self.write_response
             self.write(bytes(data).removeprefix(beginning))
 
-        def write_response(head: bytes, body: bytes) -> None:
+        def write_response(head: bytes, body: bytes | memoryview) -> None:
             del self.write, self.write_response
             self.write_response(head.removeprefix(beginning), body)
 

@@ -34,6 +34,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from uvicorn.server import ServerState
 
 from mosec_asgi.errors import BAD_REQUEST, NO_ROOM, TOO_SLOW, Failure, head_too_large, url_too_long
+from mosec_asgi.ipc.arena import LARGE
 from mosec_asgi.web.budget import SMALL
 from mosec_asgi.web.direct import CLOSE, DirectExchange, DirectRoute, DirectRoutes
 from mosec_asgi.web.known_heads import END, MAX_HEAD_SIZE
@@ -93,6 +94,7 @@ class Http1Protocol(HttpToolsProtocol):
         "_head_size",
         "_is_direct",
         "_known",
+        "_left",
         "_lingering",
         "_newest",
         "_refusal",
@@ -132,6 +134,8 @@ class Http1Protocol(HttpToolsProtocol):
         self._asks_for_upgrade = False
         # The part of the newest request that is awaited: nothing, the rest of its head, or the rest of its body.
         self._awaits = NOTHING
+        # Bytes that are still to come of the newest request's body, where its head was known: the parser sees neither.
+        self._left = 0
         # The bytes so far of a head that has not come with one read.
         self._head_size = 0
         # Data that comes is not given to the parser: it must wait for its turn, or nobody wants it any more.
@@ -198,6 +202,9 @@ class Http1Protocol(HttpToolsProtocol):
         at_beginning = not self._awaits
         if at_beginning and self._take_known(data):
             return
+        if self._left:
+            self._take_more(data)
+            return
         self._newest = None
         if len(data) > PIECE:
             self._feed_pieces(data)
@@ -209,21 +216,22 @@ class Http1Protocol(HttpToolsProtocol):
                 self.parser.feed_data(data)
             except (httptools.HttpParserUpgrade, httptools.HttpParserError) as error:
                 self._parser_stopped(data, error)
-        if at_beginning and self._newest is not None and not self._awaits:
+        if at_beginning and self._newest is not None and self._awaits != HEAD:
             self._learn(self._newest, data)
         if self._awaits or self._arrival is not None:
             self._look_at_arrival(len(data))
 
     def _take_known(self, data: bytes) -> bool:
-        """Take a request whose head has come before, and which has come whole; whether it is one."""
+        """Take a request whose head has come before, and which has come whole, or is large; whether it is one."""
         end = data.find(END, 0, MAX_HEAD_SIZE) + len(END)
         known = self._known.get(data[:end])
         if known is None:
             return False
         route, headers, size = known
         exchange = self._exchange
+        came = len(data) - end
         if (
-            len(data) - end != size
+            (came != size and (came > size or size < LARGE))
             or exchange is None
             or not (self.cycle is None or self.cycle.response_complete)
             or self.flow.write_paused
@@ -233,17 +241,39 @@ class Http1Protocol(HttpToolsProtocol):
         self._is_direct = True
         self.cycle = exchange  # type: ignore[assignment]  # as in `on_headers_complete`
         exchange.begin(route, headers)
-        exchange.feed(data[end:])
-        exchange.end()
+        # Without a copy where the engine makes one.
+        exchange.feed(memoryview(data)[end:] if size >= LARGE and route.takes_pieces else data[end:])
+        if came == size:
+            exchange.end()
+        else:
+            self._left = size - came
+            self._awaits = BODY
+            self._look_at_arrival(len(data))
         return True
 
+    def _take_more(self, data: bytes) -> None:
+        """Take more of the body of a request whose head was known, and what comes behind it."""
+        exchange, left = self._exchange, self._left
+        assert exchange is not None
+        piece, rest = (data, b"") if len(data) <= left else (data[:left], data[left:])
+        exchange.feed(piece)
+        self._left = left - len(piece)
+        if not self._left:
+            self._awaits = NOTHING
+            exchange.end()
+        self._look_at_arrival(len(piece))
+        if rest:
+            self.data_received(rest)
+
     def _learn(self, route: DirectRoute, data: bytes) -> None:
-        """Keep the head of a request, if a read has brought that and its body, and nothing else."""
+        """Keep the head of a request, if a read has brought that and its body, or a part of a large one, alone."""
         end = data.find(END, 0, MAX_HEAD_SIZE) + len(END)
         exchange = self._exchange
         if end >= len(END) and exchange is not None:
             size = int(exchange.headers[b"content-length"])
-            if len(data) - end == size:
+            came = len(data) - end
+            # All that came is of this body, so the head is its own, and not that of a request before it.
+            if came == size or (size >= LARGE and came == size - exchange.body_left):
                 self._routes.known.learn(data[:end], route, exchange.headers, size)
 
     def eof_received(self) -> bool:  # type: ignore[override]
@@ -507,8 +537,8 @@ class Http1Protocol(HttpToolsProtocol):
         """Return the headers that each response of the connection has."""
         return self.server_state.default_headers
 
-    def respond(self, head: bytes, body: bytes, *, close: bool) -> None:
-        """Send a response, and go on with the next request."""
+    def respond(self, head: bytes, body: bytes | memoryview, *, close: bool) -> None:
+        """Send a response, and go on with the next request; of a `memoryview` nothing is kept."""
         transport = self.transport
         if transport.is_closing():
             return
