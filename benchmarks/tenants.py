@@ -23,7 +23,7 @@ from mosec_asgi import MosecError, Server, Worker
 
 LOADS = (0.55, 0.8, 0.95, 1.5)
 HEAVIER = 10
-SECONDS_PER_CALL = 0.02
+SECONDS_PER_CALL = 0.01
 BATCH = 16
 SECONDS_PER_BATCH, SECONDS_PER_ITEM = 0.005, 0.001
 WARM_UP_SECONDS = 3.0
@@ -61,7 +61,7 @@ LAYOUTS: dict[str, tuple[type[Worker], dict[str, Any], float]] = {
 }
 
 
-async def offer(server: Server, rates: Mapping[str, float], seconds: float, *, named: bool) -> list[float | None]:
+async def offer(server: Server, rates: Mapping[str, float], seconds: float, *, named: bool) -> list[float | int]:
     """Make calls at random for a time.
 
     Args:
@@ -71,21 +71,21 @@ async def offer(server: Server, rates: Mapping[str, float], seconds: float, *, n
         named: the server is told which tenant a call belongs to.
 
     Returns:
-        the seconds that each of the light tenant's calls took; None for one that was not answered well.
+        the seconds that each of the light tenant's calls took, or the status of one that was not answered well.
     """
-    took: list[float | None] = []
+    took: list[float | int] = []
     began = time.monotonic()
 
     async def call(tenant: str, due: float) -> None:
-        good = True
+        code = 0
         try:
             await server.infer(1, tenant=tenant if named else "")
         except MosecError as error:
             if error.code not in (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.REQUEST_TIMEOUT):
                 raise
-            good = False
+            code = error.code
         if tenant == LIGHT and due > began + WARM_UP_SECONDS:
-            took.append(time.monotonic() - due if good else None)
+            took.append(code or time.monotonic() - due)
 
     async def send(tenant: str, rate: float) -> None:
         # Of each tenant's own, so that the calls of one are the same whatever the others do.
@@ -101,7 +101,7 @@ async def offer(server: Server, rates: Mapping[str, float], seconds: float, *, n
     return took
 
 
-async def measure(layout: str, rates: Mapping[str, float], seconds: float, *, named: bool) -> list[float | None]:
+async def measure(layout: str, rates: Mapping[str, float], seconds: float, *, named: bool) -> list[float | int]:
     """Return what `offer` does, of a service of its own."""
     worker, settings, _ = LAYOUTS[layout]
     server = Server(timeout=TIMEOUT_MS, log_level="error")
@@ -110,9 +110,9 @@ async def measure(layout: str, rates: Mapping[str, float], seconds: float, *, na
         return await offer(server, rates, seconds, named=named)
 
 
-def p99(took: Sequence[float | None]) -> float:
+def p99(took: Sequence[float | int]) -> float:
     """Return the 99th percentile of those that were answered well, in milliseconds."""
-    answered = sorted(seconds for seconds in took if seconds is not None)
+    answered = sorted(seconds for seconds in took if isinstance(seconds, float))
     return 1000 * answered[int(0.99 * len(answered))] if answered else float("nan")
 
 
@@ -133,12 +133,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 asyncio.run(measure(layout, rates, options.seconds, named=named))
                 for rates, named in (({LIGHT: light}, True), (both, True), (both, False))
             )
-            lost = sum(seconds is None for seconds in ours)
+            lost = ours.count(HTTPStatus.TOO_MANY_REQUESTS)
             refused = refused or bool(lost)
             print(
                 f"  {load:4.2f} of the capacity, {len(ours):5} calls:"
                 f" {p99(alone):7.1f}  {p99(ours):7.1f}  {p99(fifo):7.1f}"
-                f"   {p99(ours) / p99(alone):5.2f} times alone, {lost} of them refused",
+                f"   {p99(ours) / p99(alone):5.2f} times alone, {lost} refused, "
+                f"{ours.count(HTTPStatus.REQUEST_TIMEOUT)} late",
                 flush=True,
             )
     return int(refused)

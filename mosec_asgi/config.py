@@ -269,7 +269,9 @@ class Settings:
         is_list=True,
         secret=True,
     )
-    api_key_file: str = _setting("", "file of such keys, one a line, which is read again when it changes")
+    api_key_file: str = _setting(
+        "", "file of API keys, one a line, of which each request must bring one; it is read again when it changes"
+    )
     public: str = _setting(
         "",
         "what is answered without a key where there are keys, beside /livez and /readyz: root, metrics, docs, "

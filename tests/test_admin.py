@@ -143,7 +143,7 @@ async def test_a_socket_at_which_somebody_listens_is_left_alone(tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
-    ("name", "message"), [("file", "no socket"), ("nowhere/a.sock", "No such file"), ("x" * 200, "too long")]
+    ("name", "message"), [("file", "no socket"), ("nowhere/a.sock", "no such folder"), ("x" * 200, "too long")]
 )
 async def test_a_path_that_does_not_do_ends_the_start(tmp_path: Path, name: str, message: str) -> None:
     (tmp_path / "file").write_text("mine")

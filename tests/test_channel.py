@@ -112,6 +112,49 @@ async def test_what_the_pipe_has_no_room_for_is_sent_later_in_order(pipe: Pipe) 
     assert taken == b"".join(texts)
 
 
+class Interrupted(socket.socket):
+    """Lets another thread run to its end while it reads, as Python may at any system call."""
+
+    other: Callable[[], object]
+
+    def recv_into(self, *arguments: Any) -> int:
+        size = super().recv_into(*arguments)
+        thread = threading.Thread(target=self.other)
+        thread.start()
+        thread.join(PATIENCE)
+        return size
+
+
+async def test_channels_of_several_threads_do_not_write_over_what_the_others_read() -> None:
+    ours, theirs = socket.socketpair()
+    reads = Interrupted(fileno=ours.detach())
+    heard: list[Frame | str] = []
+    others: list[Frame | str] = []
+
+    async def read_another() -> None:
+        one, two = socket.socketpair()
+        channel = Channel(one, others.append, others.append)
+        channel.open(asyncio.get_running_loop())
+        two.sendall(b"no frame, but as long as one: " * 10)
+        channel.drain()
+        channel.close()
+        two.close()
+
+    def other() -> None:
+        asyncio.run(read_another())
+
+    reads.other = other
+    channel = Channel(reads, heard.append, heard.append)
+    channel.open(asyncio.get_running_loop())
+    theirs.sendall(encode_ready())
+    channel.drain()
+    channel.close()
+    theirs.close()
+    assert heard == [Ready()]
+    assert len(others) == 1
+    assert "garbage" in str(others[0])
+
+
 async def test_a_channel_that_is_closed_says_and_hears_nothing(pipe: Pipe) -> None:
     pipe.theirs.sendall(encode_ready())
     pipe.channel.close()

@@ -16,7 +16,8 @@ import pytest
 from harness import ROOT, running, skip_module_without, wait_until
 
 from mosec_asgi.cli import main
-from mosec_asgi.cli.new import FILES, render
+from mosec_asgi.cli.new import FILES, render, requirement
+from mosec_asgi.version import __version__
 
 skip_module_without("hatchling")
 
@@ -74,9 +75,31 @@ def test_a_folder_that_cannot_be_filled_is_taken_away_again(
 
 def test_the_image_has_all_that_the_service_needs() -> None:
     texts = render("demo")
-    copied = re.findall(r"^COPY (\S+)", texts["Dockerfile"], re.MULTILINE)
-    assert set(copied) <= set(FILES)
-    assert {"app.py", "requirements.txt"} <= set(copied)
+    lines = re.findall(r"^COPY (.*) \./$", texts["Dockerfile"], re.MULTILINE)
+    copied = {name for line in lines for name in line.split()}
+    assert copied <= {*FILES, "*.whl"}
+    assert {"app.py", "requirements.txt", "*.whl"} <= copied
+
+
+@pytest.mark.parametrize(
+    ("origin", "line"),
+    [
+        ({}, f"mosec-asgi[cli]>={__version__}"),
+        ({"url": "https://a/b.whl", "archive_info": {}}, "mosec-asgi[cli] @ https://a/b.whl"),
+        (
+            {"url": "https://a/b.git", "vcs_info": {"vcs": "git", "commit_id": "1f"}},
+            "mosec-asgi[cli] @ git+https://a/b.git@1f",
+        ),
+        ({"url": "file:///a/b.whl", "archive_info": {}}, "mosec-asgi[cli] @ file:///a/b.whl"),
+        ({"url": "file:///a", "dir_info": {"editable": True}}, "mosec-asgi[cli] @ file:///a"),
+    ],
+    ids=["index", "url", "git", "wheel", "clone"],
+)
+def test_the_requirements_name_the_place_from_which_this_package_came(origin: dict[str, object], line: str) -> None:
+    lines = requirement(origin).splitlines()
+    assert lines[-1] == line
+    # An image cannot read a file of this machine.
+    assert len(lines) == (3 if "file:" in line else 1)
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +131,7 @@ def test_the_wheel_has_the_templates(wheel: Path) -> None:
     assert {f"mosec_asgi/cli/templates/{name.lstrip('.')}.template" for name in FILES} <= set(names)
 
 
-def test_a_strangers_path(environment: Path, tmp_path: Path) -> None:
+def test_a_strangers_path(environment: Path, wheel: Path, tmp_path: Path) -> None:
     variables = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "VIRTUAL_ENV")}
     variables["PATH"] = f"{environment / 'bin'}{os.pathsep}{variables['PATH']}"
 
@@ -121,6 +144,7 @@ def test_a_strangers_path(environment: Path, tmp_path: Path) -> None:
     demo = tmp_path / "demo"
     where = run("python -c 'import mosec_asgi; print(mosec_asgi.__file__)'", demo)
     assert where.startswith(str(environment)), "the wheel is what is tried, and not this checkout"
+    assert f"mosec-asgi[cli] @ {wheel.as_uri()}\n" in (demo / "requirements.txt").read_text()
     assert "3 passed" in run("python -m pytest -q -p no:cacheprovider -p no:schemathesis", demo)
     assert "app:server can be served: no warnings" in run("mosec-asgi check app:server", demo)
     run("mosec-asgi dry-run app:server", demo)

@@ -66,7 +66,7 @@ def test_a_tenant_that_alone_asks_for_more_than_there_is_costs_others_no_more_th
     takes = stage.seconds(None, 1, 0.0)
     # What runs is not interrupted, and of those that the light one has waiting each waits for one of the other's.
     assert p99(both, "light") <= p99(alone, "light") + max(takes, 5 * takes / stage.concurrency)
-    assert share(both, "light") >= 0.95
+    assert share(both, "light") == 1.0
     assert share(both, "heavy") >= 0.4, "the other nine tenths of the capacity are its own"
 
 
@@ -77,3 +77,14 @@ def test_weights_of_three_to_one_give_three_to_one(name: str) -> None:
     gold, free = (sum(answer.code == 200 for answer in answers(history, tenant)) for tenant in ("gold", "free"))
     assert gold / free == pytest.approx(3.0, rel=0.1)
     assert gold + free >= 0.95 * CAPACITY[name] * (SECONDS - 15.0)
+
+
+@pytest.mark.parametrize("workers", [1, 8])
+def test_a_tenant_that_asks_for_less_than_its_share_is_not_refused_where_the_stage_stands_still(workers: int) -> None:
+    def seconds(chance: Any, items: int, now: float) -> float:
+        return 0.01 * (30.0 if int(now) % 10 == 5 else 1.0)
+
+    light = 0.08 * workers / 0.01
+    history = run(world.SimulatedStage(seconds, num=workers), {"light": light, "heavy": 10 * light})
+    codes = {tenant: {answer.code for answer in answers(history, tenant)} for tenant in ("light", "heavy")}
+    assert codes == {"light": {200}, "heavy": {200, 429}}

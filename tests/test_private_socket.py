@@ -52,7 +52,7 @@ def test_what_a_killed_program_has_left_is_replaced_and_a_file_is_not(tmp_path: 
     other.write_text("text")
     with pytest.raises(CannotListen, match="a file is there that is no socket"):
         private_socket.listen(str(other), backlog=1)
-    with pytest.raises(CannotListen, match="No such file"):
+    with pytest.raises(CannotListen, match="there is no such folder"):
         private_socket.listen(str(tmp_path / "none" / "a.sock"), backlog=1)
 
 

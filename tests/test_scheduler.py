@@ -835,6 +835,9 @@ def test_answers_of_a_worker_that_keeps_order_come_in_the_order_in_which_it_was_
     with pytest.raises(AnswerError, match="when its next ones were 1, 2, 3, 4"):
         scheduler.answered("a", wrong, 0.01, 0.0)
     assert sent_to(scheduler, "a") == tasks
+    answered(scheduler, "a", tasks)
+    with pytest.raises(AnswerError, match="when it had none"):
+        scheduler.answered("a", wrong, 0.01, 0.0)
     other, tasks = four_tasks_on_a_worker(size, ordered=False)
     answered(other, "a", [tasks[number - 1] for number in wrong])
     assert other.in_flight == 4 - len(wrong)

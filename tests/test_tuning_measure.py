@@ -10,7 +10,7 @@ import pytest
 
 from mosec_asgi import Runtime, Server, ValidationError, Worker
 from mosec_asgi.offline.faults import Halted
-from mosec_asgi.tuning.measure import Bounds, measure
+from mosec_asgi.tuning.measure import LEAST_BUSY, Bounds, measure, processors_of
 
 FIXED, PER_ITEM = 0.004, 0.001
 
@@ -69,6 +69,23 @@ async def test_items_that_fail_are_counted_and_told_and_the_others_go_on() -> No
 async def test_a_stage_that_takes_nothing_ends_it_and_says_what_to_write() -> None:
     with pytest.raises(Halted, match=r"Picky takes none of the sample's items.*not one of mine"):
         await measure(Server(), Runtime(Picky), [1], Bounds(2.0, 4, 60.0))
+
+
+@pytest.mark.parametrize(
+    ("main", "others", "busy", "expected"),
+    [
+        (2.0, 0.0, 4.0, 0.5),
+        (3.0, 9.0, 3.0, 4.0),
+        # What it takes for its messages is not at work, and its one thread takes no more than one processor.
+        (5.0, 0.0, 1.0, 1.0),
+        # Too little for the clock that counts it.
+        (0.0, 0.01, LEAST_BUSY / 2, 1.0),
+    ],
+)
+def test_a_worker_takes_no_more_processors_than_its_threads_can(
+    main: float, others: float, busy: float, expected: float
+) -> None:
+    assert processors_of(main, others, busy) == expected
 
 
 class Hangs(Worker):

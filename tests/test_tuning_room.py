@@ -42,4 +42,5 @@ def test_stages_that_take_more_processors_than_there_are_are_slower() -> None:
     models, factor = slowed([stage(2.0), stage(1.0)], Machine(2, 1 << 40, 8))
     assert factor == 1.5
     assert [model.line.fixed for model in models] == [0.015, 0.015]
+    assert slowed([stage(1.0), stage(0.5)], Machine(2, 1 << 40, 8), nums=[3, 2])[1] == 2.0
     assert slowed([stage(1.0)], Machine(2, 1 << 40, 8)) == ([stage(1.0)], 1.0)

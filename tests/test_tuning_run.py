@@ -7,6 +7,7 @@ import pytest
 
 from mosec_asgi import ContinuousWorker, Server, SSEWorker, Worker
 from mosec_asgi.offline.faults import WrongUse
+from mosec_asgi.pool.process.launcher import usable_cores
 from mosec_asgi.tuning.run import Wanted, pipeline_of, recommend
 
 
@@ -65,4 +66,20 @@ def test_a_recommendation_is_no_worse_than_what_there_is() -> None:
     assert found.measured[0].outputs == [1, 2, 3]
     assert found.now[0].size == 4
     assert found.found.rate >= found.now_rate
+    assert [choice.num for choice in found.found.choices] == [1]
+
+
+def test_workers_that_are_defined_beyond_the_processors_are_not_counted_as_if_each_had_one() -> None:
+    # Quick enough to keep a processor busy each.
+    server = served("/a", num=2 * usable_cores())
+    route, pipeline = pipeline_of(server, None)
+    found = recommend(server, route, pipeline, [1, 2, 3], Wanted(0.2, 4.0, 8), lambda told: None)
+    assert found.machine.most == 2 * usable_cores()
+    assert found.found.rate >= 0.95 * found.now_rate > 0
+
+
+def test_as_many_workers_are_looked_at_as_are_defined_and_no_more_than_are_asked_for() -> None:
+    server = served("/a", num=3 * usable_cores())
+    route, pipeline = pipeline_of(server, None)
+    found = recommend(server, route, pipeline, [1], Wanted(0.2, 4.0, 8, 1), lambda told: None)
     assert [choice.num for choice in found.found.choices] == [1]

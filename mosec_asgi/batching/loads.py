@@ -252,7 +252,8 @@ class Loads(Generic[WorkerKey]):
             # No tuple is made of an iterator here: CPython keeps thousands of each length that it has cut to size, by
             # which a server would grow by 3 MB in its first million answers.
             if len(sent) < count or not all(map(eq, sent, ids)):
-                raise AnswerError(f"answered the tasks {brief(ids)} when its next ones were {brief(list(sent))}")
+                due = f"its next ones were {brief(list(sent))}" if sent else "it had none"
+                raise AnswerError(f"answered the tasks {brief(ids)} when {due}")
         elif len(set(ids)) < count or not sent.keys() >= set(ids):
             raise AnswerError(f"answered the tasks {brief(ids)}, and did not have each of them once")
         tasks = [sent.pop(task_id) for task_id in ids]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 import string
 import sys
-from importlib import resources
+from importlib import metadata, resources
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -52,7 +54,7 @@ def render(title: str) -> dict[str, str]:
     values = {
         "title": title,
         "name": title.lower(),
-        "version": __version__,
+        "requirement": requirement(_origin()),
         "python": f"{sys.version_info.major}.{sys.version_info.minor}",
     }
     folder = resources.files("mosec_asgi.cli") / "templates"
@@ -60,6 +62,36 @@ def render(title: str) -> dict[str, str]:
         name: string.Template((folder / f"{name.lstrip('.')}.template").read_text("utf-8")).substitute(values)
         for name in FILES
     }
+
+
+def requirement(origin: dict[str, Any]) -> str:
+    """Return what requirements.txt says of this package, so that it is found again where this one came from.
+
+    Args:
+        origin: the package's `direct_url.json` (PEP 610); empty where it came from an index.
+    """
+    url = str(origin.get("url", ""))
+    if not url:
+        return f"mosec-asgi[cli]>={__version__}"
+    vcs = origin.get("vcs_info")
+    if vcs:
+        return f"mosec-asgi[cli] @ {vcs['vcs']}+{url}@{vcs['commit_id']}"
+    if not url.startswith("file:"):
+        return f"mosec-asgi[cli] @ {url}"
+    return (
+        "# From this machine. An image cannot read that: put the wheel beside this file, and replace the line by\n"
+        f"# ./mosec_asgi-{__version__}-py3-none-any.whl[cli]\n"
+        f"mosec-asgi[cli] @ {url}"
+    )
+
+
+def _origin() -> dict[str, Any]:
+    try:
+        text = metadata.distribution("mosec-asgi").read_text("direct_url.json")
+    except metadata.PackageNotFoundError:
+        text = None
+    found = json.loads(text) if text else {}
+    return found if isinstance(found, dict) else {}
 
 
 def _write(folder: Path, texts: dict[str, str]) -> None:

@@ -88,7 +88,10 @@ class Duration(click.ParamType):  # type: ignore[type-arg]  # generic in click's
 )
 @click.option("--max-batch-size", type=click.IntRange(1, 4096), default=64, show_default=True, help="The largest.")
 @click.option(
-    "--max-workers", type=click.IntRange(1, 1024), metavar="N", help="Of a stage (default: the processors there are)."
+    "--max-workers",
+    type=click.IntRange(1, 1024),
+    metavar="N",
+    help="Of a stage (default: the processors there are, or as many as are defined where those are more).",
 )
 @click.option("--plot", metavar="FILE", help="Also draw the plot as a file (.svg, .png); needs matplotlib.")
 @click.option("--apply", "socket", metavar="SOCKET", help="Give a running service, at its admin socket, the settings.")
@@ -183,8 +186,8 @@ def _warn(found: Recommendation, out: Output) -> None:
     )
     if found.factor > 1:
         out.line(
-            f"warning: one worker of each stage takes {found.factor:.1f} times the processors there are; all times "
-            "are reckoned as that much longer",
+            f"warning: the workers take {found.factor:.1f} times the processors there are; all times are reckoned as "
+            "that much longer",
             WARN,
         )
     for model, measured in zip(found.models, found.measured, strict=True):
@@ -201,7 +204,7 @@ def _warn(found: Recommendation, out: Output) -> None:
             )
         if model.line.is_poor:
             out.line(
-                f"warning: the time of {model.name} is no line: at {model.line.worst_at:g} it is off by "
+                f"warning: the time of {model.name} does not fit a line: at {model.line.worst_at:g} it is off by "
                 f"{model.line.worst:.0%}; take the figures as rough ones, or measure longer (--seconds)",
                 WARN,
             )
@@ -230,8 +233,8 @@ def _show_rate(found: Recommendation, wanted: str, out: Output) -> None:
     best = found.found
     if not best.rate:
         out.line(
-            f"No settings do anything {wanted}: with next to no load, the p99 is {best.played.p99 * 1000:.3g} ms at "
-            f"best. Ask for more than that, as --p99 {math.ceil(best.played.p99 * 1500)}ms, or make the model quicker.",
+            f"No settings meet the target: with next to no load, the p99 is {best.played.p99 * 1000:.3g} ms at best. "
+            f"Ask for more than that, as --p99 {math.ceil(best.played.p99 * 1500)}ms, or make the model quicker.",
             WARN,
         )
         return
@@ -255,7 +258,7 @@ def _show_remedy(server: str, path: str, found: Recommendation, socket: str | No
         if found.route != DEFAULT_ROUTE:
             line = f"{line[:-1]}, route={found.route!r})"
         out.line(f"  {line}")
-    out.line("Verify:", STRONG)
+    out.line("Verify (oha sends the load: https://github.com/hatoo/oha):", STRONG)
     out.line(f"  mosec-asgi serve {shlex.quote(server)} --port 8000 &")
     out.line(
         f"  oha --no-tui -z 30s -q {max(1, int(found.found.played.rate * 0.9))} -c 500 --latency-correction -m POST "

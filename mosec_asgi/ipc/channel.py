@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import select
 import socket
+import threading
 import time
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -18,8 +19,20 @@ from mosec_asgi.ipc.frames import Decoder, FrameError
 from mosec_asgi.ipc.stream import Stream
 
 READ_SIZE = 256 * 1024
-_scratch = bytearray(READ_SIZE)
-_scratch_view = memoryview(_scratch)
+
+
+class _Scratch(threading.local):
+    """Memory into which the channels of a thread read, one after the other.
+
+    Each thread has its own: a program may have a service on the event loop of each of several threads, and while one
+    of them reads, Python runs the others.
+    """
+
+    def __init__(self) -> None:
+        self.view = memoryview(bytearray(READ_SIZE))
+
+
+_scratch = _Scratch()
 
 
 class FrameReader(Protocol):
@@ -72,10 +85,12 @@ class Channel:
         # The pipe, and the descriptor on which the event loop waits.
         self._poll: select.poll | None = None
         self._loop: asyncio.AbstractEventLoop
+        self._scratch: memoryview
 
     def open(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Begin to read."""
+        """Begin to read; on the thread of the loop."""
         self._loop = loop
+        self._scratch = _scratch.view
         self._open = True
         loop.add_reader(self._sock.fileno(), self._read)
         waits_on = getattr(loop, "_get_backend_id", None)
@@ -162,7 +177,7 @@ class Channel:
         if not self._open:
             return False
         try:
-            size = self._sock.recv_into(_scratch_view)
+            size = self._sock.recv_into(self._scratch)
         except (BlockingIOError, InterruptedError):
             return False
         except OSError as error:
@@ -172,7 +187,7 @@ class Channel:
             pending = self._decoder.pending
             self._fail(f"it was closed in the middle of a frame, {pending} bytes in" if pending else "")
             return False
-        self._decoder.receive_data(bytes(_scratch_view[:size]))
+        self._decoder.receive_data(bytes(self._scratch[:size]))
         try:
             while self._open and (frame := self._decoder.next_frame()) is not None:
                 self._on_frame(frame)

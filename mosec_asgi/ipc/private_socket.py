@@ -143,7 +143,8 @@ def listen(path: str, *, backlog: int, takes_over: bool = False) -> socket.socke
             sock.listen(backlog)
         except OSError as error:
             sock.close()
-            raise CannotListen(error.strerror or str(error)) from error
+            why = "there is no such folder" if isinstance(error, FileNotFoundError) else error.strerror or str(error)
+            raise CannotListen(why) from error
         sock.setblocking(False)
         return sock
 

@@ -112,11 +112,17 @@ class InlineService:
         wanted = stage if isinstance(stage, str) else stage.__name__
         names = {name for name, _ in self._workers if wanted in (name, name.rpartition("_")[0])}
         if len(names) == 1:
-            found = self._workers.get((names.pop(), number))
+            found = self._workers.get((next(iter(names)), number))
             if found is not None:
                 return found
         there = ", ".join(f"{name} {number}" for name, number in self._workers)
-        raise DefinitionError(f"no single worker is called {wanted!r} {number}; there are {there}")
+        if len(names) > 1:
+            why = f"several stages are of {wanted!r}; name one"
+        else:
+            why = (
+                f"there is no worker {number} of {wanted!r}" if names else f"no stage and no class is called {wanted!r}"
+            )
+        raise DefinitionError(f"{why}: the workers are {there}")
 
     @property
     def statistics(self) -> Statistics:

@@ -34,8 +34,12 @@ _CHUNK = 8
 _PASS_SHARE = 0.3
 # Measurements of each size, where there is time: the first one more, because much is loaded with it.
 _REPEATS = 4
-# Seconds that a call may take, and the part of a stage's time that `forward` may: what hangs ends in time.
-_MOST_SECONDS = 120.0
+# Seconds at work of which processor time, counted in hundredths of a second, says something. A worker with less is so
+# quick that under load it keeps a processor busy with its messages.
+LEAST_BUSY = 0.2
+# Seconds that `forward` may take at least and at most, and between these its part of a stage's time: what hangs ends in
+# time, and a machine that is busy is not taken for a model that hangs. A call may take twice as long.
+_FORWARD_SECONDS = (3.0, 60.0)
 _FORWARD_SHARE = 0.5
 
 
@@ -84,6 +88,12 @@ class Bounds:
     most: int
     batch_seconds: float
 
+    @property
+    def forward_seconds(self) -> float:
+        """What `forward` may take."""
+        least, most = _FORWARD_SECONDS
+        return min(most, max(least, _FORWARD_SHARE * self.seconds))
+
 
 async def measure(server: Server, runtime: Runtime, items: Sequence[Any], bounds: Bounds) -> Measured:
     """Measure a stage.
@@ -106,7 +116,7 @@ async def measure(server: Server, runtime: Runtime, items: Sequence[Any], bounds
         "engine": "",
         "log_level": "warning",
         "capacity": max(1000, 2 * bounds.most),
-        "timeout": round(1000 * min(_MOST_SECONDS, bounds.seconds)),
+        "timeout": round(2000 * bounds.forward_seconds),
         "load_shedding": False,
     }
     alone.register_runtime({ROUTE: [_alone(runtime, bounds)]})
@@ -126,7 +136,7 @@ def _alone(runtime: Runtime, bounds: Bounds) -> Runtime:
     # What kills its worker is to fail, and not to be run again in another one.
     other.max_attempts = 1
     other.latency_target = 0.0
-    other.timeout = min(runtime.timeout or math.inf, _FORWARD_SHARE * min(_MOST_SECONDS, bounds.seconds))
+    other.timeout = min(runtime.timeout or math.inf, bounds.forward_seconds)
     # A batch that is too large is to fail, and not to be run again in parts that pass.
     other.isolation_calls = 0
     other.methods = None
@@ -142,7 +152,7 @@ class _Driven:
         self._bounds = bounds
         self._result = Measured()
         self._rng = random.Random(0)
-        self._worker, self._began, self._cpu_before = 0, 0.0, 0.0
+        self._worker, self._began, self._cpu_before = 0, 0.0, (0.0, 0.0)
         self._before = self._report()
         worker = runtime.worker
         self._counts, groups = hasattr(worker, "cost"), hasattr(worker, "batch_key")
@@ -169,8 +179,9 @@ class _Driven:
     def _note_use(self) -> None:
         """Note what the worker has taken of the machine; what one takes that has replaced it is not comparable."""
         busy = self._report().process.since(self._before.process).total
-        if self._pid() == self._worker and busy > 0:
-            self._result.cpu = max(0.0, _cpu_seconds(self._worker) - self._cpu_before) / busy
+        if self._pid() == self._worker:
+            then, before = _cpu_seconds(self._worker), self._cpu_before
+            self._result.cpu = processors_of(then[0] - before[0], then[1] - before[1], busy)
         self._result.memory = _resident_bytes(self._pid()) or self._result.memory
 
     async def _passed(self, items: Sequence[Any], until: float) -> list[tuple[Any, Label]]:
@@ -296,14 +307,34 @@ def _sizes(most: int) -> list[int]:
     return sorted({size for each in doubled for size in (each, each * 3 // 2) if size <= most} | {most})
 
 
-def _cpu_seconds(pid: int) -> float:
-    """Return the processor time of a process and its threads; 0 where that is not known."""
+def processors_of(main: float, others: float, busy: float) -> float:
+    """Return the processors that a worker takes while it is at work.
+
+    Args:
+        main: processor seconds of the thread that runs `forward`. What it takes for its messages can be more than a
+            quick `forward` does.
+        others: those of all other threads.
+        busy: seconds that the worker was at work.
+    """
+    if busy < LEAST_BUSY:
+        return 1.0
+    return min(1.0, max(0.0, main) / busy) + max(0.0, others) / busy
+
+
+def _cpu_seconds(pid: int) -> tuple[float, float]:
+    """Return the processor time of a process's first thread, and of all others; 0 where that is not known."""
     try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            fields = file.read().rpartition(b")")[2].split()
+        whole, first = (_ticks(f"/proc/{pid}/{of}stat") for of in ("", f"task/{pid}/"))
     except OSError:
-        return 0.0
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        return 0.0, 0.0
+    second = os.sysconf("SC_CLK_TCK")
+    return first / second, max(0, whole - first) / second
+
+
+def _ticks(path: str) -> int:
+    with open(path, "rb") as file:
+        fields = file.read().rpartition(b")")[2].split()
+    return int(fields[11]) + int(fields[12])
 
 
 def _resident_bytes(pid: int) -> int:

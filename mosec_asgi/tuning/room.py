@@ -36,12 +36,20 @@ class Machine:
     most: int
 
 
-def slowed(models: Sequence[StageModel], machine: Machine) -> tuple[list[StageModel], float]:
-    """Return the stages as they are where one worker of each takes more processors than there are; and by what factor.
+def slowed(
+    models: Sequence[StageModel], machine: Machine, nums: Sequence[int] | None = None
+) -> tuple[list[StageModel], float]:
+    """Return the stages as they are where their workers take more processors than there are; and by what factor.
 
     Where the machine has room for all, the factor is 1.
+
+    Args:
+        models: the stages.
+        machine: what there is.
+        nums: workers of each; None for the fewest.
     """
-    factor = max(1.0, _cpu(models, [max(1, model.fixed_num) for model in models]) / machine.cores)
+    nums = [max(1, model.fixed_num) for model in models] if nums is None else nums
+    factor = max(1.0, _cpu(models, nums) / machine.cores)
     if factor <= 1.0:
         return list(models), 1.0
     lines = [replace(model.line, fixed=model.line.fixed * factor, slope=model.line.slope * factor) for model in models]

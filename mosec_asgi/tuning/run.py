@@ -6,7 +6,7 @@ import asyncio
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from mosec_asgi.config import Settings, resolve
@@ -29,6 +29,8 @@ MEASURE_SHARE, SEARCH_SHARE = 0.4, 0.45
 # Runs that a search should have time for; where it would not, they are shorter.
 RUNS = 150
 _TRIAL_CALLS = 500
+# How much more the workers that are defined must do, where they take more processors than there are, to be kept.
+CLEARLY = 1.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,14 +139,15 @@ def recommend(
     settings = resolve(server._keywords, None, server._overrides)
     names = stage_names([runtime for stages in server._defined.routes.values() for runtime in stages])
     measured = asyncio.run(_measured(server, pipeline, items, wanted, lambda stage: say(f"measuring {names[stage]}")))
-    machine = Machine(usable_cores(), memory_limit(), wanted.most_workers or usable_cores())
+    most = wanted.most_workers or max(usable_cores(), *(runtime.num for runtime in pipeline))
+    machine = Machine(usable_cores(), memory_limit(), most)
     fits = [
         _model(names[runtime], runtime, one, labels)
         for runtime, one, labels in zip(pipeline, measured, _labels(measured), strict=True)
     ]
     models, factor = slowed(fits, machine)
     say("searching")
-    return _searched(route, pipeline, measured, models, machine, factor, wanted, settings)
+    return _searched(route, pipeline, measured, fits, models, machine, factor, wanted, settings)
 
 
 async def _measured(
@@ -201,8 +204,8 @@ def _fixed(runtime: Runtime) -> int:
 
 
 def _searched(
-    route: str, pipeline: Sequence[Runtime], measured: Sequence[Measured], models: Sequence[StageModel],
-    machine: Machine, factor: float, wanted: Wanted, settings: Settings,
+    route: str, pipeline: Sequence[Runtime], measured: Sequence[Measured], fits: Sequence[StageModel],
+    models: Sequence[StageModel], machine: Machine, factor: float, wanted: Wanted, settings: Settings,
 ) -> Recommendation:  # fmt: skip
     now = tuple(
         Choice(runtime.num, runtime.max_batch_size, runtime.max_wait_time, runtime.max_batch_cost)
@@ -217,10 +220,20 @@ def _searched(
     calls = CALLS if math.isinf(wanted.target) else round(min(max(fit, LEAST_CALLS), CALLS))
     workload = Workload.drawn(calls, len(models[0].labels), wait=settings.wait / 1000)
     until = time.monotonic() + seconds
-    search = Search(models, machine, workload, wanted.target, lambda: time.monotonic() < until)
-    now_rate = search.rate_of(now)
-    found = search.best()
+    # Workers that are defined and take more processors than there are slow each other.
+    nums = [choice.num for choice in now]
+    now_models, now_factor = slowed(fits, machine, nums)
+    crowded = now_factor > factor
+    half = until - seconds / 2 if crowded else until
+    search = Search(models, machine, workload, wanted.target, lambda: time.monotonic() < half)
+    as_now = [replace(model, fixed_num=num) for model, num in zip(now_models, nums, strict=True)]
+    now_search = Search(as_now, machine, workload, wanted.target, lambda: time.monotonic() < until)
+    now_rate = now_search.rate_of(now)
+    found, curve = search.best(), search.curve
+    # Of stages that are busy in part, more have room than `ways` says.
+    if crowded and max(nums) <= machine.most and (other := now_search.best()).rate > CLEARLY * found.rate:
+        models, factor, found, curve = now_models, now_factor, other, now_search.curve
     return Recommendation(
         route, pipeline, measured, models, machine, factor, now, now_rate, found,
-        search.curve(found.choices), search.curve(now),
+        curve(found.choices), now_search.curve(now),
     )  # fmt: skip

@@ -60,9 +60,10 @@ class ServerGone(Ending):
 
 def run(order: tuple[Any, ...]) -> str:
     """Run a worker until its connection ends; return what kept it from beginning, or nothing."""
+    # First: that of another version may have other fields.
+    if order[0] != __version__:
+        return f"the node has mosec_asgi {__version__}, and the server {order[0]}; install the same version on both"
     told = Order(*order)
-    if told.version != __version__:
-        return f"the node has mosec_asgi {__version__}, and the server {told.version}; install the same version on both"
     os.environ.update(told.variables)
     counts = Counts()
     if VARIABLE not in told.variables:
