@@ -138,6 +138,56 @@ def test_no_tenant_starves_and_this_is_the_bound(events: list[str | None], weigh
     assert not queue.live
 
 
+def test_a_tenant_has_its_turns_in_each_priority_whatever_it_asks_for_in_others() -> None:
+    queue = filled(*(task(n, tenant="heavy") for n in range(100)), task(100, tenant="heavy", priority=1))
+    assert serve(queue) == [100]
+    queue.append(task(200, tenant="light"))
+    assert serve(queue, 2) == [0, 200], "not behind 100, though the last that was served is the heavy one's last"
+
+
+def test_a_batch_of_like_costs_from_far_behind_leaves_the_light_tenant_its_turn() -> None:
+    queue = filled(*(task(n, tenant="heavy", cost=10) for n in range(100)), rules=Rules(by_cost=True), size=4)
+    far = queue.waiting()[-1]
+    queue.take([queue.waiting()[0], far])
+    queue.append(task(200, tenant="light", cost=10))
+    assert 200 in serve(queue, 2)
+
+
+def test_who_always_has_a_new_task_at_the_front_does_not_keep_a_priority_waiting() -> None:
+    """Ageing is counted from the task of a priority that has waited longest, also while another is cancelled."""
+    queue = filled(*(task(n, tenant="patient") for n in range(10)), rules=Rules(ageing=1.0))
+    served = serve(queue, 5)
+    assert served == [0, 1, 2, 3, 4]
+    waiting: Task | None = None
+    for number in range(100):
+        now = number / 10
+        queue.append(task(1000 + number, now, tenant="urgent", priority=1))
+        if waiting is not None and waiting.state is State.QUEUED:
+            queue.discard(waiting)
+            waiting.settle()
+        waiting = task(100 + number, now, tenant="restless")
+        queue.append(waiting)
+        served += serve(queue)
+    assert {5, 6, 7, 8, 9} <= set(served)
+
+
+def test_with_another_size_of_batches_all_keep_their_places() -> None:
+    queue = filled(*(task(n, tenant="heavy") for n in range(20)), task(20, tenant="light"), size=3)
+    lost = queue.first(1)
+    queue.take(lost)
+    lost[0].step(Event.DISPATCH)
+    serve(queue, 9)
+    queue.requeue(lost)
+    before = order(queue)
+    queue.resize(100)
+    assert order(queue) == before
+    assert queue.full() is None
+    queue.append(task(30, tenant="light"))
+    assert order(queue)[:2] == [0, 30], "it keeps what it has saved"
+    queue.resize(2)
+    assert queue.full() is queue.leader()
+
+
 def test_what_is_settled_before_its_turn_is_given_back() -> None:
     queue = filled(task(0, tenant="a"), task(1, tenant="a"), task(2, tenant="a"), task(3, tenant="b"))
     for waiting in queue.waiting()[:2]:

@@ -39,9 +39,32 @@ def test_the_number_of_tenants_has_a_bound() -> None:
 def test_tenants_whose_turn_is_over_make_room_for_others() -> None:
     tenants = Tenants({})
     for n in range(MOST_TENANTS):
-        tenants.served(f"tenant-{n}", tenants.came(f"tenant-{n}", 1))
-    tenants.served("tenant-0", tenants.came("tenant-0", 1))
+        serve(tenants, f"tenant-{n}", 1)
+    serve(tenants, "tenant-0", SAVED)
+    assert tenants.name("one more") == OTHERS, "the others would save turns by being forgotten"
+    serve(tenants, "tenant-0", 1)
     assert tenants.name("one more") == "one more"
+
+
+def test_names_that_change_get_no_more_than_as_many_that_stay() -> None:
+    tenants = Tenants({})
+    rounds_of(tenants, "honest", 1)
+    names = 0
+    for turn in range(1, 51):
+        # Before each task of the honest one, as many of others as come before it.
+        for _ in range(50 * MOST_TENANTS):
+            name = tenants.name(f"name-{names}")
+            if tenants.turn(name, 1) >= turn:
+                if name == OTHERS:
+                    break
+                names += 1
+                continue
+            serve(tenants, name, 1)
+            names += 1
+        else:
+            raise AssertionError("they keep the honest one waiting")
+        serve(tenants, "honest", 1)
+    assert names <= 50 * (MOST_TENANTS + 1) + SAVED * (MOST_TENANTS + 1)
 
 
 def rounds_of(tenants: Tenants, name: str, count: int, cost: int = 1) -> list[int]:
@@ -51,7 +74,8 @@ def rounds_of(tenants: Tenants, name: str, count: int, cost: int = 1) -> list[in
 def serve(tenants: Tenants, name: str, count: int, cost: int = 1) -> int:
     """Let a tenant have so many tasks, one after the other; return the round of the last."""
     for _ in range(count):
-        tenants.served(name, tenants.came(name, cost))
+        turn = tenants.came(name, cost)
+        tenants.served(name, cost, turn, turn)
     return tenants.round
 
 
@@ -99,9 +123,40 @@ def test_the_next_task_of_a_tenant_stands_behind_those_that_wait() -> None:
     assert tenants.came("a", 1) == turns[-1]
 
 
+def test_who_cancels_all_but_the_last_has_saved_no_more_than_others() -> None:
+    tenants = Tenants({})
+    turns = rounds_of(tenants, "a", 1000)
+    for turn in turns[:-1]:
+        tenants.left("a", 1, turn)
+    serve(tenants, "b", 1000)
+    tenants.served("a", 1, turns[-1], turns[-1])
+    early = sum(turn <= tenants.round for turn in rounds_of(tenants, "a", 1000))
+    assert early <= SAVED + 1
+
+
+@given(cost=st.sampled_from((10**5, 10**9)), cancelled=st.integers(0, 50))
+def test_one_task_of_an_extreme_cost_does_not_have_tenants_save_more(cost: int, cancelled: int) -> None:
+    tenants = Tenants({})
+    serve(tenants, "b", 200)
+    for _ in range(cancelled):
+        tenants.left("a", cost, tenants.came("a", cost))
+    serve(tenants, "c", 1, cost)
+    now = tenants.round
+    early = sum(turn < now for turn in rounds_of(tenants, "a", 200))
+    assert SAVED <= early <= 3 * SAVED
+
+
+def test_the_round_is_that_of_the_first_that_waits_though_others_are_taken() -> None:
+    tenants = Tenants({})
+    turns = rounds_of(tenants, "heavy", 1000)
+    tenants.served("heavy", 1, turns[0], turns[0])
+    tenants.served("heavy", 1, turns[-1], turns[1])
+    assert tenants.came("light", 1) <= turns[1]
+
+
 def test_what_comes_back_from_a_dead_worker_is_before_all_others_and_is_not_charged_again() -> None:
     tenants = Tenants({})
-    tenants.served("a", tenants.came("a", 1))
+    serve(tenants, "a", 1)
     expected = tenants.turn("a", 1)
     assert tenants.returned("a") == AGAIN < 0
     assert tenants.turn("a", 1) == expected

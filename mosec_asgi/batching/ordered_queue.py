@@ -2,8 +2,10 @@
 
 *The order.* Tasks of a higher priority come first, but each priority is worth `ageing` seconds of waiting: a task comes
 behind those of a priority higher by n that have come up to n times `ageing` seconds after it, and before all that come
-later. So none starves. In one priority the tenants have their turns (`tenants`), and the tasks of one tenant stand in
-order of arrival. Where there are no tenants, all do.
+later. So none starves. In each priority the tenants have their turns (`tenants`), whatever they ask for in others, and
+the tasks of one tenant stand in order of arrival. Where there are no tenants, all do. Where there are, the task of a
+priority that has waited longest says when it is the priority's turn, and the tenants whose task it is: else one who
+always has a new task at the front would keep the others of its priority waiting for ever.
 
 *Keys.* Tasks of one key stand in a lane, in the same order. A lane is full if it holds a whole batch. The best task of
 each full lane stands in a list as well, so that neither the next task nor the next full lane needs a search through all
@@ -31,16 +33,19 @@ from mosec_asgi.batching.tenants import Tenants
 
 # The round of a task, its number, and itself. No two have the same number, so tasks are never compared.
 Row = tuple[int, int, Task]
+# When a task came, and its number.
+Arrival = tuple[float, int]
 
 
 class Bands:
-    """Tasks in order: a sorted list for each priority."""
+    """Tasks in order: two sorted lists for each priority, by turn and by arrival."""
 
-    __slots__ = ("_ageing", "_rows")
+    __slots__ = ("_ageing", "_arrivals", "_rows")
 
     def __init__(self, ageing: float) -> None:
         self._ageing = ageing
         self._rows: dict[int, list[Row]] = {}
+        self._arrivals: dict[int, list[Arrival]] = {}
 
     def __iter__(self) -> Iterator[Task]:
         rows = self._rows
@@ -50,15 +55,24 @@ class Bands:
                 yield row[2]
             return
         places = dict.fromkeys(rows, 0)
+        oldest = dict.fromkeys(rows, 0)
+        given: set[int] = set()
         while places:
-            priority = min(places, key=lambda each: self._rank(each, rows[each][places[each]][2]))
-            yield rows[priority][places[priority]][2]
+            priority = min(places, key=lambda each: self._rank(each, self._arrivals[each][oldest[each]]))
+            task = rows[priority][places[priority]][2]
+            yield task
+            given.add(task.number)
             places[priority] += 1
             if places[priority] == len(rows[priority]):
                 del places[priority]
+                continue
+            arrivals = self._arrivals[priority]
+            while arrivals[oldest[priority]][1] in given:
+                oldest[priority] += 1
 
-    def _rank(self, priority: int, task: Task) -> tuple[float, int, int]:
-        return task.queued - priority * self._ageing, -priority, task.number
+    def _rank(self, priority: int, oldest: Arrival) -> tuple[float, int, int]:
+        queued, number = oldest
+        return queued - priority * self._ageing, -priority, number
 
     def first(self) -> Task | None:
         """Return the first task."""
@@ -66,21 +80,31 @@ class Bands:
 
     def add(self, row: Row) -> None:
         """Put a task in its place."""
-        rows = self._rows.get(row[2].priority)
+        task = row[2]
+        arrival = (task.queued, task.number)
+        rows = self._rows.get(task.priority)
         if rows is None:
-            self._rows[row[2].priority] = [row]
-        elif rows[-1][:2] < row[:2]:
+            self._rows[task.priority] = [row]
+            self._arrivals[task.priority] = [arrival]
+            return
+        if rows[-1][:2] < row[:2]:
             rows.append(row)
         else:
             insort(rows, row)
+        arrivals = self._arrivals[task.priority]
+        if arrivals[-1] < arrival:
+            arrivals.append(arrival)
+        else:
+            insort(arrivals, arrival)
 
     def remove(self, row: Row) -> None:
         """Take a task out."""
-        priority = row[2].priority
-        rows = self._rows[priority]
+        task = row[2]
+        rows, arrivals = self._rows[task.priority], self._arrivals[task.priority]
         del rows[bisect_left(rows, row[:2])]
+        del arrivals[bisect_left(arrivals, (task.queued, task.number))]
         if not rows:
-            del self._rows[priority]
+            del self._rows[task.priority], self._arrivals[task.priority]
 
     def worst(self) -> int:
         """Return the lowest priority that there is; there must be a task."""
@@ -105,9 +129,9 @@ class Lane:
 
     __slots__ = ("best", "by_cost", "cost", "count", "key", "tasks")
 
-    def __init__(self, key: str, ageing: float) -> None:
+    def __init__(self, key: str, tasks: Bands) -> None:
         self.key = key
-        self.tasks = Bands(ageing)
+        self.tasks = tasks
         self.by_cost: list[tuple[int, int, Task]] = []
         self.count = 0
         self.cost = 0
@@ -136,11 +160,10 @@ class OrderedQueue(TaskQueue):
     """The queue of a stage with rules.
 
     Attributes:
-        tenants: their turns.
         contested: a task has brought a priority or a tenant: what comes next may come first.
     """
 
-    __slots__ = ("_all", "_deadlines", "_entries", "_full", "_lanes", "_rules", "_size", "contested", "tenants")
+    __slots__ = ("_all", "_deadlines", "_entries", "_full", "_lanes", "_rules", "_size", "_tenants", "contested")
 
     def __init__(self, rules: Rules, size: int) -> None:
         """Begin empty.
@@ -153,7 +176,8 @@ class OrderedQueue(TaskQueue):
         self._rules = rules
         self._size = size
         self.contested = False
-        self.tenants = Tenants(rules.weights)
+        # For each priority, of which there are few.
+        self._tenants: dict[int, Tenants] = {}
         # In order of arrival; all of them; the best of each full lane; by deadline.
         self._entries: OrderedDict[int, Entry] = OrderedDict()
         self._all = Bands(rules.ageing)
@@ -230,13 +254,20 @@ class OrderedQueue(TaskQueue):
             return None
         turn, _, last = self._all.of(self._all.worst())[-1]
         if last.priority == priority:
-            ours, theirs = self.tenants.name(tenant), self._entries[last.id].tenant
-            gives = ours != theirs and self.tenants.turn(ours, self._cost(cost)) < turn
+            tenants = self._tenants[priority]
+            ours, theirs = tenants.name(tenant), self._entries[last.id].tenant
+            gives = ours != theirs and tenants.turn(ours, self._cost(cost)) < turn
         else:
             gives = last.priority < priority
         return last if gives else None
 
     # -- changed -----------------------------------------------------------------------------------------------------
+
+    def resize(self, size: int) -> None:
+        """Have batches of another size from here on; all that waits keeps its place."""
+        self._size = size
+        for lane in self._lanes.values():
+            self._list(lane)
 
     def append(self, task: Task) -> None:
         """Put a task that has arrived in its place."""
@@ -254,8 +285,9 @@ class OrderedQueue(TaskQueue):
                 self.lone.append(task)
                 self.live += 1
             else:
-                name = self.tenants.name(task.tenant)
-                self._add(task, (name, self.tenants.returned(name)))
+                tenants = self._tenants_of(task)
+                name = tenants.name(task.tenant)
+                self._add(task, (name, tenants.returned(name)))
                 again = True
         self.lone = type(self.lone)(sorted(self.lone, key=_arrival))
         if again:
@@ -268,7 +300,7 @@ class OrderedQueue(TaskQueue):
             self.lone.remove(task)
         else:
             entry = self._remove(task)
-            self.tenants.left(entry.tenant, self._cost(task.cost), entry.row[0])
+            self._tenants[task.priority].left(entry.tenant, self._cost(task.cost), entry.row[0])
 
     def take(self, tasks: Sequence[Task]) -> None:
         """Take live tasks out, wherever they stand."""
@@ -277,8 +309,9 @@ class OrderedQueue(TaskQueue):
                 self.live -= 1
                 self.lone.remove(task)
             else:
+                first, _, _ = self._all.of(task.priority)[0]
                 entry = self._remove(task)
-                self.tenants.served(entry.tenant, entry.row[0])
+                self._tenants[task.priority].served(entry.tenant, self._cost(task.cost), entry.row[0], first)
 
     def _cost(self, cost: int) -> int:
         """Return what a task costs its tenant: as much as any other where costs are not counted, and never nothing."""
@@ -286,8 +319,16 @@ class OrderedQueue(TaskQueue):
 
     def _turn(self, task: Task) -> tuple[str, int]:
         """Count a task; return its tenant's name and the round of its turn."""
-        name = self.tenants.name(task.tenant)
-        return name, self.tenants.came(name, self._cost(task.cost))
+        tenants = self._tenants_of(task)
+        name = tenants.name(task.tenant)
+        return name, tenants.came(name, self._cost(task.cost))
+
+    def _tenants_of(self, task: Task) -> Tenants:
+        """Return the tenants of a task's priority."""
+        tenants = self._tenants.get(task.priority)
+        if tenants is None:
+            tenants = self._tenants[task.priority] = Tenants(self._rules.weights)
+        return tenants
 
     def _add(self, task: Task, turn: tuple[str, int]) -> None:
         name, number = turn
@@ -297,11 +338,13 @@ class OrderedQueue(TaskQueue):
         key = task.key if self._rules.keyed else ""
         lane = self._lanes.get(key)
         if lane is None:
-            lane = self._lanes[key] = Lane(key, self._rules.ageing)
+            # Without keys there is one lane, which holds all.
+            lane = self._lanes[key] = Lane(key, Bands(self._rules.ageing) if self._rules.keyed else self._all)
         self._entries[task.id] = Entry(task, row, lane, task.deadline, name)
         self.live += 1
         self._all.add(row)
-        lane.tasks.add(row)
+        if self._rules.keyed:
+            lane.tasks.add(row)
         if self._rules.by_cost:
             insort(lane.by_cost, (task.cost, task.number, task))
         lane.count += 1
@@ -314,7 +357,8 @@ class OrderedQueue(TaskQueue):
         _, row, lane, deadline, _ = entry
         self.live -= 1
         self._all.remove(row)
-        lane.tasks.remove(row)
+        if self._rules.keyed:
+            lane.tasks.remove(row)
         if self._rules.by_cost:
             del lane.by_cost[bisect_left(lane.by_cost, (task.cost, task.number))]
         lane.count -= 1

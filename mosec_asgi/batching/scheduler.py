@@ -197,7 +197,10 @@ class Scheduler(Generic[WorkerKey]):
     def _put_in_order(self) -> None:
         """Have another order than that of arrival from here on: a task, or a rule, asks for it."""
         self._in_order_of_arrival = False
-        self.queue = OrderedQueue.of(self.queue, self.rules, self._size)
+        if isinstance(self.queue, OrderedQueue):
+            self.queue.resize(self._size)
+        else:
+            self.queue = OrderedQueue.of(self.queue, self.rules, self._size)
         if not self.batched:
             self._policy = WindowPolicy(ahead=False)
         elif self.steering is not None:

@@ -13,11 +13,17 @@ have had their share: also where it brings several tasks, which would else wait 
 span of time a tenant gets its share and what it had saved at most, so that nobody waits for more than that of each
 other tenant beside the turns of both.
 
-What is settled before its turn is given back.
+The round that is served is that of the first task that waits, not the latest of which a task was taken: a batch of like
+costs holds some from far behind, and their round is not yet the turn of those who come now.
+
+The usual cost is a geometric mean of what was served. So one task of an extreme cost says next to nothing, and one that
+is cancelled nothing.
+
+What is settled before its turn is given back, within what can be saved. The next task stands behind those that wait.
 
 The number of tenants that are told apart is bounded, because a client may choose its name: beyond it all others are one
-tenant, until some have been idle for a round. Who is forgotten and comes again is taken to have saved all that
-can be saved: whoever may choose among so many names can be many tenants anyway.
+tenant, until some have nothing waiting and have saved all that can be saved. As that is how a new one begins, names
+that change bring no more turns than as many that stay.
 """
 
 from __future__ import annotations
@@ -45,7 +51,7 @@ class Place(NamedTuple):
     """How far a tenant has come.
 
     Attributes:
-        round: in which its latest task's turn comes.
+        round: up to which it has had what it asked for.
         credit: what is left of it for its next task.
     """
 
@@ -62,6 +68,15 @@ class Place(NamedTuple):
         rounds = math.ceil(short / weight) if short > 0 else 0
         return Place(self.round + rounds, self.credit + rounds * weight - cost)
 
+    def not_before(self, turn: int, weight: float) -> Place:
+        """Return the place from which no task has its turn before `turn`, with as much to spend until then."""
+        return self if turn <= self.round else Place(turn, self.credit + (turn - self.round) * weight)
+
+    def even(self, weight: float) -> Place:
+        """Return the same place with the credit of no more than one round."""
+        back = min(int(self.credit // weight), self.round)
+        return self if self.credit <= weight else Place(self.round - back, self.credit - back * weight)
+
 
 class Tenant:
     """What a tenant has asked for.
@@ -76,6 +91,7 @@ class Tenant:
 
     def __init__(self, weight: float) -> None:
         self.weight = weight
+        # Credit of more than a round counts as earlier rounds, whatever turns wait.
         self.place = Place(0, weight)
         self.turns: list[int] = []
 
@@ -87,6 +103,8 @@ class Tenants:
         round: that is being served.
     """
 
+    __slots__ = ("_log_cost", "_tenants", "_weights", "round")
+
     def __init__(self, weights: Mapping[str, float]) -> None:
         """Begin with the first round.
 
@@ -96,7 +114,8 @@ class Tenants:
         self.round = 0
         self._weights = weights
         self._tenants: dict[str, Tenant] = {}
-        self._usual_cost = MovingAverage(SMOOTHING)
+        # Of the cost of tasks, the logarithm.
+        self._log_cost = MovingAverage(SMOOTHING)
 
     def __len__(self) -> int:
         return len(self._tenants)
@@ -110,11 +129,11 @@ class Tenants:
 
     def came(self, name: str, cost: int) -> int:
         """Note a task of a tenant known as `name`; return the round in which its turn comes."""
-        self._usual_cost.add(cost)
         tenant = self._known(name)
-        tenant.place = self._from(tenant).after(cost, tenant.weight)
-        tenant.turns.append(tenant.place.round)
-        return tenant.place.round
+        place = self._from(tenant).after(cost, tenant.weight)
+        tenant.place = place.even(tenant.weight)
+        tenant.turns.append(place.round)
+        return place.round
 
     def returned(self, name: str) -> int:
         """Note a task that has had its turn and waits again; return its round, which is before all others."""
@@ -126,22 +145,26 @@ class Tenants:
         tenant = self._tenants.get(name) or Tenant(self._weights.get(name, 1.0))
         return self._from(tenant).after(cost, tenant.weight).round
 
-    def served(self, name: str, turn: int) -> None:
-        """Note that a task has been begun whose turn was in the round `turn`."""
-        self.round = max(self.round, turn)
+    def served(self, name: str, cost: int, turn: int, first: int) -> None:
+        """Note that a task has been begun.
+
+        Args:
+            name: of its tenant.
+            cost: of it.
+            turn: the round in which its turn was.
+            first: that of the first task that waited, which may be another one.
+        """
+        self.round = max(self.round, first)
+        if turn != AGAIN:
+            self._log_cost.add(math.log(cost))
         self._gone(name, turn)
 
     def left(self, name: str, cost: int, turn: int) -> None:
         """Note that a task has been settled before its turn, which was to be in the round `turn`."""
         tenant = self._gone(name, turn)
-        if turn == AGAIN:
-            return
-        place = tenant.place
-        credit = place.credit + cost
-        # Its next task comes behind all that wait, of which the order stays.
-        most = place.round - tenant.turns[-1] if tenant.turns else place.round
-        back = min(int(credit // tenant.weight), most)
-        tenant.place = Place(place.round - back, credit - back * tenant.weight)
+        if turn != AGAIN:
+            place = tenant.place
+            tenant.place = Place(place.round, place.credit + cost).even(tenant.weight)
 
     def _known(self, name: str) -> Tenant:
         tenant = self._tenants.get(name)
@@ -156,12 +179,22 @@ class Tenants:
 
     def _from(self, tenant: Tenant) -> Place:
         """Return the place from which a tenant goes on: its own, or where one begins that has saved all it can."""
-        weight = tenant.weight
-        saved = SAVED * (self._usual_cost.value or 1.0)
+        first = self._first(tenant.weight)
+        place = first if first.is_past(tenant.place) else tenant.place
+        # Behind all of its own that wait, of which the order stays.
+        return place.not_before(tenant.turns[-1], tenant.weight) if tenant.turns else place
+
+    def _first(self, weight: float) -> Place:
+        """Return the place of a tenant of a weight that has saved all it can."""
+        # Rounded, because a logarithm is not exact.
+        saved = SAVED * round(math.exp(self._log_cost.value or 0.0), 6)
         rounds = min(self.round, math.ceil(saved / weight))
-        first = Place(self.round - rounds, min(weight, weight - rounds * weight + saved))
-        return first if first.is_past(tenant.place) else tenant.place
+        return Place(self.round - rounds, min(weight, weight - rounds * weight + saved))
 
     def _forget_idle(self) -> None:
-        """Forget those whose turn is over and who have nothing waiting."""
-        self._tenants = {n: each for n, each in self._tenants.items() if each.turns or each.place.round >= self.round}
+        """Forget those who have nothing waiting and have saved all they can: they begin at the same place again."""
+        self._tenants = {
+            name: each
+            for name, each in self._tenants.items()
+            if each.turns or each.place.is_past(self._first(each.weight))
+        }
