@@ -171,6 +171,52 @@ def test_who_always_has_a_new_task_at_the_front_does_not_keep_a_priority_waiting
     assert {5, 6, 7, 8, 9} <= set(served)
 
 
+def test_a_tenant_whose_calls_expire_at_the_head_gets_its_share() -> None:
+    queue = filled()
+    served: list[str] = []
+    for now in range(600):
+        for number in range(4):
+            queue.append(task(4 * now + number, float(now), tenant="steady" if number == 0 else "late"))
+        for each in queue.waiting():
+            if each.tenant == "late" and each.queued < now - 20:
+                queue.discard(each)
+                each.settle()
+        served.append(queue.first(1)[0].tenant)
+        serve(queue)
+    assert abs(served.count("late") - served.count("steady")) <= 100
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data(), weight=st.sampled_from((0.5, 1.0, 3.0)), most=st.sampled_from((1, 3, 50)))
+def test_no_tenant_gets_more_than_its_share_and_what_it_saved(data: st.DataObject, weight: float, most: int) -> None:
+    """Whatever it sends and cancels, beside one that always has something waiting."""
+    queue = OrderedQueue(Rules(max_cost=10**9, weights={"other": weight}), 1)
+    numbers = 0
+
+    def come(tenant: str, cost: int) -> None:
+        nonlocal numbers
+        numbers += 1
+        queue.append(task(numbers, float(numbers), tenant=tenant, cost=cost))
+
+    ahead = 0.0
+    bound = weight * most + SAVED * most + 2 * weight + 2 * most + weight * (most + 1)
+    for sent, cancelled, starts in data.draw(
+        st.lists(st.tuples(st.integers(0, 12), st.integers(0, 12), st.integers(0, 4)), max_size=30)
+    ):
+        for number in range(5):
+            come("steady", 1 + number % most)
+        for number in range(sent):
+            come("other", 1 + number % most)
+        for each in [each for each in queue.waiting() if each.tenant == "other"][-cancelled:] if cancelled else []:
+            queue.discard(each)
+            each.settle()
+        for _ in range(starts):
+            [begun] = queue.first(1)
+            serve(queue)
+            ahead = max(0.0, ahead + (begun.cost if begun.tenant == "other" else -begun.cost * weight))
+            assert ahead <= bound
+
+
 def test_with_another_size_of_batches_all_keep_their_places() -> None:
     queue = filled(*(task(n, tenant="heavy") for n in range(20)), task(20, tenant="light"), size=3)
     lost = queue.first(1)

@@ -179,6 +179,29 @@ def test_the_higher_priority_leads_and_lower_ones_fill_its_batch() -> None:
     assert batches(stage)[0] == [3, 1, 4]
 
 
+def test_the_next_in_order_is_in_the_batch_though_others_of_its_key_came_before_it() -> None:
+    stage = scheduler(Rules(keyed=True), size=2, max_wait=0.0)
+    come(stage, task(1, key="y", tenant="a", priority=1))
+    assert batches(stage) == [[1]]
+    answer(stage, 1)
+    come(stage, task(2, key="y", tenant="a", priority=1), task(3, 3.0, key="x"), task(4, 3.0, key="x"))
+    come(stage, task(5, 5.0, key="x", tenant="b", priority=1))
+    assert batches(stage, now=6.0) == [[5, 3]], "its priority has waited longest, for the task of the other tenant"
+
+
+def test_other_values_leave_all_that_wait_their_places() -> None:
+    stage = scheduler(Rules(), size=2, max_wait=0.0)
+    come(stage, *(task(n, tenant="heavy") for n in range(10)), task(10, tenant="light"))
+    assert batches(stage)[0] == [0, 10]
+    answer(stage, 0, 10)
+    assert batches(stage) == [[1, 2]]
+    stage.configure(3, 0.0, adaptive=False, concurrency=1)
+    stage.requeue(stage.remove_worker("a"))
+    come(stage, task(20, tenant="light"))
+    stage.add_worker("b")
+    assert batches(stage)[0] == [1, 2, 20]
+
+
 def test_a_task_with_a_priority_puts_a_plain_stage_in_order() -> None:
     stage = scheduler(Rules(), size=1)
     come(stage, task(1), task(2), task(3, priority=1))

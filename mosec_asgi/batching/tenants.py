@@ -19,7 +19,8 @@ costs holds some from far behind, and their round is not yet the turn of those w
 The usual cost is a geometric mean of what was served. So one task of an extreme cost says next to nothing, and one that
 is cancelled nothing.
 
-What is settled before its turn is given back, within what can be saved. The next task stands behind those that wait.
+What is settled before its turn is given back, so that nobody's share is lost with calls that expire. The next task
+stands behind those that wait; once none does, no more is left than can be saved.
 
 The number of tenants that are told apart is bounded, because a client may choose its name: beyond it all others are one
 tenant, until some have nothing waiting and have saved all that can be saved. As that is how a new one begins, names

@@ -22,6 +22,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
+from itertools import chain
 
 from mosec_asgi.batching.arrivals import Arrivals
 from mosec_asgi.batching.loads import Loads
@@ -67,7 +68,9 @@ class OrderedBatchPolicy(BatchPolicy[WorkerKey]):
                 return None
         else:
             leader = queue.leader()
-            if leader is None or not queue.is_full(leader):
+            if leader is not None and queue.is_full(leader):
+                first = leader
+            else:
                 until = self._wait_until(self._size, oldest, queue, loads, now)
                 if now >= until:
                     first = leader
@@ -80,7 +83,9 @@ class OrderedBatchPolicy(BatchPolicy[WorkerKey]):
         lane = queue.lane(first)
         if self._by_cost:
             return alike(first, lane.by_cost, self._size, self._budget)
-        return fitting(lane.tasks, self._size, self._budget)
+        # Where priorities and tenants are mixed, another may be the first of its key alone.
+        others = (task for task in lane.tasks if task is not first)
+        return fitting(chain((first,), others), self._size, self._budget)
 
 
 def fitting(tasks: Iterable[Task], size: int, budget: float) -> list[Task]:
