@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import shutil
 import socket
 import ssl
@@ -307,6 +308,21 @@ async def test_what_is_no_tls_is_closed_before_anything_is_said(port: TlsPort, k
     # The worker that is expected still is.
     (await port.connect()).close()
     await until(lambda: port.came)
+
+
+async def test_a_handshake_of_many_records_is_closed_before_it_holds_the_event_loop(
+    port: TlsPort, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Where the bytes are there already, reading a record does not wait: nothing else would run before the last."""
+    hello = b"\x01" + (100_000).to_bytes(3, "big") + bytes(100_000)
+    data = b"".join(b"\x16\x03\x01\x00\x01%c" % byte for byte in hello)
+    with socket.create_connection(port.address) as sock:
+        with contextlib.suppress(OSError):
+            await asyncio.to_thread(sock.sendall, data)
+        assert await closed(sock)
+    await until(lambda: "was closed" in caplog.text)
+    assert f"more than {tls.MOST_RECORDS} records" in caplog.text
+    assert not port.came
 
 
 @pytest.mark.parametrize("head", [b"\x16\x03\x01\xff\xff", b"\x16\x02\x01\x00\x50", b"mosec"])
