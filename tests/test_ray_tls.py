@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import shutil
 import socket
 import ssl
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -469,6 +470,13 @@ def test_a_file_that_cannot_be_used_is_named(files: Files, authority: Authority,
     for wrong, text in unusable(files, authority, tmp_path):
         with pytest.raises(StartupError, match=f"{text}.*ray_tls"):
             tls.context(wrong, server_side=True)
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+def test_what_is_no_regular_file_is_not_opened(make: Callable[[Path], None], files: Files, tmp_path: Path) -> None:
+    make(tmp_path / "other")
+    with pytest.raises(StartupError, match="RAY_TLS_CA_CERT cannot be read: it is no regular file"):
+        tls.context(files._replace(authority=str(tmp_path / "other")), server_side=True)
 
 
 async def test_files_that_have_changed_are_read_again(

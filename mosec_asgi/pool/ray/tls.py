@@ -23,6 +23,7 @@ import hmac
 import os
 import socket
 import ssl
+import stat
 import threading
 from typing import NamedTuple, cast
 
@@ -103,6 +104,9 @@ def context(files: Files, *, server_side: bool) -> ssl.SSLContext:
     """
     for name, file in ((CERTIFICATE, files.certificate), (KEY, files.key), (AUTHORITY, files.authority)):
         try:
+            # It is opened several times, and another kind may keep whoever opens it waiting.
+            if not stat.S_ISREG(os.stat(file).st_mode):
+                raise OSError(errno.EINVAL, "it is no regular file")
             with open(file, "rb"):
                 pass
         except OSError as error:
