@@ -193,9 +193,11 @@ class CustomMetrics:
             if name not in self._refused:
                 self._refused.add(name)
                 logger.warning(
-                    "custom metrics of a worker on Ray were not taken, and no more is said of this worker's: %r",
+                    "custom metrics of Ray actor %d were not taken, and no more is said of this actor's: %s",
+                    number,
                     error,
-                    exc_info=error,
+                    # Of what it has sent, the text says all.
+                    exc_info=None if isinstance(error, ValueError) else error,
                 )
 
     def foreign_ended(self, number: int) -> None:
