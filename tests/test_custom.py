@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -133,7 +134,9 @@ def of_another_machine(metrics: CustomMetrics, kind: str, value: float, number: 
     suffix = SUFFIXES.get(kind, "")
     theirs.write_value(mmap_key("n", "n" + suffix, [], [], "help"), value, 0.0)
     theirs.close()
-    metrics.counted(number, kind, file.read_bytes())
+    values = file.read_bytes()
+    # As much of it as is in use.
+    metrics.counted(number, kind, values[: int.from_bytes(values[:4], sys.byteorder)])
     file.unlink()
 
 
@@ -184,6 +187,35 @@ def test_more_than_a_worker_may_send_is_not_written(metrics: CustomMetrics, logg
     metrics.counted(OTHER, "counter", bytes(MOST_COUNTED + 1))
     assert files(metrics) == []
     assert "were not taken" in logged.text
+
+
+@pytest.mark.parametrize("kind", ["counter", "gauge_all"])
+def test_what_cannot_be_shown_takes_nothing_of_others_with_it(
+    metrics: CustomMetrics, kind: str, logged: pytest.LogCaptureFixture
+) -> None:
+    of_another_machine(metrics, "counter", 2.0)
+    garbage = (60).to_bytes(4, sys.byteorder) + bytes(4) + b"\xff" * 52
+    for _ in range(3):
+        metrics.counted(OTHER + 1, kind, garbage)
+        assert shown(metrics) == {"n_total": 2.0}
+    # It is sent each second, and told once.
+    assert logged.text.count("were not taken") == 1
+    metrics.foreign_ended(OTHER + 1)
+    metrics.foreign_ended(OTHER)
+    assert shown(metrics) == {"n_total": 2.0}
+    assert files(metrics) == ["counter_0.db"]
+
+
+def test_what_there_is_no_room_for_is_not_left_half_written(
+    metrics: CustomMetrics, monkeypatch: pytest.MonkeyPatch, logged: pytest.LogCaptureFixture
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "no space")
+
+    monkeypatch.setattr(os, "replace", full)
+    of_another_machine(metrics, "counter", 2.0)
+    assert "were not taken" in logged.text
+    assert not list(Path(metrics.private).glob("*.new"))
 
 
 def test_a_file_that_is_being_made_is_passed_over(metrics: CustomMetrics) -> None:
@@ -264,6 +296,7 @@ def test_without_any_place_a_warning_says_what_to_do(tmp_path: Path, logged: pyt
 # -- a service ---------------------------------------------------------------------------------------------------------
 
 PROGRAM = """
+import errno
 import os
 from prometheus_client import Counter, Gauge, Histogram
 from mosec_asgi import Server, Worker

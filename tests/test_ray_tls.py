@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
 import shutil
 import socket
 import ssl
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -309,6 +311,21 @@ async def test_what_is_no_tls_is_closed_before_anything_is_said(port: TlsPort, k
     await until(lambda: port.came)
 
 
+async def test_a_handshake_of_many_records_is_closed_before_it_holds_the_event_loop(
+    port: TlsPort, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Where the bytes are there already, reading a record does not wait: nothing else would run before the last."""
+    hello = b"\x01" + (100_000).to_bytes(3, "big") + bytes(100_000)
+    data = b"".join(b"\x16\x03\x01\x00\x01%c" % byte for byte in hello)
+    with socket.create_connection(port.address) as sock:
+        with contextlib.suppress(OSError):
+            await asyncio.to_thread(sock.sendall, data)
+        assert await closed(sock)
+    await until(lambda: "was closed" in caplog.text)
+    assert f"more than {tls.MOST_RECORDS} records" in caplog.text
+    assert not port.came
+
+
 @pytest.mark.parametrize("head", [b"\x16\x03\x01\xff\xff", b"\x16\x02\x01\x00\x50", b"mosec"])
 def test_no_more_is_awaited_than_a_record_has(head: bytes) -> None:
     with pytest.raises(HandshakeError, match="does not speak TLS"):
@@ -453,6 +470,13 @@ def test_a_file_that_cannot_be_used_is_named(files: Files, authority: Authority,
     for wrong, text in unusable(files, authority, tmp_path):
         with pytest.raises(StartupError, match=f"{text}.*ray_tls"):
             tls.context(wrong, server_side=True)
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+def test_what_is_no_regular_file_is_not_opened(make: Callable[[Path], None], files: Files, tmp_path: Path) -> None:
+    make(tmp_path / "other")
+    with pytest.raises(StartupError, match="RAY_TLS_CA_CERT cannot be read: it is no regular file"):
+        tls.context(files._replace(authority=str(tmp_path / "other")), server_side=True)
 
 
 async def test_files_that_have_changed_are_read_again(

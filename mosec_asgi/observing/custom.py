@@ -29,11 +29,12 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Set
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mosec_asgi import log
+from mosec_asgi.observing.counted import check
 
 if TYPE_CHECKING:
     from prometheus_client import Metric
@@ -104,8 +105,10 @@ class CustomMetrics:
         self._path = users or ""
         self._owned = False
         self._lock = -1
-        # The numbers of processes on other machines that live.
-        self._foreign: set[str] = set()
+        # The numbers of processes on other machines that live, and by kind the keys of what was taken from them.
+        self._foreign: dict[str, dict[str, Set[bytes]]] = {}
+        # Those of which something was not taken, which has been said.
+        self._refused: set[str] = set()
         self._removal: multiprocessing.util.Finalize | None = None
 
     @property
@@ -181,19 +184,28 @@ class CustomMetrics:
         try:
             if not KIND.fullmatch(kind) or len(values) > MOST_COUNTED:
                 raise ValueError(f"{len(values)} bytes of the kind {kind[:40]!r}")
-            self._foreign.add(name)
-            # Whoever reads meanwhile finds the one or the other.
-            new = os.path.join(self._path, f"{kind}_{name}.new")
-            Path(new).write_bytes(values)
-            os.replace(new, os.path.join(self._path, f"{kind}_{name}.db"))
+            taken = self._foreign.get(name, {})
+            taken[kind] = check(kind, values, taken.get(kind, frozenset()))
+            self._foreign[name] = taken
+            self._replace(f"{kind}_{name}", values)
         except Exception as error:
-            logger.warning("the custom metrics of a worker on Ray were not taken: %r", error, exc_info=error)
+            # It comes again, each second.
+            if name not in self._refused:
+                self._refused.add(name)
+                logger.warning(
+                    "custom metrics of Ray actor %d were not taken, and no more is said of this actor's: %s",
+                    number,
+                    error,
+                    # Of what it has sent, the text says all.
+                    exc_info=None if isinstance(error, ValueError) else error,
+                )
 
     def foreign_ended(self, number: int) -> None:
         """Take the metrics of a process on another machine over that has ended."""
         name = _foreign(number)
+        self._refused.discard(name)
         if name in self._foreign:
-            self._foreign.remove(name)
+            del self._foreign[name]
             self.ended(int(name))
 
     # -- asked by the registry ---------------------------------------------------------------------------------------
@@ -221,6 +233,18 @@ class CustomMetrics:
     def _files(self) -> list[Path]:
         """Return the files that hold something; one that is being made is empty for a moment."""
         return [file for file in Path(self._path).glob("*.db") if file.stat().st_size] if self._path else []
+
+    def _replace(self, name: str, values: bytes) -> None:
+        """Write a file: whoever reads meanwhile finds the old one or the new one."""
+        new = os.path.join(self._path, f"{name}.new")
+        try:
+            Path(new).write_bytes(values)
+            os.replace(new, os.path.join(self._path, f"{name}.db"))
+        except OSError:
+            # What there was room for takes it from others.
+            with contextlib.suppress(OSError):
+                os.unlink(new)
+            raise
 
     def _fold(self, gone: int | None) -> None:
         """Fold the files of all dead processes, and those of `gone` even if another process has its number by now."""

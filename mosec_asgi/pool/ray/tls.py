@@ -23,6 +23,7 @@ import hmac
 import os
 import socket
 import ssl
+import stat
 import threading
 from typing import NamedTuple, cast
 
@@ -38,6 +39,9 @@ _TURN_OFF = "or turn it off by the setting ray_tls (MOSEC_RAY_TLS=off)"
 HEAD_SIZE = 5
 _KINDS = range(20, 24)
 _MOST_OF_RECORD = (1 << 14) + 256
+# Records of one side before its certificate is accepted. It needs about five, and some more for a long chain. OpenSSL
+# bounds the bytes of each message, and not in how many records they come: each takes time of the event loop.
+MOST_RECORDS = 64
 # Bytes that are read, and encrypted, at a time. What was read is less when it is decrypted, but for the part of one
 # record that was there before.
 READ_SIZE = 1 << 16
@@ -100,6 +104,9 @@ def context(files: Files, *, server_side: bool) -> ssl.SSLContext:
     """
     for name, file in ((CERTIFICATE, files.certificate), (KEY, files.key), (AUTHORITY, files.authority)):
         try:
+            # It is opened several times, and another kind may keep whoever opens it waiting.
+            if not stat.S_ISREG(os.stat(file).st_mode):
+                raise OSError(errno.EINVAL, "it is no regular file")
             with open(file, "rb"):
                 pass
         except OSError as error:
@@ -188,6 +195,8 @@ class Session:
     def __init__(self, made_by: ssl.SSLContext, *, server_side: bool) -> None:
         """Begin; nothing has been said."""
         self.established = self.ended = False
+        # Of the other side's, before it was established.
+        self._records = 0
         self._came, self._goes = ssl.MemoryBIO(), ssl.MemoryBIO()
         self._tls = made_by.wrap_bio(self._came, self._goes, server_side=server_side)
         self._lock = threading.Lock()
@@ -198,6 +207,9 @@ class Session:
         Raises:
             TlsError: it is not what it should be.
         """
+        self._records += 1
+        if self._records > MOST_RECORDS:
+            raise TlsError(f"its handshake of TLS takes more than {MOST_RECORDS} records")
         self._came.write(record)
         try:
             self._tls.do_handshake()
