@@ -198,3 +198,26 @@ def test_a_head_that_is_known_takes_no_place_from_the_others() -> None:
         heads.learn(b"%d" % number, "route", {}, 1)
     heads.learn(b"0", "route", {}, 1)
     assert len(heads.heads) == MAX_HEADS
+
+
+REFUSED_AT_ONCE = post(b"", x_refused="yes")
+
+
+@pytest.mark.parametrize("before", [b"\r\n\r\n", REFUSED_AT_ONCE], ids=["empty lines", "a request that is refused"])
+async def test_a_head_is_not_taken_for_that_of_a_request_behind_it(before: bytes) -> None:
+    body = b"~" * 1000
+    head = post(body).removesuffix(body)
+    # What comes behind the first empty line is as long as the body, but is another head and a part of the body.
+    begun = len(body) - len(head)
+    async with serving() as side, side.client() as client:
+        client.send(before + head + body[:begun])
+        if before == REFUSED_AT_ONCE:
+            assert (await client.response()).status == 400
+        await client.drain()
+        await settled_loop()
+        client.send(body[begun:])
+        task = await side.task(1)
+        assert task.body == body
+        task.answer(b"1")
+        assert (await client.response()).body == b"1"
+        assert before not in known(side)

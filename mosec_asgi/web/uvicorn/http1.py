@@ -272,8 +272,9 @@ class Http1Protocol(HttpToolsProtocol):
         if end >= len(END) and exchange is not None:
             size = int(exchange.headers[b"content-length"])
             came = len(data) - end
-            # All that came is of this body, so the head is its own, and not that of a request before it.
-            if came == size or (size >= LARGE and came == size - exchange.body_left):
+            # All that came is of this body, so the head is its own, and not that of a request before it. Where the body
+            # has not come whole, its size tells nothing: another head and a part of the body may be as long.
+            if came == size if not self._awaits else size >= LARGE and came == size - exchange.body_left:
                 self._routes.known.learn(data[:end], route, exchange.headers, size)
 
     def eof_received(self) -> bool:  # type: ignore[override]

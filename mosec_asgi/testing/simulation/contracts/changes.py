@@ -65,9 +65,22 @@ class Changes(Checker):
         stage = self._service.stages[change.stage]
         self._journal.note("the change of stage %d has ended: %s", change.stage, change)
         stage.changes.remove(change)
+        if not stage.changes:
+            self._leave_what_was_begun(stage)
         # One that failed may have held until now.
         stage.plans = [stage.plan, *(other.applied_to(stage.plan) for other in stage.changes if other.configures)]
         return stage
+
+    def _leave_what_was_begun(self, stage: StageModel) -> None:
+        """Let successors leave that were given up and have not ended: nobody waits for them any more.
+
+        Those that still start are told to stop, which is seen; these have nothing left to be told.
+        """
+        for place in stage.places.values():
+            life = place.successor
+            if life is not None and life.given_up_at is not None and not (place.life and place.life.is_full):
+                place.successor = None
+                stage.leave(life, self._journal.now)
 
     # -- which workers go --------------------------------------------------------------------------------------------
 
