@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import pickle
 import socket
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -197,7 +198,8 @@ async def test_what_it_counts_is_kept_by_its_number_and_is_no_step(tmp_path: Pat
     counts.open()
     ends = Ends(counts)
     ends.connect()
-    values = b"as prometheus_client writes them"
+    # A file without any series.
+    values = (8).to_bytes(4, sys.byteorder) + bytes(4)
     ends.actor.sendall(frames.encode_counted(frames.Counted("gauge_livesum", values)) + frames.encode_ready())
     await until(lambda: ends.heard.said == ["ready"])
     assert ends.link.progress() == (0, 1)

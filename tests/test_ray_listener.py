@@ -186,3 +186,17 @@ async def test_nothing_is_open_after_close(port: Port) -> None:
         assert await closed(sock)
     with pytest.raises(OSError, match="refused"):
         socket.create_connection(port.address)
+
+
+async def test_a_worker_that_has_just_proved_itself_when_the_listener_closes_is_closed(port: Port) -> None:
+    connecting = asyncio.ensure_future(port.connect())
+    # Its token is used up in the last step of the handshake, and it is handed over in a later turn.
+    while TOKEN in port.listener._expected:
+        tasks = list(port.listener._unproved)
+        await asyncio.sleep(0)
+    port.listener.close()
+    await asyncio.wait(tasks)
+    assert all(task.cancelled() or task.exception() is None for task in tasks)
+    assert not port.came
+    with contextlib.suppress(HandshakeError, OSError):
+        (await connecting).close()

@@ -147,6 +147,10 @@ class Listener:
             sock.close()
             raise
         else:
+            if self._socket is None:
+                # `close` came in between. Before Python 3.12 a `wait_for` that has a result does not hear a cancel.
+                sock.close()
+                return
             tune(sock)
             expected.connected(stream, host)
 
