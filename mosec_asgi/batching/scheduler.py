@@ -185,7 +185,7 @@ class Scheduler(Generic[WorkerKey]):
     def yields_to(self, priority: int, tenant: str, cost: int) -> Task | None:
         """Return the task that gives its place to one that comes and would be refused; None where none does.
 
-        Under overload the lowest priority goes first, and of that the tenant that has most waiting.
+        Under overload the lowest priority goes first, and of that the task whose turn comes last.
         """
         if self._in_order_of_arrival:
             if not (priority or tenant):
