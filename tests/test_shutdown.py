@@ -219,23 +219,25 @@ def test_a_stop_is_announced_at_readyz_while_requests_are_still_answered(tmp_pat
 
 
 def test_without_a_delay_of_the_stop_requests_are_refused_from_the_signal_on(tmp_path: Path) -> None:
-    with serving(tmp_path, STAGES, environment={"MOSEC_STOP_DELAY": "0"}) as program:
-        probe, client = (http.client.HTTPConnection("127.0.0.1", program.port, timeout=20) for _ in range(2))
+    def asked(link: http.client.HTTPConnection, method: str, path: str, body: str = "") -> int | None:
+        """Return the status; None where the connection is closed."""
+        if link.sock is None:
+            return None
+        try:
+            link.request(method, path, body)
+            with link.getresponse() as answer:
+                answer.read()
+                return answer.status
+        except (OSError, http.client.HTTPException):
+            link.close()
+            return None
 
-        def asked(link: http.client.HTTPConnection, method: str, path: str, body: str = "") -> int | None:
-            """Return the status; None where the connection is closed."""
-            if link.sock is None:
-                return None
-            try:
-                link.request(method, path, body)
-                with link.getresponse() as answer:
-                    answer.read()
-                    return answer.status
-            except (OSError, http.client.HTTPException):
-                link.close()
-                return None
-
-        body = json.dumps(str(tmp_path / "runs"))
+    body = json.dumps(str(tmp_path / "runs"))
+    with (
+        serving(tmp_path, STAGES, environment={"MOSEC_STOP_DELAY": "0"}) as program,
+        contextlib.closing(http.client.HTTPConnection("127.0.0.1", program.port, timeout=20)) as probe,
+        contextlib.closing(http.client.HTTPConnection("127.0.0.1", program.port, timeout=20)) as client,
+    ):
         for link in (probe, client):
             link.connect()
         assert asked(probe, "GET", "/readyz") == asked(client, "POST", "/inference", body) == 200
