@@ -7,6 +7,7 @@ import gc
 import multiprocessing
 import os
 import sys
+import threading
 import time
 from collections.abc import Iterator
 
@@ -27,7 +28,7 @@ def main(first: int, histories: int, processes: int | None = None) -> int:
     began = time.monotonic()
     total, violations, done = Summary(), [], 0
     with concurrent.futures.ProcessPoolExecutor(
-        processes, mp_context=multiprocessing.get_context("spawn"), initializer=gc.freeze
+        processes, mp_context=multiprocessing.get_context("spawn"), initializer=_begin
     ) as pool:
         parts = {pool.submit(_run_part, seeds): len(seeds) for seeds in _parts(first, histories)}
         for part in concurrent.futures.as_completed(parts):
@@ -51,6 +52,20 @@ def main(first: int, histories: int, processes: int | None = None) -> int:
 def _parts(first: int, histories: int) -> Iterator[range]:
     for start in range(first, first + histories, PART):
         yield range(start, min(start + PART, first + histories))
+
+
+def _begin() -> None:
+    """Prepare a process: it ends with the one that has started it, however that ends."""
+    gc.freeze()
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    # At once: nobody hears what comes of it.
+    os._exit(1)
 
 
 def _run_part(seeds: range) -> tuple[Summary, list[str]]:
