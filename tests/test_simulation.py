@@ -614,7 +614,7 @@ def last_comes_first(original: Any) -> Any:
 
 
 def priorities_do_not_count(original: Any) -> Any:
-    return lambda self, priority, task: (task.queued, 0, task.number)
+    return lambda self, priority, oldest: (oldest[0], 0, oldest[1])
 
 
 # -- single flight
