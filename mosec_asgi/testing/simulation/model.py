@@ -326,6 +326,7 @@ class StageModel:
         candidates: workers that are to have places of their own, by number.
         leaving: workers that have no place any more, until they have ended.
         changes: that were asked for and have not ended.
+        changed_at: when one has ended last.
         failed_starts: how many there were.
         waiting: what waits for a worker, in order; some may have been answered meanwhile.
         flights: requests that share their work, until it is done, by their input.
@@ -347,6 +348,7 @@ class StageModel:
     candidates: dict[int, Life] = field(default_factory=dict)
     leaving: list[Life] = field(default_factory=list)
     changes: list[Change] = field(default_factory=list)
+    changed_at: float = -1.0
     failed_starts: int = 0
     waiting: list[Case] = field(default_factory=list)
     flights: dict[tuple[bytes, str, str, int, str], Flight] = field(default_factory=dict)

@@ -40,11 +40,13 @@ class Changes(Checker):
     def made(self, change: Change, asked: float) -> None:
         """A change has come about."""
         self._journal.count(f"changes: {change.kind.value}")
+        # Of two that end in the same instant, whoever has asked for the first may hear of it last.
+        tied = self._service.stages[change.stage].changed_at == self._journal.now
         stage = self._end(change)
         if change.kind is Kind.CONFIGURE:
             stage.plan = change.applied_to(stage.plan)
             stage.plans = [stage.plan, *(other.applied_to(stage.plan) for other in stage.changes if other.configures)]
-        if stage.changes or self._service.stopping is not None:
+        if tied or stage.changes or self._service.stopping is not None:
             # Another may have undone it.
             return
         places = list(stage.places.values())
@@ -65,6 +67,7 @@ class Changes(Checker):
         stage = self._service.stages[change.stage]
         self._journal.note("the change of stage %d has ended: %s", change.stage, change)
         stage.changes.remove(change)
+        stage.changed_at = self._journal.now
         if not stage.changes:
             self._leave_what_was_begun(stage)
         # One that failed may have held until now.
