@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from mosec_asgi.errors import CANCELLED
@@ -102,15 +102,17 @@ def encode(frame: frames.Frame) -> bytes:
             return frames.encode_counted(frame)
 
 
+# Of what a frame has one, and not a column of many.
+SINGLE = (str, bytes, int, float)
+
+
 def fields(frame: frames.Frame) -> dict[str, Any]:
     return frame._asdict() if isinstance(frame, tuple) else dataclasses.asdict(frame)
 
 
 def plain(frame: frames.Frame) -> frames.Frame:
     """Return a frame with tuples for columns, whose type the decoder leaves open."""
-    columns = {
-        name: value if isinstance(value, (str, float)) else tuple(value) for name, value in fields(frame).items()
-    }
+    columns = {name: value if isinstance(value, SINGLE) else tuple(value) for name, value in fields(frame).items()}
     return type(frame)(**columns)
 
 
@@ -129,9 +131,7 @@ def assert_well_formed(frame: frames.Frame) -> None:
     # That of the requests may be left out, that of the times, and that of the labels.
     optional = {"requests": (), "forwards": (), "labels": ()}
     columns = [
-        value
-        for name, value in fields(frame).items()
-        if not isinstance(value, (str, float)) and value != optional.get(name)
+        value for name, value in fields(frame).items() if not isinstance(value, SINGLE) and value != optional.get(name)
     ]
     assert len({len(column) for column in columns}) <= 1
     assert all(type(payload) is bytes for payload in getattr(frame, "payloads", ()))
@@ -240,6 +240,9 @@ def test_garbage_raises_nothing_but_a_frame_error(chunks: list[bytes]) -> None:
     body=st.binary(max_size=120),
     seconds=st.floats(),
 )
+@example(kind=frames.Kind.NOTED, count=1, body=bytes(16), seconds=0.0)
+@example(kind=frames.Kind.FINISH, count=0, body=b"", seconds=0.0)
+@example(kind=frames.Kind.COUNTED, count=3, body=b"sumabc", seconds=0.0)
 def test_a_header_before_garbage_raises_nothing_but_a_frame_error(
     kind: int, count: int, body: bytes, seconds: float
 ) -> None:

@@ -33,7 +33,8 @@ class Item(Worker):
     def forward(self, data: Any) -> Any:
         if data in GATES:
             GATES[data].wait(PATIENCE)
-        return [self.worker_id, id(self)]
+        # Forked processes may have like addresses, and threads have one process.
+        return [self.worker_id, (id(self), os.getpid())]
 
 
 class Grows(Worker):
