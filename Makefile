@@ -173,7 +173,7 @@ profile: $(VENV)/bench.stamp ## where the time goes; SCENARIO=echo
 faults: $(VENV)/test.stamp ## kill and stop workers under load, a minute for each promise
 	$(BIN)/python benchmarks/faults.py
 
-ray-faults: $(VENV)/bench.stamp ## the same with actors of Ray on two nodes, both on this machine; three minutes, 4 GB of memory
+ray-faults: $(VENV)/bench.stamp ## the same with actors of Ray on two nodes, both on this machine; three minutes, 8 GB of memory
 	$(BIN)/python benchmarks/ray_faults.py $(OPTIONS)
 
 ray-tls: $(VENV)/bench.stamp ## what TLS between the server and its actors costs (needs wrk); two minutes

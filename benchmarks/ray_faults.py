@@ -7,8 +7,8 @@ one of these is not so.
 
 A new process costs Ray half a second of processor time and more, so on two processors the kills have to wait for that.
 Each node therefore begins with some processes that wait for actors (`on_ray/waiting.py`); what is killed beyond them
-waits for new ones. The usual ones are enough for 200 kills in 60 s on two processors: they take a minute to start, and 6 GB
-of memory. With `--idle 0` there are none.
+waits for new ones. The usual ones are enough for 200 kills in 60 s on two processors: they take a minute to start, and
+6 GB of memory. With `--idle 0` there are none.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="Kill actors of Ray under load, and see what clients notice.")
     parser.add_argument("--seconds", type=faults.positive, default=60.0, help="how long (default: %(default)s)")
     parser.add_argument(
-        "--interval", type=faults.positive, default=0.28, help="seconds between two kills (default: %(default)s)"
+        "--interval", type=faults.positive, default=0.25, help="seconds between two kills (default: %(default)s)"
     )
     parser.add_argument(
         "--idle",
