@@ -50,6 +50,9 @@ class AsgiExchange(Exchange):
         self.request_id = shared.request_ids.of(headers)
         self._scope = scope
         self._send = send
+        # Read several times: to find what stands in the class alone takes Python longer than to set it here.
+        self.response = self.span = None
+        self.held = 0
 
     # Read from the scope by the routes that ask for them.
 
