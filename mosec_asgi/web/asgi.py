@@ -35,7 +35,7 @@ class AsgiExchange(Exchange):
         began: when the head of the request had come, by `perf_counter`.
     """
 
-    response: Response | None = None
+    response: Response | None
     unread = False
     waiter: asyncio.Future[None] | None = None
 
