@@ -8,6 +8,7 @@ that one of them knows in part is asked of the other before the unknown part bec
 from __future__ import annotations
 
 import enum
+import inspect
 import types
 from dataclasses import dataclass, field
 from typing import Any
@@ -139,6 +140,10 @@ def _ask_msgspec(annotation: Any, target: ParseTarget, ref_template: str) -> _De
     (found.schema,), found.components = msgspec.json.schema_components(
         [annotation], schema_hook=describe_other, ref_template=ref_template
     )
+    for component in found.components.values():
+        if "description" in component:
+            # A docstring. Before 0.23 msgspec leaves its indentation in; a document must not depend on that.
+            component["description"] = inspect.cleandoc(component["description"])
     return found
 
 

@@ -146,9 +146,10 @@ def test_bytes_that_are_no_msgpack_are_a_decoding_error(body: bytes) -> None:
         ANYTHING.deserialize(body)
 
 
-def test_what_cannot_be_in_a_set_is_a_decoding_error() -> None:
+def test_what_cannot_be_in_a_set_is_an_error_of_the_client() -> None:
     assert SETS.deserialize(b"\x91\x01") == {1}
-    with pytest.raises(DecodingError, match="unhashable"):
+    # The first is what msgspec before 0.23 makes of it.
+    with pytest.raises((DecodingError, ValidationError), match="hashable"):
         SETS.deserialize(b"\x91\x81\xa0\xc0")
 
 
