@@ -147,6 +147,15 @@ class Point(msgspec.Struct):
     next: Point | None = None
 
 
+class Noted(msgspec.Struct):
+    """A struct.
+
+    Of which there is more to say.
+    """
+
+    x: int
+
+
 class Circle(msgspec.Struct, tag=True):
     radius: float
 
@@ -195,6 +204,11 @@ class Boxes(Worker):
 
 class Structs(TypedMsgPackMixin):
     def forward(self, data: Point) -> Circle | Square:
+        raise NotImplementedError
+
+
+class Notes(TypedMsgPackMixin):
+    def forward(self, data: Noted) -> int:
         raise NotImplementedError
 
 
@@ -286,6 +300,11 @@ def test_msgspec_structs_and_their_unions_are_described() -> None:
     assert response["discriminator"]["mapping"] == {
         name: f"#/components/schemas/{name}" for name in ("Circle", "Square")
     }
+
+
+def test_a_structs_docstring_has_no_indentation_whichever_msgspec_is_there() -> None:
+    _, _, components = schemas(Notes)
+    assert components["Noted"]["description"] == "A struct.\n\nOf which there is more to say."
 
 
 def test_unions_are_described_with_their_discriminator() -> None:

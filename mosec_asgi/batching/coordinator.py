@@ -290,13 +290,17 @@ class Coordinator:
 
     def submit(self, call: Call, caller: Caller) -> None:
         """Admit a call, or refuse it; see `Engine.submit`."""
-        if call.id in self._admitted:
-            raise ValueError(f"a call with the number {call.id} runs already; take numbers from new_id()")
-        stages = self._routes[call.route].stages
-        timeout = self._limits.timeout if call.timeout is None else min(call.timeout, self._limits.timeout)
+        # To read a field of a message takes Python as long as a call of a small function.
+        call_id, route, timeout = call.id, call.route, call.timeout
+        if call_id in self._admitted:
+            raise ValueError(f"a call with the number {call_id} runs already; take numbers from new_id()")
+        stages = self._routes[route].stages
+        most = self._limits.timeout
+        if timeout is None or timeout > most:
+            timeout = most
         now = self._clock()
         others: Sequence[Task] = ()
-        if not self._admission.is_calm(call.route, len(self._admitted), timeout, now):
+        if not self._admission.is_calm(route, len(self._admitted), timeout, now):
             refusal = self._refusal(stages, timeout, now)
             if refusal is not None:
                 others = self._yields_to(call, refusal)
@@ -305,10 +309,10 @@ class Coordinator:
                     return
         deadline = now + timeout
         flow = Flow(self._limits.stream_buffer) if self._plans[stages[-1]].streams else None
-        task = self._admitted[call.id] = Task(call, caller, stages, now, deadline, flow)
+        task = self._admitted[call_id] = Task(call, caller, stages, now, deadline, flow)
         if deadline < self._sweep_timer.when:
             self._sweep_timer.set(deadline)
-        if self._admission.follows[call.route]:
+        if self._admission.follows[route]:
             self._admission.admitted(stages)
         self._stages[stages[0]].enqueue(task, now)
         for other in others:

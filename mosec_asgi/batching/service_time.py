@@ -180,7 +180,8 @@ class ServiceTimes:
             ordered[-1] = ordered[-2]
         count = len(ordered)
         recent = sum(ordered) / count
-        self._memory.add([min(time, ordered[-1]) for time in latest])
+        most = ordered[-1]
+        self._memory.add([time if time < most else most for time in latest])
         if since is not None or self._memory.is_outdated(recent, count):
             self._memory = Memory()
             self._memory.add(ordered)
@@ -259,16 +260,15 @@ def _change(times: Sequence[float], variance: float | None) -> int:
 def _split(times: Sequence[float]) -> int:
     """Return the latest place from which all times lie beyond all earlier ones, with four on either side; else 0."""
     count = len(times)
-    longest_from, shortest_from = list(times), list(times)
-    for place in range(count - 2, -1, -1):
-        longest_from[place] = max(times[place], longest_from[place + 1])
-        shortest_from[place] = min(times[place], shortest_from[place + 1])
+    longest_from = list(accumulate(reversed(times), max))[::-1]
+    shortest_from = list(accumulate(reversed(times), min))[::-1]
     found = 0
     longest = second = 0.0
     shortest = math.inf
     for place in range(count - RUN):
         time = times[place]
-        shortest = min(shortest, time)
+        if time < shortest:
+            shortest = time
         if time > longest:
             longest, second = time, longest
         elif time > second:
