@@ -24,7 +24,7 @@ from mosec_asgi.batching.flow import Flow
 from mosec_asgi.batching.scheduler import Scheduler
 from mosec_asgi.batching.stage import Stage
 from mosec_asgi.batching.stage_plan import StagePlan
-from mosec_asgi.batching.task import State, Task
+from mosec_asgi.batching.task import QUEUED, Task
 from mosec_asgi.errors import (
     CLIENT_LEFT,
     CLOSING,
@@ -373,7 +373,7 @@ class Coordinator:
 
     def _give_way(self, task: Task, now: float) -> None:
         """Answer a task that waits and that has given its place to another, if it still waits."""
-        if task.state is State.QUEUED:
+        if task.state is QUEUED:
             stage = self._stages[task.stage]
             failure = self._answer_to(Reason.GAVE_WAY, task.stages, now)
             if (told := stage.events.refused) is not None:
@@ -508,7 +508,7 @@ class Coordinator:
         if (told := stage.events.timed_out) is not None:
             told(task, self._clock())
         stalled = task.flow is not None and task.flow.full
-        where = "waiting in the queue" if task.state is State.QUEUED else "on a worker"
+        where = "waiting in the queue" if task.state is QUEUED else "on a worker"
         self._ration.log(
             logging.WARNING,
             "answered 408: not done within its time, %s",

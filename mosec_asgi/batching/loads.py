@@ -12,7 +12,7 @@ from operator import eq
 from typing import Generic, TypeVar
 
 from mosec_asgi.batching.average import MovingAverage
-from mosec_asgi.batching.task import Event, Task
+from mosec_asgi.batching.task import DISPATCH, Task
 
 # How many seconds of work a worker is sent ahead, where there is no batching.
 WINDOW_SECONDS = 0.0015
@@ -228,7 +228,7 @@ class Loads(Generic[WorkerKey]):
         first = load.given + 1
         sent = load.sent
         for task in tasks:
-            task.step(Event.DISPATCH)
+            task.step(DISPATCH)
             load.given += 1
             task.place, task.batch = load.given, first
             sent[task.id] = task

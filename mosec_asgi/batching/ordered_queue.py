@@ -28,7 +28,7 @@ from typing import NamedTuple
 
 from mosec_asgi.batching.policy.rules import Rules
 from mosec_asgi.batching.queue import TaskQueue
-from mosec_asgi.batching.task import Event, Task
+from mosec_asgi.batching.task import REQUEUE, Task
 from mosec_asgi.batching.tenants import Tenants
 
 # The round of a task, its number, and itself. No two have the same number, so tasks are never compared.
@@ -279,7 +279,7 @@ class OrderedQueue(TaskQueue):
         """Put tasks that a dead worker had back into their places; those with attempts must be run alone."""
         again = False
         for task in tasks:
-            task.step(Event.REQUEUE)
+            task.step(REQUEUE)
             task.alone = task.attempts > 0
             if task.alone:
                 self.lone.append(task)

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from itertools import chain, islice
 
-from mosec_asgi.batching.task import Event, State, Task
+from mosec_asgi.batching.task import QUEUED, REQUEUE, Task
 
 
 class TaskQueue:
@@ -40,12 +40,12 @@ class TaskQueue:
 
     def waiting(self) -> list[Task]:
         """Return the live tasks, in order."""
-        return [*self.lone, *(task for task in self._tasks if task.state is State.QUEUED)]
+        return [*self.lone, *(task for task in self._tasks if task.state is QUEUED)]
 
     def head(self) -> Task | None:
         """Return the first live task that need not be run alone."""
         tasks = self._tasks
-        while tasks and tasks[0].state is not State.QUEUED:
+        while tasks and tasks[0].state is not QUEUED:
             tasks.popleft()
         return tasks[0] if tasks else None
 
@@ -53,7 +53,7 @@ class TaskQueue:
         """Return up to `most` live tasks from the head, none of which must be run alone. They stay in the queue."""
         found: list[Task] = []
         for task in self._tasks:
-            if task.state is State.QUEUED:
+            if task.state is QUEUED:
                 found.append(task)
                 if len(found) == most:
                     break
@@ -62,7 +62,7 @@ class TaskQueue:
     def pressing(self, before: float, most: int) -> list[Task]:
         """Return those of the first `most` tasks, lone ones first, whose deadline is before a time, in order."""
         tasks = chain(self.lone, self._tasks) if self.lone else self._tasks
-        return [task for task in islice(tasks, most) if task.deadline < before and task.state is State.QUEUED]
+        return [task for task in islice(tasks, most) if task.deadline < before and task.state is QUEUED]
 
     def append(self, task: Task) -> None:
         """Put a task that has arrived at the end."""
@@ -74,7 +74,7 @@ class TaskQueue:
     def requeue(self, tasks: Iterable[Task]) -> None:
         """Put tasks that a dead worker had back into their places; those with attempts must be run alone."""
         for task in tasks:
-            task.step(Event.REQUEUE)
+            task.step(REQUEUE)
             task.alone = task.attempts > 0
             (self.lone if task.alone else self._tasks).append(task)
             self.live += 1
@@ -88,14 +88,14 @@ class TaskQueue:
         if task.alone:
             self.lone.remove(task)
         if len(self._tasks) > 2 * self.live + 64:
-            self._tasks = deque(t for t in self._tasks if t.state is State.QUEUED)
+            self._tasks = deque(t for t in self._tasks if t.state is QUEUED)
 
     def take(self, tasks: Sequence[Task]) -> None:
         """Take live tasks out, wherever they stand."""
         waiting = self._tasks
         self.live -= len(tasks)
         for place, task in enumerate(tasks):
-            while waiting and waiting[0].state is not State.QUEUED:
+            while waiting and waiting[0].state is not QUEUED:
                 waiting.popleft()
             if waiting and waiting[0] is task:
                 waiting.popleft()

@@ -23,7 +23,7 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from collections.abc import Callable, Iterable, Sequence
 
-from mosec_asgi.batching.task import Event, State, Task
+from mosec_asgi.batching.task import DISPATCH, REQUEUE, SENT, Task
 from mosec_asgi.messages import ForwardTime, HeldPayload, Payload, Results
 
 # Whose inputs are equal: flags, priority, tenant, key, and the payload.
@@ -109,8 +109,8 @@ class SingleFlight:
             return flight
         flight.add(task)
         self._of[task.id] = flight
-        if flight.state is State.SENT:
-            task.step(Event.DISPATCH)
+        if flight.state is SENT:
+            task.step(DISPATCH)
             task.began = now
         return None
 
@@ -142,7 +142,7 @@ class SingleFlight:
         for task in tasks:
             if isinstance(task, Flight):
                 for caller, _ in task.callers.values():
-                    caller.step(Event.DISPATCH)
+                    caller.step(DISPATCH)
                     caller.began = now
 
     def requeued(self, tasks: Iterable[Task]) -> None:
@@ -150,7 +150,7 @@ class SingleFlight:
         for task in tasks:
             if isinstance(task, Flight):
                 for caller, _ in task.callers.values():
-                    caller.step(Event.REQUEUE)
+                    caller.step(REQUEUE)
 
     def landed(
         self, tasks: Sequence[Task], results: Results, copy: Callable[[HeldPayload, Sequence[Task]], tuple[int, bytes]]

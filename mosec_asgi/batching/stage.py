@@ -27,7 +27,7 @@ from mosec_asgi.batching.scheduler import Assignment, Scheduler
 from mosec_asgi.batching.single_flight import SingleFlight
 from mosec_asgi.batching.stage_admission import StageAdmission
 from mosec_asgi.batching.stage_plan import StagePlan, values_of
-from mosec_asgi.batching.task import State, Task
+from mosec_asgi.batching.task import QUEUED, SETTLED, Task
 from mosec_asgi.errors import INTERNAL_ERROR, STAGE_DOWN, TIMED_OUT, UNSEEN, WORKER_DIED, Failure, describe, too_slow
 from mosec_asgi.lazy_timer import LazyTimer
 from mosec_asgi.messages import (
@@ -299,7 +299,7 @@ class Stage:
 
     def _drop(self, task: Task) -> None:
         """Expect nothing more of a task of the queue, or of a worker, for which nobody waits any more."""
-        if task.state is State.QUEUED:
+        if task.state is QUEUED:
             self.scheduler.discard(task)
             if task.alone or not self.scheduler.queued:
                 # Other tasks may have waited behind it, or the queue is empty now.
@@ -378,7 +378,7 @@ class Stage:
             raise LinkError(str(error)) from error
         sent = tasks
         if self._flights is not None:
-            in_vain = sum(task.state is State.SETTLED for task in tasks)
+            in_vain = sum(task.state is SETTLED for task in tasks)
             tasks, results = self._flights.landed(tasks, results, self._copied)
             ids, codes, payloads, _, _, labels = results
         if labels:
@@ -397,7 +397,7 @@ class Stage:
         wanted, among = 0, len(tasks)
         answered = self._owner.answered
         for task, code, payload in zip(tasks, codes, payloads, strict=True):
-            if task.state is not State.SETTLED:
+            if task.state is not SETTLED:
                 wanted += 1
                 answered(task, code, payload, now, among)
             elif not isinstance(payload, bytes):
@@ -445,7 +445,7 @@ class Stage:
             is_first = task.flow is not None and task.flow.quiet
             if is_first:
                 self.admission.first_event(task.began, now)
-            if task.state is not State.SETTLED:
+            if task.state is not SETTLED:
                 self._owner.streamed(task, chunk, now)
             elif is_first and task.flow is not None:
                 # Nobody waits for the stream, but its first event has come.
@@ -475,7 +475,7 @@ class Stage:
         if tasks and (told := self.events.lost) is not None:
             told(worker.worker_id, tasks, self._clock())
         for task in tasks:
-            if task.state is State.SETTLED:
+            if task.state is SETTLED:
                 continue
             begun_stream = task.flow is not None and task.flow.events
             if task.attempts < self.plan.max_attempts and not begun_stream:
@@ -610,7 +610,7 @@ class Stage:
         extra = {"stage": self.plan.name, "worker": worker.worker_id, "request_id": names}
         logger.error("answered 500: tasks could not be sent to a worker", exc_info=error, extra=extra)
         for task in tasks:
-            if task.state is not State.SETTLED:
+            if task.state is not SETTLED:
                 for each in self._waiting_for(task):
                     self._owner.failed(each, INTERNAL_ERROR)
         self.pool.kill(worker, "could not be sent its tasks")
@@ -627,7 +627,7 @@ class Stage:
             timeout = worker.spec.timeout
             failure = describe(too_slow(timeout, UNSEEN))
             for task in loads.begun(worker, worker.link.progress().begun):
-                if task.state is not State.SETTLED:
+                if task.state is not SETTLED:
                     for each in self._waiting_for(task):
                         self._owner.timed_out(each, failure)
             self.pool.kill(worker, f"was stuck: it did nothing for {timeout + GRACE_SECONDS:g} s")

@@ -44,6 +44,10 @@ class Event(enum.IntEnum):
     SETTLE = enum.auto()
 
 
+# By these names a member is read at once: to read it of its class takes CPython 3.11 seven times as long.
+QUEUED, SENT, SETTLED = State
+DISPATCH, ADVANCE, REQUEUE, SETTLE = Event
+
 # Makes a `StageTime` from all its fields in half the time of calling the class.
 _new = tuple.__new__
 
@@ -53,11 +57,11 @@ class TaskError(Exception):
 
 
 TRANSITIONS: dict[tuple[State, Event], State] = {
-    (State.QUEUED, Event.DISPATCH): State.SENT,
-    (State.QUEUED, Event.SETTLE): State.SETTLED,
-    (State.SENT, Event.ADVANCE): State.QUEUED,
-    (State.SENT, Event.REQUEUE): State.QUEUED,
-    (State.SENT, Event.SETTLE): State.SETTLED,
+    (QUEUED, DISPATCH): SENT,
+    (QUEUED, SETTLE): SETTLED,
+    (SENT, ADVANCE): QUEUED,
+    (SENT, REQUEUE): QUEUED,
+    (SENT, SETTLE): SETTLED,
 }
 
 
@@ -129,7 +133,7 @@ class Task:
         self.flow = flow
         self.number = self.place = self.batch = 0
         self.times: tuple[StageTime, ...] = ()
-        self.state = State.QUEUED
+        self.state = QUEUED
 
     def __repr__(self) -> str:
         return f"<Task {self.id} {self.state.name} stage={self.position} attempts={self.attempts}>"
@@ -146,7 +150,7 @@ class Task:
 
     def times_until(self, stage: str, now: float) -> tuple[StageTime, ...]:
         """Return what its time has gone into at all stages; `stage` is the name of the one that it is at."""
-        began = now if self.state is State.QUEUED else self.began
+        began = now if self.state is QUEUED else self.began
         return (*self.times, StageTime(stage, began - self.queued, now - began))
 
     def step(self, event: Event) -> None:
@@ -162,7 +166,7 @@ class Task:
 
     def advance(self, payload: Payload, now: float) -> None:
         """Go on to the next stage with what this one has answered."""
-        self.step(Event.ADVANCE)
+        self.step(ADVANCE)
         self._drop_payload()
         self.position += 1
         self.at_last_stage = self.position + 1 == len(self.stages)
@@ -176,7 +180,7 @@ class Task:
     def begin_again(self, now: float) -> None:
         """Go back to the first stage with what it came with, because what a later one was to be given is lost."""
         assert self.body is not None
-        self.step(Event.ADVANCE)
+        self.step(ADVANCE)
         self._drop_payload()
         self.position = 0
         self.at_last_stage = False
@@ -188,7 +192,7 @@ class Task:
 
     def settle(self) -> None:
         """End its life; the payload's memory is free from here on."""
-        self.step(Event.SETTLE)
+        self.step(SETTLE)
         self._drop_payload()
         self.payload = b""
         self.body = None

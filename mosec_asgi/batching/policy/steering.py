@@ -39,7 +39,7 @@ from mosec_asgi.batching.batch_time import BatchTime
 from mosec_asgi.batching.loads import Load, Loads
 from mosec_asgi.batching.policy import WorkerKey
 from mosec_asgi.batching.policy.rules import Rules
-from mosec_asgi.batching.task import State, Task
+from mosec_asgi.batching.task import SETTLED, Task
 from mosec_asgi.observing.statistics import BatchLine
 
 # Of what a worker does with the largest batches that the target allows, how much it does with those of the floor.
@@ -122,7 +122,7 @@ class Steering:
         if count > len(tasks):
             amount = amount * count // len(tasks)
         # Workers skip tasks of clients that have left: quick, but not because the work is.
-        skipped = any(task.state is State.SETTLED for task in tasks)
+        skipped = any(task.state is SETTLED for task in tasks)
         if not skipped or seconds > self.times.of(amount):
             self.times.add(amount, max(0.0, seconds))
             self._bounds = None
