@@ -129,6 +129,8 @@ class Coordinator:
         self._routes = routes
         # Those whose tasks may have to begin again, as what passes between their stages may be lost.
         self._keeps = [any(_may_lose(stages[place]) for place in route.stages) for route in routes]
+        # Those whose answers are streams.
+        self._streams = [stages[route.stages[-1]].streams for route in routes]
         self._make_launcher = launcher
         self._observers = observers
         self._limits = limits
@@ -308,7 +310,7 @@ class Coordinator:
                     self._refuse(call, caller, refusal, now)
                     return
         deadline = now + timeout
-        flow = Flow(self._limits.stream_buffer) if self._plans[stages[-1]].streams else None
+        flow = Flow(self._limits.stream_buffer) if self._streams[route] else None
         task = self._admitted[call_id] = Task(call, caller, stages, now, deadline, flow)
         if deadline < self._sweep_timer.when:
             self._sweep_timer.set(deadline)

@@ -227,11 +227,12 @@ class Loads(Generic[WorkerKey]):
         load.order = self._used
         first = load.given + 1
         sent = load.sent
-        for task in tasks:
+        for place, task in enumerate(tasks, first):
             task.step(DISPATCH)
-            load.given += 1
-            task.place, task.batch = load.given, first
+            task.place = place
+            task.batch = first
             sent[task.id] = task
+        load.given += len(tasks)
         if self._batched:
             load.batches[first] = len(tasks)
         self.in_flight += len(tasks)

@@ -179,14 +179,17 @@ class AsgiRoute:
                             # Something has ended this early.
                             exchange.leave()
             response = exchange.response
-            if response is None or response.status != OK or shared.compressed or exchange.method == "HEAD":
+            if response is None or shared.compressed or exchange.method == "HEAD":
+                await exchange.send_response()
+                return
+            status, headers, body = response
+            if status != OK:
                 await exchange.send_response()
                 return
             # The usual answer, without a coroutine of its own.
             exchange.count(OK)
-            body = response.body
             length = (b"content-length", b"%d" % len(body))
-            headers = [*response.headers, length, (b"x-request-id", exchange.request_id.encode()), shared.server]
+            headers = [*headers, length, (b"x-request-id", exchange.request_id.encode()), shared.server]
             try:
                 await send({"type": "http.response.start", "status": OK, "headers": headers})
                 await send({"type": "http.response.body", "body": body})

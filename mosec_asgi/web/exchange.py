@@ -244,9 +244,10 @@ class Exchange(abc.ABC):
 
     def submit(self) -> None:
         """Have the request run: its body is complete."""
+        shared = self.shared
         try:
-            if self.shared.tracing is not None:
-                self._begin_span(self.shared.tracing)
+            if shared.tracing is not None:
+                self._begin_span(shared.tracing)
             calls = self.route.calls(self)
             if isinstance(calls, Failure):
                 self.refuse(calls)
@@ -255,12 +256,12 @@ class Exchange(abc.ABC):
                 self._call_id = call.id
                 if self.span is not None:
                     call = call._replace(trace=self.span.trace)
-                self.shared.engine.submit(call, self)
+                shared.engine.submit(call, self)
             elif isinstance(calls, Response):
                 self.answer(calls)
             else:
                 self._several = several = Several(
-                    calls, self.shared.engine, self, "" if self.span is None else self.span.trace
+                    calls, shared.engine, self, "" if self.span is None else self.span.trace
                 )
                 several.begin()
         except Exception as error:

@@ -103,14 +103,15 @@ class PlainRoute:
 
     def calls(self, request: Request) -> tuple[Call] | Failure:
         """Return the one call of a request."""
-        if not request.body:
+        body, headers = request.body, request.headers
+        if not body:
             return NO_DATA
         timeout: float | Failure | None = None
-        if TIMEOUT in request.headers:
-            timeout = timeout_of(request.headers)
+        if TIMEOUT in headers:
+            timeout = timeout_of(headers)
             if isinstance(timeout, Failure):
                 return timeout
-        body, name = request.body, request.request_id
+        name = request.request_id
         fields = (self._new_id(), self._place, body, name, timeout, False, False, 0, "", None, "", 1, "")
         return (_new(Call, fields),)
 
