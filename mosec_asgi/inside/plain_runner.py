@@ -25,6 +25,8 @@ GATHER_SECONDS = 0.0005
 # Seconds between two signs of life of a worker that waits for a client to read.
 BEAT_SECONDS = 0.1
 NO_TASKS = Tasks((), (), (), ())
+# Makes a message from all its fields in half the time of calling its class.
+_new = tuple.__new__
 
 
 class PlainRunner:
@@ -118,7 +120,7 @@ class PlainRunner:
             now = clock()
             if now - began > GATHER_SECONDS or place == last:
                 codes, payloads = zip(*answers, strict=True)
-                self._port.answer(Results(ids[done : place + 1], codes, payloads, now - began))
+                self._port.answer(_new(Results, (ids[done : place + 1], codes, payloads, now - began, (), ())))
                 if place < last:
                     # The worker is so slow that clients may have left meanwhile.
                     self._port.poll()

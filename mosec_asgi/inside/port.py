@@ -181,12 +181,13 @@ class Port(abc.ABC):
             # A failure has none, and needs none.
             labels = [getattr(payload, "label", UNLABELLED) for payload in results.payloads]
             results = results._replace(labels=labels)
+        ids = results.ids
         with self._lock:
-            self._held.difference_update(results.ids)
+            self._held.difference_update(ids)
             if self.cancelled:
-                self.cancelled.difference_update(results.ids)
+                self.cancelled.difference_update(ids)
             if self._outstanding:
-                for task_id in results.ids:
+                for task_id in ids:
                     self._outstanding.pop(task_id, None)
             self._send_results(results)
 
