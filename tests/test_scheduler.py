@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from mosec_asgi.batching.loads import MAX_WINDOW, WINDOW_SECONDS, AnswerError
-from mosec_asgi.batching.scheduler import Assignment, Scheduler
+from mosec_asgi.batching.policy import Pick
+from mosec_asgi.batching.scheduler import Scheduler
 from mosec_asgi.batching.task import State, Task
 
 _numbers = itertools.count(1)
@@ -186,7 +187,7 @@ def test_a_larger_burst_is_cut_into_full_batches_and_the_rest_waits() -> None:
     scheduler = batched("a", "b", "c", size=4, max_wait=1.0)
     tasks = enqueue(scheduler, 10, now=5.0)
     assignments, wake_at = scheduler.assign(5.0)
-    assert assignments == [Assignment("a", tasks[:4]), Assignment("b", tasks[4:8])]
+    assert assignments == [Pick("a", tasks[:4]), Pick("b", tasks[4:8])]
     assert wake_at == 6.0
     assert assign(scheduler, 6.0) == {"c": [tasks[8:]]}
 
@@ -197,7 +198,7 @@ def test_waiting_counts_from_the_arrival_of_the_oldest() -> None:
     assert scheduler.assign(10.0) == ([], 11.0)
     (second,) = enqueue(scheduler, now=10.9)
     assert scheduler.assign(10.9) == ([], 11.0)
-    assert scheduler.assign(11.0)[0] == [Assignment("a", [first, second])]
+    assert scheduler.assign(11.0)[0] == [Pick("a", [first, second])]
 
 
 def test_time_that_a_task_has_waited_for_a_busy_worker_counts() -> None:
@@ -1101,7 +1102,7 @@ class AnyOrderOfEvents(RuleBasedStateMachine):
         again, wake_again = self.scheduler.assign(self.now)
         assert (again, wake_again) == ([], wake_at), "asked twice, it decides once"
 
-    def check_others(self, assignments: list[Assignment[int]]) -> None:
+    def check_others(self, assignments: list[Pick[int]]) -> None:
         taken = [task for assignment in assignments for task in assignment.tasks]
         # The head of the queue leaves, and nothing else; with batching also batch by batch.
         head, left = self.waiting[: len(taken)], self.waiting[len(taken) :]
@@ -1118,7 +1119,7 @@ class AnyOrderOfEvents(RuleBasedStateMachine):
         self.in_first_order += [task for task in head if task not in self.came_back]
         self.waiting = left
 
-    def check_assignment(self, assignment: Assignment[int], before: list[int]) -> None:
+    def check_assignment(self, assignment: Pick[int], before: list[int]) -> None:
         tasks = assignment.tasks
         assert tasks, "an assignment is not empty"
         assert all(task.state is State.SENT for task in tasks)

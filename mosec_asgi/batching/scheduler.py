@@ -3,7 +3,7 @@
 The `Scheduler` of a stage holds its queue (`queue`), what is known of its workers (`loads`), and the policy that picks
 (`policy`): windows of single tasks, or batches. Tasks that must be run alone come first (`quarantine`). The stage tells
 the scheduler what has happened (`enqueue`, `answered`, `add_worker`, ...) and asks `assign(now)` what to do: a list of
-assignments to send, and the time at which to ask again if nothing happens before.
+picks to send, and the time at which to ask again if nothing happens before.
 
 Tasks start in order of arrival, unless the stage has rules of cost or key, or a task has brought a priority or a
 tenant: only then is there another queue and another policy (`ordered_queue`, `policy.ordered`). One central queue: a
@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Generic
 
 from mosec_asgi.batching.arrivals import Arrivals
@@ -34,19 +33,6 @@ from mosec_asgi.batching.policy.window import WindowPolicy
 from mosec_asgi.batching.queue import TaskQueue
 from mosec_asgi.batching.task import Task
 from mosec_asgi.observing.statistics import BatchLine
-
-
-@dataclass(slots=True)
-class Assignment(Generic[WorkerKey]):
-    """A decision that has been carried out here: send these tasks to this worker, as one message.
-
-    Attributes:
-        worker: the key that `add_worker` was given.
-        tasks: in order; already marked as sent.
-    """
-
-    worker: WorkerKey
-    tasks: list[Task]
 
 
 class Scheduler(Generic[WorkerKey]):
@@ -290,53 +276,53 @@ class Scheduler(Generic[WorkerKey]):
 
     # -- what to do --------------------------------------------------------------------------------------------------
 
-    def assign(self, now: float) -> tuple[list[Assignment[WorkerKey]], float | None]:
+    def assign(self, now: float) -> tuple[list[Pick[WorkerKey]], float | None]:
         """Decide which tasks go to which worker now.
 
         Args:
             now: the time, in the seconds in which tasks carry theirs.
 
         Returns:
-            the assignments, whose tasks are marked as sent, and the time at which to ask again even if nothing happens
-            until then, or None.
+            the picks that were carried out, whose tasks are marked as sent, and the time at which to ask again even if
+            nothing happens until then, or None.
         """
         queue, loads = self.queue, self.loads
         if not queue.live or not len(loads):
             return [], None
-        assignments: list[Assignment[WorkerKey]] = []
+        picks: list[Pick[WorkerKey]] = []
         if queue.lone:
-            assignments = self._assign_lone()
+            picks = self._assign_lone()
             if quarantine.holds_back_others(queue, loads):
-                return assignments, None
-        while queue.head() is not None:
+                return picks, None
+        while queue.live > len(queue.lone):
             pick = self._policy.pick(queue, loads, now)
             if not isinstance(pick, Pick):
-                return assignments, pick
+                return picks, pick
             if self.steering is not None:
                 # The next pick asks when this worker will be done.
                 for task in pick.tasks:
                     task.began = now
-            self._give(pick, assignments)
-        return assignments, None
+            self._give(pick, picks)
+        return picks, None
 
-    def _assign_lone(self) -> list[Assignment[WorkerKey]]:
-        assignments: list[Assignment[WorkerKey]] = []
+    def _assign_lone(self) -> list[Pick[WorkerKey]]:
+        picks: list[Pick[WorkerKey]] = []
         for pick in quarantine.picks(self.queue, self.loads):
             self.queue.take(pick.tasks)
             self.loads.give(pick.worker, pick.tasks)
             self.loads[pick.worker].alone = True
-            assignments.append(Assignment(pick.worker, pick.tasks))
-        return assignments
+            picks.append(pick)
+        return picks
 
-    def _give(self, pick: Pick[WorkerKey], assignments: list[Assignment[WorkerKey]]) -> None:
+    def _give(self, pick: Pick[WorkerKey], picks: list[Pick[WorkerKey]]) -> None:
         """Carry out a pick."""
         worker, tasks = pick.worker, pick.tasks
         self.queue.take(tasks)
         self.loads.give(worker, tasks)
         if not self.batched:
-            for assignment in assignments:
-                if assignment.worker == worker:
+            for other in picks:
+                if other.worker == worker:
                     # One message for all that a worker is sent at a time; a batch is a message of its own.
-                    assignment.tasks += tasks
+                    other.tasks += tasks
                     return
-        assignments.append(Assignment(worker, tasks))
+        picks.append(pick)

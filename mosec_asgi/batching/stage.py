@@ -23,7 +23,8 @@ from mosec_asgi.batching.busy_poll import BusyPoll
 from mosec_asgi.batching.changes import StageValues
 from mosec_asgi.batching.engine import StageStatistics
 from mosec_asgi.batching.loads import AnswerError
-from mosec_asgi.batching.scheduler import Assignment, Scheduler
+from mosec_asgi.batching.policy import Pick
+from mosec_asgi.batching.scheduler import Scheduler
 from mosec_asgi.batching.single_flight import SingleFlight
 from mosec_asgi.batching.stage_admission import StageAdmission
 from mosec_asgi.batching.stage_plan import StagePlan, values_of
@@ -537,8 +538,8 @@ class Stage:
 
     def _start_alone(self, now: float) -> None:
         """Send a task that is alone, and poll for its answer where that is expected in a moment."""
-        for assignment in self._dispatch(now):
-            worker = assignment.worker
+        for pick in self._dispatch(now):
+            worker = pick.worker
             load = self.scheduler.loads.get(worker)
             seconds = self._busy_poll.seconds(None if load is None else load.seconds_per_item)
             if seconds:
@@ -550,22 +551,22 @@ class Stage:
         if found is not None:
             self._busy_poll.looked(found=found)
 
-    def _dispatch(self, now: float) -> list[Assignment[PoolWorker]]:
-        assignments, wake_at = self.scheduler.assign(now)
-        if assignments:
-            self._calm = len(assignments) == 1 == len(assignments[0].tasks)
-            units = len(assignments) if self.plan.batch_size > 1 else sum(len(each.tasks) for each in assignments)
+    def _dispatch(self, now: float) -> list[Pick[PoolWorker]]:
+        picks, wake_at = self.scheduler.assign(now)
+        if picks:
+            self._calm = len(picks) == 1 == len(picks[0].tasks)
+            units = len(picks) if self.plan.batch_size > 1 else sum(len(each.tasks) for each in picks)
             self.admission.sent(units, now)
-        for assignment in assignments:
-            self._send(assignment, now)
+        for pick in picks:
+            self._send(pick, now)
         if wake_at is not None:
             self._wake_timer.set(wake_at)
         elif self._wake_timer.is_set:
             self._wake_timer.clear()
-        return assignments
+        return picks
 
-    def _send(self, assignment: Assignment[PoolWorker], now: float) -> None:
-        tasks = assignment.tasks
+    def _send(self, pick: Pick[PoolWorker], now: float) -> None:
+        tasks = pick.tasks
         traced = False
         ids: list[int] = []
         flags: list[int] = []
@@ -583,7 +584,7 @@ class Stage:
             payloads.append(task.payload)
         if self._flights is not None:
             self._flights.sent(tasks, now)
-        worker = assignment.worker
+        worker = pick.worker
         try:
             message = Tasks(ids, flags, request_ids, payloads)
             if self.plan.takes_request or traced:

@@ -107,11 +107,6 @@ class Task:
         "request", "request_id", "route", "stages", "starts", "state", "tenant", "times", "trace",
     )  # fmt: skip
 
-    # Set where it enters a queue, and where it is given to a worker.
-    number: int
-    place: int
-    batch: int
-
     def __init__(
         self,
         call: Call,
@@ -136,6 +131,7 @@ class Task:
         self.starts = 1
         self.alone = False
         self.flow = flow
+        self.number = self.place = self.batch = 0
         self.times: tuple[StageTime, ...] = ()
         self.state = QUEUED
 
