@@ -190,7 +190,7 @@ hostile: $(VENV)/test.stamp ## attack a service in every way, and see what an ho
 	PYTHONPATH=benchmarks $(BIN)/python -m hostile $(ONLY:%=--only %)
 
 soak: $(VENV)/test.stamp ## five minutes of everything that goes wrong, and what the service holds meanwhile
-	$(BIN)/python benchmarks/soak.py
+	$(BIN)/python benchmarks/soak.py $(OPTIONS)
 
 # `make simulate SEED=1000000 HISTORIES=5000`: other histories than those of every day.
 SEED ?= 0
