@@ -46,6 +46,18 @@ server.append_worker(Model, max_batch_size=8, max_wait_time=5, timeout=2)
 broken = Server()
 broken.append_worker(Prepare)
 wrong = Server()
+
+
+def within():
+    class Local(Worker):
+        def forward(self, data):
+            return data
+
+    return Local
+
+
+local = Server()
+local.append_worker(within())
 """
 
 
@@ -78,10 +90,21 @@ def test_what_cannot_be_served_is_one_line_and_exit_code_1(folder: Path) -> None
     for arguments, text in (
         (["app:wrong"], "app:wrong cannot be started: the server has no stage to serve"),
         (["app:server", "--timeout=soon"], "--timeout must be a whole number of milliseconds, not 'soon'"),
+        # What only a start would find out, before a worker runs.
+        (["app:local"], "the worker class within.<locals>.Local of stage Local_1 cannot be sent to a spawned process"),
+        (["app:server", "--tenant-weights=gold:3"], "the setting tenant_weights is a list of names and numbers"),
+        (["app:server", "--api-key-file=none.txt"], "the file of API keys none.txt cannot be read"),
+        (["app:server", "--ssl-certfile=none.pem"], "MOSEC_SSL_CERTFILE) none.pem cannot be read"),
     ):
         done = check(folder, *arguments)
         [line] = done.stderr.splitlines()
         assert (done.returncode, done.stdout, text in line) == (1, "", True), line
+
+
+def test_an_exporter_of_spans_that_is_not_there_is_found_before_a_start(folder: Path) -> None:
+    done = check(folder, "app:server", "--tracing", OTEL_EXPORTER_OTLP_PROTOCOL="carrier-pigeon")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "cannot be started: OTEL_EXPORTER_OTLP_PROTOCOL must be one of" in done.stderr
 
 
 def test_warnings_fail_only_where_that_is_asked_for(folder: Path) -> None:

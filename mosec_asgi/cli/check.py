@@ -15,10 +15,14 @@ from mosec_asgi.cli.faults import CommandError
 from mosec_asgi.cli.loading import load_server, server_arguments
 from mosec_asgi.cli.output import GOOD, WARN, output
 from mosec_asgi.config import FIELDS, SECRETS, Settings
-from mosec_asgi.errors import DefinitionError
-from mosec_asgi.pool.process.launcher import usable_cores
+from mosec_asgi.definition import weights_of
+from mosec_asgi.errors import DefinitionError, StartupError
+from mosec_asgi.host import tls
+from mosec_asgi.observing import provider
+from mosec_asgi.pool.process.launcher import check_sendable, usable_cores
 from mosec_asgi.route_checks import check_importable, check_timeouts
 from mosec_asgi.runtime import Runtime, stage_names
+from mosec_asgi.web.key_file import key_ring
 
 _METHODS = ("get", "put", "post", "delete", "patch", "query")
 # Schemas within each other that are shown.
@@ -43,14 +47,33 @@ def command(server: str, app_dir: str, strict: bool, **options: Any) -> int:
         settings = served.settings_with(service_settings.given(options))
         document = served.openapi()
         routes = served._defined.routes
-        check_importable(routes)
-    except DefinitionError as error:
+        _check_start(routes, settings)
+    except (DefinitionError, StartupError) as error:
         raise CommandError(f"{server} cannot be started: {error}") from error
     config.advise(settings)
     check_timeouts(routes, settings.timeout_seconds)
     found = [*heard.texts, *advice(routes, settings, usable_cores())]
     _show(server, routes, settings, document, found)
     return 1 if strict and found else 0
+
+
+def _check_start(routes: Mapping[str, Sequence[Runtime]], settings: Settings) -> None:
+    """Refuse what a start of the service refuses before a worker runs.
+
+    Raises:
+        DefinitionError, StartupError: the service could not be started; the text says what to change.
+    """
+    check_importable(routes)
+    for runtime, name in stage_names([runtime for pipeline in routes.values() for runtime in pipeline]).items():
+        if (runtime.executor, runtime.start_method) == ("process", "spawn"):
+            check_sendable(runtime.worker, name)
+    weights_of(settings.tenant_weights)
+    key_ring(settings)
+    tls.check(settings)
+    if settings.tracing:
+        tracer = provider.opened(config.telemetry_variables(), settings.namespace)
+        if tracer is not None:
+            tracer.close()
 
 
 class _Heard(logging.Handler):

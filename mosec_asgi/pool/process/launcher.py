@@ -32,6 +32,7 @@ from mosec_asgi.pool.process.link import ProcessLink
 from mosec_asgi.pool.process.preload import ForkedProcess, Template
 from mosec_asgi.pool.process.spare import SPARE
 from mosec_asgi.pool.process.watched import WatchedProcess, forget_all
+from mosec_asgi.worker import Worker
 
 logger = log.internal_logger(__name__)
 
@@ -94,7 +95,7 @@ class ProcessLauncher:
     def _launch(self, spec: WorkerSpec, variables: Mapping[str, str], events: WorkerEvents) -> ProcessLink:
         spawn = self._start_method == "spawn"
         if spawn:
-            _check_importable(spec)
+            check_sendable(spec.worker, spec.stage)
         variables = {**self._defaults, **variables}
         if self._counts is not None:
             spec = replace(spec, metrics_directory=self._counts.private)
@@ -169,14 +170,13 @@ def usable_cores() -> int:
     return os.cpu_count() or 1
 
 
-def _check_importable(spec: WorkerSpec) -> None:
-    """Raise `StartupError` if a spawned process could not import the worker's class."""
-    worker = spec.worker
+def check_sendable(worker: type[Worker], stage: str) -> None:
+    """Raise `StartupError` if a spawned process of a stage could not import the worker's class."""
     try:
         pickle.dumps(worker)
     except Exception as error:
         raise StartupError(
-            f"the worker class {worker.__qualname__} of stage {spec.stage} cannot be sent to a spawned process: "
+            f"the worker class {worker.__qualname__} of stage {stage} cannot be sent to a spawned process: "
             f"{error}. Define it at the top level of a module, under its own name, or use start_method='fork'"
         ) from error
 
