@@ -53,6 +53,16 @@ _SUFFIXES = {
 }  # fmt: skip
 _TRUE = {"1", "true", "yes", "on"}
 _FALSE = {"0", "false", "no", "off", ""}
+# What a member of some lists looks like, and how that is said. Anything else would match no request, and say nothing.
+_ORIGIN = (
+    re.compile(r"\*|null|[a-z][a-z0-9+.-]*://[^\s/?#@*A-Z]+"),
+    "of origins as browsers send them, such as https://app.example.com or http://localhost:3000, in small letters and "
+    "without a path, or * for all",
+)
+_HOST = (
+    re.compile(r"\*|(\*\.)?[^\s/?#@*:\[\]]+|\[?[0-9a-fA-F.]*:[0-9a-fA-F.]*:[0-9a-fA-F:.]*\]?"),
+    "of host names, such as api.example.com or *.example.com, without a scheme, a port or a path, or * for all",
+)
 # What Kubernetes sets MOSEC_PORT to in the pods beside a Service of that name.
 _KUBERNETES = re.compile(r"(tcp|udp|sctp)://")
 # How other servers call a flag of ours.
@@ -74,10 +84,12 @@ def _setting(
     choices: tuple[str, ...] | None = None,
     is_list: bool = False,
     members: tuple[str, ...] | None = None,
+    form: tuple[re.Pattern[str], str] | None = None,
     secret: bool = False,
 ) -> Any:
     metadata = {
         "help": text, "least": least, "most": most, "choices": choices, "is_list": is_list, "members": members,
+        "form": form,
     }  # fmt: skip
     return field(default=default, metadata=metadata, repr=not secret)
 
@@ -284,12 +296,14 @@ class Settings:
         "origins of the pages whose scripts may ask this service (CORS), such as https://app.example.com, with commas "
         "between them; * for all. Requests then go through ASGI, which takes longer",
         is_list=True,
+        form=_ORIGIN,
     )
     allowed_hosts: str = _setting(
         "",
         "host names by which requests may ask, such as api.example.com or *.example.com, with commas between them; "
         "others are answered 400, but for health. Requests then go through ASGI, which takes longer",
         is_list=True,
+        form=_HOST,
     )
     title: str = _setting("mosec-asgi service", "title of the OpenAPI document")
     version: str = _setting("", "version of the service in the OpenAPI document; that of mosec-asgi where it is empty")
@@ -377,10 +391,12 @@ def _checked_list(name: str, value: Any, source: str) -> str:
     text = str(value)
     if not listed(text):
         raise DefinitionError(f"{source} must have a member; leave it out for none")
-    known = FIELDS[name].metadata["members"]
+    known, form = FIELDS[name].metadata["members"], FIELDS[name].metadata["form"]
     for each in listed(text):
         if known is not None and each not in known:
             raise DefinitionError(f"{source} must be of {', '.join(known)}, with commas between them, not {each!r}")
+        if form is not None and not form[0].fullmatch(each):
+            raise DefinitionError(f"{source} must be {form[1]}; not {each!r}")
     return text
 
 

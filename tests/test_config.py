@@ -472,6 +472,35 @@ def test_a_member_that_there_is_not_is_named() -> None:
         resolve({}, {"MOSEC_PUBLIC": "docs,all"})
 
 
+@pytest.mark.parametrize(
+    "origin",
+    ["app.example.com", "https://app.example.com/", "https://app.example.com/page", "https://*.example.com",
+     "https://App.example.com", "//app.example.com", "https://"],
+)  # fmt: skip
+def test_an_origin_that_no_browser_sends_is_refused(origin: str) -> None:
+    with pytest.raises(DefinitionError, match=r"MOSEC_CORS_ORIGINS must be of origins as .*") as refused:
+        resolve({}, {"MOSEC_CORS_ORIGINS": f"https://a.example,{origin}"})
+    assert str(refused.value).endswith(f"not {origin!r}")
+
+
+@pytest.mark.parametrize(
+    "host", ["https://api.example.com", "api.example.com:8000", "api.example.com/", "api.*", "*example.com", "[::1]:80"]
+)
+def test_a_host_name_that_no_request_has_is_refused(host: str) -> None:
+    with pytest.raises(DefinitionError, match=r"must be of host names, .* without a scheme, a port") as refused:
+        resolve({"allowed_hosts": ["a.example", host]}, {})
+    assert str(refused.value).endswith(f"not {host!r}")
+
+
+def test_origins_and_host_names_of_all_kinds_are_taken() -> None:
+    origins = (
+        "*,null,https://app.example.com,http://localhost:3000,http://[::1]:3000,chrome-extension://abc,https://a_b.c"
+    )
+    hosts = "*,localhost,API.example.com,*.example.com,10.0.0.1,::1,[::1],a_b.c,xn--bcher-kva.example"
+    settings = resolve({"cors_origins": origins, "allowed_hosts": hosts}, {})
+    assert (settings.cors_origins, settings.allowed_hosts) == (origins, hosts)
+
+
 @pytest.mark.parametrize("name", ["MOSEC_API_KEYS", "MOSEC_API_KEY_FILE"])
 def test_an_empty_variable_does_not_let_everybody_in(name: str) -> None:
     with pytest.raises(DefinitionError, match=f"{name} is empty; unset it"):
