@@ -228,3 +228,24 @@ def test_what_cannot_be_written_is_no_traceback(folder: Path, redirection: str, 
     command = f"{sys.executable} -m mosec_asgi check service:server {redirection}"
     done = subprocess.run(["sh", "-c", command], cwd=folder, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (code, told)
+
+
+@pytest.mark.parametrize(
+    ("command", "option"),
+    [
+        ("top", "--port=8000"),
+        ("openapi", "--host=::1"),
+        ("tune", "--capacity=5"),
+        ("map", "--prot=1"),
+        ("new", "--debug"),
+    ],
+)
+def test_only_an_option_that_the_command_has_is_meant(
+    command: str, option: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([command, option]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert f"No such option '{option.partition('=')[0]}'" in line
+    assert "Did you mean '--port'" not in line
+    assert not re.search("mean '--(address|capacity|debug)'", line)
+    assert line.endswith(f"ee mosec-asgi {command} --help")

@@ -78,11 +78,19 @@ def _say(text: str) -> None:
 def _of_click(error: click.ClickException) -> str:
     """Return what is wrong as one line, and for a wrong command line where to read on."""
     text = " ".join(error.format_message().split())
-    if isinstance(error, click.NoSuchOption) and (meant := config.meant_by(error.option_name)):
-        # As other servers call it, or nearly so.
-        text = f"No such option '{error.option_name}'. Did you mean '--{meant}'?"
     context = getattr(error, "ctx", None)
+    if isinstance(error, click.NoSuchOption) and (meant := _meant(error.option_name, context)):
+        text = f"No such option '{error.option_name}'. Did you mean '--{meant}'?"
     if isinstance(error, click.UsageError) and context is not None:
         end = " See" if text.endswith("?") else "; see"
         return f"{text.rstrip('.')}{end} {context.command_path} --help"
     return text
+
+
+def _meant(option: str, context: click.Context | None) -> str | None:
+    """Return the setting that is meant, as other servers call it or nearly so, where the command has it."""
+    meant = config.meant_by(option)
+    if meant is None or context is None:
+        return None
+    names = {name for each in context.command.params for name in (*each.opts, *each.secondary_opts)}
+    return meant if all(f"--{each}" in names for each in meant.split(" or --")) else None
