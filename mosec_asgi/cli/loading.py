@@ -6,7 +6,7 @@ import importlib
 import sys
 import traceback
 from collections.abc import Callable
-from pathlib import Path
+from pathlib import Path, PurePath
 from types import ModuleType
 from typing import Any, TypeVar
 
@@ -39,10 +39,12 @@ def load_server(path: str, folder: str) -> Server:
         BrokenModule: the module cannot be imported.
     """
     name, _, attribute = path.partition(":")
-    if not name or not attribute:
+    if attribute and "/" in name:
+        raise UsageError(_of_file(name, attribute))
+    if not name or not attribute or name.startswith("."):
         raise UsageError(f"{path!r} must be MODULE:SERVER, as in app:server")
     sys.path.insert(0, str(Path(folder).resolve()))
-    module = _imported(name, folder)
+    module = _imported(name, attribute, folder)
     found: Any = module
     for part in attribute.split("."):
         if not hasattr(found, part):
@@ -59,13 +61,25 @@ def load_server(path: str, folder: str) -> Server:
     return found
 
 
-def _imported(name: str, folder: str) -> ModuleType:
+def _of_file(name: str, attribute: str) -> str:
+    """Say what to write in the place of the path of a file."""
+    file = PurePath(name)
+    where = f" --app-dir {file.parent}" if len(file.parts) > 1 else ""
+    return (
+        f"{name!r} is no name of a module, but the path of a file; write "
+        f"{file.name.removesuffix('.py')}:{attribute}{where}"
+    )
+
+
+def _imported(name: str, attribute: str, folder: str) -> ModuleType:
     Server._only_imported = True
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
         # Only where it is the module itself that is missing; what it fails to import is another fault.
         if error.name is not None and (name == error.name or name.startswith(f"{error.name}.")):
+            if name.endswith(".py"):
+                raise UsageError(_of_file(name, attribute)) from None
             raise UsageError(f"there is no module {name!r} in {folder!r}; name its folder with --app-dir") from None
         raise _broken(name, error) from error
     except DefinitionError:
