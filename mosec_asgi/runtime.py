@@ -152,7 +152,7 @@ class Runtime:
         elif self.workers_per_device > 1:
             raise DefinitionError("workers_per_device is for `devices`; for so many processes set num")
         self.max_batch_size = _at_least(max_batch_size, "max_batch_size", 1)
-        self.max_wait_time = _at_least(max_wait_time, "max_wait_time", 0)
+        self.max_wait_time = _at_least(max_wait_time, "max_wait_time", 0, "milliseconds")
         self.timeout = _checked_timeout(timeout)
         if start_method not in START_METHODS:
             raise DefinitionError(f"start_method must be one of {', '.join(START_METHODS)}, not {start_method!r}")
@@ -240,7 +240,7 @@ def changed(
                 f"{'2 or more' if runtime.max_batch_size > 1 else '1'}, or define the stage anew"
             )
     if max_wait_time is not None:
-        other.max_wait_time = _at_least(max_wait_time, "max_wait_time", 0)
+        other.max_wait_time = _at_least(max_wait_time, "max_wait_time", 0, "milliseconds")
     if timeout is not None:
         other.timeout = _checked_timeout(timeout)
     if latency_target is not None:
@@ -254,16 +254,17 @@ def stage_names(runtimes: Sequence[Runtime]) -> dict[Runtime, str]:
     return {runtime: f"{runtime.worker.__name__}_{place}" for place, runtime in enumerate(ordered, 1)}
 
 
-def _at_least(value: Any, name: str, least: int) -> int:
+def _at_least(value: Any, name: str, least: int, unit: str = "") -> int:
     if isinstance(value, bool) or not isinstance(value, int):
-        raise DefinitionError(f"{name} must be a whole number, not {value!r} ({type(value).__name__})")
+        number = f"a whole number of {unit}" if unit else "a whole number"
+        raise DefinitionError(f"{name} must be {number}, not {value!r} ({type(value).__name__})")
     if value < least:
         raise DefinitionError(f"{name} must be at least {least}, not {value}")
     return value
 
 
 def _checked_memory(max_memory: Any, executor: Any) -> int:
-    checked = _at_least(max_memory, "max_memory", 0)
+    checked = _at_least(max_memory, "max_memory", 0, "bytes")
     if checked and executor == "thread":
         raise DefinitionError(
             "max_memory is for workers that are processes, and executor='thread' runs them in the server's own; leave "
