@@ -108,7 +108,7 @@ def test_a_check_fails_where_there_is_no_document(folder: Path, content: str | N
         ("..service:server", "must be MODULE:SERVER"),
         ("service.py:server", "'service.py' is no name of a module, but the path of a file; write service:server"),
         ("./service:server", "'./service' is no name of a module, but the path of a file; write service:server"),
-        ("deep/a.py:server", "'deep/a.py' is no name of a module, but the path of a file; write a:server --app-dir deep"),
+        ("deep/a.py:server", "the path of a file; write a:server --app-dir deep"),
         ("service:empty", "the server has no stage to serve"),
     ],
 )
