@@ -10,17 +10,19 @@ A start ends early in two ways: the program was told to end (`close`), or nobody
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Coroutine
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 from mosec_asgi import log
-from mosec_asgi.errors import EventLoopError, StartupError
+from mosec_asgi.errors import DefinitionError, EventLoopError, StartupError
 
 # Not asyncio, which workers need not load: see `server`.
 if TYPE_CHECKING:
     import asyncio
     import subprocess
     from multiprocessing.process import BaseProcess
+    from types import TracebackType
 
     from starlette.types import ASGIApp
 
@@ -255,3 +257,37 @@ class Lifetime:
         if not self._blocks and not starting.cancelled() and starting.exception() is None:
             # It had just come to its end.
             await self.stop()
+
+
+class Block(contextlib.AbstractAsyncContextManager[None]):
+    """What `server.lifespan()` returns: the service runs in its `async with`."""
+
+    def __init__(self, lifetime: Lifetime) -> None:
+        self._lifetime = lifetime
+        self._entered = False
+
+    async def __aenter__(self) -> None:
+        """Start the workers. Where the program is told to end while they load, this is entered without any."""
+        with contextlib.suppress(GivenUp):
+            await self._lifetime.enter()
+            self._entered = True
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
+    ) -> None:
+        """Finish what was admitted, and stop the workers."""
+        if self._entered:
+            self._entered = False
+            await self._lifetime.leave()
+
+    def __call__(self, app: object) -> NoReturn:
+        """Refuse to be the lifespan of an app, which calls what it was given.
+
+        Raises:
+            DefinitionError: always.
+        """
+        name = type(app).__name__
+        raise DefinitionError(
+            f"{name} was given what server.lifespan() returns, and wants what it can call itself; write "
+            f"{name}(lifespan=server.lifespan), without the parentheses behind it"
+        )

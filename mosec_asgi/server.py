@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from multiprocessing.process import BaseProcess
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -17,7 +17,7 @@ from mosec_asgi.checks import check_main_guard, check_no_loop, check_own_engine,
 from mosec_asgi.defined import DEFAULT_ROUTE, Defined
 from mosec_asgi.entrance import Entrance
 from mosec_asgi.errors import DefinitionError, StartupError
-from mosec_asgi.lifetime import GivenUp, Lifetime, Running
+from mosec_asgi.lifetime import Block, GivenUp, Lifetime, Running
 from mosec_asgi.route_checks import check_importable, check_timeouts
 from mosec_asgi.runtime import Executor, Method, Runtime, StartMethod
 from mosec_asgi.worker import Worker
@@ -427,8 +427,7 @@ class Server:
         """Admit no more requests: `/readyz` and new requests answer 503 from here on, and admitted ones finish."""
         self._lifetime.close()
 
-    @contextlib.asynccontextmanager
-    async def lifespan(self, app: object = None) -> AsyncIterator[None]:
+    def lifespan(self, app: object = None) -> contextlib.AbstractAsyncContextManager[None]:
         """Start the workers, and stop them at the end: `FastAPI(lifespan=server.lifespan)`.
 
         SIGTERM or ctrl-c while they load ends the start at once, where somebody handles the signal, as ASGI servers do.
@@ -440,15 +439,7 @@ class Server:
         Raises:
             StartupError: a stage could not be started.
         """
-        entered = False
-        with contextlib.suppress(GivenUp):
-            await self._lifetime.enter()
-            entered = True
-        try:
-            yield
-        finally:
-            if entered:
-                await self._lifetime.leave()
+        return Block(self._lifetime)
 
     async def __aenter__(self) -> Server:
         """Start the workers: `async with server: result = await server.infer(item)`, in a script or a notebook.

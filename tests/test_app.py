@@ -25,7 +25,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from workers import Broken, BusyLoading, Echo, Gate, Raw
 
 from mosec_asgi import Server, __version__
-from mosec_asgi.errors import StartupError
+from mosec_asgi.errors import DefinitionError, StartupError
 
 with warnings.catch_warnings():
     # Starlette 1.10 asks for httpx's successor here, and works with httpx.
@@ -610,6 +610,15 @@ def test_mounted_with_its_lifespan_the_workers_are_ready_before_the_first_reques
         assert client.post("/inference", content=BODY).status_code == 404
         assert client.get("/own").json() == "the app's own"
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+@pytest.mark.parametrize("framework", [FastAPI, Starlette])
+async def test_a_lifespan_that_was_called_is_refused_with_what_to_write(framework: Any) -> None:
+    app = framework(lifespan=echo_server().lifespan())
+    text = rf"write {framework.__name__}\(lifespan=server\.lifespan\), without the parentheses"
+    with pytest.raises(DefinitionError, match=text):
+        async with app.router.lifespan_context(app):
+            pytest.fail("it was entered")
 
 
 async def test_mounted_without_its_lifespan_it_starts_once_at_the_first_requests_and_warns(
