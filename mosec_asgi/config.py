@@ -35,6 +35,8 @@ NO_FLAG = frozenset({"api_keys"})
 SECRETS = frozenset({"api_keys"})
 # Settings of which an empty variable is refused: it would let everybody in, where keys were meant.
 NEVER_EMPTY = frozenset({"api_keys", "api_key_file"})
+# The key that a client of ours sends, by a name that is easily taken for that of `api_keys`.
+_CLIENT_KEY = ENV_PREFIX + "API_KEY"
 # mosec's own flags, which its parser lets be abbreviated.
 _MOSECS = (
     "path", "capacity", "timeout", "wait", "address", "port", "namespace", "debug", "log-level", "dry-run",
@@ -425,8 +427,21 @@ def _instead(name: str, text: str) -> str:
     return f"; write {round(float(found[1]) * factor)}" if found and factor else ""
 
 
-def advise(settings: Settings) -> None:
-    """Warn of settings that can be meant as they are, and probably are not."""
+def advise(settings: Settings, environment: Mapping[str, str] | None = None) -> None:
+    """Warn of settings that can be meant as they are, and probably are not.
+
+    Args:
+        settings: of the service.
+        environment: variables by name; None reads the process's own.
+    """
+    if (os.environ if environment is None else environment).get(_CLIENT_KEY) and not settings.keyed:
+        logger.warning(
+            "this service asks for no API key, though %s is set: that is the key that `mosec-asgi top` sends; a service "
+            "takes its keys from %s or %s",
+            _CLIENT_KEY,
+            VARIABLES["api_keys"],
+            VARIABLES["api_key_file"],
+        )
     for name in ("timeout", "start_timeout", "event_timeout"):
         value = getattr(settings, name)
         if 0 < value < _FEW:

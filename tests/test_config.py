@@ -450,6 +450,21 @@ def test_a_timeout_of_0_is_none_and_a_stop_is_bounded_all_the_same() -> None:
     assert Settings(timeout=5000).timeout_seconds == Settings(timeout=5000).grace_seconds == 5
 
 
+def test_a_key_of_a_client_that_protects_no_service_is_said_without_showing_it(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    key = {"MOSEC_API_KEY": "a-secret-of-many-letters"}
+    advise(Settings(api_keys="another-secret"), key)
+    advise(Settings(api_key_file="keys"), key)
+    advise(Settings(), {})
+    assert not caplog.records
+    advise(Settings(), key)
+    [text] = [record.getMessage() for record in caplog.records]
+    assert "this service asks for no API key, though MOSEC_API_KEY is set" in text
+    assert "MOSEC_API_KEYS or MOSEC_API_KEY_FILE" in text
+    assert "secret" not in text
+
+
 # -- settings that are lists -------------------------------------------------------------------------------------------
 
 
