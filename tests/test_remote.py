@@ -411,6 +411,29 @@ async def test_a_call_that_cannot_be_told_fails_alone() -> None:
         assert (await webs[1].outcome()).payload == b"out"
 
 
+@pytest.mark.parametrize("error", [RuntimeError, SystemExit, asyncio.CancelledError])
+async def test_a_fault_of_who_is_told_something_disturbs_nobody(
+    error: type[BaseException], caplog: pytest.LogCaptureFixture
+) -> None:
+    class Faulty(Web):
+        def settled(self, outcome: Outcome) -> None:
+            raise error(f"nothing to do with {outcome!r}")
+
+        def streamed(self, chunk: Chunk) -> None:
+            raise error(f"nothing to do with {chunk!r}")
+
+    async with paired() as (pair, remote):
+        faulty, web = Faulty(), Web()
+        for each in (faulty, web):
+            remote.submit(call(remote), each)
+        await until(lambda: len(pair.engine.calls) == 2, "both calls come")
+        for asked, caller in list(pair.engine.calls.values()):
+            caller.streamed(Chunk(asked.id, b"piece"))
+            pair.engine.settle(asked, payload=b"out")
+        assert ((await web.outcome()).payload, [chunk.payload for chunk in web.chunks]) == (b"out", [b"piece"])
+    assert caplog.text.count("was not passed on") == 2
+
+
 async def test_a_result_that_cannot_be_told_fails_alone() -> None:
     async with paired() as (pair, remote):
         webs = [Web(), Web()]

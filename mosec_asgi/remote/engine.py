@@ -367,8 +367,10 @@ class RemoteEngine:
     def _tell(self, caller: Caller, outcome: Outcome) -> None:
         try:
             caller.settled(outcome)
-        except Exception:
-            # A fault of this caller must not stop the work for the others.
+        except KeyboardInterrupt:
+            raise
+        except BaseException:
+            # A fault of this caller, of whatever kind, must not stop the work for the others.
             logger.exception("the outcome of a request was not passed on")
         if self._idle is not None and not self._open and not self._idle.done():
             self._idle.set_result(None)
@@ -377,7 +379,9 @@ class RemoteEngine:
     def _pass_on(caller: Caller, entry: tuple[Any, ...]) -> None:
         try:
             caller.streamed(frames.chunk_of(entry))
-        except Exception:
+        except KeyboardInterrupt:
+            raise
+        except BaseException:
             logger.exception("a piece of a stream was not passed on")
 
 
