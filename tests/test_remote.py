@@ -29,7 +29,7 @@ from mosec_asgi.observing.metrics import ServiceMetrics
 from mosec_asgi.observing.statistics import ServiceReport
 from mosec_asgi.remote import callers, frames, handshake
 from mosec_asgi.remote import engine as remote_engine
-from mosec_asgi.remote.callers import MOST_LETTERS, MOST_REASONS, Callers
+from mosec_asgi.remote.callers import MOST_LETTERS, MOST_QUESTIONS, MOST_REASONS, Callers
 from mosec_asgi.remote.dialing import Dialing
 from mosec_asgi.remote.engine import Away, RemoteEngine
 from mosec_asgi.remote.handshake import Hello, RouteShape
@@ -726,6 +726,18 @@ async def test_a_question_that_cannot_be_answered_fails() -> None:
         for kind in ("unknown", "broken"):
             with pytest.raises(Away):
                 await remote.ask(kind)
+
+
+async def test_so_many_questions_of_a_web_process_wait_and_more_are_refused() -> None:
+    async with paired() as (pair, remote):
+        pair.runs.clear()
+        asked = [asyncio.ensure_future(remote.ask("metrics")) for _ in range(MOST_QUESTIONS + 3)]
+        # The process asks how the engine stands as well.
+        await until(lambda: sum(each.done() for each in asked) >= 3, "those beyond the bound are refused", 10)
+        pair.runs.set()
+        done = await asyncio.gather(*asked, return_exceptions=True)
+        assert 3 <= sum(isinstance(each, Away) for each in done) <= 4
+        assert await remote.ask("metrics")
 
 
 async def test_a_question_fails_with_the_connection() -> None:

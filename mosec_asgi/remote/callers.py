@@ -41,7 +41,7 @@ logger = log.internal_logger(__name__)
 
 
 class Answers(Protocol):
-    """What web processes ask beside calls; `text` is what they ask with."""
+    """What web processes ask beside calls: "standing", "metrics" or "dashboard"; `text` says more of what is wanted."""
 
     def __call__(self, kind: str, text: str) -> Awaitable[bytes]:
         """Return the answer; raises `LookupError` where there is none."""

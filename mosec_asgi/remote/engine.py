@@ -255,7 +255,7 @@ class RemoteEngine:
         return told
 
     async def ask(self, kind: str, text: str = "") -> bytes:
-        """Ask the engine's process something else than to run a call; what there is, see `callers`.
+        """Ask the engine's process something else than to run a call; what there is, see `callers.Answers`.
 
         Raises:
             Away: there is no engine, or it does not answer.
