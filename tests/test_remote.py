@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fakes import Held
 from harness import until
 
 from mosec_asgi.batching.engine import Caller, Statistics
@@ -531,6 +532,24 @@ class Reader(Web):
     """Whoever reads large results where they lie."""
 
     takes_held = True
+
+
+@pytest.mark.parametrize("error", [ImportError, SystemExit])
+async def test_a_held_result_that_cannot_be_copied_is_answered_500_and_dropped(
+    error: type[BaseException], caplog: pytest.LogCaptureFixture
+) -> None:
+    class Foreign(Held):
+        def copy(self) -> bytes:
+            raise error("no module named theirs")
+
+    async with paired() as (pair, remote):
+        web, held = Web(), Foreign(b"large")
+        remote.submit(call(remote, objects=True), web)
+        got, _ = await pair.engine.next_call()
+        pair.engine.settle(got, payload=held)
+        assert (await web.outcome()).failure == INTERNAL_ERROR
+        assert held.drops == 1
+    assert "cannot be copied" in caplog.text
 
 
 async def test_a_large_result_is_read_where_it_lies_by_whoever_does_so() -> None:

@@ -230,7 +230,7 @@ class WebProcess:
         self._open.discard(call_id)
         payload = outcome.payload
         if type(payload) is not bytes:
-            payload = self._plain(call_id, outcome)
+            outcome, payload = self._plain(call_id, outcome)
         if outcome.code != CANCELLED:
             self._say(frames.plain_outcome(outcome, call_id, payload))
 
@@ -238,16 +238,23 @@ class WebProcess:
         """Pass a piece of a stream on."""
         self._say((chunk.call_id - self._base, chunk.payload, frames.plain_times(chunk.times)))
 
-    def _plain(self, call_id: int, outcome: Outcome) -> Any:
-        """Return what the web process is told of a result that a link holds."""
+    def _plain(self, call_id: int, outcome: Outcome) -> tuple[Outcome, Any]:
+        """Return what the web process is told of a result that a link holds: the outcome, and its payload there."""
         payload = outcome.payload
         given = None if self._memory is None else self._memory.give(call_id, payload)
         if given is not None:
-            return given
+            return outcome, given
         assert not isinstance(payload, bytes)
-        plain = payload.copy()
-        payload.drop()
-        return plain
+        try:
+            return outcome, payload.copy()
+        except KeyboardInterrupt:
+            raise
+        # It may have to be unpickled here, which runs the code of its classes; or only workers can read it.
+        except BaseException:
+            logger.exception("answered 500: a result cannot be copied for the web process %d", self._pid)
+            return Outcome.of_failure(outcome.call_id, INTERNAL_ERROR), INTERNAL_ERROR.text.encode()
+        finally:
+            payload.drop()
 
     # -- to the web process ------------------------------------------------------------------------------------------
 
