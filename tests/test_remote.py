@@ -7,6 +7,7 @@ import contextlib
 import errno
 import gc
 import json
+import math
 import os
 import pickle
 import socket
@@ -20,7 +21,7 @@ from fakes import Held
 from harness import until
 
 from mosec_asgi.batching.engine import Caller, Statistics
-from mosec_asgi.errors import CANCELLED, CLOSING, ENGINE_AWAY, ENGINE_LOST, INTERNAL_ERROR
+from mosec_asgi.errors import CANCELLED, CLOSING, ENGINE_AWAY, ENGINE_LOST, INTERNAL_ERROR, TIMED_OUT
 from mosec_asgi.ipc import private_socket, reference
 from mosec_asgi.ipc.arena import LARGE
 from mosec_asgi.ipc.reference import Kind
@@ -105,14 +106,14 @@ class Web:
 class Pair:
     """An engine, and web processes that are connected to it."""
 
-    def __init__(self, memory: SharedMemory | None = None, apart: bool = True) -> None:
+    def __init__(self, memory: SharedMemory | None = None, apart: bool = True, timeout: float = math.inf) -> None:
         # Cleared while the engine does not answer.
         self.runs = asyncio.Event()
         self.runs.set()
         self.engine = Engine()
         self.memory = memory
         self.metrics = ServiceMetrics("x", [])
-        self.callers = Callers(self.engine, ROUTES, [apart], self.metrics, memory, self._answer)
+        self.callers = Callers(self.engine, ROUTES, [apart], self.metrics, memory, self._answer, timeout)
         self.dialing: list[asyncio.Task[None]] = []
 
     async def _answer(self, kind: str, text: str) -> bytes:
@@ -146,9 +147,11 @@ class Pair:
 
 
 @asynccontextmanager
-async def paired(*, shared: bool = False, apart: bool = True) -> AsyncIterator[tuple[Pair, RemoteEngine]]:
+async def paired(
+    *, shared: bool = False, apart: bool = True, timeout: float = math.inf
+) -> AsyncIterator[tuple[Pair, RemoteEngine]]:
     memory = SharedMemory(1 << 20, 2) if shared else None
-    pair = Pair(memory, apart)
+    pair = Pair(memory, apart, timeout)
     remote = await pair.web()
     try:
         yield pair, remote
@@ -475,6 +478,31 @@ async def test_an_engine_that_does_not_answer_is_given_no_calls(monkeypatch: pyt
         got, _ = await pair.engine.next_call()
         pair.engine.settle(got)
         assert (await web.outcome()).code == OK
+
+
+async def test_a_call_that_the_engine_does_not_answer_in_time_is_answered_408_here(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(remote_engine, "LOOK_SECONDS", 0.02)
+    async with paired(timeout=0.1) as (pair, remote):
+        whole, stream = Web(), Web()
+        for web in (stream, whole):
+            remote.submit(call(remote), web)
+        await until(lambda: len(pair.engine.calls) == 2, "both calls come")
+        asked, caller = next(iter(pair.engine.calls.values()))
+        caller.streamed(Chunk(asked.id, b"a stream takes as long as it likes"))
+        began = asyncio.get_running_loop().time()
+        assert (await whole.outcome()).failure == TIMED_OUT
+        assert asyncio.get_running_loop().time() - began > 0.05
+        await until(lambda: pair.engine.cancelled, "the engine hears that nobody waits for the call")
+        pair.engine.settle(asked)
+        assert (await stream.outcome()).code == OK
+        # What has come meanwhile was in time.
+        remote.submit(call(remote), whole)
+        got, _ = await pair.engine.next_call()
+        pair.engine.settle(got)
+        assert (await whole.outcome()).code == OK
+    assert "has not answered 1 calls within the service's timeout" in caplog.text
 
 
 @pytest.mark.parametrize(

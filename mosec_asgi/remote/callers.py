@@ -6,9 +6,11 @@ A web process numbers its calls itself. Here they get numbers of the engine's: t
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import socket
 from collections.abc import Awaitable, Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 from mosec_asgi import log
@@ -58,6 +60,7 @@ class Callers:
         metrics: ServiceMetrics,
         memory: SharedMemory | None,
         answer: Answers,
+        timeout: float = math.inf,
     ) -> None:
         """Begin with none.
 
@@ -68,12 +71,14 @@ class Callers:
             metrics: to which is added what web processes have counted.
             memory: that is shared with workers, if any is.
             answer: answers their other questions.
+            timeout: of the service, in seconds.
         """
         self.engine = engine
         self.routes = routes
         self.metrics = metrics
         self.answer = answer
         self._apart = tuple(apart)
+        self._timeout = timeout
         self._memory = memory
         self._loop = asyncio.get_running_loop()
         self._numbers = 0
@@ -159,11 +164,12 @@ class Callers:
         logger.info("the web process %d is connected", hello.pid)
 
     def _welcome(self, connection: socket.socket, memory: CallerMemory | None) -> None:
+        message = Welcome(pid=os.getpid(), apart=self._apart, timeout=self._timeout)
         if memory is None:
-            connection.send(handshake.encoded(Welcome(pid=os.getpid(), apart=self._apart)))
+            connection.send(handshake.encoded(message))
             return
         share = memory.share
-        message = Welcome(pid=os.getpid(), apart=self._apart, memory=share.total, region=share.region)
+        message = replace(message, memory=share.total, region=share.region)
         socket.send_fds(connection, [handshake.encoded(message)], [share.descriptor])
 
     def _refuse(self, connection: socket.socket, why: str) -> None:
