@@ -216,7 +216,9 @@ class History:
         """Whether a lonely request can be answered within the service's timeout, if all goes well."""
         world, paces = self.scenario.world, self.scenario.paces
         stages = world.routes[route].stages
-        longest = sum(world.stages[stage].max_wait + 2 * paces[stage].most for stage in stages)
+        # A stage waits as it was configured last.
+        waits = [max(plan.max_wait for plan in self._service.stages[stage].views) for stage in stages]
+        longest = sum(waits) + sum(2 * paces[stage].most for stage in stages)
         longest += 4 * max(self.scenario.latencies) * len(stages)
         return longest < world.limits.timeout
 
