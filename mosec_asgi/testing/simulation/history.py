@@ -204,9 +204,10 @@ class History:
         self._around.faulty = False
         world = self.scenario.world
         until = self._journal.now + HEALING_SECONDS + 2 * max(stage.start_timeout for stage in world.stages)
-        for route in filter(self._is_quick, range(len(world.routes))):
+        for route in range(len(world.routes)):
             pause = 0.5
-            while not await self._answers_well(route):
+            # Asked each time: a stage may be configured meanwhile.
+            while self._is_quick(route) and not await self._answers_well(route):
                 late = self._journal.now > until
                 self._journal.require(not late, Contract.RESPAWN, "route %d does not come back", route)
                 await asyncio.sleep(pause)
