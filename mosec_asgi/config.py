@@ -436,7 +436,7 @@ def advise(settings: Settings, environment: Mapping[str, str] | None = None) -> 
     """
     if (os.environ if environment is None else environment).get(_CLIENT_KEY) and not settings.keyed:
         logger.warning(
-            "this service asks for no API key, though %s is set: that is the key that `mosec-asgi top` sends; a service "
+            "this service asks for no API key, though %s is set: that is what `mosec-asgi top` sends; a service "
             "takes its keys from %s or %s",
             _CLIENT_KEY,
             VARIABLES["api_keys"],
