@@ -54,6 +54,15 @@ def test_a_limit_that_has_been_raised_since_is_the_one_that_counts(
     assert f"all of the {limit + 1} files" in caplog.text
 
 
+def test_where_there_is_no_limit_nothing_is_said(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    # As on macOS.
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    OpenFiles(LOGGER).look(100_000)
+    assert not caplog.records
+
+
 def test_a_service_without_descriptors_for_its_clients_says_so(tmp_path: Path) -> None:
     limits = "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (80, 80))"
     with (
