@@ -32,7 +32,7 @@ class Hangup:
         """
         self._restart = restart
         self._ends = ends
-        self._had_terminal = _has_terminal()
+        self._had_terminal = has_terminal()
         self._workers_are_ready = False
         self._restarting: asyncio.Task[None] | None = None
         self._again = False
@@ -60,7 +60,7 @@ class Hangup:
             self._begin()
 
     def _hangup(self) -> None:
-        if self._had_terminal and not _has_terminal():
+        if self._had_terminal and not has_terminal():
             logger.info("the terminal has been closed; the service stops")
             # To the handlers that are there for it.
             signal.raise_signal(signal.SIGTERM)
@@ -94,7 +94,7 @@ class Hangup:
             self._restarting = None
 
 
-def _has_terminal() -> bool:
+def has_terminal() -> bool:
     """Whether this program belongs to a terminal that is open."""
     try:
         os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY))
