@@ -2,7 +2,7 @@
 
 Who needs it either enters a block (`enter`, `leave`: the lifespan of an app, `async with server`), or is a request that
 came to an app whose lifespan nobody runs (`start_late`). The first starts the service, the others wait for the same
-start. The last block to end stops the service, unless a request has started it.
+start. The last block to end stops the service, also one that a request has started.
 
 A start ends early in two ways: the program was told to end (`close`), or nobody waits for it any more, as after
 `asyncio.timeout`.
@@ -109,7 +109,7 @@ class Lifetime:
         # The blocks that need the service to run, and those that wait for its start.
         self._blocks = 0
         self._waiting = 0
-        # A request has started it, so that no block ends it.
+        # A request has started it, so that the end of whoever waits does not end the start.
         self._started_late = False
 
     @property
@@ -242,8 +242,8 @@ class Lifetime:
             self._blocks = 0
         elif self._starting is not None and self._starting.get_loop() is not loop and self.is_here:
             raise StartupError(
-                "the server is being started already, on another event loop of this program; call it once it serves, from "
-                "other threads by `with server.engine() as engine:`"
+                "the server is being started already, on another event loop of this program; once it serves, call it "
+                "from other threads by `with server.engine() as engine:`"
             )
         return loop
 
