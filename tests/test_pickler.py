@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -167,3 +168,10 @@ def test_torch_tensors_arrive_as_they_were() -> None:
     assert (base[3], twice[1][3]) == (3, 7)
     del twice
     passage.close()
+
+
+def test_beside_torch_what_is_pickled_by_a_function_of_its_own_arrives_too(passage: Passage) -> None:
+    torch = pytest.importorskip("torch")
+    assert passage.passed([re.compile("a+"), np.add, ARRAY.dtype]) == [re.compile("a+"), np.add, ARRAY.dtype]
+    arrived = passage.passed(torch.eye(3).to_sparse())
+    assert torch.equal(arrived.to_dense(), torch.eye(3))

@@ -7,6 +7,7 @@ taken apart here. This module never imports torch: a worker whose result holds a
 
 from __future__ import annotations
 
+import copyreg
 import ctypes
 import io
 import pickle
@@ -101,8 +102,8 @@ class Pickler:
     def _dump_with_tensors(self, result: Any) -> bytes:
         file = io.BytesIO()
         pickler = pickle.Pickler(file, PROTOCOL, buffer_callback=self._place)
-        # A table of this pickler, for the exact class only: that of `copyreg` is for the whole process.
-        pickler.dispatch_table = {sys.modules["torch"].Tensor: _take_apart}
+        # A table of this pickler, for the exact class only, beside those that `copyreg` has for the whole process.
+        pickler.dispatch_table = {**copyreg.dispatch_table, sys.modules["torch"].Tensor: _take_apart}
         pickler.dump(result)
         return file.getvalue()
 
