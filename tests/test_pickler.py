@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import pickle
 import re
+import sys
 from collections.abc import Iterator
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -175,3 +177,11 @@ def test_beside_torch_what_is_pickled_by_a_function_of_its_own_arrives_too(passa
     assert passage.passed([re.compile("a+"), np.add, ARRAY.dtype]) == [re.compile("a+"), np.add, ARRAY.dtype]
     arrived = passage.passed(torch.eye(3).to_sparse())
     assert torch.equal(arrived.to_dense(), torch.eye(3))
+
+
+@pytest.mark.parametrize("module", [None, ModuleType("torch")])
+def test_while_torch_is_not_imported_as_a_whole_there_are_no_tensors(
+    module: ModuleType | None, passage: Passage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch", module)
+    assert same(ARRAY, passage.passed(ARRAY))

@@ -76,8 +76,10 @@ class Pickler:
         return self._as_reference(stream, spans)
 
     def _stream(self, result: Any) -> bytes:
-        if "torch" in sys.modules:
-            return self._dump_with_tensors(result)
+        # While another thread imports torch, it is there without its contents.
+        tensor = getattr(sys.modules.get("torch"), "Tensor", None)
+        if tensor is not None:
+            return self._dump_with_tensors(result, tensor)
         return pickle.dumps(result, PROTOCOL, buffer_callback=self._place)
 
     def _as_reference(self, stream: bytes, spans: list[Span]) -> tuple[int, bytes]:
@@ -99,11 +101,11 @@ class Pickler:
         self._spans.append(span)
         return False
 
-    def _dump_with_tensors(self, result: Any) -> bytes:
+    def _dump_with_tensors(self, result: Any, tensor: type[Any]) -> bytes:
         file = io.BytesIO()
         pickler = pickle.Pickler(file, PROTOCOL, buffer_callback=self._place)
         # A table of this pickler, for the exact class only, beside those that `copyreg` has for the whole process.
-        pickler.dispatch_table = {**copyreg.dispatch_table, sys.modules["torch"].Tensor: _take_apart}
+        pickler.dispatch_table = {**copyreg.dispatch_table, tensor: _take_apart}
         pickler.dump(result)
         return file.getvalue()
 
