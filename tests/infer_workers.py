@@ -70,6 +70,17 @@ class Exiting(Worker):
         return Exits(late=True) if data == "exits" else data
 
 
+class Doubles(Worker):
+    """Doubles arrays in place, and fails where one of a batch is negative."""
+
+    def forward(self, data: list[Any]) -> list[float]:
+        for array in data:
+            array *= 2
+        if any(array[0] < 0 for array in data):
+            raise ValueError("negative")
+        return [float(array[0]) for array in data]
+
+
 class Echo(Worker):
     def forward(self, data: Any) -> Any:
         return data

@@ -185,3 +185,18 @@ def test_while_torch_is_not_imported_as_a_whole_there_are_no_tensors(
 ) -> None:
     monkeypatch.setitem(sys.modules, "torch", module)
     assert same(ARRAY, passage.passed(ARRAY))
+
+
+def test_what_is_read_again_is_as_it_was_written(passage: Passage) -> None:
+    code, payload = passage.dump({"a": ARRAY, "n": 1})
+    assert code == frames.IN_MEMORY
+    taken = receive(passage.first, payload)
+    _, description = send(passage.second, 1, taken)
+    contents = reference.unpack(description)
+    first = load(contents, passage.reader)
+    first["a"][:] = 0
+    again = load(contents, passage.reader, again=True)
+    assert same(ARRAY, again["a"])
+    again["a"][:] = 1
+    assert same(ARRAY, load(contents, passage.reader, again=True)["a"])
+    taken.drop()

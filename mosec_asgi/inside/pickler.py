@@ -110,11 +110,17 @@ class Pickler:
         return file.getvalue()
 
 
-def load(contents: Contents, memory: Mapped) -> Any:
-    """Unpickle the output of a `Pickler`; the large buffers stay in the memory, and may be written to."""
+def load(contents: Contents, memory: Mapped, *, again: bool = False) -> Any:
+    """Unpickle the output of a `Pickler`; the large buffers stay in the memory, and may be written to.
+
+    Args:
+        contents: what it has put out.
+        memory: in which its buffers lie.
+        again: it was unpickled before, and may have been written to: copy the buffers as they were.
+    """
     spans = list(contents.spans)
     stream = contents.stream if contents.kind is reference.Kind.PICKLE else memory.read(spans.pop(0))
-    return pickle.loads(stream, buffers=map(memory.view, spans))
+    return pickle.loads(stream, buffers=map(memory.copy if again else memory.view, spans))
 
 
 def _take_apart(tensor: Any) -> Any:
