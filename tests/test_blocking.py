@@ -321,6 +321,28 @@ async def test_a_second_loop_cannot_start_a_server_that_is_being_started() -> No
     assert server._running is None
 
 
+def test_a_server_that_loads_holds_up_no_engine_of_another() -> None:
+    class Slow(SlowToLoad):
+        begun, go_on = threading.Event(), threading.Event()
+
+    def load() -> int:
+        with server_of(slow=Slow).engine() as engine:
+            return engine.infer(1, "/slow")  # type: ignore[no-any-return]
+
+    def other() -> int:
+        with server_of(echo=workers.Echo).engine() as engine:
+            return engine.infer(2, "/echo")  # type: ignore[no-any-return]
+
+    with ThreadPoolExecutor(2) as threads:
+        loading = threads.submit(load)
+        try:
+            assert Slow.begun.wait(PATIENCE)
+            assert threads.submit(other).result(PATIENCE) == 2
+        finally:
+            Slow.go_on.set()
+        assert loading.result(PATIENCE) == 1
+
+
 def group_lives(leader: int) -> bool:
     try:
         os.killpg(leader, 0)
