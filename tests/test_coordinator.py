@@ -25,6 +25,7 @@ from fakes import (
 from pickled import PickledCoordinator
 
 from mosec_asgi.batching.engine import StageStatistics
+from mosec_asgi.batching.future import FutureOutcome
 from mosec_asgi.batching.stage_plan import StagePlan
 from mosec_asgi.errors import (
     CANCELLED,
@@ -1542,6 +1543,22 @@ async def test_only_routes_through_a_stage_that_is_down_are_refused() -> None:
         await first.gets_work()
         first.reply()
         await answer(ticket)
+
+
+async def test_none_gives_its_place_to_a_call_for_a_stage_that_is_down() -> None:
+    async with running(stage("A_1"), stage("B_2"), routes=[[0], [0, 1]], capacity=3) as service:
+        first, _ = service.workers
+        await let_start_fail(service, "B_2")
+        tickets = [service.submit(route=0) for _ in range(3)]
+        urgent = Call(service.coordinator.new_id(), 1, b"", "urgent", priority=9)
+        caller = FutureOutcome()
+        service.coordinator.submit(urgent, caller)
+        assert (await caller.future).code == STAGE_DOWN.code
+        while not all(ticket.outcome.done() for ticket in tickets):
+            await first.gets_work()
+            first.reply()
+            await settled_loop()
+        assert [await answer(ticket) for ticket in tickets] == [b"re:1", b"re:2", b"re:3"]
 
 
 async def test_a_task_that_comes_to_a_stage_that_has_gone_down_meanwhile_is_answered_503_at_once() -> None:

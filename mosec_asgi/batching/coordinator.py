@@ -366,12 +366,13 @@ class Coordinator:
             return Refusal(Reason.CLOSING, stages[0])
         if self._loading:
             return Refusal(Reason.LOADING, stages[0])
-        if len(self._admitted) >= self._limits.capacity:
-            self._admission.turned_away(stages)
-            return Refusal(Reason.CAPACITY, stages[0])
+        # First: another task gives its place only to a call that can be answered.
         for stage in stages:
             if self._stages[stage].pool.down:
                 return Refusal(Reason.STAGE_DOWN, stage)
+        if len(self._admitted) >= self._limits.capacity:
+            self._admission.turned_away(stages)
+            return Refusal(Reason.CAPACITY, stages[0])
         return self._admission.judge(stages, timeout, now)
 
     def _yields_to(self, call: Call, refusal: Refusal) -> Sequence[Task]:
