@@ -745,17 +745,27 @@ class Told:
 class Faulty:
     """A caller that can be told nothing."""
 
+    def __init__(self, error: type[BaseException]) -> None:
+        self._error = error
+
     def settled(self, outcome: Outcome) -> None:
-        raise RuntimeError(f"nothing to do with {outcome!r}")
+        raise self._error(f"nothing to do with {outcome!r}")
 
     def streamed(self, chunk: Chunk) -> None:
-        raise RuntimeError(f"nothing to do with {chunk!r}")
+        raise self._error(f"nothing to do with {chunk!r}")
 
 
-async def test_a_fault_of_who_is_told_an_outcome_disturbs_nobody(logged: pytest.LogCaptureFixture) -> None:
+# What a caller runs may be the user's code, and that of libraries.
+FAULTS = pytest.mark.parametrize("error", [RuntimeError, SystemExit, asyncio.CancelledError])
+
+
+@FAULTS
+async def test_a_fault_of_who_is_told_an_outcome_disturbs_nobody(
+    error: type[BaseException], logged: pytest.LogCaptureFixture
+) -> None:
     async with running(stage(max_batch_size=3, max_wait=1.0)) as service:
         first = service.submit()
-        service.coordinator.submit(Call(service.coordinator.new_id(), 0, b"2", "the-faulty"), Faulty())
+        service.coordinator.submit(Call(service.coordinator.new_id(), 0, b"2", "the-faulty"), Faulty(error))
         last = service.submit()
         await service.worker.gets_work()
         service.worker.reply()
@@ -765,11 +775,14 @@ async def test_a_fault_of_who_is_told_an_outcome_disturbs_nobody(logged: pytest.
     assert told(record, "request_id") == ("the-faulty",)
 
 
-async def test_a_fault_of_who_is_told_a_piece_of_a_stream_disturbs_nobody(logged: pytest.LogCaptureFixture) -> None:
+@FAULTS
+async def test_a_fault_of_who_is_told_a_piece_of_a_stream_disturbs_nobody(
+    error: type[BaseException], logged: pytest.LogCaptureFixture
+) -> None:
     async with running(streaming()) as service:
         other = service.stream()
         faulty = Call(service.coordinator.new_id(), 0, b"", "the-faulty")
-        service.coordinator.submit(faulty, Faulty())
+        service.coordinator.submit(faulty, Faulty(error))
         await until(lambda: len(service.worker.has) == 2)
         service.worker.emit([faulty.id, other.id], [b"a", b"b"])
         assert (other.chunks, service.worker.killed) == ([b"b"], False)

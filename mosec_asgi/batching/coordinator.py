@@ -498,7 +498,9 @@ class Coordinator:
         self._allow(task, now)
         try:
             task.caller.streamed(_new(Chunk, (task.id, chunk, self._times(task, now) if since is None else ())))
-        except Exception:
+        except KeyboardInterrupt:
+            raise
+        except BaseException:
             logger.exception("a piece of a stream was not passed on", extra={"request_id": task.request_id})
 
     def failed(self, task: Task, failure: Failure) -> None:
@@ -606,6 +608,8 @@ def _tell(caller: Caller, outcome: Outcome, request_id: str) -> None:
     """Tell a caller what has become of a call."""
     try:
         caller.settled(outcome)
-    except Exception:
-        # A fault of this caller must not stop the work for the others.
+    except KeyboardInterrupt:
+        raise
+    except BaseException:
+        # A fault of this caller, of whatever kind, must not stop the work for the others.
         logger.exception("the outcome of a request was not passed on", extra={"request_id": request_id})

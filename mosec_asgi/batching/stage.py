@@ -422,7 +422,7 @@ class Stage:
             return OK, payload.copy()
         except KeyboardInterrupt:
             raise
-        # It may have to be unpickled here, which runs the code of its classes: whatever that raises.
+        # It may have to be unpickled here, which runs the code of its classes.
         except BaseException:
             extra = {"stage": self.plan.name, "request_id": " ".join(task.request_id for task in tasks)}
             logger.exception("answered 500: the result of an equal request could not be copied", extra=extra)

@@ -81,6 +81,7 @@ def value_of(payload: Payload, stage: str) -> Any:
         return pickle.loads(payload) if isinstance(payload, bytes) else payload.load()
     except KeyboardInterrupt:
         raise
+    # Whatever the code of its classes raises.
     except BaseException as error:
         raise ServerError(
             f"what {stage} returned cannot be unpickled in the server: {type(error).__name__}: {error}; return plain "
