@@ -245,7 +245,15 @@ class Service:
         # What lies in shared memory is not compared with other inputs.
         firsts = [self._plans[route.stages[0]] for route in self._route_plans]
         apart = [plan.executor == "process" and not plan.coalesce for plan in firsts]
-        self._callers = Callers(self._coordinator, routes, apart, self._metrics, self._memory, self._answer_web_process)
+        self._callers = Callers(
+            self._coordinator,
+            routes,
+            apart,
+            self._metrics,
+            self._memory,
+            self._answer_web_process,
+            self._limits.timeout,
+        )
         web.start(self._callers.add)
 
     async def _answer_web_process(self, kind: str, text: str) -> bytes:

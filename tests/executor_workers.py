@@ -124,11 +124,17 @@ class AsyncFormatsHang(FormatsHang):
 
 
 class CannotStart(Worker):
+    error: type[BaseException] = OSError
+
     def __init__(self) -> None:
-        raise OSError("no weights")
+        raise self.error("no weights")
 
     def forward(self, data: Any) -> Any:
         return data
+
+
+class PanicsAtStart(CannotStart):
+    error = Panic
 
 
 class Closes(Worker):

@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
-from mosec_asgi import Reply, Server, SSEWorker, ValidationError, Worker, testing
+from mosec_asgi import Reply, Server, ServerError, SSEWorker, ValidationError, Worker, testing
 from mosec_asgi.protocols import Ask, Endpoint, EventForm, Problem, Protocol, Response, json_response
 from mosec_asgi.web.protocols import adapter
 
@@ -47,6 +47,21 @@ class Count(SSEWorker):
             yield {"number": number}
         if data == 13:
             raise ValidationError("unlucky")
+        if data == 14:
+            yield Unreadable()
+        if data < 0:
+            yield {"number": data}
+
+
+class Unreadable:
+    """What cannot be unpickled."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return int, ("no number",)
+
+
+class Panic(BaseException):
+    """As libraries in Rust raise it."""
 
 
 class Numbers(EventForm):
@@ -58,12 +73,18 @@ class Numbers(EventForm):
     def piece(self, event: Any, place: int) -> bytes:
         if event["number"] == 7:
             raise RuntimeError("the endpoint's own fault")
+        if event["number"] == -1:
+            raise SystemExit("the endpoint's own fault")
+        if event["number"] == -2:
+            raise ServerError("not to be told")
         return b"%d:%d\n" % (place, event["number"])
 
     def end(self) -> bytes:
         return b"end\n"
 
     def failure(self, problem: Problem) -> bytes | None:
+        if "not to be told" in problem.text:
+            raise SystemExit("the endpoint's own fault")
         return f"! {problem.code} {problem.text}\n".encode()
 
 
@@ -100,6 +121,46 @@ class Any_(Endpoint):
         return Numbers() if ask.context else None
 
 
+FAULTS = {error.__name__: error for error in (ValueError, SystemExit, GeneratorExit, asyncio.CancelledError, Panic)}
+UNSENDABLE: dict[str, Any] = {
+    "nothing": None,
+    "text": Response(200, (), "text"),  # type: ignore[arg-type]
+    "no status": Response(99, (), b""),
+    "headers of text": Response(200, [("a", "b")], b""),  # type: ignore[list-item]
+    "no headers": Response(200, [b"a"], b""),  # type: ignore[list-item]
+    "two headers in one": Response(200, [(b"a", b"b\r\nc: d")], b""),
+    "a name of two words": Response(200, [(b"a b", b"c")], b""),
+}
+
+
+class Unruly(Any_):
+    """Raises, or answers with what cannot be sent: the header says in which method, and what."""
+
+    def admit(self, request: Any) -> Response | None:
+        return _done("admit", request.headers[b"x-does"].decode(), None)
+
+    def ask(self, request: Any) -> Ask | Response:
+        does = request.headers[b"x-does"].decode()
+        item = "teapot" if does.startswith("error") else "fine"
+        asked: Ask | Response = _done("ask", does, Ask(self.routes[0], [item], context=does))
+        return asked
+
+    def answer(self, ask: Ask, results: Sequence[Any]) -> Response:
+        response: Response = _done("answer", ask.context, json_response(results))
+        return response
+
+    def error(self, problem: Problem) -> Response:
+        response: Response = _done("error", problem.ask.context if problem.ask else "", super().error(problem))
+        return response
+
+
+def _done(where: str, does: str, usual: Any) -> Any:
+    method, _, what = does.partition(" ")
+    if method == where and what in FAULTS:
+        raise FAULTS[what]("a secret")
+    return UNSENDABLE[what] if method == where and what in UNSENDABLE else usual
+
+
 class All(Protocol):
     """An endpoint for each route."""
 
@@ -112,6 +173,7 @@ class All(Protocol):
             Any_("/p/single", "/single"),
             Any_("/p/told/{name}", "/told"),
             Any_("/p/count", "/count"),
+            Unruly("/p/unruly", "/single"),
         ]
 
 
@@ -201,6 +263,49 @@ async def test_the_fault_of_an_endpoint_is_500_and_tells_nothing(caplog: pytest.
     assert len([record for record in caplog.records if record.message == "a request was not answered"]) == 2
 
 
+@pytest.mark.parametrize("error", FAULTS)
+@pytest.mark.parametrize("where", ["admit", "ask", "answer"])
+async def test_whatever_an_endpoint_raises_is_the_fault_of_its_request(
+    where: str, error: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with served() as (service, client):
+        answer = await client.post("/p/unruly", headers={"x-does": f"{where} {error}", "x-request-id": "mine"})
+        assert (answer.status_code, answer.json()["problem"]) == (500, "inference internal error")
+        assert (await client.post("/p/unruly", headers={"x-does": "nothing"})).json() == ["fine"]
+        assert service.statistics.admitted == 0
+    [record] = [record for record in caplog.records if record.message == "a request was not answered"]
+    assert (record.exc_info is not None, record.__dict__["request_id"]) == (True, "mine")
+
+
+@pytest.mark.parametrize("what", [*FAULTS, *UNSENDABLE])
+async def test_a_failure_to_which_an_endpoint_cannot_give_a_form_is_told_as_text(
+    what: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with served() as (_, client):
+        answer = await client.post("/p/unruly", headers={"x-does": f"error {what}"})
+        assert (answer.status_code, answer.text) == (418, "teapot")
+        assert answer.headers["content-type"] == "text/plain; charset=utf-8"
+        assert (await client.post("/p/unruly", headers={"x-does": "nothing"})).json() == ["fine"]
+    assert "the endpoint /p/unruly cannot give a failure its form: teapot" in caplog.text
+
+
+@pytest.mark.parametrize("what", UNSENDABLE)
+@pytest.mark.parametrize("where", ["ask", "answer"])
+async def test_an_answer_that_cannot_be_sent_is_a_fault_of_the_endpoint(where: str, what: str) -> None:
+    async with served() as (_, client):
+        answer = await client.post("/p/unruly", headers={"x-does": f"{where} {what}"})
+        assert answer.status_code == 500
+        assert "problem" in answer.json()
+        assert (await client.post("/p/unruly", headers={"x-does": "nothing"})).json() == ["fine"]
+
+
+async def test_an_event_that_cannot_be_read_fails_an_answer_that_would_lack_it() -> None:
+    async with served() as (_, client):
+        answer = await client.post("/p/count", json=[14])
+        assert (answer.status_code, "cannot be unpickled" in answer.json()["problem"]) == (500, True)
+        assert len((await client.post("/p/count", json=[2])).json()[0]) == 2
+
+
 async def test_a_stream_is_gathered_or_sent_as_it_is_made() -> None:
     async with served() as (_, client):
         assert (await client.post("/p/count", json=[2, 1])).json() == [[{"number": 0}, {"number": 1}], [{"number": 0}]]
@@ -241,8 +346,12 @@ async def test_a_stream_that_fails_ends_with_the_endpoints_word_and_so_does_a_fa
         assert "end" not in answer.text
         answer = await client.post("/p/count?stream", json=[5])
         assert answer.text.endswith("0:4\nend\n")
-        answer = await client.post("/p/count?stream", json=[9])
-        assert answer.text.splitlines()[-1] == "! 500 inference internal error"
+        # One that is an `Exception`, and one that is none.
+        for number in (9, -1):
+            answer = await client.post("/p/count?stream", json=[number])
+            assert answer.text.splitlines()[-1] == "! 500 inference internal error"
+        assert (await client.post("/p/count?stream", json=[-2])).text == ""
+        assert (await client.post("/p/count?stream", json=[1])).text == "0:0\nend\n"
 
 
 async def test_all_items_together_have_the_time_of_the_request() -> None:

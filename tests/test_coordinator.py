@@ -25,6 +25,7 @@ from fakes import (
 from pickled import PickledCoordinator
 
 from mosec_asgi.batching.engine import StageStatistics
+from mosec_asgi.batching.future import FutureOutcome
 from mosec_asgi.batching.stage_plan import StagePlan
 from mosec_asgi.errors import (
     CANCELLED,
@@ -744,17 +745,27 @@ class Told:
 class Faulty:
     """A caller that can be told nothing."""
 
+    def __init__(self, error: type[BaseException]) -> None:
+        self._error = error
+
     def settled(self, outcome: Outcome) -> None:
-        raise RuntimeError(f"nothing to do with {outcome!r}")
+        raise self._error(f"nothing to do with {outcome!r}")
 
     def streamed(self, chunk: Chunk) -> None:
-        raise RuntimeError(f"nothing to do with {chunk!r}")
+        raise self._error(f"nothing to do with {chunk!r}")
 
 
-async def test_a_fault_of_who_is_told_an_outcome_disturbs_nobody(logged: pytest.LogCaptureFixture) -> None:
+# What a caller runs may be the user's code, and that of libraries.
+FAULTS = pytest.mark.parametrize("error", [RuntimeError, SystemExit, asyncio.CancelledError])
+
+
+@FAULTS
+async def test_a_fault_of_who_is_told_an_outcome_disturbs_nobody(
+    error: type[BaseException], logged: pytest.LogCaptureFixture
+) -> None:
     async with running(stage(max_batch_size=3, max_wait=1.0)) as service:
         first = service.submit()
-        service.coordinator.submit(Call(service.coordinator.new_id(), 0, b"2", "the-faulty"), Faulty())
+        service.coordinator.submit(Call(service.coordinator.new_id(), 0, b"2", "the-faulty"), Faulty(error))
         last = service.submit()
         await service.worker.gets_work()
         service.worker.reply()
@@ -764,11 +775,14 @@ async def test_a_fault_of_who_is_told_an_outcome_disturbs_nobody(logged: pytest.
     assert told(record, "request_id") == ("the-faulty",)
 
 
-async def test_a_fault_of_who_is_told_a_piece_of_a_stream_disturbs_nobody(logged: pytest.LogCaptureFixture) -> None:
+@FAULTS
+async def test_a_fault_of_who_is_told_a_piece_of_a_stream_disturbs_nobody(
+    error: type[BaseException], logged: pytest.LogCaptureFixture
+) -> None:
     async with running(streaming()) as service:
         other = service.stream()
         faulty = Call(service.coordinator.new_id(), 0, b"", "the-faulty")
-        service.coordinator.submit(faulty, Faulty())
+        service.coordinator.submit(faulty, Faulty(error))
         await until(lambda: len(service.worker.has) == 2)
         service.worker.emit([faulty.id, other.id], [b"a", b"b"])
         assert (other.chunks, service.worker.killed) == ([b"b"], False)
@@ -1542,6 +1556,22 @@ async def test_only_routes_through_a_stage_that_is_down_are_refused() -> None:
         await first.gets_work()
         first.reply()
         await answer(ticket)
+
+
+async def test_none_gives_its_place_to_a_call_for_a_stage_that_is_down() -> None:
+    async with running(stage("A_1"), stage("B_2"), routes=[[0], [0, 1]], capacity=3) as service:
+        first, _ = service.workers
+        await let_start_fail(service, "B_2")
+        tickets = [service.submit(route=0) for _ in range(3)]
+        urgent = Call(service.coordinator.new_id(), 1, b"", "urgent", priority=9)
+        caller = FutureOutcome()
+        service.coordinator.submit(urgent, caller)
+        assert (await caller.future).code == STAGE_DOWN.code
+        while not all(ticket.outcome.done() for ticket in tickets):
+            await first.gets_work()
+            first.reply()
+            await settled_loop()
+        assert [await answer(ticket) for ticket in tickets] == [b"re:1", b"re:2", b"re:3"]
 
 
 async def test_a_task_that_comes_to_a_stage_that_has_gone_down_meanwhile_is_answered_503_at_once() -> None:

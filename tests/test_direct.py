@@ -608,17 +608,22 @@ async def test_an_answer_to_a_client_that_has_left_meanwhile_goes_nowhere() -> N
 class Faulty(FakeEngine):
     """A service with a fault, in the first call."""
 
-    faults = 1
+    def __init__(self, error: type[BaseException]) -> None:
+        super().__init__()
+        self.faults = [error("a secret")]
 
     def submit(self, call: Call, caller: Caller) -> None:
         if self.faults:
-            self.faults -= 1
-            raise RuntimeError("a secret")
+            raise self.faults.pop()
         super().submit(call, caller)
 
 
-async def test_a_fault_of_ours_is_no_fault_of_the_clients(logged: pytest.LogCaptureFixture) -> None:
-    async with serving(service=Faulty()) as side, side.client() as client:
+# Those of a library need be no `Exception`.
+@pytest.mark.parametrize("error", [RuntimeError, SystemExit, asyncio.CancelledError])
+async def test_a_fault_of_ours_is_no_fault_of_the_clients(
+    error: type[BaseException], logged: pytest.LogCaptureFixture
+) -> None:
+    async with serving(service=Faulty(error)) as side, side.client() as client:
         client.send(post(X_Request_Id="mine"))
         response = await client.response()
         assert (response.status, response.body) == (500, b"inference internal error")

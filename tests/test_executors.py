@@ -232,9 +232,10 @@ async def test_the_deadline_of_the_service_holds_whatever_the_worker_does(execut
         end.touch()
 
 
-async def test_a_stage_that_cannot_start_says_why(executor: str) -> None:
-    with pytest.raises(StartupError, match="OSError: no weights"):
-        async with serving(executor, Runtime(workers.CannotStart)):
+@pytest.mark.parametrize("worker", [workers.CannotStart, workers.PanicsAtStart])
+async def test_a_stage_that_cannot_start_says_why(executor: str, worker: type[workers.CannotStart]) -> None:
+    with pytest.raises(StartupError, match=f"{worker.error.__name__}: no weights"):
+        async with serving(executor, Runtime(worker)):
             pass
 
 

@@ -20,6 +20,7 @@ import tritonclient.grpc.aio as triton_aio
 from tritonclient.grpc import service_pb2 as pb
 
 from mosec_asgi.web.grpc.arrivals import LEAST_AT_ONCE, Arrivals, GivenUp
+from mosec_asgi.web.grpc.exchange import headers_of
 
 Metadata = Sequence[tuple[str, str]]
 METHOD = "/inference.GRPCInferenceService/"
@@ -30,6 +31,41 @@ def head(method: str) -> list[tuple[str, str]]:
     path = (":path", METHOD + method)
     rest = [("content-type", "application/grpc"), ("te", "trailers")]
     return [(":method", "POST"), (":scheme", "http"), path, (":authority", "x"), *rest]
+
+
+class Told:
+    """A call with so many seconds left until its deadline, and metadata."""
+
+    def __init__(self, left: float | None, metadata: Metadata = ()) -> None:
+        self._left = left
+        self._metadata = metadata
+
+    def invocation_metadata(self) -> Metadata:
+        return self._metadata
+
+    def time_remaining(self) -> float | None:
+        return self._left
+
+
+@pytest.mark.parametrize(
+    ("left", "own", "timeout"),
+    [
+        (None, None, None),
+        (1e12, None, None),
+        (1.5, None, b"1500"),
+        (0.0001, None, b"1"),
+        (-1.0, None, b"1"),
+        (1.5, "2000", b"1500"),
+        (1.5, "1000", b"1000"),
+        # Told of in the usual words.
+        (1.5, "soon", b"soon"),
+    ],
+)
+def test_the_deadline_of_a_call_is_the_timeout_of_its_request(
+    left: float | None, own: str | None, timeout: bytes | None
+) -> None:
+    call: Any = Told(left, [] if own is None else [("x-request-timeout", own)])
+    assert headers_of(call).get(b"x-request-timeout") == timeout
 
 
 class Raw:

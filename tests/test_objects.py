@@ -56,6 +56,20 @@ def test_what_cannot_be_unpickled_names_the_stage() -> None:
         value_of(b"garbage", "Model_2")
 
 
+def _exit() -> None:
+    raise SystemExit("from the code of a class")
+
+
+class Exits:
+    def __reduce__(self) -> Any:
+        return _exit, ()
+
+
+def test_so_does_whatever_its_class_raises_while_it_is_unpickled() -> None:
+    with pytest.raises(ServerError, match="what Model_2 returned cannot be unpickled in the server: SystemExit"):
+        value_of(pickle.dumps(Exits()), "Model_2")
+
+
 @needs_memory
 class TestWithMemory:
     @pytest.fixture

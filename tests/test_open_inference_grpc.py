@@ -26,7 +26,7 @@ from tritonclient.grpc import service_pb2 as theirs
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
 from mosec_asgi import Server
-from mosec_asgi.errors import DefinitionError, StartupError
+from mosec_asgi.errors import CANCELLED, DefinitionError, StartupError
 from mosec_asgi.protocols import OpenInference
 from mosec_asgi.web.grpc.streams import MOST_AT_ONCE
 
@@ -451,6 +451,8 @@ async def test_the_deadline_of_a_call_and_its_cancellation_are_those_of_its_work
         await until(lambda: admitted(server) == 1)
         asking.cancel()
         await until(lambda: admitted(server) == 0)
+        # What nobody was answered is no answer, as on the other ways.
+        assert all(CANCELLED not in codes for codes in server.statistics().answered.values())
 
 
 async def test_a_service_without_room_or_time_says_so() -> None:

@@ -7,6 +7,7 @@ import contextlib
 import errno
 import gc
 import json
+import math
 import os
 import pickle
 import socket
@@ -16,10 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fakes import Held
 from harness import until
 
 from mosec_asgi.batching.engine import Caller, Statistics
-from mosec_asgi.errors import CANCELLED, CLOSING, ENGINE_AWAY, ENGINE_LOST, INTERNAL_ERROR
+from mosec_asgi.errors import CANCELLED, CLOSING, ENGINE_AWAY, ENGINE_LOST, INTERNAL_ERROR, TIMED_OUT
 from mosec_asgi.ipc import private_socket, reference
 from mosec_asgi.ipc.arena import LARGE
 from mosec_asgi.ipc.reference import Kind
@@ -29,7 +31,7 @@ from mosec_asgi.observing.metrics import ServiceMetrics
 from mosec_asgi.observing.statistics import ServiceReport
 from mosec_asgi.remote import callers, frames, handshake
 from mosec_asgi.remote import engine as remote_engine
-from mosec_asgi.remote.callers import MOST_LETTERS, MOST_REASONS, Callers
+from mosec_asgi.remote.callers import MOST_LETTERS, MOST_QUESTIONS, MOST_REASONS, Callers
 from mosec_asgi.remote.dialing import Dialing
 from mosec_asgi.remote.engine import Away, RemoteEngine
 from mosec_asgi.remote.handshake import Hello, RouteShape
@@ -104,14 +106,14 @@ class Web:
 class Pair:
     """An engine, and web processes that are connected to it."""
 
-    def __init__(self, memory: SharedMemory | None = None, apart: bool = True) -> None:
+    def __init__(self, memory: SharedMemory | None = None, apart: bool = True, timeout: float = math.inf) -> None:
         # Cleared while the engine does not answer.
         self.runs = asyncio.Event()
         self.runs.set()
         self.engine = Engine()
         self.memory = memory
         self.metrics = ServiceMetrics("x", [])
-        self.callers = Callers(self.engine, ROUTES, [apart], self.metrics, memory, self._answer)
+        self.callers = Callers(self.engine, ROUTES, [apart], self.metrics, memory, self._answer, timeout)
         self.dialing: list[asyncio.Task[None]] = []
 
     async def _answer(self, kind: str, text: str) -> bytes:
@@ -145,9 +147,11 @@ class Pair:
 
 
 @asynccontextmanager
-async def paired(*, shared: bool = False, apart: bool = True) -> AsyncIterator[tuple[Pair, RemoteEngine]]:
+async def paired(
+    *, shared: bool = False, apart: bool = True, timeout: float = math.inf
+) -> AsyncIterator[tuple[Pair, RemoteEngine]]:
     memory = SharedMemory(1 << 20, 2) if shared else None
-    pair = Pair(memory, apart)
+    pair = Pair(memory, apart, timeout)
     remote = await pair.web()
     try:
         yield pair, remote
@@ -411,6 +415,29 @@ async def test_a_call_that_cannot_be_told_fails_alone() -> None:
         assert (await webs[1].outcome()).payload == b"out"
 
 
+@pytest.mark.parametrize("error", [RuntimeError, SystemExit, asyncio.CancelledError])
+async def test_a_fault_of_who_is_told_something_disturbs_nobody(
+    error: type[BaseException], caplog: pytest.LogCaptureFixture
+) -> None:
+    class Faulty(Web):
+        def settled(self, outcome: Outcome) -> None:
+            raise error(f"nothing to do with {outcome!r}")
+
+        def streamed(self, chunk: Chunk) -> None:
+            raise error(f"nothing to do with {chunk!r}")
+
+    async with paired() as (pair, remote):
+        faulty, web = Faulty(), Web()
+        for each in (faulty, web):
+            remote.submit(call(remote), each)
+        await until(lambda: len(pair.engine.calls) == 2, "both calls come")
+        for asked, caller in list(pair.engine.calls.values()):
+            caller.streamed(Chunk(asked.id, b"piece"))
+            pair.engine.settle(asked, payload=b"out")
+        assert ((await web.outcome()).payload, [chunk.payload for chunk in web.chunks]) == (b"out", [b"piece"])
+    assert caplog.text.count("was not passed on") == 2
+
+
 async def test_a_result_that_cannot_be_told_fails_alone() -> None:
     async with paired() as (pair, remote):
         webs = [Web(), Web()]
@@ -451,6 +478,31 @@ async def test_an_engine_that_does_not_answer_is_given_no_calls(monkeypatch: pyt
         got, _ = await pair.engine.next_call()
         pair.engine.settle(got)
         assert (await web.outcome()).code == OK
+
+
+async def test_a_call_that_the_engine_does_not_answer_in_time_is_answered_408_here(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(remote_engine, "LOOK_SECONDS", 0.02)
+    async with paired(timeout=0.1) as (pair, remote):
+        whole, stream = Web(), Web()
+        for web in (stream, whole):
+            remote.submit(call(remote), web)
+        await until(lambda: len(pair.engine.calls) == 2, "both calls come")
+        asked, caller = next(iter(pair.engine.calls.values()))
+        caller.streamed(Chunk(asked.id, b"a stream takes as long as it likes"))
+        began = asyncio.get_running_loop().time()
+        assert (await whole.outcome()).failure == TIMED_OUT
+        assert asyncio.get_running_loop().time() - began > 0.05
+        await until(lambda: pair.engine.cancelled, "the engine hears that nobody waits for the call")
+        pair.engine.settle(asked)
+        assert (await stream.outcome()).code == OK
+        # What has come meanwhile was in time.
+        remote.submit(call(remote), whole)
+        got, _ = await pair.engine.next_call()
+        pair.engine.settle(got)
+        assert (await whole.outcome()).code == OK
+    assert "has not answered 1 calls within the service's timeout" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -508,6 +560,24 @@ class Reader(Web):
     """Whoever reads large results where they lie."""
 
     takes_held = True
+
+
+@pytest.mark.parametrize("error", [ImportError, SystemExit])
+async def test_a_held_result_that_cannot_be_copied_is_answered_500_and_dropped(
+    error: type[BaseException], caplog: pytest.LogCaptureFixture
+) -> None:
+    class Foreign(Held):
+        def copy(self) -> bytes:
+            raise error("no module named theirs")
+
+    async with paired() as (pair, remote):
+        web, held = Web(), Foreign(b"large")
+        remote.submit(call(remote, objects=True), web)
+        got, _ = await pair.engine.next_call()
+        pair.engine.settle(got, payload=held)
+        assert (await web.outcome()).failure == INTERNAL_ERROR
+        assert held.drops == 1
+    assert "cannot be copied" in caplog.text
 
 
 async def test_a_large_result_is_read_where_it_lies_by_whoever_does_so() -> None:
@@ -703,6 +773,18 @@ async def test_a_question_that_cannot_be_answered_fails() -> None:
         for kind in ("unknown", "broken"):
             with pytest.raises(Away):
                 await remote.ask(kind)
+
+
+async def test_so_many_questions_of_a_web_process_wait_and_more_are_refused() -> None:
+    async with paired() as (pair, remote):
+        pair.runs.clear()
+        asked = [asyncio.ensure_future(remote.ask("metrics")) for _ in range(MOST_QUESTIONS + 3)]
+        # The process asks how the engine stands as well.
+        await until(lambda: sum(each.done() for each in asked) >= 3, "those beyond the bound are refused", 10)
+        pair.runs.set()
+        done = await asyncio.gather(*asked, return_exceptions=True)
+        assert 3 <= sum(isinstance(each, Away) for each in done) <= 4
+        assert await remote.ask("metrics")
 
 
 async def test_a_question_fails_with_the_connection() -> None:

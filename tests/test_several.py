@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from mosec_asgi.errors import CANCELLED, CLIENT_LEFT, EncodingError
+from mosec_asgi.errors import CANCELLED, CLIENT_LEFT, EncodingError, Failure, describe
 from mosec_asgi.messages import OK, Call, Chunk, Outcome
 from mosec_asgi.web.several import Several, Turns
 
@@ -49,6 +49,7 @@ class Asker:
     def __init__(self) -> None:
         self.outcomes: Sequence[Outcome] | None = None
         self.left = 0
+        self.faults: list[BaseException] = []
 
     def answered(self, outcomes: Sequence[Outcome]) -> None:
         assert self.outcomes is None
@@ -60,12 +61,24 @@ class Asker:
     def abandoned(self) -> None:
         self.left += 1
 
+    def fault(self, error: BaseException) -> Failure:
+        self.faults.append(error)
+        return describe(error)
+
 
 class Numbered:
     """Calls with the numbers from `first` on; that of `wrong` cannot be made."""
 
-    def __init__(self, turns: Turns, first: int, count: int, wrong: int | None = None) -> None:
+    def __init__(
+        self,
+        turns: Turns,
+        first: int,
+        count: int,
+        wrong: int | None = None,
+        error: type[BaseException] = EncodingError,
+    ) -> None:
         self.turns = turns
+        self._error = error
         self._first = first
         self._count = count
         self._wrong = wrong
@@ -75,7 +88,7 @@ class Numbered:
 
     def __getitem__(self, place: int) -> Call:
         if place == self._wrong:
-            raise EncodingError("no such thing")
+            raise self._error("no such thing")
         return Call(self._first + place, 0, b"", "id")
 
 
@@ -163,16 +176,28 @@ async def test_a_client_that_leaves_ends_all_and_gives_its_turns_to_others() -> 
     assert staying.outcomes is not None
 
 
-async def test_a_call_that_cannot_be_made_when_its_turn_comes_fails_the_request() -> None:
+# A fault of ours is logged by the asker, as it knows the request; that of a library need be no `Exception`.
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (EncodingError, "encoding error: no such thing"),
+        (RuntimeError, "inference internal error"),
+        (SystemExit, "inference internal error"),
+    ],
+)
+async def test_a_call_that_cannot_be_made_when_its_turn_comes_fails_the_request(
+    error: type[BaseException], text: str
+) -> None:
     engine, asker = FakeEngine(), Asker()
-    Several(Numbered(Turns(2), 0, 5, wrong=3), engine, asker).begin()  # type: ignore[arg-type]
+    Several(Numbered(Turns(2), 0, 5, wrong=3, error=error), engine, asker).begin()  # type: ignore[arg-type]
     engine.answer(0)
     engine.answer(1)
     await turn()
     assert asker.outcomes is not None
     [failed] = asker.outcomes
     assert failed.failure is not None
-    assert failed.failure.text == "encoding error: no such thing"
+    assert failed.failure.text == text
+    assert [type(fault) for fault in asker.faults] == [error]
     await turn()
     assert (engine.cancelled, engine.open) == ([2], {})
 

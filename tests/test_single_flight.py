@@ -357,12 +357,13 @@ async def test_a_held_result_that_nobody_waits_for_is_dropped() -> None:
         assert held.drops == 1
 
 
+@pytest.mark.parametrize("error", [ImportError, SystemExit])
 async def test_where_a_held_result_cannot_be_copied_the_first_has_it_and_the_others_an_error(
-    logged: pytest.LogCaptureFixture,
+    error: type[BaseException], logged: pytest.LogCaptureFixture
 ) -> None:
     class Foreign(Held):
         def copy(self) -> bytes:
-            raise ImportError("no module named theirs")
+            raise error("no module named theirs")
 
     async with running(sharing()) as service:
         tickets = [service.submit(b"a", name=name) for name in ("one", "two", "three")]

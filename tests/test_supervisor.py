@@ -919,11 +919,11 @@ async def test_a_change_waits_for_what_one_that_was_given_up_has_left() -> None:
 async def test_places_without_a_worker_that_serves_are_taken_away_first() -> None:
     pool = Pool(num=3)
     pool.launcher.launched[1].ready()
-    pool.launcher.launched[2].fail_to_start("OSError: no GPU")
-    pool.launcher.launched[0].ready()
+    pool.launcher.launched[0].fail_to_start("OSError: no GPU")
+    pool.launcher.launched[2].ready()
     await pool.wait_started()
     pool.supervisor.remove_places(1)
-    assert [place.spec.worker_id for place in pool.supervisor.places] == [1, 2]
+    assert [place.spec.worker_id for place in pool.supervisor.places] == [2, 3]
     pool.supervisor.remove_places(1)
-    assert [place.spec.worker_id for place in pool.supervisor.places] == [1]
+    assert [place.spec.worker_id for place in pool.supervisor.places] == [2]
     assert pool.heard.sizes == [2, 1]

@@ -20,7 +20,7 @@ from mosec_asgi.pool.supervisor import Supervisor
 
 @dataclass(frozen=True, slots=True)
 class StageValues:
-    """The values of a stage that can be changed while it serves; for their meaning see `stage.StagePlan`."""
+    """The values of a stage that can be changed while it serves; for their meaning see `stage_plan.StagePlan`."""
 
     worker_batch_size: int
     timeout: float

@@ -357,12 +357,13 @@ class Coordinator:
             return Refusal(Reason.CLOSING, stages[0])
         if self._loading:
             return Refusal(Reason.LOADING, stages[0])
-        if len(self._admitted) >= self._limits.capacity:
-            self._admission.turned_away(stages)
-            return Refusal(Reason.CAPACITY, stages[0])
+        # First: another task gives its place only to a call that can be answered.
         for stage in stages:
             if self._stages[stage].pool.down:
                 return Refusal(Reason.STAGE_DOWN, stage)
+        if len(self._admitted) >= self._limits.capacity:
+            self._admission.turned_away(stages)
+            return Refusal(Reason.CAPACITY, stages[0])
         return self._admission.judge(stages, timeout, now)
 
     def _yields_to(self, call: Call, refusal: Refusal) -> Sequence[Task]:
@@ -488,7 +489,9 @@ class Coordinator:
         self._allow(task, now)
         try:
             task.caller.streamed(_new(Chunk, (task.id, chunk, self._times(task, now) if since is None else ())))
-        except Exception:
+        except KeyboardInterrupt:
+            raise
+        except BaseException:
             logger.exception("a piece of a stream was not passed on", extra={"request_id": task.request_id})
 
     def failed(self, task: Task, failure: Failure) -> None:
@@ -596,6 +599,8 @@ def _tell(caller: Caller, outcome: Outcome, request_id: str) -> None:
     """Tell a caller what has become of a call."""
     try:
         caller.settled(outcome)
-    except Exception:
-        # A fault of this caller must not stop the work for the others.
+    except KeyboardInterrupt:
+        raise
+    except BaseException:
+        # A fault of this caller, of whatever kind, must not stop the work for the others.
         logger.exception("the outcome of a request was not passed on", extra={"request_id": request_id})

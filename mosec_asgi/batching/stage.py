@@ -420,8 +420,10 @@ class Stage:
         """Return the code and the payload of an answer that a link holds, for those beside the one that has it."""
         try:
             return OK, payload.copy()
+        except KeyboardInterrupt:
+            raise
         # It may have to be unpickled here, which runs the code of its classes.
-        except Exception:
+        except BaseException:
             extra = {"stage": self.plan.name, "request_id": " ".join(task.request_id for task in tasks)}
             logger.exception("answered 500: the result of an equal request could not be copied", extra=extra)
             return INTERNAL_ERROR.code, INTERNAL_ERROR.text.encode()

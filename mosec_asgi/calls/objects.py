@@ -76,7 +76,10 @@ def value_of(payload: Payload, stage: str) -> Any:
     """
     try:
         return pickle.loads(payload) if isinstance(payload, bytes) else payload.load()
-    except Exception as error:
+    except KeyboardInterrupt:
+        raise
+    # Whatever the code of its classes raises.
+    except BaseException as error:
         raise ServerError(
             f"what {stage} returned cannot be unpickled in the server: {type(error).__name__}: {error}; return plain "
             "data, arrays or objects of a class that the server's process can import as well"

@@ -121,7 +121,7 @@ class Codec:
             contents = reference.unpack(payload)
             if self._memory is None:
                 raise frames.FrameError("a task lies in shared memory, and this worker has none")
-            if contents.kind is not reference.Kind.BYTES:
+            if contents.kind is not reference.BYTES:
                 if flags & OBJECT_IN:
                     return self._item(contents)
                 return load(contents, self._memory)
@@ -206,7 +206,7 @@ class Codec:
         if type(payload) is not bytes and type(payload) is not bytearray:
             payload = _as_bytes(payload)
         if len(payload) >= LARGE and self._memory is not None and (span := self._memory.put(payload)) is not None:
-            return frames.IN_MEMORY, reference.pack(reference.Kind.BYTES, [span])
+            return frames.IN_MEMORY, reference.pack(reference.BYTES, [span])
         return 200, bytes(payload)
 
     def _reply(self, flags: int, reply: Reply) -> Answer:

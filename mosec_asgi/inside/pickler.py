@@ -82,9 +82,9 @@ class Pickler:
     def _as_reference(self, stream: bytes, spans: list[Span]) -> tuple[int, bytes]:
         span = self._memory.put(stream) if len(stream) >= LARGE else None
         if span is not None:
-            return frames.IN_MEMORY, reference.pack(reference.Kind.LARGE_PICKLE, [span, *spans])
+            return frames.IN_MEMORY, reference.pack(reference.LARGE_PICKLE, [span, *spans])
         # If there was no room for any buffer, the stream holds all of them.
-        return (frames.IN_MEMORY, reference.pack(reference.Kind.PICKLE, spans, stream)) if spans else (200, stream)
+        return (frames.IN_MEMORY, reference.pack(reference.PICKLE, spans, stream)) if spans else (200, stream)
 
     def _place(self, buffer: pickle.PickleBuffer) -> bool:
         """Put a buffer into shared memory; return True where it must stay in the stream, as pickle expects."""
@@ -110,7 +110,7 @@ class Pickler:
 def load(contents: Contents, memory: Mapped) -> Any:
     """Unpickle the output of a `Pickler`; the large buffers stay in the memory, and may be written to."""
     spans = list(contents.spans)
-    stream = contents.stream if contents.kind is reference.Kind.PICKLE else memory.read(spans.pop(0))
+    stream = contents.stream if contents.kind is reference.PICKLE else memory.read(spans.pop(0))
     return pickle.loads(stream, buffers=map(memory.view, spans))
 
 

@@ -84,13 +84,12 @@ class Region:
         Raises:
             FrameError: they are not in its region, or overlap with other blocks; nothing is changed.
         """
+        if len(spans) == 1:
+            return [self._add(spans[0])]
         added: list[Block] = []
         try:
             for span in spans:
-                place = self._place_of(span)
-                block = self.blocks[span.begin] = Block(span.begin, pages(span.length), self)
-                self._begins.insert(place, span.begin)
-                added.append(block)
+                added.append(self._add(span))
         except FrameError:
             for block in added:
                 self.remove(block)
@@ -102,17 +101,24 @@ class Region:
         del self.blocks[block.begin]
         del self._begins[bisect_left(self._begins, block.begin)]
 
-    def _place_of(self, span: Span) -> int:
-        """Return the place in the order of blocks at which a valid block at `span` is to be inserted."""
-        begin, end = span.begin, span.begin + pages(span.length)
+    def _add(self, span: Span) -> Block:
+        """Note one block; raises as `add` does."""
+        begin, length = span
+        size = pages(length)
+        end = begin + size
         if not self.begin <= begin < end <= self.begin + self.size:
-            raise FrameError(f"a block of {span.length} bytes at {begin} is not in its writer's memory")
-        place = bisect_left(self._begins, begin)
-        before = self.blocks[self._begins[place - 1]] if place else None
-        follows = place < len(self._begins) and self._begins[place] < end
-        if follows or (before is not None and before.begin + before.length > begin):
-            raise FrameError(f"a block of {span.length} bytes at {begin} lies where another one does")
-        return place
+            raise FrameError(f"a block of {length} bytes at {begin} is not in its writer's memory")
+        begins = self._begins
+        place = bisect_left(begins, begin)
+        overlaps = place < len(begins) and begins[place] < end
+        if place and not overlaps:
+            before = self.blocks[begins[place - 1]]
+            overlaps = before.begin + before.length > begin
+        if overlaps:
+            raise FrameError(f"a block of {length} bytes at {begin} lies where another one does")
+        block = self.blocks[begin] = Block(begin, size, self)
+        begins.insert(place, begin)
+        return block
 
     def take_freed(self) -> list[int]:
         """Return the free blocks of which the writer has not been told, and forget them."""
@@ -213,11 +219,13 @@ class Reader:
 
     def answered(self, ids: Iterable[int]) -> None:
         """Note that it has answered tasks: it needs no more of their blocks than those that it keeps."""
+        uses = self._uses
         for task_id in ids:
             for block in self.sent.pop(task_id, ()):
-                use = self._uses[block.begin]
+                use = uses[block.begin]
                 use.answered = True
-                self._end(use)
+                if not use.kept:
+                    self._end(use)
 
     def keep(self, blocks: Iterable[int]) -> None:
         """Note that it keeps blocks beyond its answers.
@@ -242,7 +250,8 @@ class Reader:
             if use is None or not use.kept:
                 raise FrameError(f"releases a block at {begin}, which it does not keep")
             use.kept = False
-            self._end(use)
+            if use.answered:
+                self._end(use)
 
     def close(self) -> None:
         """Note that it is dead."""
@@ -251,6 +260,5 @@ class Reader:
         self._ledger.drop(use.block for use in uses.values())
 
     def _end(self, use: _Use) -> None:
-        if use.answered and not use.kept:
-            del self._uses[use.block.begin]
-            self._ledger.drop((use.block,))
+        del self._uses[use.block.begin]
+        self._ledger.drop((use.block,))

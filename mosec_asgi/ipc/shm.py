@@ -220,7 +220,7 @@ class SharedMemory:
         span = self._writer.put(payload)
         if span is None:
             return None
-        return reference.pack(reference.Kind.BYTES, [span]), self._ledger.wrote(self._region, [span])
+        return reference.pack(reference.BYTES, [span]), self._ledger.wrote(self._region, [span])
 
     def own_blocks(self) -> OwnBlocks:
         """Return a place for the large buffers of what the server gives to workers."""
@@ -380,7 +380,7 @@ class SharedPayload:
 
     def _span_of_bytes(self) -> Span:
         contents = self._contents
-        if contents.kind is not reference.Kind.BYTES:
+        if contents.kind is not reference.BYTES:
             raise FrameError(f"the answer to a client must be bytes, not a {contents.kind.name} in shared memory")
         return contents.spans[0]
 
@@ -390,10 +390,10 @@ class SharedPayload:
         # What no view has taken over is dropped; pickle takes a buffer for each that it has put apart.
         blocks = list(self.blocks)
         try:
-            if contents.kind is reference.Kind.BYTES:
+            if contents.kind is reference.BYTES:
                 return pickle.loads(self._memory.read(contents.spans[0]))
             spans = list(contents.spans)
-            if contents.kind is reference.Kind.PICKLE:
+            if contents.kind is reference.PICKLE:
                 stream, first = contents.stream, 0
             else:
                 stream, first = self._memory.read(spans[0]), 1
@@ -413,10 +413,10 @@ class SharedPayload:
     def copy(self) -> bytes:
         """Return it as plain bytes, as if the worker had sent them through its pipe; a pickle is made anew."""
         contents = self._contents
-        if contents.kind is reference.Kind.BYTES:
+        if contents.kind is reference.BYTES:
             return self.read()
         spans = list(contents.spans)
-        stream = contents.stream if contents.kind is reference.Kind.PICKLE else self._memory.read(spans.pop(0))
+        stream = contents.stream if contents.kind is reference.PICKLE else self._memory.read(spans.pop(0))
         return pickle.dumps(pickle.loads(stream, buffers=map(self._memory.read, spans)), protocol=5)
 
 

@@ -1,1 +1,1 @@
-"""Worker processes: started, watched, replaced, stopped."""
+"""The live workers of a stage, whatever they run on: started, watched, replaced, stopped."""

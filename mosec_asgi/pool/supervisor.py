@@ -307,7 +307,7 @@ class Supervisor:
         """Wait until each worker's first start has succeeded or failed.
 
         Raises:
-            StartupError: none of them is ready; the text holds the last one's traceback.
+            StartupError: none of them is ready; the text holds the traceback of the first.
         """
         while not all(place.tried for place in self._places):
             self._changed.clear()

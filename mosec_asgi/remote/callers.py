@@ -6,9 +6,11 @@ A web process numbers its calls itself. Here they get numbers of the engine's: t
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import socket
 from collections.abc import Awaitable, Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 from mosec_asgi import log
@@ -41,7 +43,7 @@ logger = log.internal_logger(__name__)
 
 
 class Answers(Protocol):
-    """What web processes ask beside calls; `text` is what they ask with."""
+    """What web processes ask beside calls: "standing", "metrics" or "dashboard"; `text` says more of what is wanted."""
 
     def __call__(self, kind: str, text: str) -> Awaitable[bytes]:
         """Return the answer; raises `LookupError` where there is none."""
@@ -58,6 +60,7 @@ class Callers:
         metrics: ServiceMetrics,
         memory: SharedMemory | None,
         answer: Answers,
+        timeout: float = math.inf,
     ) -> None:
         """Begin with none.
 
@@ -68,12 +71,14 @@ class Callers:
             metrics: to which is added what web processes have counted.
             memory: that is shared with workers, if any is.
             answer: answers their other questions.
+            timeout: of the service, in seconds.
         """
         self.engine = engine
         self.routes = routes
         self.metrics = metrics
         self.answer = answer
         self._apart = tuple(apart)
+        self._timeout = timeout
         self._memory = memory
         self._loop = asyncio.get_running_loop()
         self._numbers = 0
@@ -159,11 +164,12 @@ class Callers:
         logger.info("the web process %d is connected", hello.pid)
 
     def _welcome(self, connection: socket.socket, memory: CallerMemory | None) -> None:
+        message = Welcome(pid=os.getpid(), apart=self._apart, timeout=self._timeout)
         if memory is None:
-            connection.send(handshake.encoded(Welcome(pid=os.getpid(), apart=self._apart)))
+            connection.send(handshake.encoded(message))
             return
         share = memory.share
-        message = Welcome(pid=os.getpid(), apart=self._apart, memory=share.total, region=share.region)
+        message = replace(message, memory=share.total, region=share.region)
         socket.send_fds(connection, [handshake.encoded(message)], [share.descriptor])
 
     def _refuse(self, connection: socket.socket, why: str) -> None:
@@ -230,7 +236,7 @@ class WebProcess:
         self._open.discard(call_id)
         payload = outcome.payload
         if type(payload) is not bytes:
-            payload = self._plain(call_id, outcome)
+            outcome, payload = self._plain(call_id, outcome)
         if outcome.code != CANCELLED:
             self._say(frames.plain_outcome(outcome, call_id, payload))
 
@@ -238,16 +244,23 @@ class WebProcess:
         """Pass a piece of a stream on."""
         self._say((chunk.call_id - self._base, chunk.payload, frames.plain_times(chunk.times)))
 
-    def _plain(self, call_id: int, outcome: Outcome) -> Any:
-        """Return what the web process is told of a result that a link holds."""
+    def _plain(self, call_id: int, outcome: Outcome) -> tuple[Outcome, Any]:
+        """Return what the web process is told of a result that a link holds: the outcome, and its payload there."""
         payload = outcome.payload
         given = None if self._memory is None else self._memory.give(call_id, payload)
         if given is not None:
-            return given
+            return outcome, given
         assert not isinstance(payload, bytes)
-        plain = payload.copy()
-        payload.drop()
-        return plain
+        try:
+            return outcome, payload.copy()
+        except KeyboardInterrupt:
+            raise
+        # It may have to be unpickled here, which runs the code of its classes; or only workers can read it.
+        except BaseException:
+            logger.exception("answered 500: a result cannot be copied for the web process %d", self._pid)
+            return Outcome.of_failure(outcome.call_id, INTERNAL_ERROR), INTERNAL_ERROR.text.encode()
+        finally:
+            payload.drop()
 
     # -- to the web process ------------------------------------------------------------------------------------------
 

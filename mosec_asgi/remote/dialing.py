@@ -88,7 +88,7 @@ class Dialing:
             raise
         self._lost = self._loop.create_future()
         welcome = Welcome.read(said)
-        self._engine.connect(sock, welcome.apart, memory, self._on_lost)
+        self._engine.connect(sock, welcome.apart, memory, self._on_lost, welcome.timeout)
         logger.info("the engine is process %d%s", welcome.pid, self._at)
         self._told = ""
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import math
 import socket
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from mosec_asgi import log
 from mosec_asgi.batching.engine import TAKES_HELD, Caller, Statistics
-from mosec_asgi.errors import CLOSING, ENGINE_AWAY, ENGINE_LOST, INTERNAL_ERROR, Failure
+from mosec_asgi.errors import CLOSING, ENGINE_AWAY, ENGINE_LOST, INTERNAL_ERROR, TIMED_OUT, Failure
 from mosec_asgi.ipc.arena import LARGE
 from mosec_asgi.ipc.channel import Channel
 from mosec_asgi.ipc.frames import FrameError
@@ -26,6 +28,9 @@ from mosec_asgi.remote.standing import Standing
 # Seconds in which a question is answered. An engine that takes longer does not run at this moment: it is stopped,
 # swapped out, or holds Python's lock. Until it answers again, it is given no calls, which would only gather here.
 ASK_SECONDS = 10.0
+# Seconds between two looks for calls that should have been answered. An engine that runs ends them by itself, to the
+# millisecond; where it does not run, clients are told a second or two late.
+LOOK_SECONDS = 1.0
 # The part of the room for results, or for a stream, that is much.
 MUCH = 1 / 4
 
@@ -57,6 +62,8 @@ class RemoteEngine:
             stream_buffer: bytes of a stream that may wait for its client.
         """
         self._stream_buffer = stream_buffer
+        # Of the service that the engine runs, in seconds.
+        self._timeout = math.inf
         self._loop = loop
         self._metrics = metrics
         # Returns a number for a call. The same are not used again with the next engine.
@@ -68,6 +75,11 @@ class RemoteEngine:
         self._apart: Sequence[bool] = ()
         self._on_lost: Callable[[str], object] = _nobody
         self._open: dict[int, Caller] = {}
+        # Looks for calls that should have been answered: when each was, and a number that no call before it has. And
+        # streams that have begun, which take as long as they like.
+        self._looks: deque[tuple[float, int]] = deque()
+        self._look_timer: asyncio.TimerHandle | None = None
+        self._begun: set[int] = set()
         self._closing = self._ending = False
         # A question was not answered in time.
         self._silent = False
@@ -93,7 +105,12 @@ class RemoteEngine:
     # -- the connection ----------------------------------------------------------------------------------------------
 
     def connect(
-        self, sock: socket.socket, apart: Sequence[bool], memory: WebMemory | None, on_lost: Callable[[str], object]
+        self,
+        sock: socket.socket,
+        apart: Sequence[bool],
+        memory: WebMemory | None,
+        on_lost: Callable[[str], object],
+        timeout: float = math.inf,
     ) -> None:
         """Take a connection to an engine that has said welcome.
 
@@ -102,11 +119,16 @@ class RemoteEngine:
             apart: for each route, whether its first workers can read shared memory.
             memory: that is shared with them.
             on_lost: called with the reason when the connection has ended, once all calls are answered.
+            timeout: of the service that it runs, in seconds.
         """
+        self._timeout = timeout
         self._apart, self.memory, self._on_lost = apart, memory, on_lost
         self._channel = channel = Channel(sock, self._on_frame, self._lost, decoder=frames.Decoder())
         channel.open(self._loop)
         self._outbox = Outbox(channel, self._loop, self._cannot_tell)
+        # Where a call may take longer, the engine is found to be silent before.
+        if self._timeout < ASK_SECONDS:
+            self._look()
 
     def disconnect(self) -> None:
         """End the connection; what has no outcome yet is answered 503. Idempotent."""
@@ -141,6 +163,9 @@ class RemoteEngine:
         memory, self.memory = self.memory, None
         self._on_lost = _nobody
         self._standing, self._silent = None, False
+        self._looks.clear()
+        if self._look_timer is not None:
+            self._look_timer.cancel()
         if outbox is not None:
             outbox.close()
         if channel is not None:
@@ -174,6 +199,30 @@ class RemoteEngine:
         # It may hear that when it runs again.
         for call_id in lost:
             self._say(call_id)
+
+    def _look(self) -> None:
+        """End the calls that the engine should have answered: it is stopped, or something holds Python's lock there."""
+        now = self._loop.time()
+        if self._looks and now > self._looks[-1][0] + 2 * LOOK_SECONDS:
+            # This process has not run itself, and has answers to read.
+            self._looks.clear()
+        self._looks.append((now, self.new_id()))
+        before = 0
+        while self._looks[0][0] <= now - self._timeout - LOOK_SECONDS:
+            _, before = self._looks.popleft()
+        if before:
+            self._end_overdue(before)
+        self._look_timer = self._loop.call_later(LOOK_SECONDS, self._look)
+
+    def _end_overdue(self, before: int) -> None:
+        """Answer 408 to calls with numbers below `before`, but for streams that have begun."""
+        self._begun.intersection_update(self._open)
+        overdue = [call_id for call_id in self._open if call_id < before and call_id not in self._begun]
+        if overdue:
+            logger.warning("the engine has not answered %d calls within the service's timeout: 408", len(overdue))
+        for call_id in overdue:
+            self._say(call_id)
+            self._tell(self._open.pop(call_id), Outcome.of_failure(call_id, TIMED_OUT))
 
     # -- asked by callers --------------------------------------------------------------------------------------------
 
@@ -255,7 +304,7 @@ class RemoteEngine:
         return told
 
     async def ask(self, kind: str, text: str = "") -> bytes:
-        """Ask the engine's process something else than to run a call; what there is, see `callers`.
+        """Ask the engine's process something else than to run a call; what there is, see `callers.Answers`.
 
         Raises:
             Away: there is no engine, or it does not answer.
@@ -313,6 +362,7 @@ class RemoteEngine:
                     elif size == 3:
                         caller = self._open.get(entry[0])
                         if caller is not None:
+                            self._begun.add(entry[0])
                             self._pass_on(caller, entry)
                     else:
                         self._on_answer(*entry)
@@ -367,8 +417,10 @@ class RemoteEngine:
     def _tell(self, caller: Caller, outcome: Outcome) -> None:
         try:
             caller.settled(outcome)
-        except Exception:
-            # A fault of this caller must not stop the work for the others.
+        except KeyboardInterrupt:
+            raise
+        except BaseException:
+            # A fault of this caller, of whatever kind, must not stop the work for the others.
             logger.exception("the outcome of a request was not passed on")
         if self._idle is not None and not self._open and not self._idle.done():
             self._idle.set_result(None)
@@ -377,7 +429,9 @@ class RemoteEngine:
     def _pass_on(caller: Caller, entry: tuple[Any, ...]) -> None:
         try:
             caller.streamed(frames.chunk_of(entry))
-        except Exception:
+        except KeyboardInterrupt:
+            raise
+        except BaseException:
             logger.exception("a piece of a stream was not passed on")
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import os
 import socket
 import struct
@@ -105,6 +106,7 @@ class Welcome:
         apart: for each route, whether its first stage's workers can read shared memory.
         memory: bytes of the shared memory, whose file comes beside this; 0 where there is none.
         region: where in it the web process may write: its beginning, and its size.
+        timeout: of the service, in seconds.
     """
 
     refused: str = ""
@@ -112,6 +114,7 @@ class Welcome:
     apart: tuple[bool, ...] = ()
     memory: int = 0
     region: tuple[int, int] = (0, 0)
+    timeout: float = math.inf
 
     @classmethod
     def read(cls, fields: Any) -> Welcome:
@@ -122,7 +125,14 @@ class Welcome:
         """
         try:
             begin, size = fields["region"]
-            return cls(fields["refused"], fields["pid"], tuple(fields["apart"]), fields["memory"], (begin, size))
+            return cls(
+                fields["refused"],
+                fields["pid"],
+                tuple(fields["apart"]),
+                fields["memory"],
+                (begin, size),
+                float(fields["timeout"]),
+            )
         except (KeyError, TypeError, ValueError) as error:
             raise HandshakeError("it said something else than welcome") from error
 

@@ -16,7 +16,7 @@ from mosec_asgi.ipc import reference
 from mosec_asgi.ipc.arena import LARGE
 from mosec_asgi.ipc.frames import FrameError
 from mosec_asgi.ipc.mapped import Mapped
-from mosec_asgi.ipc.reference import Kind, Span
+from mosec_asgi.ipc.reference import Span
 from mosec_asgi.ipc.shm import Share, SharedMemory, SharedPayload, WorkerMemory
 from mosec_asgi.messages import Payload, Pieces
 
@@ -180,12 +180,12 @@ class WebMemory:
     def put_payload(self, payload: bytes) -> bytes | None:
         """Write a payload, and return its description; None where there is no room."""
         span = self._mapped.put(payload)
-        return None if span is None else reference.pack(Kind.BYTES, [span])
+        return None if span is None else reference.pack(reference.BYTES, [span])
 
     def put_pieces(self, pieces: Pieces) -> bytes | None:
         """Write a payload that came in pieces, and return its description; None where there is no room."""
         span = self._mapped.put_pieces(pieces.pieces, len(pieces))
-        return None if span is None else reference.pack(Kind.BYTES, [span])
+        return None if span is None else reference.pack(reference.BYTES, [span])
 
     def take_back(self, spans: Sequence[Span]) -> None:
         """Have blocks written over, of which the engine has not been told."""
@@ -207,9 +207,9 @@ class WebMemory:
         """
         contents = reference.unpack(description)
         read = self._mapped.read
-        if contents.kind is Kind.BYTES:
+        if contents.kind is reference.BYTES:
             return read(contents.spans[0])
-        if contents.kind is Kind.PICKLE:
+        if contents.kind is reference.PICKLE:
             return TakenPayload(contents.stream, [bytearray(read(span)) for span in contents.spans])
         stream, *buffers = contents.spans
         return TakenPayload(read(stream), [bytearray(read(span)) for span in buffers])
@@ -221,7 +221,7 @@ class WebMemory:
             FrameError: the description is none.
         """
         contents = reference.unpack(description)
-        return contents.spans[0] if contents.kind is Kind.BYTES else None
+        return contents.spans[0] if contents.kind is reference.BYTES else None
 
     def lend(self, span: Span) -> memoryview:
         """Return a block without a copy, to be read, and released before the engine is told that it was read.

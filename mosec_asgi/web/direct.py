@@ -250,8 +250,8 @@ class DirectExchange(Exchange):
         self._call_id = None
         try:
             response = self.route.respond(self, (outcome,))
-        except Exception as error:
-            response = self.route.refuse(self, self._fault(error))
+        except BaseException as error:
+            response = self.route.refuse(self, self.fault(error))
         if outcome.times:
             response = self.timed(response, (outcome,))
         if self.shared.compressed:
@@ -266,7 +266,7 @@ class DirectExchange(Exchange):
                 self.settled(outcome._replace(payload=lent))  # type: ignore[arg-type]  # it is only sent
         except LinkError as error:
             self._call_id = None
-            self.refuse(self._fault(error))
+            self.refuse(self.fault(error))
         finally:
             held.drop()
 

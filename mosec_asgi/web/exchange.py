@@ -28,7 +28,6 @@ from mosec_asgi.messages import Call, Chunk, Outcome
 from mosec_asgi.observing.metrics import ServiceMetrics
 from mosec_asgi.web import server_timing, spans
 from mosec_asgi.web.budget import SMALL, Budget
-from mosec_asgi.web.keys import Keys
 from mosec_asgi.web.limits import DEFAULT, Limits
 from mosec_asgi.web.responses import Header, Headers, Response
 from mosec_asgi.web.several import CallsInTurn, Several
@@ -239,8 +238,8 @@ class Exchange(abc.ABC):
         """Return the answer to a request of which only the head has come; None to read its body."""
         try:
             return self.route.admit(self)
-        except Exception as error:
-            return self.route.refuse(self, self._fault(error))
+        except BaseException as error:
+            return self.route.refuse(self, self.fault(error))
 
     def submit(self) -> None:
         """Have the request run: its body is complete."""
@@ -264,10 +263,10 @@ class Exchange(abc.ABC):
                     calls, shared.engine, self, "" if self.span is None else self.span.trace
                 )
                 several.begin()
-        except Exception as error:
+        except BaseException as error:
             # The caller of this method, such as the parser, would take the exception for a fault of the client.
             self.leave()
-            self.refuse(self._fault(error))
+            self.refuse(self.fault(error))
 
     def settled(self, outcome: Outcome) -> None:
         """Take what has become of a call; see `batching.engine.Caller`."""
@@ -290,8 +289,8 @@ class Exchange(abc.ABC):
         """Answer: all calls have their outcomes, and none was cancelled."""
         try:
             response = self.route.respond(self, outcomes)
-        except Exception as error:
-            response = self.route.refuse(self, self._fault(error))
+        except BaseException as error:
+            response = self.route.refuse(self, self.fault(error))
         if outcomes[0].times:
             response = self.timed(response, outcomes)
         self.answer(response)
@@ -360,8 +359,17 @@ class Exchange(abc.ABC):
         if several is not None:
             several.leave()
 
-    def _fault(self, error: Exception) -> Failure:
-        """Return what the client is told of an exception, and log it if it is a fault of the service."""
+    def fault(self, error: BaseException) -> Failure:
+        """Return what the client is told of an exception, and log it if it is a fault of the service.
+
+        Whatever a route raises is the fault of its request: an endpoint of the user's, or a library, may raise what is
+        no `Exception`, which would end the event loop, or leave the client and others without an answer.
+
+        Raises:
+            KeyboardInterrupt: it is one, which is no request's.
+        """
+        if isinstance(error, KeyboardInterrupt):
+            raise error
         failure = describe(error)
         if failure.code >= 500:
             logger.exception("a request was not answered", extra={"request_id": self.request_id})

@@ -57,7 +57,9 @@ class AdmittingRoute(DirectRoute):
     def _admitted(self, headers: Headers) -> bool:
         try:
             return self.route.admit(_Head(headers)) is None
-        except Exception:
+        except KeyboardInterrupt:
+            raise
+        except BaseException:
             # It is asked once more on the other way, which answers what was raised.
             return False
 

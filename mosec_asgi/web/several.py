@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from mosec_asgi.batching.engine import Engine
-from mosec_asgi.errors import CANCELLED, describe
+from mosec_asgi.errors import CANCELLED, Failure
 from mosec_asgi.messages import OK, Call, Chunk, Outcome, drop_all
 
 
@@ -33,6 +33,9 @@ class Asker(Protocol):
 
     def abandoned(self) -> None:
         """Hear that nobody waits any more."""
+
+    def fault(self, error: BaseException) -> Failure:
+        """Return what the client is told of an exception, which is logged where that is to be done."""
 
 
 class CallsInTurn(Protocol):
@@ -149,8 +152,8 @@ class Several:
             return
         try:
             self._submit()
-        except Exception as error:
-            failed = Outcome.of_failure(-1, describe(error))
+        except BaseException as error:
+            failed = Outcome.of_failure(-1, self._asker.fault(error))
             self._end()
             self._asker.answered((failed,))
 

@@ -204,9 +204,10 @@ class History:
         self._around.faulty = False
         world = self.scenario.world
         until = self._journal.now + HEALING_SECONDS + 2 * max(stage.start_timeout for stage in world.stages)
-        for route in filter(self._is_quick, range(len(world.routes))):
+        for route in range(len(world.routes)):
             pause = 0.5
-            while not await self._answers_well(route):
+            # Asked each time: a stage may be configured meanwhile.
+            while self._is_quick(route) and not await self._answers_well(route):
                 late = self._journal.now > until
                 self._journal.require(not late, Contract.RESPAWN, "route %d does not come back", route)
                 await asyncio.sleep(pause)
@@ -216,7 +217,9 @@ class History:
         """Whether a lonely request can be answered within the service's timeout, if all goes well."""
         world, paces = self.scenario.world, self.scenario.paces
         stages = world.routes[route].stages
-        longest = sum(world.stages[stage].max_wait + 2 * paces[stage].most for stage in stages)
+        # A stage waits as it was configured last.
+        waits = [max(plan.max_wait for plan in self._service.stages[stage].views) for stage in stages]
+        longest = sum(waits) + sum(2 * paces[stage].most for stage in stages)
         longest += 4 * max(self.scenario.latencies) * len(stages)
         return longest < world.limits.timeout
 

@@ -178,7 +178,9 @@ class GrpcExchange(Exchange):
 
     def _count(self, status: int) -> None:
         seconds = perf_counter() - self._began
-        self.shared.metrics.answered(self.route.path, status, seconds)
+        if status != CANCELLED:
+            # As on the other ways: what nobody was answered is no answer.
+            self.shared.metrics.answered(self.route.path, status, seconds)
         if self.span is not None:
             self.end_span(status)
         if self.shared.logged:

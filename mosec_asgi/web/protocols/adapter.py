@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Callable, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any, Protocol
@@ -17,8 +18,8 @@ from mosec_asgi.request import Request as ToldRequest
 from mosec_asgi.web.exchange import Request, StreamForm
 from mosec_asgi.web.protocols.about import told
 from mosec_asgi.web.protocols.ordering import NO_ORDERING, Ordering
-from mosec_asgi.web.protocols.plain import timeout_of
-from mosec_asgi.web.protocols.seam import NO_CACHE, Ask, Endpoint, EventForm, Problem
+from mosec_asgi.web.protocols.plain import failed, timeout_of
+from mosec_asgi.web.protocols.seam import JSON, NO_CACHE, Ask, Endpoint, EventForm, Problem
 from mosec_asgi.web.responses import Header, Response
 from mosec_asgi.web.several import CallsInTurn, Turns
 
@@ -26,6 +27,9 @@ from mosec_asgi.web.several import CallsInTurn, Turns
 MOST_GATHERED = 16 * 1024 * 1024
 # The least number of calls that all requests of several calls to a route may have in the engine together.
 LEAST_AT_ONCE = 8
+# What a header's name consists of (RFC 9110, section 5.6.2), and what would end a value.
+_NAME = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
+_CONTROL = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 
 logger = log.internal_logger(__name__)
 
@@ -144,10 +148,11 @@ class _Asked:
         form: of the answer, where that is a stream.
         events: of each item, where a stream is gathered.
         gathered: bytes of these.
+        fault: what kept one of them from being read.
         priority, tenant: of its calls.
     """
 
-    __slots__ = ("ask", "events", "form", "gathered", "pipeline", "places", "priority", "tenant")
+    __slots__ = ("ask", "events", "fault", "form", "gathered", "pipeline", "places", "priority", "tenant")
 
     def __init__(self, ask: Ask, pipeline: Pipeline) -> None:
         self.ask = ask
@@ -156,6 +161,7 @@ class _Asked:
         self.form: EventForm | None = None
         self.events: list[list[Any]] = []
         self.gathered = 0
+        self.fault: ServerError | None = None
         self.priority = 0
         self.tenant = ""
 
@@ -185,7 +191,8 @@ class ProtocolRoute:
     def admit(self, request: Request) -> Response | None:
         """Return the endpoint's answer to a head."""
         request.state = None
-        return self._endpoint.admit(request)
+        response = self._endpoint.admit(request)
+        return None if response is None else self._sendable(response)
 
     # -- request to calls --------------------------------------------------------------------------------------------
 
@@ -194,7 +201,7 @@ class ProtocolRoute:
         request.state = None
         ask = self._endpoint.ask(request)
         if isinstance(ask, Response):
-            return ask
+            return self._sendable(ask)
         timeout = timeout_of(request.headers)
         if isinstance(timeout, Failure):
             return timeout
@@ -256,14 +263,16 @@ class ProtocolRoute:
         if asked.events:
             if asked.gathered > MOST_GATHERED:
                 raise ServerError(f"the answer is larger than {MOST_GATHERED} bytes; ask for it as a stream")
-            return self._endpoint.answer(asked.ask, asked.events)
+            if asked.fault is not None:
+                raise asked.fault
+            return self._sendable(self._endpoint.answer(asked.ask, asked.events))
         results = self._results(asked, outcomes)
         for place, result in enumerate(results):
             if type(result) is Reply:
                 if result.status >= HTTPStatus.BAD_REQUEST:
                     return self._told(Failure(result.status, str(result.value)), asked, place)
                 results[place] = result.value
-        return self._endpoint.answer(asked.ask, results)
+        return self._sendable(self._endpoint.answer(asked.ask, results))
 
     def _results(self, asked: _Asked, outcomes: Sequence[Outcome]) -> list[Any]:
         value_of, egress = self._pipelines.value_of, asked.pipeline.target.egress
@@ -285,7 +294,31 @@ class ProtocolRoute:
         return self._told(failure, request.state, None)
 
     def _told(self, failure: Failure, asked: _Asked | None, place: int | None) -> Response:
-        return self._endpoint.error(_problem(failure, asked, place))
+        try:
+            return self._sendable(self._endpoint.error(_problem(failure, asked, place)))
+        except KeyboardInterrupt:
+            raise
+        except BaseException:
+            # The client would wait without an end.
+            logger.exception("the endpoint %s cannot give a failure its form: %s", self.path, failure.text)
+            return failed(failure)
+
+    def _sendable(self, response: Any) -> Response:
+        """Return an answer of the endpoint, which the user may have written, if it can be sent."""
+        if not isinstance(response, Response):
+            raise ServerError(f"the endpoint {self.path} answers with a {type(response).__name__}; give a Response")
+        status, headers, body = response
+        if not (isinstance(status, int) and 200 <= status < 600):
+            raise ServerError(f"the status of an answer of {self.path} is a number from 200 to 599, not {status!r}")
+        if not isinstance(body, bytes):
+            raise ServerError(f"the body of an answer of {self.path} is bytes, not {type(body).__name__}; encode it")
+        for header in headers:
+            if header is not JSON and not _is_header(*header):
+                raise ServerError(
+                    f"an answer of {self.path} has a header that cannot be sent: give pairs of bytes, a name of "
+                    "letters, digits and hyphens, and a value without line breaks"
+                )
+        return response
 
     # -- streams -----------------------------------------------------------------------------------------------------
 
@@ -302,10 +335,21 @@ class ProtocolRoute:
         size = len(chunk.payload)
         asked.gathered += size
         if asked.gathered <= MOST_GATHERED:
-            event = self._pipelines.value_of(chunk.payload, asked.pipeline.target.egress)
-            asked.events[asked.places[chunk.call_id]].append(event)
+            try:
+                event = self._pipelines.value_of(chunk.payload, asked.pipeline.target.egress)
+            except ServerError as error:
+                # The answer would lack it.
+                asked.fault = error
+            else:
+                asked.events[asked.places[chunk.call_id]].append(event)
         # In a later turn: a caller must not call the engine while the engine calls it.
         asyncio.get_running_loop().call_soon(self._pipelines.engine.credit, Credit(chunk.call_id, size))
+
+
+def _is_header(name: Any, value: Any) -> bool:
+    """Whether this can be sent as a header."""
+    are_bytes = isinstance(name, bytes) and isinstance(value, bytes)
+    return are_bytes and _NAME.fullmatch(name) is not None and _CONTROL.search(value) is None
 
 
 class _Calls:
@@ -355,7 +399,7 @@ class _Form:
         try:
             event = self._pipelines.value_of(chunk.payload, self._asked.pipeline.target.egress)
             return self._form.piece(event, self._asked.places[chunk.call_id])
-        except Exception as error:
+        except BaseException as error:
             return self._broken(error)
 
     def end(self) -> bytes:
@@ -364,20 +408,32 @@ class _Form:
             return b""
         try:
             return self._form.end()
-        except Exception as error:
+        except BaseException as error:
             return self._broken(error)
 
     def failure(self, failure: Failure, *, begun: bool) -> bytes | None:
         """Return the endpoint's form of a failure; one before the beginning is an ordinary answer."""
         if not begun:
             return None
-        return b"" if self._failed else self._form.failure(_problem(failure, self._asked, None))
+        return b"" if self._failed else self._last(failure)
 
-    def _broken(self, error: Exception) -> bytes:
+    def _broken(self, error: BaseException) -> bytes:
+        if isinstance(error, KeyboardInterrupt):
+            raise error
         self._failed = True
         failure = describe(error)
         logger.error("a stream was ended: %s", failure.text, exc_info=error, extra={"request_id": self._request_id})
-        return self._form.failure(_problem(failure, self._asked, None)) or b""
+        return self._last(failure) or b""
+
+    def _last(self, failure: Failure) -> bytes | None:
+        """Return the endpoint's form of a failure, which is the last piece; None where it has none."""
+        try:
+            return self._form.failure(_problem(failure, self._asked, None))
+        except KeyboardInterrupt:
+            raise
+        except BaseException:
+            logger.exception("a client cannot be told why its stream was ended", extra={"request_id": self._request_id})
+            return None
 
 
 def _problem(failure: Failure, asked: _Asked | None, place: int | None) -> Problem:

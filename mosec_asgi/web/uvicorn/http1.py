@@ -23,11 +23,10 @@ import asyncio
 import logging
 import time
 from collections.abc import Coroutine
-from typing import Any, ClassVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import httptools
 from starlette.types import ASGIApp
-from uvicorn._types import ASGI3Application
 from uvicorn.config import Config
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
@@ -55,6 +54,9 @@ from mosec_asgi.web.uvicorn.http10 import UntilClose
 from mosec_asgi.web.uvicorn.keep_alive import SilenceTimer
 from mosec_asgi.web.uvicorn.shared import Shared
 from mosec_asgi.web.uvicorn.slow_clients import Arrival, Unread
+
+if TYPE_CHECKING:
+    from uvicorn._types import ASGI3Application
 
 # Headers about the connection alone, which are left out when a request is parsed again.
 _OF_UPGRADES = frozenset((b"connection", b"upgrade", b"http2-settings"))

@@ -33,7 +33,8 @@ class Crash(Checker):
             life.fault = self._time_limits.exceeded(life)
             journal.count(f"workers {life.fault}")
         life.stage.note_work(now)
-        if life.at_work:
+        if life.phase is Phase.READY:
+            # One that drains is given no tasks: since when there is no worker does not depend on it.
             life.stage.lost_at = now
         life.phase = Phase.LOST
         life.lost_at = now

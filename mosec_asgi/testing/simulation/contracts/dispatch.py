@@ -13,7 +13,7 @@ from mosec_asgi.testing.simulation.contracts.contract import Contract
 from mosec_asgi.testing.simulation.contracts.dues import TOLERANCE
 from mosec_asgi.testing.simulation.contracts.journal import Journal
 from mosec_asgi.testing.simulation.contracts.waiting import Waiting
-from mosec_asgi.testing.simulation.model import Case, Flight, Life, ServiceModel
+from mosec_asgi.testing.simulation.model import CLOCK_ERROR, Case, Flight, Life, ServiceModel
 
 # A worker that needs as long for a task is sent no second one before it has answered.
 SLOW_SECONDS = 0.002
@@ -121,7 +121,7 @@ class Dispatch(Checker):
         require, now = self._journal.require, self._journal.now
         whole = predicted[-1]
         allowed = sum(seconds <= steering.target + ROUNDING for seconds in predicted)
-        if allowed < len(unit) and all(case.queued_at + steering.target < now + ROUNDING for case in unit[:allowed]):
+        if allowed < len(unit) and all(case.queued_at + steering.target < now + CLOCK_ERROR for case in unit[:allowed]):
             # So many that all of the largest batch for the target are late: there the target bounds nothing.
             self._journal.count("batches beyond a target")
             return
