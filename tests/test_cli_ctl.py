@@ -165,6 +165,8 @@ def failed(path: Path, *arguments: str) -> tuple[int, str]:
         (("configure", "Item_1", "batch=2"), 2, "'batch=2' must be KEY=VALUE, with KEY one of max_batch_size"),
         (("configure", "Item_1", "max_batch_size=2.5"), 2, "max_batch_size must be a whole number, not '2.5'"),
         (("halt",), 2, "No such command"),
+        # Of another command; it was given as what might be meant.
+        (("status", "--admin-socket", "x"), 2, "; see mosec-asgi ctl status --help"),
     ],
 )
 def test_what_cannot_be_asked_is_one_line(tmp_path: Path, arguments: tuple[str, ...], code: int, message: str) -> None:

@@ -7,6 +7,7 @@ import logging
 import os
 import pty
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -50,7 +51,9 @@ class Restarts:
 
 async def test_signals_during_a_restart_make_one_more() -> None:
     restarts = Restarts()
-    with Hangup(restarts).heard():
+    hangup = Hangup(restarts)
+    with hangup.heard():
+        hangup.workers_are_ready()
         signal.raise_signal(signal.SIGHUP)
         await until(lambda: restarts.begun == 1)
         for _ in range(3):
@@ -68,12 +71,102 @@ async def test_a_restart_that_fails_is_logged_and_the_next_signal_is_heard(caplo
     restarts = Restarts()
     restarts.gate.set()
     restarts.error = StartupError("no weights")
-    with caplog.at_level(logging.ERROR), Hangup(restarts).heard():
+    hangup = Hangup(restarts)
+    with caplog.at_level(logging.ERROR), hangup.heard():
+        hangup.workers_are_ready()
         signal.raise_signal(signal.SIGHUP)
         await until(lambda: restarts.begun == 1)
         await asyncio.sleep(0.01)
         signal.raise_signal(signal.SIGHUP)
         await until(lambda: restarts.begun == 2)
+
+
+async def test_workers_that_load_are_replaced_once_they_are_ready(caplog: pytest.LogCaptureFixture) -> None:
+    restarts = Restarts()
+    restarts.gate.set()
+    hangup = Hangup(restarts)
+    with caplog.at_level(logging.INFO), hangup.heard():
+        for _ in range(2):
+            signal.raise_signal(signal.SIGHUP)
+            await until(lambda: "still loading" in caplog.text)
+        assert restarts.begun == 0
+        hangup.workers_are_ready()
+        await until(lambda: restarts.begun == 1)
+    assert caplog.text.count("still loading") == 1
+    assert all(record.levelno == logging.INFO for record in caplog.records)
+
+
+async def test_a_stop_during_a_restart_is_no_error(caplog: pytest.LogCaptureFixture) -> None:
+    restarts = Restarts()
+    restarts.error = StartupError("the service stops")
+    stops: list[bool] = []
+    hangup = Hangup(restarts, lambda: bool(stops))
+    with caplog.at_level(logging.INFO), hangup.heard():
+        hangup.workers_are_ready()
+        signal.raise_signal(signal.SIGHUP)
+        await until(lambda: restarts.begun == 1)
+        stops.append(True)
+        restarts.gate.set()
+        await until(lambda: "not replaced, as the service stops" in caplog.text)
+    assert all(record.levelno == logging.INFO for record in caplog.records)
+
+
+async def test_a_service_that_stops_replaces_no_workers(caplog: pytest.LogCaptureFixture) -> None:
+    restarts = Restarts()
+    hangup = Hangup(restarts, lambda: True)
+    with caplog.at_level(logging.INFO), hangup.heard():
+        hangup.workers_are_ready()
+        signal.raise_signal(signal.SIGHUP)
+        await until(lambda: "not replaced any more" in caplog.text)
+    assert restarts.begun == 0
+
+
+LOADS_UNTIL_TOLD = """
+import os
+import time
+from pathlib import Path
+
+from mosec_asgi import Server, Worker
+
+
+class Echo(Worker):
+    def __init__(self):
+        Path("loading").touch()
+        while not os.path.exists("go"):
+            time.sleep(0.01)
+
+    def forward(self, data):
+        return data
+
+
+server = Server()
+server.append_worker(Echo)
+if __name__ == "__main__":
+    server.run()
+"""
+
+
+@pytest.mark.parametrize(
+    "way", [["service.py"], ["-m", "mosec_asgi", "engine", "service:server", "--socket", "engine"]]
+)
+def test_sighup_while_models_load_replaces_them_afterwards(tmp_path: Path, way: list[str]) -> None:
+    (tmp_path / "service.py").write_text(LOADS_UNTIL_TOLD)
+    log = tmp_path / "log"
+    environment = environment_of_programs() | {"MOSEC_PORT": str(free_port())}
+    with log.open("w") as output:
+        program = subprocess.Popen([sys.executable, *way], cwd=tmp_path, stderr=output, env=environment)
+    try:
+        wait_until((tmp_path / "loading").exists, "the worker loads")
+        program.send_signal(signal.SIGHUP)
+        wait_until(lambda: "still loading" in log.read_text(), "the signal is heard")
+        (tmp_path / "go").touch()
+        wait_until(lambda: "the workers have been replaced" in log.read_text(), "the workers are replaced")
+        program.terminate()
+        assert program.wait(30) == 0
+        assert "ERROR" not in log.read_text()
+    finally:
+        program.kill()
+        program.wait()
 
 
 async def test_a_signal_that_is_ignored_or_handled_stays_so() -> None:

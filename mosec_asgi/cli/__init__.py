@@ -78,11 +78,18 @@ def _say(text: str) -> None:
 def _of_click(error: click.ClickException) -> str:
     """Return what is wrong as one line, and for a wrong command line where to read on."""
     text = " ".join(error.format_message().split())
-    if isinstance(error, click.NoSuchOption) and (meant := config.meant_by(error.option_name)):
-        # As other servers call it, or nearly so.
-        text = f"No such option '{error.option_name}'. Did you mean '--{meant}'?"
     context = getattr(error, "ctx", None)
+    if isinstance(error, click.NoSuchOption):
+        meant = f"--{config.meant_by(error.option_name)}"
+        if meant in _options(context):
+            # As other servers call it, or nearly so.
+            text = f"No such option '{error.option_name}'. Did you mean '{meant}'?"
     if isinstance(error, click.UsageError) and context is not None:
         end = " See" if text.endswith("?") else "; see"
         return f"{text.rstrip('.')}{end} {context.command_path} --help"
     return text
+
+
+def _options(context: click.Context | None) -> set[str]:
+    """Return the options of the command that was called."""
+    return set() if context is None else {name for option in context.command.params for name in option.opts}

@@ -27,6 +27,7 @@ from mosec_asgi.cli.output import BAD, FAINT, GOOD, Output, output
 from mosec_asgi.cli.settings import as_arguments
 from mosec_asgi.cli.watching import edits
 from mosec_asgi.host.handover import DRAIN, LISTENING, READY
+from mosec_asgi.host.hangup import has_terminal
 
 # Exit code of a command line that cannot be followed: an edit does not help.
 WRONG_USE = 2
@@ -117,12 +118,16 @@ class Reloader:
         self._signal = signal.SIGTERM
         self._code = 0
         self._ended = asyncio.Event()
+        self._had_terminal = False
 
     async def run(self) -> int:
         """Serve until a signal, or until there is nothing to serve; return the exit code."""
         loop = asyncio.get_running_loop()
+        self._had_terminal = has_terminal()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self._stop, number)
+        if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:
+            loop.add_signal_handler(signal.SIGHUP, self._hangup)
         watching = loop.create_task(self._watch())
         try:
             await self._start()
@@ -256,6 +261,13 @@ class Reloader:
             self._end(child)
         if not self._children:
             self._ended.set()
+
+    def _hangup(self) -> None:
+        """End with the terminal; else have the process that serves replace its workers, as without `--reload`."""
+        if self._had_terminal and not has_terminal():
+            self._stop(signal.SIGTERM)
+        elif self._serving is not None and self._serving.ready:
+            self._serving.signal(signal.SIGHUP)
 
     def _end(self, child: Child) -> None:
         # An interrupt may be lost while modules are imported, where Python can only print it, or the module catches it.

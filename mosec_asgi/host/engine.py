@@ -139,17 +139,19 @@ class _Run:
     async def _serve(self) -> None:
         began = time.monotonic()
         try:
-            with Hangup(self._server.restart).heard():
-                await self._serve_until_end(began)
+            hangup = Hangup(self._server.restart, self._end.is_set)
+            with hangup.heard():
+                await self._serve_until_end(began, hangup)
         except StartupError as error:
             logger.error("the service could not be started: %s", error)
             self._code = START_FAILED
 
-    async def _serve_until_end(self, began: float) -> None:
+    async def _serve_until_end(self, began: float, hangup: Hangup) -> None:
         async with self._server.lifespan():
             if not self._end.is_set():
                 logger.info("all workers are ready, %.1f s after the start", time.monotonic() - began)
                 self._ready()
+                hangup.workers_are_ready()
             await self._end.wait()
             self._server.announce_end()
             if self._before_end is not None:

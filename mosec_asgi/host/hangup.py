@@ -23,14 +23,17 @@ logger = log.internal_logger(__name__)
 class Hangup:
     """Hears of SIGHUP, on the running event loop."""
 
-    def __init__(self, restart: Callable[[], Awaitable[None]]) -> None:
+    def __init__(self, restart: Callable[[], Awaitable[None]], ends: Callable[[], bool] = lambda: False) -> None:
         """Prepare.
 
         Args:
-            restart: replaces all workers.
+            restart: replaces all workers, once they are ready.
+            ends: whether the service stops.
         """
         self._restart = restart
-        self._had_terminal = _has_terminal()
+        self._ends = ends
+        self._had_terminal = has_terminal()
+        self._workers_are_ready = False
         self._restarting: asyncio.Task[None] | None = None
         self._again = False
 
@@ -50,16 +53,30 @@ class Hangup:
             if self._restarting is not None:
                 self._restarting.cancel()
 
+    def workers_are_ready(self) -> None:
+        """Do what a signal has asked for while the workers loaded: they may have read what has changed since."""
+        self._workers_are_ready = True
+        if self._again:
+            self._begin()
+
     def _hangup(self) -> None:
-        if self._had_terminal and not _has_terminal():
+        if self._had_terminal and not has_terminal():
             logger.info("the terminal has been closed; the service stops")
             # To the handlers that are there for it.
             signal.raise_signal(signal.SIGTERM)
+        elif self._ends():
+            logger.info("SIGHUP: the service stops, and its workers are not replaced any more")
         elif self._restarting is not None:
             # Once more after that: what is to be loaded may have changed since. Further signals add nothing.
             self._again = True
-        else:
-            self._restarting = asyncio.get_running_loop().create_task(self._run())
+        elif self._workers_are_ready:
+            self._begin()
+        elif not self._again:
+            logger.info("SIGHUP: the workers are still loading; they are replaced once all of them are ready")
+            self._again = True
+
+    def _begin(self) -> None:
+        self._restarting = asyncio.get_running_loop().create_task(self._run())
 
     async def _run(self) -> None:
         try:
@@ -69,12 +86,15 @@ class Hangup:
                 logger.info("SIGHUP: the workers are replaced, one after the other")
                 await self._restart()
         except (StartupError, CallError) as error:
-            logger.error("the workers that are left are not replaced, and serve on: %s", error)
+            if self._ends():
+                logger.info("the workers that are left are not replaced, as the service stops")
+            else:
+                logger.error("the workers that are left are not replaced, and serve on: %s", error)
         finally:
             self._restarting = None
 
 
-def _has_terminal() -> bool:
+def has_terminal() -> bool:
     """Whether this program belongs to a terminal that is open."""
     try:
         os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY))

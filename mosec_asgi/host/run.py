@@ -220,11 +220,17 @@ class _Program:
                 await receive()
                 await send({"type": f"lifespan.{step}.complete"})
             return
-        start = _Start(self, send, self._ready)
+        hangup = Hangup(self._service.restart, lambda: self.signalled)
+
+        def ready() -> None:
+            self._ready()
+            hangup.workers_are_ready()
+
+        start = _Start(self, send, ready)
         if self._early:
             self._service.on_answering = start.answering
-        hangup = contextlib.nullcontext() if self.is_one_of_several else Hangup(self._service.restart).heard()
-        with told_of_signals(self.announce_end, self.note), hangup:
+        hearing = contextlib.nullcontext() if self.is_one_of_several else hangup.heard()
+        with told_of_signals(self.announce_end, self.note), hearing:
             await self._service(scope, receive, start.send)
 
     def note(self, number: int) -> None:

@@ -1,6 +1,6 @@
 """Descriptors held back for the start of a worker: connections must not take the last ones while it is down.
 
-A server that has reached its limit of open files (`ulimit -n`) lets further connections wait, which is bearable. If it
+A server that has reached its limit of open files (`ulimit -n`) loses further connections, which is bad enough. If it
 could not replace a dead worker either, its route would be down until clients leave.
 """
 

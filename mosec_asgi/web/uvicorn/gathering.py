@@ -213,6 +213,7 @@ def gathering(protocol: type[asyncio.Protocol], limits: Limits | None = None) ->
             connections of a service share.
     """
     turn_end: TurnEnd | None = None
+    shared = None if limits is None else Shared(limits)
 
     class Gathering(protocol):  # type: ignore[valid-type,misc]
         def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -220,9 +221,11 @@ def gathering(protocol: type[asyncio.Protocol], limits: Limits | None = None) ->
             loop = asyncio.get_running_loop()
             if turn_end is None or turn_end.loop is not loop:
                 turn_end = TurnEnd(loop)
+            if shared is not None and (sock := transport.get_extra_info("socket")) is not None:
+                shared.open_files.look(sock.fileno())
             super().connection_made(GatheringTransport(cast(asyncio.Transport, transport), turn_end))
 
-    if limits is not None:
+    if shared is not None:
         Gathering.limits = limits
-        Gathering.shared = Shared(limits)
+        Gathering.shared = shared
     return Gathering

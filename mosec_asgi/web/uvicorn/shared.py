@@ -9,6 +9,7 @@ from mosec_asgi import log
 from mosec_asgi.ration import Ration
 from mosec_asgi.web.budget import UnreadBudget
 from mosec_asgi.web.limits import Limits
+from mosec_asgi.web.uvicorn.open_files import OpenFiles
 
 
 class Shared:
@@ -17,6 +18,7 @@ class Shared:
     Attributes:
         unread: the room for answers that are not read.
         ration: logs what clients cause.
+        open_files: looks at their descriptors.
     """
 
     def __init__(self, limits: Limits) -> None:
@@ -26,7 +28,9 @@ class Shared:
             limits: of a connection, and of all together.
         """
         self.unread = UnreadBudget(limits.answer_memory, limits.least_rate)
-        self.ration = Ration(log.internal_logger(__name__), later)
+        logger = log.internal_logger(__name__)
+        self.ration = Ration(logger, later)
+        self.open_files = OpenFiles(logger)
 
 
 def later(seconds: float, callback: Callable[[], None]) -> asyncio.TimerHandle:
