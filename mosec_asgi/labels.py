@@ -90,7 +90,8 @@ class Labels:
         try:
             # A number of numpy's, or of a tensor's shape, is one as well.
             number = cost.__index__()
-        except (AttributeError, TypeError):
+        except Exception:
+            # It has no such form, or its own way to it fails.
             number = -1
         if isinstance(cost, bool) or not 0 <= number <= MOST_COST:
             raise ServerError(f"{where} must return a whole number, 0 or more, not {_shown(cost)}")

@@ -2,7 +2,7 @@
 
 Who needs it either enters a block (`enter`, `leave`: the lifespan of an app, `async with server`), or is a request that
 came to an app whose lifespan nobody runs (`start_late`). The first starts the service, the others wait for the same
-start. The last block to end stops the service, unless a request has started it.
+start. The last block to end stops the service, also one that a request has started.
 
 A start ends early in two ways: the program was told to end (`close`), or nobody waits for it any more, as after
 `asyncio.timeout`.
@@ -10,6 +10,7 @@ A start ends early in two ways: the program was told to end (`close`), or nobody
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -31,6 +32,9 @@ if TYPE_CHECKING:
     from mosec_asgi.web.direct import DirectRoutes
 
 logger = log.internal_logger(__name__)
+# Event loops of two threads that start a server at the same time get one service, and one of them an error. Not a
+# server's own: that may be pickled before it is started.
+_beginning = threading.Lock()
 
 
 class Running(Protocol):
@@ -105,7 +109,7 @@ class Lifetime:
         # The blocks that need the service to run, and those that wait for its start.
         self._blocks = 0
         self._waiting = 0
-        # A request has started it, so that no block ends it.
+        # A request has started it, so that the end of whoever waits does not end the start.
         self._started_late = False
 
     @property
@@ -124,7 +128,7 @@ class Lifetime:
         Raises:
             GivenUp: the end was asked for before the workers were ready.
             EventLoopError: the event loop is not asyncio's.
-            StartupError: a stage could not be started, or the service runs on another event loop.
+            StartupError: a stage could not be started, or the service has another event loop.
         """
         service = await self._ensure_started()
         self._blocks += 1
@@ -185,11 +189,12 @@ class Lifetime:
         """Start the service on this event loop, once; wait for a start that is under way."""
         import asyncio
 
-        loop = self._look_at_loop()
-        if self._starting is None or self._starting.get_loop() is not loop:
-            self.given_up = False
-            self._starting = loop.create_task(self._run_start())
-        starting = self._starting
+        with _beginning:
+            loop = self._look_at_loop()
+            if self._starting is None or self._starting.get_loop() is not loop:
+                self.given_up = False
+                self._starting = loop.create_task(self._run_start())
+            starting = self._starting
         self._waiting += 1
         try:
             # Not awaited itself: that would end it with whoever waits here, and the end of one would look like the
@@ -214,7 +219,7 @@ class Lifetime:
 
         Raises:
             EventLoopError: the loop is not asyncio's.
-            StartupError: the service runs on another loop.
+            StartupError: the service runs, or is being started, on another loop.
         """
         import asyncio
 
@@ -235,6 +240,11 @@ class Lifetime:
             self.running.abandon()
             self.running = self._starting = None
             self._blocks = 0
+        elif self._starting is not None and self._starting.get_loop() is not loop and self.is_here:
+            raise StartupError(
+                "the server is being started already, on another event loop of this program; once it serves, call it "
+                "from other threads by `with server.engine() as engine:`"
+            )
         return loop
 
     async def _run_start(self) -> Running:

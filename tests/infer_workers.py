@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sys
 import time
 import tracemalloc
 from collections.abc import AsyncIterator, Iterator
@@ -52,6 +53,32 @@ ERRORS: dict[str, type[BaseException]] = {
     each.__name__: each
     for each in (ClientError, DecodingError, ValidationError, ServerError, EncodingError, Teapot, Busy, KeyError)
 }
+
+
+class Exits:
+    """Would end the program that pickles it, or, where it is `late`, the one that unpickles it."""
+
+    def __init__(self, *, late: bool) -> None:
+        self.late = late
+
+    def __reduce__(self) -> Any:
+        return (sys.exit, (3,)) if self.late else sys.exit(3)
+
+
+class Exiting(Worker):
+    def forward(self, data: Any) -> Any:
+        return Exits(late=True) if data == "exits" else data
+
+
+class Doubles(Worker):
+    """Doubles arrays in place, and fails where one of a batch is negative."""
+
+    def forward(self, data: list[Any]) -> list[float]:
+        for array in data:
+            array *= 2
+        if any(array[0] < 0 for array in data):
+            raise ValueError("negative")
+        return [float(array[0]) for array in data]
 
 
 class Echo(Worker):

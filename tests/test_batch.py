@@ -366,6 +366,54 @@ def test_the_search_for_culprits_takes_as_long_again_as_one_call_may_and_no_long
     assert {server.answers[number][0] for number in (5, 6, 7, 8)} == {400}
 
 
+def changing(batch: list[dict[str, int]]) -> list[int]:
+    """Change each item in place, and the list as well, and fail at the last one if it is bad."""
+    results = []
+    while batch:
+        item = batch.pop(0)
+        item["n"] += 1
+        results.append(item["n"])
+    if 0 in results:
+        raise ValueError("bad")
+    return results
+
+
+class ChangingLater(Worker):
+    async def forward(self, data: list[dict[str, int]]) -> list[int]:
+        await asyncio.sleep(0)
+        return changing(data)
+
+
+@pytest.mark.parametrize("worker", [worker_of(changing), ChangingLater])
+@pytest.mark.parametrize("bad", [None, 0, 2, 3])
+def test_what_forward_changes_of_a_batch_before_it_fails_changes_no_answer(
+    worker: type[Worker], bad: int | None
+) -> None:
+    items = [{"n": 10 * (place + 1)} for place in range(4)]
+    right = [ok(item["n"] + 1) for item in items]
+    if bad is not None:
+        items[bad]["n"], right[bad] = -1, INTERNAL
+    assert run_batch(worker, *items) == right
+
+
+def test_an_item_that_cannot_be_decoded_again_fails_alone() -> None:
+    decoded = Recorder()
+
+    class Once(Worker):
+        def deserialize(self, data: bytes) -> Any:
+            decoded(data)
+            if data == b"2" and decoded.calls.count(data) > 1:
+                raise ClientError("only once")
+            return super().deserialize(data)
+
+        def forward(self, batch: list[int]) -> list[int]:
+            if len(batch) > 1:
+                raise ValueError("too many")
+            return batch
+
+    assert [code for code, _ in run_batch(Once, 1, 2, 3)] == [200, 400, 200]
+
+
 def test_a_batch_that_fails_slowly_again_and_again_does_not_hold_up_its_worker() -> None:
     calls = Recorder()
 

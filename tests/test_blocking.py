@@ -36,6 +36,17 @@ class Broken(Worker):
         return data
 
 
+class SlowToLoad(Worker):
+    begun, go_on = threading.Event(), threading.Event()
+
+    def __init__(self) -> None:
+        self.begun.set()
+        assert self.go_on.wait(PATIENCE)
+
+    def forward(self, data: Any) -> Any:
+        return data
+
+
 def until(condition: Any) -> None:
     limit = time.monotonic() + PATIENCE
     while not condition():
@@ -286,6 +297,50 @@ async def test_a_second_loop_cannot_start_a_server_that_runs() -> None:
         with pytest.raises(StartupError, match=r"runs already.*server\.engine\(\)"):
             await asyncio.to_thread(lambda: asyncio.run(second()))
         assert await server.infer(1, "/echo") == 1
+
+
+async def test_a_second_loop_cannot_start_a_server_that_is_being_started() -> None:
+    server = server_of(slow=SlowToLoad)
+    starting = asyncio.ensure_future(server.__aenter__())
+    try:
+        assert await asyncio.to_thread(SlowToLoad.begun.wait, PATIENCE)
+
+        async def second() -> None:
+            async with server:
+                pass
+
+        with pytest.raises(StartupError, match=r"is being started already, on another event loop"):
+            await asyncio.to_thread(lambda: asyncio.run(second()))
+        with pytest.raises(StartupError, match=r"is being started already, on another event loop"):
+            await asyncio.to_thread(lambda: server.engine().__enter__())
+    finally:
+        SlowToLoad.go_on.set()
+        await starting
+    assert await server.infer(1, "/slow") == 1
+    await server.__aexit__(None, None, None)
+    assert server._running is None
+
+
+def test_a_server_that_loads_holds_up_no_engine_of_another() -> None:
+    class Slow(SlowToLoad):
+        begun, go_on = threading.Event(), threading.Event()
+
+    def load() -> int:
+        with server_of(slow=Slow).engine() as engine:
+            return engine.infer(1, "/slow")  # type: ignore[no-any-return]
+
+    def other() -> int:
+        with server_of(echo=workers.Echo).engine() as engine:
+            return engine.infer(2, "/echo")  # type: ignore[no-any-return]
+
+    with ThreadPoolExecutor(2) as threads:
+        loading = threads.submit(load)
+        try:
+            assert Slow.begun.wait(PATIENCE)
+            assert threads.submit(other).result(PATIENCE) == 2
+        finally:
+            Slow.go_on.set()
+        assert loading.result(PATIENCE) == 1
 
 
 def group_lives(leader: int) -> bool:

@@ -1777,6 +1777,26 @@ async def test_a_worker_that_does_not_stop_is_killed() -> None:
         assert worker.killed
 
 
+@pytest.mark.parametrize("answers", [False, True])
+async def test_a_stop_that_is_cancelled_ends_at_once_and_leaves_no_worker(answers: bool) -> None:
+    async with running(stage()) as service:
+        worker = service.worker
+        worker.stops_when_asked = False
+        ticket = service.submit()
+        await worker.gets_work()
+        stop = asyncio.ensure_future(service.coordinator.stop(100.0))
+        if answers:
+            worker.reply()
+            await until(lambda: worker.asked_to_stop)
+        await settled_loop()
+        stop.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asyncio.wait_for(stop, PATIENCE)
+        assert await answer(ticket) == (b"re:1" if answers else CLOSING)
+        assert worker.killed
+        assert service.launcher.alive() == []
+
+
 async def test_a_replacement_that_is_due_is_not_waited_for_at_the_end() -> None:
     async with running(stage()) as service:
         await let_start_fail(service)

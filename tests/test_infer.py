@@ -121,6 +121,16 @@ async def test_an_item_that_fails_in_a_batch_fails_alone_whatever_kind_it_is(exe
         assert [event async for event in server.stream([{}])] == [{}]
 
 
+@BOTH
+@pytest.mark.parametrize("size", [10, 100_000])
+async def test_an_array_that_is_changed_in_a_batch_that_fails_gives_the_right_answer(executor: str, size: int) -> None:
+    options = {"max_batch_size": 4, "max_wait_time": 5_000}
+    async with serving(workers.Doubles, executor=executor, **options) as server:
+        arrays = [np.full(size, number) for number in (1.0, 2.0, -3.0, 4.0)]
+        results = await asyncio.gather(*map(server.infer, arrays), return_exceptions=True)
+    assert [result if isinstance(result, float) else type(result) for result in results] == [2.0, 4.0, ServerError, 8.0]
+
+
 async def test_what_passes_between_stages_by_a_mixin_does_so_and_the_ends_do_not() -> None:
     async with serving(workers.KeyEcho, workers.KeyEcho) as server:
         assert await server.infer({"a": (1, 2)}) == {"a": (1, 2)}

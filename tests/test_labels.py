@@ -60,6 +60,16 @@ def test_what_is_no_cost_is_an_error_of_the_server(cost: Any) -> None:
         Labels(Text, counts=True).of(cost)
 
 
+class Unwilling(float):
+    def __index__(self) -> int:
+        raise ValueError("no whole number")
+
+
+def test_a_cost_that_raises_is_an_error_of_the_server() -> None:
+    with pytest.raises(ServerError, match=r"Text.cost must return a whole number, 0 or more, not 1.5"):
+        Labels(Text, counts=True).of(Unwilling(1.5))
+
+
 def test_what_is_no_text_is_no_key() -> None:
     with pytest.raises(ServerError, match=r"Text.batch_key must return text, not 5"):
         Labels(Text, groups=True).of(5)

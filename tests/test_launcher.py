@@ -11,12 +11,15 @@ import os
 import resource
 import signal
 import sys
+import threading
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+from common import PATIENCE
 from fakes import spec
 from harness import child_processes, until
 from lives import Life
@@ -25,6 +28,7 @@ from prometheus_client.mmap_dict import MmapedDict
 from mosec_asgi.errors import StartupError
 from mosec_asgi.inside.spec import WorkerSpec
 from mosec_asgi.observing.custom import VARIABLE, CustomMetrics
+from mosec_asgi.pool.process import launcher
 from mosec_asgi.pool.process.launcher import ProcessLauncher
 from mosec_asgi.worker import Worker
 
@@ -155,6 +159,37 @@ async def test_variables_are_set_in_the_worker_and_not_in_the_server(
         await worker.wait_ready()
         assert await worker.ask(b'["environment", "MINE"]') == b'"inside"'
         assert await worker.ask(b'["environment", "OTHER"]') == b'"2"'
+
+
+def test_workers_of_several_event_loops_that_start_together_have_each_its_own_variables(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("MINE", raising=False)
+    main = sys.modules["__main__"]
+    ready = threading.Barrier(2)
+
+    async def seen_by_workers(loop: int) -> list[bytes]:
+        async with AsyncExitStack() as exits:
+            ready.wait(PATIENCE)
+            mine = [{"MINE": f"{loop}{number}"} for number in range(3)]
+            workers = [await exits.enter_async_context(life("spawn", Obedient, each)) for each in mine]
+            for worker in workers:
+                await worker.wait_ready()
+            return [await worker.ask(b'["environment", "MINE"]') for worker in workers]
+
+    with ThreadPoolExecutor(2) as threads:
+        seen = threads.map(lambda loop: asyncio.run(seen_by_workers(loop)), range(2))
+        assert list(seen) == [[b'"00"', b'"01"', b'"02"'], [b'"10"', b'"11"', b'"12"']]
+    assert "MINE" not in os.environ
+    assert sys.modules["__main__"] is main
+
+
+def test_a_process_that_is_forked_while_a_worker_starts_can_start_workers() -> None:
+    with launcher._launching:
+        child = os.fork()
+        if not child:
+            os._exit(0 if launcher._launching.acquire(blocking=False) else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 async def test_a_spawned_worker_does_not_import_the_main_module_of_whoever_serves() -> None:

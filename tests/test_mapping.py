@@ -94,6 +94,18 @@ def test_an_item_that_fails_stands_as_its_error_and_ends_nothing(executor: str) 
     assert (results[4], results[6]) == ("one", "two")
 
 
+@BOTH
+def test_an_item_and_a_result_that_would_end_the_program_end_nothing(executor: str) -> None:
+    items = ["a", workers.Exits(late=False), "exits", "b"]
+    with server_of(workers.Exiting, executor).engine() as engine:
+        for _ in range(2):
+            first, item, result, last = engine.map(items)
+            assert (first, last) == ("a", "b")
+            assert isinstance(item, EncodingError)
+            assert isinstance(result, ServerError)
+            assert "what Exiting_1 returned cannot be unpickled in the server: SystemExit" in str(result)
+
+
 def test_no_more_items_are_taken_than_are_in_hand() -> None:
     source = Counted()
     server = server_of(workers.Sizes, max_batch_size=32)

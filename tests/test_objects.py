@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import pickle
 import threading
@@ -49,6 +50,38 @@ class Spiteful:
 def test_whatever_an_object_raises_while_it_is_pickled_is_that_error() -> None:
     with pytest.raises(EncodingError, match="a Spiteful, cannot be pickled for its worker: I will not"):
         Objects().payload(Spiteful(), apart=False)
+
+
+class Final:
+    """Ends whoever pickles it, or unpickles it: `raises` is called with `what`."""
+
+    def __init__(self, what: type[BaseException], *, late: bool) -> None:
+        self.what = what
+        self.late = late
+
+    def __reduce__(self) -> Any:
+        if not self.late:
+            raise self.what("the end")
+        return ends, (self.what,)
+
+
+def ends(what: type[BaseException]) -> None:
+    raise what("the end")
+
+
+@pytest.mark.parametrize("what", [SystemExit, GeneratorExit, asyncio.CancelledError])
+def test_what_is_no_exception_is_an_error_of_the_object_too(what: type[BaseException]) -> None:
+    with pytest.raises(EncodingError, match=f"a Final, cannot be pickled for its worker: {what.__name__}"):
+        Objects().payload(Final(what, late=False), apart=False)
+    with pytest.raises(ServerError, match=f"what Model_2 returned cannot be unpickled in the server: {what.__name__}"):
+        value_of(pickle.dumps(Final(what, late=True)), "Model_2")
+
+
+def test_ctrl_c_is_no_error_of_an_object() -> None:
+    with pytest.raises(KeyboardInterrupt):
+        Objects().payload(Final(KeyboardInterrupt, late=False), apart=False)
+    with pytest.raises(KeyboardInterrupt):
+        value_of(pickle.dumps(Final(KeyboardInterrupt, late=True)), "Model_2")
 
 
 def test_what_cannot_be_unpickled_names_the_stage() -> None:

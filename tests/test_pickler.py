@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import pickle
+import re
+import sys
 from collections.abc import Iterator
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -167,3 +170,33 @@ def test_torch_tensors_arrive_as_they_were() -> None:
     assert (base[3], twice[1][3]) == (3, 7)
     del twice
     passage.close()
+
+
+def test_beside_torch_what_is_pickled_by_a_function_of_its_own_arrives_too(passage: Passage) -> None:
+    torch = pytest.importorskip("torch")
+    assert passage.passed([re.compile("a+"), np.add, ARRAY.dtype]) == [re.compile("a+"), np.add, ARRAY.dtype]
+    arrived = passage.passed(torch.eye(3).to_sparse())
+    assert torch.equal(arrived.to_dense(), torch.eye(3))
+
+
+@pytest.mark.parametrize("module", [None, ModuleType("torch")])
+def test_while_torch_is_not_imported_as_a_whole_there_are_no_tensors(
+    module: ModuleType | None, passage: Passage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch", module)
+    assert same(ARRAY, passage.passed(ARRAY))
+
+
+def test_what_is_read_again_is_as_it_was_written(passage: Passage) -> None:
+    code, payload = passage.dump({"a": ARRAY, "n": 1})
+    assert code == frames.IN_MEMORY
+    taken = receive(passage.first, payload)
+    _, description = send(passage.second, 1, taken)
+    contents = reference.unpack(description)
+    first = load(contents, passage.reader)
+    first["a"][:] = 0
+    again = load(contents, passage.reader, again=True)
+    assert same(ARRAY, again["a"])
+    again["a"][:] = 1
+    assert same(ARRAY, load(contents, passage.reader, again=True)["a"])
+    taken.drop()

@@ -212,9 +212,18 @@ class Coordinator:
     async def stop(self, grace: float) -> None:
         """Admit no more, let what was admitted finish, and end all workers.
 
+        Where this is cancelled, nobody waits for it any more, and the end comes at once.
+
         Args:
             grace: seconds that admitted tasks get; what is left then is answered 503.
         """
+        try:
+            await self._stop(grace)
+        except asyncio.CancelledError:
+            await self._stop(0.0)
+            raise
+
+    async def _stop(self, grace: float) -> None:
         self.close()
         if self._admitted and grace > 0:
             try:

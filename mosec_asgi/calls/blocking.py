@@ -12,6 +12,7 @@ import concurrent.futures
 import contextlib
 import threading
 import time
+import weakref
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Iterable, Iterator
 from contextlib import AbstractAsyncContextManager
 from http import HTTPStatus
@@ -38,8 +39,10 @@ BLOCKS_THE_LOOP = (
 )
 NOT_ENTERED = "the engine is not running: call it inside of `with server.engine() as engine:`"
 _END: Any = object()
-# Two threads that ask for an engine at the same time get one service.
-_entering = threading.Lock()
+# Two threads that ask for an engine of one server at the same time get one service; that of another server may take
+# minutes to load. Not the server's own, which may be pickled.
+_entering: weakref.WeakKeyDictionary[object, threading.Lock] = weakref.WeakKeyDictionary()
+_looking = threading.Lock()
 # The threads in which blocks have started services, by their event loops.
 _threads: dict[asyncio.AbstractEventLoop, _LoopThread] = {}
 
@@ -56,6 +59,8 @@ class BlockingEngine:
         """
         self._server = server
         self._running = running
+        with _looking:
+            self._entering = _entering.setdefault(server, threading.Lock())
         self._service: Running | None = None
         # For each block that has begun and not ended, the thread that it needs; None for a service that others run.
         self._needed: list[_LoopThread | None] = []
@@ -67,7 +72,7 @@ class BlockingEngine:
             StartupError: a stage could not be started.
             CallError: this is the event loop on which the server runs.
         """
-        with _entering:
+        with self._entering:
             running, thread = self._running(), None
             if running is None or not running.loop.is_running():
                 thread = _LoopThread(self._server)
@@ -93,7 +98,7 @@ class BlockingEngine:
     ) -> None:
         """Finish what was admitted and stop the workers, where a block has started them and this is the last one."""
         needed = None
-        with _entering:
+        with self._entering:
             if self._needed:
                 needed = self._needed.pop()
             if not self._needed:

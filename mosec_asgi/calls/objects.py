@@ -56,10 +56,13 @@ class Objects:
                 return data
             assert self._blocks is not None
             return self._blocks.hold(data)
-        # Whatever its own way to be pickled raises.
-        except Exception as error:
+        except KeyboardInterrupt:
+            raise
+        # Whatever its own way to be pickled raises: the event loop would end with what is no `Exception`.
+        except BaseException as error:
+            why = str(error) if isinstance(error, Exception) else repr(error)
             raise EncodingError(
-                f"the item, a {type(item).__name__}, cannot be pickled for its worker: {error}; give plain data, "
+                f"the item, a {type(item).__name__}, cannot be pickled for its worker: {why}; give plain data, "
                 "arrays or objects with a __reduce__"
             ) from error
 

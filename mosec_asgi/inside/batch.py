@@ -4,7 +4,8 @@
                                   └─► of a stream: its events, one by one, as clients make room ─► answer
 
 An item that fails to decode or encode fails alone. If `forward` raises on a batch, parts of it are run again, and only
-the culprits get the error. A task whose client has left before it is begun is not run. A stream that has sent an event
+the culprits get the error. Their items are decoded again, because `forward` may have changed them, or the list that it
+was given, before it raised. A task whose client has left before it is begun is not run. A stream that has sent an event
 is not run again.
 
 `BatchAlgorithm.run` is a generator that never waits. It yields what is to be done next (`Forward`, `Next`, `Room`,
@@ -205,9 +206,7 @@ class BatchAlgorithm:
         if items:
             unit.inside = ids
             outcome = yield from self._call(unit, items, whole=True)
-            results = (
-                (yield from self._search(unit, items, places, outcome)) if isinstance(outcome, Raised) else outcome
-            )
+            results = (yield from self._search(unit, places, outcome)) if isinstance(outcome, Raised) else outcome
         if self._outlet is not None:
             unit.inside = ()
             if not unit.settled:
@@ -265,12 +264,10 @@ class BatchAlgorithm:
         ids = tasks.ids if len(places) == len(tasks.ids) else [tasks.ids[place] for place in places]
         self._port.answer(Results(ids, codes, payloads, seconds))
 
-    def _search(
-        self, unit: Unit, items: list[Any], places: list[int], outcome: isolation.Outcome
-    ) -> Generator[Wanted, Any, list[Any]]:
+    def _search(self, unit: Unit, places: list[int], outcome: isolation.Outcome) -> Generator[Wanted, Any, list[Any]]:
         """Find the culprits of a call on all items; return a result for each item, or its `Failure`."""
         ids = [unit.tasks.ids[place] for place in places]
-        steps = isolation.resolve(len(items), self._isolation_calls)
+        steps = isolation.resolve(len(places), self._isolation_calls)
         next(steps)
         # The search may take as long as one call of `forward`; after that it ends.
         until = self._clock() + self._timeout
@@ -280,13 +277,36 @@ class BatchAlgorithm:
                 part = steps.send(came)
                 came = None
                 if self._clock() < until:
+                    unit.inside = ()
+                    items = self._decode_again(unit, [places[place] for place in part])
                     unit.inside = [ids[place] for place in part]
-                    came = yield from self._call(unit, [items[place] for place in part], whole=False)
+                    if isinstance(items, Raised):
+                        came = items
+                    else:
+                        came = yield from self._call(unit, items, whole=False)
         except StopIteration as done:
             results: list[Any] = done.value
         if unit.settled:
             return results
         return self._codec.told_of_all(results, [unit.tasks.request_ids[place] for place in places])
+
+    def _decode_again(self, unit: Unit, places: Sequence[int]) -> list[Any] | Raised:
+        """Return the items of tasks as they were before `forward` had them, or what their decoding raises."""
+        items: list[Any] = []
+        tasks, payloads = unit.tasks, inputs(unit.tasks)
+        try:
+            for place in places:
+                self._port.progress.beat()
+                if self._asks:
+                    unit.coded = place
+                items.append(self._codec.decode(tasks.flags[place], payloads[place], again=True))
+        except Ending:
+            raise
+        except BaseException as error:
+            return Raised(error, final=_is_final(error, whole=False))
+        finally:
+            unit.coded = None
+        return items
 
     def _call(self, unit: Unit, items: list[Any], *, whole: bool) -> _Calls:
         """Return the outcome of a call of `forward` on the tasks `unit.inside`."""
@@ -296,6 +316,8 @@ class BatchAlgorithm:
         watch = self._port.stopwatch
         if watch is not None and watch.wanted:
             watch.begin(unit.inside)
+        # Before it is called, which may change the list.
+        size = len(items)
         got = yield Forward(items if self._batches else items[0])
         if watch is not None and watch.wanted:
             watch.end(unit.inside)
@@ -303,7 +325,7 @@ class BatchAlgorithm:
             if not self._batches:
                 return [got]
             try:
-                return checked(got, len(items))
+                return checked(got, size)
             except Ending:
                 raise
             except BaseException as error:

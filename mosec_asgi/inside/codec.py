@@ -113,8 +113,14 @@ class Codec:
         # Between stages, buffers apart from the rest only where both sides take the default way.
         self._pickler = (store or self._objects) if default and spec.buffers_apart else None
 
-    def decode(self, flags: int, payload: bytes) -> Any:
-        """Return the input of `forward`; raises what the worker's `deserialize` raises."""
+    def decode(self, flags: int, payload: bytes, *, again: bool = False) -> Any:
+        """Return the input of `forward`; raises what the worker's `deserialize` raises.
+
+        Args:
+            flags: where the task stands in its pipeline.
+            payload: the encoded input.
+            again: it was decoded before, and `forward` may have changed what came of it.
+        """
         if flags & frames.SHARED:
             if self._store is not None:
                 return self._store.load(payload)
@@ -123,8 +129,8 @@ class Codec:
                 raise frames.FrameError("a task lies in shared memory, and this worker has none")
             if contents.kind is not reference.BYTES:
                 if flags & OBJECT_IN:
-                    return self._item(contents)
-                return load(contents, self._memory)
+                    return self._item(contents, again=again)
+                return load(contents, self._memory, again=again)
             if flags & INGRESS and self._changes:
                 with self._memory.lend(contents.spans[0]) as lent:
                     own: Any = bytearray(lent)
@@ -146,14 +152,14 @@ class Codec:
     def _or_none(self, payload: bytes) -> Any:
         return self._deserialize_bounded(payload) if payload else None
 
-    def _item(self, pickled: bytes | reference.Contents) -> Any:
+    def _item(self, pickled: bytes | reference.Contents, *, again: bool = False) -> Any:
         """Return the object that `infer` was given, as the worker's format checks it."""
         try:
             if isinstance(pickled, bytes):
                 item = pickle.loads(pickled)
             else:
                 assert self._memory is not None
-                item = load(pickled, self._memory)
+                item = load(pickled, self._memory, again=again)
         except (Ending, frames.FrameError):
             raise
         except Exception as error:

@@ -7,6 +7,7 @@ taken apart here. This module never imports torch: a worker whose result holds a
 
 from __future__ import annotations
 
+import copyreg
 import ctypes
 import io
 import pickle
@@ -75,8 +76,10 @@ class Pickler:
         return self._as_reference(stream, spans)
 
     def _stream(self, result: Any) -> bytes:
-        if "torch" in sys.modules:
-            return self._dump_with_tensors(result)
+        # While another thread imports torch, it is there without its contents.
+        tensor = getattr(sys.modules.get("torch"), "Tensor", None)
+        if tensor is not None:
+            return self._dump_with_tensors(result, tensor)
         return pickle.dumps(result, PROTOCOL, buffer_callback=self._place)
 
     def _as_reference(self, stream: bytes, spans: list[Span]) -> tuple[int, bytes]:
@@ -98,20 +101,26 @@ class Pickler:
         self._spans.append(span)
         return False
 
-    def _dump_with_tensors(self, result: Any) -> bytes:
+    def _dump_with_tensors(self, result: Any, tensor: type[Any]) -> bytes:
         file = io.BytesIO()
         pickler = pickle.Pickler(file, PROTOCOL, buffer_callback=self._place)
-        # A table of this pickler, for the exact class only: that of `copyreg` is for the whole process.
-        pickler.dispatch_table = {sys.modules["torch"].Tensor: _take_apart}
+        # A table of this pickler, for the exact class only, beside those that `copyreg` has for the whole process.
+        pickler.dispatch_table = {**copyreg.dispatch_table, tensor: _take_apart}
         pickler.dump(result)
         return file.getvalue()
 
 
-def load(contents: Contents, memory: Mapped) -> Any:
-    """Unpickle the output of a `Pickler`; the large buffers stay in the memory, and may be written to."""
+def load(contents: Contents, memory: Mapped, *, again: bool = False) -> Any:
+    """Unpickle the output of a `Pickler`; the large buffers stay in the memory, and may be written to.
+
+    Args:
+        contents: what it has put out.
+        memory: in which its buffers lie.
+        again: it was unpickled before, and may have been written to: copy the buffers as they were.
+    """
     spans = list(contents.spans)
     stream = contents.stream if contents.kind is reference.PICKLE else memory.read(spans.pop(0))
-    return pickle.loads(stream, buffers=map(memory.view, spans))
+    return pickle.loads(stream, buffers=map(memory.copy if again else memory.view, spans))
 
 
 def _take_apart(tensor: Any) -> Any:

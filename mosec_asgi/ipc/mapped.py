@@ -68,6 +68,7 @@ class Mapped:
         """
         keep_freed_memory()
         self._total = share.total
+        self._descriptor = share.descriptor
         begin, size = share.region
         try:
             self._all = mmap.mmap(
@@ -122,6 +123,23 @@ class Mapped:
         self._live[span.begin] = line
         # As plain bytes: not every reader of buffers knows the format that ctypes gives them.
         return pickle.PickleBuffer(owner).raw()[: span.length]
+
+    def copy(self, span: Span) -> bytearray:
+        """Return a copy of a block as it was written, whatever `forward` has changed in a view of it.
+
+        Raises:
+            FrameError: it is not in the memory.
+        """
+        self._check(span)
+        copied = bytearray(span.length)
+        left = memoryview(copied)
+        while left:
+            # The kernel reads 2 GiB at most at a time.
+            done = os.preadv(self._descriptor, [left], span.begin + span.length - len(left))
+            if not done:
+                raise frames.FrameError(f"a block of {span.length} bytes at {span.begin} is not in the memory")
+            left = left[done:]
+        return copied
 
     def _check(self, span: Span) -> None:
         if span.begin + span.length > self._total:

@@ -9,6 +9,7 @@ import pickle
 import socket
 import stat
 import sys
+import threading
 import types
 import weakref
 from collections.abc import Callable, Iterator, Mapping
@@ -34,6 +35,17 @@ from mosec_asgi.pool.process.spare import SPARE
 from mosec_asgi.pool.process.watched import WatchedProcess, forget_all
 
 logger = log.internal_logger(__name__)
+# The environment and the main module are the whole process's: workers of several event loops are started in turn.
+_launching = threading.Lock()
+
+
+def _begin_anew() -> None:
+    """Let a process start workers that was forked while another thread did."""
+    global _launching
+    _launching = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_begin_anew)
 
 
 class ProcessLauncher:
@@ -113,7 +125,7 @@ class ProcessLauncher:
         memory = self._memory.open_worker() if self._memory is not None else None
         hide_main = spawn and not self._import_main and spec.worker.__module__ != "__main__"
         try:
-            with environment(variables), _main_hidden(hide_main), _children_allowed():
+            with _launching, environment(variables), _main_hidden(hide_main), _children_allowed():
                 process = self._start((spec, theirs, page, memory and memory.share))
         except Exception as error:
             ours.close()

@@ -114,7 +114,7 @@ class Dispatch(Checker):
             return
         costs = [case.arrival.cost if plan.rules.max_cost else 1 for case in unit]
         predicted = [steering.times.of(max(1, total)) for total in accumulate(costs)]
-        if steering.times.of(1) > steering.target:
+        if not steering.reached:
             # A target that nothing can meet.
             return
         self._journal.count("batches for a target")
