@@ -258,6 +258,12 @@ def head_too_large(limit: int) -> Failure:
     return Failure(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, text)
 
 
+def too_many_headers(limit: int) -> Failure:
+    """Return the failure of a request that has more than `limit` headers."""
+    text = f"there are more than the {limit} headers that this service accepts"
+    return Failure(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, text)
+
+
 def url_too_long(limit: int) -> Failure:
     """Return the failure of a request whose path and query are over `limit` bytes."""
     text = f"the URL is longer than the {limit} bytes that this service accepts (the setting `max_url_size`)"

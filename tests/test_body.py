@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import tracemalloc
 
 from starlette.types import Message
 
@@ -55,3 +56,26 @@ def test_a_body_that_pauses_for_longer_than_its_time_is_given_up() -> None:
 
 def test_time_in_which_the_process_was_stopped_does_not_count() -> None:
     assert read(3.0, stopped=5.0) == b"ab"
+
+
+def test_a_body_in_tiny_pieces_takes_little_more_than_its_bytes() -> None:
+    count = 50_000
+
+    async def measured() -> tuple[bytes | Failure, int]:
+        numbers = iter(range(count))
+
+        async def receive() -> Message:
+            number = next(numbers)
+            return {"type": "http.request", "body": number.to_bytes(2, "big"), "more_body": number < count - 1}
+
+        tracemalloc.start()
+        try:
+            body = await BodyReader(10 * count, Limits(), Budget(10 * count)).read(Holder(), receive)
+            return body, tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    body, peak = asyncio.run(measured())
+    assert body == b"".join(number.to_bytes(2, "big") for number in range(count))
+    # Its pieces, and the whole; two million more where each piece stays an object.
+    assert peak < 8 * count

@@ -359,6 +359,24 @@ async def test_an_engine_may_take_a_large_body_in_the_pieces_in_which_it_came(si
         assert side.asked == 0
 
 
+async def test_reads_of_two_bytes_are_put_together_as_they_come() -> None:
+    body = bytes(range(256)) * 400
+    service = Gathering()
+    async with serving(service=service) as side, side.client() as client:
+        client.send(post(body).removesuffix(body))
+        await until(lambda: bool(side.server.server_state.connections))
+        (connection,) = side.server.server_state.connections
+        await until(lambda: connection._awaits == BODY)
+        for place in range(0, len(body), 2):
+            connection.data_received(body[place : place + 2])
+        task = await side.task()
+        assert task.body == body
+        # Of 51,200 reads.
+        assert service.pieces < 1000
+        task.answer()
+        await client.response()
+
+
 # -- large bodies behind heads that have come before -------------------------------------------------------------------
 
 

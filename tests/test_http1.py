@@ -13,6 +13,7 @@ from direct_side import FLOOD, LIMIT, Client, post, serving
 
 from mosec_asgi.ration import MOST
 from mosec_asgi.web.limits import Limits
+from mosec_asgi.web.uvicorn.http1 import BODY, MOST_HEADERS
 
 HEAD = b"POST /json HTTP/1.1\r\nhost: t\r\n"
 UPGRADE = b"GET / HTTP/1.1\r\nhost: t\r\nconnection: upgrade\r\nupgrade: h2c\r\n\r\n"
@@ -106,6 +107,39 @@ async def test_a_head_that_is_too_large_is_answered_431(pieces: int) -> None:
         assert (response.status, response.header("connection")) == (431, "close")
         assert b"max_head_size" in response.body
         assert await client.at_end()
+
+
+@pytest.mark.parametrize("path", ["/json", "/livez"])
+@pytest.mark.parametrize("pieces", [1, 2, 30])
+@pytest.mark.parametrize("ends", [True, False])
+async def test_a_head_of_very_many_headers_is_answered_431(ends: bool, pieces: int, path: str) -> None:
+    async with serving() as side, side.client() as client:
+        for count in (MOST_HEADERS, 3 * MOST_HEADERS) if ends else (3 * MOST_HEADERS,):
+            first = b"POST %b HTTP/1.1\r\ncontent-length: 0" % path.encode()
+            head = b"\r\n".join([first, *[b"a:b"] * (count - 1), b"" if not ends else b"\r\n"])
+            size = -(-len(head) // pieces)
+            for place in range(0, len(head), size):
+                client.send(head[place : place + size])
+                await settled_loop()
+            response = await client.response()
+            if count == MOST_HEADERS:
+                assert response.status in (400, 405)
+            else:
+                assert (response.status, b"the 1000 headers" in response.body) == (431, True)
+                assert await client.at_end()
+
+
+async def test_trailers_are_kept_nowhere() -> None:
+    async with serving() as side, side.client() as client:
+        client.send(b"POST /json HTTP/1.1\r\nhost: t\r\ntransfer-encoding: chunked\r\n\r\n1\r\n1\r\n0\r\n")
+        await until(lambda: bool(side.server.server_state.connections))
+        (connection,) = side.server.server_state.connections
+        await until(lambda: connection._awaits == BODY)
+        connection.data_received(b"a:b\r\n" * 500)
+        assert not connection.headers
+        client.send(b"\r\n")
+        (await side.task()).answer()
+        assert (await client.response()).status == 200
 
 
 async def test_a_header_that_never_ends_is_answered_431_soon() -> None:

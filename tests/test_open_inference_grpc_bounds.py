@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 
 pb: Any = pytest.importorskip("tritonclient.grpc.service_pb2")
 
+from google.protobuf.message import DecodeError  # noqa: E402
+
 from mosec_asgi.errors import ClientError  # noqa: E402
 from mosec_asgi.web.protocols.open_inference.grpc.bounds import MOST_FIELDS, check_fields  # noqa: E402
 
@@ -66,3 +68,33 @@ def test_ten_megabytes_of_the_smallest_parts_take_no_longer_than_the_first_of_th
     with contextlib.suppress(ClientError):
         check_fields(message)
     assert time.process_time() - began < 0.2
+
+
+# Fields that the parser passes over, as it does not know them: a group, one within a group, an input that is a number,
+# and an input with a group in it.
+@pytest.mark.parametrize(
+    "before", [b"\xc3\x3e\xc4\x3e", b"\xc3\x3e\xcb\x3e\xcc\x3e\xc4\x3e", b"\x28\x03", b"\x2a\x04\xc3\x3e\xc4\x3e"]
+)
+def test_parts_behind_what_the_parser_passes_over_are_counted(before: bytes) -> None:
+    few, many = before + b"\x2a\x00" * 1000, before + b"\x2a\x00" * (MOST_FIELDS + 1)
+    for message in (few, many):
+        pb.ModelInferRequest.FromString(message)
+    check_fields(few)
+    with pytest.raises(ClientError, match="more than 4096 parts"):
+        check_fields(many)
+
+
+@given(
+    st.lists(
+        st.sampled_from([b"\x2a", b"\x00", b"\x03", b"\x28", b"\xc3\x3e", b"\xc4\x3e", b"\x0a\x01", b"\x05", b"\xff"])
+    )
+)
+def test_no_beginning_of_a_message_ends_the_counting_but_where_it_ends_the_parser(pieces: list[bytes]) -> None:
+    message = b"".join(pieces) + b"\x2a\x00" * (MOST_FIELDS + 1)
+    try:
+        read = pb.ModelInferRequest.FromString(message)
+    except DecodeError:
+        return
+    if len(read.inputs) > MOST_FIELDS:
+        with pytest.raises(ClientError):
+            check_fields(message)

@@ -167,6 +167,18 @@ def test_inputs_have_different_names_as_many_rows_and_a_number_that_is_bounded()
         reader.declared("b", "BYTES", [2], raw=True)
 
 
+@pytest.mark.parametrize(
+    ("most_rows", "rows", "inputs"), [(2048, 2048, 16), (2048, 512, 64), (8, 8, 64), (5000, 5000, 16)]
+)
+def test_the_rows_of_all_inputs_together_are_bounded(most_rows: int, rows: int, inputs: int) -> None:
+    reader = Reader(Bounds(rows=most_rows, tensors=65))
+    for number in range(inputs):
+        reader.declared(f"x{number}", "FP32", [rows, 0], raw=True)
+    if most_rows > 8:
+        with pytest.raises(ClientError, match=r"all inputs have \d+ rows together, and may have \d+; send several"):
+            reader.declared("y", "FP32", [rows, 0], raw=True)
+
+
 def test_what_has_too_many_values_for_json_may_be_had_as_bytes() -> None:
     tensor = NamedArray("y", DATATYPES["INT8"], np.zeros((1, 41), np.int8))
     with pytest.raises(ClientError, match="41 values, and may have 40 there; ask for it as binary data"):

@@ -16,6 +16,7 @@ from mosec_asgi.testing import serving
 from mosec_asgi.web.protocols.openai.chat import Chat
 from mosec_asgi.web.protocols.openai.completions import MOST_BESIDE
 from mosec_asgi.web.protocols.openai.errors import Refused
+from mosec_asgi.web.protocols.openai.rerank import MOST_QUERY
 from mosec_asgi.web.protocols.openai.service import Common
 from mosec_asgi.web.protocols.openai.weight import MOST_BRACKETS, MOST_COMMAS, MOST_TEXTS, check_weight
 from mosec_asgi.web.protocols.seam import Ask
@@ -111,3 +112,14 @@ async def test_fields_that_each_of_several_prompts_has_with_it_are_bounded() -> 
             answer = await service.client.post("/v1/completions", json=fields)
             assert answer.status_code == status
             assert ("several prompts" in answer.text) == (status == 400)
+
+
+async def test_the_query_that_each_of_several_documents_has_with_it_is_bounded() -> None:
+    async with serving(serve()) as service:
+        for documents, size in (["a"], MOST_QUERY + 1), (["a", "b"], MOST_QUERY):
+            fields = {"model": "letters", "query": "q" * size, "documents": documents}
+            assert (await service.client.post("/v1/rerank", json=fields)).status_code == 200
+        fields = {"model": "letters", "query": "é" * (MOST_QUERY // 2 + 1), "documents": ["a", "b"]}
+        answer = await service.client.post("/v1/rerank", json=fields)
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, "query")
+        assert f"may have {MOST_QUERY} where there are several documents" in answer.text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,6 +22,9 @@ URL_ENCODED = "application/x-www-form-urlencoded"
 _FILE = {"type": "string", "format": "binary"}
 _TEXT = {"type": "string"}
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+# In the place of the library's, which has a warning for each form that is none: as many as clients want, and beside the
+# service's log. What is wrong is the client's answer.
+_UNHEARD = logging.Logger("unheard", logging.CRITICAL + 1)
 
 
 class FormTooLarge(ClientError):
@@ -272,6 +276,7 @@ class _Reader:
         callbacks = {f"on_{name}": getattr(self, f"_{name}") for name in names}
         try:
             parser = library.MultipartParser(self._boundary, callbacks)
+            parser.logger = _UNHEARD
             parser.write(data)
             parser.finalize()
         except library.exceptions.FormParserError as error:

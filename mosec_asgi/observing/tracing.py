@@ -31,6 +31,7 @@ from mosec_asgi.messages import OK, REPLY, ForwardTime, Results
 from mosec_asgi.observing.observer import ObservedTask, StageObserver
 from mosec_asgi.observing.provider import Opened
 from mosec_asgi.observing.sampling import Foretold
+from mosec_asgi.observing.unheard import install, unheard
 
 logger = log.internal_logger(__name__)
 
@@ -61,6 +62,7 @@ class Tracing:
         self.clock = clock
         self._wall = wall
         self._foretold = Foretold(opened.tracer)
+        install()
         # Headers from which a parent may be read.
         self._fields = [(name.lower().encode(), name) for name in propagate.get_global_textmap().fields]
         self._difference = 0
@@ -102,7 +104,8 @@ class Tracing:
                 # The usual case, and nearly always that of a request that is not sampled.
                 return None if self._foretold.drops_root() else Context()
             said = {name: headers[key].decode("latin-1") for key, name in self._fields if key in headers}
-            context = propagate.extract(said, Context())
+            with unheard():
+                context = propagate.extract(said, Context())
         around = trace.get_current_span(context).get_span_context()
         if around.is_valid:
             dropped = self._foretold.follows and not around.trace_flags.sampled

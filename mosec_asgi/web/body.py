@@ -10,6 +10,7 @@ from typing import Protocol
 from starlette.types import Message, Receive
 
 from mosec_asgi.errors import NO_ROOM, TOO_SLOW, Failure, too_large
+from mosec_asgi.web.body_pieces import BodyPieces
 from mosec_asgi.web.budget import SMALL, Budget
 from mosec_asgi.web.limits import Limits, Patience
 from mosec_asgi.web.responses import Headers
@@ -139,9 +140,9 @@ class BodyReader:
             return too_large(self._limit)
         return None if self._budget.has_room(int(declared)) else NO_ROOM
 
-    async def _chunks(self, receive: Receive, message: Message, holder: Holder) -> list[bytes] | Failure:
+    async def _chunks(self, receive: Receive, message: Message, holder: Holder) -> BodyPieces | Failure:
         """Return the chunks of a body, up to the one that exceeds the limit; `message` is the first."""
-        chunks: list[bytes] = []
+        chunks = BodyPieces()
         size = 0
         while True:
             if message["type"] == "http.disconnect":
@@ -155,7 +156,7 @@ class BodyReader:
                 holder.unread = message.get("more_body", False)
                 return NO_ROOM
             if chunk:
-                chunks.append(chunk)
+                chunks.add(chunk)
             if not message.get("more_body", False):
                 return chunks
             message = await receive()

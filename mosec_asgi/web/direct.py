@@ -19,6 +19,7 @@ from mosec_asgi.errors import CANCELLED, NO_ROOM, Failure
 from mosec_asgi.ipc.arena import LARGE
 from mosec_asgi.messages import OK, HeldPayload, LinkError, Outcome, Pieces
 from mosec_asgi.web import access, compression, server_timing
+from mosec_asgi.web.body_pieces import BodyPieces
 from mosec_asgi.web.exchange import LARGE_BODY, Exchange, Route, Shared
 from mosec_asgi.web.known_heads import KnownHeads
 from mosec_asgi.web.responses import Header, Headers, Response, head_of, headers_of
@@ -135,7 +136,7 @@ class DirectExchange(Exchange):
         self.keep_alive = True
         self._connection = connection
         self._direct: DirectRoute
-        self._more: list[bytes | memoryview] = []
+        self._more = BodyPieces()
         self._size = 0
         self._began = 0.0
         # The header Server-Timing of the answer, and the end of the head.
@@ -168,7 +169,7 @@ class DirectExchange(Exchange):
         if self.response_complete:
             return
         if self.body:
-            self._more.append(body)
+            self._more.add(body)
             self._size += len(body)
         else:
             self.body = body  # type: ignore[assignment]  # until `end`
@@ -184,7 +185,7 @@ class DirectExchange(Exchange):
         """Refuse a request of which a part has come, and end the connection after the answer."""
         self.keep_alive = False
         self.refuse(failure)
-        self.body, self._more = b"", []
+        self.body, self._more = b"", BodyPieces()
 
     def hold_body(self) -> bool:
         """Take room for the part of the body that has come; return whether there was enough."""
@@ -206,7 +207,7 @@ class DirectExchange(Exchange):
     def _gather(self) -> None:
         """Make one body of the pieces in which it came, if only for whoever reads it."""
         pieces = (self.body, *self._more)
-        self._more = []
+        self._more = BodyPieces()
         if self._direct.takes_pieces and self._size >= LARGE:
             self.body = Pieces(pieces, self._size)  # type: ignore[assignment]  # the route only passes it on
         else:
@@ -217,7 +218,7 @@ class DirectExchange(Exchange):
         # The connection and this object refer to each other: they must not wait for the garbage collector.
         del self._connection
         waiting, self.response_complete = not self.response_complete, True
-        self.body, self._more = b"", []
+        self.body, self._more = b"", BodyPieces()
         self.leave()
         self.release()
         if self.span is not None:

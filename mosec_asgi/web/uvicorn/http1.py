@@ -32,7 +32,15 @@ from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
-from mosec_asgi.errors import BAD_REQUEST, NO_ROOM, TOO_SLOW, Failure, head_too_large, url_too_long
+from mosec_asgi.errors import (
+    BAD_REQUEST,
+    NO_ROOM,
+    TOO_SLOW,
+    Failure,
+    head_too_large,
+    too_many_headers,
+    url_too_long,
+)
 from mosec_asgi.ipc.arena import LARGE
 from mosec_asgi.web.budget import SMALL
 from mosec_asgi.web.direct import CLOSE, DirectExchange, DirectRoute, DirectRoutes
@@ -54,11 +62,21 @@ if TYPE_CHECKING:
 _OF_UPGRADES = frozenset((b"connection", b"upgrade", b"http2-settings"))
 # A read of up to so many bytes, at most some hundred requests, is given to the parser whole.
 PIECE = 4096
+# The most headers of a request. Each takes 160 bytes, however small it is: a head of nothing but tiny ones would take
+# twenty times its size.
+MOST_HEADERS = 1000
 # Seconds after which the rest of a read waits for the loop's next turn: one of 256 KiB may be 40,000 chunks of a byte.
 TURN_SECONDS = 0.002
 # The part of a request that is awaited.
 NOTHING, HEAD, BODY = range(3)
 NO_ROUTES = DirectRoutes()
+
+
+class _Trailers(list["tuple[bytes, bytes]"]):
+    """What stands behind a body, and is kept nowhere."""
+
+    def append(self, header: tuple[bytes, bytes]) -> None:
+        """Drop one."""
 
 
 class Refused(Exception):
@@ -334,8 +352,11 @@ class Http1Protocol(HttpToolsProtocol):
             self.parser.feed_data(data)
         except (httptools.HttpParserUpgrade, httptools.HttpParserError) as error:
             self._parser_stopped(data, error)
-        if self._awaits == HEAD and self._head_size > self.limits.max_head_size:
-            self._refuse(head_too_large(self.limits.max_head_size))
+        if self._awaits == HEAD:
+            if self._head_size > self.limits.max_head_size:
+                self._refuse(head_too_large(self.limits.max_head_size))
+            elif len(self.headers) > MOST_HEADERS:
+                self._refuse(too_many_headers(MOST_HEADERS))
 
     def _parser_stopped(self, data: bytes | memoryview, error: Exception) -> None:
         """Go on after the parser has stopped, or refuse what it cannot read.
@@ -457,7 +478,8 @@ class Http1Protocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """Choose the request's way."""
-        # Before anything is said of its body: one that is refused here is not the newest request yet.
+        # Before anything is said of its body: one that is refused here is not the newest request yet. A head that came
+        # with the first piece of a read is small.
         if self._head_size:
             self._check_head()
         if len(self.url) > self.limits.max_url_size:
@@ -482,11 +504,13 @@ class Http1Protocol(HttpToolsProtocol):
         exchange.begin(route, headers)
 
     def _check_head(self) -> None:
-        """Refuse a request whose head has come whole and is too large."""
+        """Refuse a request whose head has come whole, and is too large or has too many headers."""
         size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
         self._head_size = 0
         if size > self.limits.max_head_size:
             raise Refused(head_too_large(self.limits.max_head_size))
+        if len(self.headers) > MOST_HEADERS:
+            raise Refused(too_many_headers(MOST_HEADERS))
 
     def _is_usual(self) -> bool:
         """Whether this is a POST that is answered next, and at once, and is not the connection's last."""
@@ -509,7 +533,7 @@ class Http1Protocol(HttpToolsProtocol):
         super().on_headers_complete()
         if not self.parser.should_upgrade():
             # Behind a body come trailers, which are no headers of the request (RFC 9110, section 6.5.1).
-            self.headers = []
+            self.headers = _Trailers()
         exchange = self._exchange
         if exchange is not None and not exchange.response_complete and len(self.pipeline) == 1:
             # The request waits behind one on the short way, and uvicorn would stop reading until that one is answered.

@@ -19,6 +19,10 @@ MAX_RANK = 32
 _BIGGEST = 2**48
 # What a value of BYTES counts, where others count 1: so much longer it takes.
 TEXT_WEIGHT = 4
+# Rows of all inputs together, or so many times the rows of one where those may be more. Each is an array of its own on
+# its way to a worker, and may be on its way back; nobody else is served while they are joined.
+MOST_PARTS = 32_768
+FULL_INPUTS = 16
 # How many times more numbers may be written as JSON than may be read.
 _MORE_OUT = 4
 # Characters of a name, or of another value, that an error repeats.
@@ -187,6 +191,11 @@ class Reader:
         if self._rows is not None and rows != self._rows:
             raise wrong_input(name, f"it has {rows} rows, and another input has {self._rows}")
         self._rows = rows
+        parts, most = rows * len(self._names), max(MOST_PARTS, FULL_INPUTS * self._bounds.rows)
+        if parts > most:
+            raise wrong_input(
+                name, f"with it all inputs have {parts} rows together, and may have {most}; send several requests"
+            )
         return tuple(shape)
 
 

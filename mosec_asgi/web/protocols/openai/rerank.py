@@ -8,11 +8,14 @@ from typing import Any, NamedTuple
 
 from mosec_asgi.errors import ServerError
 from mosec_asgi.web.protocols.openai import described
+from mosec_asgi.web.protocols.openai.errors import Refused
 from mosec_asgi.web.protocols.openai.fields import checked, filled, flag, refuse_others, required, whole
 from mosec_asgi.web.protocols.openai.service import ModelEndpoint, new_id, parts_of
 from mosec_asgi.web.protocols.seam import MAX_CALLS, Ask, json_response
 from mosec_asgi.web.responses import Response
 
+# Bytes of the query, where there are several documents.
+MOST_QUERY = 65_536
 _CHECKS = {
     "top_n": whole(1),
     "return_documents": flag,
@@ -41,6 +44,13 @@ class Rerank(ModelEndpoint):
         documents = required(fields, "documents", _documents)
         refuse_others(fields, _FIELDS)
         checked(fields, _CHECKS)
+        if len(documents) > 1 and (size := len(query.encode())) > MOST_QUERY:
+            # Each document's call has it.
+            raise Refused(
+                f"query: it has {size} bytes, and may have {MOST_QUERY} where there are several documents; "
+                "send several requests",
+                "query",
+            )
         wanted = _Wanted(name, fields.get("top_n", len(documents)), fields.get("return_documents", False))
         return Ask(route, [[query, document] for document in documents], wanted)
 
