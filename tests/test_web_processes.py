@@ -371,3 +371,12 @@ def test_a_second_engine_at_a_taken_socket_ends_before_it_loads_anything(tmp_pat
         third.wait_for_output("all workers are ready")
         assert third.stop() == 0
     assert not path.exists()
+
+
+def test_a_web_process_without_its_engine_does_not_say_that_workers_are_ready(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "mosec_asgi", "serve", "web_app:server", "--app-dir", str(TESTS)]
+    socket = tmp_path / "engine.sock"
+    with running([*command, "--port", "{port}", "--engine", str(socket)], tmp_path / "web.log") as program:
+        program.wait_for_output("this process answers for its engine")
+        assert program.client.get("/readyz").status_code == 503
+        assert "all workers are ready" not in program.log.read_text()

@@ -112,6 +112,7 @@ def run(server: Server, settings: Settings, hosting: Hosting = Hosting()) -> int
     # Where another process serves, this one takes no connections until it can answer them.
     program = _Program(server, lambda: _tell_ready(listener, hosting), early=not hosting.follows)
     program.is_one_of_several = hosting.listener is not None
+    program.has_engine = bool(settings.engine)
     protocol = _http_protocol(server, settings)
     runner = DrainingServer(_uvicorn_config(program, settings, protocol), server.close, settings.stop_delay / 1000)
     if not settings.stop_delay:
@@ -184,6 +185,7 @@ class _Program:
         forced: a SIGINT has come after that.
         failure: the exit code, where something else than a signal has ended the program.
         is_one_of_several: its workers are those of another process, which looks after them.
+        has_engine: its workers are those of an engine that was started apart, and may not be there yet.
     """
 
     def __init__(self, server: Server, ready: Callable[[], object], *, early: bool) -> None:
@@ -203,7 +205,7 @@ class _Program:
         self.end: Callable[[], object] = lambda: None
         self.signalled = self.forced = False
         self.failure = 0
-        self.is_one_of_several = False
+        self.is_one_of_several = self.has_engine = False
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         """Answer a request, or follow the life of the app."""
@@ -292,7 +294,8 @@ class _Start:
             if kind == "lifespan.startup.failed":
                 self._program.start_failed(message["message"])
         if ready and not self._program.is_one_of_several:
-            logger.info("all workers are ready, %.1f s after the start", time.monotonic() - self._began)
+            what = "this process answers for its engine" if self._program.has_engine else "all workers are ready"
+            logger.info("%s, %.1f s after the start", what, time.monotonic() - self._began)
         if ready:
             # uvicorn accepts connections in the same turn of the loop.
             asyncio.get_running_loop().call_soon(self._ready)
