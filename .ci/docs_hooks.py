@@ -33,6 +33,7 @@ MADE = ("reference.md", "api.md")
 SAMPLES: dict[str, tuple[Any, ...]] = {
     "too_large": (10 * 1024 * 1024,),
     "head_too_large": (64 * 1024,),
+    "too_many_headers": (1000,),
     "url_too_long": (16 * 1024,),
     "unknown_encoding": ("br", "this service reads gzip"),
     "broken_body": ("gzip", "it ends too early"),
