@@ -73,7 +73,23 @@ def test_whatever_happens_the_contracts_hold() -> None:
 
 
 # Each is the seed of a fault that was found by it, of the service or of the checks.
-BROKEN_ONCE = (7063, 15574, 40852, 78642, 87638, 304389, 312531, 637122, 707646, 837437, 844143, 868471, 881591, 926572)
+BROKEN_ONCE = (
+    7063,
+    15574,
+    40852,
+    78642,
+    87638,
+    304389,
+    312531,
+    637122,
+    707646,
+    837437,
+    844143,
+    868471,
+    881591,
+    926572,
+    1096755,
+)
 
 
 @pytest.mark.parametrize("seed", BROKEN_ONCE)

@@ -83,6 +83,9 @@ async def renew(pool: Supervisor, change: Callable[[WorkerSpec], WorkerSpec] | N
         wanted = place.spec if change is None else change(place.spec)
         if change is None or wanted != now:
             await _replace(pool, place, wanted)
+        else:
+            # What its worker runs need not be what the place is for: a change that has failed had replaced it already.
+            place.spec = wanted
 
 
 async def _replace(pool: Supervisor, place: Place, spec: WorkerSpec) -> None:
