@@ -756,7 +756,8 @@ async def test_a_web_process_that_does_not_answer_delays_one_scrape_and_no_other
         channel = second._channel
         assert channel is not None
         loop.remove_reader(channel._sock.fileno())
-        monkeypatch.setattr(callers, "COUNT_SECONDS", 0.02)
+        # Long enough for the one that answers, beside other work.
+        monkeypatch.setattr(callers, "COUNT_SECONDS", 0.5)
         assert await first.ask("metrics") == repr([(("/inference", 200), 1)]).encode()
         assert pair.callers.standing() == (2, 1)
         monkeypatch.setattr(callers, "COUNT_SECONDS", 3600)
@@ -785,6 +786,24 @@ async def test_so_many_questions_of_a_web_process_wait_and_more_are_refused() ->
         done = await asyncio.gather(*asked, return_exceptions=True)
         assert 3 <= sum(isinstance(each, Away) for each in done) <= 4
         assert await remote.ask("metrics")
+
+
+@pytest.mark.parametrize("fails", [False, True])
+async def test_a_cancellation_that_comes_with_an_answer_is_not_lost(fails: bool) -> None:
+    async with paired() as (pair, remote):
+        pair.runs.clear()
+        asked = asyncio.ensure_future(remote.ask("metrics"))
+        await until(lambda: remote._questions, "it is asked")
+        await asyncio.sleep(0)
+        answer = list(remote._questions.values())[-1]
+        if fails:
+            answer.set_exception(Away())
+        else:
+            answer.set_result(b"")
+        asked.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asked
+        pair.runs.set()
 
 
 async def test_a_question_fails_with_the_connection() -> None:

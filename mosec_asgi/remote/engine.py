@@ -322,12 +322,18 @@ class RemoteEngine:
         self._say(counts.taken(self._metrics))
         self._say((number, kind, text))
         try:
-            return await asyncio.wait_for(answer, ASK_SECONDS)
-        except asyncio.TimeoutError:
-            self._fall_silent()
-            raise Away from None
+            # Not `wait_for`: before Python 3.12 that loses a cancellation which comes with the answer, and whoever
+            # cancels a task that asks again and again would wait for its end for ever.
+            await asyncio.wait([answer], timeout=ASK_SECONDS)
+            if not answer.done():
+                self._fall_silent()
+                raise Away
+            return answer.result()
         finally:
             self._questions.pop(number, None)
+            if not answer.cancel() and not answer.cancelled():
+                # Where this is cancelled, nobody else retrieves it.
+                answer.exception()
 
     def _refuse(self, call: Call, caller: Caller, failure: Failure) -> None:
         drop_all((call.payload,))
