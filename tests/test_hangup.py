@@ -85,7 +85,7 @@ async def test_workers_that_load_are_replaced_once_they_are_ready(caplog: pytest
     restarts = Restarts()
     restarts.gate.set()
     hangup = Hangup(restarts)
-    with caplog.at_level(logging.INFO), hangup.heard():
+    with caplog.at_level(logging.INFO, "mosec_asgi"), hangup.heard():
         for _ in range(2):
             signal.raise_signal(signal.SIGHUP)
             await until(lambda: "still loading" in caplog.text)
@@ -101,7 +101,7 @@ async def test_a_stop_during_a_restart_is_no_error(caplog: pytest.LogCaptureFixt
     restarts.error = StartupError("the service stops")
     stops: list[bool] = []
     hangup = Hangup(restarts, lambda: bool(stops))
-    with caplog.at_level(logging.INFO), hangup.heard():
+    with caplog.at_level(logging.INFO, "mosec_asgi"), hangup.heard():
         hangup.workers_are_ready()
         signal.raise_signal(signal.SIGHUP)
         await until(lambda: restarts.begun == 1)
@@ -114,7 +114,7 @@ async def test_a_stop_during_a_restart_is_no_error(caplog: pytest.LogCaptureFixt
 async def test_a_service_that_stops_replaces_no_workers(caplog: pytest.LogCaptureFixture) -> None:
     restarts = Restarts()
     hangup = Hangup(restarts, lambda: True)
-    with caplog.at_level(logging.INFO), hangup.heard():
+    with caplog.at_level(logging.INFO, "mosec_asgi"), hangup.heard():
         hangup.workers_are_ready()
         signal.raise_signal(signal.SIGHUP)
         await until(lambda: "not replaced any more" in caplog.text)
