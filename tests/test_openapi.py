@@ -302,7 +302,15 @@ def test_msgspec_structs_and_their_unions_are_described() -> None:
     }
 
 
-def test_a_structs_docstring_has_no_indentation_whichever_msgspec_is_there() -> None:
+def test_a_structs_docstring_has_no_indentation_whichever_msgspec_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = msgspec.json.schema_components
+
+    def as_before(*args: Any, **more: Any) -> Any:
+        schemas, components = made(*args, **more)
+        components["Noted"]["description"] = "A struct.\n\n    Of which there is more to say.\n    "
+        return schemas, components
+
+    monkeypatch.setattr(msgspec.json, "schema_components", as_before)
     _, _, components = schemas(Notes)
     assert components["Noted"]["description"] == "A struct.\n\nOf which there is more to say."
 
