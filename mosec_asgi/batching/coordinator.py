@@ -301,7 +301,7 @@ class Coordinator:
 
     def submit(self, call: Call, caller: Caller) -> None:
         """Admit a call, or refuse it; see `Engine.submit`."""
-        # To read a field of a message takes Python as long as a call of a small function.
+        # Each once: a field of a NamedTuple is looked up in its class whenever it is read.
         call_id, route, timeout = call.id, call.route, call.timeout
         if call_id in self._admitted:
             raise ValueError(f"a call with the number {call_id} runs already; take numbers from new_id()")

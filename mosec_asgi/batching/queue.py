@@ -51,7 +51,7 @@ class TaskQueue:
 
     def first(self, most: int) -> list[Task]:
         """Return up to `most` live tasks from the head, none of which must be run alone. They stay in the queue."""
-        if len(self._tasks) == self.live - len(self.lone):
+        if len(self._tasks) == self.others:
             # None is settled, as is usual.
             return list(islice(self._tasks, most))
         found: list[Task] = []
@@ -98,16 +98,12 @@ class TaskQueue:
         waiting = self._tasks
         self.live -= len(tasks)
         for place, task in enumerate(tasks):
-            while waiting:
-                first = waiting.popleft()
-                if first is task:
-                    break
-                if first.state is QUEUED:
-                    # The usual policies take the first tasks; this policy has taken tasks from further back.
-                    waiting.appendleft(first)
-                    self._take_apart(tasks[place:])
-                    return
+            while waiting and waiting[0] is not task and waiting[0].state is not QUEUED:
+                waiting.popleft()
+            if waiting and waiting[0] is task:
+                waiting.popleft()
             else:
+                # The usual policies take the first tasks; this policy has taken tasks from further back.
                 self._take_apart(tasks[place:])
                 return
 

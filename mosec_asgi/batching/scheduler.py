@@ -294,7 +294,7 @@ class Scheduler(Generic[WorkerKey]):
             picks = self._assign_lone()
             if quarantine.holds_back_others(queue, loads):
                 return picks, None
-        while queue.live > len(queue.lone):
+        while queue.others:
             pick = self._policy.pick(queue, loads, now)
             if not isinstance(pick, Pick):
                 return picks, pick

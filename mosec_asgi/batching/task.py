@@ -44,7 +44,7 @@ class Event(enum.IntEnum):
     SETTLE = enum.auto()
 
 
-# By these names a member is read at once: to read it of its class takes CPython 3.11 seven times as long.
+# By these names a member is read at once: to read it of its class takes CPython 3.11 several times as long.
 QUEUED, SENT, SETTLED = State
 DISPATCH, ADVANCE, REQUEUE, SETTLE = Event
 

@@ -113,7 +113,7 @@ class Kind(enum.IntEnum):
     COUNTED = 17
 
 
-# What each request meets: to read a member of its class takes CPython 3.11 seven times as long.
+# What each request meets: to read a member of its class takes CPython 3.11 several times as long.
 _TASKS, _RESULTS, _CHUNKS = Kind.TASKS, Kind.RESULTS, Kind.CHUNKS
 # A flag of a task: its payload is a reference to shared memory.
 SHARED = 8

@@ -179,13 +179,10 @@ class AsgiRoute:
                             # Something has ended this early.
                             exchange.leave()
             response = exchange.response
-            if response is None or shared.compressed or exchange.method == "HEAD":
+            if response is None or response.status != OK or shared.compressed or exchange.method == "HEAD":
                 await exchange.send_response()
                 return
-            status, headers, body = response
-            if status != OK:
-                await exchange.send_response()
-                return
+            _, headers, body = response
             # The usual answer, without a coroutine of its own, nor a call of `count`.
             shared.metrics.answered(self.route.path, OK, perf_counter() - exchange.began)
             if exchange.span is not None:
