@@ -12,6 +12,7 @@ import importlib.util
 import itertools
 import json
 import os
+import pty
 import random
 import signal
 import socket
@@ -46,6 +47,40 @@ def wait_until(condition: Callable[[], object], what: str, seconds: float = DEAD
     while not condition():
         assert time.monotonic() < deadline, f"waited {seconds} s in vain: {what}"
         time.sleep(POLL)
+
+
+def exit_code_without_terminal(command: Sequence[str], log: Path, cwd: Path | None = None) -> int:
+    """Close the terminal of a service once its workers are ready; return the exit code with which it ends.
+
+    Args:
+        command: its program and arguments.
+        log: the file for what it prints.
+        cwd: the folder in which it runs; None for that of the tests.
+    """
+    child, terminal = pty.fork()
+    if not child:
+        if cwd is not None:
+            os.chdir(cwd)
+        output = os.open(log, os.O_WRONLY | os.O_CREAT)
+        for number in (1, 2):
+            os.dup2(output, number)
+        os.execve(command[0], command, environment_of_programs())
+    ended: list[int] = []
+
+    def has_ended() -> bool:
+        pid, status = os.waitpid(child, os.WNOHANG)
+        if pid:
+            ended.append(os.waitstatus_to_exitcode(status))
+        return bool(pid)
+
+    try:
+        wait_until(lambda: log.exists() and "all workers are ready" in log.read_text(), "the service is ready")
+        os.close(terminal)
+        wait_until(has_ended, "it ends")
+    except BaseException:
+        os.kill(child, signal.SIGKILL)
+        raise
+    return ended[0]
 
 
 async def until(condition: Callable[[], object], what: str, seconds: float = DEADLINE) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import io
 import os
-import pty
 import re
 import signal
 import socket
@@ -19,7 +18,15 @@ from typing import Any
 
 import httpx
 import pytest
-from harness import Program, environment_of_programs, free_port, running, wait_until, written
+from harness import (
+    Program,
+    environment_of_programs,
+    exit_code_without_terminal,
+    free_port,
+    running,
+    wait_until,
+    written,
+)
 
 from mosec_asgi.cli.output import Output
 from mosec_asgi.cli.reload import Reloader
@@ -172,31 +179,10 @@ def test_sighup_has_the_workers_replaced_as_without_reload(folder: Path) -> None
 def test_a_terminal_that_is_closed_ends_it_and_leaves_no_socket(folder: Path, tmp_path: Path) -> None:
     path, log = folder / "service.sock", tmp_path / "log"
     command = [sys.executable, "-m", "mosec_asgi", "serve", "app:server", "--reload", f"--uds={path}"]
-    child, terminal = pty.fork()
-    if not child:
-        os.chdir(folder)
-        output = os.open(log, os.O_WRONLY | os.O_CREAT)
-        for number in (1, 2):
-            os.dup2(output, number)
-        os.execve(sys.executable, command, environment_of_programs())
-    try:
-        wait_until(lambda: log.exists() and "all workers are ready" in log.read_text(), "the service is ready")
-        os.close(terminal)
-        ended: list[int] = []
-
-        def has_ended() -> bool:
-            pid, status = os.waitpid(child, os.WNOHANG)
-            if pid:
-                ended.append(os.waitstatus_to_exitcode(status))
-            return bool(pid)
-
-        wait_until(has_ended, "it ends")
-    except BaseException:
-        os.kill(child, signal.SIGKILL)
-        raise
+    code = exit_code_without_terminal(command, log, folder)
     assert not path.exists()
     # The latter where the terminal was quicker than the word that the workers are ready.
-    assert ended in ([0], [128 + signal.SIGTERM]), log.read_text()
+    assert code in (0, 128 + signal.SIGTERM), log.read_text()
 
 
 def test_what_was_broken_from_the_beginning_is_started_by_an_edit_and_nothing_outlives_a_kill(folder: Path) -> None:

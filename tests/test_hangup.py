@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
-import pty
 import signal
 import subprocess
 import sys
@@ -13,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from fakes import until
-from harness import environment_of_programs, free_port, wait_until, written
+from harness import environment_of_programs, exit_code_without_terminal, free_port, wait_until, written
 
 from mosec_asgi.errors import StartupError
 from mosec_asgi.host.hangup import Hangup
@@ -185,26 +183,5 @@ async def test_a_signal_that_is_ignored_or_handled_stays_so() -> None:
 def test_a_service_ends_with_its_terminal(tmp_path: Path) -> None:
     file, log = written(tmp_path, SERVICE), tmp_path / "log"
     port = str(free_port())
-    child, terminal = pty.fork()
-    if not child:
-        output = os.open(log, os.O_WRONLY | os.O_CREAT)
-        for number in (1, 2):
-            os.dup2(output, number)
-        os.execve(sys.executable, [sys.executable, str(file), "--port", port], environment_of_programs())
-    try:
-        wait_until(lambda: log.exists() and "all workers are ready" in log.read_text(), "the service is ready")
-        os.close(terminal)
-        ended: list[int] = []
-
-        def has_ended() -> bool:
-            pid, status = os.waitpid(child, os.WNOHANG)
-            if pid:
-                ended.append(os.waitstatus_to_exitcode(status))
-            return bool(pid)
-
-        wait_until(has_ended, "the service ends")
-        assert ended == [0], log.read_text()
-        assert "the terminal has been closed" in log.read_text()
-    except BaseException:
-        os.kill(child, signal.SIGKILL)
-        raise
+    assert exit_code_without_terminal([sys.executable, str(file), "--port", port], log) == 0, log.read_text()
+    assert "the terminal has been closed" in log.read_text()
