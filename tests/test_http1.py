@@ -11,7 +11,7 @@ import pytest
 from common import settled_loop, until
 from direct_side import FLOOD, LIMIT, Client, post, serving
 
-from mosec_asgi.ration import MOST
+from mosec_asgi.rationing import MOST
 from mosec_asgi.web.limits import Limits
 from mosec_asgi.web.uvicorn.http1 import BODY, MOST_HEADERS
 
