@@ -82,6 +82,27 @@ def test_a_traceback_is_a_field_of_the_same_line() -> None:
     assert "KeyError: 'lost'" in json.loads(line)["fields"]["exc_info"]
 
 
+@pytest.mark.parametrize("text", ["x" * 1_000_000, "x\n" * 500_000])
+def test_a_traceback_is_cut_where_its_exception_says_too_much(text: str) -> None:
+    def deep(depth: int) -> None:
+        if not depth:
+            raise ValueError(text)
+        [deep, deeper][depth % 2](depth - 1)
+
+    def deeper(depth: int) -> None:
+        deep(depth)
+
+    try:
+        deep(400)
+    except ValueError:
+        made = record()
+        made.exc_info = sys.exc_info()
+    shown = json.loads(log.JSONFormatter().format(made))["fields"]["exc_info"]
+    assert len(shown) < log.MOST_TRACEBACK + 100
+    assert shown.startswith("Traceback")
+    assert "are left out" in shown
+
+
 def test_a_stack_is_a_field_too() -> None:
     made = record()
     made.stack_info = "Stack (most recent call last): here"
