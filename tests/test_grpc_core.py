@@ -6,7 +6,6 @@ import subprocess
 import sys
 
 import pytest
-
 from harness import environment_of_programs
 
 from mosec_asgi.errors import DefinitionError

@@ -35,7 +35,8 @@ FLOORS = {
     "version": 0,
 }  # fmt: skip
 PURE = {
-    "rationing", "fault_kind", "messages", "errors", "request", "reply", "paths", "stops", "annotations", "labels", "wishes",
+    "rationing", "fault_kind",
+    "messages", "errors", "request", "reply", "paths", "stops", "annotations", "labels", "wishes",
     "batching.scheduler", "batching.queue", "batching.loads", "batching.average", "batching.arrivals",
     "batching.policy", "batching.policy.window", "batching.policy.batch", "batching.policy.quarantine",
     "batching.policy.rules", "batching.policy.ordered", "batching.policy.steering",

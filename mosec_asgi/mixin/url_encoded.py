@@ -1,7 +1,7 @@
 """Forms of `application/x-www-form-urlencoded`, decoded at the speed of C whatever a client has escaped.
 
 `urllib.parse` goes through the escapes one by one, in Python, and takes a second for some megabytes of them; what it
-returns is the same. Here the decoder of quoted-printable does it, whose escapes differ by the character they begin with.
+returns is the same. Here the decoder of quoted-printable does it, whose escapes begin with another character.
 """
 
 from __future__ import annotations
