@@ -56,9 +56,13 @@ def kind_of(error: BaseException) -> FaultKind:
     """Return the kind of a fault."""
     causes: list[tuple[str, Place]] = []
     current: BaseException | None = error
-    while current is not None and len(causes) < MOST_CAUSES:
-        causes.append((type(current).__qualname__[:MOST_NAME], _place_of(current.__traceback__)))
-        current = _cause(current)
+    try:
+        while current is not None and len(causes) < MOST_CAUSES:
+            causes.append((type(current).__qualname__[:MOST_NAME], _place_of(current.__traceback__)))
+            current = _cause(current)
+    except Exception:
+        # A class of the user's may have attributes of its own there, with faults of their own.
+        causes.append((type(error).__name__, NOWHERE))
     return FaultKind(tuple(causes))
 
 

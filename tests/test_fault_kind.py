@@ -90,3 +90,15 @@ def test_a_long_chain_and_a_circle_end() -> None:
     one, other = ValueError(), KeyError()
     one.__cause__, other.__cause__ = other, one
     assert len(kind_of(one).causes) == MOST_CAUSES
+
+
+class Odd(Exception):
+    """Has attributes that cannot be read."""
+
+    @property
+    def exceptions(self) -> object:
+        raise ArithmeticError
+
+
+def test_an_exception_that_cannot_be_looked_at_has_a_kind_by_its_type() -> None:
+    assert kind_of(Odd()) == kind_of(Odd()) != kind_of(ValueError())

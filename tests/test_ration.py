@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
+from mosec_asgi import log
 from mosec_asgi.ration import MOST_TEXT, MOST_TEXT_AGAIN, Ration, RationedLogger, later_in_thread
 from mosec_asgi.rationing import MOST, MOST_WHOLE, SECONDS
 
@@ -169,6 +170,28 @@ def test_what_clients_have_sent_makes_no_line_long(caplog: pytest.LogCaptureFixt
     sizes = [len(message) for message in messages(caplog)]
     assert max(sizes) < MOST_TEXT + 100
     assert sizes[MOST_WHOLE] < MOST_TEXT_AGAIN + 200
+
+
+def test_ten_minutes_of_one_fault_write_some_bytes_a_second(caplog: pytest.LogCaptureFixture) -> None:
+    def fail_long(number: int) -> Exception:
+        try:
+            raise ValueError("x" * 100_000)
+        except ValueError as error:
+            return error
+
+    clock = Clock()
+    ration = Ration(logger, clock.later, clock)
+    for _ in range(600):
+        clock.now += 1
+        while clock.due and clock.due[0][0] <= clock.now:
+            clock.due.pop(0)[1]()
+        fail_with(ration, 50, fail_long)
+    ration.say_all()
+    records = [record for record in caplog.records if record.name == logger.name]
+    written = sum(len(log.JSONFormatter().format(record)) for record in records)
+    assert written / 600 < 2000
+    summaries = [text for record in records if "more requests have failed" in (text := record.getMessage())]
+    assert len(records) - len(summaries) + sum(int(text.split()[0]) for text in summaries) == 50 * 600
 
 
 def test_one_timer_speaks_for_all_kinds_each_at_its_end(caplog: pytest.LogCaptureFixture) -> None:
