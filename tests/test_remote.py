@@ -390,6 +390,25 @@ async def test_who_has_not_been_greeted_when_the_engine_ends_is_let_go() -> None
             assert ours.recv(1) == b""
 
 
+async def test_a_stop_that_comes_with_the_greeting_takes_no_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    pair = Pair()
+    received = handshake.received
+
+    async def received_at_the_end(loop: asyncio.AbstractEventLoop, sock: socket.socket) -> tuple[Any, list[int]]:
+        said = await received(loop, sock)
+        loop.call_soon(pair.callers.close)
+        return said
+
+    monkeypatch.setattr(handshake, "received", received_at_the_end)
+    ours, theirs = socket.socketpair()
+    with ours:
+        pair.callers.add(theirs)
+        ours.sendall(handshake.encoded(Hello(tuple(ROUTES), 1)))
+        await until(lambda: theirs.fileno() < 0 or len(pair.callers), "it is let go")
+        assert not len(pair.callers)
+        assert ours.recv(1) == b""
+
+
 async def test_of_those_that_are_refused_so_much_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     async with paired() as (pair, _):
         loop = asyncio.get_running_loop()
@@ -804,6 +823,33 @@ async def test_a_cancellation_that_comes_with_an_answer_is_not_lost(fails: bool)
         with pytest.raises(asyncio.CancelledError):
             await asked
         pair.runs.set()
+
+
+async def test_a_stop_that_comes_with_the_connection_is_not_lost(tmp_path: Path) -> None:
+    loop = asyncio.get_running_loop()
+    path = str(tmp_path / "engine.sock")
+    pair = Pair()
+    listening = EngineSocket(path)
+    listening.start(pair.callers.add)
+
+    def stop() -> None:
+        dialing.cancel()
+        remote.disconnect()
+
+    class Remote(RemoteEngine):
+        def connect(self, *of_an_engine: Any) -> None:
+            super().connect(*of_an_engine)
+            loop.call_soon(stop)
+
+    remote = Remote(loop, ServiceMetrics("x", []))
+    dialing = loop.create_task(Dialing(remote, ROUTES, path).run())
+    try:
+        await asyncio.wait([dialing], timeout=10)
+        assert dialing.cancelled()
+    finally:
+        dialing.cancel()
+        listening.close()
+        pair.callers.close()
 
 
 async def test_a_question_fails_with_the_connection() -> None:
