@@ -10,7 +10,9 @@ import json
 import math
 import os
 import pickle
+import re
 import socket
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -521,7 +523,52 @@ async def test_a_call_that_the_engine_does_not_answer_in_time_is_answered_408_he
         got, _ = await pair.engine.next_call()
         pair.engine.settle(got)
         assert (await whole.outcome()).code == OK
-    assert "has not answered 1 calls within the service's timeout" in caplog.text
+    assert "has not answered 1 calls within their time" in caplog.text
+
+
+@pytest.mark.parametrize("timeout", [math.inf, 5.0])
+async def test_so_is_one_that_has_brought_its_own_time_and_no_other(
+    timeout: float, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(remote_engine, "LOOK_SECONDS", 0.02)
+    async with paired(timeout=timeout) as (pair, remote):
+        stream, plain, answered, late, later = (Web() for _ in range(5))
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        for web, own in ((stream, 0.5), (plain, None), (answered, 0.5), (late, 0.5), (later, 0.7)):
+            remote.submit(call(remote, timeout=own), web)
+        await until(lambda: len(pair.engine.calls) == 5, "the calls come")
+        (begun, caller), (asked, _), (done, _), _, _ = pair.engine.calls.values()
+        caller.streamed(Chunk(begun.id, b"a stream takes as long as it likes"))
+        pair.engine.settle(done)
+        assert (await answered.outcome()).code == OK
+        for web, seconds in ((late, 0.5), (later, 0.7)):
+            assert (await web.outcome()).failure == TIMED_OUT
+            assert loop.time() - began > seconds
+        await until(lambda: len(pair.engine.cancelled) == 2, "the engine hears that nobody waits for the calls")
+        await until(lambda: not remote._own_times, "nothing is left of them")
+        for each, web in ((begun, stream), (asked, plain)):
+            pair.engine.settle(each)
+            assert (await web.outcome()).code == OK
+        if timeout == math.inf:
+            # Without such calls, nothing is looked at.
+            await until(lambda: remote._look_timer is None, "it looks no more")
+            assert not remote._begun
+    assert sum(map(int, re.findall(r"has not answered (\d) calls within their time", caplog.text))) == 2
+
+
+async def test_what_the_engine_answers_while_this_process_stands_still_is_in_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(remote_engine, "LOOK_SECONDS", 0.02)
+    async with paired() as (pair, remote):
+        web = Web()
+        remote.submit(call(remote, timeout=0.05), web)
+        got, _ = await pair.engine.next_call()
+        # Both sides stand still.
+        time.sleep(0.2)
+        pair.engine.settle(got)
+        assert (await web.outcome()).code == OK
 
 
 @pytest.mark.parametrize(
