@@ -49,6 +49,7 @@ General layout; each floor imports only from those below it:
     ration.py, rationing.py F0  of the lines that clients cause, no more than a disk can take
     fault_kind.py           F0  when two faults are the same
     lazy_timer.py           F0  a timer of the event loop that is moved often
+    within.py               F0  waiting for a time, without losing a cancellation
     version.py              F0
 
 CONTRIBUTING.md has the map with all modules.
