@@ -375,7 +375,7 @@ def grace_is_forgotten(original: Any) -> Any:
     return stop
 
 
-def told_without_care(caller: Caller, outcome: Outcome, request_id: str) -> None:
+def told_without_care(caller: Caller, outcome: Outcome, request_id: str, ration: object) -> None:
     caller.settled(outcome)
 
 
