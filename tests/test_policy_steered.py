@@ -144,3 +144,23 @@ def test_a_batch_of_like_costs_holds_the_task_whose_turn_it_is() -> None:
     assignment = made.assign(NOW)[0][0]
     assert dear in assignment.tasks
     assert 1 < len(assignment.tasks) <= 4
+
+
+def test_a_batch_that_waits_to_fill_is_sent_before_a_task_would_miss_its_deadline() -> None:
+    for rules in (None, Rules(keyed=True)):
+        made = scheduler("a", max_wait=60.0, size=8, target=100.0, rules=rules)
+        made.leeway.seconds, made.leeway.known = 0.5, True
+        come(made, 1)
+        made.enqueue(new_task(1, NOW, deadline=NOW + 2.0), NOW)
+        assert made.assign(NOW + 0.1) == ([], NOW + 1.5)
+        assert sent(made, NOW + 1.5) == [("a", 2)]
+
+
+def test_the_key_of_a_task_in_a_hurry_comes_first_under_a_target_too() -> None:
+    made = scheduler("a", max_wait=60.0, size=8, target=100.0, rules=Rules(keyed=True))
+    made.leeway.seconds, made.leeway.known = 0.5, True
+    come(made, 3, key="a")
+    hurried = new_task(10, NOW, deadline=NOW + 2.0)
+    hurried.key = "b"
+    made.enqueue(hurried, NOW)
+    assert sent(made, NOW + 1.5) == [("a", 1)]

@@ -206,7 +206,7 @@ class Admission:
             stage = self.stages[index]
             if not stage.known:
                 continue
-            at = stage.leaves(at, stage.coming, timeout, now)
+            at = stage.leaves(at, stage.coming, timeout, timeout, now)
             own += stage.own(timeout, 1)
             if at > timeout:
                 # A call that could not even wait in the shortest queue is refused for its own time, not for the queue.
@@ -291,9 +291,18 @@ class Admission:
         if self.active and stage.known:
             later = (self._margin_of(later) for later in self._later[index])
             stage.margin = stage.easy + max(later, default=0.0)
+        self._tell_leeway(index)
         stage.upstream = max(
             (sum(self.stages[i].times.mean for i in earlier) for earlier in self._earlier[index]), default=0.0
         )
+
+    def _tell_leeway(self, index: int) -> None:
+        """Let a stage's scheduler know what its tasks need from when they are sent to a worker."""
+        stage = self.stages[index]
+        routes = [[self.stages[place] for place in later] for later in self._later[index]]
+        needs = (sum(each.easy + each.load.queued * each.per_task for each in later) for later in routes)
+        stage.leeway.seconds = stage.easy + max(needs, default=0.0)
+        stage.leeway.known = stage.known and all(each.known for later in routes for each in later)
 
     def _margin_of(self, later: Sequence[int]) -> float:
         """Return the most seconds that the later stages take, an estimate that holds for `FRESH_SECONDS` from now."""
@@ -330,7 +339,8 @@ class Admission:
         for index in route[position + 1 :]:
             stage = self.stages[index]
             if stage.known:
-                at = stage.leaves(at, before, limit, now)
+                # It waits for no batch to fill there, if it has no time for that.
+                at = stage.leaves(at, before, limit, 0.0, now)
             before += stage.load.queued + stage.load.in_flight
         return at
 

@@ -232,6 +232,14 @@ class OrderedQueue(TaskQueue):
         """Return the lane in which a task stands."""
         return self._entries[task.id].lane
 
+    def earliest_deadline(self) -> float:
+        """Return the earliest deadline of those that need not be run alone; infinite where none waits."""
+        return self._deadlines[0][0] if self._deadlines else math.inf
+
+    def most_pressing(self) -> Task:
+        """Return the task with that deadline; there must be one."""
+        return self._deadlines[0][2]
+
     def pressing(self, before: float, most: int) -> list[Task]:
         """Return up to `most` tasks whose deadline is before a time: lone ones, then others by deadline."""
         found = [task for task in islice(self.lone, most) if task.deadline < before]

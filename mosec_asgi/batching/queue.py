@@ -7,6 +7,7 @@ half of it is settled. Tasks that must be run alone stand in a queue of their ow
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Iterable, Sequence
 from itertools import chain, islice
@@ -22,9 +23,12 @@ class TaskQueue:
         lone: those that must be run alone, in order of arrival.
     """
 
-    __slots__ = ("_numbers", "_tasks", "live", "lone")
+    __slots__ = ("_earliest", "_numbers", "_seen", "_seen_head", "_tasks", "live", "lone")
 
     def __init__(self) -> None:
+        # The earliest deadline of the tasks from the one with the number `_seen_head`, which was the head, to `_seen`.
+        self._earliest = math.inf
+        self._seen = self._seen_head = 0
         self.live = 0
         self.lone: deque[Task] = deque()
         self._tasks: deque[Task] = deque()
@@ -67,6 +71,24 @@ class TaskQueue:
         tasks = chain(self.lone, self._tasks) if self.lone else self._tasks
         return [task for task in islice(tasks, most) if task.deadline < before and task.state is QUEUED]
 
+    def earliest_deadline(self) -> float:
+        """Return the earliest deadline of those that need not be run alone; infinite where none waits.
+
+        Each task is looked at once while the head stays: this is asked at each arrival while a batch fills.
+        """
+        head = self.head()
+        if head is None:
+            return math.inf
+        if head.number != self._seen_head:
+            self._earliest, self._seen_head, self._seen = math.inf, head.number, 0
+        for task in reversed(self._tasks):
+            if task.number <= self._seen:
+                break
+            if task.deadline < self._earliest and task.state is QUEUED:
+                self._earliest = task.deadline
+        self._seen = self._tasks[-1].number
+        return self._earliest
+
     def append(self, task: Task) -> None:
         """Put a task that has arrived at the end."""
         self._numbers += 1
@@ -84,10 +106,13 @@ class TaskQueue:
         # If several workers have died, the last to be noticed may have had the younger tasks.
         self.lone = deque(sorted(self.lone, key=_arrival))
         self._tasks = deque(sorted(self._tasks, key=_arrival))
+        self._seen_head = 0
 
     def discard(self, task: Task) -> None:
         """Note that `task`, which waits here, is being settled; to be called once, before it is."""
         self.live -= 1
+        if task.deadline <= self._earliest:
+            self._seen_head = 0
         if task.alone:
             self.lone.remove(task)
         if len(self._tasks) > 2 * self.live + 64:
@@ -109,6 +134,7 @@ class TaskQueue:
 
     def _take_apart(self, tasks: Sequence[Task]) -> None:
         taken = set(map(id, tasks))
+        self._seen_head = 0
         self._tasks = deque(task for task in self._tasks if id(task) not in taken)
         if any(task.alone for task in tasks):
             self.lone = deque(task for task in self.lone if id(task) not in taken)

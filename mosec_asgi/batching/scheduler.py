@@ -21,6 +21,7 @@ from collections.abc import Iterable, Sequence
 from typing import Generic
 
 from mosec_asgi.batching.arrivals import Arrivals
+from mosec_asgi.batching.leeway import Leeway
 from mosec_asgi.batching.loads import MAX_WINDOW, AnswerError, Loads, brief
 from mosec_asgi.batching.ordered_queue import OrderedQueue
 from mosec_asgi.batching.policy import Pick, Policy, WorkerKey, quarantine
@@ -67,6 +68,8 @@ class Scheduler(Generic[WorkerKey]):
         self._size = max_batch_size
         self._max_wait = max_wait
         self.queue = TaskQueue()
+        # What waiting must leave to a task of its time: whoever measures that says so here.
+        self.leeway = Leeway()
         self.loads: Loads[WorkerKey] = Loads(batched=self.batched, concurrency=concurrency, ordered=ordered)
         self._arrivals = Arrivals() if adaptive and self.batched else None
         # Bounds the batches by the latency target; None where there is none, or no batching.
@@ -83,8 +86,8 @@ class Scheduler(Generic[WorkerKey]):
         if not self.batched:
             return WindowPolicy()
         if self.steering is not None:
-            return SteeredBatchPolicy(max_batch_size, max_wait, self._arrivals, self.steering)
-        return BatchPolicy(max_batch_size, max_wait, self._arrivals)
+            return SteeredBatchPolicy(max_batch_size, max_wait, self._arrivals, self.steering, self.leeway)
+        return BatchPolicy(max_batch_size, max_wait, self._arrivals, self.leeway)
 
     def _steering_for(self, latency_target: float) -> Steering | None:
         return Steering(latency_target, self._size, self.rules) if latency_target > 0.0 and self.batched else None
@@ -191,10 +194,10 @@ class Scheduler(Generic[WorkerKey]):
             self._policy = WindowPolicy(ahead=False)
         elif self.steering is not None:
             self._policy = SteeredOrderedBatchPolicy(
-                self._size, self._max_wait, self._arrivals, self.rules, self.steering
+                self._size, self._max_wait, self._arrivals, self.rules, self.steering, self.leeway
             )
         else:
-            self._policy = OrderedBatchPolicy(self._size, self._max_wait, self._arrivals, self.rules)
+            self._policy = OrderedBatchPolicy(self._size, self._max_wait, self._arrivals, self.rules, self.leeway)
 
     def requeue(self, tasks: Iterable[Task]) -> None:
         """Put tasks of a dead worker back into the queue, in order of arrival; those with attempts must run alone."""

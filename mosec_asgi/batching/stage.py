@@ -160,6 +160,7 @@ class Stage:
             latency_target=plan.latency_target,
         )
         self.admission.done_in = self.scheduler.done_in
+        self.admission.leeway = self.scheduler.leeway
         self._watchdog: Watchdog[PoolWorker] = Watchdog(lambda worker: worker.spec.timeout + GRACE_SECONDS)
         self._flights = SingleFlight(keyed=plan.rules.keyed) if plan.coalesce else None
         self._marked = False
