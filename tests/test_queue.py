@@ -229,20 +229,28 @@ def test_the_earliest_deadline_is_that_of_those_that_wait() -> None:
     assert queue.earliest_deadline() == 3.0
 
 
+def test_the_earliest_deadline_is_not_that_of_a_task_that_was_sent() -> None:
+    queue = TaskQueue()
+    tasks = [new_task(number, 0.0, deadline=float(number)) for number in range(4)]
+    for task in tasks:
+        queue.append(task)
+    for place in range(4):
+        assert queue.earliest_deadline() == float(place)
+        take(queue, [tasks[place]])
+    assert queue.earliest_deadline() == math.inf
+
+
 def test_the_earliest_deadline_counts_what_comes_back_and_not_what_must_be_run_alone() -> None:
     queue = TaskQueue()
-    first, second, third = (new_task(number, float(number), deadline=10.0 - number) for number in range(3))
-    for task in (first, second, third):
+    tasks = [new_task(number, float(number), deadline=deadline) for number, deadline in enumerate((9.0, 7.0, 5.0, 8.0))]
+    for task in tasks:
         queue.append(task)
-    queue.take([second])
+    assert queue.earliest_deadline() == 5.0
+    take(queue, tasks[1:3])
     assert queue.earliest_deadline() == 8.0
-    queue.take([third])
-    assert queue.earliest_deadline() == 10.0
-    for task in (second, third):
-        task.step(Event.DISPATCH)
-    third.attempts = 1
-    queue.requeue([second, third])
-    assert queue.earliest_deadline() == 9.0
+    tasks[2].attempts = 1
+    queue.requeue(tasks[1:3])
+    assert queue.earliest_deadline() == 7.0
 
 
 @given(
