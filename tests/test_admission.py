@@ -26,6 +26,10 @@ class Load:
     waiting_since: float = -1e9
     began: Sequence[float] = ()
 
+    @property
+    def queued_work(self) -> float:
+        return self.queued
+
     def begun_before(self, time: float) -> int:
         return sum(began < time for began in self.began)
 

@@ -44,6 +44,7 @@ LEAST = {
     "heavy-tailed": 0.93,
     "batches": 0.97,
     "batches that wait": 0.97,
+    "batches by cost": 0.97,
     "two stages, first slower": 0.95,
     "two stages, second slower": 0.95,
     "two stages, nearly alike": 0.95,

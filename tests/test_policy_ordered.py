@@ -336,3 +336,43 @@ def test_where_there_are_priorities_they_come_first_though_another_is_in_a_hurry
     stage.leeway.seconds, stage.leeway.known = 0.5, True
     come(stage, task(1, key="a", priority=1), hurried(2, 2.0, key="b"))
     assert batches(stage, now=1.5) == [[1]]
+
+
+# -- the admission -----------------------------------------------------------------------------------------------------
+
+
+def test_what_waits_counts_by_its_cost_in_tasks_of_full_batches() -> None:
+    stage = scheduler(Rules(max_cost=100), size=64)
+    assert stage.varies
+    assert stage.usual_size == 64
+    come(stage, *(task(number, cost=25) for number in range(4)))
+    assert stage.queued_work == 64, "a whole batch, of which it is not known how many tasks it has"
+    come(stage, *(task(10 + number, cost=25) for number in range(8)))
+    assert batches(stage) == [[0, 1, 2, 3], [10, 11, 12, 13]]
+    assert stage.usual_size == 4
+    assert stage.queued_work == 4
+    come(stage, task(20, cost=100), task(21, cost=50))
+    assert stage.queued_work == 10, "two batches and a half"
+
+
+def test_where_costs_are_small_the_number_of_tasks_counts() -> None:
+    stage = scheduler(Rules(max_cost=1000), size=4)
+    come(stage, *(task(number, cost=0) for number in range(10)))
+    assert stage.queued_work == 10
+    assert scheduler(Rules(keyed=True)).varies is False
+
+
+def test_a_batch_that_was_not_full_says_nothing_of_how_many_tasks_one_holds() -> None:
+    stage = scheduler(Rules(max_cost=100), size=64, max_wait=0.0)
+    come(stage, task(1, cost=25))
+    assert batches(stage) == [[1]]
+    assert stage.usual_size == 64
+
+
+def test_a_size_that_is_configured_bounds_what_full_batches_are_taken_to_hold() -> None:
+    stage = scheduler(Rules(max_cost=100), size=64)
+    come(stage, *(task(number, cost=10) for number in range(10)))
+    assert [len(each) for each in batches(stage)] == [10]
+    assert stage.usual_size == 10
+    stage.configure(4, 0.0, adaptive=False, concurrency=1)
+    assert stage.usual_size == 4

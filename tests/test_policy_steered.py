@@ -146,6 +146,16 @@ def test_a_batch_of_like_costs_holds_the_task_whose_turn_it_is() -> None:
     assert 1 < len(assignment.tasks) <= 4
 
 
+def test_where_a_target_bounds_batches_the_admission_reckons_with_these() -> None:
+    made = scheduler("a")
+    assert made.varies
+    assert made.usual_size < 45
+    assert not scheduler("a", target=0.0).varies
+    made.configure(128, 0.0, adaptive=False, concurrency=1)
+    assert not made.varies
+    assert made.usual_size == 128
+
+
 def test_a_batch_that_waits_to_fill_is_sent_before_a_task_would_miss_its_deadline() -> None:
     for rules in (None, Rules(keyed=True)):
         made = scheduler("a", max_wait=60.0, size=8, target=100.0, rules=rules)

@@ -192,7 +192,7 @@ class Admission:
             stage.offered.count += 1
             if now >= stage.due:
                 self._refresh(index, now)
-            left -= stage.easy + (stage.load.queued + stage.coming) * stage.per_task
+            left -= stage.easy + (stage.load.queued_work + stage.coming) * stage.per_task
             if stage.careful:
                 left = -1.0
         # The rest takes some microseconds.
@@ -300,14 +300,14 @@ class Admission:
         """Let a stage's scheduler know what its tasks need from when they are sent to a worker."""
         stage = self.stages[index]
         routes = [[self.stages[place] for place in later] for later in self._later[index]]
-        needs = (sum(each.easy + each.load.queued * each.per_task for each in later) for later in routes)
+        needs = (sum(each.easy + each.load.queued_work * each.per_task for each in later) for later in routes)
         stage.leeway.seconds = stage.easy + max(needs, default=0.0)
         stage.leeway.known = stage.known and all(each.known for later in routes for each in later)
 
     def _margin_of(self, later: Sequence[int]) -> float:
         """Return the most seconds that the later stages take, an estimate that holds for `FRESH_SECONDS` from now."""
         stages = [self.stages[index] for index in later]
-        return sum(FRESH_SECONDS + 2.0 * (stage.easy + stage.load.queued * stage.per_task) for stage in stages)
+        return sum(FRESH_SECONDS + 2.0 * (stage.easy + stage.load.queued_work * stage.per_task) for stage in stages)
 
     # -- at the head of a queue --------------------------------------------------------------------------------------
 
@@ -335,13 +335,13 @@ class Admission:
         """Return the seconds until a task is done if a worker is sent it now; for the arguments see `is_late`."""
         stage = self.stages[route[position]]
         at = 0.0 if stage.is_unproven(now) else stage.wait(0, now) + stage.own(limit, together)
-        before = stage.load.in_flight
+        before: float = stage.load.in_flight
         for index in route[position + 1 :]:
             stage = self.stages[index]
             if stage.known:
                 # It waits for no batch to fill there, if it has no time for that.
                 at = stage.leaves(at, before, limit, 0.0, now)
-            before += stage.load.queued + stage.load.in_flight
+            before += stage.load.queued_work + stage.load.in_flight
         return at
 
     def retry_after(self, route: Sequence[int], now: float) -> float:

@@ -161,9 +161,21 @@ class OrderedQueue(TaskQueue):
 
     Attributes:
         contested: a task has brought a priority or a tenant: what comes next may come first.
+        cost: of all tasks that need not be run alone.
     """
 
-    __slots__ = ("_all", "_deadlines", "_entries", "_full", "_lanes", "_rules", "_size", "_tenants", "contested")
+    __slots__ = (
+        "_all",
+        "_deadlines",
+        "_entries",
+        "_full",
+        "_lanes",
+        "_rules",
+        "_size",
+        "_tenants",
+        "contested",
+        "cost",
+    )
 
     def __init__(self, rules: Rules, size: int) -> None:
         """Begin empty.
@@ -176,6 +188,7 @@ class OrderedQueue(TaskQueue):
         self._rules = rules
         self._size = size
         self.contested = False
+        self.cost = 0
         # For each priority, of which there are few.
         self._tenants: dict[int, Tenants] = {}
         # In order of arrival; all of them; the best of each full lane; by deadline.
@@ -357,6 +370,7 @@ class OrderedQueue(TaskQueue):
             insort(lane.by_cost, (task.cost, task.number, task))
         lane.count += 1
         lane.cost += task.cost
+        self.cost += task.cost
         insort(self._deadlines, (task.deadline, task.number, task))
         self._list(lane)
 
@@ -371,6 +385,7 @@ class OrderedQueue(TaskQueue):
             del lane.by_cost[bisect_left(lane.by_cost, (task.cost, task.number))]
         lane.count -= 1
         lane.cost -= task.cost
+        self.cost -= task.cost
         del self._deadlines[bisect_left(self._deadlines, (deadline, task.number))]
         self._list(lane)
         if not lane.count:

@@ -21,6 +21,7 @@ from collections.abc import Iterable, Sequence
 from typing import Generic
 
 from mosec_asgi.batching.arrivals import Arrivals
+from mosec_asgi.batching.full_batches import FullBatches
 from mosec_asgi.batching.leeway import Leeway
 from mosec_asgi.batching.loads import MAX_WINDOW, AnswerError, Loads, brief
 from mosec_asgi.batching.ordered_queue import OrderedQueue
@@ -74,6 +75,10 @@ class Scheduler(Generic[WorkerKey]):
         self._arrivals = Arrivals() if adaptive and self.batched else None
         # Bounds the batches by the latency target; None where there is none, or no batching.
         self.steering = self._steering_for(latency_target)
+        # What batches are where costs bound them; None where costs do not, or there is no batching.
+        self._full = FullBatches(max_batch_size) if self.batched and self.rules.max_cost else None
+        # Batches may be full with fewer tasks than their number allows; see `usual_size`.
+        self.varies = self._full is not None or self.steering is not None
         self._policy = policy or self._usual_policy(max_batch_size, max_wait)
         self._in_order_of_arrival = True
         if not self.rules.plain:
@@ -108,6 +113,7 @@ class Scheduler(Generic[WorkerKey]):
             self.steering = self._steering_for(latency_target)
         else:
             self.steering.configure(latency_target, max_batch_size)
+        self.varies = self._full is not None or self.steering is not None
         if self._in_order_of_arrival:
             self._policy = self._usual_policy(max_batch_size, max_wait)
         else:
@@ -118,6 +124,15 @@ class Scheduler(Generic[WorkerKey]):
     def queued(self) -> int:
         """Live tasks that wait."""
         return self.queue.live
+
+    @property
+    def queued_work(self) -> float:
+        """What waits, counted in tasks of the usual cost: of the size of the batches that it makes."""
+        live = self.queue.live
+        if self._full is None or not isinstance(self.queue, OrderedQueue):
+            return live
+        batches = max(live / self._size, self.queue.cost / self.rules.max_cost)
+        return batches * self.usual_size
 
     @property
     def in_flight(self) -> int:
@@ -263,6 +278,13 @@ class Scheduler(Generic[WorkerKey]):
         return None if self.steering is None else self.steering.line(self.slots)
 
     @property
+    def usual_size(self) -> int:
+        """How many tasks there are in a batch where there is always work."""
+        if self._full is not None:
+            return min(self._full.size, self._size)
+        return self._size if self.steering is None else self.steering.usual_size(self.slots)
+
+    @property
     def together(self) -> int:
         """The most tasks that the next batch may hold, with those that wait: fewer where a latency target bounds it."""
         if self.steering is None:
@@ -301,6 +323,8 @@ class Scheduler(Generic[WorkerKey]):
             pick = self._policy.pick(queue, loads, now)
             if not isinstance(pick, Pick):
                 return picks, pick
+            if self._full is not None and isinstance(queue, OrderedQueue) and queue.is_full(pick.tasks[0]):
+                self._full.note(len(pick.tasks))
             if self.steering is not None:
                 # The next pick asks when this worker will be done.
                 for task in pick.tasks:

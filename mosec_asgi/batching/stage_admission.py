@@ -43,8 +43,8 @@ class Load(Protocol):
     """What a stage has, at this moment."""
 
     @property
-    def queued(self) -> int:
-        """Tasks that wait."""
+    def queued_work(self) -> float:
+        """What waits, counted in tasks of the usual cost."""
 
     @property
     def in_flight(self) -> int:
@@ -399,7 +399,7 @@ class StageAdmission:
     def expected_wait(self, now: float) -> float:
         """Return how long a task that comes now is likely to wait, in seconds; 0 while that is not known."""
         self._read(now)
-        return self.wait(self.load.queued, now) if self.known else 0.0
+        return self.wait(self.load.queued_work, now) if self.known else 0.0
 
     def own(self, limit: float, items: int) -> float:
         """Return how long a task takes in a unit of `items`, from its beginning.
@@ -440,9 +440,9 @@ class StageAdmission:
             left: seconds to its deadline, of which it may spend some on waiting for its batch to fill.
             now: the time.
         """
-        if not before and not self.load.queued and self.is_unproven(now):
+        if not before and not self.load.queued_work and self.is_unproven(now):
             return at
-        queued = self.load.queued + before
+        queued = self.load.queued_work + before
         if at:
             queued += self.direct.per_second * at
         starts = self.wait(queued, now)
@@ -480,7 +480,7 @@ class StageAdmission:
 
     def is_over_target(self, timeout: float, now: float) -> bool:
         """Whether a call that comes now has to wait, and would be here for longer than the target."""
-        if not self.target or not self.wait(self.load.queued, now):
+        if not self.target or not self.wait(self.load.queued_work, now):
             return False
         seconds = self.done_in(now) if self._no_worker_since is None else None
         return (self.leaves(0.0, 0, timeout, timeout, now) if seconds is None else seconds) > self.target + ROUNDING
@@ -489,7 +489,7 @@ class StageAdmission:
         """Return the seconds that the tasks here and on their way here take; 0 while that is not known."""
         self._read(now)
         rate = self.per_second
-        return self._starts_in(now) + (self.load.queued + self.coming) / rate if rate else 0.0
+        return self._starts_in(now) + (self.load.queued_work + self.coming) / rate if rate else 0.0
 
     def is_unproven(self, now: float) -> bool:
         """Whether the stage has had nothing to do for so long that what is known of it should be tried again."""
@@ -514,9 +514,9 @@ class StageAdmission:
         return max(units + self._batch_size - 1, self._batch_size, SHORT_SECONDS * rate) + rate * self.upstream
 
     @property
-    def waiting(self) -> int:
+    def waiting(self) -> float:
         """The tasks that are admitted and that no worker runs yet: on their way here, queued, or sent ahead."""
-        return self.load.queued + self.coming + self._sent_ahead
+        return self.load.queued_work + self.coming + self._sent_ahead
 
     @property
     def _sent_ahead(self) -> int:
