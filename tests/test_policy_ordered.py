@@ -9,6 +9,7 @@ from itertools import islice
 from random import Random
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_ordered_queue import task
@@ -359,7 +360,17 @@ def test_where_costs_are_small_the_number_of_tasks_counts() -> None:
     stage = scheduler(Rules(max_cost=1000), size=4)
     come(stage, *(task(number, cost=0) for number in range(10)))
     assert stage.queued_work == 10
-    assert scheduler(Rules(keyed=True)).varies is False
+
+
+@pytest.mark.parametrize(
+    "rules", [Rules(keyed=True), Rules(max_cost=100, keyed=True), Rules(max_cost=100, by_cost=True)]
+)
+def test_where_keys_or_like_costs_part_what_waits_its_cost_does_not_say_how_many_batches_it_is(rules: Rules) -> None:
+    stage = scheduler(rules, size=64)
+    come(stage, *(task(number, cost=40, key=f"{number}") for number in range(5)))
+    assert stage.queued_work == 5
+    assert not stage.varies
+    assert stage.usual_size == 64
 
 
 def test_a_batch_that_was_not_full_says_nothing_of_how_many_tasks_one_holds() -> None:

@@ -19,7 +19,7 @@ from mosec_asgi.observing.metrics import ServiceMetrics, StageMetrics
 from mosec_asgi.pool.link import WorkerEvents
 from mosec_asgi.testing.loop import VirtualTimeLoop
 
-# From the number of tasks in a unit of work (or what they cost, where the stage counts that) and the time to its seconds.
+# From the number of tasks in a unit of work, or its cost where the stage counts that, and the time, to its seconds.
 Seconds = Callable[[Random, int, float], float]
 
 
@@ -389,9 +389,11 @@ class SimulatedWorker:
 
     def _amount(self, ids: Sequence[int]) -> int:
         """Return what there is in a unit of work."""
-        if not self._stage.rules.max_cost:
+        rules = self._stage.rules
+        if not (rules.max_cost or rules.by_cost):
             return len(ids)
-        return sum(self._world.history.answers[task].call.cost for task in ids)
+        costs = [self._world.history.answers[task].call.cost for task in ids]
+        return len(costs) * max(costs) if rules.by_cost else sum(costs)
 
     def _emit(self, ids: Sequence[int]) -> None:
         self._say(lambda: self._events.chunks(Chunks(list(ids), [b"event"] * len(ids))))

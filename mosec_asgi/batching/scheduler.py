@@ -75,8 +75,8 @@ class Scheduler(Generic[WorkerKey]):
         self._arrivals = Arrivals() if adaptive and self.batched else None
         # Bounds the batches by the latency target; None where there is none, or no batching.
         self.steering = self._steering_for(latency_target)
-        # What batches are where costs bound them; None where costs do not, or there is no batching.
-        self._full = FullBatches(max_batch_size) if self.batched and self.rules.max_cost else None
+        # What batches are where the sum of costs bounds them; else None.
+        self._full = FullBatches(max_batch_size) if self.batched and self.rules.sums_costs else None
         # Batches may be full with fewer tasks than their number allows; see `usual_size`.
         self.varies = self._full is not None or self.steering is not None
         self._policy = policy or self._usual_policy(max_batch_size, max_wait)
