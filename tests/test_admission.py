@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mosec_asgi.batching.admission import STANDING_SECONDS, Admission, Reason
+from mosec_asgi.batching.leeway import SHARE, SHARE_AT_FIRST
 from mosec_asgi.batching.stage_admission import PROBE_SECONDS, StageAdmission
 
 
@@ -657,7 +658,7 @@ def test_waiting_at_one_stage_leaves_time_for_the_later_ones() -> None:
     first, second = (stage.leeway for stage in door.stages)
     assert 0.05 <= second.seconds <= 0.3
     assert first.seconds == pytest.approx(2 * second.seconds)
-    assert first.known
+    assert first.share == SHARE
 
 
 def test_a_task_at_the_head_is_not_late_because_a_later_stage_would_wait_if_it_could() -> None:
@@ -673,10 +674,10 @@ def test_while_a_later_stage_is_not_known_what_a_task_needs_is_not_either() -> N
     door = Door(dict(PATIENT), {})
     door.learn(0.05, items=8)
     door.ask()
-    assert not door.stages[0].leeway.known
+    assert door.stages[0].leeway.share == SHARE_AT_FIRST
     door.learn(0.05, stage=1)
     door.ask()
     door.ask()
-    assert door.stages[0].leeway.known
+    assert door.stages[0].leeway.share == SHARE
     door.stages[0].configure(batch_size=4, concurrency=1, max_wait=5.0, latency_target=0.0)
-    assert not door.stages[0].leeway.known
+    assert door.stages[0].leeway.share == SHARE_AT_FIRST

@@ -11,7 +11,7 @@ from mosec_asgi.batching.leeway import Leeway
 
 def leeway(seconds: float, *, known: bool) -> Leeway:
     made = Leeway()
-    made.seconds, made.known = seconds, known
+    made.learn(seconds, known=known)
     return made
 
 

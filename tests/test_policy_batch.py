@@ -111,7 +111,7 @@ def test_where_a_batch_fills_quickly_an_adaptive_stage_waits_but_no_longer_than_
 
 def measured(seconds: float) -> Leeway:
     leeway = Leeway()
-    leeway.seconds, leeway.known = seconds, True
+    leeway.learn(seconds, known=True)
     return leeway
 
 

@@ -317,7 +317,7 @@ def hurried(number: int, deadline: float, **labels: Any) -> Task:
 
 def test_a_key_that_would_miss_a_deadline_goes_before_it_has_filled_a_batch() -> None:
     stage = scheduler(Rules(keyed=True), max_wait=60.0)
-    stage.leeway.seconds, stage.leeway.known = 0.5, True
+    stage.leeway.learn(0.5, known=True)
     come(stage, task(1, key="a"), task(2, key="b"), hurried(3, 2.0, key="b"))
     assert stage.assign(0.1) == ([], 1.5)
     assert batches(stage, now=1.5) == [[2, 3]], "in order of arrival"
@@ -327,14 +327,14 @@ def test_a_key_that_would_miss_a_deadline_goes_before_it_has_filled_a_batch() ->
 
 def test_of_like_costs_the_one_that_would_be_late_is_in_the_batch() -> None:
     stage = scheduler(Rules(by_cost=True), size=4, max_wait=60.0)
-    stage.leeway.seconds, stage.leeway.known = 0.5, True
+    stage.leeway.learn(0.5, known=True)
     come(stage, task(1, cost=10), task(2, cost=11), hurried(3, 2.0, cost=500))
     assert batches(stage, now=1.5) == [[3]]
 
 
 def test_where_there_are_priorities_they_come_first_though_another_is_in_a_hurry() -> None:
     stage = scheduler(Rules(keyed=True), max_wait=60.0)
-    stage.leeway.seconds, stage.leeway.known = 0.5, True
+    stage.leeway.learn(0.5, known=True)
     come(stage, task(1, key="a", priority=1), hurried(2, 2.0, key="b"))
     assert batches(stage, now=1.5) == [[1]]
 

@@ -301,8 +301,8 @@ class Admission:
         stage = self.stages[index]
         routes = [[self.stages[place] for place in later] for later in self._later[index]]
         needs = (sum(each.easy + each.load.queued_work * each.per_task for each in later) for later in routes)
-        stage.leeway.seconds = stage.easy + max(needs, default=0.0)
-        stage.leeway.known = stage.known and all(each.known for later in routes for each in later)
+        known = stage.known and all(each.known for later in routes for each in later)
+        stage.leeway.learn(stage.easy + max(needs, default=0.0), known=known)
 
     def _margin_of(self, later: Sequence[int]) -> float:
         """Return the most seconds that the later stages take, an estimate that holds for `FRESH_SECONDS` from now."""

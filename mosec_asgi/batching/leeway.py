@@ -8,9 +8,9 @@ nothing is known, half of it is.
 
 from __future__ import annotations
 
-# The share of a task's time that is not spent on waiting, once times have been measured, and before.
-KEPT = 0.1
-KEPT_AT_FIRST = 0.5
+# The share of a task's time that may be spent on waiting, once times have been measured, and before.
+SHARE = 0.9
+SHARE_AT_FIRST = 0.5
 
 
 class Leeway:
@@ -18,16 +18,20 @@ class Leeway:
 
     Attributes:
         seconds: that a task needs from when it is sent to a worker, as far as was measured.
-        known: that is true of this stage, and of all later ones.
+        share: of a task's time that may be spent on waiting.
     """
 
-    __slots__ = ("known", "seconds")
+    __slots__ = ("seconds", "share")
 
     def __init__(self) -> None:
         self.seconds = 0.0
-        self.known = False
+        self.share = SHARE_AT_FIRST
+
+    def learn(self, seconds: float, *, known: bool) -> None:
+        """Note what a task needs from when it is sent to a worker; `known` if all stages that are still to come are."""
+        self.seconds = seconds
+        self.share = SHARE if known else SHARE_AT_FIRST
 
     def most(self, left: float) -> float:
         """Return for how many seconds a task may wait whose deadline is in `left` seconds; both may be infinite."""
-        kept = KEPT if self.known else KEPT_AT_FIRST
-        return max(0.0, min(left - self.seconds, left * (1.0 - kept)))
+        return max(0.0, min(left - self.seconds, left * self.share))

@@ -247,7 +247,8 @@ class OrderedQueue(TaskQueue):
 
     def earliest_deadline(self) -> float:
         """Return the earliest deadline of those that need not be run alone; infinite where none waits."""
-        return self._deadlines[0][0] if self._deadlines else math.inf
+        self.soonest = self._deadlines[0][0] if self._deadlines else math.inf
+        return self.soonest
 
     def most_pressing(self) -> Task:
         """Return the task with that deadline; there must be one."""
@@ -372,6 +373,7 @@ class OrderedQueue(TaskQueue):
         lane.cost += task.cost
         self.cost += task.cost
         insort(self._deadlines, (task.deadline, task.number, task))
+        self.soonest = self._deadlines[0][0]
         self._list(lane)
 
     def _remove(self, task: Task) -> Entry:

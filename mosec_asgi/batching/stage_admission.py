@@ -196,7 +196,8 @@ class StageAdmission:
             self._batch_size = self._most = batch_size
             self._concurrency = concurrency
             self.times = ServiceTimes(batch_size)
-            self.known = self.careful = self.leeway.known = False
+            self.known = self.careful = False
+            self.leeway.learn(0.0, known=False)
             self.easy = self.per_task = self.caution = self.pressure = 0.0
             self.short = math.inf
             self.margin = -math.inf

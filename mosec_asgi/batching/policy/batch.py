@@ -58,7 +58,7 @@ class BatchPolicy(Generic[WorkerKey]):
             if worker is None:
                 return None
         elif not full and now < (until := self._wait_until(self._size, oldest, queue, loads, now)):
-            until = min(until, self._latest(oldest, queue))
+            until = self._bounded(until, oldest, queue)
             if now < until:
                 return until
         return Pick(worker, queue.first(self._size))
@@ -72,9 +72,14 @@ class BatchPolicy(Generic[WorkerKey]):
             return min(most, oldest.queued + self._arrivals.batch_seconds)
         return self._arrivals.linger_until(queue.live, loads.in_flight, loads.free, self._max_wait)
 
-    def _latest(self, oldest: Task, queue: TaskQueue) -> float:
-        """Return until when a batch that `oldest` has begun may wait at most, with none of those that wait late."""
-        return oldest.queued + self._leeway.most(queue.earliest_deadline() - oldest.queued)
+    def _bounded(self, until: float, oldest: Task, queue: TaskQueue) -> float:
+        """Return until when a batch that `oldest` has begun may wait: `until`, or earlier if a task would be late."""
+        queued, leeway = oldest.queued, self._leeway
+        wait, left = until - queued, queue.soonest - queued
+        # So it is nearly always.
+        if wait <= left * leeway.share and wait <= left - leeway.seconds:
+            return until
+        return min(until, queued + leeway.most(queue.earliest_deadline() - queued))
 
 
 def idle(loads: Loads[WorkerKey]) -> WorkerKey | None:

@@ -87,10 +87,10 @@ class OrderedBatchPolicy(BatchPolicy[WorkerKey]):
                 until = self._wait_until(self._size, oldest, queue, loads, now)
                 if now >= until:
                     first = leader
-                elif now >= (latest := self._latest(oldest, queue)):
+                elif now >= (until := self._bounded(until, oldest, queue)):
                     first = self._in_a_hurry(queue)
                 elif first is None:
-                    return min(until, latest)
+                    return until
         assert first is not None
         return Pick(worker, self._batch(first, queue))
 

@@ -61,7 +61,7 @@ class SteeredBatchPolicy(BatchPolicy[WorkerKey]):
             size = self._steering.size(_slots(loads))
             until = min(self._wait_until(size, oldest, queue, loads, now), self._steering.patience(tasks, now))
             if now < until:
-                until = min(until, self._latest(oldest, queue))
+                until = self._bounded(until, oldest, queue)
             if now < until:
                 return until
         return Pick(worker, tasks[: fit.size])
@@ -114,11 +114,10 @@ class SteeredOrderedBatchPolicy(OrderedBatchPolicy[WorkerKey]):
             until = min(self._wait_until(size, oldest, queue, loads, now), self._steering.patience(tasks, now))
             if now >= until:
                 return Pick(worker, tasks[: fit.size])
-            latest = self._latest(oldest, queue)
-            if now >= latest and (pressing := self._in_a_hurry(queue)) is not None:
+            until = self._bounded(until, oldest, queue)
+            if now >= until and (pressing := self._in_a_hurry(queue)) is not None:
                 tasks, fit = self._steered(pressing, queue, start, loads)
                 return Pick(worker, tasks[: fit.size])
-            until = min(until, latest)
         first = queue.full()
         if first is None:
             return None if ahead else until
