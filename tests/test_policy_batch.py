@@ -142,3 +142,15 @@ def test_a_stage_that_waits_where_it_pays_keeps_deadlines_too() -> None:
     until = policy.pick(queue, workers("a"), 10.0)
     assert until == pytest.approx(10.2)
     assert policy.pick(queue, workers("a"), 10.21) == Pick("a", [task])
+
+
+@pytest.mark.parametrize(
+    ("max_wait", "seconds", "until"), [(4.0, 5.0, 14.0), (6.0, 5.0, 15.0), (8.0, 0.5, 18.0), (9.2, 0.5, 19.0)]
+)
+def test_both_what_a_task_needs_and_a_share_of_its_time_bound_the_wait(
+    max_wait: float, seconds: float, until: float
+) -> None:
+    policy: BatchPolicy[str] = BatchPolicy(SIZE, max_wait, None, measured(seconds))
+    queue = TaskQueue()
+    queue.append(new_task(0, 10.0, deadline=20.0))
+    assert policy.pick(queue, workers("a"), 10.0) == until
