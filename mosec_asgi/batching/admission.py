@@ -16,7 +16,11 @@ longer than a unit takes, the units that run are expected to take as long again.
 waits for the tasks that are there and those on their way there (`coming`: admitted, and still at earlier stages), and
 then takes its own time. The tasks ahead count with the mean time, the call itself with the time that nearly all tasks
 take. A stream counts with the time to its first event, and holds its slot until its end. A stage without measurements
-refuses nothing.
+refuses nothing. That its first task has been running for long does not mean that the next ones will: code may be
+compiled for it. Nor does a long queue mean that a call is late: tasks ahead of it may expire before their turn.
+
+A batch waits to fill only as long as its tasks have time for that (`leeway`), so that no call is refused for this wait.
+Where the cost of what waits says how many batches that is, it counts by its cost (`Load.queued_work`).
 
 *At the head of the queue* the same estimate is made with nothing ahead, and a task that cannot be finished any more is
 dropped. So an estimate that was wrong at admission costs an answer, never a worker's time. A call's own time counts as
