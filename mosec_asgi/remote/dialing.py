@@ -67,7 +67,7 @@ class Dialing:
             except OSError as error:
                 self._tell_away(error.strerror or str(error))
             except (HandshakeError, StartupError) as error:
-                self._tell_away(str(error))
+                self._tell_away(str(error), is_there=True)
             else:
                 pause = LEAST_PAUSE
                 await self._follow()
@@ -134,14 +134,15 @@ class Dialing:
     def _on_lost(self, reason: str) -> None:
         self._lost.set_result(reason)
 
-    def _tell_away(self, why: str) -> None:
+    def _tell_away(self, why: str, *, is_there: bool = False) -> None:
         if self._given is not None:
             # The program ends, and so does this process.
             logger.info("the engine is gone: %s", why)
         # Once for each reason: it is tried every two seconds.
         elif why != self._told:
             self._told = why
-            logger.warning("there is no engine%s: %s; until there is one, calls are answered 503", self._at, why)
+            what = "the engine%s cannot be used: %s" if is_there else "there is no engine%s: %s"
+            logger.warning(f"{what}; until there is one, calls are answered 503", self._at, why)
 
     @property
     def _at(self) -> str:
