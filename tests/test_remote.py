@@ -348,6 +348,20 @@ async def test_an_engine_that_refuses_a_program_is_not_said_to_be_away(
         listening.close()
 
 
+async def test_an_engine_of_another_user_is_named_so(caplog: pytest.LogCaptureFixture) -> None:
+    class Denied(Dialing):
+        async def _dial(self) -> socket.socket:
+            raise PermissionError(errno.EACCES, "Permission denied")
+
+    dialing = Denied(RemoteEngine(asyncio.get_running_loop(), ServiceMetrics("x", [])), [], "/run/e.sock")
+    task = asyncio.create_task(dialing.run())
+    await asyncio.wait_for(dialing.tried.wait(), 10)
+    task.cancel()
+    await asyncio.wait([task])
+    assert "the engine at /run/e.sock cannot be used: its socket, or a folder above it, is for another" in caplog.text
+    assert "start both as the same user" in caplog.text
+
+
 def test_another_version_is_refused() -> None:
     hello = Hello(tuple(ROUTES), 1, version="0.0.1")
     assert "mosec-asgi 0.0.1 on Python" in hello.differs_from(ROUTES)

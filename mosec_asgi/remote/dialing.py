@@ -20,6 +20,7 @@ from mosec_asgi.remote.memory import WebMemory
 LEAST_PAUSE, MOST_PAUSE = 0.05, 2.0
 # Seconds between two looks at how the engine stands.
 REFRESH_SECONDS = 1.0
+SAME_USER = "start both as the same user"
 
 logger = log.internal_logger(__name__)
 
@@ -64,6 +65,9 @@ class Dialing:
                 await asyncio.wait_for(self._connect(), handshake.SECONDS if self._given is None else None)
             except asyncio.TimeoutError:
                 self._tell_away("it does not answer")
+            except PermissionError:
+                why = f"its socket, or a folder above it, is for another user only; {SAME_USER}"
+                self._tell_away(why, is_there=True)
             except OSError as error:
                 self._tell_away(error.strerror or str(error))
             except (HandshakeError, StartupError) as error:
@@ -98,7 +102,9 @@ class Dialing:
         try:
             await self._loop.sock_connect(sock, self._path)
             if (user := private_socket.stranger(sock)) is not None:
-                raise HandshakeError(f"the socket belongs to user {user}, and this process is of user {os.geteuid()}")
+                raise HandshakeError(
+                    f"its socket belongs to user {user}, and this process is of user {os.geteuid()}; {SAME_USER}"
+                )
         except BaseException:
             sock.close()
             raise
