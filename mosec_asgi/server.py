@@ -509,7 +509,7 @@ class Server:
         last reference to it has gone. It may be changed. Copy what is to be kept for long: while the memory of a worker
         (the setting `shared_memory`) is full, its large results come more slowly, through a pipe.
 
-        To cancel the coroutine drops the call, wherever it is.
+        To cancel the coroutine, or to close it, drops the call, wherever it is.
 
         Args:
             item: any object that can be pickled, of a class that the workers can import.
