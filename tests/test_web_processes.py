@@ -226,9 +226,8 @@ def test_web_processes_whose_key_is_gone_say_so_before_the_service_ends(tmp_path
         for pid in web_processes(program):
             os.kill(pid, signal.SIGKILL)
         assert program.wait() == 3
-        message = (
-            f"a web process could not be started: the key (--ssl-keyfile, MOSEC_SSL_KEYFILE) {files.key} cannot be read"
-        )
+        assert "a web process could not be started: the key" in program.output
+        assert f"{files.key} cannot be read" in program.output
         assert "Traceback" not in program.output
         program.assert_nothing_left()
 
