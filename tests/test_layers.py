@@ -38,7 +38,7 @@ PURE = {
     "batching.scheduler", "batching.queue", "batching.loads", "batching.average", "batching.arrivals",
     "batching.policy", "batching.policy.window", "batching.policy.batch", "batching.policy.quarantine",
     "batching.policy.rules", "batching.policy.ordered", "batching.policy.steering",
-    "batching.policy.steered", "batching.batch_time",
+    "batching.policy.steered", "batching.batch_time", "batching.leeway", "batching.full_batches",
     "batching.ordered_queue", "batching.tenants",
     "batching.engine", "batching.task", "batching.flow",
     "batching.admission", "batching.stage_admission", "batching.service_time", "batching.offered", "batching.busy_poll",

@@ -160,6 +160,7 @@ class Stage:
             latency_target=plan.latency_target,
         )
         self.admission.done_in = self.scheduler.done_in
+        self.admission.leeway = self.scheduler.leeway
         self._watchdog: Watchdog[PoolWorker] = Watchdog(lambda worker: worker.spec.timeout + GRACE_SECONDS)
         self._flights = SingleFlight(keyed=plan.rules.keyed) if plan.coalesce else None
         self._marked = False
@@ -407,9 +408,8 @@ class Stage:
             wanted = len(sent) - in_vain
         # Measured when the answers are on their way, so that clients do not wait for it.
         if sent:
-            steering = self.scheduler.steering
-            if steering is not None:
-                self.admission.batches_of(steering.usual_size(self.scheduler.slots))
+            if self.scheduler.varies:
+                self.admission.batches_of(self.scheduler.usual_size)
             self.admission.answered(len(sent), began, now, units=units, wanted=wanted > 0)
         if (told := self.events.answered) is not None:
             told(worker.worker_id, sent, seconds, wanted, now)
