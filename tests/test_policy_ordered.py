@@ -356,6 +356,15 @@ def test_what_waits_counts_by_its_cost_in_tasks_of_full_batches() -> None:
     assert stage.queued_work == 10, "two batches and a half"
 
 
+def test_a_task_whose_cost_is_beyond_the_sum_that_is_allowed_counts_as_one_batch() -> None:
+    stage = scheduler(Rules(max_cost=100), size=64)
+    come(stage, *(task(number, cost=350) for number in (1, 2, 3)))
+    assert stage.queued_work == 3 * 64
+    assert batches(stage) == [[1], [2]]
+    assert stage.usual_size == 1
+    assert stage.queued_work == 1
+
+
 def test_where_costs_are_small_the_number_of_tasks_counts() -> None:
     stage = scheduler(Rules(max_cost=1000), size=4)
     come(stage, *(task(number, cost=0) for number in range(10)))

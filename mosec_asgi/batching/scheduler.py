@@ -131,7 +131,8 @@ class Scheduler(Generic[WorkerKey]):
         live = self.queue.live
         if self._full is None or not isinstance(self.queue, OrderedQueue):
             return live
-        batches = max(live / self._size, self.queue.cost / self.rules.max_cost)
+        # A task whose cost is beyond the sum that is allowed is a batch of its own, and no more than one.
+        batches = min(live, max(live / self._size, self.queue.cost / self.rules.max_cost))
         return batches * self.usual_size
 
     @property
