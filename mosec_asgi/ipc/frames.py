@@ -45,10 +45,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 
-from mosec_asgi.messages import LOST, REPLY, Cancels, Chunks, Credits, ForwardTime, LinkError, Results, Tasks
-
-# Makes a message from all its fields in half the time of calling its class.
-_new = tuple.__new__
+from mosec_asgi.messages import LOST, REPLY, Cancels, Chunks, Credits, ForwardTime, LinkError, Results, Tasks, tuple_new
 
 MAGIC = 0x6D61
 MAX_BODY = 1 << 34
@@ -426,7 +423,7 @@ def _decode_results(data: bytes, start: int, end: int, count: int, seconds: floa
         task_id, length, code = _RESULT_ROW.unpack_from(data, start)
         position = start + _RESULT_SIZE
         if code in STATUSES and position + length == end and 0.0 <= seconds < math.inf:
-            return _new(Results, ((task_id,), (code,), [data[position:end]], seconds, (), ()))
+            return tuple_new(Results, ((task_id,), (code,), [data[position:end]], seconds, (), ()))
         # Not valid: the code below finds out why.
     (ids, lengths, codes), position = _unpack_table(RESULT_ENTRY, data, start, end, count)
     if not 0.0 <= seconds < math.inf:
@@ -495,7 +492,7 @@ def _decode_tasks(data: bytes, start: int, end: int, count: int) -> Tasks:
         position = start + _TASK_SIZE
         names_end = position + name_length
         if names_end + length == end and (name := data[position:names_end]).isascii():
-            return _new(Tasks, ((task_id,), (task_flags,), [name.decode()], [data[names_end:end]], ()))
+            return tuple_new(Tasks, ((task_id,), (task_flags,), [name.decode()], [data[names_end:end]], ()))
         # Not valid: the code below finds out why.
     (ids, lengths, flags, name_lengths), position = _unpack_table(TASK_ENTRY, data, start, end, count)
     names_end = position + sum(name_lengths)
