@@ -1,4 +1,4 @@
-"""The messages between the floors: what is asked of the engine, and what is asked of a worker. Pure.
+"""The messages between the layers: what is asked of the engine, and what is asked of a worker. Pure.
 
     caller ── Call, Cancel, Credit ──► engine ── Tasks, Cancels, Credits ──► link ══► worker
     caller ◄─ Chunk, Outcome ───────── engine ◄─ Chunks, Results ─────────── link ◄══ worker
@@ -8,7 +8,7 @@ from it, as columns of equal length: a message for many tasks costs as much as o
 message after it has been made, none is compared by identity, and each survives `pickle`, so that any of these arrows
 may cross a socket. Only the edges turn messages into bytes and protocols.
 
-The messages stand on the lowest floor because all other floors use them; frames (`ipc`) carry them as well.
+They are a part of the lowest layer because all other layers use them; frames (`ipc`) carry them as well.
 """
 
 from __future__ import annotations

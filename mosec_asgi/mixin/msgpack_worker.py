@@ -14,7 +14,7 @@ from mosec_asgi.mixin.library import NeedsLibrary, load
 _LEAST_VERSION = (1, 2, 4)
 # Arrays that the library takes inside of each other.
 _LIBRARY_DEPTH = 1024
-# Arrays to put around a body, so that the library's own limit is the house's.
+# Arrays to put around a body: with them the library refuses what is nested deeper than `formats.MAX_DEPTH`.
 _AROUND = b"\x91" * (_LIBRARY_DEPTH - formats.MAX_DEPTH)
 # Bytes of a body above which that costs less than to look into each of its values: 30 µs, and a copy.
 _LARGE = 1 << 14
