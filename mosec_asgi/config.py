@@ -194,7 +194,7 @@ class Settings:
         choices=("auto", "plain"),
     )
     namespace: str = _setting("mosec_service", "prefix of the metrics' names")
-    log_level: str = _setting("info", "least level to log", choices=LOG_LEVELS)
+    log_level: str = _setting("info", "lowest level to log", choices=LOG_LEVELS)
     debug: bool = _setting(
         False, "log at level debug, as text instead of JSON lines, coloured on a terminal; show the dashboard"
     )

@@ -244,7 +244,7 @@ class Front:
                     break
                 except StartupError as error:
                     if self.loop.time() > end:
-                        logger.error("%s; until the next start there is none", error)
+                        logger.error("%s; this port stays closed until the service is started again", error)
                         return
                     await asyncio.sleep(POLL_SECONDS)
 

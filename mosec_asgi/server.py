@@ -452,7 +452,7 @@ class Server:
         try:
             await self._lifetime.enter()
         except GivenUp as error:
-            raise StartupError("the end was asked for while the workers were loading") from error
+            raise StartupError("the service was told to stop while its workers were loading") from error
         return self
 
     async def __aexit__(
@@ -785,4 +785,6 @@ class Server:
     def _check_not_started(self, method: str) -> None:
         """Refuse to define what a service that runs, or is being started, would never know of."""
         if self._lifetime.is_here:
-            raise DefinitionError(f"the workers have been started, and {method} comes too late; call it before")
+            raise DefinitionError(
+                f"the workers have been started, so {method} comes too late; call it before the server is run"
+            )

@@ -162,7 +162,7 @@ class Worker(Typed[In, Out], abc.ABC):
             data: what `forward` returned for the request.
 
         Raises:
-            EncodingError: a value has no form in JSON; the text names its type.
+            EncodingError: a value cannot be encoded as JSON; the text names its type.
         """
         try:
             return orjson.dumps(data, option=orjson.OPT_SERIALIZE_NUMPY)

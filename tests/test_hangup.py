@@ -105,7 +105,7 @@ async def test_a_stop_during_a_restart_is_no_error(caplog: pytest.LogCaptureFixt
         await until(lambda: restarts.begun == 1)
         stops.append(True)
         restarts.gate.set()
-        await until(lambda: "not replaced, as the service stops" in caplog.text)
+        await until(lambda: "not replaced: the service stops" in caplog.text)
     assert all(record.levelno == logging.INFO for record in caplog.records)
 
 

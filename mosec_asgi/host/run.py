@@ -164,7 +164,7 @@ def _follow_parent(handover: Handover | None, runner: DrainingServer) -> None:
     draining: set[asyncio.Task[None]] = set()
 
     def begin() -> None:
-        logger.info("another process has taken over; this one answers what it has, and ends")
+        logger.info("another process has taken over; this one answers the requests that it has admitted, and ends")
         draining.add(asyncio.get_running_loop().create_task(runner.drain()))
 
     # To the handlers that are there for it, as for any other wish to end the program.

@@ -245,7 +245,7 @@ class _Web:
         if self._failures >= MOST_FAILURES and not any(
             each.pid and now - each.started > WELL_SECONDS for each in self._places
         ):
-            logger.error("%s, as others before; the service stops", what)
+            logger.error("%s, as did those started before it; the service stops", what)
             self._ending = True
             self._end_program(START_FAILED)
             return
@@ -262,4 +262,4 @@ class _Web:
         try:
             self._control.send(MESSAGE.pack(kind, first, second))
         except OSError as error:
-            logger.debug("the process that starts web processes hears nothing: %s", error)
+            logger.debug("no message can be sent to the process that starts web processes: %s", error)

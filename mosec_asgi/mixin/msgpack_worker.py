@@ -37,12 +37,12 @@ class MsgpackMixin(NeedsLibrary):
             data: what `forward` returned for the request.
 
         Raises:
-            EncodingError: a value has no form in msgpack; the text names its type.
+            EncodingError: a value cannot be encoded as msgpack; the text names its type.
         """
         try:
             encoded: bytes = _msgpack().packb(data, default=_plain)
         except (TypeError, ValueError, OverflowError, RecursionError) as error:
-            raise EncodingError(f"the result has no form in msgpack: {error}") from error
+            raise EncodingError(f"the result cannot be encoded as msgpack: {error}") from error
         return encoded
 
     def deserialize(self, data: bytes) -> Any:

@@ -461,7 +461,7 @@ class Supervisor:
             worker.state = transition(worker.state, Event.DRAIN)
             worker.timer = self._loop.call_later(self._drain_seconds, self._drain_timed_out, worker)
             logger.info(
-                "worker leaves, %s: it is given no more tasks, and answers those that it has",
+                "worker drains, %s: it is given no more tasks, and answers those that it has",
                 worker.link.name,
                 extra=_extra(worker),
             )
