@@ -92,8 +92,8 @@ class Pipeline:
         self.target = target
         self.turns = Turns(max(LEAST_AT_ONCE, target.at_once))
 
-    def now(self, target: Target) -> None:
-        """Note what the target is like from here on: it has more workers, or fewer."""
+    def update(self, target: Target) -> None:
+        """Go by a new target from here on: it has more workers, or fewer."""
         self.target = target
         self.turns.resize(max(LEAST_AT_ONCE, target.at_once))
 
@@ -124,10 +124,10 @@ class Pipelines:
         self.value_of = value_of
         self.engine = engine
 
-    def now(self, targets: Mapping[str, Target]) -> None:
-        """Note what the pipelines are like from here on."""
+    def update(self, targets: Mapping[str, Target]) -> None:
+        """Go by new targets from here on: their stages have changed."""
         for path, target in targets.items():
-            self.by_route[path].now(target)
+            self.by_route[path].update(target)
 
     def ready(self, route: str | None = None) -> bool:
         """Return whether a route, or each of them, can answer; see `seam.Standing`."""
