@@ -38,7 +38,8 @@ General layout, in layers from F8, the highest, to F0; a module imports only fro
     annotations.py          F1  what forward takes and returns
     schema.py               F1  the same as JSON Schema
     messages.py             F0  the messages between the layers: calls, outcomes, tasks, results
-    labels.py, wishes.py    F0  the cost and the key of an item; what a call asks of its place among others
+    labels.py               F0  the cost and the key of an item
+    call_order.py           F0  what a call asks of its place among others: priority, key, tenant
     request.py, reply.py    F0  what a worker may know of a request, and set of its response
     paths.py                F0  routes as users write them
     config.py               F0  settings: keyword < MOSEC_* environment < command line

@@ -17,7 +17,7 @@ import pytest
 from mosec_asgi import Server, Worker
 from mosec_asgi.config import Settings
 from mosec_asgi.errors import DefinitionError
-from mosec_asgi.host import listening, nursery
+from mosec_asgi.host import fork_server, listening
 from mosec_asgi.host.memory import memory_limit
 from mosec_asgi.host.web_processes import MOST_FAILURES, WELL_SECONDS, _divided, _Web
 
@@ -98,19 +98,19 @@ def test_a_fork_that_fails_is_told_and_ends_nothing(
 
     monkeypatch.setattr(os, "fork", refuse)
     ours, theirs = control
-    forks = nursery._Nursery(theirs, [], lambda index, connection, listener: 0)
+    forks = fork_server._ForkServer(theirs, [], lambda index, connection, listener: 0)
     os.close(forks._woken)
     os.close(forks._wake)
     engine, web = socket.socketpair()
     with engine:
-        socket.send_fds(ours, [nursery.MESSAGE.pack(nursery.FORK, 1, 0)], [web.fileno()])
+        socket.send_fds(ours, [fork_server.MESSAGE.pack(fork_server.FORK, 1, 0)], [web.fileno()])
         web.close()
         assert forks._hear()
-        assert nursery.MESSAGE.unpack(ours.recv(nursery.MESSAGE.size)) == (nursery.ENDED, 1, 0)
+        assert fork_server.MESSAGE.unpack(ours.recv(fork_server.MESSAGE.size)) == (fork_server.ENDED, 1, 0)
         # The engine does not wait for it.
         assert engine.recv(1) == b""
     # It is not blocked for the next one.
     assert signal.SIGTERM not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
-    ours.send(nursery.MESSAGE.pack(nursery.FORK, 1, 0))
+    ours.send(fork_server.MESSAGE.pack(fork_server.FORK, 1, 0))
     assert forks._hear()
-    assert nursery.MESSAGE.unpack(ours.recv(nursery.MESSAGE.size)) == (nursery.ENDED, 1, 0)
+    assert fork_server.MESSAGE.unpack(ours.recv(fork_server.MESSAGE.size)) == (fork_server.ENDED, 1, 0)

@@ -29,12 +29,12 @@ LAYERS = {
     "observing": 1, "worker": 1, "streaming": 1, "events": 1, "runtime": 1, "mixin": 1, "schema": 1, "annotations": 1,
     "ray_options": 1, "route_checks": 1,
     "formats": 1, "stops": 1, "hints": 1,
-    "messages": 0, "request": 0, "reply": 0, "paths": 0, "labels": 0, "wishes": 0,
+    "messages": 0, "request": 0, "reply": 0, "paths": 0, "labels": 0, "call_order": 0,
     "config": 0, "keywords": 0, "log": 0, "log_output": 0, "ration": 0, "errors": 0, "protocol": 0, "lazy_timer": 0,
     "version": 0,
 }  # fmt: skip
 PURE = {
-    "messages", "errors", "request", "reply", "paths", "stops", "annotations", "labels", "wishes",
+    "messages", "errors", "request", "reply", "paths", "stops", "annotations", "labels", "call_order",
     "batching.scheduler", "batching.queue", "batching.loads", "batching.average", "batching.arrivals",
     "batching.policy", "batching.policy.window", "batching.policy.batch", "batching.policy.quarantine",
     "batching.policy.rules", "batching.policy.ordered", "batching.policy.steering",

@@ -52,8 +52,8 @@ def web(folder: Path, app: str = "web_app:app") -> contextlib.AbstractContextMan
 
 def web_processes(program: Program) -> list[int]:
     """Return the web processes that the program itself has started."""
-    [nursery] = [pid for pid in child_processes(program.process.pid) if child_processes(pid) and _is_copy(pid)]
-    return child_processes(nursery)
+    [fork_server] = [pid for pid in child_processes(program.process.pid) if child_processes(pid) and _is_copy(pid)]
+    return child_processes(fork_server)
 
 
 def _is_copy(pid: int) -> bool:

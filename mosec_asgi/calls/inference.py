@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, Mapping
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from mosec_asgi import wishes
+from mosec_asgi import call_order
 from mosec_asgi.batching.engine import Engine
 from mosec_asgi.batching.future import FutureOutcome
 from mosec_asgi.calls.objects import Objects, value_of
@@ -176,7 +176,7 @@ class Inference:
         """
         seconds = None if timeout is None else _seconds(timeout)
         if priority or key or tenant:
-            priority, key, tenant = wishes.checked(priority, key, tenant)
+            priority, key, tenant = call_order.checked(priority, key, tenant)
         cost = 1
         if where.labels is not None:
             cost, own = where.labels.of(item)

@@ -213,7 +213,7 @@ class ProtocolRoute:
         request.state = asked = _Asked(ask, pipeline)
         about = told(request, self.path) if pipeline.target.takes_request else None
         if self._pipelines.ordering.reads:
-            asked.priority, asked.tenant = self._pipelines.ordering.wishes(request, self.path, about)
+            asked.priority, asked.tenant = self._pipelines.ordering.priority_and_tenant(request, self.path, about)
         if pipeline.target.streams:
             asked.form = self._endpoint.stream(ask)
             if asked.form is None:
