@@ -1,7 +1,8 @@
 """The settings of a service: keyword < `MOSEC_*` environment < command line, read and checked in one place.
 
-One table, the fields of `Settings`, drives the three sources, the checks and `--help`. Only this module reads the
-environment (the settings, and where prometheus_client is to count) and looks at arguments; nothing else does.
+One table, the fields of `Settings`, drives the three sources, the checks and `--help`. In the server, only
+this module reads the command line and the environment: these settings, and variables of prometheus_client,
+OpenTelemetry and Ray.
 """
 
 from __future__ import annotations
@@ -428,7 +429,7 @@ def _instead(name: str, text: str) -> str:
 
 
 def advise(settings: Settings, environment: Mapping[str, str] | None = None) -> None:
-    """Warn of settings that can be meant as they are, and probably are not.
+    """Warn of settings that are valid, and probably not meant.
 
     Args:
         settings: of the service.
