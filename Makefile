@@ -28,7 +28,12 @@ $(VENV)/serve.stamp: pyproject.toml | $(BIN)/python
 	@$(PIP) -e '.[filetype,http2]'
 	@touch $@
 
+# Before pip has looked at gigabytes to say the same: the newest releases of two of the models' packages need it.
 $(VENV)/test.stamp: pyproject.toml | $(BIN)/python
+	@$(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "the tests of the examples need Python 3.11 or later, and $(VENV) has an older one:" >&2; \
+		echo "  make test VENV=.venv-new PYTHON=python3.12   makes another; make test-pythons runs the others on 3.10" >&2; \
+		exit 1; }
 	@echo "Installing what the tests need, Torch among it: some gigabytes, once ..."
 	@$(PIP) -e '.[test]'
 	@$(PIP) --no-deps $(MODELS)

@@ -8,7 +8,9 @@ process left.
 Part `cost`: the same loads on one process and on two web processes, in turn and in one run. The requests a second may
 not fall below a share of those of one process, though on two cores five processes then share what three had; and what
 the engine, each web process and each worker takes of the processor for a request says what more cores would bring.
-The exit status is 1 where any of that does not hold.
+What web processes gain depends on how many requests are on their way: all that a process says in a turn goes as one
+message, so more of them share its cost. So large bodies are measured with few connections and with many; the share is
+asked for with many, and told with few. The exit status is 1 where any of that does not hold.
 """
 
 from __future__ import annotations
@@ -49,18 +51,25 @@ WEB = (("MOSEC_HTTP_PROCESSES", "2"),)
 
 
 class Kind(NamedTuple):
-    """A kind of request, and the least share of one process's requests a second that two web processes must reach."""
+    """A kind of request, and the least share of one process's requests a second that two web processes must reach.
+
+    Attributes:
+        share: None where it is told and not asked for.
+    """
 
     name: str
     service: str
     load: Load
     connections: int
-    share: float
+    share: float | None
 
 
 KINDS = (
     Kind("echo", "echo", ECHOES, 32, 0.6),
-    Kind("bodies of 100 kB", "bytes_echo", LARGE_ECHOES, 16, 0.85),
+    Kind("bodies of 100 kB", "bytes_echo", LARGE_ECHOES, 16, None),
+    Kind("bodies of 100 kB", "bytes_echo", LARGE_ECHOES, 32, None),
+    Kind("bodies of 100 kB", "bytes_echo", LARGE_ECHOES, 64, 0.85),
+    Kind("bodies of 100 kB", "bytes_echo", LARGE_ECHOES, 128, 0.85),
 )
 
 
@@ -273,8 +282,9 @@ def cost(rounds: int, seconds: int) -> list[str]:
             f"  {share:.2f} of one process here; with enough cores the engine's own bound is {1e6 / engine:.0f} req/s,"
         )
         print(f"  {alone / engine:.1f} times that of one process\n")
-        if share < kind.share:
-            wrong.append(f"{kind.name}: {share:.2f} of one process's requests a second, below {kind.share}")
+        if kind.share is not None and share < kind.share:
+            load = f"{kind.name}, {kind.connections} connections"
+            wrong.append(f"{load}: {share:.2f} of one process's requests a second, below {kind.share}")
     return wrong
 
 
