@@ -49,6 +49,7 @@ General layout, in layers from F8, the highest, to F0; a module imports only fro
     log_output.py           F0  where log lines go: standard error, without waiting for its reader
     ration.py               F0  of the lines that clients cause, no more than a disk can take
     lazy_timer.py           F0  a timer of the event loop that is moved often
+    within.py               F0  waiting for a time, without losing a cancellation
     version.py              F0
 
 CONTRIBUTING.md has the map with all modules.

@@ -510,7 +510,7 @@ class Server:
         be changed. Copy what you keep for long: while that memory (the setting `shared_memory`) is full, the worker's
         large results go through a pipe, which is slower.
 
-        Cancelling the coroutine drops the call, wherever it is.
+        Cancelling the coroutine, or closing it, drops the call, wherever it is.
 
         Args:
             item: any object that can be pickled, of a class that the workers can import.

@@ -1797,6 +1797,23 @@ async def test_a_stop_that_is_cancelled_ends_at_once_and_leaves_no_worker(answer
         assert service.launcher.alive() == []
 
 
+@pytest.mark.parametrize("turns", range(12))
+async def test_a_cancellation_that_comes_in_any_turn_of_a_stop_is_not_lost(turns: int) -> None:
+    async with running(stage()) as service:
+        worker = service.worker
+        service.submit()
+        await worker.gets_work()
+        stop = asyncio.ensure_future(service.coordinator.stop(100.0))
+        await settled_loop()
+        worker.reply()
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        came_in_time = stop.cancel()
+        await asyncio.wait([stop], timeout=PATIENCE)
+        assert stop.cancelled() == came_in_time
+        assert service.launcher.alive() == []
+
+
 async def test_a_replacement_that_is_due_is_not_waited_for_at_the_end() -> None:
     async with running(stage()) as service:
         await let_start_fail(service)

@@ -9,11 +9,13 @@ from contextlib import AsyncExitStack
 
 import pytest
 from common import settled_loop, until
-from direct_side import FLOOD, LIMIT, Client, post, serving
+from direct_side import FLOOD, LIMIT, Client, Side, post, serving
 
+from mosec_asgi.errors import CLOSING
 from mosec_asgi.ration import MOST
-from mosec_asgi.web.limits import Limits
+from mosec_asgi.web.limits import LINGER_SILENCE_SECONDS, Limits
 from mosec_asgi.web.uvicorn.http1 import BODY, MOST_HEADERS
+from mosec_asgi.web.uvicorn.http1 import HEAD as HEAD_AWAITED
 
 HEAD = b"POST /json HTTP/1.1\r\nhost: t\r\n"
 UPGRADE = b"GET / HTTP/1.1\r\nhost: t\r\nconnection: upgrade\r\nupgrade: h2c\r\n\r\n"
@@ -484,6 +486,72 @@ async def test_a_connection_whose_client_sends_on_and_on_behind_its_answer_is_en
             assert time.monotonic() < deadline
             client.send(b"x")
             await asyncio.sleep(0.02)
+
+
+# -- the end of the service --------------------------------------------------------------------------------------------
+
+
+async def stops(side: Side) -> None:
+    """Have the service stop, and wait until all connections are closed, for less time than one lingers elsewhere."""
+    side.server.should_exit = True
+    began = time.monotonic()
+    await until(lambda: not side.server.server_state.connections)
+    assert time.monotonic() - began < LINGER_SILENCE_SECONDS / 2
+
+
+async def heads_are_awaited(side: Side, number: int) -> None:
+    def awaited() -> int:
+        return sum(each._awaits == HEAD_AWAITED for each in side.server.server_state.connections)
+
+    await until(lambda: awaited() == number)
+
+
+@pytest.mark.parametrize("before", [False, True])
+async def test_a_head_that_has_come_in_part_is_answered_503_at_the_end_and_does_not_delay_it(before: bool) -> None:
+    async with serving() as side, side.client() as client:
+        if before:
+            client.send(post())
+            (await side.task()).answer(b"[2]")
+            assert (await client.response()).status == 200
+        client.send(HEAD)
+        await heads_are_awaited(side, 1)
+        await stops(side)
+        response = await client.response()
+        assert (response.status, response.body.decode()) == (503, CLOSING.text)
+        assert (response.header("connection"), response.header("retry-after")) == ("close", "1")
+        assert await client.at_end()
+
+
+async def test_a_head_in_part_behind_a_request_that_runs_delays_the_end_no_longer_than_that() -> None:
+    async with serving() as side, side.client() as client:
+        client.send(post() + HEAD)
+        task = await side.task()
+        await heads_are_awaited(side, 1)
+        side.server.should_exit = True
+        await until(lambda: not side.server.servers[0].sockets)
+        task.answer(b"[2]")
+        assert (await client.response()).status == 200
+        await stops(side)
+
+
+@pytest.mark.parametrize("answered", [False, True])
+async def test_a_client_that_sends_on_and_on_does_not_delay_the_end(answered: bool) -> None:
+    head = b"POST /unknown HTTP/1.1\r\nhost: t\r\nconnection: close\r\ncontent-length: %d\r\n\r\n" % 10**9
+    async with serving() as side, side.client() as client:
+        client.send(head if answered else HEAD)
+        if answered:
+            assert (await client.response()).status == 404
+        else:
+            await heads_are_awaited(side, 1)
+
+        async def send_on() -> None:
+            while True:
+                client.send(b"x")
+                await asyncio.sleep(0.01)
+
+        sending = asyncio.ensure_future(send_on())
+        await stops(side)
+        sending.cancel()
 
 
 # -- clients that end their sending ------------------------------------------------------------------------------------

@@ -487,6 +487,69 @@ class Between:
             step(outcome)
 
 
+LEAVING = pytest.mark.parametrize("leave", ["close", "drop", "collect"])
+
+
+async def leave_by_hand(coroutines: list[Coroutine[Any, Any, Any]], leave: str) -> None:
+    """Leave the only coroutine of a list, which nobody else has."""
+    if leave == "close":
+        coroutines.pop().close()
+    elif leave == "drop":
+        coroutines.clear()
+    else:
+        garbage: list[Any] = [coroutines.pop()]
+        garbage.append(garbage)
+        del garbage
+        # In another thread, as may be.
+        await asyncio.to_thread(gc.collect)
+
+
+@LEAVING
+@pytest.mark.parametrize("begun", [True, False])
+async def test_a_call_whose_coroutine_is_closed_or_dropped_while_it_waits_ends(
+    leave: str, begun: bool, tmp_path: Path
+) -> None:
+    gate, first = tmp_path / "gate", tmp_path / "first"
+    async with serving(workers.Gate, executor="thread") as server:
+        blocking = None if begun else asyncio.ensure_future(server.infer(str(first)))
+        if blocking is not None:
+            await until((tmp_path / "first.begun").exists)
+        before = statistics(server).admitted
+        coroutines = [server.infer(str(gate))]
+        coroutines[0].send(None)
+        assert statistics(server).admitted == before + 1
+        if begun:
+            await until((tmp_path / "gate.begun").exists)
+        await leave_by_hand(coroutines, leave)
+        await until(lambda: statistics(server).admitted == before)
+        if blocking is None:
+            await until((tmp_path / "gate.left").exists)
+        else:
+            first.touch()
+            await blocking
+
+
+async def test_a_result_that_has_come_when_the_coroutine_is_closed_is_dropped() -> None:
+    async with serving(workers.Arrays) as server:
+        coroutine = server.infer(200_000)
+        coroutine.send(None)
+        await until(lambda: statistics(server).admitted == 0)
+        assert statistics(server).shared_memory
+        coroutine.close()
+
+
+def test_a_coroutine_may_be_closed_when_the_event_loop_is_closed() -> None:
+    kept: list[Coroutine[Any, Any, Any]] = []
+
+    async def main() -> None:
+        async with serving(workers.Echo, executor="thread") as server:
+            kept.append(server.infer(1))
+            kept[0].send(None)
+
+    asyncio.run(main())
+    kept[0].close()
+
+
 # -- large arrays ------------------------------------------------------------------------------------------------------
 
 
@@ -646,6 +709,51 @@ async def test_whoever_leaves_a_stream_ends_it_in_the_worker(executor: str, leav
             await asyncio.wait([reading])
         await until((tmp_path / "made.ended").exists)
         await at_rest(server)
+
+
+@LEAVING
+async def test_a_stream_whose_coroutine_is_closed_or_dropped_while_it_waits_ends(leave: str, tmp_path: Path) -> None:
+    faults: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: faults.append(context))
+    file = tmp_path / "made"
+    async with serving(workers.Endless, executor="thread") as server:
+        coroutines: list[Coroutine[Any, Any, Any]] = [_gathered(server.stream(str(file)))]
+        coroutines[0].send(None)
+        await until(file.exists)
+        await leave_by_hand(coroutines, leave)
+        await until((tmp_path / "made.ended").exists)
+        await at_rest(server)
+    assert not faults
+
+
+async def test_a_stream_is_used_as_an_async_generator() -> None:
+    async with serving(workers.Spell, executor="thread") as server:
+        stream = server.stream("abc")
+        assert aiter(stream) is stream
+        assert [await anext(stream), await stream.asend(None), await anext(stream)] == ["a", "b", "c"]
+        for _ in range(2):
+            with pytest.raises(StopAsyncIteration):
+                await anext(stream)
+        for thrown in (KeyError("thrown"), KeyError):
+            stream = server.stream("abc")
+            assert await anext(stream) == "a"
+            with pytest.raises(KeyError):
+                await stream.athrow(thrown)  # type: ignore[call-overload]
+            await stream.aclose()
+            with pytest.raises(StopAsyncIteration):
+                await anext(stream)
+
+
+async def test_a_stream_has_one_reader_at_a_time(tmp_path: Path) -> None:
+    async with serving(workers.Endless, executor="thread") as server:
+        stream = server.stream(str(tmp_path / "made"))
+        reading = asyncio.ensure_future(stream.__anext__())  # type: ignore[arg-type]
+        await asyncio.sleep(0)
+        for other in (stream.__anext__, stream.aclose):
+            with pytest.raises(RuntimeError, match="is awaited"):
+                await other()
+        assert await reading == "x" * 1000
+        await stream.aclose()
 
 
 @BOTH

@@ -31,7 +31,7 @@ LAYERS = {
     "formats": 1, "stops": 1, "hints": 1,
     "messages": 0, "request": 0, "reply": 0, "paths": 0, "labels": 0, "call_order": 0,
     "config": 0, "keywords": 0, "log": 0, "log_output": 0, "ration": 0, "errors": 0, "protocol": 0, "lazy_timer": 0,
-    "version": 0,
+    "within": 0, "version": 0,
 }  # fmt: skip
 PURE = {
     "messages", "errors", "request", "reply", "paths", "stops", "annotations", "labels", "call_order",

@@ -99,3 +99,19 @@ def test_a_client_that_pauses_or_sends_for_too_long_is_not_waited_for(
         await asking
 
     in_manual_time(main)
+
+
+def test_a_cancellation_that_comes_with_a_piece_is_not_lost() -> None:
+    async def main(loop: ManualLoop) -> None:
+        client = Client([PIECE])
+
+        async def receive() -> Message:
+            message = await client.receive()
+            loop.call_soon(asking.cancel)
+            return message
+
+        asking = loop.create_task(Lingering(refuse)(request(), receive, client.send))
+        await settled_loop()
+        assert asking.cancelled()
+
+    in_manual_time(main)

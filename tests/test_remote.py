@@ -10,7 +10,9 @@ import json
 import math
 import os
 import pickle
+import re
 import socket
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -390,6 +392,25 @@ async def test_who_has_not_been_greeted_when_the_engine_ends_is_let_go() -> None
             assert ours.recv(1) == b""
 
 
+async def test_a_stop_that_comes_with_the_greeting_takes_no_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    pair = Pair()
+    received = handshake.received
+
+    async def received_at_the_end(loop: asyncio.AbstractEventLoop, sock: socket.socket) -> tuple[Any, list[int]]:
+        said = await received(loop, sock)
+        loop.call_soon(pair.callers.close)
+        return said
+
+    monkeypatch.setattr(handshake, "received", received_at_the_end)
+    ours, theirs = socket.socketpair()
+    with ours:
+        pair.callers.add(theirs)
+        ours.sendall(handshake.encoded(Hello(tuple(ROUTES), 1)))
+        await until(lambda: theirs.fileno() < 0 or len(pair.callers), "it is let go")
+        assert not len(pair.callers)
+        assert ours.recv(1) == b""
+
+
 async def test_of_those_that_are_refused_so_much_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     async with paired() as (pair, _):
         loop = asyncio.get_running_loop()
@@ -502,7 +523,52 @@ async def test_a_call_that_the_engine_does_not_answer_in_time_is_answered_408_he
         got, _ = await pair.engine.next_call()
         pair.engine.settle(got)
         assert (await whole.outcome()).code == OK
-    assert "has not answered 1 calls within the service's timeout" in caplog.text
+    assert "has not answered 1 calls within their time" in caplog.text
+
+
+@pytest.mark.parametrize("timeout", [math.inf, 5.0])
+async def test_so_is_one_that_has_brought_its_own_time_and_no_other(
+    timeout: float, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(remote_engine, "LOOK_SECONDS", 0.02)
+    async with paired(timeout=timeout) as (pair, remote):
+        stream, plain, answered, late, later = (Web() for _ in range(5))
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        for web, own in ((stream, 0.5), (plain, None), (answered, 0.5), (late, 0.5), (later, 0.7)):
+            remote.submit(call(remote, timeout=own), web)
+        await until(lambda: len(pair.engine.calls) == 5, "the calls come")
+        (begun, caller), (asked, _), (done, _), _, _ = pair.engine.calls.values()
+        caller.streamed(Chunk(begun.id, b"a stream takes as long as it likes"))
+        pair.engine.settle(done)
+        assert (await answered.outcome()).code == OK
+        for web, seconds in ((late, 0.5), (later, 0.7)):
+            assert (await web.outcome()).failure == TIMED_OUT
+            assert loop.time() - began > seconds
+        await until(lambda: len(pair.engine.cancelled) == 2, "the engine hears that nobody waits for the calls")
+        await until(lambda: not remote._own_times, "nothing is left of them")
+        for each, web in ((begun, stream), (asked, plain)):
+            pair.engine.settle(each)
+            assert (await web.outcome()).code == OK
+        if timeout == math.inf:
+            # Without such calls, nothing is looked at.
+            await until(lambda: remote._look_timer is None, "it looks no more")
+            assert not remote._begun
+    assert sum(map(int, re.findall(r"has not answered (\d) calls within their time", caplog.text))) == 2
+
+
+async def test_what_the_engine_answers_while_this_process_stands_still_is_in_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(remote_engine, "LOOK_SECONDS", 0.02)
+    async with paired() as (pair, remote):
+        web = Web()
+        remote.submit(call(remote, timeout=0.05), web)
+        got, _ = await pair.engine.next_call()
+        # Both sides stand still.
+        time.sleep(0.2)
+        pair.engine.settle(got)
+        assert (await web.outcome()).code == OK
 
 
 @pytest.mark.parametrize(
@@ -804,6 +870,33 @@ async def test_a_cancellation_that_comes_with_an_answer_is_not_lost(fails: bool)
         with pytest.raises(asyncio.CancelledError):
             await asked
         pair.runs.set()
+
+
+async def test_a_stop_that_comes_with_the_connection_is_not_lost(tmp_path: Path) -> None:
+    loop = asyncio.get_running_loop()
+    path = str(tmp_path / "engine.sock")
+    pair = Pair()
+    listening = EngineSocket(path)
+    listening.start(pair.callers.add)
+
+    def stop() -> None:
+        dialing.cancel()
+        remote.disconnect()
+
+    class Remote(RemoteEngine):
+        def connect(self, *of_an_engine: Any) -> None:
+            super().connect(*of_an_engine)
+            loop.call_soon(stop)
+
+    remote = Remote(loop, ServiceMetrics("x", []))
+    dialing = loop.create_task(Dialing(remote, ROUTES, path).run())
+    try:
+        await asyncio.wait([dialing], timeout=10)
+        assert dialing.cancelled()
+    finally:
+        dialing.cancel()
+        listening.close()
+        pair.callers.close()
 
 
 async def test_a_question_fails_with_the_connection() -> None:

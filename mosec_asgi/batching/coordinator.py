@@ -56,6 +56,7 @@ from mosec_asgi.pool.link import Launcher
 from mosec_asgi.pool.supervisor import CLOSE_SECONDS, DRAIN_SECONDS, STOPPING, PoolWorker
 from mosec_asgi.ration import Ration
 from mosec_asgi.reply import cut
+from mosec_asgi.within import within
 
 # The longest `Retry-After`, in seconds: after that, a client may ask again even if the service is further behind.
 MOST_RETRY_SECONDS = 60
@@ -238,7 +239,7 @@ class Coordinator:
         self.close()
         if self._admitted and grace > 0:
             try:
-                await asyncio.wait_for(self._all_answered.wait(), grace)
+                await within(grace, self._all_answered.wait())
             except asyncio.TimeoutError:
                 logger.warning("%d requests were not finished within %.1f s", len(self._admitted), grace)
         for task in list(self._admitted.values()):
@@ -249,12 +250,12 @@ class Coordinator:
         for stage in self._stages:
             await stage.recycler.stop()
         stopped = asyncio.gather(*(pool.wait_stopped() for pool in pools))
-        try:
-            await asyncio.wait_for(asyncio.shield(stopped), CLOSE_SECONDS if grace > 0 else 0.5)
-        except asyncio.TimeoutError:
+        # The wait does not cancel it.
+        await asyncio.wait([stopped], timeout=CLOSE_SECONDS if grace > 0 else 0.5)
+        if not stopped.done():
             for pool in pools:
                 pool.kill_all("did not stop when asked")
-            await stopped
+        await stopped
         self._ration.say_all()
         for stage in self._stages:
             stage.stop_timers()

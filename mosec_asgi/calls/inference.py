@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
-from collections.abc import AsyncGenerator, Mapping
+import contextlib
+from collections.abc import AsyncGenerator, Callable, Mapping
+from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -13,8 +14,9 @@ from mosec_asgi.batching.engine import Engine
 from mosec_asgi.batching.future import FutureOutcome
 from mosec_asgi.calls.objects import Objects, value_of
 from mosec_asgi.calls.routes import CallRoute, found
+from mosec_asgi.calls.streams import EventStream, StreamCaller, end_span
 from mosec_asgi.errors import CANCELLED, CallError, raised
-from mosec_asgi.messages import OK, Call, Chunk, Credit, Outcome, drop_all, tuple_new
+from mosec_asgi.messages import OK, Call, Outcome, drop_all, tuple_new
 from mosec_asgi.observing.metrics import ServiceMetrics
 from mosec_asgi.request import Request
 from mosec_asgi.web.exchange import RequestIds
@@ -87,13 +89,20 @@ class Inference:
         try:
             outcome = await caller.future
         except asyncio.CancelledError:
-            self.engine.cancel(call.id)
-            caller.drop()
-            _end(span, CANCELLED)
+            self._leave(call, caller, span)
+            raise
+        except GeneratorExit:
+            # No task waits for it: it is closed by hand, or has been dropped.
+            self.drop_soon(partial(self._leave, call, caller, span))
             raise
         if span is not None:
-            _end(span, outcome.code)
+            end_span(span, outcome.code)
         return self.result(outcome, where, began)
+
+    def _leave(self, call: Call, caller: _ResultCaller, span: RequestSpan | None) -> None:
+        self.engine.cancel(call.id)
+        caller.drop()
+        end_span(span, CANCELLED)
 
     def _span(self, name: str, call: Call, where: CallRoute) -> RequestSpan | None:
         """Begin the span of a call, where it is traced: a child of the one that is current here."""
@@ -117,45 +126,22 @@ class Inference:
         """Return the events that a route's last worker makes of an item; see `Server.stream`."""
         where = found(self.routes, route, streams=True)
         _seconds(timeout)
-        return self._events(item, where, timeout, priority, key, tenant, request_id)
+        make = partial(self.call, item, where, timeout, priority, key, tenant, request_id)
+        return EventStream(self, where, make)
 
-    async def _events(
-        self,
-        item: Any,
-        where: CallRoute,
-        timeout: float | None,
-        priority: int,
-        key: str,
-        tenant: str,
-        request_id: str | None,
-    ) -> AsyncGenerator[Any, None]:
-        began = perf_counter()
-        call = self.call(item, where, timeout, priority, key, tenant, request_id)
+    def submit_stream(self, call: Call, where: CallRoute, caller: StreamCaller) -> RequestSpan | None:
+        """Have a call run that is answered by a stream; return its span, where it is traced."""
         span = None
         if self._tracing is not None and (span := self._span("stream", call, where)) is not None:
             call = call._replace(trace=span.trace)
-        caller = _StreamCaller()
         self.engine.submit(call, caller)
-        try:
-            while True:
-                if caller.chunks:
-                    payload = caller.chunks.popleft()
-                    if span is not None:
-                        span.events += 1
-                    self.engine.credit(Credit(call.id, len(payload)))
-                    yield value_of(payload, where.egress)
-                elif caller.outcome is not None:
-                    self._count(caller.outcome.code, where, began)
-                    if (failure := caller.outcome.failure) is not None:
-                        raise raised(failure)
-                    return
-                else:
-                    await caller.news()
-        finally:
-            code = CANCELLED if caller.outcome is None else caller.outcome.code
-            if caller.outcome is None:
-                self.engine.cancel(call.id)
-            _end(span, code)
+        return span
+
+    def drop_soon(self, drop: Callable[[], object]) -> None:
+        """Have something dropped in a moment: the garbage collector may ask for it, in any thread and at any time."""
+        # Where the loop is closed, its calls are gone.
+        with contextlib.suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(drop)
 
     def call(
         self,
@@ -219,24 +205,17 @@ class Inference:
         Raises:
             MosecError: it is a failure.
         """
-        self._count(outcome.code, where, began)
+        self.count(outcome.code, where, began)
         if outcome.code == OK:
             return value_of(outcome.payload, where.egress)
         failure = outcome.failure
         assert failure is not None
         raise raised(failure)
 
-    def _count(self, code: int, where: CallRoute, began: float) -> None:
+    def count(self, code: int, where: CallRoute, began: float) -> None:
         """Count an answer, as the web counts its own."""
         if code != CANCELLED:
             self._metrics.answered(where.path, code, perf_counter() - began)
-
-
-def _end(span: RequestSpan | None, code: int) -> None:
-    """End the span of a call, which has failed with whatever is no result: its caller is in this program."""
-    if span is not None:
-        span.status = code
-        span.end(least_error=OK + 1, attribute="mosec.code")
 
 
 class _ResultCaller(FutureOutcome):
@@ -259,42 +238,6 @@ class _ResultCaller(FutureOutcome):
         """Drop an outcome that has come and will not be read."""
         if self.future.done() and not self.future.cancelled():
             drop_all((self.future.result().payload,))
-
-
-class _StreamCaller:
-    """Waits for the pieces of a stream.
-
-    Attributes:
-        chunks: those that have come, and have not been taken.
-        outcome: how the stream has ended.
-    """
-
-    def __init__(self) -> None:
-        self.chunks: deque[bytes] = deque()
-        self.outcome: Outcome | None = None
-        self._news: asyncio.Future[None] | None = None
-
-    def settled(self, outcome: Outcome) -> None:
-        """Note the end."""
-        self.outcome = outcome
-        self._wake()
-
-    def streamed(self, chunk: Chunk) -> None:
-        """Take a piece."""
-        self.chunks.append(chunk.payload)
-        self._wake()
-
-    async def news(self) -> None:
-        """Wait until something has come."""
-        self._news = asyncio.get_running_loop().create_future()
-        try:
-            await self._news
-        finally:
-            self._news = None
-
-    def _wake(self) -> None:
-        if self._news is not None and not self._news.done():
-            self._news.set_result(None)
 
 
 def _seconds(timeout: float | None) -> float | None:

@@ -26,6 +26,7 @@ from mosec_asgi.remote.frames import CALL_FIELDS, MOST_CALL_ID
 from mosec_asgi.remote.handshake import HandshakeError, Hello, RouteShape, Welcome
 from mosec_asgi.remote.memory import CallerMemory
 from mosec_asgi.remote.outbox import Outbox
+from mosec_asgi.within import within
 
 # Seconds that a web process may take to tell what it has counted; then its last word counts, and until it has answered
 # it is not waited for again.
@@ -137,10 +138,7 @@ class Callers:
     async def _greet(self, connection: socket.socket) -> None:
         connection.setblocking(False)
         try:
-            said, descriptors = await asyncio.wait_for(handshake.received(self._loop, connection), HELLO_SECONDS)
-            for descriptor in descriptors:
-                os.close(descriptor)
-            hello = Hello.read(said)
+            hello = await within(HELLO_SECONDS, self._hello(connection))
             if why := hello.differs_from(self.routes)[:MOST_LETTERS]:
                 self._refuse(connection, why)
                 return
@@ -162,6 +160,12 @@ class Callers:
         process = WebProcess(self, connection, self._numbers, hello.pid, memory, self._loop)
         self._connected.add(process)
         logger.info("the web process %d is connected", hello.pid)
+
+    async def _hello(self, connection: socket.socket) -> Hello:
+        said, descriptors = await handshake.received(self._loop, connection)
+        for descriptor in descriptors:
+            os.close(descriptor)
+        return Hello.read(said)
 
     def _welcome(self, connection: socket.socket, memory: CallerMemory | None) -> None:
         message = Welcome(pid=os.getpid(), apart=self._apart, timeout=self._timeout)

@@ -15,6 +15,7 @@ from mosec_asgi.remote import handshake
 from mosec_asgi.remote.engine import Away, RemoteEngine
 from mosec_asgi.remote.handshake import HandshakeError, Hello, RouteShape, Welcome
 from mosec_asgi.remote.memory import WebMemory
+from mosec_asgi.within import within
 
 # Seconds between two tries: at first, and at most.
 LEAST_PAUSE, MOST_PAUSE = 0.05, 2.0
@@ -61,7 +62,7 @@ class Dialing:
         while True:
             try:
                 # The other end of a connection that was given is there, and may be busy with its start.
-                await asyncio.wait_for(self._connect(), handshake.SECONDS if self._given is None else None)
+                await within(handshake.SECONDS if self._given is None else None, self._connect())
             except asyncio.TimeoutError:
                 self._tell_away("it does not answer")
             except OSError as error:

@@ -21,6 +21,7 @@ from mosec_asgi.messages import Call, Credit, Outcome, Payload, Pieces, drop_all
 from mosec_asgi.observing.metrics import ServiceMetrics
 from mosec_asgi.observing.statistics import ServiceReport
 from mosec_asgi.remote import counts, frames
+from mosec_asgi.remote.frames import TIMEOUT
 from mosec_asgi.remote.memory import LyingPayload, PutPayload, WebMemory
 from mosec_asgi.remote.outbox import Outbox
 from mosec_asgi.remote.standing import Standing
@@ -75,10 +76,14 @@ class RemoteEngine:
         self._apart: Sequence[bool] = ()
         self._on_lost: Callable[[str], object] = _nobody
         self._open: dict[int, Caller] = {}
-        # Looks for calls that should have been answered: when each was, and a number that no call before it has. And
-        # streams that have begun, which take as long as they like.
+        # Looks for calls that should have been answered: when the last one was, and where the service's timeout is
+        # looked at, when each was, and a number that no call before it has.
+        self._looked_at = 0.0
         self._looks: deque[tuple[float, int]] = deque()
         self._look_timer: asyncio.TimerHandle | None = None
+        # Calls that have less time than the service gives, and when that ends.
+        self._own_times: list[tuple[int, float]] = []
+        # Of what is looked at, streams that have begun, which take as long as they like.
         self._begun: set[int] = set()
         self._closing = self._ending = False
         # A question was not answered in time.
@@ -126,9 +131,8 @@ class RemoteEngine:
         self._channel = channel = Channel(sock, self._on_frame, self._lost, decoder=frames.Decoder())
         channel.open(self._loop)
         self._outbox = Outbox(channel, self._loop, self._cannot_tell)
-        # Where a call may take longer, the engine is found to be silent before.
-        if self._timeout < ASK_SECONDS:
-            self._look()
+        if self._looks_at_all:
+            self._begin_to_look()
 
     def disconnect(self) -> None:
         """End the connection; what has no outcome yet is answered 503. Idempotent."""
@@ -163,9 +167,9 @@ class RemoteEngine:
         memory, self.memory = self.memory, None
         self._on_lost = _nobody
         self._standing, self._silent = None, False
-        self._looks.clear()
         if self._look_timer is not None:
             self._look_timer.cancel()
+        self._end_looking()
         if outbox is not None:
             outbox.close()
         if channel is not None:
@@ -203,23 +207,62 @@ class RemoteEngine:
     def _look(self) -> None:
         """End the calls that the engine should have answered: it is stopped, or something holds Python's lock there."""
         now = self._loop.time()
-        if self._looks and now > self._looks[-1][0] + 2 * LOOK_SECONDS:
+        self._begun.intersection_update(self._open)
+        if now > self._looked_at + 2 * LOOK_SECONDS:
             # This process has not run itself, and has answers to read.
             self._looks.clear()
+        else:
+            self._end_overdue(self._past_their_own_time(now - LOOK_SECONDS))
+        self._looked_at = now
+        if self._looks_at_all:
+            self._end_overdue(self._past_the_timeout(now))
+        if self._looks_at_all or self._own_times:
+            self._look_timer = self._loop.call_later(LOOK_SECONDS, self._look)
+        else:
+            self._end_looking()
+
+    @property
+    def _looks_at_all(self) -> bool:
+        """Whether the service's timeout is looked at. Where that is longer, the engine is found to be silent before."""
+        return self._timeout < ASK_SECONDS
+
+    def _begin_to_look(self) -> None:
+        self._looked_at = self._loop.time()
+        self._look()
+
+    def _end_looking(self) -> None:
+        self._look_timer = None
+        self._looks.clear()
+        self._own_times.clear()
+        self._begun.clear()
+
+    def _note_own_time(self, call_id: int, seconds: float) -> None:
+        """Look at the time of a call that has brought its own, where that is the shorter one."""
+        if seconds < min(self._timeout, ASK_SECONDS):
+            self._own_times.append((call_id, self._loop.time() + seconds))
+            if self._look_timer is None:
+                self._begin_to_look()
+
+    def _past_their_own_time(self, now: float) -> list[int]:
+        """Return the calls whose own time had ended by `now`, and forget them and those that are answered."""
+        times = [each for each in self._own_times if each[0] in self._open and each[0] not in self._begun]
+        self._own_times = [each for each in times if each[1] > now]
+        return [call_id for call_id, end in times if end <= now]
+
+    def _past_the_timeout(self, now: float) -> list[int]:
+        """Return the calls that are older than the service's timeout, but for streams that have begun."""
         self._looks.append((now, self.new_id()))
         before = 0
         while self._looks[0][0] <= now - self._timeout - LOOK_SECONDS:
             _, before = self._looks.popleft()
-        if before:
-            self._end_overdue(before)
-        self._look_timer = self._loop.call_later(LOOK_SECONDS, self._look)
+        if not before:
+            return []
+        return [call_id for call_id in self._open if call_id < before and call_id not in self._begun]
 
-    def _end_overdue(self, before: int) -> None:
-        """Answer 408 to calls with numbers below `before`, but for streams that have begun."""
-        self._begun.intersection_update(self._open)
-        overdue = [call_id for call_id in self._open if call_id < before and call_id not in self._begun]
+    def _end_overdue(self, overdue: Sequence[int]) -> None:
+        """Answer 408 to calls."""
         if overdue:
-            logger.warning("the engine has not answered %d calls within the service's timeout: 408", len(overdue))
+            logger.warning("the engine has not answered %d calls within their time: 408", len(overdue))
         for call_id in overdue:
             self._say(call_id)
             self._tell(self._open.pop(call_id), Outcome.of_failure(call_id, TIMED_OUT))
@@ -254,7 +297,11 @@ class RemoteEngine:
             told = payload.copy()
             payload.drop()
         self._open[call_id] = caller
-        outbox.say(frames.plain_call(call, told))
+        entry = frames.plain_call(call, told)
+        outbox.say(entry)
+        # From the entry, as it is a plain tuple, which costs least.
+        if entry[TIMEOUT] is not None:
+            self._note_own_time(call_id, entry[TIMEOUT])
 
     def _put(self, route: int, pieces: Pieces) -> bytes | tuple[bytes]:
         """Return what the engine is told of a payload that came in pieces."""
@@ -368,7 +415,8 @@ class RemoteEngine:
                     elif size == 3:
                         caller = self._open.get(entry[0])
                         if caller is not None:
-                            self._begun.add(entry[0])
+                            if self._look_timer is not None:
+                                self._begun.add(entry[0])
                             self._pass_on(caller, entry)
                     else:
                         self._on_answer(*entry)

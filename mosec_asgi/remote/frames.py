@@ -41,6 +41,8 @@ HEADER = struct.Struct("<HxxI")
 _VERSION = 2
 CALL_FIELDS = len(Call._fields)
 OUTCOME_FIELDS = len(Outcome._fields)
+# The place of a call's own time.
+TIMEOUT = Call._fields.index("timeout")
 # Numbers of calls of one connection.
 MOST_CALL_ID = 1 << 40
 

@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mosec_asgi.web.limits import LINGER_SECONDS, LINGER_SILENCE_SECONDS
+from mosec_asgi.within import within
 
 _ENDED = {"type": "http.response.body", "body": b""}
 # In the scope of a request to an endpoint that reads bodies: it sees to its early answers itself.
@@ -65,7 +66,7 @@ async def _drop_the_rest(receive: Receive) -> None:
     until = loop.time() + LINGER_SECONDS
     while (left := until - loop.time()) > 0:
         try:
-            message = await asyncio.wait_for(receive(), min(left, LINGER_SILENCE_SECONDS))
+            message = await within(min(left, LINGER_SILENCE_SECONDS), receive())
         except asyncio.TimeoutError:
             return
         if message["type"] != "http.request" or not message.get("more_body", False):

@@ -37,13 +37,14 @@ class Lingering:
 
     def heard(self) -> None:
         """Note that the client still sends."""
-        # At least the resolution of uvloop's timers, so that the sockets are read before it is over.
-        self.end_in(max(0.001, min(LINGER_SILENCE_SECONDS, self._until - self._loop.time())))
+        # Once the time is over, whoever sends without a pause must not put the end off by that.
+        if self._loop.time() < self._until:
+            self._look_later()
 
-    def end_in(self, seconds: float) -> None:
-        """End in so many seconds."""
-        self._timer.cancel()
-        self._timer = self._loop.call_later(seconds, self._look)
+    def hurry(self, seconds: float) -> None:
+        """End within so many seconds, whatever the client sends."""
+        self._until = min(self._until, self._loop.time() + seconds)
+        self._look_later()
 
     def stop(self) -> None:
         """Wait no more."""
@@ -53,9 +54,15 @@ class Lingering:
         """End, unless the process was stopped: what the client has sent meanwhile has not been read yet."""
         if is_late(self._timer, self._loop) and not self._last:
             self._last = self._loop.time() >= self._until
-            self.heard()
+            self._look_later()
         else:
             self._end()
+
+    def _look_later(self) -> None:
+        self._timer.cancel()
+        # At least the resolution of uvloop's timers, so that the sockets are read before it is over.
+        seconds = max(0.001, min(LINGER_SILENCE_SECONDS, self._until - self._loop.time()))
+        self._timer = self._loop.call_later(seconds, self._look)
 
 
 class HalfClosed:

@@ -34,6 +34,7 @@ from uvicorn.server import ServerState
 
 from mosec_asgi.errors import (
     BAD_REQUEST,
+    CLOSING,
     NO_ROOM,
     TOO_SLOW,
     Failure,
@@ -67,6 +68,9 @@ PIECE = 4096
 MOST_HEADERS = 1000
 # Seconds after which the rest of a read waits for the loop's next turn: one of 256 KiB may be 40,000 chunks of a byte.
 TURN_SECONDS = 0.002
+# Seconds for which a service that stops drops what still comes behind an answer: that of a request, and the 503 to a
+# head which has not come whole, for which the stop takes no longer than for a connection without a request.
+ANSWER_SECONDS, HEAD_SECONDS = 0.5, 0.05
 # The part of a request that is awaited.
 NOTHING, HEAD, BODY = range(3)
 NO_ROUTES = DirectRoutes()
@@ -115,6 +119,7 @@ class Http1Protocol(HttpToolsProtocol):
         "_is_direct",
         "_known",
         "_left",
+        "_linger_seconds",
         "_lingering",
         "_newest",
         "_refusal",
@@ -167,6 +172,8 @@ class Http1Protocol(HttpToolsProtocol):
         self._refusal: Failure | None = None
         # An answer was sent and the connection will be closed; data that comes is dropped.
         self._lingering: Lingering | None = None
+        # The most seconds of that, once the service stops.
+        self._linger_seconds = 0.0
         # The client has ended its sending.
         self._half_closed: HalfClosed | None = None
         # Something of the newest request's body has come with this read; else bytes since then that brought nothing of
@@ -335,10 +342,14 @@ class Http1Protocol(HttpToolsProtocol):
             self._start_asgi_task(*self.pipeline.pop())
 
     def shutdown(self) -> None:
-        """Answer the requests that have come, and close."""
+        """Answer the requests that have come, and close; of one whose head has not come whole nothing is waited for."""
         if self._lingering:
-            self._lingering.end_in(0.5)
+            self._lingering.hurry(ANSWER_SECONDS)
+        elif self._awaits == HEAD and (self.cycle is None or self.cycle.response_complete):
+            self._linger_seconds = HEAD_SECONDS
+            self._send_refusal(CLOSING)
         else:
+            self._linger_seconds = ANSWER_SECONDS
             super().shutdown()
 
     # -- from the socket to the parser -------------------------------------------------------------------------------
@@ -659,7 +670,8 @@ class Http1Protocol(HttpToolsProtocol):
 
     def _send_refusal(self, failure: Failure) -> None:
         response = plain.failed(failure)
-        headers = [*self.own_headers(), *headers_of(response, [CLOSE])]
+        own = self.own_headers()
+        headers = [*own, *headers_of(response, [] if CLOSE in own else [CLOSE])]
         self.transport.write(head_of(response.status, headers) + response.body)
         self.transport.close()
 
@@ -680,6 +692,8 @@ class Http1Protocol(HttpToolsProtocol):
         self._hold_reading(False)
         self.flow.resume_reading()
         self._lingering = Lingering(self.loop, self._end_lingering)
+        if self._linger_seconds:
+            self._lingering.hurry(self._linger_seconds)
         return True
 
     def _end_lingering(self) -> None:
