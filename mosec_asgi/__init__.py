@@ -47,7 +47,8 @@ General layout, in layers from F8, the highest, to F0; a module imports only fro
     log.py, errors.py       F0  log lines; the error tree, and each status that the service answers
     protocol.py             F0  mosec's import path of a part of it
     log_output.py           F0  where log lines go: standard error, without waiting for its reader
-    ration.py               F0  of the lines that clients cause, no more than a disk can take
+    ration.py, rationing.py F0  of the lines that clients cause, no more than a disk can take
+    fault_kind.py           F0  when two faults are the same
     lazy_timer.py           F0  a timer of the event loop that is moved often
     within.py               F0  waiting for a time, without losing a cancellation
     version.py              F0

@@ -5,6 +5,7 @@ That is the lifespan, a request before the workers have loaded, and a request to
 
 from __future__ import annotations
 
+import logging
 import traceback
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING
 from mosec_asgi import log
 from mosec_asgi.errors import CLOSING, NOT_STARTED, WRONG_LOOP, DefinitionError, EventLoopError, Failure, StartupError
 from mosec_asgi.lifetime import GivenUp, Lifetime, Running
+from mosec_asgi.ration import Ration, later_in_thread
 
 if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
@@ -34,6 +36,8 @@ class Entrance:
         self._answers_early = answers_early
         # The log already says that the server runs on the wrong kind of event loop.
         self._told_of_loop = False
+        # A start that fails is tried again at the next request.
+        self._ration = Ration(logger, later_in_thread)
 
     async def serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request, or follow the life of the app."""
@@ -105,7 +109,14 @@ class Entrance:
             await _refuse(scope, send, CLOSING)
         except (StartupError, DefinitionError) as error:
             request_id = await _refuse(scope, send, NOT_STARTED)
-            logger.error("the service could not be started: %s", error, extra={"request_id": request_id})
+            self._ration.fault(
+                logging.ERROR,
+                "the service could not be started: %s",
+                error,
+                error=error,
+                extra={"request_id": request_id},
+                traced=False,
+            )
         return None
 
     def _tell_of_loop(self, error: EventLoopError) -> None:

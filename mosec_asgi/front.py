@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp
 
     from mosec_asgi.observing.tracing import Tracing
+    from mosec_asgi.ration import Ration
     from mosec_asgi.request import Request
     from mosec_asgi.web.dashboard import DashboardPage
     from mosec_asgi.web.direct import DirectRoutes
@@ -110,6 +111,8 @@ class Front:
         self._key_look: asyncio.TimerHandle | None = None
         # What endpoints of protocols ask, if there are any.
         self._pipelines: Pipelines | None = None
+        # Of log lines that clients cause.
+        self._rations: list[Ration] = []
         # The ports of protocols beside HTTP's, and what is asked there.
         self._listeners: dict[Listener, Sequence[ProtocolRoute]] = {}
 
@@ -179,6 +182,7 @@ class Front:
         )
         self.direct_routes = app.direct_routes
         self._shared = app.shared
+        self._rations.append(app.shared.ration)
         return app.outermost
 
     def _ordering(self) -> Ordering:
@@ -196,6 +200,7 @@ class Front:
 
         ordering = self._ordering()
         pipelines = self._pipelines = Pipelines(self._call_routes, objects, value_of, self._engine, ordering)
+        self._rations.append(pipelines.ration)
         endpoints = [endpoint for protocol in protocols for endpoint in protocol.endpoints()]
         self._open_health(endpoints)
         # Tests without processes have no ports either.
@@ -259,9 +264,11 @@ class Front:
             self._key_look = self.loop.call_later(LOOK_SECONDS, self.look_at_keys)
 
     def close(self) -> None:
-        """Stop looking at the file of API keys, and naming traces in the log."""
+        """Stop looking at the file of API keys and naming traces, and log what was left out of the log."""
         if self._key_look is not None:
             self._key_look.cancel()
+        for ration in self._rations:
+            ration.say_all()
         if self._tracing is not None:
             log.forget_traces(self._tracing.trace_of)
 

@@ -76,3 +76,8 @@ def delay_until(when: float, now: float) -> float:
     """Return the seconds from `now` until `when`, for a timer."""
     # Rounded up to whole milliseconds: uvloop's timers know no finer, and would otherwise fire too early and spin.
     return math.ceil(max(0.0, when - now) * 1000) / 1000
+
+
+def later(seconds: float, callback: Callable[[], None]) -> asyncio.TimerHandle:
+    """Call something later, on the event loop that runs; `RuntimeError` where none does."""
+    return asyncio.get_running_loop().call_later(seconds, callback)

@@ -17,7 +17,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from datetime import datetime, timezone
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from mosec_asgi.log_output import handler_for_stderr
 
@@ -30,6 +30,10 @@ ACCESS = ("method", "path", "status", "duration_ms")
 
 # Returns what a line says beside its message, by the names of `EXTRA`.
 Speaker: TypeAlias = Callable[[], Mapping[str, object]]
+
+# Characters of a traceback, and of one line of it: an exception's text may hold what a client has sent.
+MOST_TRACEBACK = 16_000
+MOST_LINE = 2000
 
 _COLOURS = {"DEBUG": "34", "INFO": "32", "WARNING": "33", "ERROR": "31", "CRITICAL": "35"}
 
@@ -118,7 +122,26 @@ def _target(record: logging.LogRecord) -> str:
     return f"{prefix}::{record.filename}:{record.lineno}"
 
 
-class JSONFormatter(logging.Formatter):
+class _Formatter(logging.Formatter):
+    """What both forms have in common."""
+
+    def formatException(self, ei: Any) -> str:  # logging's name
+        """Return a traceback, of which neither a line nor the whole is longer than what helps."""
+        text = super().formatException(ei)
+        if len(text) > MOST_LINE:
+            text = cut("\n".join(cut(line, MOST_LINE) for line in text.split("\n")), MOST_TRACEBACK)
+        return text
+
+
+def cut(text: str, most: int) -> str:
+    """Return a text without its middle, if it has more than so many characters."""
+    if len(text) <= most:
+        return text
+    half = most // 2
+    return f"{text[:half]} ... {len(text) - 2 * half} characters are left out ... {text[-half:]}"
+
+
+class JSONFormatter(_Formatter):
     """One JSON object a line: timestamp, level, target, and the fields with the message."""
 
     def format(self, record: logging.LogRecord) -> str:
@@ -150,7 +173,7 @@ def _set_in(text: str) -> str:
     return "\n    ".join(map(_harmless, text.split("\n")))
 
 
-class TextFormatter(logging.Formatter):
+class TextFormatter(_Formatter):
     """Text for a person to read."""
 
     def __init__(self, *, coloured: bool = True) -> None:

@@ -87,8 +87,9 @@ class Runtime:
             num: processes that run it, at least 1. With executor="ray" also "auto": as many as fit into the cluster, by
                 what `ray_actor_options` asks for each, while nodes come and go; the setting `max_workers` bounds it.
             max_batch_size: the most items that `forward` receives at once; 1 turns batching off.
-            max_wait_time: milliseconds that a task may wait, from its arrival at the stage, for its batch to fill.
-                0 leaves it to the scheduler, within the service's setting `wait`.
+            max_wait_time: milliseconds that a task may wait, from its arrival at the stage, for its batch to fill;
+                less where a task of the batch would miss its deadline. 0 leaves it to the scheduler, within the
+                service's setting `wait`.
             timeout: seconds that one call of `forward` may take; 0 means the service's `timeout`.
             start_method: "spawn", or "fork" for a worker that needs what the server's process has loaded.
             env: for each of the `num` workers, the environment variables to set before its process starts.

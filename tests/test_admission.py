@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mosec_asgi.batching.admission import STANDING_SECONDS, Admission, Reason
+from mosec_asgi.batching.leeway import SHARE, SHARE_AT_FIRST
 from mosec_asgi.batching.stage_admission import PROBE_SECONDS, StageAdmission
 
 
@@ -25,6 +26,10 @@ class Load:
     workers: int = 1
     waiting_since: float = -1e9
     began: Sequence[float] = ()
+
+    @property
+    def queued_work(self) -> float:
+        return self.queued
 
     def begun_before(self, time: float) -> int:
         return sum(began < time for began in self.began)
@@ -629,3 +634,50 @@ def test_slow_calls_of_others_do_not_shut_out_one_that_may_be_quick(slow: int, r
     door.work(0, 2)
     assert door.ask() is refused
     assert door.is_late(0.9) is (refused is not None)
+
+
+# -- batches that wait to fill -----------------------------------------------------------------------------------------
+
+PATIENT = {"batch_size": 8, "max_wait": 5.0}
+
+
+def test_a_call_is_not_refused_because_its_batch_might_wait_for_longer_than_it_has() -> None:
+    door = Door(dict(PATIENT))
+    door.learn(0.05, items=8)
+    assert door.ask() is None
+    assert door.ask(timeout=0.3) is None
+    assert door.ask(timeout=0.04) is Reason.OWN_TIME
+
+
+def test_waiting_at_one_stage_leaves_time_for_the_later_ones() -> None:
+    door = Door(dict(PATIENT), dict(PATIENT))
+    for stage in (0, 1):
+        door.learn(0.05, stage=stage, items=8)
+    for _ in range(2):
+        assert door.ask() is None
+    first, second = (stage.leeway for stage in door.stages)
+    assert 0.05 <= second.seconds <= 0.3
+    assert first.seconds == pytest.approx(2 * second.seconds)
+    assert first.share == SHARE
+
+
+def test_a_task_at_the_head_is_not_late_because_a_later_stage_would_wait_if_it_could() -> None:
+    door = Door({}, dict(PATIENT))
+    for stage in (0, 1):
+        door.learn(0.05, stage=stage)
+    assert door.ask() is None
+    assert not door.is_late(0.2)
+    assert door.is_late(0.09)
+
+
+def test_while_a_later_stage_is_not_known_what_a_task_needs_is_not_either() -> None:
+    door = Door(dict(PATIENT), {})
+    door.learn(0.05, items=8)
+    door.ask()
+    assert door.stages[0].leeway.share == SHARE_AT_FIRST
+    door.learn(0.05, stage=1)
+    door.ask()
+    door.ask()
+    assert door.stages[0].leeway.share == SHARE
+    door.stages[0].configure(batch_size=4, concurrency=1, max_wait=5.0, latency_target=0.0)
+    assert door.stages[0].leeway.share == SHARE_AT_FIRST

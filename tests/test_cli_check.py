@@ -141,7 +141,11 @@ def test_nothing_is_said_of_what_is_in_order() -> None:
         (Runtime(Tried, max_wait_time=9), {}, "max_wait_time=9 has no effect"),
         (Runtime(Tried, max_batch_size=8), {"capacity": 4}, "no batch is ever full"),
         (Runtime(Tried, num=2, max_batch_size=3), {"capacity": 4}, "its 2 workers are never all busy"),
-        (Runtime(Tried, max_batch_size=2, max_wait_time=500), {"timeout": 500}, "is answered 408: lower it"),
+        (
+            Runtime(Tried, max_batch_size=2, max_wait_time=500),
+            {"timeout": 500},
+            "just in time to be answered: lower it",
+        ),
         (Runtime(Echo), {}, "/inference: Echo has no example"),
     ],
 )

@@ -13,6 +13,7 @@ import pytest
 from common import told
 from fake_port import BOTH, INTERNAL, json_tasks, ok, run, run_batch, spec_of, tasks, worker_of
 
+from mosec_asgi import log
 from mosec_asgi.errors import ClientError, EncodingError, Failure, MosecTimeoutError, ServerError, ValidationError
 from mosec_asgi.inside.codec import Codec, as_input, examples, on_the_wire
 from mosec_asgi.inside.loading import load
@@ -20,6 +21,7 @@ from mosec_asgi.ipc import frames, reference
 from mosec_asgi.ipc.mapped import Mapped
 from mosec_asgi.ipc.shm import SharedMemory
 from mosec_asgi.messages import EGRESS, EXAMPLE, INGRESS, OBJECT_IN, OBJECT_OUT
+from mosec_asgi.rationing import MOST, MOST_WHOLE, NAMES
 from mosec_asgi.worker import Worker
 
 pytestmark = pytest.mark.usefixtures("logged")
@@ -142,6 +144,38 @@ def test_a_fault_is_logged_with_its_request_stage_and_worker(
     assert (record.levelname, *told(record, "request_id", "stage", "worker")) == (level, "r1", "Made_1", 3)
     # A traceback is told of what is a bug, as tools that gather errors look for it.
     assert bool(record.exc_info) is (level == "ERROR")
+
+
+@pytest.mark.parametrize("code", [500, 503])
+def test_a_fault_that_comes_again_and_again_is_logged_within_its_ration_and_all_are_counted(
+    code: int, logged: pytest.LogCaptureFixture
+) -> None:
+    codec, failing = codec_of(), type("Failing", (ServerError,), {"code": code})
+    for number in range(3 * MOST):
+        try:
+            raise failing("x" * 100_000)
+        except ServerError as error:
+            codec.told(error, [f"r{number}"])
+    codec.told(KeyError("another"), ["other"])
+    codec.close()
+    *lines, other, summary = logged.records
+    assert len(lines) == MOST
+    assert sum(bool(record.exc_info) for record in lines) == (MOST_WHOLE if code == 500 else 0)
+    assert [told(record, "request_id") for record in lines] == [(f"r{number}",) for number in range(MOST)]
+    assert sum(len(log.JSONFormatter().format(record)) for record in lines) < MOST_WHOLE * 30_000 + MOST * 1000
+    assert bool(other.exc_info)
+    assert told(other, "request_id") == ("other",)
+    assert summary.getMessage().startswith(f"{2 * MOST} more requests have failed in the same way")
+
+
+def test_a_fault_of_many_requests_counts_them_all(logged: pytest.LogCaptureFixture) -> None:
+    codec, names = codec_of(max_batch_size=50), [f"r{number}" for number in range(50)]
+    for _ in range(MOST):
+        codec.told(ValueError("the batch"), names)
+    codec.close()
+    *lines, summary = logged.records
+    assert len(lines) == MOST // (50 // NAMES)
+    assert summary.getMessage().startswith(f"{50 * (MOST - len(lines))} more requests")
 
 
 @pytest.mark.parametrize(

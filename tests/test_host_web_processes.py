@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import errno
 import os
 import signal
 import socket
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from harness import until
 
 from mosec_asgi import Server, Worker
 from mosec_asgi.config import Settings
 from mosec_asgi.errors import DefinitionError
-from mosec_asgi.host import fork_server, listening
+from mosec_asgi.host import engine, fork_server, listening
 from mosec_asgi.host.memory import memory_limit
 from mosec_asgi.host.web_processes import MOST_FAILURES, WELL_SECONDS, _divided, _Web
 
@@ -114,3 +117,61 @@ def test_a_fork_that_fails_is_told_and_ends_nothing(
     ours.send(fork_server.MESSAGE.pack(fork_server.FORK, 1, 0))
     assert forks._hear()
     assert fork_server.MESSAGE.unpack(ours.recv(fork_server.MESSAGE.size)) == (fork_server.ENDED, 1, 0)
+
+
+async def test_a_lack_of_descriptors_delays_a_web_process_and_does_not_lose_it(
+    control: tuple[socket.socket, socket.socket], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    pair = socket.socketpair
+    tried: list[int] = []
+
+    def scarce(*arguments: Any) -> tuple[socket.socket, socket.socket]:
+        tried.append(1)
+        if len(tried) == 1:
+            raise OSError(errno.EMFILE, "Too many open files")
+        return pair(*arguments)
+
+    monkeypatch.setattr(socket, "socketpair", scarce)
+    taken: list[socket.socket] = []
+    web = _Web(control[0], 1, 1.0)
+    web.follow(lambda code: None)
+    try:
+        web.start(taken.append)
+        await until(lambda: taken, "it is started")
+        message, [descriptor], _, _ = socket.recv_fds(control[1], fork_server.MESSAGE.size, 1)
+        assert fork_server.MESSAGE.unpack(message)[0] == fork_server.FORK
+        os.close(descriptor)
+        taken[0].close()
+        assert caplog.text.count("no web process can be started: Too many open files; tried again in") == 1
+    finally:
+        asyncio.get_running_loop().remove_reader(control[0].fileno())
+
+
+class Loading:
+    """A server whose models take long."""
+
+    on_daemon_exit: Any = None
+
+    def __init__(self) -> None:
+        self._closed = asyncio.Event()
+
+    @contextlib.asynccontextmanager
+    async def lifespan(self) -> AsyncIterator[None]:
+        await asyncio.wait_for(self._closed.wait(), 30)
+        yield
+
+    async def restart(self) -> None:
+        raise NotImplementedError
+
+    def announce_end(self) -> None:
+        pass
+
+    def close(self) -> None:
+        self._closed.set()
+
+
+def test_the_end_of_what_it_needs_is_not_delayed_by_models_that_load() -> None:
+    def told(end: Callable[[int], object]) -> None:
+        asyncio.get_running_loop().call_later(0.01, end, 7)
+
+    assert engine.run(Loading(), lambda: None, told=told) == 7

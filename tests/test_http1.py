@@ -6,13 +6,15 @@ import asyncio
 import sys
 import time
 from contextlib import AsyncExitStack
+from typing import Any
 
 import pytest
 from common import settled_loop, until
 from direct_side import FLOOD, LIMIT, Client, Side, post, serving
+from starlette.middleware import Middleware
 
 from mosec_asgi.errors import CLOSING
-from mosec_asgi.ration import MOST
+from mosec_asgi.rationing import MOST, MOST_WHOLE
 from mosec_asgi.web.limits import LINGER_SILENCE_SECONDS, Limits
 from mosec_asgi.web.uvicorn.http1 import BODY, MOST_HEADERS
 from mosec_asgi.web.uvicorn.http1 import HEAD as HEAD_AWAITED
@@ -384,6 +386,29 @@ async def test_a_flood_of_refused_requests_logs_some_lines_and_how_many_were_lef
                 assert (await client.response()).status == 400
     lines = [record.getMessage() for record in logged.records if "refused" in record.getMessage()]
     assert len(lines) == MOST
+
+
+class Broken:
+    """Middleware that cannot take any request."""
+
+    def __init__(self, app: Any) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        raise ArithmeticError("broken")
+
+
+async def test_of_a_flood_of_requests_that_a_middleware_cannot_take_some_are_logged(
+    logged: pytest.LogCaptureFixture,
+) -> None:
+    async with serving(app={"middleware": [Middleware(Broken)]}) as side:
+        for _ in range(2 * MOST):
+            async with side.client() as client:
+                client.send(b"GET / HTTP/1.1\r\nhost: t\r\nconnection: close\r\n\r\n")
+                assert (await client.response()).status == 500
+    lines = [record for record in logged.records if record.name == "uvicorn.error" and record.levelname == "ERROR"]
+    assert len(lines) == MOST
+    assert sum(bool(record.exc_info) for record in lines) == MOST_WHOLE
 
 
 # -- room for bodies ---------------------------------------------------------------------------------------------------

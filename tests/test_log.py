@@ -82,6 +82,29 @@ def test_a_traceback_is_a_field_of_the_same_line() -> None:
     assert "KeyError: 'lost'" in json.loads(line)["fields"]["exc_info"]
 
 
+@pytest.mark.parametrize(("text", "depth"), [("x" * 1_000_000, 80), ("x\n" * 500_000, 0), ("x" * 1_000_000, 400)])
+def test_a_traceback_is_cut_where_its_exception_says_too_much(text: str, depth: int) -> None:
+    def deep(depth: int) -> None:
+        if not depth:
+            raise ValueError(text)
+        (deep, deeper)[depth % 2](depth - 1)
+
+    def deeper(depth: int) -> None:
+        deep(depth)
+
+    try:
+        deep(depth)
+    except ValueError:
+        made = record()
+        made.exc_info = sys.exc_info()
+    shown = json.loads(log.JSONFormatter().format(made))["fields"]["exc_info"]
+    assert len(shown) < log.MOST_TRACEBACK + 100
+    assert shown.startswith("Traceback")
+    assert "are left out" in shown
+    # The end, which says where it was raised, is not lost to a line without an end.
+    assert ("raise ValueError(text)" in shown) or depth == 400
+
+
 def test_a_stack_is_a_field_too() -> None:
     made = record()
     made.stack_info = "Stack (most recent call last): here"

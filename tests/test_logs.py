@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 from harness import Program, python, running, wait_until, written
 
+from mosec_asgi.rationing import MOST, MOST_WHOLE
+
 PROGRAM = """
 import asyncio
 import threading
@@ -205,3 +207,27 @@ def test_nothing_that_a_request_holds_is_logged_even_when_debugging_and_no_acces
     assert "DEBUG" in program.output
     assert "stage=Read_1 worker=1 request_id=r1" in program.output
     assert ("secret" in program.output, "\x1b[" in program.output, "POST /" in program.output) == (False, False, False)
+
+
+def test_of_a_fault_that_a_client_repeats_some_is_logged_and_what_is_told_adds_up(tmp_path: Path, log: Path) -> None:
+    file = written(tmp_path, PROGRAM)
+    count = 3 * MOST
+    with running(python(file), log, cwd=tmp_path) as program:
+        program.wait_ready()
+        with ThreadPoolExecutor(4) as pool:
+            statuses = set(pool.map(lambda n: ask(program, f"f{n}", data="broken"), range(count)))
+        assert statuses == {500}
+        # Another one is shown whole, in the midst of that.
+        assert ask(program, "other", data="fails") == 500
+        assert program.metric('throughput_total{code="500",endpoint="/inference"}') == count + 1
+    rows = [row["fields"] for row in program.lines() if row["level"] == "ERROR"]
+    [other] = [fields for fields in rows if fields.get("request_id") == "other"]
+    assert "RuntimeError: the batch has failed" in other["exc_info"]
+    rows.remove(other)
+    summaries = [fields for fields in rows if "more requests have failed in the same way" in fields["message"]]
+    lines = [fields for fields in rows if fields not in summaries]
+    assert sum("exc_info" in fields for fields in lines) == MOST_WHOLE
+    assert all(fields["message"].startswith("KeyError: 'no'") and fields["request_id"] for fields in lines)
+    told = sum(int(fields["message"].split()[0]) for fields in summaries)
+    assert len(lines) + told == count
+    assert len(rows) < MOST + 5

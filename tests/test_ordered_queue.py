@@ -398,3 +398,12 @@ Queues.TestCase.settings = settings(
     max_examples=40, stateful_step_count=30, suppress_health_check=[HealthCheck.too_slow]
 )
 TestQueues = Queues.TestCase
+
+
+def test_the_cost_of_all_that_waits_is_known() -> None:
+    first, second, third = (task(number, cost=10 * number) for number in (1, 2, 3))
+    queue = filled(first, second, third)
+    assert queue.cost == 60
+    queue.take([second])
+    queue.discard(third)
+    assert queue.cost == 10

@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 from harness import benchmark
 
+from mosec_asgi.batching.policy.rules import Rules
+
 best = benchmark("overload.best")
 cases = benchmark("overload.cases")
 world = benchmark("overload.world")
@@ -42,6 +44,7 @@ LEAST = {
     "heavy-tailed": 0.93,
     "batches": 0.97,
     "batches that wait": 0.97,
+    "batches by cost": 0.97,
     "two stages, first slower": 0.95,
     "two stages, second slower": 0.95,
     "two stages, nearly alike": 0.95,
@@ -371,3 +374,21 @@ def test_what_is_refused_is_counted_by_its_reason_and_what_is_done_by_its_use() 
     assert sum(stage.refusals.values()) == codes(history, 0.0, 15.0)[429]
     assert stage.in_time == codes(history, 0.0, 15.0)[200]
     assert stage.in_vain == 0
+
+
+# -- batches that wait to fill -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stages", [1, 2])
+@pytest.mark.parametrize("load_shedding", [True, False])
+@pytest.mark.parametrize("rules", [Rules(), Rules(keyed=True)])
+def test_a_lonely_call_is_answered_in_time_however_long_its_batch_may_wait_to_fill(
+    stages: int, load_shedding: bool, rules: Rules
+) -> None:
+    patient = [world.SimulatedStage(cases.batches, batch=8, max_wait=5.0, rules=rules) for _ in range(stages)]
+    calls = [world.Arrival(4.0 * number, timeout=timeout) for number, timeout in enumerate((None, 1.0, 0.5) * 4)]
+    history = run(patient, calls, timeout=3.0, load_shedding=load_shedding)
+    assert codes(history, 0.0, 100.0) == {200: 12}
+    latencies = [answer.latency for answer in history.answers]
+    assert latencies[0] == pytest.approx(1.5 + 0.025 if stages == 1 else 2.25 + 0.05 - 0.0125, abs=0.05), "unknown"
+    assert max(latencies[9:10]) >= 2.5, "it waits as long as it can"

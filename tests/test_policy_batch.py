@@ -6,6 +6,7 @@ import pytest
 from fakes import new_task
 
 from mosec_asgi.batching.arrivals import Arrivals
+from mosec_asgi.batching.leeway import Leeway
 from mosec_asgi.batching.loads import Loads
 from mosec_asgi.batching.policy import Pick
 from mosec_asgi.batching.policy.batch import BatchPolicy
@@ -106,3 +107,50 @@ def test_where_a_batch_fills_quickly_an_adaptive_stage_waits_but_no_longer_than_
     until = policy.pick(queue, workers("a"), 10.0)
     assert until == 10.0 + min(max_wait, 1.0)
     assert policy.pick(queue, workers("a"), until) == Pick("a", tasks)
+
+
+def measured(seconds: float) -> Leeway:
+    leeway = Leeway()
+    leeway.learn(seconds, known=True)
+    return leeway
+
+
+def test_a_batch_is_sent_before_one_of_its_tasks_would_miss_its_deadline() -> None:
+    policy: BatchPolicy[str] = BatchPolicy(SIZE, 60.0, None, measured(0.5))
+    queue, tasks = waiting(2)
+    queue.append(hurried := new_task(2, 10.0, deadline=12.0))
+    assert policy.pick(queue, workers("a"), 10.1) == 11.5
+    assert policy.pick(queue, workers("a"), 11.5) == Pick("a", [*tasks, hurried])
+
+
+def test_while_nothing_is_known_a_batch_waits_for_half_of_its_time_at_most() -> None:
+    policy: BatchPolicy[str] = BatchPolicy(SIZE, 60.0, None)
+    queue = TaskQueue()
+    queue.append(task := new_task(0, 10.0, deadline=12.0))
+    assert policy.pick(queue, workers("a"), 10.0) == 11.0
+    assert policy.pick(queue, workers("a"), 11.0) == Pick("a", [task])
+
+
+def test_a_stage_that_waits_where_it_pays_keeps_deadlines_too() -> None:
+    arrivals = Arrivals()
+    arrivals.answered(9.0, 1, 1.0)
+    for number in range(200):
+        arrivals.arrived(9.0 + number / 200, 10)
+    policy: BatchPolicy[str] = BatchPolicy(SIZE, 60.0, arrivals, measured(0.5))
+    queue = TaskQueue()
+    queue.append(task := new_task(0, 10.0, deadline=10.7))
+    until = policy.pick(queue, workers("a"), 10.0)
+    assert until == pytest.approx(10.2)
+    assert policy.pick(queue, workers("a"), 10.21) == Pick("a", [task])
+
+
+@pytest.mark.parametrize(
+    ("max_wait", "seconds", "until"), [(4.0, 5.0, 14.0), (6.0, 5.0, 15.0), (8.0, 0.5, 18.0), (9.2, 0.5, 19.0)]
+)
+def test_both_what_a_task_needs_and_a_share_of_its_time_bound_the_wait(
+    max_wait: float, seconds: float, until: float
+) -> None:
+    policy: BatchPolicy[str] = BatchPolicy(SIZE, max_wait, None, measured(seconds))
+    queue = TaskQueue()
+    queue.append(new_task(0, 10.0, deadline=20.0))
+    assert policy.pick(queue, workers("a"), 10.0) == until

@@ -9,6 +9,7 @@ from itertools import islice
 from random import Random
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_ordered_queue import task
@@ -303,3 +304,86 @@ def test_a_task_waits_behind_none_that_came_later_than_its_priority_is_worth(pri
         for other in made:
             if other.queued > one.queued + max(0, other.priority - one.priority) * 1.0 + 1e-9:
                 assert place[one.id] < place[other.id]
+
+
+# -- deadlines ---------------------------------------------------------------------------------------------------------
+
+
+def hurried(number: int, deadline: float, **labels: Any) -> Task:
+    made = task(number, **labels)
+    made.deadline = deadline
+    return made
+
+
+def test_a_key_that_would_miss_a_deadline_goes_before_it_has_filled_a_batch() -> None:
+    stage = scheduler(Rules(keyed=True), max_wait=60.0)
+    stage.leeway.learn(0.5, known=True)
+    come(stage, task(1, key="a"), task(2, key="b"), hurried(3, 2.0, key="b"))
+    assert stage.assign(0.1) == ([], 1.5)
+    assert batches(stage, now=1.5) == [[2, 3]], "in order of arrival"
+    answer(stage, 2, 3, now=1.6)
+    assert stage.assign(1.6) == ([], 60.0), "the other key may wait on"
+
+
+def test_of_like_costs_the_one_that_would_be_late_is_in_the_batch() -> None:
+    stage = scheduler(Rules(by_cost=True), size=4, max_wait=60.0)
+    stage.leeway.learn(0.5, known=True)
+    come(stage, task(1, cost=10), task(2, cost=11), hurried(3, 2.0, cost=500))
+    assert batches(stage, now=1.5) == [[3]]
+
+
+def test_where_there_are_priorities_they_come_first_though_another_is_in_a_hurry() -> None:
+    stage = scheduler(Rules(keyed=True), max_wait=60.0)
+    stage.leeway.learn(0.5, known=True)
+    come(stage, task(1, key="a", priority=1), hurried(2, 2.0, key="b"))
+    assert batches(stage, now=1.5) == [[1]]
+
+
+# -- the admission -----------------------------------------------------------------------------------------------------
+
+
+def test_what_waits_counts_by_its_cost_in_tasks_of_full_batches() -> None:
+    stage = scheduler(Rules(max_cost=100), size=64)
+    assert stage.varies
+    assert stage.usual_size == 64
+    come(stage, *(task(number, cost=25) for number in range(4)))
+    assert stage.queued_work == 64, "a whole batch, of which it is not known how many tasks it has"
+    come(stage, *(task(10 + number, cost=25) for number in range(8)))
+    assert batches(stage) == [[0, 1, 2, 3], [10, 11, 12, 13]]
+    assert stage.usual_size == 4
+    assert stage.queued_work == 4
+    come(stage, task(20, cost=100), task(21, cost=50))
+    assert stage.queued_work == 10, "two batches and a half"
+
+
+def test_where_costs_are_small_the_number_of_tasks_counts() -> None:
+    stage = scheduler(Rules(max_cost=1000), size=4)
+    come(stage, *(task(number, cost=0) for number in range(10)))
+    assert stage.queued_work == 10
+
+
+@pytest.mark.parametrize(
+    "rules", [Rules(keyed=True), Rules(max_cost=100, keyed=True), Rules(max_cost=100, by_cost=True)]
+)
+def test_where_keys_or_like_costs_part_what_waits_its_cost_does_not_say_how_many_batches_it_is(rules: Rules) -> None:
+    stage = scheduler(rules, size=64)
+    come(stage, *(task(number, cost=40, key=f"{number}") for number in range(5)))
+    assert stage.queued_work == 5
+    assert not stage.varies
+    assert stage.usual_size == 64
+
+
+def test_a_batch_that_was_not_full_says_nothing_of_how_many_tasks_one_holds() -> None:
+    stage = scheduler(Rules(max_cost=100), size=64, max_wait=0.0)
+    come(stage, task(1, cost=25))
+    assert batches(stage) == [[1]]
+    assert stage.usual_size == 64
+
+
+def test_a_size_that_is_configured_bounds_what_full_batches_are_taken_to_hold() -> None:
+    stage = scheduler(Rules(max_cost=100), size=64)
+    come(stage, *(task(number, cost=10) for number in range(10)))
+    assert [len(each) for each in batches(stage)] == [10]
+    assert stage.usual_size == 10
+    stage.configure(4, 0.0, adaptive=False, concurrency=1)
+    assert stage.usual_size == 4

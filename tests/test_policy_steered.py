@@ -144,3 +144,33 @@ def test_a_batch_of_like_costs_holds_the_task_whose_turn_it_is() -> None:
     assignment = made.assign(NOW)[0][0]
     assert dear in assignment.tasks
     assert 1 < len(assignment.tasks) <= 4
+
+
+def test_where_a_target_bounds_batches_the_admission_reckons_with_these() -> None:
+    made = scheduler("a")
+    assert made.varies
+    assert made.usual_size < 45
+    assert not scheduler("a", target=0.0).varies
+    made.configure(128, 0.0, adaptive=False, concurrency=1)
+    assert not made.varies
+    assert made.usual_size == 128
+
+
+def test_a_batch_that_waits_to_fill_is_sent_before_a_task_would_miss_its_deadline() -> None:
+    for rules in (None, Rules(keyed=True)):
+        made = scheduler("a", max_wait=60.0, size=8, target=100.0, rules=rules)
+        made.leeway.learn(0.5, known=True)
+        come(made, 1)
+        made.enqueue(new_task(1, NOW, deadline=NOW + 2.0), NOW)
+        assert made.assign(NOW + 0.1) == ([], NOW + 1.5)
+        assert sent(made, NOW + 1.5) == [("a", 2)]
+
+
+def test_the_key_of_a_task_in_a_hurry_comes_first_under_a_target_too() -> None:
+    made = scheduler("a", max_wait=60.0, size=8, target=100.0, rules=Rules(keyed=True))
+    made.leeway.learn(0.5, known=True)
+    come(made, 3, key="a")
+    hurried = new_task(10, NOW, deadline=NOW + 2.0)
+    hurried.key = "b"
+    made.enqueue(hurried, NOW)
+    assert sent(made, NOW + 1.5) == [("a", 1)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import pytest
 from fakes import new_task
@@ -10,7 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mosec_asgi.batching.loads import Loads
+from mosec_asgi.batching.ordered_queue import OrderedQueue
 from mosec_asgi.batching.policy import Pick
+from mosec_asgi.batching.policy.rules import Rules
 from mosec_asgi.batching.queue import TaskQueue
 from mosec_asgi.batching.scheduler import Scheduler
 from mosec_asgi.batching.task import Event, State, Task
@@ -207,3 +210,62 @@ def test_whatever_is_taken_and_comes_back_the_queue_is_what_a_list_would_be(data
         assert queue.others == len(waiting) - len(queue.lone)
         others = [task for task in waiting if not task.alone]
         assert queue.head() is (others[0] if others else None)
+
+
+def test_the_earliest_deadline_is_that_of_those_that_wait() -> None:
+    queue = TaskQueue()
+    assert queue.earliest_deadline() == math.inf
+    tasks = [new_task(number, 0.0, deadline=deadline) for number, deadline in enumerate((9.0, 5.0, 7.0, 6.0))]
+    for task in tasks[:3]:
+        queue.append(task)
+    assert queue.earliest_deadline() == 5.0
+    queue.append(tasks[3])
+    settle(queue, tasks[1])
+    assert queue.earliest_deadline() == 6.0
+    queue.take([tasks[0]])
+    queue.append(new_task(9, 0.0, deadline=3.0))
+    assert queue.earliest_deadline() == 3.0
+    queue.take([tasks[2], tasks[3]])
+    assert queue.earliest_deadline() == 3.0
+
+
+def test_the_earliest_deadline_is_not_that_of_a_task_that_was_sent() -> None:
+    queue = TaskQueue()
+    tasks = [new_task(number, 0.0, deadline=float(number)) for number in range(4)]
+    for task in tasks:
+        queue.append(task)
+    for place in range(4):
+        assert queue.earliest_deadline() == float(place)
+        take(queue, [tasks[place]])
+    assert queue.earliest_deadline() == math.inf
+
+
+def test_the_earliest_deadline_counts_what_comes_back_and_not_what_must_be_run_alone() -> None:
+    queue = TaskQueue()
+    tasks = [new_task(number, float(number), deadline=deadline) for number, deadline in enumerate((9.0, 7.0, 5.0, 8.0))]
+    for task in tasks:
+        queue.append(task)
+    assert queue.earliest_deadline() == 5.0
+    take(queue, tasks[1:3])
+    assert queue.earliest_deadline() == 8.0
+    tasks[2].attempts = 1
+    queue.requeue(tasks[1:3])
+    assert queue.earliest_deadline() == 7.0
+
+
+@given(
+    steps=st.lists(st.tuples(st.sampled_from(("come", "leave", "take", "look")), st.integers(0, 9)), max_size=60),
+    ordered=st.booleans(),
+)
+def test_the_earliest_deadline_is_exact_whatever_comes_and_goes(steps: list[tuple[str, int]], ordered: bool) -> None:
+    queue = OrderedQueue(Rules(), 4) if ordered else TaskQueue()
+    for number, (step, value) in enumerate(steps):
+        there = queue.waiting()
+        if step == "come":
+            queue.append(new_task(number, float(number), deadline=float(value)))
+        elif step == "leave" and there:
+            settle(queue, there[value % len(there)])
+        elif step == "take" and there:
+            take(queue, queue.first(1 + value % len(there)))
+        elif step == "look":
+            assert queue.earliest_deadline() == min((task.deadline for task in there), default=math.inf)

@@ -334,6 +334,36 @@ async def test_a_program_with_other_routes_is_refused_with_the_reason(caplog: py
         )
 
 
+async def test_an_engine_that_refuses_a_program_is_not_said_to_be_away(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = str(tmp_path / "e.sock")
+    async with paired() as (pair, _):
+        listening = EngineSocket(path)
+        listening.start(pair.callers.add)
+        remote = RemoteEngine(asyncio.get_running_loop(), ServiceMetrics("x", []))
+        dialing = asyncio.create_task(Dialing(remote, [RouteShape("/other", ("Other_1",), streams=False)], path).run())
+        await until(lambda: f"the engine at {path} cannot be used: the web process serves /other" in caplog.text, path)
+        assert "there is no engine" not in caplog.text
+        dialing.cancel()
+        await asyncio.wait([dialing])
+        listening.close()
+
+
+async def test_an_engine_of_another_user_is_named_so(caplog: pytest.LogCaptureFixture) -> None:
+    class Denied(Dialing):
+        async def _dial(self) -> socket.socket:
+            raise PermissionError(errno.EACCES, "Permission denied")
+
+    dialing = Denied(RemoteEngine(asyncio.get_running_loop(), ServiceMetrics("x", [])), [], "/run/e.sock")
+    task = asyncio.create_task(dialing.run())
+    await asyncio.wait_for(dialing.tried.wait(), 10)
+    task.cancel()
+    await asyncio.wait([task])
+    assert "the engine at /run/e.sock cannot be used: its socket, or a folder above it, is for another" in caplog.text
+    assert "start both as the same user" in caplog.text
+
+
 def test_another_version_is_refused() -> None:
     hello = Hello(tuple(ROUTES), 1, version="0.0.1")
     assert "mosec-asgi 0.0.1 on Python" in hello.differs_from(ROUTES)
@@ -930,7 +960,7 @@ async def test_a_lack_of_descriptors_is_waited_for(
 
         def accept(self) -> Any:
             self.tried += 1
-            if self.tried == 1:
+            if self.tried <= 2:
                 raise OSError(errno.EMFILE, "Too many open files")
             return super().accept()
 
@@ -950,8 +980,9 @@ async def test_a_lack_of_descriptors_is_waited_for(
     with socket.socket(socket.AF_UNIX) as web:
         web.connect(str(tmp_path / "e.sock"))
         await until(lambda: taken, "it is accepted")
-    # Not in each turn of the loop.
-    assert scarce[0].tried == 2
+    # Not in each turn of the loop, and said once.
+    assert scarce[0].tried == 3
     assert caplog.text.count("no web process can connect now: Too many open files") == 1
+    assert "ulimit -n" in caplog.text
     taken[0].close()
     listening.close()

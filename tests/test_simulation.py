@@ -375,7 +375,7 @@ def grace_is_forgotten(original: Any) -> Any:
     return stop
 
 
-def told_without_care(caller: Caller, outcome: Outcome, request_id: str) -> None:
+def told_without_care(caller: Caller, outcome: Outcome, request_id: str, ration: object) -> None:
     caller.settled(outcome)
 
 
@@ -666,7 +666,7 @@ def refused_without_a_queue(original: Any) -> Any:
     """Refuse by the latency target what would not wait."""
 
     def broken(self: Admission, stage: StageAdmission, timeout: float, now: float) -> Reason | None:
-        if stage.target and stage.leaves(0.0, 0, timeout, now) > stage.target:
+        if stage.target and stage.leaves(0.0, 0, timeout, timeout, now) > stage.target:
             return Reason.LATENCY_TARGET
         reason: Reason | None = original(self, stage, timeout, now)
         return reason
@@ -678,7 +678,7 @@ def refused_without_a_target(original: Any) -> Any:
     """Refuse by a target that nobody has set."""
 
     def broken(self: Admission, stage: StageAdmission, timeout: float, now: float) -> Reason | None:
-        if stage.wait(stage.load.queued, now):
+        if stage.wait(stage.load.queued_work, now):
             return Reason.LATENCY_TARGET
         reason: Reason | None = original(self, stage, timeout, now)
         return reason

@@ -16,6 +16,7 @@ from typing import Any
 
 import httpx
 import pytest
+from authority import Authority, needs_openssl
 from harness import TESTS, Program, child_processes, python, running, wait_until
 
 SERVICE = TESTS / "web_app.py"
@@ -52,8 +53,13 @@ def web(folder: Path, app: str = "web_app:app") -> contextlib.AbstractContextMan
 
 def web_processes(program: Program) -> list[int]:
     """Return the web processes that the program itself has started."""
+    return child_processes(starter(program))
+
+
+def starter(program: Program) -> int:
+    """Return the process from which they are forked."""
     [fork_server] = [pid for pid in child_processes(program.process.pid) if child_processes(pid) and _is_copy(pid)]
-    return child_processes(fork_server)
+    return fork_server
 
 
 def _is_copy(pid: int) -> bool:
@@ -201,6 +207,29 @@ def test_at_the_end_requests_are_answered_first(tmp_path: Path) -> None:
         assert program.stop() == 0
         thread.join()
         assert answers[0].status_code == 200
+
+
+def test_a_stopped_starter_of_web_processes_does_not_keep_the_program_from_its_end(tmp_path: Path) -> None:
+    with started(tmp_path) as program:
+        os.kill(starter(program), signal.SIGSTOP)
+        assert program.stop() == 0
+
+
+@needs_openssl
+def test_web_processes_whose_key_is_gone_say_so_before_the_service_ends(tmp_path: Path) -> None:
+    files = Authority(tmp_path).node()
+    tls = ["--ssl-certfile", files.certificate, "--ssl-keyfile", files.key]
+    command = python(SERVICE, "--http-processes", "2", "--uds", str(tmp_path / "http.sock"), *tls)
+    with running(command, tmp_path / "output.log") as program:
+        program.wait_for_output("all workers are ready")
+        os.unlink(files.key)
+        for pid in web_processes(program):
+            os.kill(pid, signal.SIGKILL)
+        assert program.wait() == 3
+        assert "a web process could not be started: the key" in program.output
+        assert f"{files.key} cannot be read" in program.output
+        assert "Traceback" not in program.output
+        program.assert_nothing_left()
 
 
 def test_at_a_path_they_share_one_socket_and_ctrl_c_ends_them(tmp_path: Path) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
+from typing import Any
 
+from mosec_asgi.batching.policy.rules import Rules
 from overload.world import Arrival, History, SimulatedStage, World
 
 # Seconds before anything is judged: the first measurements.
@@ -21,11 +23,13 @@ class Service:
         stages: what runs.
         capacity: calls per second that it can do at most.
         bottleneck: the stage that has no more to give then.
+        costs: draws what a call costs.
     """
 
     stages: Sequence[SimulatedStage]
     capacity: float
     bottleneck: int = 0
+    costs: Callable[[Random], int] = lambda random: 0
 
 
 def constant(seconds: float) -> Callable[[Random, int, float], float]:
@@ -48,6 +52,26 @@ def batches(random: Random, items: int, now: float) -> float:
     return 0.02 + 0.005 * items
 
 
+# Of calls that cost 1 to 128, short ones more often; on average as much.
+COSTS = [1 << power for power in range(8)]
+MEAN_COST = sum(COSTS) / len(COSTS)
+MAX_COST = 512
+
+
+def by_cost(random: Random, cost: int, now: float) -> float:
+    """20 ms for a batch and 0.15 ms more for what each token of it costs."""
+    return 0.02 + 0.00015 * cost
+
+
+def _by_cost(most: int, **options: Any) -> Service:
+    """Return a service whose batches are of `most` calls at most, and cost no more than `MAX_COST`."""
+    stage = SimulatedStage(by_cost, batch=most, rules=Rules(max_cost=MAX_COST), **options)
+    # A batch ends where the next call does not fit.
+    cost = MAX_COST - MEAN_COST / 2
+    capacity = stage.num * cost / MEAN_COST / by_cost(Random(), int(cost), 0.0)
+    return Service([stage], capacity, costs=lambda random: random.choice(COSTS))
+
+
 SERVICES: Mapping[str, Service] = {
     "constant": Service([SimulatedStage(constant(0.05))], 20.0),
     "heavy-tailed": Service([SimulatedStage(heavy_tailed)], 20.0),
@@ -62,6 +86,8 @@ SERVICES: Mapping[str, Service] = {
     "concurrency 50": Service([SimulatedStage(constant(0.1), concurrency=50)], 500.0),
     "concurrent batches": Service([SimulatedStage(batches, batch=8, concurrency=4)], 4 * 8 / 0.06),
     "streams": Service([SimulatedStage(constant(0.4), concurrency=8, first_event=0.05)], 20.0),
+    "batches by cost": _by_cost(32),
+    "batches by cost, four replicas": _by_cost(128, num=4),
     "streams one by one": Service([SimulatedStage(constant(0.05), first_event=0.01)], 20.0),
 }
 
@@ -180,4 +206,6 @@ def steady(
 def _steady(name: str, load: float, seconds: float, seed: int, load_shedding: bool, timeout: float = 1.0) -> History:
     service = SERVICES[name]
     world = World(service.stages, load_shedding=load_shedding, timeout=timeout, seed=seed)
-    return world.run(poisson(service.capacity * load, seconds, seed))
+    costs = Random(seed)
+    calls = [replace(call, cost=service.costs(costs)) for call in poisson(service.capacity * load, seconds, seed)]
+    return world.run(calls)

@@ -19,7 +19,7 @@ from mosec_asgi.observing.metrics import ServiceMetrics, StageMetrics
 from mosec_asgi.pool.link import WorkerEvents
 from mosec_asgi.testing.loop import VirtualTimeLoop
 
-# From the number of tasks in a unit of work, and the time, to its seconds.
+# From the number of tasks in a unit of work, or its cost where the stage counts that, and the time, to its seconds.
 Seconds = Callable[[Random, int, float], float]
 
 
@@ -79,7 +79,7 @@ class Arrival:
         at: when, in seconds.
         route: for which route.
         timeout: its own, in seconds, or None.
-        priority, tenant: its own.
+        priority, tenant, cost: its own.
     """
 
     at: float
@@ -87,6 +87,7 @@ class Arrival:
     timeout: float | None = None
     priority: int = 0
     tenant: str = ""
+    cost: int = 0
 
 
 @dataclass(slots=True)
@@ -235,7 +236,9 @@ class World:
         self.history.answers.append(answer)
         caller = _Caller(self, answer)
         payload = b"%d" % number
-        made = Call(number, call.route, payload, "", call.timeout, priority=call.priority, tenant=call.tenant)
+        made = Call(
+            number, call.route, payload, "", call.timeout, priority=call.priority, tenant=call.tenant, cost=call.cost
+        )
         self.coordinator.submit(made, caller)
 
     def begin(self, ids: Sequence[int]) -> Random:
@@ -376,13 +379,21 @@ class SimulatedWorker:
             self._running += 1
             if left:
                 chance = self._world.begin(left)
-                seconds = self._stage.seconds(chance, len(left), self._world.now)
+                seconds = self._stage.seconds(chance, self._amount(left), self._world.now)
                 self._world.history.busy.append((self._world.now, seconds, self._stage, left))
                 if self._stage.first_event:
                     self._world.loop.call_later(self._stage.first_event, self._emit, left)
             self._world.loop.call_later(seconds, self._end, ids, seconds)
         if self._finishing and not self._running:
             self.kill()
+
+    def _amount(self, ids: Sequence[int]) -> int:
+        """Return what there is in a unit of work."""
+        rules = self._stage.rules
+        if not (rules.max_cost or rules.by_cost):
+            return len(ids)
+        costs = [self._world.history.answers[task].call.cost for task in ids]
+        return len(costs) * max(costs) if rules.by_cost else sum(costs)
 
     def _emit(self, ids: Sequence[int]) -> None:
         self._say(lambda: self._events.chunks(Chunks(list(ids), [b"event"] * len(ids))))

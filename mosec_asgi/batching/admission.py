@@ -16,7 +16,11 @@ longer than a unit takes, the units that run are expected to take as long again.
 waits for the tasks that are there and those on their way there (`coming`: admitted, and still at earlier stages), and
 then takes its own time. The tasks ahead count with the mean time, the call itself with the time that nearly all tasks
 take. A stream counts with the time to its first event, and holds its slot until its end. A stage without measurements
-refuses nothing.
+refuses nothing. That its first task has been running for long does not mean that the next ones will: code may be
+compiled for it. Nor does a long queue mean that a call is late: tasks ahead of it may expire before their turn.
+
+A batch waits to fill only as long as its tasks have time for that (`leeway`), so that no call is refused for this wait.
+Where the cost of what waits says how many batches that is, it counts by its cost (`Load.queued_work`).
 
 *At the head of the queue* the same estimate is made with nothing ahead, and a task that cannot be finished any more is
 dropped. So an estimate that was wrong at admission costs an answer, never a worker's time. A call's own time counts as
@@ -192,7 +196,7 @@ class Admission:
             stage.offered.count += 1
             if now >= stage.due:
                 self._refresh(index, now)
-            left -= stage.easy + (stage.load.queued + stage.coming) * stage.per_task
+            left -= stage.easy + (stage.load.queued_work + stage.coming) * stage.per_task
             if stage.careful:
                 left = -1.0
         # The rest takes some microseconds.
@@ -206,7 +210,7 @@ class Admission:
             stage = self.stages[index]
             if not stage.known:
                 continue
-            at = stage.leaves(at, stage.coming, timeout, now)
+            at = stage.leaves(at, stage.coming, timeout, timeout, now)
             own += stage.own(timeout, 1)
             if at > timeout:
                 # A call that could not even wait in the shortest queue is refused for its own time, not for the queue.
@@ -291,14 +295,23 @@ class Admission:
         if self.active and stage.known:
             later = (self._margin_of(later) for later in self._later[index])
             stage.margin = stage.easy + max(later, default=0.0)
+        self._tell_leeway(index)
         stage.upstream = max(
             (sum(self.stages[i].times.mean for i in earlier) for earlier in self._earlier[index]), default=0.0
         )
 
+    def _tell_leeway(self, index: int) -> None:
+        """Let a stage's scheduler know what its tasks need from when they are sent to a worker."""
+        stage = self.stages[index]
+        routes = [[self.stages[place] for place in later] for later in self._later[index]]
+        needs = (sum(each.easy + each.load.queued_work * each.per_task for each in later) for later in routes)
+        known = stage.known and all(each.known for later in routes for each in later)
+        stage.leeway.learn(stage.easy + max(needs, default=0.0), known=known)
+
     def _margin_of(self, later: Sequence[int]) -> float:
         """Return the most seconds that the later stages take, an estimate that holds for `FRESH_SECONDS` from now."""
         stages = [self.stages[index] for index in later]
-        return sum(FRESH_SECONDS + 2.0 * (stage.easy + stage.load.queued * stage.per_task) for stage in stages)
+        return sum(FRESH_SECONDS + 2.0 * (stage.easy + stage.load.queued_work * stage.per_task) for stage in stages)
 
     # -- at the head of a queue --------------------------------------------------------------------------------------
 
@@ -326,12 +339,13 @@ class Admission:
         """Return the seconds until a task is done if a worker is sent it now; for the arguments see `is_late`."""
         stage = self.stages[route[position]]
         at = 0.0 if stage.is_unproven(now) else stage.wait(0, now) + stage.own(limit, together)
-        before = stage.load.in_flight
+        before: float = stage.load.in_flight
         for index in route[position + 1 :]:
             stage = self.stages[index]
             if stage.known:
-                at = stage.leaves(at, before, limit, now)
-            before += stage.load.queued + stage.load.in_flight
+                # It waits for no batch to fill there, if it has no time for that.
+                at = stage.leaves(at, before, limit, 0.0, now)
+            before += stage.load.queued_work + stage.load.in_flight
         return at
 
     def retry_after(self, route: Sequence[int], now: float) -> float:

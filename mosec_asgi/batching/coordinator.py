@@ -410,7 +410,7 @@ class Coordinator:
             told(failure.code, refusal.reason.value, now)
         drop_all((call.payload,))
         # Later: nobody is answered before he has done asking.
-        self._loop.call_soon(_tell, caller, Outcome.of_failure(call.id, failure), call.request_id)
+        self._loop.call_soon(_tell, caller, Outcome.of_failure(call.id, failure), call.request_id, self._ration)
 
     def _answer_to(self, reason: Reason, stages: tuple[int, ...], now: float) -> Failure:
         """Return the answer to a call that is refused for `reason`."""
@@ -464,8 +464,7 @@ class Coordinator:
         self._admission.arrived(task.stage)
         first.enqueue(task, now)
 
-    @staticmethod
-    def _reply(task: Task, payload: Payload) -> tuple[int, bytes, bytes]:
+    def _reply(self, task: Task, payload: Payload) -> tuple[int, bytes, bytes]:
         """Return the code, the result and what it sets of an answer that is a `Reply`."""
         try:
             if not isinstance(payload, bytes) or not task.at_last_stage:
@@ -473,7 +472,8 @@ class Coordinator:
             head, value = cut(payload)
         except ValueError as error:
             drop_all((payload,))
-            logger.error("answered 500: a worker sent no reply: %s", error, extra={"request_id": task.request_id})
+            extra = {"request_id": task.request_id}
+            self._ration.log(logging.ERROR, "answered 500: a worker sent no reply: %s", error, extra=extra)
             return errors.INTERNAL_ERROR.code, errors.INTERNAL_ERROR.text.encode(), b""
         return OK, value, head
 
@@ -481,7 +481,8 @@ class Coordinator:
         """Return the answer to a client that waits, in the place of its worker's word that it has left."""
         drop_all((payload,))
         extra = {"stage": self._stages[task.stage].plan.name, "request_id": task.request_id}
-        logger.error("answered 500: its worker said that the client had left, which it has not", extra=extra)
+        text = "answered 500: its worker said that the client had left, which it has not"
+        self._ration.log(logging.ERROR, text, extra=extra)
         return errors.INTERNAL_ERROR.code, errors.INTERNAL_ERROR.text.encode()
 
     def _read(self, task: Task, code: int, payload: Payload) -> tuple[int, bytes]:
@@ -491,7 +492,8 @@ class Coordinator:
         try:
             return code, payload.read()
         except LinkError as error:
-            logger.error("answered 500: %s", error, extra={"request_id": task.request_id})
+            extra = {"request_id": task.request_id}
+            self._ration.log(logging.ERROR, "answered 500: %s", error, extra=extra)
             return errors.INTERNAL_ERROR.code, errors.INTERNAL_ERROR.text.encode()
         finally:
             payload.drop()
@@ -512,8 +514,9 @@ class Coordinator:
             task.caller.streamed(tuple_new(Chunk, (task.id, chunk, self._times(task, now) if since is None else ())))
         except KeyboardInterrupt:
             raise
-        except BaseException:
-            logger.exception("a piece of a stream was not passed on", extra={"request_id": task.request_id})
+        except BaseException as error:
+            extra = {"request_id": task.request_id}
+            self._ration.fault(logging.ERROR, "a piece of a stream was not passed on", error=error, extra=extra)
 
     def failed(self, task: Task, failure: Failure) -> None:
         """Answer a task in place of its stage, of which nothing more is expected."""
@@ -585,7 +588,7 @@ class Coordinator:
             settled(task, outcome.code, self._clock())
         if self._closing and not self._admitted:
             self._all_answered.set()
-        _tell(task.caller, outcome, task.request_id)
+        _tell(task.caller, outcome, task.request_id, self._ration)
 
     # -- deadlines ---------------------------------------------------------------------------------------------------
 
@@ -616,12 +619,13 @@ def _takes_held(caller: Caller, code: int) -> bool:
     return code == OK and getattr(caller, TAKES_HELD, False)
 
 
-def _tell(caller: Caller, outcome: Outcome, request_id: str) -> None:
+def _tell(caller: Caller, outcome: Outcome, request_id: str, ration: Ration) -> None:
     """Tell a caller what has become of a call."""
     try:
         caller.settled(outcome)
     except KeyboardInterrupt:
         raise
-    except BaseException:
+    except BaseException as error:
         # A fault of this caller, of whatever kind, must not stop the work for the others.
-        logger.exception("the outcome of a request was not passed on", extra={"request_id": request_id})
+        extra = {"request_id": request_id}
+        ration.fault(logging.ERROR, "the outcome of a request was not passed on", error=error, extra=extra)

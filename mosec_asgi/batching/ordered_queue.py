@@ -161,9 +161,21 @@ class OrderedQueue(TaskQueue):
 
     Attributes:
         contested: a task has brought a priority or a tenant: what comes next may come first.
+        cost: of all tasks that need not be run alone.
     """
 
-    __slots__ = ("_all", "_deadlines", "_entries", "_full", "_lanes", "_rules", "_size", "_tenants", "contested")
+    __slots__ = (
+        "_all",
+        "_deadlines",
+        "_entries",
+        "_full",
+        "_lanes",
+        "_rules",
+        "_size",
+        "_tenants",
+        "contested",
+        "cost",
+    )
 
     def __init__(self, rules: Rules, size: int) -> None:
         """Begin empty.
@@ -176,6 +188,7 @@ class OrderedQueue(TaskQueue):
         self._rules = rules
         self._size = size
         self.contested = False
+        self.cost = 0
         # For each priority, of which there are few.
         self._tenants: dict[int, Tenants] = {}
         # In order of arrival; all of them; the best of each full lane; by deadline.
@@ -231,6 +244,15 @@ class OrderedQueue(TaskQueue):
     def lane(self, task: Task) -> Lane:
         """Return the lane in which a task stands."""
         return self._entries[task.id].lane
+
+    def earliest_deadline(self) -> float:
+        """Return the earliest deadline of those that need not be run alone; infinite where none waits."""
+        self.soonest = self._deadlines[0][0] if self._deadlines else math.inf
+        return self.soonest
+
+    def most_pressing(self) -> Task:
+        """Return the task with that deadline; there must be one."""
+        return self._deadlines[0][2]
 
     def pressing(self, before: float, most: int) -> list[Task]:
         """Return up to `most` tasks whose deadline is before a time: lone ones, then others by deadline."""
@@ -349,7 +371,9 @@ class OrderedQueue(TaskQueue):
             insort(lane.by_cost, (task.cost, task.number, task))
         lane.count += 1
         lane.cost += task.cost
+        self.cost += task.cost
         insort(self._deadlines, (task.deadline, task.number, task))
+        self.soonest = self._deadlines[0][0]
         self._list(lane)
 
     def _remove(self, task: Task) -> Entry:
@@ -363,6 +387,7 @@ class OrderedQueue(TaskQueue):
             del lane.by_cost[bisect_left(lane.by_cost, (task.cost, task.number))]
         lane.count -= 1
         lane.cost -= task.cost
+        self.cost -= task.cost
         del self._deadlines[bisect_left(self._deadlines, (deadline, task.number))]
         self._list(lane)
         if not lane.count:

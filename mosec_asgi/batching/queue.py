@@ -7,6 +7,7 @@ half of it is settled. Tasks that must be run alone stand in a queue of their ow
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Iterable, Sequence
 from itertools import chain, islice
@@ -20,11 +21,15 @@ class TaskQueue:
     Attributes:
         live: tasks that wait, those that must be run alone among them.
         lone: those that must be run alone, in order of arrival.
+        soonest: no other has an earlier deadline; kept, so that nobody who only has to know that looks at all of them.
     """
 
-    __slots__ = ("_numbers", "_tasks", "live", "lone")
+    __slots__ = ("_has_lost", "_numbers", "_tasks", "live", "lone", "soonest")
 
     def __init__(self) -> None:
+        self.soonest = math.inf
+        # Tasks have been taken or settled since `soonest` was found: there may be none that it belongs to.
+        self._has_lost = False
         self.live = 0
         self.lone: deque[Task] = deque()
         self._tasks: deque[Task] = deque()
@@ -67,11 +72,20 @@ class TaskQueue:
         tasks = chain(self.lone, self._tasks) if self.lone else self._tasks
         return [task for task in islice(tasks, most) if task.deadline < before and task.state is QUEUED]
 
+    def earliest_deadline(self) -> float:
+        """Return the earliest deadline of those that need not be run alone; infinite where none waits."""
+        if self._has_lost:
+            self._has_lost = False
+            self.soonest = min((task.deadline for task in self._tasks if task.state is QUEUED), default=math.inf)
+        return self.soonest
+
     def append(self, task: Task) -> None:
         """Put a task that has arrived at the end."""
         self._numbers += 1
         task.number = self._numbers
         self._tasks.append(task)
+        if task.deadline < self.soonest:
+            self.soonest = task.deadline
         self.live += 1
 
     def requeue(self, tasks: Iterable[Task]) -> None:
@@ -84,10 +98,12 @@ class TaskQueue:
         # If several workers have died, the last to be noticed may have had the younger tasks.
         self.lone = deque(sorted(self.lone, key=_arrival))
         self._tasks = deque(sorted(self._tasks, key=_arrival))
+        self._has_lost, self.soonest = True, -math.inf
 
     def discard(self, task: Task) -> None:
         """Note that `task`, which waits here, is being settled; to be called once, before it is."""
         self.live -= 1
+        self._has_lost = True
         if task.alone:
             self.lone.remove(task)
         if len(self._tasks) > 2 * self.live + 64:
@@ -97,6 +113,7 @@ class TaskQueue:
         """Take live tasks out, wherever they stand."""
         waiting = self._tasks
         self.live -= len(tasks)
+        self._has_lost = True
         for place, task in enumerate(tasks):
             while waiting and waiting[0] is not task and waiting[0].state is not QUEUED:
                 waiting.popleft()

@@ -21,6 +21,8 @@ from collections.abc import Iterable, Sequence
 from typing import Generic
 
 from mosec_asgi.batching.arrivals import Arrivals
+from mosec_asgi.batching.full_batches import FullBatches
+from mosec_asgi.batching.leeway import Leeway
 from mosec_asgi.batching.loads import MAX_WINDOW, AnswerError, Loads, brief
 from mosec_asgi.batching.ordered_queue import OrderedQueue
 from mosec_asgi.batching.policy import Pick, Policy, WorkerKey, quarantine
@@ -67,10 +69,16 @@ class Scheduler(Generic[WorkerKey]):
         self._size = max_batch_size
         self._max_wait = max_wait
         self.queue = TaskQueue()
+        # What waiting must leave to a task of its time: whoever measures that says so here.
+        self.leeway = Leeway()
         self.loads: Loads[WorkerKey] = Loads(batched=self.batched, concurrency=concurrency, ordered=ordered)
         self._arrivals = Arrivals() if adaptive and self.batched else None
         # Bounds the batches by the latency target; None where there is none, or no batching.
         self.steering = self._steering_for(latency_target)
+        # What batches are where the sum of costs bounds them; else None.
+        self._full = FullBatches(max_batch_size) if self.batched and self.rules.sums_costs else None
+        # Batches may be full with fewer tasks than their number allows; see `usual_size`.
+        self.varies = self._full is not None or self.steering is not None
         self._policy = policy or self._usual_policy(max_batch_size, max_wait)
         self._in_order_of_arrival = True
         if not self.rules.plain:
@@ -83,8 +91,8 @@ class Scheduler(Generic[WorkerKey]):
         if not self.batched:
             return WindowPolicy()
         if self.steering is not None:
-            return SteeredBatchPolicy(max_batch_size, max_wait, self._arrivals, self.steering)
-        return BatchPolicy(max_batch_size, max_wait, self._arrivals)
+            return SteeredBatchPolicy(max_batch_size, max_wait, self._arrivals, self.steering, self.leeway)
+        return BatchPolicy(max_batch_size, max_wait, self._arrivals, self.leeway)
 
     def _steering_for(self, latency_target: float) -> Steering | None:
         return Steering(latency_target, self._size, self.rules) if latency_target > 0.0 and self.batched else None
@@ -105,6 +113,7 @@ class Scheduler(Generic[WorkerKey]):
             self.steering = self._steering_for(latency_target)
         else:
             self.steering.configure(latency_target, max_batch_size)
+        self.varies = self._full is not None or self.steering is not None
         if self._in_order_of_arrival:
             self._policy = self._usual_policy(max_batch_size, max_wait)
         else:
@@ -115,6 +124,15 @@ class Scheduler(Generic[WorkerKey]):
     def queued(self) -> int:
         """Live tasks that wait."""
         return self.queue.live
+
+    @property
+    def queued_work(self) -> float:
+        """What waits, counted in tasks of the usual cost: of the size of the batches that it makes."""
+        live = self.queue.live
+        if self._full is None or not isinstance(self.queue, OrderedQueue):
+            return live
+        batches = max(live / self._size, self.queue.cost / self.rules.max_cost)
+        return batches * self.usual_size
 
     @property
     def in_flight(self) -> int:
@@ -191,10 +209,10 @@ class Scheduler(Generic[WorkerKey]):
             self._policy = WindowPolicy(ahead=False)
         elif self.steering is not None:
             self._policy = SteeredOrderedBatchPolicy(
-                self._size, self._max_wait, self._arrivals, self.rules, self.steering
+                self._size, self._max_wait, self._arrivals, self.rules, self.steering, self.leeway
             )
         else:
-            self._policy = OrderedBatchPolicy(self._size, self._max_wait, self._arrivals, self.rules)
+            self._policy = OrderedBatchPolicy(self._size, self._max_wait, self._arrivals, self.rules, self.leeway)
 
     def requeue(self, tasks: Iterable[Task]) -> None:
         """Put tasks of a dead worker back into the queue, in order of arrival; those with attempts must run alone."""
@@ -260,6 +278,13 @@ class Scheduler(Generic[WorkerKey]):
         return None if self.steering is None else self.steering.line(self.slots)
 
     @property
+    def usual_size(self) -> int:
+        """How many tasks there are in a batch where there is always work."""
+        if self._full is not None:
+            return min(self._full.size, self._size)
+        return self._size if self.steering is None else self.steering.usual_size(self.slots)
+
+    @property
     def together(self) -> int:
         """The most tasks that the next batch may hold, with those that wait: fewer where a latency target bounds it."""
         if self.steering is None:
@@ -298,6 +323,8 @@ class Scheduler(Generic[WorkerKey]):
             pick = self._policy.pick(queue, loads, now)
             if not isinstance(pick, Pick):
                 return picks, pick
+            if self._full is not None and isinstance(queue, OrderedQueue) and queue.is_full(pick.tasks[0]):
+                self._full.note(len(pick.tasks))
             if self.steering is not None:
                 # The next pick asks when this worker will be done.
                 for task in pick.tasks:

@@ -13,6 +13,7 @@ where `BusyPoll` says that it pays.
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -56,6 +57,7 @@ from mosec_asgi.pool.link import Launcher
 from mosec_asgi.pool.rolling import Recycler
 from mosec_asgi.pool.supervisor import DRAIN_SECONDS, Place, PoolWorker, Supervisor
 from mosec_asgi.pool.watchdog import Watchdog
+from mosec_asgi.ration import Ration
 from mosec_asgi.request import Request, packed
 
 # Seconds beyond its timeout that a worker gets to come back by itself, before it is taken for stuck.
@@ -121,6 +123,7 @@ class Stage:
             traceparent: returns that of the span of a traced call, by its number; None where no calls are traced.
         """
         self.plan = plan
+        self._ration = Ration(logger, lambda seconds, say: loop.call_later(seconds, say), clock)
         self.events = StageEvents(observers)
         self.scheduler: Scheduler[PoolWorker] = Scheduler(
             plan.batch_size,
@@ -160,6 +163,7 @@ class Stage:
             latency_target=plan.latency_target,
         )
         self.admission.done_in = self.scheduler.done_in
+        self.admission.leeway = self.scheduler.leeway
         self._watchdog: Watchdog[PoolWorker] = Watchdog(lambda worker: worker.spec.timeout + GRACE_SECONDS)
         self._flights = SingleFlight(keyed=plan.rules.keyed) if plan.coalesce else None
         self._marked = False
@@ -183,6 +187,7 @@ class Stage:
         if self._look_timer is not None:
             self._look_timer.cancel()
             self._look_timer = None
+        self._ration.say_all()
 
     def statistics(self, now: float) -> StageStatistics:
         """Return how things stand."""
@@ -407,9 +412,8 @@ class Stage:
             wanted = len(sent) - in_vain
         # Measured when the answers are on their way, so that clients do not wait for it.
         if sent:
-            steering = self.scheduler.steering
-            if steering is not None:
-                self.admission.batches_of(steering.usual_size(self.scheduler.slots))
+            if self.scheduler.varies:
+                self.admission.batches_of(self.scheduler.usual_size)
             self.admission.answered(len(sent), began, now, units=units, wanted=wanted > 0)
         if (told := self.events.answered) is not None:
             told(worker.worker_id, sent, seconds, wanted, now)
@@ -423,9 +427,10 @@ class Stage:
         except KeyboardInterrupt:
             raise
         # It may have to be unpickled here, which runs the code of its classes.
-        except BaseException:
+        except BaseException as error:
             extra = {"stage": self.plan.name, "request_id": " ".join(task.request_id for task in tasks)}
-            logger.exception("answered 500: the result of an equal request could not be copied", extra=extra)
+            text = "answered 500: the result of an equal request could not be copied"
+            self._ration.fault(logging.ERROR, text, error=error, extra=extra, requests=len(tasks))
             return INTERNAL_ERROR.code, INTERNAL_ERROR.text.encode()
 
     def worker_chunks(self, worker: PoolWorker, chunks: Chunks) -> None:
@@ -486,7 +491,8 @@ class Stage:
             else:
                 why = "in the middle of this stream" if begun_stream else f"with this task: {task.attempts}"
                 for each in self._waiting_for(task):
-                    logger.error("answered 500: workers died %s", why, extra=self._extra(worker, each))
+                    extra = self._extra(worker, each)
+                    self._ration.log(logging.ERROR, "answered 500: workers died %s", why, extra=extra)
                     self._owner.failed(each, WORKER_DIED)
         self.scheduler.requeue(again)
         if self._flights is not None:
@@ -611,7 +617,8 @@ class Stage:
         """Answer tasks that could not be sent, and replace the worker, which may have been sent a part of them."""
         names = " ".join(task.request_id for task in tasks)
         extra = {"stage": self.plan.name, "worker": worker.worker_id, "request_id": names}
-        logger.error("answered 500: tasks could not be sent to a worker", exc_info=error, extra=extra)
+        text = "answered 500: tasks could not be sent to a worker"
+        self._ration.fault(logging.ERROR, text, error=error, extra=extra, requests=len(tasks))
         for task in tasks:
             if task.state is not SETTLED:
                 for each in self._waiting_for(task):

@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+from mosec_asgi.batching.leeway import Leeway
 from mosec_asgi.batching.offered import Offered
 from mosec_asgi.batching.service_time import ALONE, MOST_SAMPLES, ServiceTimes
 
@@ -42,8 +43,8 @@ class Load(Protocol):
     """What a stage has, at this moment."""
 
     @property
-    def queued(self) -> int:
-        """Tasks that wait."""
+    def queued_work(self) -> float:
+        """What waits, counted in tasks of the usual cost."""
 
     @property
     def in_flight(self) -> int:
@@ -110,7 +111,8 @@ class StageAdmission:
         due: when the service has to read again what follows, with what it knows of other stages (`Admission`).
         known: anything has been measured.
         careful: each call must be looked at closely.
-        easy: seconds that a task takes here at most, where none is queued.
+        easy: seconds that a task takes here at most, where none is queued, and it does not wait for a batch to fill.
+        leeway: hears what a task needs that waits for its batch to fill; its scheduler goes by that.
         per_task: seconds that each queued task adds to that.
         short: a queue below this is never too long.
     """
@@ -118,9 +120,9 @@ class StageAdmission:
     __slots__ = (
         "_batch_size", "_before_next", "_concurrency", "_every", "_first_pause", "_firsts", "_max_wait",
         "_most", "_no_worker_since", "_pause", "_progress", "_read_due", "_soon", "_soon_due", "_start", "careful",
-        "caution",
-        "coming", "direct", "done", "done_in", "down", "due", "easy", "known", "load", "margin", "offered", "on_change",
-        "per_task", "pressure", "shared", "short", "slots", "supply", "supply_scatter", "target", "times", "upstream",
+        "caution", "coming", "direct", "done", "done_in", "down", "due", "easy", "known", "leeway", "load", "margin",
+        "offered", "on_change", "per_task", "pressure", "shared", "short", "slots", "supply", "supply_scatter",
+        "target", "times", "upstream",
     )  # fmt: skip
 
     def __init__(
@@ -152,6 +154,7 @@ class StageAdmission:
         self._max_wait = max_wait
         self.target = latency_target
         self.done_in: Callable[[float], float | None] = _unknown
+        self.leeway = Leeway()
         self.times = ServiceTimes(batch_size)
         self._firsts = ServiceTimes() if streams else None
         self.offered = Offered(timeout)
@@ -194,6 +197,7 @@ class StageAdmission:
             self._concurrency = concurrency
             self.times = ServiceTimes(batch_size)
             self.known = self.careful = False
+            self.leeway.learn(0.0, known=False)
             self.easy = self.per_task = self.caution = self.pressure = 0.0
             self.short = math.inf
             self.margin = -math.inf
@@ -352,7 +356,7 @@ class StageAdmission:
         self.short = self.most_queued
         silent = now - self._progress
         overdue = silent if silent > high and self.load.units >= self.slots else 0.0
-        self.easy = 2.0 * self.times.mean + WINDOW_SECONDS + high + self._max_wait + overdue
+        self.easy = 2.0 * self.times.mean + WINDOW_SECONDS + high + overdue
         is_calm = not self.caution and self.short == math.inf
         self.careful = not is_calm or self.target > 0.0 or self._no_worker_since is not None
 
@@ -396,7 +400,7 @@ class StageAdmission:
     def expected_wait(self, now: float) -> float:
         """Return how long a task that comes now is likely to wait, in seconds; 0 while that is not known."""
         self._read(now)
-        return self.wait(self.load.queued, now) if self.known else 0.0
+        return self.wait(self.load.queued_work, now) if self.known else 0.0
 
     def own(self, limit: float, items: int) -> float:
         """Return how long a task takes in a unit of `items`, from its beginning.
@@ -427,18 +431,19 @@ class StageAdmission:
         """Return what a unit of `items` takes where a full one takes `full` seconds."""
         return self.times.of(items, full) if self._batch_size > 1 and self._firsts is None else full
 
-    def leaves(self, at: float, before: float, limit: float, now: float) -> float:
+    def leaves(self, at: float, before: float, limit: float, left: float, now: float) -> float:
         """Return in how many seconds a task is done here.
 
         Args:
             at: seconds in which it comes.
             before: tasks that come before it, beside those that are here.
             limit: the call's timeout, in seconds.
+            left: seconds to its deadline, of which it may spend some on waiting for its batch to fill.
             now: the time.
         """
-        if not before and not self.load.queued and self.is_unproven(now):
+        if not before and not self.load.queued_work and self.is_unproven(now):
             return at
-        queued = self.load.queued + before
+        queued = self.load.queued_work + before
         if at:
             queued += self.direct.per_second * at
         starts = self.wait(queued, now)
@@ -450,7 +455,9 @@ class StageAdmission:
             starts = self._allowing(starts, queued, now)
             # What is allowed for chance in the work ahead is enough for that in its own.
             own = self._with(items, self._usual(limit))
-        return (max(at, starts) if waits else at + self._max_wait) + own
+        if waits:
+            return max(at, starts) + own
+        return at + (min(self._max_wait, self.leeway.most(left - at)) if self._max_wait else 0.0) + own
 
     def _allowing(self, wait: float, queued: float, now: float) -> float:
         """Return a wait with an allowance for chance.
@@ -474,16 +481,16 @@ class StageAdmission:
 
     def is_over_target(self, timeout: float, now: float) -> bool:
         """Whether a call that comes now has to wait, and would be here for longer than the target."""
-        if not self.target or not self.wait(self.load.queued, now):
+        if not self.target or not self.wait(self.load.queued_work, now):
             return False
         seconds = self.done_in(now) if self._no_worker_since is None else None
-        return (self.leaves(0.0, 0, timeout, now) if seconds is None else seconds) > self.target + ROUNDING
+        return (self.leaves(0.0, 0, timeout, timeout, now) if seconds is None else seconds) > self.target + ROUNDING
 
     def backlog(self, now: float) -> float:
         """Return the seconds that the tasks here and on their way here take; 0 while that is not known."""
         self._read(now)
         rate = self.per_second
-        return self._starts_in(now) + (self.load.queued + self.coming) / rate if rate else 0.0
+        return self._starts_in(now) + (self.load.queued_work + self.coming) / rate if rate else 0.0
 
     def is_unproven(self, now: float) -> bool:
         """Whether the stage has had nothing to do for so long that what is known of it should be tried again."""
@@ -508,9 +515,9 @@ class StageAdmission:
         return max(units + self._batch_size - 1, self._batch_size, SHORT_SECONDS * rate) + rate * self.upstream
 
     @property
-    def waiting(self) -> int:
+    def waiting(self) -> float:
         """The tasks that are admitted and that no worker runs yet: on their way here, queued, or sent ahead."""
-        return self.load.queued + self.coming + self._sent_ahead
+        return self.load.queued_work + self.coming + self._sent_ahead
 
     @property
     def _sent_ahead(self) -> int:

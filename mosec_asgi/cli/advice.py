@@ -68,5 +68,5 @@ def _of_stage(runtime: Runtime, settings: Settings) -> Iterator[str]:
     if runtime.max_wait_time and settings.timeout and runtime.max_wait_time >= settings.timeout:
         yield (
             f"{runtime.name}: max_wait_time={runtime.max_wait_time:g} milliseconds is as long as the requests' whole "
-            f"timeout of {settings.timeout}; a batch that is not full is answered 408: lower it"
+            f"timeout of {settings.timeout}; a batch that is not full is sent just in time to be answered: lower it"
         )

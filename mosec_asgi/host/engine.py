@@ -110,6 +110,7 @@ class _Run:
         self._abandon = abandon
         self._ready = ready
         self._before_end = before_end
+        self._loaded = False
         self._end: asyncio.Event
         self._ending: asyncio.Future[None]
         self._code = 0
@@ -148,6 +149,7 @@ class _Run:
 
     async def _serve_until_end(self, began: float, hangup: Hangup) -> None:
         async with self._server.lifespan():
+            self._loaded = True
             if not self._end.is_set():
                 logger.info("all workers are ready, %.1f s after the start", time.monotonic() - began)
                 self._ready()
@@ -167,6 +169,9 @@ class _Run:
         if not self._end.is_set():
             self._code = code
             self._end.set()
+            if not self._loaded:
+                # Nobody waits for the models, which may take minutes.
+                self._server.close()
 
     def _daemon_ended(self, name: str, code: int) -> None:
         if self._end.is_set():

@@ -30,6 +30,7 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from mosec_asgi import log
+from mosec_asgi.errors import StartupError
 from mosec_asgi.host.listening import Listener
 
 FORK, SIGNAL, STOP_LISTENING, STARTED, ENDED = 1, 2, 3, 4, 5
@@ -73,6 +74,12 @@ def start(
         logger.exception("the process that starts web processes has failed")
     finally:
         _exit(code)
+
+
+def resume(pid: int) -> None:
+    """Have that process run, where somebody has stopped it (SIGSTOP): only it can end web processes."""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGCONT)
 
 
 class _ForkServer:
@@ -177,6 +184,8 @@ class _ForkServer:
             code = stop.code if isinstance(stop.code, int) else 1
         except KeyboardInterrupt:
             code = 128 + signal.SIGINT
+        except StartupError as error:
+            logger.error("a web process could not be started: %s", error)
         except BaseException:
             logger.exception("a web process has failed")
         finally:

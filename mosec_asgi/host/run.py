@@ -132,7 +132,7 @@ def run(server: Server, settings: Settings, hosting: Hosting = Hosting()) -> int
         finally:
             listener.close()
     if (shared := getattr(protocol, "shared", None)) is not None:
-        shared.ration.say_all()
+        shared.say_all()
     if program.signalled:
         code = signal.SIGINT + 128 if program.forced else 0
     if hosting.listener is None:

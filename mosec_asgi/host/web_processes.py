@@ -83,13 +83,16 @@ def run(
     of_one = _divided(settings)
 
     def serve(index: int, connection: socket.socket, listener: listening.Listener) -> int:
+        # They may have changed since the program was started.
+        tls.check(settings)
         as_web_process(Web(connection, of_one, lambda: signal.raise_signal(signal.SIGTERM)))
         return one_process.run(server, of_one, Hosting(listener=listener))
 
     pid, control = fork_server.start(own, serve)
     logger.info("%d web processes serve on %s; GET /readyz says when the workers are ready", count, name)
     url = listeners[0]
-    web = _Web(control, count, settings.stop_delay / 1000 + settings.grace_seconds + END_SECONDS)
+    end_seconds = settings.stop_delay / 1000 + settings.grace_seconds + END_SECONDS
+    web = _Web(control, count, end_seconds, lambda: fork_server.resume(pid))
     server.take_web_processes(web)
     try:
         # The fork server has them as well, and nobody must think that the program still listens at its end.
@@ -107,6 +110,7 @@ def run(
         control.close()
         if settings.uds:
             listeners[0].close()
+        fork_server.resume(pid)
         one_process.reap(pid)
 
 
@@ -146,11 +150,15 @@ class _Place:
 class _Web:
     """The web processes, as the program has them; see `service.WebProcesses`."""
 
-    def __init__(self, control: socket.socket, count: int, end_seconds: float) -> None:
+    def __init__(
+        self, control: socket.socket, count: int, end_seconds: float, resume: Callable[[], object] = lambda: None
+    ) -> None:
         self.expected = 2 * count
         self._control = control
         self._places = [_Place() for _ in range(count)]
         self._end_seconds = end_seconds
+        # Has the fork server run, where it was stopped.
+        self._resume = resume
         self._take: Callable[[socket.socket], object] | None = None
         self._ending = False
         self._failures = 0
@@ -177,6 +185,7 @@ class _Web:
     async def end(self) -> None:
         """Have them answer what they have, and end."""
         self._ending = True
+        self._resume()
         self._say(STOP_LISTENING)
         self._signal_all(signal.SIGTERM)
         if any(place.pid for place in self._places):
@@ -190,16 +199,29 @@ class _Web:
     def _start(self, index: int) -> None:
         if self._ending or self._take is None:
             return
-        self._places[index].started = time.monotonic()
+        place = self._places[index]
+        place.started = time.monotonic()
+        try:
+            ours = self._forked(index)
+        except OSError as error:
+            # Descriptors may be short for a moment only. Until there is one, clients that the kernel has given to this
+            # place wait.
+            why = error.strerror or str(error)
+            logger.error("no web process can be started: %s; tried again in %g s", why, place.pause)
+            self._try_again(index)
+        else:
+            self._take(ours)
+
+    def _forked(self, index: int) -> socket.socket:
+        """Have one forked, and return the connection to it."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         with theirs:
             try:
                 socket.send_fds(self._control, [MESSAGE.pack(FORK, index, 0)], [theirs.fileno()])
-            except OSError as error:
+            except BaseException:
                 ours.close()
-                logger.error("no web process can be started: %s", error)
-                return
-        self._take(ours)
+                raise
+        return ours
 
     def _hear(self) -> None:
         while True:
@@ -250,6 +272,10 @@ class _Web:
             self._end_program(START_FAILED)
             return
         logger.warning("%s; another is started in %g s", what, place.pause)
+        self._try_again(index)
+
+    def _try_again(self, index: int) -> None:
+        place = self._places[index]
         self._loop.call_later(place.pause, self._start, index)
         place.pause = min(MOST_PAUSE, 2 * place.pause)
 

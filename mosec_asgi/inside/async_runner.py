@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import contextvars
 import inspect
+import logging
 import math
 import threading
 import time
@@ -161,7 +162,7 @@ class AsyncRunner:
                 self._finish(self.serving())
             except asyncio.CancelledError:
                 # By the user's code, which has cancelled all tasks of the loop: other requests still wait.
-                logger.warning("`forward` has cancelled tasks that are not its own", extra=self._codec.extra(()))
+                self._codec.say(logging.WARNING, "`forward` has cancelled tasks that are not its own")
             else:
                 return
 
@@ -215,7 +216,7 @@ class AsyncRunner:
                 # The text that says so is another in uvloop.
                 if ours.done() or self._loop.is_closed() or self._loop.is_running():
                     raise
-                logger.warning("`forward` has stopped the event loop, which goes on", extra=self._codec.extra(()))
+                self._codec.say(logging.WARNING, "`forward` has stopped the event loop, which goes on")
             else:
                 return
 
@@ -458,11 +459,8 @@ class AsyncRunner:
 
     def _blame(self, request_ids: list[str]) -> None:
         seconds = CANCEL_SECONDS + CLEANING_SECONDS
-        logger.error(
-            "`forward` goes on though it was cancelled %g s ago; let asyncio.CancelledError pass through it",
-            seconds,
-            extra=self._codec.extra(request_ids),
-        )
+        text = "`forward` goes on though it was cancelled %g s ago; let asyncio.CancelledError pass through it"
+        self._codec.say(logging.ERROR, text, seconds, request_ids=request_ids)
 
     # -- asked from within `forward` ---------------------------------------------------------------------------------
 

@@ -402,8 +402,7 @@ class BatchAlgorithm:
         if hasattr(events.events, "aclose" if events.awaited else "close"):
             got = yield Close(*events)
             if isinstance(got, Raised) and type(got.error) is not Left:
-                text, extra = "closing a stream of forward failed: %s", self._codec.extra(())
-                logger.warning(text, shown(got.error), exc_info=got.error, extra=extra)
+                self._codec.warn("closing a stream of forward failed: %s", shown(got.error), error=got.error)
         return fault
 
     def room(self, inside: Sequence[int], outlet: Outlet) -> Generator[Wanted, Any, Raised | None]:

@@ -34,7 +34,7 @@ from mosec_asgi.ipc import frames, reference
 from mosec_asgi.ipc.arena import LARGE
 from mosec_asgi.ipc.mapped import Mapped
 from mosec_asgi.messages import EGRESS, EXAMPLE, INGRESS, LOST, OBJECT_IN, OBJECT_OUT, REPLY, packed_failure
-from mosec_asgi.ration import Ration
+from mosec_asgi.ration import Ration, later_in_thread
 from mosec_asgi.reply import Reply, packed_head
 from mosec_asgi.worker import Worker, several_examples
 
@@ -93,7 +93,7 @@ class Codec:
         self._worker = worker
         self._timer = timer or NoTimer()
         self._beat = beat or _nothing
-        self._ration = Ration(logger)
+        self._ration = Ration(logger, later_in_thread)
         self._spec = spec
         self._labels = spec.labels
         self._memory = memory
@@ -307,26 +307,54 @@ class Codec:
             # The exception's text and status may be the user's code as well, and raise.
             failure = Failure(HTTPStatus.INTERNAL_SERVER_ERROR, INTERNAL_ERROR_TEXT)
             text = f"{type(error).__name__}, which cannot be told: {type(fault).__name__}"
-        self._log(failure.code, text, error, self.extra(request_ids))
+        self._log(failure.code, text, error, request_ids)
         return failure
 
-    def _log(self, code: int, text: str, error: BaseException, extra: dict[str, object]) -> None:
+    def _log(self, code: int, text: str, error: BaseException, request_ids: Sequence[str]) -> None:
+        """Log a fault, as far as its kind has a ration: a client can cause it as often as it likes."""
         if code < 500:
-            # What a client can cause by itself, as often as it likes.
-            self._ration.log(logging.INFO, "%s", text, extra=extra)
+            self._ration.log(logging.INFO, "%s", text, extra=self.extra(request_ids))
         elif code != HTTPStatus.INTERNAL_SERVER_ERROR:
-            logger.warning("%s", text, extra=extra)
+            self.warn("%s", text, error=error, request_ids=request_ids, traced=False)
         else:
-            try:
-                logger.error("%s", text, exc_info=error, extra=extra)
-            except Ending:
-                raise
-            except BaseException as fault:
-                logger.error("%s, without its traceback: %s", text, type(fault).__name__, extra=extra)
+            self.warn("%s", text, error=error, request_ids=request_ids, level=logging.ERROR)
+
+    def warn(
+        self,
+        form: str,
+        *args: object,
+        error: BaseException,
+        request_ids: Sequence[str] = (),
+        level: int = logging.WARNING,
+        traced: bool = True,
+    ) -> None:
+        """Log what the user's code has raised, as far as its kind has a ration.
+
+        Args:
+            form: with `args` what the line says.
+            args: see above.
+            error: what was raised.
+            request_ids: of the requests that have failed by it.
+            level: of the line.
+            traced: whether its traceback is of use.
+        """
+        extra, requests = self.extra(request_ids), max(1, len(request_ids))
+        try:
+            self._ration.fault(level, form, *args, error=error, extra=extra, requests=requests, traced=traced)
+        except Ending:
+            raise
+        except BaseException as fault:
+            # The exception may have a `__str__` of its own, which ends nobody's worker.
+            form = f"{form}, without its traceback: %s"
+            self._ration.log(level, form, *args, type(fault).__name__, extra=extra)
+
+    def say(self, level: int, form: str, *args: object, request_ids: Sequence[str] = ()) -> None:
+        """Log a line that requests cause, unless there were too many of its kind."""
+        self._ration.log(level, form, *args, extra=self.extra(request_ids))
 
     def close(self) -> None:
         """Say what was left out of the log."""
-        self._ration.say_all(logging.INFO)
+        self._ration.say_all()
 
     def told_of_all(self, results: list[Any], request_ids: Sequence[str]) -> list[Any]:
         """Return `results` with failures for exceptions; a fault that has failed several requests is logged once."""

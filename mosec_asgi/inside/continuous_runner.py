@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Hashable, Sequence
 from typing import Any
@@ -201,7 +202,7 @@ class ContinuousRunner:
     def _take(self, slot: Hashable, event: Any) -> None:
         task_id = self._tasks.get(slot)
         if task_id is None:
-            logger.error("step gave an event for the slot %r, which nobody has", slot, extra=self._codec.extra(()))
+            self._codec.say(logging.ERROR, "step gave an event for the slot %s, which nobody has", repr(slot))
         else:
             self._outlet.put(task_id, event)
 
@@ -219,7 +220,7 @@ class ContinuousRunner:
             except Ending:
                 raise
             except BaseException as error:
-                logger.warning("evict failed: %s", shown(error), exc_info=error, extra=self._codec.extra(()))
+                self._codec.warn("evict failed: %s", shown(error), error=error)
             finally:
                 self._traces.pop(self._at[0], None)
                 self._at = ()

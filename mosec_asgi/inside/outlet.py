@@ -5,6 +5,7 @@ Streams are known by their tasks' numbers.
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -109,8 +110,8 @@ class Outlet:
         if 0 <= index < len(inside):
             self.put(inside[index], event)
         else:
-            extra = self._codec.extra(())
-            logger.error("an event for item %d of a batch of %d was dropped", index, len(inside), extra=extra)
+            text = "an event for item %d of a batch of %d was dropped"
+            self._codec.say(logging.ERROR, text, index, len(inside))
 
     def push(self, event: Any, index: int, inside: Sequence[int]) -> None:
         """Send an event for the item `index` of the tasks `inside`: `SSEWorker.send_stream_event`."""
@@ -126,7 +127,7 @@ class Outlet:
         with self._lock:
             if task_id not in self._open:
                 if task_id in self._finished:
-                    logger.error("an event after the end of its stream was dropped", extra=self._codec.extra(()))
+                    self._codec.say(logging.ERROR, "an event after the end of its stream was dropped")
             elif event is FINISHED:
                 self.end(task_id, ENDED)
                 self._finished.add(task_id)

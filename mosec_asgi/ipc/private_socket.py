@@ -68,6 +68,8 @@ class PrivateSocket:
         self._loop = asyncio.get_running_loop()
         self._sock: socket.socket | None = None
         self._inode = 0
+        # Nobody could be accepted, which was said.
+        self._is_short = False
 
     def start(self, take: Callable[[socket.socket], object], *, backlog: int, takes_over: bool = False) -> None:
         """Listen.
@@ -104,19 +106,31 @@ class PrivateSocket:
         except OSError as error:
             if error.errno in SHORTAGES:
                 # He stays in the queue, and would be found there at once, again and again.
-                reason = error.strerror
-                logger.warning("no %s can connect now: %s; tried again in %g s", self._client, reason, PAUSE_SECONDS)
+                self._tell_shortage(error)
                 self._loop.remove_reader(sock.fileno())
                 self._loop.call_later(PAUSE_SECONDS, self._listen_again, sock, take)
             else:
                 # Whoever it was has gone.
                 logger.debug("no connection to %s: %s", self._name, error)
             return
+        self._is_short = False
         if (user := stranger(connection)) is not None:
             logger.warning("%s was opened by user %d, and is only for user %d", self._name, user, os.geteuid())
             connection.close()
             return
         take(connection)
+
+    def _tell_shortage(self, error: OSError) -> None:
+        if not self._is_short:
+            self._is_short = True
+            files = error.errno in (errno.EMFILE, errno.ENFILE)
+            logger.warning(
+                "no %s can connect now: %s; tried again every %g s%s",
+                self._client,
+                error.strerror,
+                PAUSE_SECONDS,
+                ". Raise the limit of open files: `ulimit -n`, LimitNOFILE= of systemd" if files else "",
+            )
 
 
 def listen(path: str, *, backlog: int, takes_over: bool = False) -> socket.socket:

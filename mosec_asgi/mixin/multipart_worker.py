@@ -8,12 +8,12 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import parse_qsl
 
 from mosec_asgi.annotations import forward_input_type
 from mosec_asgi.errors import ClientError, DecodingError, DefinitionError, ValidationError
 from mosec_asgi.mixin.library import NeedsLibrary, load
 from mosec_asgi.mixin.pydantic_worker import input_adapter, told
+from mosec_asgi.mixin.url_encoded import read_pairs
 from mosec_asgi.worker import Worker
 
 FORM_DATA = "multipart/form-data"
@@ -160,7 +160,7 @@ class MultipartMixin(NeedsLibrary, Worker):
         if data.count(b"&") >= self.max_parts:
             raise FormTooLarge(f"it has more than {self.max_parts} fields")
         try:
-            pairs = parse_qsl(data.decode(), keep_blank_values=True, errors="strict")
+            pairs = read_pairs(data)
         except UnicodeDecodeError as error:
             raise DecodingError(f"the form is not UTF-8: {error.reason}") from error
         for name, value in pairs:

@@ -6,6 +6,7 @@ A web process numbers its calls itself. Here they get numbers of the engine's: t
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import os
 import socket
@@ -19,8 +20,10 @@ from mosec_asgi.errors import CANCELLED, INTERNAL_ERROR
 from mosec_asgi.ipc.channel import Channel
 from mosec_asgi.ipc.frames import FrameError
 from mosec_asgi.ipc.shm import SharedMemory
+from mosec_asgi.lazy_timer import later
 from mosec_asgi.messages import Chunk, Credit, Outcome
 from mosec_asgi.observing.metrics import ServiceMetrics
+from mosec_asgi.ration import Ration
 from mosec_asgi.remote import counts, frames, handshake
 from mosec_asgi.remote.frames import CALL_FIELDS, MOST_CALL_ID
 from mosec_asgi.remote.handshake import HandshakeError, Hello, RouteShape, Welcome
@@ -87,6 +90,7 @@ class Callers:
         self._greeting: set[asyncio.Task[None]] = set()
         # Those that were refused, by the reason: of each a line is logged once.
         self._refused: set[str] = set()
+        self.ration = Ration(logger, later)
 
     def __len__(self) -> int:
         return len(self._connected)
@@ -130,6 +134,7 @@ class Callers:
             task.cancel()
         for each in list(self._connected):
             each.finish()
+        self.ration.say_all()
 
     def discard(self, process: WebProcess) -> None:
         """Forget a web process that is gone."""
@@ -260,8 +265,9 @@ class WebProcess:
         except KeyboardInterrupt:
             raise
         # It may have to be unpickled here, which runs the code of its classes; or only workers can read it.
-        except BaseException:
-            logger.exception("answered 500: a result cannot be copied for the web process %d", self._pid)
+        except BaseException as error:
+            text = "answered 500: a result cannot be copied for the web process %d"
+            self._callers.ration.fault(logging.ERROR, text, self._pid, error=error)
             return Outcome.of_failure(outcome.call_id, INTERNAL_ERROR), INTERNAL_ERROR.text.encode()
         finally:
             payload.drop()
@@ -274,7 +280,8 @@ class WebProcess:
 
     def _cannot_tell(self, entry: Any, error: ValueError) -> None:
         """Say, in the place of a result that cannot be said, that the call has failed."""
-        logger.error("the web process %d cannot be told a result: %s", self._pid, error, exc_info=error)
+        text = "the web process %d cannot be told a result: %s"
+        self._callers.ration.fault(logging.ERROR, text, self._pid, error, error=error)
         if type(entry) is tuple and len(entry) in (2, frames.OUTCOME_FIELDS):
             call_id = entry[0]
             if type(entry[1 if len(entry) == 2 else 2]) is tuple:
@@ -351,8 +358,9 @@ class WebProcess:
         self._open.add(call_id)
         try:
             self._engine.submit(call, self)
-        except Exception:
-            logger.exception("a call was not submitted", extra={"request_id": call.request_id})
+        except Exception as error:
+            extra = {"request_id": call.request_id}
+            self._callers.ration.fault(logging.ERROR, "a call was not submitted", error=error, extra=extra)
             self._open.discard(call_id)
             failed = Outcome.of_failure(call_id, INTERNAL_ERROR)
             self._say(frames.plain_outcome(failed, call_id, INTERNAL_ERROR.text.encode()))
@@ -385,8 +393,9 @@ class WebProcess:
             self._say((number, True, await self._callers.answer(kind, text), None))
         except LookupError:
             self._say((number, False, b"", None))
-        except Exception:
-            logger.exception("a question of the web process %d was not answered: %s", self._pid, kind)
+        except Exception as error:
+            text = "a question of the web process %d was not answered: %s"
+            self._callers.ration.fault(logging.ERROR, text, self._pid, kind, error=error)
             self._say((number, False, b"", None))
 
     def _gone(self, reason: str) -> None:

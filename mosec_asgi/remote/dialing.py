@@ -21,6 +21,7 @@ from mosec_asgi.within import within
 LEAST_PAUSE, MOST_PAUSE = 0.05, 2.0
 # Seconds between two looks at how the engine stands.
 REFRESH_SECONDS = 1.0
+SAME_USER = "start both as the same user"
 
 logger = log.internal_logger(__name__)
 
@@ -65,10 +66,13 @@ class Dialing:
                 await within(handshake.SECONDS if self._given is None else None, self._connect())
             except asyncio.TimeoutError:
                 self._tell_away("it does not answer")
+            except PermissionError:
+                why = f"its socket, or a folder above it, is for another user only; {SAME_USER}"
+                self._tell_away(why, is_there=True)
             except OSError as error:
                 self._tell_away(error.strerror or str(error))
             except (HandshakeError, StartupError) as error:
-                self._tell_away(str(error))
+                self._tell_away(str(error), is_there=True)
             else:
                 pause = LEAST_PAUSE
                 await self._follow()
@@ -99,7 +103,9 @@ class Dialing:
         try:
             await self._loop.sock_connect(sock, self._path)
             if (user := private_socket.stranger(sock)) is not None:
-                raise HandshakeError(f"the socket belongs to user {user}, and this process is of user {os.geteuid()}")
+                raise HandshakeError(
+                    f"its socket belongs to user {user}, and this process is of user {os.geteuid()}; {SAME_USER}"
+                )
         except BaseException:
             sock.close()
             raise
@@ -135,14 +141,15 @@ class Dialing:
     def _on_lost(self, reason: str) -> None:
         self._lost.set_result(reason)
 
-    def _tell_away(self, why: str) -> None:
+    def _tell_away(self, why: str, *, is_there: bool = False) -> None:
         if self._given is not None:
             # The program ends, and so does this process.
             logger.info("the engine is gone: %s", why)
         # Once for each reason: it is tried every two seconds.
         elif why != self._told:
             self._told = why
-            logger.warning("there is no engine%s: %s; until there is one, calls are answered 503", self._at, why)
+            what = "the engine%s cannot be used: %s" if is_there else "there is no engine%s: %s"
+            logger.warning(f"{what}; until there is one, calls are answered 503", self._at, why)
 
     @property
     def _at(self) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import logging
 import math
 import socket
 from collections import deque
@@ -17,9 +18,11 @@ from mosec_asgi.errors import CLOSING, ENGINE_AWAY, ENGINE_LOST, INTERNAL_ERROR,
 from mosec_asgi.ipc.arena import LARGE
 from mosec_asgi.ipc.channel import Channel
 from mosec_asgi.ipc.frames import FrameError
+from mosec_asgi.lazy_timer import later
 from mosec_asgi.messages import Call, Credit, Outcome, Payload, Pieces, drop_all
 from mosec_asgi.observing.metrics import ServiceMetrics
 from mosec_asgi.observing.statistics import ServiceReport
+from mosec_asgi.ration import Ration
 from mosec_asgi.remote import counts, frames
 from mosec_asgi.remote.frames import TIMEOUT
 from mosec_asgi.remote.memory import LyingPayload, PutPayload, WebMemory
@@ -93,6 +96,7 @@ class RemoteEngine:
         self._standing: Standing | None = None
         # Set when the last call is settled, once nobody may make another.
         self._idle: asyncio.Future[None] | None = None
+        self._ration = Ration(logger, later)
 
     def __repr__(self) -> str:
         return f"<RemoteEngine {'connected' if self.is_there else 'away'}, {len(self._open)} calls>"
@@ -140,6 +144,7 @@ class RemoteEngine:
             self._outbox.say(counts.taken(self._metrics))
             self._outbox.flush()
             self._let_go()
+        self._ration.say_all()
 
     def announce_end(self) -> None:
         """Say in the statistics that the end is near; calls are still taken."""
@@ -393,7 +398,7 @@ class RemoteEngine:
 
     def _cannot_tell(self, entry: Any, error: ValueError) -> None:
         """Fail a call that cannot be said."""
-        logger.error("a call cannot be told to the engine: %s", error, exc_info=error)
+        self._ration.fault(logging.ERROR, "a call cannot be told to the engine: %s", error, error=error)
         if type(entry) is not tuple or len(entry) != frames.CALL_FIELDS:
             return
         call_id, payload = entry[0], entry[2]
@@ -473,20 +478,19 @@ class RemoteEngine:
             caller.settled(outcome)
         except KeyboardInterrupt:
             raise
-        except BaseException:
+        except BaseException as error:
             # A fault of this caller, of whatever kind, must not stop the work for the others.
-            logger.exception("the outcome of a request was not passed on")
+            self._ration.fault(logging.ERROR, "the outcome of a request was not passed on", error=error)
         if self._idle is not None and not self._open and not self._idle.done():
             self._idle.set_result(None)
 
-    @staticmethod
-    def _pass_on(caller: Caller, entry: tuple[Any, ...]) -> None:
+    def _pass_on(self, caller: Caller, entry: tuple[Any, ...]) -> None:
         try:
             caller.streamed(frames.chunk_of(entry))
         except KeyboardInterrupt:
             raise
-        except BaseException:
-            logger.exception("a piece of a stream was not passed on")
+        except BaseException as error:
+            self._ration.fault(logging.ERROR, "a piece of a stream was not passed on", error=error)
 
 
 def _nobody(_: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import Sequence
 
 from starlette.types import Receive, Scope, Send
@@ -98,7 +99,8 @@ class StreamExchange(AsgiExchange):
                 self.response = server_timing.added(self.route.refuse(self, failure), outcomes, self.traceparent)
             else:
                 self.count(int(failure.code))
-                logger.warning(
+                self.shared.ration.log(
+                    logging.WARNING,
                     "the response is broken off, because its stream has failed: %s",
                     failure.text,
                     extra={"request_id": self.request_id},

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import abc
 import itertools
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,8 +25,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 from mosec_asgi import log
 from mosec_asgi.batching.engine import Engine
 from mosec_asgi.errors import CANCELLED, Failure, describe
+from mosec_asgi.lazy_timer import later
 from mosec_asgi.messages import Call, Chunk, Outcome
 from mosec_asgi.observing.metrics import ServiceMetrics
+from mosec_asgi.ration import Ration
 from mosec_asgi.web import server_timing, spans
 from mosec_asgi.web.budget import SMALL, Budget
 from mosec_asgi.web.limits import DEFAULT, Limits
@@ -186,6 +189,7 @@ class Shared:
         tracing: makes the spans of requests; None where none are traced.
         keys: API keys, of which a request must bring one; None where everybody may ask.
         limits: what a client may hold, in bytes and seconds.
+        ration: logs what clients cause.
     """
 
     engine: Engine
@@ -199,6 +203,7 @@ class Shared:
     tracing: Tracing | None = None
     keys: Keys | None = None
     limits: Limits = DEFAULT
+    ration: Ration = field(default_factory=lambda: Ration(logger, later))
 
 
 class Exchange(abc.ABC):
@@ -372,5 +377,6 @@ class Exchange(abc.ABC):
             raise error
         failure = describe(error)
         if failure.code >= 500:
-            logger.exception("a request was not answered", extra={"request_id": self.request_id})
+            extra = {"request_id": self.request_id}
+            self.shared.ration.fault(logging.ERROR, "a request was not answered", error=error, extra=extra)
         return failure

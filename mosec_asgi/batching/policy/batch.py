@@ -8,6 +8,9 @@ sent.
 *Waiting must pay.* Where `max_wait` was not set for the stage, an idle worker waits only where a whole batch comes in a
 part of a batch's time, or for tasks that are likely to come back at once, and never longer than a batch takes
 (`arrivals`).
+
+*Waiting must not cost an answer.* No batch waits for longer than the deadlines of its tasks allow (`leeway`), whatever
+`max_wait` says.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ from __future__ import annotations
 from typing import Generic
 
 from mosec_asgi.batching.arrivals import Arrivals
+from mosec_asgi.batching.leeway import Leeway
 from mosec_asgi.batching.loads import Loads
 from mosec_asgi.batching.policy import Pick, WorkerKey
 from mosec_asgi.batching.queue import TaskQueue
@@ -24,7 +28,9 @@ from mosec_asgi.batching.task import Task
 class BatchPolicy(Generic[WorkerKey]):
     """Sends batches."""
 
-    def __init__(self, max_batch_size: int, max_wait: float, arrivals: Arrivals | None) -> None:
+    def __init__(
+        self, max_batch_size: int, max_wait: float, arrivals: Arrivals | None, leeway: Leeway | None = None
+    ) -> None:
         """Set the bounds.
 
         Args:
@@ -32,10 +38,12 @@ class BatchPolicy(Generic[WorkerKey]):
             max_wait: seconds that a task may wait for its batch to fill.
             arrivals: measurements by which an idle worker starts before `max_wait` where waiting does not pay; None for
                 waiting in any case.
+            leeway: what waiting must leave to a task of its time; None where nothing is known of that.
         """
         self._size = max_batch_size
         self._max_wait = max_wait
         self._arrivals = arrivals
+        self._leeway = leeway or Leeway()
 
     def pick(self, queue: TaskQueue, loads: Loads[WorkerKey], now: float) -> Pick[WorkerKey] | float | None:
         """Return the next batch, or until when to wait for it to fill."""
@@ -50,7 +58,9 @@ class BatchPolicy(Generic[WorkerKey]):
             if worker is None:
                 return None
         elif not full and now < (until := self._wait_until(self._size, oldest, queue, loads, now)):
-            return until
+            until = self._bounded(until, oldest, queue)
+            if now < until:
+                return until
         return Pick(worker, queue.first(self._size))
 
     def _wait_until(self, size: int, oldest: Task, queue: TaskQueue, loads: Loads[WorkerKey], now: float) -> float:
@@ -61,6 +71,15 @@ class BatchPolicy(Generic[WorkerKey]):
         if self._arrivals.will_fill(size, now):
             return min(most, oldest.queued + self._arrivals.batch_seconds)
         return self._arrivals.linger_until(queue.live, loads.in_flight, loads.free, self._max_wait)
+
+    def _bounded(self, until: float, oldest: Task, queue: TaskQueue) -> float:
+        """Return until when a batch that `oldest` has begun may wait: `until`, or earlier if a task would be late."""
+        queued, leeway = oldest.queued, self._leeway
+        wait, left = until - queued, queue.soonest - queued
+        # So it is nearly always.
+        if wait <= left * leeway.share and wait <= left - leeway.seconds:
+            return until
+        return min(until, queued + leeway.most(queue.earliest_deadline() - queued))
 
 
 def idle(loads: Loads[WorkerKey]) -> WorkerKey | None:

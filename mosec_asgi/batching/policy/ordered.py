@@ -9,6 +9,10 @@ its key has filled a batch or not. Before that, it begins with the next full lan
 tenant, the next task in order is the one that has waited longest: a rare key waits `max_wait` and for those that came
 before it, never for keys that come more often.
 
+*Who would be late.* If a task's deadline leaves no more time for waiting (`leeway`), an idle worker begins with the
+batch that this task is in, whose key may come after others. Where there are priorities or tenants, it begins with the
+next task in order even then.
+
 Where there are priorities or tenants, no batch is sent ahead to a busy worker: what comes later and has more right to
 the worker would wait for it.
 
@@ -25,6 +29,7 @@ from collections.abc import Iterable, Sequence
 from itertools import chain
 
 from mosec_asgi.batching.arrivals import Arrivals
+from mosec_asgi.batching.leeway import Leeway
 from mosec_asgi.batching.loads import Loads
 from mosec_asgi.batching.ordered_queue import OrderedQueue
 from mosec_asgi.batching.policy import Pick, WorkerKey
@@ -40,7 +45,14 @@ MOST_PADDING = 0.15
 class OrderedBatchPolicy(BatchPolicy[WorkerKey]):
     """Sends batches of an `OrderedQueue`."""
 
-    def __init__(self, max_batch_size: int, max_wait: float, arrivals: Arrivals | None, rules: Rules) -> None:
+    def __init__(
+        self,
+        max_batch_size: int,
+        max_wait: float,
+        arrivals: Arrivals | None,
+        rules: Rules,
+        leeway: Leeway | None = None,
+    ) -> None:
         """Set the bounds; see `BatchPolicy`.
 
         Args:
@@ -48,8 +60,9 @@ class OrderedBatchPolicy(BatchPolicy[WorkerKey]):
             max_wait: seconds that a task may wait for its batch to fill.
             arrivals: see there.
             rules: which tasks share a batch.
+            leeway: see there.
         """
-        super().__init__(max_batch_size, max_wait, arrivals)
+        super().__init__(max_batch_size, max_wait, arrivals, leeway)
         self._budget = rules.max_cost or math.inf
         self._by_cost = rules.by_cost
 
@@ -74,10 +87,20 @@ class OrderedBatchPolicy(BatchPolicy[WorkerKey]):
                 until = self._wait_until(self._size, oldest, queue, loads, now)
                 if now >= until:
                     first = leader
+                elif now >= (until := self._bounded(until, oldest, queue)):
+                    first = self._in_a_hurry(queue)
                 elif first is None:
                     return until
         assert first is not None
         return Pick(worker, self._batch(first, queue))
+
+    def _in_a_hurry(self, queue: OrderedQueue) -> Task | None:
+        """Return the first task of the batch that cannot wait any longer."""
+        if queue.contested:
+            return queue.leader()
+        pressing = queue.most_pressing()
+        # A batch by cost grows from its first task. Any other holds its whole lane, if that is not full.
+        return pressing if self._by_cost else queue.lane(pressing).tasks.first()
 
     def _batch(self, first: Task, queue: OrderedQueue) -> list[Task]:
         lane = queue.lane(first)

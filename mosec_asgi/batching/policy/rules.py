@@ -25,6 +25,14 @@ class Rules:
     weights: Mapping[str, float] = field(default_factory=dict)
 
     @property
+    def sums_costs(self) -> bool:
+        """Whether batches are full by what all that waits costs together.
+
+        Where keys or like costs part what waits, a queue of as much as a batch makes several that are far from full.
+        """
+        return bool(self.max_cost) and not (self.keyed or self.by_cost)
+
+    @property
     def plain(self) -> bool:
         """Whether they say no more than the order of arrival, as long as no task brings a priority or a tenant."""
         return not (self.max_cost or self.keyed or self.by_cost)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 
 from mosec_asgi.batching.arrivals import Arrivals
+from mosec_asgi.batching.leeway import Leeway
 from mosec_asgi.batching.loads import Loads
 from mosec_asgi.batching.ordered_queue import OrderedQueue
 from mosec_asgi.batching.policy import Pick, WorkerKey
@@ -23,7 +24,14 @@ from mosec_asgi.batching.task import Task
 class SteeredBatchPolicy(BatchPolicy[WorkerKey]):
     """Sends batches in order of arrival."""
 
-    def __init__(self, max_batch_size: int, max_wait: float, arrivals: Arrivals | None, steering: Steering) -> None:
+    def __init__(
+        self,
+        max_batch_size: int,
+        max_wait: float,
+        arrivals: Arrivals | None,
+        steering: Steering,
+        leeway: Leeway | None = None,
+    ) -> None:
         """Set the bounds; see `BatchPolicy`.
 
         Args:
@@ -31,8 +39,9 @@ class SteeredBatchPolicy(BatchPolicy[WorkerKey]):
             max_wait: seconds that a task may wait for its batch to fill.
             arrivals: see there.
             steering: bounds the batches by the target.
+            leeway: see there.
         """
-        super().__init__(max_batch_size, max_wait, arrivals)
+        super().__init__(max_batch_size, max_wait, arrivals, leeway)
         self._steering = steering
 
     def pick(self, queue: TaskQueue, loads: Loads[WorkerKey], now: float) -> Pick[WorkerKey] | float | None:
@@ -52,6 +61,8 @@ class SteeredBatchPolicy(BatchPolicy[WorkerKey]):
             size = self._steering.size(_slots(loads))
             until = min(self._wait_until(size, oldest, queue, loads, now), self._steering.patience(tasks, now))
             if now < until:
+                until = self._bounded(until, oldest, queue)
+            if now < until:
                 return until
         return Pick(worker, tasks[: fit.size])
 
@@ -60,7 +71,13 @@ class SteeredOrderedBatchPolicy(OrderedBatchPolicy[WorkerKey]):
     """Sends batches of an `OrderedQueue`."""
 
     def __init__(
-        self, max_batch_size: int, max_wait: float, arrivals: Arrivals | None, rules: Rules, steering: Steering
+        self,
+        max_batch_size: int,
+        max_wait: float,
+        arrivals: Arrivals | None,
+        rules: Rules,
+        steering: Steering,
+        leeway: Leeway | None = None,
     ) -> None:
         """Set the bounds; see `OrderedBatchPolicy`.
 
@@ -70,8 +87,9 @@ class SteeredOrderedBatchPolicy(OrderedBatchPolicy[WorkerKey]):
             arrivals: see there.
             rules: which tasks share a batch.
             steering: bounds the batches by the target.
+            leeway: see there.
         """
-        super().__init__(max_batch_size, max_wait, arrivals, rules)
+        super().__init__(max_batch_size, max_wait, arrivals, rules, leeway)
         self._steering = steering
 
     def pick(self, queue: TaskQueue, loads: Loads[WorkerKey], now: float) -> Pick[WorkerKey] | float | None:
@@ -95,6 +113,10 @@ class SteeredOrderedBatchPolicy(OrderedBatchPolicy[WorkerKey]):
             size = self._steering.size(_slots(loads))
             until = min(self._wait_until(size, oldest, queue, loads, now), self._steering.patience(tasks, now))
             if now >= until:
+                return Pick(worker, tasks[: fit.size])
+            until = self._bounded(until, oldest, queue)
+            if now >= until and (pressing := self._in_a_hurry(queue)) is not None:
+                tasks, fit = self._steered(pressing, queue, start, loads)
                 return Pick(worker, tasks[: fit.size])
         first = queue.full()
         if first is None:

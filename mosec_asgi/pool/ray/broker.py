@@ -44,6 +44,7 @@ READ_SIZE = 1 << 16
 CONNECT_SECONDS = 10.0
 # Characters of Ray's own text about the end of an actor that are shown.
 MOST_OF_TEXT = 500
+NO_NODES = "all nodes of the Ray cluster are gone; it is connected to anew"
 
 
 def main(descriptor: int) -> None:
@@ -53,7 +54,7 @@ def main(descriptor: int) -> None:
     sock = socket.socket(fileno=descriptor)
     unpacker = Unpacker()
     broker: Broker | None = None
-    while data := sock.recv(READ_SIZE):
+    while data := received(sock):
         for command in unpacker.receive(data):
             if broker is None:
                 broker = connected(command, sock)
@@ -63,6 +64,14 @@ def main(descriptor: int) -> None:
                 broker.do(command)
     if broker is not None:
         broker.close()
+
+
+def received(sock: socket.socket) -> bytes:
+    """Return what the server says next; empty where it has closed its end, whether it had read all or not."""
+    try:
+        return sock.recv(READ_SIZE)
+    except ConnectionResetError:
+        return b""
 
 
 def connected(command: Connect, sock: socket.socket) -> Broker:
@@ -136,9 +145,17 @@ class Broker:
         elif isinstance(command, Kill):
             self._kill(command)
         elif isinstance(command, Ask):
-            self._send(Waits(command.number, self._lacking(command.number)))
+            self._tell_why_it_waits(command.number)
         elif isinstance(command, Look):
             self._send(self._room())
+
+    def _tell_why_it_waits(self, number: int) -> None:
+        if self._room().nodes:
+            self._send(Waits(number, self._lacking(number)))
+        else:
+            # This connection goes by a node that is gone. The server's next launch makes another; where Ray had started
+            # the cluster for it, Ray then starts one anew.
+            self._send(Refused(NO_NODES))
 
     def _launch(self, command: Launch) -> None:
         number = command.number

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from mosec_asgi import log
 from mosec_asgi.ipc.stream import Stream
+from mosec_asgi.lazy_timer import later
 from mosec_asgi.pool.ray import handshake, tls
 from mosec_asgi.pool.ray.handshake import HandshakeError
 from mosec_asgi.ration import Ration
@@ -64,7 +65,7 @@ class Listener:
         self._unproved: dict[asyncio.Task[None], socket.socket] = {}
         self._socket: socket.socket | None = None
         # Whoever reaches the port can cause such lines.
-        self._ration = Ration(logger)
+        self._ration = Ration(logger, later)
 
     @property
     def unproved(self) -> int:
@@ -100,7 +101,7 @@ class Listener:
                 task.cancel()
         self._unproved.clear()
         self._expected.clear()
-        self._ration.say_all(logging.WARNING)
+        self._ration.say_all()
 
     def expect(self, token: bytes, expected: Expected) -> None:
         """Have one connection accepted that proves to be the worker `token`."""
@@ -117,7 +118,7 @@ class Listener:
         except (BlockingIOError, InterruptedError, ConnectionAbortedError):
             return
         except OSError as error:
-            logger.warning("a connection of a worker could not be accepted: %s", error)
+            self._ration.log(logging.WARNING, "a connection of a worker could not be accepted: %s", error)
             return
         sock.setblocking(False)
         if len(self._unproved) >= self._most_unproved:

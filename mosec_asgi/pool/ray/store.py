@@ -14,6 +14,7 @@ object whose owner has died is lost, which is `Lost`: the call begins again.
 
 from __future__ import annotations
 
+import logging
 import pickle
 import struct
 import threading
@@ -25,6 +26,7 @@ from mosec_asgi.inside.pickler import PROTOCOL, Lost, Pickler
 from mosec_asgi.ipc import frames
 from mosec_asgi.ipc.arena import LARGE
 from mosec_asgi.ipc.reference import Span
+from mosec_asgi.ration import Ration, later_in_thread
 
 HEAD = struct.Struct("<QQ")
 
@@ -55,6 +57,7 @@ class RayStore:
         self._number = 0
         # What others may still read, by its number.
         self._kept: dict[int, Any] = {}
+        self._ration = Ration(logger, later_in_thread)
 
     @property
     def kept(self) -> int:
@@ -74,7 +77,8 @@ class RayStore:
             described = pickle.dumps((kept.binary(), owner, status), PROTOCOL)
         except self._ray.exceptions.RayError as error:
             # The store and its disk are full: it goes through the server.
-            logger.warning("%d bytes are sent through the server, as Ray's store does not take them: %s", size, error)
+            text = "%d bytes are sent through the server, as Ray's store does not take them: %s"
+            self._ration.log(logging.WARNING, text, size, error)
             return 200, pickle.dumps(result, PROTOCOL)
         with self._lock:
             self._number += 1

@@ -103,6 +103,7 @@ class GrpcListener(Listener):
             stream.close(CLOSING)
         await server.stop(grace)
         self._arrivals.stop()
+        self._unread.ration.say_all()
 
     def _handler(self, route: Route) -> grpc.RpcMethodHandler:
         # Messages stay bytes: endpoints read and write them.

@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import socket
 
 from mosec_asgi import log
+from mosec_asgi.lazy_timer import later
+from mosec_asgi.ration import Ration
 from mosec_asgi.web.budget import NO_ROOM_UNREAD, NOT_READ, UnreadBudget
 from mosec_asgi.web.limits import Limits
 
@@ -20,7 +23,11 @@ logger = log.internal_logger(__name__)
 
 
 class Unread:
-    """All answers of a server that are not taken yet."""
+    """All answers of a server that are not taken yet.
+
+    Attributes:
+        ration: logs what clients cause.
+    """
 
     def __init__(self, limits: Limits) -> None:
         """Begin with none.
@@ -30,6 +37,7 @@ class Unread:
         """
         self.limits = limits
         self.budget = UnreadBudget(limits.answer_memory, limits.least_rate)
+        self.ration = Ration(logger, later)
         self._connections: dict[str, Connection] = {}
 
     def made(self, peer: str, size: int) -> Connection:
@@ -100,7 +108,7 @@ class Connection:
 
     def end(self, why: str) -> None:
         """End the connection; gRPC then ends its calls."""
-        logger.warning("%s (%s)", why, self._peer)
+        self._unread.ration.log(logging.WARNING, "%s (%s)", why, self._peer)
         shut(self._peer)
 
     def _look(self) -> None:

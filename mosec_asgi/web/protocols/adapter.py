@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
 from http import HTTPStatus
@@ -12,7 +13,9 @@ from mosec_asgi import log
 from mosec_asgi.batching.engine import Engine
 from mosec_asgi.errors import ClientError, Failure, ServerError, describe
 from mosec_asgi.labels import UNLABELLED, Labels
+from mosec_asgi.lazy_timer import later
 from mosec_asgi.messages import Call, Chunk, Credit, Outcome, Payload, drop_all
+from mosec_asgi.ration import Ration
 from mosec_asgi.reply import Reply
 from mosec_asgi.request import Request as ToldRequest
 from mosec_asgi.web.exchange import Request, StreamForm
@@ -30,6 +33,8 @@ LEAST_AT_ONCE = 8
 # What a header's name consists of (RFC 9110, section 5.6.2), and what would end a value.
 _NAME = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _CONTROL = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
+
+BAD_FORM = "the endpoint %s cannot give a failure its form: %s"
 
 logger = log.internal_logger(__name__)
 
@@ -99,7 +104,11 @@ class Pipeline:
 
 
 class Pipelines:
-    """All that endpoints need to have something run."""
+    """All that endpoints need to have something run.
+
+    Attributes:
+        ration: logs what clients cause.
+    """
 
     def __init__(
         self,
@@ -123,6 +132,7 @@ class Pipelines:
         self.objects = objects
         self.value_of = value_of
         self.engine = engine
+        self.ration = Ration(logger, later)
 
     def update(self, targets: Mapping[str, Target]) -> None:
         """Go by new targets from here on: their stages have changed."""
@@ -298,9 +308,9 @@ class ProtocolRoute:
             return self._sendable(self._endpoint.error(_problem(failure, asked, place)))
         except KeyboardInterrupt:
             raise
-        except BaseException:
+        except BaseException as error:
             # The client would wait without an end.
-            logger.exception("the endpoint %s cannot give a failure its form: %s", self.path, failure.text)
+            self._pipelines.ration.fault(logging.ERROR, BAD_FORM, self.path, failure.text, error=error)
             return failed(failure)
 
     def _sendable(self, response: Any) -> Response:
@@ -422,7 +432,7 @@ class _Form:
             raise error
         self._failed = True
         failure = describe(error)
-        logger.error("a stream was ended: %s", failure.text, exc_info=error, extra={"request_id": self._request_id})
+        self._log("a stream was ended: %s", failure.text, error=error)
         return self._last(failure) or b""
 
     def _last(self, failure: Failure) -> bytes | None:
@@ -431,9 +441,13 @@ class _Form:
             return self._form.failure(_problem(failure, self._asked, None))
         except KeyboardInterrupt:
             raise
-        except BaseException:
-            logger.exception("a client cannot be told why its stream was ended", extra={"request_id": self._request_id})
+        except BaseException as error:
+            self._log("a client cannot be told why its stream was ended", error=error)
             return None
+
+    def _log(self, text: str, *args: object, error: BaseException) -> None:
+        extra = {"request_id": self._request_id}
+        self._pipelines.ration.fault(logging.ERROR, text, *args, error=error, extra=extra)
 
 
 def _problem(failure: Failure, asked: _Asked | None, place: int | None) -> Problem:

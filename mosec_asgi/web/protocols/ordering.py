@@ -132,6 +132,7 @@ def ordered(call: Call, request: Request, path: str, ordering: Ordering, labels:
     except MosecError as error:
         failure = describe(error)
         if failure.code >= 500:
-            logger.error("%s", failure.text, exc_info=error, extra={"request_id": request.request_id})
+            # It is logged where the request is answered.
+            raise
         return failure
     return call._replace(priority=priority, key=key, cost=cost, tenant=tenant)

@@ -189,6 +189,7 @@ class Http1Protocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin."""
         self._silence = SilenceTimer(transport, self.limits.keep_alive, self.loop)
+        self.logger = self.shared.logger  # type: ignore[assignment]  # as it is used
         super().connection_made(transport)
         self.flow = _Flow(transport)
         if isinstance(transport, GatheringTransport):

@@ -26,7 +26,6 @@ from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT, FlowControl
 from uvicorn.protocols.http.zttp_h2_impl import RequestResponseCycle, ZttpH2Protocol
 
 from mosec_asgi.errors import BAD_REQUEST
-from mosec_asgi.ration import RationedWarnings
 from mosec_asgi.web.budget import NO_ROOM_UNREAD, NOT_READ
 from mosec_asgi.web.limits import DEFAULT, Limits
 from mosec_asgi.web.uvicorn.http1 import Http1Protocol
@@ -97,7 +96,7 @@ class PacedHttp2Protocol(KeepAlive, ZttpH2Protocol):
         """Begin."""
         self._heard = asyncio.Event()
         self._untaken = {}
-        self.logger = RationedWarnings(self.logger, self.shared.ration)  # type: ignore[assignment]  # as it is used
+        self.logger = self.shared.logger  # type: ignore[assignment]  # as it is used
         self.timeout_keep_alive = math.ceil(self.limits.keep_alive)
         super().connection_made(transport)
 

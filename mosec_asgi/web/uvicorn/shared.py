@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable
+import logging
 
 from mosec_asgi import log
-from mosec_asgi.ration import Ration
+from mosec_asgi.lazy_timer import later
+from mosec_asgi.ration import Ration, RationedLogger
 from mosec_asgi.web.budget import UnreadBudget
 from mosec_asgi.web.limits import Limits
 from mosec_asgi.web.uvicorn.open_files import OpenFiles
@@ -18,6 +18,7 @@ class Shared:
     Attributes:
         unread: the room for answers that are not read.
         ration: logs what clients cause.
+        logger: uvicorn's, of which clients cause the warnings and, by way of middleware, the errors.
         open_files: looks at their descriptors.
     """
 
@@ -30,9 +31,12 @@ class Shared:
         self.unread = UnreadBudget(limits.answer_memory, limits.least_rate)
         logger = log.internal_logger(__name__)
         self.ration = Ration(logger, later)
+        uvicorns = logging.getLogger("uvicorn.error")
+        self._errors = Ration(uvicorns, later)
+        self.logger = RationedLogger(uvicorns, self.ration, self._errors)
         self.open_files = OpenFiles(logger)
 
-
-def later(seconds: float, callback: Callable[[], None]) -> asyncio.TimerHandle:
-    """Call something later, on the event loop that runs."""
-    return asyncio.get_running_loop().call_later(seconds, callback)
+    def say_all(self) -> None:
+        """Say what was left out of the log."""
+        self.ration.say_all()
+        self._errors.say_all()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from mosec_asgi.errors import DefinitionError
@@ -76,11 +77,9 @@ class OpenInference(Protocol):
         versions = {name: known.get(name, "1") for name, _ in pairs}
         self._listener: GrpcListener | None = None
         self._grpc = None if grpc_port is None else (_checked_host(grpc_host), _checked_port(grpc_port))
-        if self._grpc is not None:
-            try:
-                import grpc  # noqa: F401
-            except ImportError as error:
-                raise DefinitionError("grpc_port needs gRPC: pip install 'mosec-asgi[grpc]'") from error
+        # Not imported: workers, which read the same module, do without. What serves imports it; see `web.grpc`.
+        if self._grpc is not None and find_spec("grpc") is None:
+            raise DefinitionError("grpc_port needs gRPC: pip install 'mosec-asgi[grpc]'")
         self._made = Made(prefix, dict(pairs), versions, (max_rows, max_tensors, max_values))
 
     def endpoints(self) -> Sequence[Endpoint]:
