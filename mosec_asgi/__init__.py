@@ -1,6 +1,6 @@
 """mosec_asgi: model serving for the ASGI world.
 
-General layout; each floor imports only from those below it:
+General layout, in layers from F8, the highest, to F0; a module imports only from its own layer and those below it:
 
     cli/, __main__.py       F8  the command `mosec-asgi`: one module a command
     testing/                F8  a service on virtual time with scripted workers; the simulation of random histories
@@ -37,8 +37,9 @@ General layout; each floor imports only from those below it:
     mixin/, formats.py      F1  formats other than the default; what they share
     annotations.py          F1  what forward takes and returns
     schema.py               F1  the same as JSON Schema
-    messages.py             F0  the messages between the floors: calls, outcomes, tasks, results
-    labels.py, wishes.py    F0  the cost and the key of an item; what a call asks of its place among others
+    messages.py             F0  the messages between the layers: calls, outcomes, tasks, results
+    labels.py               F0  the cost and the key of an item
+    call_order.py           F0  what a call asks of its place among others: priority, key, tenant
     request.py, reply.py    F0  what a worker may know of a request, and set of its response
     paths.py                F0  routes as users write them
     config.py               F0  settings: keyword < MOSEC_* environment < command line

@@ -1,7 +1,8 @@
 """The settings of a service: keyword < `MOSEC_*` environment < command line, read and checked in one place.
 
-One table, the fields of `Settings`, drives the three sources, the checks and `--help`. Only this module reads the
-environment (the settings, and where prometheus_client is to count) and looks at arguments; nothing else does.
+One table, the fields of `Settings`, drives the three sources, the checks and `--help`. In the server, only
+this module reads the command line and the environment: these settings, and variables of prometheus_client,
+OpenTelemetry and Ray.
 """
 
 from __future__ import annotations
@@ -119,7 +120,7 @@ class Settings:
     )
     stall_timeout: int = _setting(
         30_000,
-        "milliseconds that a client may leave its answer, or a stream's full buffer, unread; then it is ended",
+        "milliseconds that a client may leave its answer, or a stream's full buffer, unread; then that is broken off",
         least=1,
     )
     stream_buffer: int = _setting(
@@ -161,13 +162,13 @@ class Settings:
     )
     engine: str = _setting(
         "",
-        "path of the Unix socket of an engine (`mosec-asgi engine`), whose models answer in the place of own ones; "
-        "empty to load them in this program",
+        "path of the Unix socket of an engine (`mosec-asgi engine`), whose models answer the requests; empty to load "
+        "the models in this program",
     )
     load_shedding: bool = _setting(
         True,
         "answer 429 at once to requests that cannot be finished in time at the measured speed of the workers, and "
-        "begin none that cannot any more",
+        "begin none that can no longer be finished in time",
     )
     priority_header: bool = _setting(
         False, "read the header x-priority, from -10 to 10: of what waits, the higher comes first"
@@ -178,7 +179,7 @@ class Settings:
         "of one does not delay the others; empty for none",
     )
     tenant_weights: str = _setting(
-        "", "what tenants may have in relation to others, as `gold=3, free=0.5`; 1 for those that are not named"
+        "", "shares of tenants in the work, in relation to each other, as `gold=3, free=0.5`; others have 1"
     )
     address: str = _setting("0.0.0.0", "address to listen on")
     port: int = _setting(8000, "port to listen on; 0 for any that is free", least=0, most=65535)
@@ -189,12 +190,12 @@ class Settings:
     ssl_keyfile: str = _setting("", "file of the certificate's key (PEM), where it is not in `ssl_certfile`")
     http: str = _setting(
         "auto",
-        "how HTTP is spoken: auto for the short ways of this package where the versions of uvicorn and its parsers are "
-        "known to work with them, plain for uvicorn's own way, which is slower",
+        "implementation of HTTP: auto for that of this package, where the installed versions of uvicorn and its "
+        "parsers are known to work with it; plain for uvicorn's own, which is slower",
         choices=("auto", "plain"),
     )
     namespace: str = _setting("mosec_service", "prefix of the metrics' names")
-    log_level: str = _setting("info", "least level to log", choices=LOG_LEVELS)
+    log_level: str = _setting("info", "lowest level to log", choices=LOG_LEVELS)
     debug: bool = _setting(
         False, "log at level debug, as text instead of JSON lines, coloured on a terminal; show the dashboard"
     )
@@ -229,8 +230,8 @@ class Settings:
     )
     answer_memory: int = _setting(
         0,
-        "bytes of answers that clients may leave unread at one time; beyond it the connections are ended that have "
-        "taken least; 0 for a quarter of the memory that the process may use",
+        "bytes of answers that clients may leave unread at one time; beyond it the connections that have read least "
+        "are closed; 0 for a quarter of the memory that the process may use",
         least=0,
     )
     keep_alive: int = _setting(
@@ -238,8 +239,8 @@ class Settings:
     )
     stop_delay: int = _setting(
         500,
-        "milliseconds after SIGTERM in which the connections that there are may still bring requests, whose answers "
-        "say that they are the last; behind them, or at once where it is 0, requests are answered 503",
+        "milliseconds after SIGTERM in which open connections may still bring a request, whose answer says that it is "
+        "the last; after that, or at once for 0, requests are answered 503",
         least=0,
     )
     read_timeout: int = _setting(
@@ -260,8 +261,8 @@ class Settings:
     max_url_size: int = _setting(16 * 1024, "bytes of a path with its query; beyond it the answer is 414", least=16)
     pipelined: int = _setting(
         32,
-        "requests of one connection that may wait for their turn, and that are begun before other connections have "
-        "theirs",
+        "requests of one connection that may wait for their answers, and that are begun before those of other "
+        "connections",
         least=1,
     )
     shared_memory: int = _setting(
@@ -428,7 +429,7 @@ def _instead(name: str, text: str) -> str:
 
 
 def advise(settings: Settings, environment: Mapping[str, str] | None = None) -> None:
-    """Warn of settings that can be meant as they are, and probably are not.
+    """Warn of settings that are valid, and probably not meant.
 
     Args:
         settings: of the service.

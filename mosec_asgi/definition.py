@@ -64,7 +64,7 @@ def _followers(runtime: Runtime, pipelines: Iterable[Sequence[Runtime]]) -> list
 
 
 def _event_type(runtime: Runtime, pipelines: Iterable[Sequence[Runtime]]) -> str:
-    """Return the mime type of the streams at whose end others stand; empty for none, and for several different ones."""
+    """Return the content type of the streams that the routes of a stage end with; empty for none, or for several."""
     lasts = [pipeline[-1].worker for pipeline in pipelines if runtime in pipeline[:-1]]
     types = {response_type(last) for last in lasts if streams(last)}
     return types.pop() if len(types) == 1 else ""
@@ -160,7 +160,7 @@ def _buffers_apart(runtime: Runtime, followers: Sequence[Runtime]) -> bool:
 
 
 def _rules(runtime: Runtime, settings: Settings) -> Rules:
-    """Return which task of a stage is next, and which share a batch."""
+    """Return the rules by which a stage chooses its next task, and the tasks of a batch."""
     return Rules(
         max_cost=runtime.max_batch_cost,
         keyed=runtime.labels is not None and runtime.labels.groups,

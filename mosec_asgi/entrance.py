@@ -97,8 +97,8 @@ class Entrance:
             return None
         if not self._lifetime.is_starting and not self._told_of_loop:
             logger.warning(
-                "starting the workers at the first request, because the server's lifespan is not run; pass "
-                "`lifespan=server.lifespan` to the app in which it is mounted, and they are ready before"
+                "starting the workers at the first request, because the server's lifespan is not run; to start them "
+                "with the app in which the server is mounted, pass `lifespan=server.lifespan` to that app"
             )
         try:
             return await self._lifetime.start_late()

@@ -1,4 +1,4 @@
-"""The errors of the house, and what a client sees of them.
+"""The errors of this package, and what a client sees of them.
 
     MosecError                      500  "mosec error"
     ├── ClientError                 400  "bad request"
@@ -17,7 +17,7 @@ A worker raises the first group from `deserialize`, `forward` or `serialize`; th
 text `"<msg>: <details>"`. Any other exception is a bug in the worker: the client receives 500 "inference internal
 error" and nothing of its text, which may hold secrets; the log holds the traceback.
 
-Inside the house an error travels as data, as a `Failure`: nothing is raised across a process or a queue.
+Between the parts of a service an error travels as data, as a `Failure`: nothing is raised across a process or a queue.
 """
 
 from __future__ import annotations

@@ -193,7 +193,7 @@ def dumps_rare(data: Any, default: Callable[[Any], Any] = plain) -> bytes:
         default: makes plain values of those of types that the encoder does not know, or raises a `TypeError`.
 
     Raises:
-        EncodingError: a value has no form in JSON; the text names its type.
+        EncodingError: a value cannot be encoded as JSON; the text names its type.
     """
 
     def known(value: Any) -> Any:
@@ -205,7 +205,7 @@ def dumps_rare(data: Any, default: Callable[[Any], Any] = plain) -> bytes:
         try:
             return json.dumps(_without_nan(data), default=known, separators=(",", ":")).encode()
         except (TypeError, ValueError, RecursionError) as error:
-            raise EncodingError(f"the result has no form in JSON: {error}") from error
+            raise EncodingError(f"the result cannot be encoded as JSON: {error}") from error
 
 
 def _without_nan(value: Any) -> Any:

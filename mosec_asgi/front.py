@@ -20,7 +20,6 @@ from mosec_asgi.errors import StartupError
 from mosec_asgi.host.memory import memory_limit
 from mosec_asgi.observing.custom import CustomMetrics
 from mosec_asgi.observing.metrics import ServiceMetrics
-from mosec_asgi.request import Request
 from mosec_asgi.runtime import Runtime
 from mosec_asgi.streaming import response_type, streams
 from mosec_asgi.version import SERVER
@@ -212,16 +211,16 @@ class Front:
         return [ProtocolRoute(endpoint, pipelines) for endpoint in endpoints]
 
     def _open_health(self, endpoints: Iterable[Endpoint]) -> None:
-        """Have probes answered without a key."""
+        """Let probes of health be answered without an API key."""
         for endpoint in endpoints:
             if endpoint.is_health and self._keys is not None:
                 self._keys.keys.open_health(endpoint.path)
 
-    def now(self, call_routes: Mapping[str, CallRoute]) -> None:
-        """Let callers know how many calls are worth having in flight."""
+    def update_routes(self, call_routes: Mapping[str, CallRoute]) -> None:
+        """Note what a caller must know of some routes, after their stages have changed."""
         self._call_routes.update(call_routes)
         if self._pipelines is not None:
-            self._pipelines.now(self._call_routes)
+            self._pipelines.update(self._call_routes)
 
     # -- its ports and its keys --------------------------------------------------------------------------------------
 
@@ -249,7 +248,7 @@ class Front:
                     break
                 except StartupError as error:
                     if self.loop.time() > end:
-                        logger.error("%s; until the next start there is none", error)
+                        logger.error("%s; this port stays closed until the service is started again", error)
                         return
                     await asyncio.sleep(POLL_SECONDS)
 
@@ -265,7 +264,7 @@ class Front:
             self._key_look = self.loop.call_later(LOOK_SECONDS, self.look_at_keys)
 
     def close(self) -> None:
-        """Look at nothing any more, name no traces, and say what was left out of the log."""
+        """Stop looking at the file of API keys and naming traces, and log what was left out of the log."""
         if self._key_look is not None:
             self._key_look.cancel()
         for ration in self._rations:
@@ -281,7 +280,7 @@ class Front:
             log.name_traces(self._tracing.trace_of)
 
     async def send_spans(self) -> None:
-        """Send the spans that are left; there are no more."""
+        """Send the spans that are left, and end tracing."""
         if self._tracing is not None:
             await asyncio.to_thread(self._tracing.close)
 

@@ -212,7 +212,7 @@ class Lifetime:
             if self._starting is starting:
                 self._starting = None
             if starting.cancelled() and self.given_up:
-                logger.info("the service stops, though not all of its workers have been loaded")
+                logger.info("the service stops before all of its workers have been loaded")
                 raise GivenUp
         return starting.result()
 

@@ -246,7 +246,7 @@ def configure(level: str, *, text: bool = False, others: Sequence[str] = ()) -> 
     """Send the package's log lines to standard error, unless the program has set up logging itself.
 
     Args:
-        level: the least level to log: debug, info, warning or error.
+        level: the lowest level to log: debug, info, warning or error.
         text: text instead of JSON lines, also where standard error is no terminal.
         others: further loggers to send the same way.
     """

@@ -1,4 +1,4 @@
-"""The messages between the floors: what is asked of the engine, and what is asked of a worker. Pure.
+"""The messages between the layers: what is asked of the engine, and what is asked of a worker. Pure.
 
     caller ── Call, Cancel, Credit ──► engine ── Tasks, Cancels, Credits ──► link ══► worker
     caller ◄─ Chunk, Outcome ───────── engine ◄─ Chunks, Results ─────────── link ◄══ worker
@@ -8,7 +8,7 @@ from it, as columns of equal length: a message for many tasks costs as much as o
 message after it has been made, none is compared by identity, and each survives `pickle`, so that any of these arrows
 may cross a socket. Only the edges turn messages into bytes and protocols.
 
-The messages stand on the lowest floor because all other floors use them; frames (`ipc`) carry them as well.
+They are a part of the lowest layer because all other layers use them; frames (`ipc`) carry them as well.
 """
 
 from __future__ import annotations
@@ -27,10 +27,12 @@ REPLY = 1201
 # The code of a result that says: what the stage before had put into the store for this task is lost, and the task was
 # not begun. No status of HTTP.
 LOST = 1202
-
-
 # What stands between the text of a failure and its fields.
 FIELDS = b"\0"
+# Makes a message, or another named tuple, of all its fields in their order: `tuple_new(Cancel, (call_id,))`. That takes
+# half the time of a call of the class and a third of that of `_replace`, 0.12 µs less for a `Call`. For code that runs
+# once a request: no default is filled in, and nothing checks how many fields there are.
+tuple_new = tuple.__new__
 
 
 def packed_failure(failure: Failure) -> bytes:

@@ -148,8 +148,6 @@ def check_importable(routes: Mapping[str, Sequence[Runtime]]) -> None:
 
 def _guarded(main: Any) -> set[str]:
     """Return the classes that a main module defines only where it is the program itself."""
-    import ast
-
     try:
         with open(main.__file__, "rb") as file:
             statements = ast.parse(file.read()).body

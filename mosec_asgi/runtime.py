@@ -25,10 +25,10 @@ START_METHODS = ("spawn", "fork")
 StartMethod: TypeAlias = Literal["spawn", "fork"]
 Executor: TypeAlias = Literal["process", "thread", "ray"] | Callable[..., Any]
 Method: TypeAlias = Literal["GET", "POST", "PUT", "PATCH", "DELETE"]
-# For `devices`: those that are found.
+# In place of a list of `devices`, or of a number of workers on Ray: as many as there are.
 AUTO = "auto"
 METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
-# Those whose requests have no body, as a rule.
+# Methods whose requests have no body, as a rule.
 BODYLESS = frozenset(("GET", "HEAD", "DELETE"))
 # Seconds for a `forward` above which its writer has probably meant milliseconds.
 LONG_TIMEOUT = 600
@@ -43,11 +43,11 @@ _DEVICE_VARIABLES = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBL
 class Runtime:
     """A stage: one worker class with its settings and `num` replicas.
 
-    The same `Runtime` may stand on several routes; its workers are then shared by them.
+    Several routes may name the same `Runtime`, and then share its workers.
 
     Attributes:
-        name: the stage's name in logs and metrics: the class and its place among the stages of its server, from 1, like
-            `Inference_2`; until it is given to a server, its place among all that have been made.
+        name: the stage's name in logs and metrics: the class and its number among the stages of its server, from 1,
+            like `Inference_2`. Until it is given to a server, its number among all `Runtime` objects.
     """
 
     def __init__(
@@ -95,9 +95,9 @@ class Runtime:
             env: for each of the `num` workers, the environment variables to set before its process starts.
             max_attempts: workers that a task may be given to before it is answered 500, because each of them died;
                 1 turns the second try off.
-            isolation_calls: the most extra calls of `forward` that may be spent to find the culprits of a batch that
-                raised, so that only they fail; 0 fails the whole batch, None resolves batches up to 16 completely and
-                spends up to 4·log2(n) calls on larger ones.
+            isolation_calls: when `forward` raises for a batch, the most extra calls to find the items that make it
+                raise, so that only these fail. 0 fails the whole batch. None allows as many as it takes for batches of
+                up to 16 items, and 4·log2(n) for batches of n items above that.
             concurrency: for a worker whose `forward` is asynchronous: items, or batches with `max_batch_size` > 1, that
                 one process works on at a time.
             preload: make the worker once, in a process of its own, and fork all `num` workers from there, so that they
@@ -105,33 +105,34 @@ class Runtime:
                 must not be shared.
             args: what the worker's `__init__` is called with, by place, in each process; such as the path of a model.
             kwargs: the same by name.
-            executor: what the workers run on: "process", or "thread", a thread of the server's own process each: for
-                models that release the GIL, for notebooks and for tests. A thread has no `env`, and cannot be
-                interrupted: one whose `forward` exceeds the timeout is given up and replaced, and runs on until it
-                returns. "ray" for an actor of Ray each, on whichever machine of a cluster; see docs/ray.md. Or a
-                function that makes a `pool.link.Launcher` of the stage's plan and the event loop.
-            latency_target: milliseconds that a task should spend at this stage at most; a call that would wait and be
-                there for longer is refused with 429, and no batch is formed that would take longer by what is
-                learned of batches; see docs/batching.md. 0 leaves it to the deadline and the load.
-            methods: of HTTP, that the routes take of which this is the first stage: of GET, POST, PUT, PATCH and
-                DELETE; None for POST. HEAD comes with GET, and OPTIONS is always answered. A GET or DELETE without a
-                body gives `forward` None: the worker says `takes_request`, and reads the query there.
+            executor: what each worker runs on. "process": a process. "thread": a thread of the server's process, for
+                models that release the GIL, for notebooks and for tests; a thread has no `env` and cannot be
+                interrupted, so one whose `forward` exceeds the timeout is replaced, and runs on until it returns.
+                "ray": an actor of Ray, on any machine of a cluster; see docs/ray.md. Or a function that makes a
+                `pool.link.Launcher` of the stage's plan and the event loop.
+            latency_target: milliseconds that a task should spend at this stage at most: a call that would wait and
+                spend longer there is refused with 429, and no batch is formed that is predicted to take longer; see
+                docs/batching.md. 0 for no target: only the deadline and the load count.
+            methods: the HTTP methods of the routes whose first stage this is, out of GET, POST, PUT, PATCH and DELETE;
+                None for POST alone. HEAD comes with GET, and OPTIONS is always answered. For a GET or DELETE without a
+                body `forward` gets None: set `takes_request`, and read the query from the request.
             max_calls: calls that a worker answers before another takes its place, for code that leaks; 0 for no limit.
-                The other is ready before the worker leaves, and no call is lost.
+                The other is ready before the worker stops, and no call is lost.
             max_memory: bytes of resident memory (`ps` shows them as RSS, in KiB) above which a worker is replaced in
-                the same way; 0 for no limit. Needs processes, and Linux. With `preload` the pages that workers share
-                count for each.
-            devices: GPUs, one for each worker, which alone it sees: "auto" for all that are found when the service
-                starts, or a list of numbers and UUIDs. Numbers count within an outer `CUDA_VISIBLE_DEVICES`. The stage
-                has as many workers as these, and `num` is left out. Where "auto" finds none it has one, on the CPU.
+                the same way; 0 for no limit. Needs processes, and Linux. With `preload`, pages that workers share count
+                for each of them.
+            devices: the GPUs of the stage, of which each worker sees one: "auto" for all that are found when the
+                service starts, or a list of numbers and UUIDs. Numbers count within an outer `CUDA_VISIBLE_DEVICES`.
+                There is one worker for each GPU (see `workers_per_device`), and `num` is left out. If "auto" finds no
+                GPU, there is one worker, on the CPU.
             workers_per_device: workers that share each of the devices.
             max_batch_cost: the most that the items of a batch may cost together, in the unit of the worker's `cost`
                 (tokens, pixels); 0 for no bound. An item that costs more runs alone. See docs/batching.md.
-            refuse_over_cost: refuse such an item with 413.
+            refuse_over_cost: refuse an item that costs more than `max_batch_cost` with 413.
             sort_by_cost: form batches of items of like cost among those that wait, for a model that pads them to the
                 longest; `max_batch_cost` then bounds the cost of the longest times the number of items.
-            coalesce: compute equal inputs that are at the stage at the same time once, for a `forward` whose result
-                depends on its input alone. See docs/batching.md.
+            coalesce: run `forward` once for equal inputs that are at the stage at the same time; for a `forward` whose
+                result depends on its input alone. See docs/batching.md.
             ray_actor_options: with executor="ray", the options of each actor, such as `{"num_gpus": 1}`.
             placement: with executor="ray", "SPREAD" for workers on as many machines as there are, "PACK" for the
                 server's own machine as long as it has room, or a placement group of Ray; None for Ray's own choice.
@@ -144,7 +145,7 @@ class Runtime:
         self.num = 1 if follows else _at_least(num, "num", 1)
         self.devices = _checked_devices(devices)
         self.workers_per_device = _at_least(workers_per_device, "workers_per_device", 1)
-        # Of those that the devices make; a dry run has one.
+        # Bounds the workers that `devices` asks for: a dry run starts one. None for no bound.
         self.most_workers: int | None = None
         if self.devices is not None:
             _check_beside_devices(self.num, executor, preload, env)
@@ -174,7 +175,7 @@ class Runtime:
         self.ray = _checked_ray(ray_actor_options, placement, self.executor, self.env, self.worker, follows=follows)
         self.max_calls = _at_least(max_calls, "max_calls", 0)
         self.max_memory = _checked_memory(max_memory, self.executor)
-        # What stays in this process need not be pickled.
+        # Threads and forked processes get the arguments as they are, not pickled.
         crosses = self.executor == "ray" or (self.executor == "process" and start_method == "spawn")
         self.args, self.kwargs = _checked_arguments(self.worker, args, kwargs, crosses=crosses)
         _check_batch(self.worker, self.max_batch_size)
@@ -185,23 +186,23 @@ class Runtime:
             self._check_unbatched()
         self.coalesce = _checked_coalesce(self.worker, coalesce)
         self._advise()
-        # Orders the stages of a server as they were written, whatever order the routes name them in.
+        # Stages are numbered in the order in which they were created, whatever order the routes name them in.
         self.sequence = next(_created)
         self.name = f"{self.worker.__name__}_{self.sequence}"
 
     def _check_unbatched(self) -> None:
-        """Refuse what decides which items share a batch where the scheduler forms none."""
+        """Refuse settings about batches on a stage that has none."""
         asked = "max_batch_cost" if self.max_batch_cost else "sort_by_cost"
         if self.max_batch_cost or self.sort_by_cost:
             raise DefinitionError(
                 f"{asked} of {self.worker.__name__} is about batches, and the server forms none for it; "
                 f"{'set max_batch_size above 1' if self.max_batch_size == 1 else 'leave it out'}"
             )
-        # A key alone says how items would be batched, and may stand in a class that is also run without batching.
+        # A `batch_key` alone is no error: the same class may be used with batching elsewhere.
         self.labels = None
 
     def _advise(self) -> None:
-        """Warn of what can be meant as it is, and probably is not."""
+        """Warn of values that are valid, and probably not meant."""
         advice = [self.worker._advice] if self.worker._advice else []
         if self.timeout > LONG_TIMEOUT:
             advice.append(
@@ -223,7 +224,7 @@ def changed(
     timeout: float | None = None,
     latency_target: float | None = None,
 ) -> Runtime:
-    """Return a stage as it is with other values, those that can be changed while it serves; None leaves one as it is.
+    """Return a copy of a stage with new values, of those that can be changed while it serves; None keeps a value.
 
     Raises:
         DefinitionError: a value does not fit; the text says what to change.
@@ -250,7 +251,7 @@ def changed(
 
 
 def stage_names(runtimes: Sequence[Runtime]) -> dict[Runtime, str]:
-    """Name the stages of a server: the class and its place in order of creation, from 1, like `Inference_2`."""
+    """Return the names of a server's stages: the class and its number in order of creation, such as `Inference_2`."""
     ordered = sorted(set(runtimes), key=lambda runtime: runtime.sequence)
     return {runtime: f"{runtime.worker.__name__}_{place}" for place, runtime in enumerate(ordered, 1)}
 

@@ -60,7 +60,7 @@ class Server:
     Constructing one has no side effect, so a module that defines one can be imported anywhere.
     """
 
-    # Set while a command imports the module of a service, which must not begin to serve by that.
+    # Set while a command imports a service's module, so that `run()` there is refused.
     _only_imported: ClassVar[bool] = False
 
     def __init__(
@@ -70,15 +70,15 @@ class Server:
         tenant: Callable[[Request], str] | None = None,
         **settings: Unpack[Keywords],
     ) -> None:
-        """Begin with no stages.
+        """Make a server without stages; nothing is started.
 
         Args:
             middleware: `starlette.middleware.Middleware` objects, the outermost first; each request goes through them,
                 `/metrics` and the documents included. With middleware, `run()` serves all requests through ASGI, which
                 takes longer.
-            tenant: returns on whose behalf a request comes, where tenants are to have their turns; empty for nobody's.
-                It is asked once for each request of a client, on the event loop, in place of the setting
-                `tenant_header`. See docs/batching.md.
+            tenant: returns the name of the tenant that a request belongs to, empty for none; tenants take turns. It is
+                called once for each HTTP request, on the event loop, in place of the setting `tenant_header`. See
+                docs/batching.md.
             **settings: see `config.Settings`: capacity, timeout (milliseconds), wait (milliseconds), start_timeout
                 (milliseconds), event_timeout (milliseconds), stall_timeout (milliseconds), stream_buffer (bytes),
                 http_processes, engine, load_shedding, address, port, uds, ssl_certfile, ssl_keyfile, namespace,
@@ -100,19 +100,20 @@ class Server:
         # Called with the name and the exit code of a daemon process that has ended.
         self.on_daemon_exit: Callable[[str, int], None] | None = None
         # Set by `run()` and `serve`: called once requests are answered, those to models by 503, while the workers load.
-        # Where it is None, requests wait for the workers: the port of other ASGI servers is not open yet.
+        # None under other ASGI servers, which open their port only when the workers are ready.
         self.on_answering: Callable[[], None] | None = None
         # Set by `run()` and the command `serve`; nothing else reads a command line.
         self._settings: config.Settings | None = None
         # This program is the service's own, and its workers import its main module.
         self._is_main = False
-        # Another process of the service serves until this one can: `mosec-asgi serve --reload`.
+        # An older process of the service serves until this one is ready: `mosec-asgi serve --reload`.
         self._follows = False
         # Settings that win over the environment; set by tools of the command line.
         self._overrides: dict[str, Any] = {}
         # The service whose workers are loading.
         self._loading: Running | None = None
-        # Set where web processes are its callers, by `run()` and `run_engine`; and in such a process of `run()`.
+        # In a process with an engine, where web processes find it: set by `run()` and `run_engine`. And in a web
+        # process that `run()` has forked, its connection to that engine.
         self._web_processes: WebProcesses | None = None
         self._web: Web | None = None
         # Set by `testing.serving`: workers in this process instead of their own.
@@ -168,8 +169,8 @@ class Server:
             start_method: "spawn" or "fork".
             env: for each of the `num` workers, the environment variables to set before its process starts.
             timeout: seconds that one call of `forward` may take; 0 means the setting `timeout`.
-            route: the path, or a list of paths. A path may have parameters, as `/models/{name}` has, where a worker of
-                its pipeline says `takes_request`.
+            route: the path, or a list of paths. A path may have parameters, such as `/models/{name}`, if a worker of
+                its pipeline sets `takes_request`.
             max_attempts: workers that a task may be given to before it is answered 500, because each of them died.
             isolation_calls: the most extra calls of `forward` to find which items of a batch made it fail; see
                 `Runtime`.
@@ -179,20 +180,19 @@ class Server:
             args: what the worker's `__init__` is called with, by place, in each process; such as the path of a model.
             kwargs: the same by name.
             executor: what the workers run on: "process", "thread", or "ray" for actors of Ray; see `Runtime`.
-            latency_target: milliseconds that a task should spend at this stage at most; calls that would wait and be
-                there for longer are refused with 429, and batches are no larger than that allows. 0 for no such wish.
-            methods: of HTTP, that the route takes; the first stage says them, for POST alone leave it out. See
-                `Runtime`.
-            max_calls: calls that a worker answers before another takes its place, without a call lost; 0 for no limit.
+            latency_target: milliseconds that a task should spend at this stage at most; calls that would wait and
+                spend longer there are refused with 429, and batches are no larger than that allows. 0 for no target.
+            methods: the HTTP methods of the route, given for its first stage; None for POST alone. See `Runtime`.
+            max_calls: calls that a worker answers before another takes its place; no call is lost. 0 for no limit.
             max_memory: bytes of resident memory above which a worker is replaced in the same way; 0 for no limit.
-            devices: GPUs, one for each worker: "auto" for all that are found, or a list such as ["0", "1"]; see
-                `Runtime`. In the place of `num`.
+            devices: GPUs, one for each worker: "auto" for all that are found, or a list such as ["0", "1"]. It is given
+                in place of `num`; see `Runtime`.
             workers_per_device: workers that share each of the devices.
             max_batch_cost: the most that the items of a batch may cost together, by the worker's `cost(item)`; 0 for no
                 bound. See docs/batching.md for this and the next three.
             refuse_over_cost: refuse an item that costs more with 413; otherwise it runs alone.
             sort_by_cost: form batches of items of like cost, for a model that pads them to the longest.
-            coalesce: compute equal inputs that wait or run at the same time once.
+            coalesce: run `forward` once for equal inputs that wait or run at the same time.
             ray_actor_options: with executor="ray", the options of each actor, such as `{"num_gpus": 1}`.
             placement: with executor="ray", "SPREAD", "PACK" or a placement group of Ray; see docs/ray.md.
 
@@ -242,13 +242,14 @@ class Server:
         self._defined.register(routes)
 
     def add_protocol(self, protocol: Protocol) -> None:
-        """Have clients speak another protocol as well: `server.add_protocol(OpenAI(chat={"name": "/route"}))`.
+        """Serve another protocol beside the plain routes: `server.add_protocol(OpenAI(chat={"name": "/route"}))`.
 
-        The workers' plain routes stay what they are, and their batches are common to all protocols. docs/protocols.md
-        says what there is, and how to write one's own.
+        The plain routes do not change, and a batch may hold requests of all protocols. docs/protocols.md lists the
+        protocols, and says how to write another one.
 
         Args:
-            protocol: of `mosec_asgi.protocols`. The routes that it names may be defined before or after this.
+            protocol: such as `mosec_asgi.protocols.OpenAI`. The routes that it names may be defined before or after
+                this call.
 
         Raises:
             DefinitionError: it is no protocol, a path of it is taken, or the workers have been started.
@@ -283,10 +284,10 @@ class Server:
     def openapi(self, root_path: str = "") -> dict[str, Any]:
         """Return the OpenAPI 3.1 document of the service, as `GET /openapi/metadata.json` shows it.
 
-        A subclass that answers in a form of its own can override this to say so.
+        A subclass whose answers differ can override this to describe them.
 
         Args:
-            root_path: below which the service is reached, where it is mounted or proxied.
+            root_path: the path below which the service is mounted in another app, or put by a proxy; empty for none.
 
         Raises:
             DefinitionError: there is no stage to serve.
@@ -309,8 +310,8 @@ class Server:
 
         Raises:
             DefinitionError: there is no stage to serve, or worker processes cannot import one.
-            RuntimeError: a worker process is importing this module: the call lacks its `__main__` guard. Or the call
-                comes from within a running event loop.
+            RuntimeError: a worker process has imported the program, whose call of `run` is not below
+                `if __name__ == "__main__":`; or an event loop runs in this thread.
         """
         check_main_guard("server.run() was called")
         if Server._only_imported:
@@ -327,7 +328,7 @@ class Server:
         except StartupError as error:
             sys.exit(f"error: {error}")
         except KeyboardInterrupt:
-            # While something is imported, or in a dry run: there is nothing to tell.
+            # While modules are imported, or in a dry run: no request is lost, and nothing needs to be logged.
             code = INTERRUPTED
         if code:
             sys.exit(code)
@@ -337,7 +338,7 @@ class Server:
 
         Args:
             settings_of: returns the settings.
-            hosting: what the program has beside the service.
+            hosting: how the program hosts the service; None for a plain run.
         """
         from mosec_asgi.host import dry_run, run, standard_streams
 
@@ -355,7 +356,7 @@ class Server:
             from mosec_asgi.host import web_processes
 
             return web_processes.run(self, settings, hosting, self._as_web_process, self._lifetime.force_stop)
-        # Once, by the first of those that follow each other.
+        # Logged by the first process only, and not again after each edit.
         if settings.http_processes > 1 and not hosting.follows:
             logger.warning(
                 "http_processes=%d has no effect with --reload, under which one web process serves; for several, serve "
@@ -365,15 +366,15 @@ class Server:
         return run.run(self, settings, hosting)
 
     def _as_web_process(self, web: Web) -> None:
-        """Be one of the web processes of this program, which has been forked."""
+        """Make this server, in a forked process, one of the web processes of its program."""
         self._web, self._web_processes, self._settings = web, None, web.settings
 
     def take_web_processes(self, web: WebProcesses) -> None:
-        """Have web processes as callers beside this one."""
+        """Take calls from web processes, too; `web` says where they connect."""
         self._web_processes = web
 
     def run_engine(self, settings: config.Settings, path: str) -> int:
-        """Run the models for web processes that come to a Unix socket; return the exit code.
+        """Run the models for web processes that connect to a Unix socket; return the exit code.
 
         Args:
             settings: of the service.
@@ -395,11 +396,11 @@ class Server:
         return engine.run(self, self._lifetime.force_stop)
 
     def serve(self, settings: config.Settings, hosting: Hosting | None = None) -> int:
-        """Serve as `run()` does, for a program that has imported the service, as the command `serve` has.
+        """Serve as `run()` does, for a program that has imported the service's module, such as `mosec-asgi serve`.
 
         Args:
             settings: of the service; see `settings_with`.
-            hosting: what the program has beside the service.
+            hosting: how the program hosts the service, under `--reload` for example; None for a plain run.
 
         Returns:
             the exit code.
@@ -413,13 +414,13 @@ class Server:
         return self._run(lambda: settings, hosting)
 
     def settings_with(self, command_line: Mapping[str, Any]) -> config.Settings:
-        """Return the settings of the service with those of a command line, by name, which win."""
+        """Return the settings of the service; values of `command_line`, by name, win over all others."""
         return config.resolve(self._keywords, None, command_line)
 
     def announce_end(self) -> None:
-        """Say that the end is near: `/readyz` answers 503 from here on, while requests are still admitted.
+        """Announce the stop: `/readyz` answers 503 from here on, while requests are still admitted.
 
-        A load balancer that asks for it sends its requests elsewhere; see `close`.
+        A load balancer that asks `/readyz` then sends its requests elsewhere. `close` ends the admission.
         """
         self._lifetime.announce_end()
 
@@ -430,8 +431,8 @@ class Server:
     def lifespan(self, app: object = None) -> contextlib.AbstractAsyncContextManager[None]:
         """Start the workers, and stop them at the end: `FastAPI(lifespan=server.lifespan)`.
 
-        SIGTERM or ctrl-c while they load ends the start at once, where somebody handles the signal, as ASGI servers do.
-        Then this is entered without any worker, for the program is about to stop, and requests are answered 503.
+        SIGTERM or ctrl-c while the workers load ends the start at once, if the program handles the signal, as ASGI
+        servers do. The block is then entered without workers: the program is about to stop, and requests get 503.
 
         Args:
             app: the app that this server is mounted in; not used.
@@ -444,7 +445,7 @@ class Server:
     async def __aenter__(self) -> Server:
         """Start the workers: `async with server: result = await server.infer(item)`, in a script or a notebook.
 
-        Blocks may lie in each other; the end of the last one stops the workers.
+        Blocks may be nested, or run at the same time; the end of the last one stops the workers.
 
         Raises:
             StartupError: a stage could not be started.
@@ -452,7 +453,7 @@ class Server:
         try:
             await self._lifetime.enter()
         except GivenUp as error:
-            raise StartupError("the end was asked for while the workers were loading") from error
+            raise StartupError("the service was told to stop while its workers were loading") from error
         return self
 
     async def __aexit__(
@@ -461,8 +462,8 @@ class Server:
         """Finish what was admitted, and stop the workers."""
         await self._lifetime.leave()
 
-    # Not a coroutine function: only so is an error raised at the call. It returns the app's own coroutine, so that it
-    # costs a request no more than one would. Whoever asks whether this is an app of ASGI 3 is shown `Entrance.serve`.
+    # Not a coroutine function, for two reasons: an error is raised at the call, and no coroutine is made beside the
+    # app's own, which is returned. ASGI servers that look for a coroutine function find `Entrance.serve`: `__init__`.
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         """Answer a request, or follow the life of the app; ASGI's entry point.
 
@@ -480,12 +481,12 @@ class Server:
                 return running.app(scope, receive, send)
         return self._entrance.serve(scope, receive, send)
 
-    # For that error alone, so not in the signature, which subclasses have to keep to.
+    # So that a call with one argument reaches the error above. Not in the signature, which subclasses must match.
     __call__.__defaults__ = (None, None)
 
     # -- calls from the program itself -------------------------------------------------------------------------------
 
-    # Not a coroutine: it returns the one that does it, which saves each call to make another and to pass through it.
+    # Not a coroutine function: it returns the coroutine of `Inference.infer`, which saves a second one for each call.
     def infer(
         self,
         item: Any,
@@ -497,37 +498,40 @@ class Server:
         tenant: str = "",
         request_id: str | None = None,
     ) -> Coroutine[Any, Any, Any]:
-        """Have an item run: `forward` of the first worker is given it, and what the last one returns for it comes back.
+        """Run one item through a pipeline: the first worker's `forward` gets it, and the last one's result is returned.
 
-        There is no JSON on the way, nor any other format: neither `deserialize` of the first worker nor `serialize` of
-        the last one is called, nor what a mixin makes of `serialize_ipc`, which is for what passes between stages.
-        Objects are pickled. Arrays and other large buffers (64 KiB and more) pass through shared memory, copied once on
-        the way in. A worker that checks its input (`PydanticMixin`, `TypedMsgPackMixin`) takes its model, or plain
-        data, which it checks. The call is batched with all others, those over HTTP too.
+        Objects are passed as they are, without JSON or another format: `deserialize` of the first worker and
+        `serialize` of the last one are not called, nor is a mixin's `serialize_ipc`. Objects are pickled; arrays and
+        other large buffers (64 KiB and more) pass through shared memory, and are copied once on the way in. A worker
+        that checks its input (`PydanticMixin`, `TypedMsgPackMixin`) takes its model, or plain data, which it checks.
+        The item may share a batch with requests over HTTP.
 
-        A large array in the result lies where its worker has written it, and its memory is the worker's again when the
-        last reference to it has gone. It may be changed. Copy what is to be kept for long: while the memory of a worker
-        (the setting `shared_memory`) is full, its large results come more slowly, through a pipe.
+        A large array in the result stays in the worker's shared memory until the last reference to it has gone. It may
+        be changed. Copy what you keep for long: while that memory (the setting `shared_memory`) is full, the worker's
+        large results go through a pipe, which is slower.
 
-        To cancel the coroutine, or to close it, drops the call, wherever it is.
+        Cancelling the coroutine, or closing it, drops the call, wherever it is.
 
         Args:
             item: any object that can be pickled, of a class that the workers can import.
             route: the path of the pipeline.
-            timeout: milliseconds until it fails with 408; the setting `timeout` where that is shorter, or this is None.
-            priority: from -10 to 10; of what waits, the higher one starts first. A step of it is worth a second of
-                waiting, or a quarter of the setting `timeout` where that is less.
-            key: what it may share a batch with, where the first worker's class has a `batch_key`; empty for what that
-                says.
-            tenant: on whose behalf it is made: tenants have their turns; empty for nobody's. See docs/batching.md.
-            request_id: what the logs call it; made where it is None, or not up to 128 printable ASCII characters.
+            timeout: milliseconds until it fails with 408; the setting `timeout` counts where that is shorter, or this
+                is None.
+            priority: from -10 to 10; of the tasks that wait, the one with the higher priority starts first. One step
+                is worth a second of waiting, or a quarter of the setting `timeout` where that is less.
+            key: items of the same key may share a batch, where the first worker's class has a `batch_key`; empty for
+                the key that `batch_key` returns.
+            tenant: the tenant that the call belongs to, empty for none; tenants take turns. See docs/batching.md.
+            request_id: its name in the logs, up to 128 printable ASCII characters; for None, or another text, one is
+                made.
 
         Raises:
-            MosecError: it has failed. `code` is the status that a client would get (400 or 422 where the worker has
-                refused the item, 408 not in time, 429 too many calls, 500 an error of the worker, 503 no worker, or a
-                shutdown), and `retry_after` the seconds after which to try again, or None. A `CallError`, one of them,
-                is a fault of the caller's: a route that there is not or that streams, a server that does not run, or
-                that runs on another event loop. An `EncodingError` says that the item or the result cannot be pickled.
+            MosecError: the call has failed. `code` is the status that an HTTP client would get: 400 or 422, the worker
+                refused the item; 408, not in time; 429, too many calls; 500, an error of the worker; 503, no worker, or
+                a shutdown. `retry_after` is the number of seconds after which to try again, or None. A `CallError`,
+                which is a `MosecError`, is a fault of the calling program: the route does not exist, or it streams; the
+                server does not run, or runs on another event loop. An `EncodingError` means that the item or the result
+                cannot be pickled.
         """
         running = self._running
         if running is None or not running.is_here():
@@ -549,17 +553,17 @@ class Server:
         tenant: str = "",
         request_id: str | None = None,
     ) -> AsyncGenerator[Any, None]:
-        """Have an item run on a route that streams: `async for event in server.stream(item)`.
+        """Run one item on a route that streams, and yield its events: `async for event in server.stream(item)`.
 
-        Yields what the worker yields, or passes to `send_stream_event`, as it is: text, bytes, an `Event`, or any other
-        object that can be pickled. The call is made when the first event is asked for. The worker is held back while
-        `stream_buffer` bytes (a setting) have not been taken. To leave the loop, to cancel it, or `aclose`, ends the
-        stream in the worker.
+        An event is what the worker yields, or passes to `send_stream_event`: text, bytes, an `Event`, or any other
+        object that can be pickled. The call is made when the first event is asked for. The worker waits while
+        `stream_buffer` bytes (a setting) of events have not been taken. Leaving the loop, cancelling it, or `aclose`
+        ends the stream in the worker.
 
         Args:
             item: see `infer`.
             route: the path of the pipeline.
-            timeout: milliseconds until its first event; see `infer`.
+            timeout: milliseconds until the first event; see `infer`.
             priority: see `infer`.
             key: see `infer`.
             tenant: see `infer`.
@@ -581,9 +585,9 @@ class Server:
     def engine(self) -> BlockingEngine:
         """Return the engine for code that blocks: `with server.engine() as engine: engine.infer(item)`.
 
-        It has `infer`, `stream` and `map`, which may be called in any thread. Where the server runs, in an app above
-        all, they call it there. Where it does not, the block starts the workers, and stops them at its end: the last
-        one to end, where several threads have blocks.
+        It has `infer`, `stream` and `map`, which may be called in any thread. If the server runs already, in an app for
+        example, they call it there. If it does not, the block starts the workers, and stops them at its end; where
+        several threads have such blocks, the end of the last one stops them.
         """
         from mosec_asgi.calls.blocking import BlockingEngine
 
@@ -592,10 +596,11 @@ class Server:
     # -- changes while it serves -------------------------------------------------------------------------------------
 
     async def scale(self, stage: str | int, num: int) -> None:
-        """Have `num` workers of a stage, while it serves; no call is lost.
+        """Change the number of workers of a stage while it serves; no call is lost.
 
-        Returns when the further workers are ready, or when those that were too many have answered what they had and
-        ended. Changes of one stage take turns, these and `configure` and `restart`; they hold until the service stops.
+        Returns when the additional workers are ready, or when the surplus ones have answered their tasks and ended.
+        Calls of `scale`, `configure` and `restart` for one stage are carried out one after the other. The change holds
+        until the service stops.
 
         Args:
             stage: its name, such as "Inference_2", as `/metrics` and the logs call it; or its number there, from 1.
@@ -604,7 +609,7 @@ class Server:
 
         Raises:
             DefinitionError: there is no such stage, or `num` does not fit; nothing is changed.
-            StartupError: a further worker could not be started, or the service stops; there are as many as before.
+            StartupError: an additional worker could not be started, or the service stops; the number is as before.
             CallError: the service does not run on this event loop.
         """
         await self._steering().scale(stage, num)
@@ -618,23 +623,23 @@ class Server:
         timeout: float | None = None,
         latency_target: float | None = None,
     ) -> None:
-        """Give a stage other values while it serves, in the units of `append_worker`; no call is lost.
+        """Change values of a stage while it serves, in the units of `append_worker`; no call is lost.
 
-        `max_wait_time` (milliseconds) and `latency_target` (milliseconds) hold at once. For another `max_batch_size` or
-        `timeout` (seconds) the workers are replaced as by `restart`, since models may have been made for these.
+        `max_wait_time` (milliseconds) and `latency_target` (milliseconds) hold at once. For a new `max_batch_size` or
+        `timeout` (seconds) the workers are replaced as by `restart`: a model may have been loaded for the old value.
 
         Args:
             stage: see `scale`.
-            max_batch_size: the most items in a batch. Between 1 and more it cannot be changed, because `forward` is
-                given lists or single items.
+            max_batch_size: the most items in a batch. It cannot be changed from 1 to more, or from more to 1, because
+                `forward` takes either single items or lists.
             max_wait_time: milliseconds that a task may wait for its batch; 0 leaves it to the scheduler.
             timeout: seconds that one call of `forward` may take; 0 means the setting `timeout`.
-            latency_target: milliseconds that a task should spend there; 0 for no such wish.
+            latency_target: milliseconds that a task should spend at the stage; 0 for no target.
 
         Raises:
             DefinitionError: there is no such stage, or a value does not fit; nothing is changed.
-            StartupError: a worker could not be started with these values, or the service stops; the stage goes by what
-                it went by before.
+            StartupError: a worker could not be started with these values, or the service stops; all values are as
+                before.
             CallError: see `scale`.
         """
         await self._steering().configure(
@@ -648,17 +653,17 @@ class Server:
     async def restart(self, stage: str | int | None = None) -> None:
         """Replace the workers of a stage, or of all stages, one after the other; no call is lost.
 
-        The replacement is ready before the worker whose place it takes is given no more calls: for a while there is
-        one worker, and one model in memory, more. A replacement imports the worker's module anew, and so finds edited
-        code and other weights; with `preload` it is forked from what was loaded at the start.
+        Each replacement is loaded and warmed up before its predecessor stops taking calls, so for a while there is one
+        more worker, and one more model in memory. A replacement imports the worker's module anew, and so gets edited
+        code and new weights; with `preload` it is forked from what was loaded at the start.
 
         Args:
             stage: see `scale`; None for all.
 
         Raises:
             DefinitionError: there is no such stage.
-            StartupError: a replacement could not be started, or the service stops; the worker that it was to replace
-                serves on, and so do those whose turn had not come.
+            StartupError: a replacement could not be started, or the service stops; its predecessor and the workers
+                after it go on serving.
             CallError: see `scale`.
         """
         await self._steering().restart(stage)
@@ -672,10 +677,10 @@ class Server:
         return running.steering
 
     def statistics(self) -> ServiceReport:
-        """Return how the service stands, and what it has done since it was started; in any state, from any thread.
+        """Return the state of the service, and what it has counted and measured since its start.
 
-        `server.statistics().as_dict()` is the same in a form for JSON. What has happened in a time is the difference of
-        two reports; see `mosec_asgi.observing.statistics`.
+        May be called in any state of the server and from any thread. `server.statistics().as_dict()` is the same for
+        JSON. What happened in a period is the difference of two reports; see `mosec_asgi.observing.statistics`.
         """
         from mosec_asgi.observing.statistics import ServiceReport
 
@@ -683,13 +688,13 @@ class Server:
         return service.report() if service is not None else ServiceReport()
 
     def direct_routes(self) -> DirectRoutes | None:
-        """Return the routes that `run()` need not ask through ASGI, if there are any; see `web.direct`."""
-        # While the workers load, too: the connection may live for long.
+        """Return the routes whose requests `run()` may answer without ASGI, if there are any; see `web.direct`."""
+        # Also while the workers load: a connection asks once, and may last for long.
         service = self._lifetime.running or self._lifetime.answering
         return service.direct_routes if service is not None and self.why_not_direct() is None else None
 
     def why_not_direct(self) -> str | None:
-        """Return why `run()` must ask through ASGI for each request; None where it need not."""
+        """Return why `run()` must pass all requests through ASGI; None if it need not."""
         if self._middleware:
             return "the server has middleware"
         if type(self).__call__ is not Server.__call__:
@@ -785,4 +790,6 @@ class Server:
     def _check_not_started(self, method: str) -> None:
         """Refuse to define what a service that runs, or is being started, would never know of."""
         if self._lifetime.is_here:
-            raise DefinitionError(f"the workers have been started, and {method} comes too late; call it before")
+            raise DefinitionError(
+                f"the workers have been started, so {method} comes too late; call it before the server is run"
+            )

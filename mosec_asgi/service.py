@@ -126,14 +126,13 @@ class Service:
         self._tracing = opened_tracing(settings, self._clock)
         placing = None if platform else place
         stages, pipelines, limits = plan_service(routes, settings, traces=self._tracing is not None, place=placing)
-        self._plans = stages
+        self._stages = stages
         self._workers = sum(len(plan.specs) for plan in stages)
         self._call_routes = call_routes(stages, pipelines, limits)
         self._route_plans, self._limits = pipelines, limits
         self._memory: SharedMemory | None = None
         self._ray: RayCluster | None = None
         self._following: asyncio.Task[None] | None = None
-        self._stages = stages
         self._metrics = ServiceMetrics(
             settings.namespace,
             [
@@ -238,12 +237,12 @@ class Service:
             self._taking_ports = self.loop.create_task(self._front.take_ports())
 
     def _take_web_processes(self, web: WebProcesses) -> None:
-        """Let web processes in: they answer from here on, and are told that the workers load."""
+        """Accept web processes: they answer requests from here on, and know that the workers are loading."""
         from mosec_asgi.remote.callers import Callers
 
         routes = route_shapes(self._call_routes)
         # What lies in shared memory is not compared with other inputs.
-        firsts = [self._plans[route.stages[0]] for route in self._route_plans]
+        firsts = [self._stages[route.stages[0]] for route in self._route_plans]
         apart = [plan.executor == "process" and not plan.coalesce for plan in firsts]
         self._callers = Callers(
             self._coordinator,
@@ -274,12 +273,12 @@ class Service:
             return b"\n".join((content_type.encode(), body))
         if kind == "dashboard":
             run, _, after = text.partition(" ")
-            # The web process may show it though nobody has told the engine so.
+            # The web processes may have the setting `dashboard` where the engine has not.
             return await (self._dashboard or self._opened_dashboard()).told(run, after)
         raise LookupError(kind)
 
     def _follow_cluster(self) -> None:
-        """Keep as many workers as fit into the cluster, of those stages that want that."""
+        """Keep the stages with `num="auto"` at as many workers as fit into the cluster."""
         following = {plan.name: plan.ray for plan in self._stages if plan.ray is not None and plan.ray.follows}
         if not following or self._ray is None:
             return
@@ -374,7 +373,7 @@ class Service:
         return get_ident() == self._thread and self.loop.is_running()
 
     def _opened_dashboard(self) -> Dashboard:
-        """Return the dashboard, whose record begins now."""
+        """Make the dashboard, and begin to record for it."""
         from mosec_asgi.web.dashboard import Dashboard
 
         dashboard = Dashboard(self.report, title=self._settings.title, stages=len(self._metrics.stages))
@@ -385,8 +384,8 @@ class Service:
         return dashboard
 
     def _stages_changed(self, plans: Sequence[StagePlan]) -> None:
-        """Let callers know how many calls are worth having in flight."""
-        self._front.now(call_routes(plans, self._route_plans, self._limits))
+        """Tell callers how many calls are worth having in flight, now that the stages have changed."""
+        self._front.update_routes(call_routes(plans, self._route_plans, self._limits))
 
     def _launcher(self, plan: StagePlan, loop: asyncio.AbstractEventLoop) -> Launcher:
         if callable(plan.executor):
@@ -412,8 +411,8 @@ class Service:
         )
 
     def _release_soon(self, memory: SharedMemory) -> None:
-        """Have memory given back whose last references have gone, in whichever thread that is."""
-        # A closed loop has nobody left who would write there.
+        """Give back the memory to which no reference is left. May be called in any thread."""
+        # The loop may be closed: then nothing is written to the memory any more.
         with contextlib.suppress(RuntimeError):
             self.loop.call_soon_threadsafe(memory.views.release)
 
@@ -424,7 +423,7 @@ class Service:
         return [[tracing.stage(plan.name, batched=plan.batch_size > 1) for plan in stages]]
 
     def _let_go(self) -> None:
-        """Let go of what was shared with the workers, once they have ended, and end the record."""
+        """Release what was shared with the workers, which have ended, and stop recording for the dashboard."""
         if self._admin is not None:
             self._admin.close()
         self._front.close()

@@ -62,7 +62,7 @@ class Steering:
         place = self.place_of(stage)
         self._check_num(place, num)
         await self._coordinator.scale(place, num)
-        logger.info("the stage has %d workers now", num, extra={"stage": self._names[place]})
+        logger.info("the stage was scaled and has %d workers", num, extra={"stage": self._names[place]})
         self._changed(place)
 
     async def configure(self, stage: str | int, **values: Any) -> None:
@@ -77,7 +77,7 @@ class Steering:
         await self._coordinator.configure(place, lambda now: _combined(now, plan, given))
         self._runtimes[place] = changed(self._runtimes[place], **given)
         told = ", ".join(f"{name}={value}" for name, value in given.items())
-        logger.info("the stage goes by other values now: %s", told, extra={"stage": self._names[place]})
+        logger.info("the values of the stage were changed: %s", told, extra={"stage": self._names[place]})
         self._changed(place)
 
     async def restart(self, stage: str | int | None = None) -> None:

@@ -187,7 +187,7 @@ class WebService:
             if (route.at_once, route.in_flight) != (at_once, in_flight):
                 changed[path] = replace(route, at_once=at_once, in_flight=in_flight)
         if changed:
-            self._front.now(changed)
+            self._front.update_routes(changed)
 
     def _alone(self, dialing: asyncio.Task[None]) -> None:
         if not dialing.cancelled():

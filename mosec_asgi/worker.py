@@ -18,7 +18,7 @@ from mosec_asgi.hints import Forward, In, Out, StreamingForward, Typed
 from mosec_asgi.request import Request
 from mosec_asgi.schema import MOSEC_REF_TEMPLATE, ParseTarget, forward_json_schema
 
-# Workers in threads of one process read the examples of their class one after the other.
+# Held while `multi_examples` is read: workers in threads of one process share the class, which may hold a generator.
 _reading = threading.Lock()
 
 
@@ -29,22 +29,22 @@ class Worker(Typed[In, Out], abc.ABC):
     stage calls `deserialize`, the last one `serialize`, and between two stages data passes `serialize_ipc` and
     `deserialize_ipc`. The default format towards the client is JSON.
 
-    Load models in `__init__`: it runs once in each worker process, where `worker_id`, `stage` and `max_batch_size` are
-    already set. They can be assigned, and what `__init__` or the class assigns is set anew before the first request, as
-    in mosec. Raise the errors of `mosec_asgi` to answer a request with a client's or a server's error.
+    Load models in `__init__`: it runs once in each worker process, and may read `worker_id`, `stage` and
+    `max_batch_size`. A value that `__init__` or the class assigns to one of these is overwritten before the first
+    request, as in mosec. Raise the errors of `mosec_asgi` to answer a request with a client's or a server's error.
 
-    `class Upper(Worker[str, str])` says for type checkers what an item is, and the result for it; with batching too,
-    where `forward` takes and returns lists of these. A class may leave that out, and does where a mixin goes by the
-    annotations of `forward`, as `PydanticMixin` does.
+    `class Upper(Worker[str, str])` tells type checkers the type of an item and of its result. With batching the two
+    types are the same, and `forward` takes and returns lists of them. The types are optional; leave them out with a
+    mixin that reads the annotations of `forward`, such as `PydanticMixin`.
 
     Attributes:
         example: an input of `forward` (for a stage with batching, a list or a tuple of inputs: one batch) that is run
             before the worker is ready, so that the first request does not pay for lazy allocation.
-        multi_examples: several such inputs, of any iterable, run one after the other; wins over `example`.
+        multi_examples: an iterable of such inputs, which are run one after the other in place of `example`.
         req_mime_type: the content type that `deserialize` reads.
         resp_mime_type: the content type that `serialize` writes.
-        takes_request: the worker wants to know of the requests behind its items: `self.request(index)`. Others do not
-            pay for it.
+        takes_request: the worker may call `self.request(index)` to read the request behind an item. It is off by
+            default, because it costs time for each request.
     """
 
     example: Any = None
@@ -56,11 +56,11 @@ class Worker(Typed[In, Out], abc.ABC):
     _worker_id: int = 0
     _stage: str = ""
     _max_batch_size: int = 1
-    # What a program has assigned to `max_batch_size`. The formats go by that of the stage.
+    # What the user's code has assigned to `max_batch_size`; formats and batches still use `_max_batch_size`.
     _assigned_batch_size: int | None = None
-    # A setting of the service.
+    # The service's setting `strict_json`.
     _strict_json: bool = False
-    # The formats of a class of this package call the user's code, or wait for others: their time is bounded, too.
+    # Set by mixins whose formats call the user's code, or wait for another service: their time is bounded, too.
     _formats_take_time: bool = False
     # What to tell a user who appends a worker of this class.
     _advice: str = ""
@@ -75,7 +75,7 @@ class Worker(Typed[In, Out], abc.ABC):
 
     @worker_id.setter
     def worker_id(self, value: int) -> None:
-        """Call it something else from here on, in this worker alone."""
+        """Change what this worker reads; the service keeps its own number."""
         self._worker_id = value
 
     @property
@@ -85,21 +85,21 @@ class Worker(Typed[In, Out], abc.ABC):
 
     @stage.setter
     def stage(self, value: str) -> None:
-        """Call it something else from here on, in this worker alone."""
+        """Change what this worker reads; the service keeps its own name."""
         self._stage = value
 
     @property
     def max_batch_size(self) -> int:
-        """The most items that `forward` receives at once. What is assigned here changes nothing of that."""
+        """The most items that `forward` receives at once. Assigning a value here does not change the batches."""
         return self._max_batch_size if self._assigned_batch_size is None else self._assigned_batch_size
 
     @max_batch_size.setter
     def max_batch_size(self, value: int) -> None:
-        """Say something else from here on, in this worker alone."""
+        """Change what this worker reads; the size of its batches stays as it is."""
         self._assigned_batch_size = value
 
     def is_cancelled(self, index: int = 0) -> bool:
-        """Whether the client of an item has left, so that nobody waits for its result; for use in a long `forward`.
+        """Return whether the client of an item has left, so that a long `forward` can stop early.
 
         Args:
             index: the item's place in the batch, from 0.
@@ -107,11 +107,11 @@ class Worker(Typed[In, Out], abc.ABC):
         return self._has_left is not None and self._has_left(index)
 
     def request(self, index: int = 0) -> Request:
-        """Return what is known of the request behind an item; for a class with `takes_request = True`.
+        """Return the request behind an item; for a class with `takes_request = True`.
 
-        For use in `forward`, and in `deserialize` and `serialize`, which have one item: leave `index` out there. A
-        `ContinuousWorker` asks in `admit`, likewise. While an example warms the worker up, and where no server runs the
-        worker, as in a test of its own, the request is an empty one.
+        For use in `forward`, and, without `index`, in `deserialize` and `serialize`, which have one item, and in
+        `admit` of a `ContinuousWorker`. The request is empty during the warm-up, and where no server runs the worker,
+        as in a unit test.
 
         Args:
             index: the item's place in the batch, from 0.
@@ -131,21 +131,21 @@ class Worker(Typed[In, Out], abc.ABC):
 
         @abc.abstractmethod
         def forward(self, data: Any) -> Any:
-            """Do the work.
+            """Run the model on an item, or on a batch of items.
 
             Args:
                 data: one decoded item; with `max_batch_size` > 1, a list of 1 to `max_batch_size` items.
 
             Returns:
-                the result; with `max_batch_size` > 1, a sequence with one result per item, in the same order. An
-                exception at an item's place answers that item with that error.
+                the result; with `max_batch_size` > 1, a sequence with one result per item, in the same order. Put an
+                exception at an item's place to answer that item alone with the error.
 
             Raises:
                 MosecError: to answer the request, or the whole batch, with that error.
             """
 
     def deserialize(self, data: bytes) -> Any:
-        """Decode the body of a request. Default: JSON, and what Python's `json` takes for it (`formats.loads_json`).
+        """Decode the body of a request. Default: JSON, as Python's `json` reads it; see the setting `strict_json`.
 
         Args:
             data: the body, never empty; an override is given a `bytearray`, which it may change.
@@ -162,7 +162,7 @@ class Worker(Typed[In, Out], abc.ABC):
             data: what `forward` returned for the request.
 
         Raises:
-            EncodingError: a value has no form in JSON; the text names its type.
+            EncodingError: a value cannot be encoded as JSON; the text names its type.
         """
         try:
             return orjson.dumps(data, option=orjson.OPT_SERIALIZE_NUMPY)
@@ -170,7 +170,7 @@ class Worker(Typed[In, Out], abc.ABC):
             return formats.dumps_rare(data)
 
     def serialize_ipc(self, data: Any) -> bytes:
-        """Encode what goes to the next stage. Default: pickle.
+        """Encode a result for the next stage. Default: pickle.
 
         Args:
             data: what `forward` returned for the request.
@@ -178,7 +178,7 @@ class Worker(Typed[In, Out], abc.ABC):
         return pickle.dumps(data, protocol=pickle.HIGHEST_PROTOCOL)
 
     def deserialize_ipc(self, data: bytes) -> Any:
-        """Decode what came from the stage before. Default: pickle.
+        """Decode an item from the stage before. Default: pickle.
 
         Args:
             data: what that stage's `serialize_ipc` returned.
@@ -191,14 +191,14 @@ class Worker(Typed[In, Out], abc.ABC):
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """Describe one item that `forward` takes or returns, for the OpenAPI document. Default: its annotation.
 
-        Override it where a body's schema is not that of the annotation.
+        Override it if the body that clients send or get differs from what the annotation says.
 
         Args:
             target: what to describe, `ParseTarget.INPUT` or `ParseTarget.RETURN`.
             ref_template: how a schema refers to a named one: `{"$ref": ref_template.format(name="Item")}`.
 
         Returns:
-            the JSON Schema, and the named ones that it refers to. `{}` stands for any value.
+            the JSON Schema, and the named schemas that it refers to. `{}` means any value.
 
         Raises:
             SchemaError: the annotation has no JSON Schema; the document then says `{}`, and a warning why.
@@ -206,41 +206,43 @@ class Worker(Typed[In, Out], abc.ABC):
         return forward_json_schema(cls, target, ref_template, batched=cls._max_batch_size > 1)
 
     def after_fork(self) -> None:
-        """Set up what must not be shared. Called once in each worker of a stage with `preload`, after its fork.
+        """Set up what the forked workers must not share. Called once in each worker of a stage with `preload`.
 
-        `__init__` has then run in another process, with a `worker_id` of 0: this is the place for what depends on that
-        number, and for threads, connections, random numbers of one's own.
+        With `preload`, `__init__` runs in another process, with a `worker_id` of 0, and the workers are forked from
+        it. Do here what depends on `worker_id`, start threads, open connections, and seed random numbers.
         """
 
     def _checked(self, item: Any) -> Any:
-        """Return an item that `infer` was given as `forward` is to have it; a format with a schema checks it here."""
+        """Return an item of an `infer` as `forward` takes it; a format with a schema overrides this to check it."""
         return item
 
     def _answered(self, payloads: Sequence[bytes]) -> None:
-        """Called when tasks with these encoded inputs are answered, and so will not be run again elsewhere."""
+        """Called once tasks with these encoded inputs are answered: no other worker will read the inputs again."""
 
     def close(self) -> None:
-        """Release what `__init__` took. Called once when the worker stops in good order; the default does nothing."""
+        """Release what `__init__` has opened. Called once before the worker exits, unless it crashes or is killed."""
 
 
 class SSEWorker(Worker, Typed[In, Out]):
     """A worker whose results are streams: events that go to the client as they are made.
 
-    Two ways to write `forward`. It calls `send_stream_event` and returns, as in mosec; what it then returns is ignored.
-    Or it is a generator, plain or asynchronous, or returns one, that yields events: for a stage without batching each
-    yield is an event; with batching it is `(index, event)`, or a list with one event, or None, for each item of the
-    batch. With batching `forward` may also return a list with a generator for each item. An exception at an event's
-    place ends that item's stream with that error, and `SSEWorker.FINISHED` ends it well before the others.
+    There are two ways to write `forward`:
 
-    It streams where it is the last stage of its route. Before the last one it returns its results as a `Worker` does,
-    and what it gives `send_stream_event` meanwhile goes to the client, as in mosec.
+    - It calls `send_stream_event` for each event and returns, as in mosec; what it returns is ignored.
+    - It is a generator, plain or asynchronous, or returns one. Without batching it yields events. With batching it
+      yields `(index, event)`, or a list with an event or None for each item; it may also return a list with a generator
+      for each item. An exception in an event's place ends that item's stream with the error, and `SSEWorker.FINISHED`
+      ends it without one, while the other streams of the batch go on.
+
+    It streams if it is the last stage of its route. At an earlier stage it returns its results as a `Worker` does, and
+    the events that it passes to `send_stream_event` go to the client, as in mosec.
 
     An event is text, bytes or an `Event`. With another `resp_mime_type` than `text/event-stream` the client gets the
-    bare bytes as they come. `class Count(SSEWorker[int, str])` says for type checkers what an item is, and its events.
+    bare bytes as they come. `class Count(SSEWorker[int, str])` tells type checkers the type of an item and of an event.
 
     When a client leaves, `is_cancelled(index)` turns true, and a generator that has no other client left is closed, so
-    that its `finally` runs. A client that reads too slowly stops its own stream: alone in `forward` it is waited for,
-    in a batch its stream ends with an error once its buffer, the setting `stream_buffer`, is full.
+    that its `finally` runs. A client that reads slowly delays no other client: if its item is alone in `forward`, the
+    generator waits for it; if not, its stream ends with an error once `stream_buffer` bytes (a setting) wait for it.
     """
 
     FINISHED: Final = FINISHED
@@ -270,21 +272,23 @@ class SSEWorker(Worker, Typed[In, Out]):
         self._send_event(text, index)
 
 
-def introduce(worker: Worker, worker_id: int, stage: str, max_batch_size: int, *, made: bool) -> None:
-    """Tell a worker who it is: before its `__init__`, which may ask, and after it, which may have assigned something.
+def set_identity(worker: Worker, worker_id: int, stage: str, max_batch_size: int, *, made: bool) -> None:
+    """Set the number, the stage and the batch size of a worker: before its `__init__`, and again after it.
+
+    Before, because `__init__` may read them; after, because it may have overwritten them.
 
     Args:
         worker: an instance.
         worker_id: its number in its stage.
         stage: the stage's name.
         max_batch_size: the most items that its `forward` receives at once.
-        made: its `__init__` has run.
+        made: whether its `__init__` has run.
     """
     worker._assigned_batch_size = None
     for name, value in (("worker_id", worker_id), ("stage", stage), ("max_batch_size", max_batch_size)):
         setattr(worker, f"_{name}", value)
-        # A class may have an attribute of that name, which is set as in mosec; or a property, to be left alone where it
-        # cannot be set.
+        # The user's class may have an attribute of that name, which mosec sets, too; or a property, which is set after
+        # `__init__` alone, if it can be.
         own = inspect.getattr_static(type(worker), name)
         if own is not vars(Worker)[name] and (made or not hasattr(own, "__set__")):
             with contextlib.suppress(AttributeError):

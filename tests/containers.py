@@ -178,7 +178,7 @@ def build(dockerfile: Path, context: Path, folder: Path) -> Image:
     """Run the steps of a Dockerfile.
 
     Args:
-        dockerfile: all that this house's Dockerfiles use is understood, and nothing else.
+        dockerfile: all that this project's Dockerfiles use is understood, and nothing else.
         context: the folder to copy from; its `.dockerignore` is heeded.
         folder: for what comes of it.
     """

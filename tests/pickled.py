@@ -1,4 +1,4 @@
-"""A coordinator to which, and from which, every message crosses as bytes, as if each floor were another process."""
+"""A coordinator to which, and from which, every message crosses as bytes, as if each layer were another process."""
 
 from __future__ import annotations
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from common import settled_loop
 
 from mosec_asgi import Server, Worker, admin
 from mosec_asgi.errors import StartupError
@@ -109,7 +110,7 @@ async def test_connections_have_a_bound(tmp_path: Path) -> None:
     path = tmp_path / "admin.sock"
     async with server_at(path):
         held = [await asyncio.open_unix_connection(str(path)) for _ in range(admin.MOST_CONNECTIONS)]
-        await asyncio.sleep(0.05)
+        await settled_loop()
         assert await said(path, b"GET / HTTP/1.1\r\n\r\n") == b""
         for _, writer in held:
             writer.close()

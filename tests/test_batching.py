@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import threading
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -11,6 +12,7 @@ import httpx
 import orjson
 import pytest
 from batching_workers import Before, Bodies, Costs
+from common import PATIENCE, until
 
 from mosec_asgi import Server, Worker
 from mosec_asgi.errors import CallError, DefinitionError, MosecError
@@ -192,24 +194,34 @@ def test_what_batches_cost_is_measured_where_it_counts() -> None:
 class Places(Worker):
     """Answers with how many it has answered before; the first waits for the others to come."""
 
+    # Lets the first item end. The worker is a thread, and so has the test's own class.
+    gate = threading.Event()
+
     def __init__(self) -> None:
         self.answered = 0
 
     def forward(self, data: Any) -> int:
-        import time
-
         if not self.answered:
-            time.sleep(0.3)
+            self.gate.wait(PATIENCE)
         self.answered += 1
         return self.answered
 
 
 async def places(server: Server, *headers: dict[str, str]) -> list[int]:
     """Send requests, in order, while a first one runs; return in which order they are run."""
+
+    def there() -> int:
+        stage = server.statistics().stages[0]
+        return stage.queued + stage.in_flight
+
+    Places.gate.clear()
     async with httpx.AsyncClient(transport=httpx.ASGITransport(server), base_url="http://test") as client:
         first = asyncio.ensure_future(client.post("/inference", content=b"0"))
-        await asyncio.sleep(0.1)
-        answers = await asyncio.gather(*(client.post("/inference", content=b"0", headers=each) for each in headers))
+        await until(lambda: server.statistics().stages[0].in_flight == 1)
+        others = asyncio.gather(*(client.post("/inference", content=b"0", headers=each) for each in headers))
+        await until(lambda: there() == 1 + len(headers))
+        Places.gate.set()
+        answers = await others
         await first
     return [answer.json() - 2 for answer in answers]
 

@@ -10,9 +10,9 @@ from typing import Any
 
 from mosec_asgi import Server, testing
 from mosec_asgi.batching.tenants import MOST_TENANTS
+from mosec_asgi.call_order import MOST_PRIORITY
 from mosec_asgi.config import FIELDS
 from mosec_asgi.labels import HOOKS, MOST_KEY
-from mosec_asgi.wishes import MOST_PRIORITY
 
 PAGE = (Path(__file__).parent.parent / "docs" / "batching.md").read_text()
 

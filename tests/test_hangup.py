@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from fakes import until
+from fakes import settled_loop, until
 from harness import environment_of_programs, exit_code_without_terminal, free_port, wait_until, written
 
 from mosec_asgi.errors import StartupError
@@ -56,11 +56,11 @@ async def test_signals_during_a_restart_make_one_more() -> None:
         await until(lambda: restarts.begun == 1)
         for _ in range(3):
             signal.raise_signal(signal.SIGHUP)
-            await asyncio.sleep(0.01)
+            await settled_loop()
         assert restarts.begun == 1
         restarts.gate.set()
         await until(lambda: restarts.begun == 2)
-        await asyncio.sleep(0.05)
+        await settled_loop()
         assert restarts.begun == 2
     assert signal.getsignal(signal.SIGHUP) is signal.SIG_DFL
 
@@ -105,7 +105,7 @@ async def test_a_stop_during_a_restart_is_no_error(caplog: pytest.LogCaptureFixt
         await until(lambda: restarts.begun == 1)
         stops.append(True)
         restarts.gate.set()
-        await until(lambda: "not replaced, as the service stops" in caplog.text)
+        await until(lambda: "not replaced: the service stops" in caplog.text)
     assert all(record.levelno == logging.INFO for record in caplog.records)
 
 

@@ -20,7 +20,7 @@ from harness import until
 from mosec_asgi import Server, Worker
 from mosec_asgi.config import Settings
 from mosec_asgi.errors import DefinitionError
-from mosec_asgi.host import engine, listening, nursery
+from mosec_asgi.host import engine, fork_server, listening
 from mosec_asgi.host.memory import memory_limit
 from mosec_asgi.host.web_processes import MOST_FAILURES, WELL_SECONDS, _divided, _Web
 
@@ -101,22 +101,22 @@ def test_a_fork_that_fails_is_told_and_ends_nothing(
 
     monkeypatch.setattr(os, "fork", refuse)
     ours, theirs = control
-    forks = nursery._Nursery(theirs, [], lambda index, connection, listener: 0)
+    forks = fork_server._ForkServer(theirs, [], lambda index, connection, listener: 0)
     os.close(forks._woken)
     os.close(forks._wake)
     engine, web = socket.socketpair()
     with engine:
-        socket.send_fds(ours, [nursery.MESSAGE.pack(nursery.FORK, 1, 0)], [web.fileno()])
+        socket.send_fds(ours, [fork_server.MESSAGE.pack(fork_server.FORK, 1, 0)], [web.fileno()])
         web.close()
         assert forks._hear()
-        assert nursery.MESSAGE.unpack(ours.recv(nursery.MESSAGE.size)) == (nursery.ENDED, 1, 0)
+        assert fork_server.MESSAGE.unpack(ours.recv(fork_server.MESSAGE.size)) == (fork_server.ENDED, 1, 0)
         # The engine does not wait for it.
         assert engine.recv(1) == b""
     # It is not blocked for the next one.
     assert signal.SIGTERM not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
-    ours.send(nursery.MESSAGE.pack(nursery.FORK, 1, 0))
+    ours.send(fork_server.MESSAGE.pack(fork_server.FORK, 1, 0))
     assert forks._hear()
-    assert nursery.MESSAGE.unpack(ours.recv(nursery.MESSAGE.size)) == (nursery.ENDED, 1, 0)
+    assert fork_server.MESSAGE.unpack(ours.recv(fork_server.MESSAGE.size)) == (fork_server.ENDED, 1, 0)
 
 
 async def test_a_lack_of_descriptors_delays_a_web_process_and_does_not_lose_it(
@@ -138,8 +138,8 @@ async def test_a_lack_of_descriptors_delays_a_web_process_and_does_not_lose_it(
     try:
         web.start(taken.append)
         await until(lambda: taken, "it is started")
-        message, [descriptor], _, _ = socket.recv_fds(control[1], nursery.MESSAGE.size, 1)
-        assert nursery.MESSAGE.unpack(message)[0] == nursery.FORK
+        message, [descriptor], _, _ = socket.recv_fds(control[1], fork_server.MESSAGE.size, 1)
+        assert fork_server.MESSAGE.unpack(message)[0] == fork_server.FORK
         os.close(descriptor)
         taken[0].close()
         assert caplog.text.count("no web process can be started: Too many open files; tried again in") == 1

@@ -1,4 +1,4 @@
-"""The house of CONTRIBUTING.md: imports point down, pure modules stay pure, an import is light."""
+"""The layers of CONTRIBUTING.md: imports point down, pure modules stay pure, an import is light."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import mosec_asgi
 ROOT = Path(mosec_asgi.__file__).parent
 PACKAGE = ROOT.name
 
-FLOORS = {
+LAYERS = {
     "cli": 8, "__main__": 8, "testing": 8,
     "server": 7, "offline": 7, "tuning": 7,
     "defined": 6, "definition": 6, "service": 6, "steering": 6, "admin": 6, "lifetime": 6, "entrance": 6,
@@ -29,13 +29,13 @@ FLOORS = {
     "observing": 1, "worker": 1, "streaming": 1, "events": 1, "runtime": 1, "mixin": 1, "schema": 1, "annotations": 1,
     "ray_options": 1, "route_checks": 1,
     "formats": 1, "stops": 1, "hints": 1,
-    "messages": 0, "request": 0, "reply": 0, "paths": 0, "labels": 0, "wishes": 0,
+    "messages": 0, "request": 0, "reply": 0, "paths": 0, "labels": 0, "call_order": 0,
     "config": 0, "keywords": 0, "log": 0, "log_output": 0, "ration": 0, "errors": 0, "protocol": 0, "lazy_timer": 0,
     "rationing": 0, "fault_kind": 0, "within": 0, "version": 0,
 }  # fmt: skip
 PURE = {
     "rationing", "fault_kind",
-    "messages", "errors", "request", "reply", "paths", "stops", "annotations", "labels", "wishes",
+    "messages", "errors", "request", "reply", "paths", "stops", "annotations", "labels", "call_order",
     "batching.scheduler", "batching.queue", "batching.loads", "batching.average", "batching.arrivals",
     "batching.policy", "batching.policy.window", "batching.policy.batch", "batching.policy.quarantine",
     "batching.policy.rules", "batching.policy.ordered", "batching.policy.steering",
@@ -94,49 +94,49 @@ def own(names: set[str]) -> set[str]:
     return {name for name in inside if name in MODULES or not name}
 
 
-def floor(module: str) -> int:
-    return FLOORS[module.split(".")[0]]
+def layer(module: str) -> int:
+    return LAYERS[module.split(".")[0]]
 
 
-def test_every_module_stands_on_a_floor() -> None:
-    assert {module.split(".")[0] for module in MODULES} - {"__init__"} <= FLOORS.keys()
+def test_every_module_is_in_a_layer() -> None:
+    assert {module.split(".")[0] for module in MODULES} - {"__init__"} <= LAYERS.keys()
     assert MODULES.keys() >= PURE
 
 
-def test_the_layout_comment_shows_every_room_on_its_floor() -> None:
+def test_the_layout_comment_shows_the_layer_of_every_module() -> None:
     shown: dict[str, int] = {}
-    for rooms, number in re.findall(r"^    (\S.*?) +F(\d)(?:  |$)", mosec_asgi.__doc__ or "", re.MULTILINE):
-        shown |= {room.strip().removesuffix("/").removesuffix(".py"): int(number) for room in rooms.split(",")}
+    for names, number in re.findall(r"^    (\S.*?) +F(\d)(?:  |$)", mosec_asgi.__doc__ or "", re.MULTILINE):
+        shown |= {name.strip().removesuffix("/").removesuffix(".py"): int(number) for name in names.split(",")}
     for module in MODULES:
-        room = module.split(".")[0]
-        assert room == "__init__" or shown.get(room) == FLOORS[room], room
+        name = module.split(".")[0]
+        assert name == "__init__" or shown.get(name) == LAYERS[name], name
 
 
 @pytest.mark.parametrize("module", [module for module in MODULES if module != "__init__"])
 def test_imports_point_down(module: str) -> None:
-    upward = {target for target in own(imports(MODULES[module])) if target and floor(target) > floor(module)}
-    assert not upward, f"{module} stands on F{floor(module)}"
+    upward = {target for target in own(imports(MODULES[module])) if target and layer(target) > layer(module)}
+    assert not upward, f"{module} is in the layer F{layer(module)}"
 
 
 @pytest.mark.parametrize("module", [module for module in MODULES if module not in ("__init__", "cli", "__main__")])
 def test_no_module_imports_the_package_itself(module: str) -> None:
-    """What it exports lies on all floors."""
+    """What it exports comes from several layers."""
     taken = imports(MODULES[module])
     exported = {f"{PACKAGE}.{name}" for name in mosec_asgi.__all__} - {f"{PACKAGE}.{name}" for name in MODULES}
     assert not taken & exported
 
 
-# Rooms that must not know each other though the floors would let them: batching speaks in messages, whatever these
-# become on the way; and what runs in a worker runs in any, whoever watches it.
+# Packages that must not import each other, though their layers would let them: batching uses messages, and not the
+# bytes that they become on their way; what runs in a worker does not depend on what the worker runs on.
 STRANGERS = [("batching", "ipc"), ("inside", "pool"), ("inside", "batching"), ("pool", "batching"), ("ipc", "inside")]
 
 
-@pytest.mark.parametrize(("room", "stranger"), STRANGERS)
-def test_a_room_imports_nothing_of_one_that_it_must_not_know(room: str, stranger: str) -> None:
+@pytest.mark.parametrize(("package", "stranger"), STRANGERS)
+def test_a_package_imports_nothing_of_one_that_it_must_not_know(package: str, stranger: str) -> None:
     known = {
         (module, target)
         for module, path in MODULES.items()
-        if module.split(".")[0] == room
+        if module.split(".")[0] == package
         for target in own(imports(path))
         if target.split(".")[0] == stranger
     }

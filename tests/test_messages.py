@@ -1,4 +1,4 @@
-"""The messages between the floors: each survives a pickle, so that any arrow may cross a socket."""
+"""The messages between the layers: each survives a pickle, so that any arrow may cross a socket."""
 
 from __future__ import annotations
 

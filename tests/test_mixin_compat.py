@@ -70,7 +70,7 @@ def test_a_result_that_msgpack_cannot_hold_is_an_encoding_error_as_in_mosec(mixi
     ours, *mosec = mixins.post("/strange", b"\xc0")
     assert (
         ours.text
-        == "encoding error: the result has no form in msgpack: a value of type builtins.object cannot be encoded"
+        == "encoding error: the result cannot be encoded as msgpack: a value of type builtins.object cannot be encoded"
     )
     assert [answer.status_code for answer in (ours, *mosec)] == [500] * (1 + len(mosec))
 

@@ -346,7 +346,10 @@ LOOP.append(LOOP)
 @pytest.mark.parametrize(
     ("value", "said"),
     [
-        (Strange(), r"^the result has no form in JSON: TypeError: a value of type .*\.Strange cannot be encoded$"),
+        (
+            Strange(),
+            r"^the result cannot be encoded as JSON: TypeError: a value of type .*\.Strange cannot be encoded$",
+        ),
         ({"deep": [1, Strange()]}, "Strange"),
         (np.array([Strange()]), "Strange"),
         (b"\xff", "utf-8"),

@@ -92,7 +92,7 @@ def validation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
             Expected(
                 b'{"x": "set"}',
                 500,
-                "encoding error: the result has no form in JSON: *",
+                "encoding error: the result cannot be encoded as JSON: *",
                 mosec_text="encoding error: encoding error",
             ),
             id="encoding",

@@ -247,7 +247,7 @@ def test_models_that_take_nothing_any_more_end_the_run_without_an_error_for_each
 ) -> None:
     written(tmp_path, *({"n": n} for n in range(3)))
     assert run(tmp_path, server=Stopped()) == command.NOT_FINISHED
-    assert "do not take any more" in capfd.readouterr().err
+    assert "the models took no more items" in capfd.readouterr().err
     assert not (tmp_path / "out.jsonl.errors.jsonl").exists()
     assert run(tmp_path, "--resume") == 0
 

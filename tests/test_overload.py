@@ -244,7 +244,7 @@ def test_a_worker_that_starts_for_longer_than_ever_is_not_counted_on() -> None:
     assert codes(history, 17.5, 25.0)[200] > 0.9 * codes(history, 17.5, 25.0).total()
 
 
-# -- routes, deadlines, wishes -----------------------------------------------------------------------------------------
+# -- routes, deadlines, requests' own time limits ----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("loads", [(0.3, 3.0), (3.0, 0.3), (3.0, 3.0)])

@@ -60,8 +60,8 @@ def test_mosecs_own_metrics_are_read_as_far_as_they_go() -> None:
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("<html>no</html>", "no metrics in Prometheus' format"),
-        ("up{ 1", "no metrics in Prometheus' format"),
+        ("<html>no</html>", "no text in Prometheus' format"),
+        ("up{ 1", "no text in Prometheus' format"),
         ("up 1\n", "none of a model service"),
         ("", "none of a model service"),
     ],

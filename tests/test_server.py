@@ -379,7 +379,7 @@ async def test_nothing_is_defined_while_the_server_runs() -> None:
         ]
         async with server:
             for define in late:
-                assert "comes too late; call it before" in refusal(define)
+                assert "comes too late; call it before the server is run" in refusal(define)
         server.append_worker(Echo, route="/late", executor="thread")
 
 

@@ -58,8 +58,8 @@ def web_processes(program: Program) -> list[int]:
 
 def starter(program: Program) -> int:
     """Return the process from which they are forked."""
-    [nursery] = [pid for pid in child_processes(program.process.pid) if child_processes(pid) and _is_copy(pid)]
-    return nursery
+    [fork_server] = [pid for pid in child_processes(program.process.pid) if child_processes(pid) and _is_copy(pid)]
+    return fork_server
 
 
 def _is_copy(pid: int) -> bool:

@@ -84,7 +84,7 @@ def model_failed(_: Request, error: MosecError) -> JSONResponse:
 
 @app.exception_handler(RequestValidationError)
 def not_valid(_: Request, error: RequestValidationError) -> JSONResponse:
-    """Say what is wrong. FastAPI's own answer repeats the input, and becomes a 500 where that has no form in JSON."""
+    """Say what is wrong. FastAPI's own answer repeats the input, and becomes a 500 where JSON cannot hold that."""
     return JSONResponse(
         {"detail": [{key: each[key] for key in ("type", "loc", "msg")} for each in error.errors()]}, 422
     )

@@ -87,9 +87,9 @@ class Hangup:
                 await self._restart()
         except (StartupError, CallError) as error:
             if self._ends():
-                logger.info("the workers that are left are not replaced, as the service stops")
+                logger.info("the remaining workers are not replaced: the service stops")
             else:
-                logger.error("the workers that are left are not replaced, and serve on: %s", error)
+                logger.error("the remaining workers are not replaced, and go on serving: %s", error)
         finally:
             self._restarting = None
 

@@ -74,12 +74,12 @@ class Server(Protocol):
 
 @dataclass(frozen=True)
 class Hosting:
-    """What a program has beside the service that it serves.
+    """How a program hosts a service, beside what the settings say.
 
     Attributes:
-        ready: called, on the event loop, with what it listens on, once all workers are ready.
-        handover: with the process before this one, and the one after it.
-        listener: where it listens, in the place of what the settings say: it is one of several web processes.
+        ready: called on the event loop, with the listener, once all workers are ready.
+        handover: under `--reload`, with the process before this one, and the one after it.
+        listener: where to listen in one of several web processes; None to listen where the settings say.
     """
 
     ready: Callable[[listening.Listener], object] | None = None
@@ -98,7 +98,7 @@ def run(server: Server, settings: Settings, hosting: Hosting = Hosting()) -> int
     Args:
         server: the service.
         settings: its settings.
-        hosting: what else there is.
+        hosting: how the program hosts the service.
 
     Returns:
         the exit code: 0 after SIGTERM or SIGINT, 130 where a second SIGINT has forced the end, else what went wrong.
@@ -164,7 +164,7 @@ def _follow_parent(handover: Handover | None, runner: DrainingServer) -> None:
     draining: set[asyncio.Task[None]] = set()
 
     def begin() -> None:
-        logger.info("another process has taken over; this one answers what it has, and ends")
+        logger.info("another process has taken over; this one answers the requests that it has admitted, and ends")
         draining.add(asyncio.get_running_loop().create_task(runner.drain()))
 
     # To the handlers that are there for it, as for any other wish to end the program.

@@ -1,6 +1,6 @@
 """`http_processes`: several web processes on one port, with one engine, which this process has.
 
-    program: engine, workers ── pair of sockets ── nursery ── forks ──► web process, web process, ...
+    program: engine, workers ── pair of sockets ── fork server ── forks ──► web process, web process, ...
                  └──────────── a connection each ─────────────────────────────┘
 
 A web process that ends is started again, sooner or later depending on how often that happens. It has taken its clients'
@@ -21,10 +21,10 @@ from typing import Protocol
 
 from mosec_asgi import log
 from mosec_asgi.config import Settings
-from mosec_asgi.host import engine, listening, nursery, tls
+from mosec_asgi.host import engine, fork_server, listening, tls
 from mosec_asgi.host import run as one_process
+from mosec_asgi.host.fork_server import ENDED, FORK, MESSAGE, SIGNAL, STARTED, STOP_LISTENING
 from mosec_asgi.host.memory import memory_limit
-from mosec_asgi.host.nursery import DEAF, ENDED, FORK, MESSAGE, SIGNAL, STARTED
 from mosec_asgi.host.run import START_FAILED, Hosting
 from mosec_asgi.service import WebProcesses
 from mosec_asgi.web.uvicorn import supported
@@ -38,7 +38,7 @@ WELL_SECONDS = 10.0
 END_SECONDS = 3.0
 # So many have failed, and none serves: it is no accident.
 MOST_FAILURES = 3
-NURSERY_DIED = 1
+FORK_SERVER_DIED = 1
 
 logger = log.internal_logger(__name__)
 
@@ -88,14 +88,14 @@ def run(
         as_web_process(Web(connection, of_one, lambda: signal.raise_signal(signal.SIGTERM)))
         return one_process.run(server, of_one, Hosting(listener=listener))
 
-    pid, control = nursery.start(own, serve)
+    pid, control = fork_server.start(own, serve)
     logger.info("%d web processes serve on %s; GET /readyz says when the workers are ready", count, name)
     url = listeners[0]
     end_seconds = settings.stop_delay / 1000 + settings.grace_seconds + END_SECONDS
-    web = _Web(control, count, end_seconds, lambda: nursery.resume(pid))
+    web = _Web(control, count, end_seconds, lambda: fork_server.resume(pid))
     server.take_web_processes(web)
     try:
-        # The nursery has them as well, and nobody must think that the program still listens at its end.
+        # The fork server has them as well, and nobody must think that the program still listens at its end.
         if not settings.uds:
             for each in listeners:
                 each.sock.close()
@@ -110,7 +110,7 @@ def run(
         control.close()
         if settings.uds:
             listeners[0].close()
-        nursery.resume(pid)
+        fork_server.resume(pid)
         one_process.reap(pid)
 
 
@@ -157,7 +157,7 @@ class _Web:
         self._control = control
         self._places = [_Place() for _ in range(count)]
         self._end_seconds = end_seconds
-        # Has the nursery run, where it was stopped.
+        # Has the fork server run, where it was stopped.
         self._resume = resume
         self._take: Callable[[socket.socket], object] | None = None
         self._ending = False
@@ -167,7 +167,7 @@ class _Web:
         self._loop: asyncio.AbstractEventLoop
 
     def follow(self, end_program: Callable[[int], object]) -> None:
-        """Listen to the nursery, on the running event loop; `end_program` ends the program with an exit code."""
+        """Listen to the fork server, on the running event loop; `end_program` ends the program with an exit code."""
         self._end_program = end_program
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(self._control.fileno(), self._hear)
@@ -186,7 +186,7 @@ class _Web:
         """Have them answer what they have, and end."""
         self._ending = True
         self._resume()
-        self._say(DEAF)
+        self._say(STOP_LISTENING)
         self._signal_all(signal.SIGTERM)
         if any(place.pid for place in self._places):
             ended = self._loop.create_task(self._ended.wait())
@@ -239,7 +239,7 @@ class _Web:
                     place.pid = 0
                 if not self._ending:
                     logger.error("the process that starts web processes has ended; the service stops")
-                    self._end_program(NURSERY_DIED)
+                    self._end_program(FORK_SERVER_DIED)
                 return
             kind, index, number = MESSAGE.unpack(message)
             if kind == STARTED:
@@ -267,7 +267,7 @@ class _Web:
         if self._failures >= MOST_FAILURES and not any(
             each.pid and now - each.started > WELL_SECONDS for each in self._places
         ):
-            logger.error("%s, as others before; the service stops", what)
+            logger.error("%s, as did those started before it; the service stops", what)
             self._ending = True
             self._end_program(START_FAILED)
             return
@@ -288,4 +288,4 @@ class _Web:
         try:
             self._control.send(MESSAGE.pack(kind, first, second))
         except OSError as error:
-            logger.debug("the process that starts web processes hears nothing: %s", error)
+            logger.debug("no message can be sent to the process that starts web processes: %s", error)

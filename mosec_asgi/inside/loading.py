@@ -13,7 +13,7 @@ from mosec_asgi.inside.port import Port
 from mosec_asgi.inside.spec import WorkerSpec
 from mosec_asgi.inside.timer import KernelTimer, NoTimer, Timer
 from mosec_asgi.streaming import ContinuousWorker, is_async, streams
-from mosec_asgi.worker import Worker, introduce
+from mosec_asgi.worker import Worker, set_identity
 
 logger = log.internal_logger(__name__)
 
@@ -85,10 +85,10 @@ def speaker_for(runner: Runner, spec: WorkerSpec) -> log.Speaker:
 def load(spec: WorkerSpec) -> Worker:
     """Make the worker, with its number, stage and batch size known before its `__init__` runs."""
     worker = spec.worker.__new__(spec.worker, *spec.args, **spec.kwargs)
-    introduce(worker, spec.worker_id, spec.stage, spec.max_batch_size, made=False)
+    set_identity(worker, spec.worker_id, spec.stage, spec.max_batch_size, made=False)
     worker._strict_json = spec.strict_json
     worker.__init__(*spec.args, **spec.kwargs)  # type: ignore[misc]  # __new__ and __init__ apart: it knows its numbers
-    introduce(worker, spec.worker_id, spec.stage, spec.max_batch_size, made=True)
+    set_identity(worker, spec.worker_id, spec.stage, spec.max_batch_size, made=True)
     return worker
 
 

@@ -15,7 +15,7 @@ from mosec_asgi.inside.returned import check_finished
 from mosec_asgi.inside.spec import WorkerSpec
 from mosec_asgi.inside.stopwatch import Watched
 from mosec_asgi.inside.timer import NoTimer, Timer
-from mosec_asgi.messages import Results, Tasks
+from mosec_asgi.messages import Results, Tasks, tuple_new
 from mosec_asgi.request import Request
 from mosec_asgi.worker import Worker
 
@@ -25,8 +25,6 @@ GATHER_SECONDS = 0.0005
 # Seconds between two signs of life of a worker that waits for a client to read.
 BEAT_SECONDS = 0.1
 NO_TASKS = Tasks((), (), (), ())
-# Makes a message from all its fields in half the time of calling its class.
-_new = tuple.__new__
 
 
 class PlainRunner:
@@ -120,7 +118,7 @@ class PlainRunner:
             now = clock()
             if now - began > GATHER_SECONDS or place == last:
                 codes, payloads = zip(*answers, strict=True)
-                self._port.answer(_new(Results, (ids[done : place + 1], codes, payloads, now - began, (), ())))
+                self._port.answer(tuple_new(Results, (ids[done : place + 1], codes, payloads, now - began, (), ())))
                 if place < last:
                     # The worker is so slow that clients may have left meanwhile.
                     self._port.poll()

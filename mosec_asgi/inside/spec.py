@@ -30,7 +30,7 @@ class WorkerSpec:
         stream_buffer: bytes of a stream that may be on their way to its client.
         buffers_apart: large buffers in its results, such as arrays, may be sent separately from their pickle, because
             all stages that read them use the default `deserialize_ipc`.
-        log_level: the least level to log.
+        log_level: the lowest level to log.
         log_text: log text instead of JSON lines even if standard error is not a terminal.
         traces: some of its tasks may be traced: say with their answers when `forward` had them, and name their traces
             in log lines.

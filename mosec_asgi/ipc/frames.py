@@ -6,11 +6,11 @@ read for many tasks. All numbers are little-endian.
     frame    = header, body
     header   = magic u16, kind u8, pad u8, count u32, body length u64, seconds f64              (24 bytes)
     TASKS    = count x (task u64, payload length u64, flags u16, request id length u16), request ids, payloads
-    ASKED    = as TASKS, and behind it count x (length u32), what the worker is told of the requests, if it asks for it
+    REQUESTS = as TASKS, and behind it count x (length u32), and what the worker is told of the requests behind them
     RESULTS  = count x (task u64, payload length u64, status u16), payloads; seconds = the worker's time on them
     TIMED    = as RESULTS, and behind it count x (ago f64, seconds f64, calls u32): when `forward` had the task
     LABELLED = as RESULTS, and behind it count x (cost u64, key length u16), keys: what the next stage asks for
-    BOTH     = as LABELLED, and behind it what TIMED has behind RESULTS
+    LABELLED_TIMED = as LABELLED, and behind it what TIMED has behind RESULTS
     CHUNKS   = count x (task u64, payload length u64), payloads: pieces of streams, several of one task in order
     CANCELS  = count x (task u64): nobody waits for these any more
     CREDITS  = count x (task u64, bytes u64): what clients have taken of their streams
@@ -45,10 +45,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 
-from mosec_asgi.messages import LOST, REPLY, Cancels, Chunks, Credits, ForwardTime, LinkError, Results, Tasks
-
-# Makes a message from all its fields in half the time of calling its class.
-_new = tuple.__new__
+from mosec_asgi.messages import LOST, REPLY, Cancels, Chunks, Credits, ForwardTime, LinkError, Results, Tasks, tuple_new
 
 MAGIC = 0x6D61
 MAX_BODY = 1 << 34
@@ -104,10 +101,10 @@ class Kind(enum.IntEnum):
     KEPT = 8
     RELEASED = 9
     FREED = 10
-    ASKED = 11
+    REQUESTS = 11
     TIMED = 12
     LABELLED = 13
-    BOTH = 14
+    LABELLED_TIMED = 14
     NOTED = 15
     FINISH = 16
     COUNTED = 17
@@ -222,7 +219,7 @@ def encode_tasks(tasks: Tasks) -> bytes:
     request_ids = [request_id.encode() for request_id in tasks.request_ids]
     count = len(request_ids)
     if tasks.requests:
-        return _encode_asked(tasks, payloads, request_ids)
+        return _encode_with_requests(tasks, payloads, request_ids)
     if count == 1:
         (task_id,), (task_flags,), (payload,), (name,) = tasks.ids, tasks.flags, payloads, request_ids
         size, name_size = len(payload), len(name)
@@ -234,12 +231,12 @@ def encode_tasks(tasks: Tasks) -> bytes:
     return _frame(_TASKS, count, 0.0, [b"", table, *request_ids, *payloads])
 
 
-def _encode_asked(tasks: Tasks, payloads: Sequence[bytes], request_ids: list[bytes]) -> bytes:
+def _encode_with_requests(tasks: Tasks, payloads: Sequence[bytes], request_ids: list[bytes]) -> bytes:
     count = len(request_ids)
     columns = (tasks.ids, map(len, payloads), tasks.flags, map(len, request_ids))
     table = _pack_table(TASK_ENTRY, columns, count)
     lengths = _pack_table(REQUEST_ENTRY, (map(len, tasks.requests),), count)
-    return _frame(Kind.ASKED, count, 0.0, [b"", table, *request_ids, *payloads, lengths, *tasks.requests])
+    return _frame(Kind.REQUESTS, count, 0.0, [b"", table, *request_ids, *payloads, lengths, *tasks.requests])
 
 
 def encode_results(results: Results) -> bytes:
@@ -269,7 +266,7 @@ def _encode_with_more(results: Results, payloads: Sequence[bytes]) -> bytes:
     if not results.forwards:
         return _frame(Kind.LABELLED, count, results.seconds, parts)
     parts.append(_pack_table(FORWARD_ENTRY, list(zip(*results.forwards, strict=True)), count))
-    return _frame(Kind.BOTH if results.labels else Kind.TIMED, count, results.seconds, parts)
+    return _frame(Kind.LABELLED_TIMED if results.labels else Kind.TIMED, count, results.seconds, parts)
 
 
 def encode_chunks(chunks: Chunks) -> bytes:
@@ -396,12 +393,12 @@ class Decoder(ReceiveBuffer):
             return _decode_tasks(buffer, start, end, count)
         if kind == _CHUNKS:
             return _decode_chunks(buffer, start, end, count)
-        if kind in (Kind.TIMED, Kind.BOTH):
-            return _decode_timed(buffer, start, end, count, seconds, labelled=kind == Kind.BOTH)
+        if kind in (Kind.TIMED, Kind.LABELLED_TIMED):
+            return _decode_timed(buffer, start, end, count, seconds, labelled=kind == Kind.LABELLED_TIMED)
         if kind == Kind.LABELLED:
             return _decode_labelled(buffer, start, end, count, seconds)
-        if kind == Kind.ASKED:
-            return _decode_asked(buffer, start, end, count)
+        if kind == Kind.REQUESTS:
+            return _decode_with_requests(buffer, start, end, count)
         if kind in _NUMBERS:
             return _decode_numbers(kind, buffer, start, end, count)
         return _decode_notice(kind, count, buffer[start:end])
@@ -426,7 +423,7 @@ def _decode_results(data: bytes, start: int, end: int, count: int, seconds: floa
         task_id, length, code = _RESULT_ROW.unpack_from(data, start)
         position = start + _RESULT_SIZE
         if code in STATUSES and position + length == end and 0.0 <= seconds < math.inf:
-            return _new(Results, ((task_id,), (code,), [data[position:end]], seconds, (), ()))
+            return tuple_new(Results, ((task_id,), (code,), [data[position:end]], seconds, (), ()))
         # Not valid: the code below finds out why.
     (ids, lengths, codes), position = _unpack_table(RESULT_ENTRY, data, start, end, count)
     if not 0.0 <= seconds < math.inf:
@@ -495,7 +492,7 @@ def _decode_tasks(data: bytes, start: int, end: int, count: int) -> Tasks:
         position = start + _TASK_SIZE
         names_end = position + name_length
         if names_end + length == end and (name := data[position:names_end]).isascii():
-            return _new(Tasks, ((task_id,), (task_flags,), [name.decode()], [data[names_end:end]], ()))
+            return tuple_new(Tasks, ((task_id,), (task_flags,), [name.decode()], [data[names_end:end]], ()))
         # Not valid: the code below finds out why.
     (ids, lengths, flags, name_lengths), position = _unpack_table(TASK_ENTRY, data, start, end, count)
     names_end = position + sum(name_lengths)
@@ -514,7 +511,7 @@ def _decode_tasks(data: bytes, start: int, end: int, count: int) -> Tasks:
     return Tasks(ids, flags, request_ids, _cut(data, names_end, lengths))
 
 
-def _decode_asked(data: bytes, start: int, end: int, count: int) -> Tasks:
+def _decode_with_requests(data: bytes, start: int, end: int, count: int) -> Tasks:
     (_, lengths, _, name_lengths), position = _unpack_table(TASK_ENTRY, data, start, end, count)
     tasks_end = position + sum(name_lengths) + sum(lengths)
     # Checked here, as the table behind the tasks is read first where they are cut short.

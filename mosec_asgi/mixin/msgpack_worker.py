@@ -14,7 +14,7 @@ from mosec_asgi.mixin.library import NeedsLibrary, load
 _LEAST_VERSION = (1, 2, 4)
 # Arrays that the library takes inside of each other.
 _LIBRARY_DEPTH = 1024
-# Arrays to put around a body, so that the library's own limit is the house's.
+# Arrays to put around a body: with them the library refuses what is nested deeper than `formats.MAX_DEPTH`.
 _AROUND = b"\x91" * (_LIBRARY_DEPTH - formats.MAX_DEPTH)
 # Bytes of a body above which that costs less than to look into each of its values: 30 µs, and a copy.
 _LARGE = 1 << 14
@@ -37,12 +37,12 @@ class MsgpackMixin(NeedsLibrary):
             data: what `forward` returned for the request.
 
         Raises:
-            EncodingError: a value has no form in msgpack; the text names its type.
+            EncodingError: a value cannot be encoded as msgpack; the text names its type.
         """
         try:
             encoded: bytes = _msgpack().packb(data, default=_plain)
         except (TypeError, ValueError, OverflowError, RecursionError) as error:
-            raise EncodingError(f"the result has no form in msgpack: {error}") from error
+            raise EncodingError(f"the result cannot be encoded as msgpack: {error}") from error
         return encoded
 
     def deserialize(self, data: bytes) -> Any:

@@ -77,7 +77,7 @@ class PydanticMixin(NeedsLibrary, Worker):
             data: what `forward` returned for the request.
 
         Raises:
-            EncodingError: it is not what `forward` is annotated with, or has no form in JSON.
+            EncodingError: it is not what `forward` is annotated with, or cannot be encoded as JSON.
         """
         adapter = _output(type(self), self._max_batch_size > 1)
         error_of_validation = load("pydantic").ValidationError
@@ -95,7 +95,7 @@ class PydanticMixin(NeedsLibrary, Worker):
                 # A serializer of the worker's own has failed; what it says is not for the client.
                 raise
             reason = str(error).removeprefix("Error serializing to JSON: ")
-            raise EncodingError(f"the result has no form in JSON: {reason}") from error
+            raise EncodingError(f"the result cannot be encoded as JSON: {reason}") from error
 
 
 def _dump(adapter: Any, data: Any) -> bytes:

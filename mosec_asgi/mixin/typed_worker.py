@@ -65,12 +65,12 @@ class TypedMsgPackMixin(NeedsLibrary, Worker):
             data: what `forward` returned for the request.
 
         Raises:
-            EncodingError: a value has no form in msgpack; the text names its type.
+            EncodingError: a value cannot be encoded as msgpack; the text names its type.
         """
         try:
             encoded: bytes = _encoder().encode(data)
         except (load("msgspec").EncodeError, TypeError, ValueError, OverflowError, RecursionError) as error:
-            raise EncodingError(f"the result has no form in msgpack: {error}") from error
+            raise EncodingError(f"the result cannot be encoded as msgpack: {error}") from error
         return encoded
 
 

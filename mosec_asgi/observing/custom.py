@@ -168,7 +168,12 @@ class CustomMetrics:
             else:
                 _library()[0].mark_process_dead(pid, self._path)
         except Exception as error:
-            logger.warning("the custom metrics of process %d were not folded: %r", pid, error, exc_info=error)
+            logger.warning(
+                "the custom metrics of process %d, which has ended, were not added to the sums: %r",
+                pid,
+                error,
+                exc_info=error,
+            )
 
     def counted(self, number: int, kind: str, values: bytes) -> None:
         """Take over what a process on another machine has counted, in the place of what it had counted before.

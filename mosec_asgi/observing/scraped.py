@@ -89,7 +89,7 @@ def read(text: str, namespace: str = "") -> ServiceReport:
         ]
     # What its parser raises depends on what is wrong with the text.
     except Exception as error:
-        raise ScrapeError("what is there are no metrics in Prometheus' format") from error
+        raise ScrapeError("the answer is no text in Prometheus' format") from error
     found = [name.removesuffix(_MARK) for name, _, _ in samples if name.endswith(_MARK)]
     if namespace and namespace not in found:
         raise ScrapeError(f"there are no metrics {namespace}{_MARK}, but of {', '.join(found) or 'no model service'}")

@@ -209,7 +209,7 @@ def encoded(value: Any) -> bytes:
     """Return a result as JSON; NaN is null.
 
     Raises:
-        EncodingError: it has no form in JSON; the text names its type.
+        EncodingError: it cannot be encoded as JSON; the text names its type.
     """
     try:
         return orjson.dumps(value, option=_OPTIONS)

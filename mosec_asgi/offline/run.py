@@ -120,7 +120,7 @@ class Mapping:
     def _settle(self, line: Line, result: Any) -> None:
         if isinstance(result, MosecError) and result.code in REFUSALS and result.retry_after is not None:
             # Offered again and again, in vain: no fault of the line's, nor would the next one fare better.
-            raise Halted(f"the models do not take any more: {result}")
+            raise Halted(f"the models took no more items, though they were offered again and again: {result}")
         try:
             record = self._form.output(line, *opened(result))
         except MosecError as error:

@@ -420,7 +420,7 @@ class Supervisor:
         if worker.ready_at is None:
             if self._stopping:
                 raise StartupError(STOPPING)
-            raise StartupError(f"{_obituary(worker)}\n{worker.traceback}".rstrip())
+            raise StartupError(f"{_end_of(worker)}\n{worker.traceback}".rstrip())
 
     async def wait_ended(self, workers: Iterable[PoolWorker]) -> None:
         """Wait until workers that are leaving have ended."""
@@ -430,7 +430,7 @@ class Supervisor:
                 await self._changed.wait()
 
     def drop(self, worker: PoolWorker) -> None:
-        """End a worker that was begun, if nobody is glad of it yet: it has not taken its place over."""
+        """End a worker that was begun, unless it is ready and has taken its place over."""
         if worker in self._successors:
             self._successors.remove(worker)
             self.retire(worker)
@@ -461,7 +461,7 @@ class Supervisor:
             worker.state = transition(worker.state, Event.DRAIN)
             worker.timer = self._loop.call_later(self._drain_seconds, self._drain_timed_out, worker)
             logger.info(
-                "worker leaves, %s: it is given no more tasks, and answers those that it has",
+                "worker drains, %s: it is given no more tasks, and answers those that it has",
                 worker.link.name,
                 extra=_extra(worker),
             )
@@ -624,20 +624,20 @@ class Supervisor:
         if self._stopping or not placed:
             # The failure of a successor is told by whoever has begun it.
             if not asked and (self._stopping or worker.ready_at is not None):
-                logger.warning("%s", _obituary(worker), extra=_extra(worker))
+                logger.warning("%s", _end_of(worker), extra=_extra(worker))
             return
         if worker.ready_at is None:
-            self._start_failed(place, f"{_obituary(worker)}\n{worker.traceback}".rstrip())
+            self._start_failed(place, f"{_end_of(worker)}\n{worker.traceback}".rstrip())
             return
         if place.worker is not None:
-            logger.error("%s; its successor is starting", _obituary(worker), extra=_extra(worker))
+            logger.error("%s; its successor is starting", _end_of(worker), extra=_extra(worker))
             return
         delay = place.backoff.delay(worker.ready_at, self._clock(), answered=worker.calls > 0)
-        logger.error("%s; another is started in %.1f s", _obituary(worker), delay, extra=_extra(worker))
+        logger.error("%s; another is started in %.1f s", _end_of(worker), delay, extra=_extra(worker))
         self._relaunch(place, delay)
 
     def _let_go(self, worker: PoolWorker, place: Place) -> bool:
-        """Take a worker that has ended out of its part; return whether it was in a place, now its successor's."""
+        """Remove a worker that has ended; return whether it was in a place, which its successor then has."""
         if worker in self._leaving:
             self._leaving.remove(worker)
             return False
@@ -679,7 +679,7 @@ class Supervisor:
 
 
 def _usefulness(place: Place) -> tuple[int, int]:
-    """Order places: those first that can be done without."""
+    """Return a key to sort places by: the least useful come first."""
     state = None if place.worker is None else place.worker.state
     rank = 2 if state is State.READY else int(state is State.STARTING and not place.failing)
     return rank, -place.spec.worker_id
@@ -689,7 +689,7 @@ def _extra(worker: PoolWorker) -> dict[str, object]:
     return {"stage": worker.spec.stage, "worker": worker.worker_id}
 
 
-def _obituary(worker: PoolWorker) -> str:
+def _end_of(worker: PoolWorker) -> str:
     ending = f"worker {worker.link.name} {worker.link.describe_exit()}"
     if worker.reason:
         return f"{ending}; it {worker.reason}"

@@ -201,7 +201,7 @@ class RemoteEngine:
         self._silent, self._standing = True, None
         lost = self._lose_calls(ENGINE_AWAY)
         logger.warning(
-            "the engine has not answered for %g s; until it does, calls are answered 503, also those that it had: %d",
+            "the engine has not answered for %g s; until it answers, calls get 503, and so do the %d that it was given",
             ASK_SECONDS,
             len(lost),
         )

@@ -32,7 +32,7 @@ from typing import Any
 from mosec_asgi import request as requests
 from mosec_asgi.errors import CANCELLED
 from mosec_asgi.ipc.frames import FrameError, ReceiveBuffer
-from mosec_asgi.messages import OK, Call, Chunk, Outcome, StageTime
+from mosec_asgi.messages import OK, Call, Chunk, Outcome, StageTime, tuple_new
 
 MAGIC = 0x6D65
 MAX_BODY = 1 << 30
@@ -45,8 +45,6 @@ OUTCOME_FIELDS = len(Outcome._fields)
 TIMEOUT = Call._fields.index("timeout")
 # Numbers of calls of one connection.
 MOST_CALL_ID = 1 << 40
-
-_new = tuple.__new__
 
 
 def encode(entries: list[Any]) -> bytes:
@@ -115,7 +113,7 @@ def call_of(entry: tuple[Any, ...], call_id: int, payload: Any) -> Call:
     fields = (
         call_id, route, payload, name, timeout, example, objects, priority, key, request, trace, cost, tenant,
     )  # fmt: skip
-    return _new(Call, fields)
+    return tuple_new(Call, fields)
 
 
 def plain_outcome(outcome: Outcome, call_id: int, payload: bytes | tuple[bytes]) -> tuple[Any, ...]:
@@ -129,9 +127,9 @@ def plain_outcome(outcome: Outcome, call_id: int, payload: bytes | tuple[bytes])
 def outcome_of(entry: tuple[Any, ...], payload: Any) -> Outcome:
     """Return the outcome that an entry is."""
     if len(entry) == 2:
-        return _new(Outcome, (entry[0], OK, payload, None, b"", ()))
+        return tuple_new(Outcome, (entry[0], OK, payload, None, b"", ()))
     call_id, code, _, retry_after, head, times = entry
-    return _new(Outcome, (call_id, code, payload, retry_after, head, _times(times)))
+    return tuple_new(Outcome, (call_id, code, payload, retry_after, head, _times(times)))
 
 
 def plain_times(times: Sequence[StageTime]) -> tuple[tuple[Any, ...], ...]:
@@ -142,12 +140,12 @@ def plain_times(times: Sequence[StageTime]) -> tuple[tuple[Any, ...], ...]:
 def chunk_of(entry: tuple[Any, ...]) -> Chunk:
     """Return the chunk that an entry is."""
     call_id, payload, times = entry
-    return _new(Chunk, (call_id, payload, _times(times)))
+    return tuple_new(Chunk, (call_id, payload, _times(times)))
 
 
 def cancelled(call_id: int) -> Outcome:
     """Return the outcome of a call that its caller has dropped."""
-    return _new(Outcome, (call_id, CANCELLED, b"", None, b"", ()))
+    return tuple_new(Outcome, (call_id, CANCELLED, b"", None, b"", ()))
 
 
 def _times(times: Sequence[Sequence[Any]]) -> tuple[StageTime, ...]:

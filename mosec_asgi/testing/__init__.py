@@ -1,7 +1,9 @@
 """Tools for tests: of users' workers and servers, and of this package itself.
 
-run, VirtualTimeLoop    an event loop on virtual time: `await asyncio.sleep(3600)` takes no time
-simulate                a whole service under crashes, hangs and floods, histories by the thousand
+serving, InlineService    a server whose workers run in the test's own process, without ports
+ScriptedWorker            one of these workers, which a test can let crash, hang or be slow
+run, VirtualTimeLoop      an event loop on virtual time: `await asyncio.sleep(3600)` takes no time
+simulate                  thousands of random histories of a whole service, with crashes, hangs and floods
 """
 
 from mosec_asgi.testing.loop import DeadlockError, VirtualTimeLoop, run

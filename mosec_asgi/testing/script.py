@@ -1,4 +1,4 @@
-"""What a test has a worker do: `ScriptedWorker`, a worker of an inline service through all its lives."""
+"""`ScriptedWorker`: a worker of an inline service, whose faults a test scripts."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ class Life(Protocol):
 
 
 class ScriptedWorker:
-    """A worker, and what is to go wrong with it.
+    """A worker whose faults a test scripts.
 
-    It stands for one of the `num` workers of a stage: when that one dies, the next life in its place.
+    It is one of the `num` workers of a stage. When it dies and is started again, it is the same object.
 
     Attributes:
         stage: the stage's name.
@@ -62,11 +62,12 @@ class ScriptedWorker:
         return self._life is not None
 
     def crash(self, after: int | None = None, *, times: int = 1) -> None:
-        """Let it die, as of a segmentation fault; the service starts another in its place.
+        """Let the worker die, as by a segmentation fault; the service starts it again.
 
         Args:
-            after: tasks that it begins before; it dies as it begins the next. None for now.
-            times: how often: so do the lives that follow. `crash(after=0, times=2)` is a request that is deadly.
+            after: the number of tasks that it still begins; it dies when it begins the next one. None to die now.
+            times: how often it dies so, after each start anew. `crash(after=0, times=2)` is a request that kills each
+                worker that runs it.
         """
         if after is None:
             self._living().crash()
@@ -74,10 +75,10 @@ class ScriptedWorker:
             self._crashes = [after] * times
 
     def hang(self, after: int | None = None) -> None:
-        """Let it stop making progress, as SIGSTOP does, until `resume`; the service's watchdog notices it.
+        """Let the worker stop making progress, as by SIGSTOP, until `resume`; the service's watchdog notices it.
 
         Args:
-            after: tasks that it begins before; it stops as it begins the next. None for now.
+            after: the number of tasks that it still begins; it hangs when it begins the next one. None to hang now.
         """
         if after is None:
             self._living().freeze()
@@ -90,7 +91,7 @@ class ScriptedWorker:
         self._living().thaw()
 
     def garble(self) -> None:
-        """Let it send what has no meaning, now."""
+        """Let the worker send invalid data now; the service replaces it."""
         self._living().garble()
 
     def answer_twice(self) -> None:
@@ -98,11 +99,11 @@ class ScriptedWorker:
         self._repeats += 1
 
     def slow(self, seconds: float) -> None:
-        """Let each call of `forward` (of a `ContinuousWorker`, `step`) take so long from now on; 0 for no longer."""
+        """Let each further call of `forward` (of a `ContinuousWorker`, `step`) take `seconds` longer; 0 for none."""
         self._seconds = seconds
 
     def fail_to_start(self, times: int = 1) -> None:
-        """Let its next starts fail; scripted before the service starts, the first ones."""
+        """Let the next `times` starts fail; call this before the service starts to let the first ones fail."""
         self._failing_starts += times
 
     def _living(self) -> Life:

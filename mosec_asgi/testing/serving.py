@@ -23,17 +23,17 @@ if TYPE_CHECKING:
 
 
 def serving(server: Server, app: ASGIApp | None = None) -> InlineService:
-    """Serve with workers in this process, whose every fault can be scripted: no ports, no processes, no waiting.
+    """Serve with workers in this process, without ports; a test can script the faults of each worker.
 
         async with testing.serving(server) as service:
             response = await service.client.post("/inference", json=[1, 2])
 
-    The service is the real one, with the server's settings and those of the environment; so is the code that runs the
-    workers, of whatever kind. On the loop of `testing.run`, timeouts and waits take no time.
+    All else is as in production: batching, time limits, responses, the settings of the server and the environment, and
+    the code that runs the workers. On the event loop of `testing.run`, timeouts and waits take no time.
 
     Args:
-        server: what to serve; its own `__call__` answers requests while the block lasts.
-        app: an app that `server` is mounted in, which requests are to go to instead of the server itself.
+        server: what to serve; the server itself may be called as an ASGI app, too, inside the block.
+        app: an app in which `server` is mounted, to which the client's requests go; None for the server itself.
     """
     return InlineService(server, app)
 
@@ -74,7 +74,7 @@ class InlineService:
 
     @property
     def client(self) -> httpx.AsyncClient:
-        """A client whose requests go to the app in this process; it streams, and it can leave.
+        """An `httpx.AsyncClient` of the app in this process. Streams arrive as they are sent; closing one disconnects.
 
         Raises:
             RuntimeError: httpx is not installed.
@@ -92,15 +92,15 @@ class InlineService:
         return self._client
 
     async def infer(self, item: Any, route: str = DEFAULT_ROUTE, **options: Any) -> Any:
-        """Have an item run, as the program itself would: `Server.infer`, whose options it takes."""
+        """Run one item through a pipeline; see `Server.infer` for the options."""
         return await self._server.infer(item, route, **options)
 
     def stream(self, item: Any, route: str = DEFAULT_ROUTE, **options: Any) -> AsyncGenerator[Any, None]:
-        """Have an item run on a route that streams: `Server.stream`, whose options it takes."""
+        """Run one item on a route that streams, and yield its events; see `Server.stream` for the options."""
         return self._server.stream(item, route, **options)
 
     def worker(self, stage: str | type[Worker], number: int = 1) -> ScriptedWorker:
-        """Return a worker, to script and to look at.
+        """Return a worker, to script its faults and to see what it was called with.
 
         Args:
             stage: the stage's name, such as "Inference_2", or the worker's class, or its name.
@@ -126,7 +126,7 @@ class InlineService:
 
     @property
     def statistics(self) -> Statistics:
-        """How things stand: what waits, what is with workers, and how many of these are ready."""
+        """The state of the service: the tasks that wait, those that workers have, and the workers that are ready."""
         running = self._server._running
         if running is None:
             raise RuntimeError("the service does not run: look at it inside of `async with`")

@@ -30,7 +30,7 @@ def request_examples(worker: type[Worker], *, batched: bool, is_text: bool) -> J
         values = list(_values(worker, batched=batched, is_text=is_text))
     # The examples are the user's objects: no exception of theirs may harm the service.
     except Exception as error:
-        logger.debug("the example of %s has no form in the OpenAPI document: %s", worker.__name__, error)
+        logger.debug("the example of %s cannot be shown in the OpenAPI document: %s", worker.__name__, error)
         return {}
     if len(values) == 1:
         return {"example": values[0]}

@@ -61,7 +61,10 @@ class KeyRing:
         self.keys.change([*self._fixed, *keys])
         logger.info("the API keys were read again: there are %d in %s", len(keys), self.file)
         if not keys:
-            logger.error("there is no API key in %s any more: nobody is let in by one of it", self.file)
+            logger.error(
+                "there is no API key left in %s: requests with a key from this file are refused; write one there",
+                self.file,
+            )
 
     def _read_file(self, opener: Callable[[str, int], int] | None = None) -> list[Key]:
         try:

@@ -29,7 +29,7 @@ from mosec_asgi.ipc.progress import ProgressPage
 from mosec_asgi.ipc.shm import Share
 from mosec_asgi.pool.process import group
 from mosec_asgi.pool.process.port import SocketPort
-from mosec_asgi.worker import Worker, introduce
+from mosec_asgi.worker import Worker, set_identity
 
 # Seconds that a worker has to end, once it has nothing more to do. Its server, where it lives, waits less.
 END_SECONDS = 10.0
@@ -142,7 +142,7 @@ def _keep_from_children(port: SocketPort, progress: ProgressPage, share: Share |
 
 def _awake(worker: Worker, spec: WorkerSpec) -> Worker:
     """Prepare a preloaded worker for its life in this process."""
-    introduce(worker, spec.worker_id, spec.stage, spec.max_batch_size, made=True)
+    set_identity(worker, spec.worker_id, spec.stage, spec.max_batch_size, made=True)
     # Python's own `random` is seeded anew at each fork.
     for library in ("numpy.random", "torch"):
         if library in sys.modules:

@@ -33,7 +33,7 @@ class Surroundings:
     faulty: bool = True
 
     def crosses(self, message: M) -> M:
-        """Return what comes out where a message crosses between floors: the same, over whatever it has gone."""
+        """Return what comes out where a message crosses between layers: the same, over whatever it has gone."""
         try:
             return over_a_socket(message) if self.scenario.pickled else as_it_is(message)
         except Exception as error:

@@ -97,8 +97,8 @@ class Pipeline:
         self.target = target
         self.turns = Turns(max(LEAST_AT_ONCE, target.at_once))
 
-    def now(self, target: Target) -> None:
-        """Note what the target is like from here on: it has more workers, or fewer."""
+    def update(self, target: Target) -> None:
+        """Go by a new target from here on: it has more workers, or fewer."""
         self.target = target
         self.turns.resize(max(LEAST_AT_ONCE, target.at_once))
 
@@ -134,10 +134,10 @@ class Pipelines:
         self.engine = engine
         self.ration = Ration(logger, later)
 
-    def now(self, targets: Mapping[str, Target]) -> None:
-        """Note what the pipelines are like from here on."""
+    def update(self, targets: Mapping[str, Target]) -> None:
+        """Go by new targets from here on: their stages have changed."""
         for path, target in targets.items():
-            self.by_route[path].now(target)
+            self.by_route[path].update(target)
 
     def ready(self, route: str | None = None) -> bool:
         """Return whether a route, or each of them, can answer; see `seam.Standing`."""
@@ -223,7 +223,7 @@ class ProtocolRoute:
         request.state = asked = _Asked(ask, pipeline)
         about = told(request, self.path) if pipeline.target.takes_request else None
         if self._pipelines.ordering.reads:
-            asked.priority, asked.tenant = self._pipelines.ordering.wishes(request, self.path, about)
+            asked.priority, asked.tenant = self._pipelines.ordering.priority_and_tenant(request, self.path, about)
         if pipeline.target.streams:
             asked.form = self._endpoint.stream(ask)
             if asked.form is None:

@@ -9,8 +9,8 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from mosec_asgi import call_order
 from mosec_asgi import request as requests
-from mosec_asgi import wishes
 from mosec_asgi.config import Settings
 from mosec_asgi.errors import DefinitionError, Failure, MosecError, ServerError, describe
 from mosec_asgi.labels import Labels, checked_key
@@ -44,7 +44,7 @@ class Ordering:
         """Whether it reads anything."""
         return self.priority or bool(self.tenant) or self.tenant_of is not None
 
-    def wishes(self, request: Request, path: str, about: requests.Request | None) -> tuple[int, str]:
+    def priority_and_tenant(self, request: Request, path: str, about: requests.Request | None) -> tuple[int, str]:
         """Return the priority and the tenant of a request.
 
         Args:
@@ -59,9 +59,9 @@ class Ordering:
         headers = request.headers
         priority, tenant = 0, ""
         if self.priority and PRIORITY in headers:
-            priority = wishes.read_priority(headers[PRIORITY])
+            priority = call_order.read_priority(headers[PRIORITY])
         if self.tenant and self.tenant in headers:
-            tenant = wishes.read_text(headers[self.tenant], self.tenant.decode("latin-1"))
+            tenant = call_order.read_text(headers[self.tenant], self.tenant.decode("latin-1"))
         elif self.tenant_of is not None:
             tenant = _asked(self.tenant_of, told(request, path) if about is None else about)
         return priority, tenant
@@ -123,11 +123,11 @@ def ordered(call: Call, request: Request, path: str, ordering: Ordering, labels:
     """
     headers = request.headers
     try:
-        priority, tenant = ordering.wishes(request, path, call.request)
+        priority, tenant = ordering.priority_and_tenant(request, path, call.request)
         cost, key = call.cost, call.key
         if labels is not None:
             given = headers.get(BATCH_KEY) if labels.groups else None
-            key = "" if given is None else wishes.read_text(given, "x-batch-key")
+            key = "" if given is None else call_order.read_text(given, "x-batch-key")
             cost, key = labels.of_body(request.body, key)
     except MosecError as error:
         failure = describe(error)

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from mosec_asgi.errors import BAD_TIMEOUT, NO_DATA, Failure
 from mosec_asgi.labels import Labels
-from mosec_asgi.messages import FIELDS, OK, Call, Chunk, Outcome
+from mosec_asgi.messages import FIELDS, OK, Call, Chunk, Outcome, tuple_new
 from mosec_asgi.reply import unpacked_head
 from mosec_asgi.runtime import BODYLESS
 from mosec_asgi.streaming import Event, encode_event, is_event_stream
@@ -26,12 +26,10 @@ TIMEOUT = b"x-request-timeout"
 TEXT = (b"content-type", b"text/plain; charset=utf-8")
 # An empty comment of an event stream, as in mosec.
 COMMENT = b":\n\n"
-# The second is for nginx, which otherwise buffers a response before it passes it on.
-# Makes a `Call` or a `Response` from all its fields in half the time of calling the class, 0.12 µs less for each.
-_new = tuple.__new__
 # Statuses whose answers have no body (RFC 9110, section 15).
 BODYLESS_STATUSES = frozenset((204, 205, 304))
 POST = ("POST",)
+# Headers of a stream; the second is for nginx, which otherwise buffers a response before it passes it on.
 UNBUFFERED = ((b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no"))
 
 
@@ -113,7 +111,7 @@ class PlainRoute:
                 return timeout
         name = request.request_id
         fields = (self._new_id(), self._place, body, name, timeout, False, False, 0, "", None, "", 1, "")
-        return (_new(Call, fields),)
+        return (tuple_new(Call, fields),)
 
     def respond(self, request: Request, outcomes: Sequence[Outcome]) -> Response:
         """Return a result, or what went wrong."""
@@ -121,7 +119,7 @@ class PlainRoute:
         if outcome.code == OK:
             if outcome.head:
                 return self._replied(outcome)
-            return _new(Response, (OK, self._headers, outcome.payload))
+            return tuple_new(Response, (OK, self._headers, outcome.payload))
         return _failed(outcome.code, outcome.payload, outcome.retry_after)  # type: ignore[arg-type]  # see `Outcome`
 
     def _replied(self, outcome: Outcome) -> Response:

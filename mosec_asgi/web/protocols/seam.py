@@ -31,14 +31,14 @@ NO_CACHE: Sequence[Header] = ((b"cache-control", b"no-cache"), (b"x-accel-buffer
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """What to have run for a request.
+    """What a request asks of the workers.
 
     Attributes:
-        route: of the workers, as `append_worker` was given it.
-        items: what `forward` is given, one call each; any objects that can be pickled, at least one.
-        context: what the endpoint wants to know again when it answers.
-        timeout: seconds that the client has given the request; None for as long as the service does. It can only be
-            shorter than that, and than the request's `x-request-timeout`.
+        route: the route of the workers, as in `append_worker`.
+        items: the inputs of `forward`, one call each; any objects that can be pickled, at least one.
+        context: anything that the endpoint needs again to make the answer.
+        timeout: seconds that the request may take; None for the service's `timeout`. It can only shorten that, and the
+            request's `x-request-timeout`.
     """
 
     route: str
@@ -48,7 +48,7 @@ class Ask:
 
 
 class Standing(Structural):
-    """How the service stands."""
+    """The state of the service, for endpoints that report it."""
 
     def ready(self, route: str | None = None) -> bool:
         """Return whether a route, or each of them, has a worker for every stage, and the service is not shutting down.
@@ -65,9 +65,9 @@ class Problem(NamedTuple):
         code: the HTTP status that mosec's own protocol would answer.
         text: for a person to read.
         retry_after: seconds after which the client may try again, or None where trying again is no remedy.
-        ask: what was asked for; None where nothing was yet.
-        place: of the item that has failed; None where it is no single one.
-        fields: what a worker has said for the form of its error: the `fields` of what it raised.
+        ask: what the request asked for; None if it failed before that was known.
+        place: the index of the item that has failed, from 0; None if it is not a single item.
+        fields: the `fields` of the `MosecError` that a worker raised, for the protocol's form of the error.
     """
 
     code: int
@@ -79,7 +79,7 @@ class Problem(NamedTuple):
 
 
 class EventForm:
-    """The form of an answer that is a stream. One is made for each such answer, and may keep what it needs.
+    """The form of an answer that is a stream. An object serves one answer, and may keep state.
 
     Attributes:
         content_type: of the answer.
@@ -94,7 +94,7 @@ class EventForm:
 
         Args:
             event: as it was yielded.
-            place: of the item whose stream it is of.
+            place: the index of the item whose stream it belongs to, from 0.
         """
         raise NotImplementedError
 
@@ -108,18 +108,18 @@ class EventForm:
 
 
 class Endpoint(abc.ABC):
-    """A path of a protocol. Holds nothing of a request.
+    """A path of a protocol. One object serves all requests, and keeps no state of a request.
 
     Attributes:
-        path: as requests name it; it may have parameters, as in `/v1/models/{model}`.
-        methods: of HTTP, that it takes.
-        routes: of workers, that it may ask.
-        below: requests to paths that begin so, and have no route, are refused in this form; one endpoint of a
-            protocol says it. Empty for none.
+        path: its path; it may have parameters, as in `/v1/models/{model}`.
+        methods: the HTTP methods that it takes.
+        routes: the routes of the workers that it may ask.
+        below: a prefix, such as `/v1/`: a request to an unknown path below it is refused in the form of this endpoint.
+            Set it in one endpoint of a protocol; empty for none.
         max_calls: items that one request may have; more are refused with 400.
-        is_health: it says no more than whether models can answer: probes ask it without the API key of the service.
-        admits: False where `admit` is overridden, and is known to let everybody in: that spares requests the call.
-        standing: how the service stands, once it serves; None before that.
+        is_health: it only tells whether models can answer, so that probes may ask it without an API key.
+        admits: whether `admit` must be called; False saves the call if it would let all requests in.
+        standing: the state of the service, once it serves; None before that.
     """
 
     path: str
@@ -134,7 +134,7 @@ class Endpoint(abc.ABC):
     def admit(self, request: Request) -> Response | None:
         """Return an answer to a request of which only the head has come, so that its body is not read; None to read it.
 
-        For what the head alone decides, such as who may ask. It may be asked more than once for a request.
+        For decisions that need the head alone, such as an API key. It may be called more than once for a request.
 
         Args:
             request: without its body.
@@ -146,7 +146,7 @@ class Endpoint(abc.ABC):
 
     @abc.abstractmethod
     def ask(self, request: Request) -> Ask | Response:
-        """Return what to have run, or an answer for which nothing need run.
+        """Return what a request asks of the workers, or an answer that needs none of them.
 
         Args:
             request: has `body`, `headers` (bytes by name in lower case), `method`, `path_params`, `query` and
@@ -171,33 +171,33 @@ class Endpoint(abc.ABC):
 
     @abc.abstractmethod
     def error(self, problem: Problem) -> Response:
-        """Return the answer to a request that has failed, wherever it has."""
+        """Return the answer to a request that has failed, at whatever step."""
 
     def stream(self, ask: Ask) -> EventForm | None:
-        """Return the form of an answer that is sent as it is made; None for a whole one. For routes that stream."""
+        """Return the form of an answer that is a stream; None to gather the events. Called for routes that stream."""
         return None
 
     def check(self, workers: Mapping[str, type[Worker]]) -> None:
-        """Check that the routes' last workers are such as the endpoint can ask; called once all is defined.
+        """Check that the endpoint can use the last workers of its routes; called once all routes are defined.
 
         Args:
             workers: their classes by the routes.
 
         Raises:
-            DefinitionError: one is not; the text says what to change.
+            DefinitionError: it cannot use one of them; the text says what to change.
         """
         return
 
     def describe(self) -> dict[str, Any]:
-        """Return the path's item for the OpenAPI document: what it does, by method. Empty leaves it out."""
+        """Return the path item for the OpenAPI document: an operation for each method. Empty leaves the path out."""
         return {}
 
 
 class Listener(abc.ABC):
-    """A port of a protocol's own, for clients that do not come by HTTP as all others do. It serves one service, once.
+    """A port of a protocol beside that of HTTP, such as one for gRPC. An object serves one service, once.
 
     Attributes:
-        endpoints: that it serves.
+        endpoints: those that it serves.
     """
 
     endpoints: Sequence[Endpoint]
@@ -216,28 +216,28 @@ class Listener(abc.ABC):
 
     @abc.abstractmethod
     async def stop(self, grace: float) -> None:
-        """Take no more requests, let those that run finish within so many seconds, and let go of the port."""
+        """Take no more requests, let those that run finish within `grace` seconds, and close the port."""
 
 
 class Protocol(abc.ABC):
-    """How clients speak: endpoints that belong together; see `Server.add_protocol`."""
+    """A protocol that clients use: endpoints that belong together; see `Server.add_protocol`."""
 
     @abc.abstractmethod
     def endpoints(self) -> Sequence[Endpoint]:
-        """Return the endpoints. It is asked several times: to check them, to describe them, and to serve them."""
+        """Return the endpoints. Called several times: to check them, to describe them, and to serve them."""
 
     def listener(self) -> Listener | None:
-        """Return what listens on a port of the protocol's own, for one service; None where there is none."""
+        """Return a new listener for a service on a port of the protocol's own; None if it has no port."""
         return None
 
     def learn(self, pipelines: Mapping[str, Sequence[type[Worker]]]) -> None:
-        """Hear which workers there are, once all is defined: before endpoints are checked, described and serve.
+        """Learn which workers there are. Called once all routes are defined, before endpoints are checked or described.
 
         Args:
-            pipelines: the workers' classes in the order of the stages, by their routes: of all routes.
+            pipelines: for each route, the classes of its workers in the order of the stages.
 
         Raises:
-            DefinitionError: one is not such as the protocol can ask; the text says what to change.
+            DefinitionError: the protocol cannot use one of them; the text says what to change.
         """
         return
 

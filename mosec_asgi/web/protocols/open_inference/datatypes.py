@@ -228,7 +228,7 @@ def to_values(datatype: Datatype, array: Array) -> Any:
     """Return an array as JSON is made of it: flat, an array of numpy or a list of texts.
 
     Raises:
-        ValueError: it has no form in JSON; the text says why.
+        ValueError: it cannot be encoded as JSON; the text says why.
     """
     flat = array.reshape(-1)
     if datatype is BYTES:

@@ -48,7 +48,7 @@ def infer_response(model: Model, wanted: Wanted, outputs: Sequence[NamedArray], 
     """Return the answer with these outputs: those in JSON, and behind it those that are wanted as bytes.
 
     Raises:
-        ClientError: an output has no form in JSON, and is wanted so.
+        ClientError: an output that is wanted as JSON cannot be encoded so.
     """
     told, behind = [], []
     for output in outputs:

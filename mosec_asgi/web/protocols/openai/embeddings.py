@@ -98,7 +98,7 @@ def _check_vector(vector: Any) -> None:
 
 
 def _check_numbers(vector: Any) -> None:
-    """Refuse what is no number, and NaN and infinity, which have no form in JSON; raises `ServerError`."""
+    """Refuse what is no number, and NaN and infinity, which JSON does not have; raises `ServerError`."""
     try:
         if isinstance(vector, (list, tuple)):
             # The quick way: neither gets lost in a sum. One of finite numbers may still be too large.

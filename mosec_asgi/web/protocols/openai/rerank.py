@@ -113,5 +113,5 @@ def _score(value: Any) -> float:
             f"a reranker returned {kind}; return a number for each pair, or a dictionary of `score` and `prompt_tokens`"
         ) from error
     if not math.isfinite(score):
-        raise ServerError(f"a reranker returned {score} for a pair, which has no form in JSON")
+        raise ServerError(f"a reranker returned {score} for a pair, which JSON cannot hold")
     return score

@@ -1,16 +1,18 @@
-"""The process from which web processes are forked: it does nothing else, so that a fork is safe at any time.
+"""The fork server: the process from which web processes are forked. It does nothing else, so a fork is always safe.
 
-It is itself forked before the program has an event loop, threads or workers; what the program has imported until then,
-its web processes share. The program leads it over a pair of sockets, one message each:
+It is itself forked before the program has an event loop, threads or workers. What the program has imported by then is
+shared by its web processes. The program and the fork server send each other messages over a pair of sockets:
 
-    FORK index          beside it goes a connection to the engine: fork a web process
-    SIGNAL pid number   send it a signal, if it still runs
-    DEAF                listen no more: the queues of connections close once the web processes have closed theirs
+    to the fork server
+    FORK index              fork a web process, which gets the connection to the engine that comes with this message
+    SIGNAL pid number       send a web process a signal, if it still runs
+    STOP_LISTENING          close the listening sockets, whose queues end once the web processes have closed theirs
 
-    STARTED index pid
-    ENDED index status      also of one that could not be forked
+    from the fork server
+    STARTED index pid       a web process runs
+    ENDED index status      a web process has ended, or could not be forked
 
-When the program ends, however it does, so do its web processes, and this one behind them.
+When the program ends, for whatever reason, its web processes end, and then the fork server.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ from mosec_asgi import log
 from mosec_asgi.errors import StartupError
 from mosec_asgi.host.listening import Listener
 
-FORK, SIGNAL, DEAF, STARTED, ENDED = 1, 2, 3, 4, 5
+FORK, SIGNAL, STOP_LISTENING, STARTED, ENDED = 1, 2, 3, 4, 5
 MESSAGE = struct.Struct("<Bii")
 # Seconds that web processes have for their end when the program is gone.
 LAST_SECONDS = 5.0
@@ -67,7 +69,7 @@ def start(
     code = 1
     try:
         ours.close()
-        code = _Nursery(theirs, listeners, serve).run()
+        code = _ForkServer(theirs, listeners, serve).run()
     except BaseException:
         logger.exception("the process that starts web processes has failed")
     finally:
@@ -80,7 +82,7 @@ def resume(pid: int) -> None:
         os.kill(pid, signal.SIGCONT)
 
 
-class _Nursery:
+class _ForkServer:
     """Runs in that process."""
 
     def __init__(
@@ -134,7 +136,7 @@ class _Nursery:
                 self._not_forked(first, "there is no descriptor left for its connection")
         elif kind == SIGNAL and first in self._running:
             os.kill(first, second)
-        elif kind == DEAF:
+        elif kind == STOP_LISTENING:
             for listener in self._listeners:
                 listener.sock.close()
         return True
