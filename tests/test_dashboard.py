@@ -195,6 +195,8 @@ def test_where_there_are_api_keys_the_page_asks_for_one(browser: Any, tmp_path: 
         browser.get(f"{program.url}/dashboard/")
         shows(browser, "#state", "locked")
         browser.find_element("id", "key-text").send_keys("wrong\n")
+        # It is hidden while the key is tried.
+        wait_until(browser.find_element("id", "key").is_displayed, "it asks again")
         shows(browser, "#state", "locked")
         browser.find_element("id", "key-text").clear()
         browser.find_element("id", "key-text").send_keys(f"{key}\n")

@@ -416,8 +416,10 @@ class StageModel:
         ready, batched = self.ready, self.plan.batch_size > 1
         units = sum(life.batches if batched else len(life.unheard) for life in ready)
         waiting = len(self.live())
+        # Each that waits may fill a batch, where a target or the sum of costs bounds batches.
         return any(
-            units + waiting // (1 if plan.steered_target else plan.batch_size) >= len(ready) * plan.concurrency
+            units + waiting // (1 if plan.steered_target or plan.rules.max_cost else plan.batch_size)
+            >= len(ready) * plan.concurrency
             for plan in self.views
         )
 
