@@ -249,7 +249,7 @@ class Front:
                 except StartupError as error:
                     if self.loop.time() > end:
                         logger.error("%s; this port stays closed until the service is started again", error)
-                        return
+                        break
                     await asyncio.sleep(POLL_SECONDS)
 
     def stop_ports(self, grace: float) -> list[asyncio.Task[None]]:
