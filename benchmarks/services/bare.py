@@ -5,29 +5,40 @@ collector's settings and all else are the ones that the real service has, now an
 is the app: routes, tasks, metrics, the way to a worker process and back, JSON.
 """
 
-from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any, cast
+from collections.abc import Callable
 
-from package import Server
+# Makes sure of the checkout that is to be measured, before anything of it is imported.
+import package  # noqa: F401
+from starlette.types import Receive, Scope, Send
 
 from mosec_asgi import config
 from mosec_asgi.host import run as serving
 
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-
 
 class Bare:
-    """What `serving.run` needs of a server, and no more."""
+    """What `serving.run` needs of a server, and no more; see `serving.Server`."""
 
-    on_daemon_exit: Callable[[str, int], None] | None = None
-    direct_routes = None
+    def __init__(self) -> None:
+        self.on_daemon_exit: Callable[[str, int], None] | None = None
+        self.on_answering: Callable[[], None] | None = None
+
+    def announce_end(self) -> None:
+        """Do nothing."""
 
     def close(self) -> None:
         """Do nothing."""
 
-    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+    def direct_routes(self) -> None:
+        """Return none: all requests go through ASGI."""
+
+    async def restart(self) -> None:
+        """Do nothing: there are no workers."""
+
+    def why_not_direct(self) -> str:
+        """Return why there are none."""
+        return "this app has no models"
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer the body of a POST with itself, and anything else with 200."""
         if scope["type"] == "lifespan":
             await receive()
@@ -46,4 +57,4 @@ class Bare:
 
 
 if __name__ == "__main__":
-    raise SystemExit(serving.run(cast(Server, Bare()), config.from_command_line({})))
+    raise SystemExit(serving.run(Bare(), config.from_command_line({})))
