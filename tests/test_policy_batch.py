@@ -9,12 +9,12 @@ from mosec_asgi.batching.arrivals import Arrivals
 from mosec_asgi.batching.leeway import Leeway
 from mosec_asgi.batching.loads import Loads
 from mosec_asgi.batching.policy import Pick
-from mosec_asgi.batching.policy.batch import BatchPolicy
+from mosec_asgi.batching.policy.batch import BatchPolicy, Waiting
 from mosec_asgi.batching.queue import TaskQueue
 from mosec_asgi.batching.task import Task
 
 SIZE = 4
-POLICY: BatchPolicy[str] = BatchPolicy(SIZE, 1.0, None)
+POLICY: BatchPolicy[str] = BatchPolicy(SIZE, Waiting(1.0, None, Leeway()))
 
 
 def workers(*names: str, concurrency: int = 1) -> Loads[str]:
@@ -89,7 +89,7 @@ def test_a_worker_that_runs_a_task_alone_is_passed_over() -> None:
 
 
 def test_where_nothing_is_known_to_pay_an_adaptive_stage_waits_for_nothing() -> None:
-    policy: BatchPolicy[str] = BatchPolicy(SIZE, 1.0, Arrivals())
+    policy: BatchPolicy[str] = BatchPolicy(SIZE, Waiting(1.0, Arrivals(), Leeway()))
     queue, tasks = waiting(2)
     assert policy.pick(queue, workers("a"), 10.0) == Pick("a", tasks)
 
@@ -102,7 +102,7 @@ def test_where_a_batch_fills_quickly_an_adaptive_stage_waits_but_no_longer_than_
     arrivals.answered(9.0, 1, 1.0)
     for number in range(200):
         arrivals.arrived(9.0 + number / 200, 10)
-    policy: BatchPolicy[str] = BatchPolicy(SIZE, max_wait, arrivals)
+    policy: BatchPolicy[str] = BatchPolicy(SIZE, Waiting(max_wait, arrivals, Leeway()))
     queue, tasks = waiting(2)
     until = policy.pick(queue, workers("a"), 10.0)
     assert until == 10.0 + min(max_wait, 1.0)
@@ -116,7 +116,7 @@ def measured(seconds: float) -> Leeway:
 
 
 def test_a_batch_is_sent_before_one_of_its_tasks_would_miss_its_deadline() -> None:
-    policy: BatchPolicy[str] = BatchPolicy(SIZE, 60.0, None, measured(0.5))
+    policy: BatchPolicy[str] = BatchPolicy(SIZE, Waiting(60.0, None, measured(0.5)))
     queue, tasks = waiting(2)
     queue.append(hurried := new_task(2, 10.0, deadline=12.0))
     assert policy.pick(queue, workers("a"), 10.1) == 11.5
@@ -124,7 +124,7 @@ def test_a_batch_is_sent_before_one_of_its_tasks_would_miss_its_deadline() -> No
 
 
 def test_while_nothing_is_known_a_batch_waits_for_half_of_its_time_at_most() -> None:
-    policy: BatchPolicy[str] = BatchPolicy(SIZE, 60.0, None)
+    policy: BatchPolicy[str] = BatchPolicy(SIZE, Waiting(60.0, None, Leeway()))
     queue = TaskQueue()
     queue.append(task := new_task(0, 10.0, deadline=12.0))
     assert policy.pick(queue, workers("a"), 10.0) == 11.0
@@ -136,7 +136,7 @@ def test_a_stage_that_waits_where_it_pays_keeps_deadlines_too() -> None:
     arrivals.answered(9.0, 1, 1.0)
     for number in range(200):
         arrivals.arrived(9.0 + number / 200, 10)
-    policy: BatchPolicy[str] = BatchPolicy(SIZE, 60.0, arrivals, measured(0.5))
+    policy: BatchPolicy[str] = BatchPolicy(SIZE, Waiting(60.0, arrivals, measured(0.5)))
     queue = TaskQueue()
     queue.append(task := new_task(0, 10.0, deadline=10.7))
     until = policy.pick(queue, workers("a"), 10.0)
@@ -150,7 +150,7 @@ def test_a_stage_that_waits_where_it_pays_keeps_deadlines_too() -> None:
 def test_both_what_a_task_needs_and_a_share_of_its_time_bound_the_wait(
     max_wait: float, seconds: float, until: float
 ) -> None:
-    policy: BatchPolicy[str] = BatchPolicy(SIZE, max_wait, None, measured(seconds))
+    policy: BatchPolicy[str] = BatchPolicy(SIZE, Waiting(max_wait, None, measured(seconds)))
     queue = TaskQueue()
     queue.append(new_task(0, 10.0, deadline=20.0))
     assert policy.pick(queue, workers("a"), 10.0) == until

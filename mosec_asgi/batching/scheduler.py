@@ -26,7 +26,7 @@ from mosec_asgi.batching.leeway import Leeway
 from mosec_asgi.batching.loads import MAX_WINDOW, AnswerError, Loads, brief
 from mosec_asgi.batching.ordered_queue import OrderedQueue
 from mosec_asgi.batching.policy import Pick, Policy, WorkerKey, quarantine
-from mosec_asgi.batching.policy.batch import BatchPolicy
+from mosec_asgi.batching.policy.batch import BatchPolicy, Waiting
 from mosec_asgi.batching.policy.ordered import OrderedBatchPolicy
 from mosec_asgi.batching.policy.rules import Rules
 from mosec_asgi.batching.policy.steered import SteeredBatchPolicy, SteeredOrderedBatchPolicy
@@ -77,9 +77,7 @@ class Scheduler(Generic[WorkerKey]):
         self.steering = self._steering_for(latency_target)
         # What batches are where the sum of costs bounds them; else None.
         self._full = FullBatches(max_batch_size) if self.batched and self.rules.sums_costs else None
-        # Batches may be full with fewer tasks than their number allows; see `usual_size`.
-        self.varies = self._full is not None or self.steering is not None
-        self._policy = policy or self._usual_policy(max_batch_size, max_wait)
+        self._policy = policy or self._usual_policy()
         self._in_order_of_arrival = True
         if not self.rules.plain:
             self._put_in_order()
@@ -87,12 +85,16 @@ class Scheduler(Generic[WorkerKey]):
     def __repr__(self) -> str:
         return f"<Scheduler queued={self.queued} sent={self.in_flight} workers={len(self.loads)}>"
 
-    def _usual_policy(self, max_batch_size: int, max_wait: float) -> Policy[WorkerKey]:
+    def _usual_policy(self) -> Policy[WorkerKey]:
         if not self.batched:
             return WindowPolicy()
         if self.steering is not None:
-            return SteeredBatchPolicy(max_batch_size, max_wait, self._arrivals, self.steering, self.leeway)
-        return BatchPolicy(max_batch_size, max_wait, self._arrivals, self.leeway)
+            return SteeredBatchPolicy(self._size, self._waiting, self.steering)
+        return BatchPolicy(self._size, self._waiting)
+
+    @property
+    def _waiting(self) -> Waiting:
+        return Waiting(self._max_wait, self._arrivals, self.leeway)
 
     def _steering_for(self, latency_target: float) -> Steering | None:
         return Steering(latency_target, self._size, self.rules) if latency_target > 0.0 and self.batched else None
@@ -113,9 +115,8 @@ class Scheduler(Generic[WorkerKey]):
             self.steering = self._steering_for(latency_target)
         else:
             self.steering.configure(latency_target, max_batch_size)
-        self.varies = self._full is not None or self.steering is not None
         if self._in_order_of_arrival:
-            self._policy = self._usual_policy(max_batch_size, max_wait)
+            self._policy = self._usual_policy()
         else:
             self._put_in_order()
         self.loads.run_at_a_time(concurrency)
@@ -209,11 +210,9 @@ class Scheduler(Generic[WorkerKey]):
         if not self.batched:
             self._policy = WindowPolicy(ahead=False)
         elif self.steering is not None:
-            self._policy = SteeredOrderedBatchPolicy(
-                self._size, self._max_wait, self._arrivals, self.rules, self.steering, self.leeway
-            )
+            self._policy = SteeredOrderedBatchPolicy(self._size, self._waiting, self.rules, self.steering)
         else:
-            self._policy = OrderedBatchPolicy(self._size, self._max_wait, self._arrivals, self.rules, self.leeway)
+            self._policy = OrderedBatchPolicy(self._size, self._waiting, self.rules)
 
     def requeue(self, tasks: Iterable[Task]) -> None:
         """Put tasks of a dead worker back into the queue, in order of arrival; those with attempts must run alone."""
@@ -277,6 +276,11 @@ class Scheduler(Generic[WorkerKey]):
     def batch_line(self) -> BatchLine | None:
         """What batches take, where a latency target bounds them and that is known."""
         return None if self.steering is None else self.steering.line(self.slots)
+
+    @property
+    def varies(self) -> bool:
+        """Whether batches may be full with fewer tasks than their number allows; see `usual_size`."""
+        return self._full is not None or self.steering is not None
 
     @property
     def usual_size(self) -> int:

@@ -15,7 +15,7 @@ part of a batch's time, or for tasks that are likely to come back at once, and n
 
 from __future__ import annotations
 
-from typing import Generic
+from typing import Generic, NamedTuple
 
 from mosec_asgi.batching.arrivals import Arrivals
 from mosec_asgi.batching.leeway import Leeway
@@ -25,25 +25,33 @@ from mosec_asgi.batching.queue import TaskQueue
 from mosec_asgi.batching.task import Task
 
 
+class Waiting(NamedTuple):
+    """How long a batch may wait to fill.
+
+    Attributes:
+        max_wait: seconds that a task may wait for its batch to fill.
+        arrivals: measurements by which an idle worker starts before `max_wait` where waiting does not pay; None for
+            waiting in any case.
+        leeway: what waiting must leave to a task of its time.
+    """
+
+    max_wait: float
+    arrivals: Arrivals | None
+    leeway: Leeway
+
+
 class BatchPolicy(Generic[WorkerKey]):
     """Sends batches."""
 
-    def __init__(
-        self, max_batch_size: int, max_wait: float, arrivals: Arrivals | None, leeway: Leeway | None = None
-    ) -> None:
+    def __init__(self, max_batch_size: int, waiting: Waiting) -> None:
         """Set the bounds.
 
         Args:
             max_batch_size: the most tasks in a batch.
-            max_wait: seconds that a task may wait for its batch to fill.
-            arrivals: measurements by which an idle worker starts before `max_wait` where waiting does not pay; None for
-                waiting in any case.
-            leeway: what waiting must leave to a task of its time; None where nothing is known of that.
+            waiting: how long a batch may wait to fill.
         """
         self._size = max_batch_size
-        self._max_wait = max_wait
-        self._arrivals = arrivals
-        self._leeway = leeway or Leeway()
+        self._max_wait, self._arrivals, self._leeway = waiting
 
     def pick(self, queue: TaskQueue, loads: Loads[WorkerKey], now: float) -> Pick[WorkerKey] | float | None:
         """Return the next batch, or until when to wait for it to fill."""

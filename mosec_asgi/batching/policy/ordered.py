@@ -28,12 +28,10 @@ from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from itertools import chain
 
-from mosec_asgi.batching.arrivals import Arrivals
-from mosec_asgi.batching.leeway import Leeway
 from mosec_asgi.batching.loads import Loads
 from mosec_asgi.batching.ordered_queue import OrderedQueue
 from mosec_asgi.batching.policy import Pick, WorkerKey
-from mosec_asgi.batching.policy.batch import BatchPolicy, first_to_be_free, idle
+from mosec_asgi.batching.policy.batch import BatchPolicy, Waiting, first_to_be_free, idle
 from mosec_asgi.batching.policy.rules import Rules
 from mosec_asgi.batching.queue import TaskQueue
 from mosec_asgi.batching.task import Task
@@ -45,24 +43,15 @@ MOST_PADDING = 0.15
 class OrderedBatchPolicy(BatchPolicy[WorkerKey]):
     """Sends batches of an `OrderedQueue`."""
 
-    def __init__(
-        self,
-        max_batch_size: int,
-        max_wait: float,
-        arrivals: Arrivals | None,
-        rules: Rules,
-        leeway: Leeway | None = None,
-    ) -> None:
+    def __init__(self, max_batch_size: int, waiting: Waiting, rules: Rules) -> None:
         """Set the bounds; see `BatchPolicy`.
 
         Args:
             max_batch_size: the most tasks in a batch.
-            max_wait: seconds that a task may wait for its batch to fill.
-            arrivals: see there.
+            waiting: how long a batch may wait to fill.
             rules: which tasks share a batch.
-            leeway: see there.
         """
-        super().__init__(max_batch_size, max_wait, arrivals, leeway)
+        super().__init__(max_batch_size, waiting)
         self._budget = rules.max_cost or math.inf
         self._by_cost = rules.by_cost
 

@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import math
 
-from mosec_asgi.batching.arrivals import Arrivals
-from mosec_asgi.batching.leeway import Leeway
 from mosec_asgi.batching.loads import Loads
 from mosec_asgi.batching.ordered_queue import OrderedQueue
 from mosec_asgi.batching.policy import Pick, WorkerKey
-from mosec_asgi.batching.policy.batch import BatchPolicy, idle
+from mosec_asgi.batching.policy.batch import BatchPolicy, Waiting, idle
 from mosec_asgi.batching.policy.ordered import OrderedBatchPolicy, alike
 from mosec_asgi.batching.policy.rules import Rules
 from mosec_asgi.batching.policy.steering import Fit, Steering
@@ -24,24 +22,15 @@ from mosec_asgi.batching.task import Task
 class SteeredBatchPolicy(BatchPolicy[WorkerKey]):
     """Sends batches in order of arrival."""
 
-    def __init__(
-        self,
-        max_batch_size: int,
-        max_wait: float,
-        arrivals: Arrivals | None,
-        steering: Steering,
-        leeway: Leeway | None = None,
-    ) -> None:
+    def __init__(self, max_batch_size: int, waiting: Waiting, steering: Steering) -> None:
         """Set the bounds; see `BatchPolicy`.
 
         Args:
             max_batch_size: the most tasks in a batch.
-            max_wait: seconds that a task may wait for its batch to fill.
-            arrivals: see there.
+            waiting: how long a batch may wait to fill.
             steering: bounds the batches by the target.
-            leeway: see there.
         """
-        super().__init__(max_batch_size, max_wait, arrivals, leeway)
+        super().__init__(max_batch_size, waiting)
         self._steering = steering
 
     def pick(self, queue: TaskQueue, loads: Loads[WorkerKey], now: float) -> Pick[WorkerKey] | float | None:
@@ -70,26 +59,16 @@ class SteeredBatchPolicy(BatchPolicy[WorkerKey]):
 class SteeredOrderedBatchPolicy(OrderedBatchPolicy[WorkerKey]):
     """Sends batches of an `OrderedQueue`."""
 
-    def __init__(
-        self,
-        max_batch_size: int,
-        max_wait: float,
-        arrivals: Arrivals | None,
-        rules: Rules,
-        steering: Steering,
-        leeway: Leeway | None = None,
-    ) -> None:
+    def __init__(self, max_batch_size: int, waiting: Waiting, rules: Rules, steering: Steering) -> None:
         """Set the bounds; see `OrderedBatchPolicy`.
 
         Args:
             max_batch_size: the most tasks in a batch.
-            max_wait: seconds that a task may wait for its batch to fill.
-            arrivals: see there.
+            waiting: how long a batch may wait to fill.
             rules: which tasks share a batch.
             steering: bounds the batches by the target.
-            leeway: see there.
         """
-        super().__init__(max_batch_size, max_wait, arrivals, rules, leeway)
+        super().__init__(max_batch_size, waiting, rules)
         self._steering = steering
 
     def pick(self, queue: TaskQueue, loads: Loads[WorkerKey], now: float) -> Pick[WorkerKey] | float | None:
