@@ -20,7 +20,7 @@ async def within(seconds: float | None, work: Awaitable[T]) -> T:
 
     Args:
         seconds: that it may take; None for no limit.
-        work: is run in a task of its own.
+        work: a future, or a coroutine, which is run in a task of its own.
 
     Raises:
         asyncio.TimeoutError: it has taken too long.

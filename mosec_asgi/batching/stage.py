@@ -123,7 +123,7 @@ class Stage:
             traceparent: returns that of the span of a traced call, by its number; None where no calls are traced.
         """
         self.plan = plan
-        self._ration = Ration(logger, lambda seconds, say: loop.call_later(seconds, say), clock)
+        self._ration = Ration(logger, loop.call_later, clock)
         self.events = StageEvents(observers)
         self.scheduler: Scheduler[PoolWorker] = Scheduler(
             plan.batch_size,

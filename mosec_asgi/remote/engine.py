@@ -28,6 +28,7 @@ from mosec_asgi.remote.frames import TIMEOUT
 from mosec_asgi.remote.memory import LyingPayload, PutPayload, WebMemory
 from mosec_asgi.remote.outbox import Outbox
 from mosec_asgi.remote.standing import Standing
+from mosec_asgi.within import within
 
 # Seconds in which a question is answered. An engine that takes longer does not run at this moment: it is stopped,
 # swapped out, or holds Python's lock. Until it answers again, it is given no calls, which would only gather here.
@@ -374,18 +375,12 @@ class RemoteEngine:
         self._say(counts.taken(self._metrics))
         self._say((number, kind, text))
         try:
-            # Not `wait_for`: before Python 3.12 that loses a cancellation which comes with the answer, and whoever
-            # cancels a task that asks again and again would wait for its end for ever.
-            await asyncio.wait([answer], timeout=ASK_SECONDS)
-            if not answer.done():
-                self._fall_silent()
-                raise Away
-            return answer.result()
+            return await within(ASK_SECONDS, answer)
+        except asyncio.TimeoutError:
+            self._fall_silent()
+            raise Away from None
         finally:
             self._questions.pop(number, None)
-            if not answer.cancel() and not answer.cancelled():
-                # Where this is cancelled, nobody else retrieves it.
-                answer.exception()
 
     def _refuse(self, call: Call, caller: Caller, failure: Failure) -> None:
         drop_all((call.payload,))

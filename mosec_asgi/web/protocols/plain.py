@@ -20,6 +20,7 @@ from mosec_asgi.streaming import Event, encode_event, is_event_stream
 from mosec_asgi.web.exchange import Request
 from mosec_asgi.web.protocols.about import told
 from mosec_asgi.web.protocols.ordering import NO_ORDERING, Ordering, ordered
+from mosec_asgi.web.protocols.seam import NO_CACHE
 from mosec_asgi.web.responses import Header, Headers, Response, reason
 
 TIMEOUT = b"x-request-timeout"
@@ -29,8 +30,6 @@ COMMENT = b":\n\n"
 # Statuses whose answers have no body (RFC 9110, section 15).
 BODYLESS_STATUSES = frozenset((204, 205, 304))
 POST = ("POST",)
-# Headers of a stream; the second is for nginx, which otherwise buffers a response before it passes it on.
-UNBUFFERED = ((b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no"))
 
 
 class Described(NamedTuple):
@@ -94,7 +93,7 @@ class PlainRoute:
         # One object for all answers, see `Response.headers`.
         self._headers: Sequence[Header] = ((b"content-type", content_type.encode("latin-1")),)
         kind = PlainEvents if is_event_stream(content_type) else PlainChunks
-        self._form = kind((*self._headers, *UNBUFFERED)) if streams else None
+        self._form = kind((*self._headers, *NO_CACHE)) if streams else None
 
     def admit(self, request: Request) -> None:
         """Never called: all bodies are read."""

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 # Calls that one request may make.
 MAX_CALLS = 2048
+# Headers of a stream; the second is for nginx, which otherwise buffers a response before it passes it on.
 NO_CACHE: Sequence[Header] = ((b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no"))
 
 
